@@ -1,0 +1,17 @@
+"""The errors a user meets: each is one clear sentence, printed without a traceback."""
+
+
+class BocompressError(Exception):
+    """Work that failed; the command line prints the sentence and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class InputError(BocompressError):
+    """Bad usage or bad input: nothing was changed, and the sentence says what to do instead."""
+
+    exit_code = 2
+
+
+class VerificationError(BocompressError):
+    """An exported file does not compute what the torch network computes."""

@@ -1,0 +1,205 @@
+"""The data that passes between stages; the same pydantic records write and validate every JSON file.
+
+Units are part of the names. This module imports nothing of ours.
+"""
+
+from typing import Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Kind = Literal["conv", "linear"]
+Method = Literal["svd", "spatial", "tucker"]
+Form = Literal["ratio", "rate"]
+Number = TypeVar("Number", int, float)
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, unknown fields refused, NaN and infinity refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Pair(Record, Generic[Number]):
+    """One figure of the original network and the same figure of the compressed one."""
+
+    original: Number
+    compressed: Number
+
+
+class LayerPlan(Record):
+    """What happens to one layer: factorised by `method` at `rank`, or kept dense (`rank` null)."""
+
+    name: str
+    method: Method
+    rank: int | None = Field(ge=1)
+    cap: int = Field(ge=1)
+    why: str = ""
+
+
+class Plan(Record):
+    """`plan.json`: a rank for every compressible layer. Can be edited by hand and applied again."""
+
+    version: Literal[1] = 1
+    arch: str
+    gamma: float | None = None
+    prune_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    layers: list[LayerPlan]
+
+
+class LayerRecord(Record):
+    """One conv or linear layer as found in the network, and what was done with it.
+
+    `shape` is the weight's shape: (Co, Ci/groups, kh, kw) or (Co, Ci). `skipped` says why a layer cannot be
+    compressed; it is null for compressible layers. `rank` is null where the layer stays dense; `cap` is the
+    rank at which the factors would hold as many parameters as the layer (break-even, Sec. 3.3).
+    """
+
+    name: str
+    kind: Kind
+    shape: list[int]
+    method: Method | None = None
+    cap: int | None = None
+    rank: int | None = None
+    params: int
+    params_compressed: int | None = None
+    macs: int
+    macs_compressed: int | None = None
+    skipped: str | None = None
+
+
+class LatencyRecord(Record):
+    """Latency of two ONNX files measured interleaved in one run; milliseconds for one batch.
+
+    `original_ms` and `compressed_ms` are medians; `ratio` is the median of the paired ratios
+    compressed/original and [ratio_low, ratio_high] its 95 % bootstrap interval.
+    """
+
+    original_ms: float
+    compressed_ms: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+    original_p90_ms: float
+    compressed_p90_ms: float
+    original_p99_ms: float
+    compressed_p99_ms: float
+    runs: int
+    threads: int
+    batch_size: int
+    original_samples_ms: list[float] = []
+    compressed_samples_ms: list[float] = []
+
+
+class FidelityRecord(Record):
+    """Function norm L = E||f~(x) - f*(x)||^2 (Eq. 5) on images outside the search.
+
+    `stderr` is the standard error of `function_norm`; `teacher_energy` is E||f*(x)||^2 and `relative` their
+    ratio L / E||f*(x)||^2.
+    """
+
+    function_norm: float
+    stderr: float
+    relative: float
+    teacher_energy: float
+    images: int
+    top1_agreement: float
+
+
+class ParityRecord(Record):
+    """ONNX Runtime against torch on the same images: outputs' largest absolute difference, the same over the
+    largest output magnitude, and the share of images with the same top-1 class."""
+
+    max_abs_error: float
+    max_rel_error: float
+    top1_agreement: float
+    images: int
+    batch_sizes: list[int]
+    tolerance: float
+
+
+class CertificateRecord(Record):
+    """Eq. (12): `pointwise` is the largest posterior probability that some single other plan beats the chosen
+    one by more than `delta`; `met` says whether it is at most `epsilon`. Conditional on the Gaussian process."""
+
+    pointwise: float
+    delta: float
+    epsilon: float
+    met: bool
+
+
+class EvaluationRecord(Record):
+    """One look at a candidate: its ranks (in the order of the plan's layers; the cap means dense), the estimated
+    function norm and its variance, the ratio R, the objective J and where the candidate came from."""
+
+    index: int
+    source: str
+    ranks: list[int]
+    function_norm: float
+    variance: float
+    ratio: float
+    objective: float
+    images: int
+
+
+class SearchRecord(Record):
+    """How the plan was found. `image_passes` counts images times candidate networks, start included."""
+
+    evaluations: int
+    image_passes: int
+    seconds: float
+    surrogate_seconds: float
+    stopped_because: str
+    objective: float
+    objective_sd: float
+    certificate: CertificateRecord
+    history: list[EvaluationRecord]
+
+
+class ImagesRecord(Record):
+    """Where the images came from and how they were used."""
+
+    source: str
+    search: int
+    held_out: int
+    unreadable: int
+    labelled: bool
+    input_shape: list[int]
+
+
+class MachineRecord(Record):
+    """What the figures were measured on and with."""
+
+    cores: int
+    processor: str
+    platform: str
+    versions: dict[str, str]
+
+
+class Report(Record):
+    """`report.json`: everything the page shows, and enough to run it again."""
+
+    version: str
+    created: str
+    command: str
+    seed: int
+    seconds: float
+    arch: str
+    gamma: float
+    form: Form
+    ratio: float
+    prune_fraction: float
+    params: Pair[int]
+    params_compressible: Pair[int]
+    nonzero_params: Pair[int]
+    macs: Pair[int]
+    onnx_bytes: Pair[int]
+    gzip_bytes: Pair[int]
+    latency: dict[str, LatencyRecord]
+    fidelity: FidelityRecord
+    parity: ParityRecord
+    top1: Pair[float] | None = None
+    search: SearchRecord | None = None
+    layers: list[LayerRecord]
+    images: ImagesRecord
+    machine: MachineRecord
+    warnings: list[str]
