@@ -1,7 +1,7 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, in folders that hold nothing else."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,3 +34,35 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path`, whole or not at all."""
     with replace_when_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def check_folder(folder: Path, keep: Sequence[str] = ()) -> None:
+    """Refuse a folder that holds anything but the files named in `keep`.
+
+    Raises:
+        InputError: it is a file, holds other files, or cannot be read.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file, not a folder to write into")
+    try:
+        others = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder}: {error.strerror}") from error
+    others = [name for name in others if name not in keep]
+    if others:
+        raise InputError(
+            f"the folder {folder} already holds other files ({', '.join(others[:3])}"
+            f"{', ...' if len(others) > 3 else ''}): choose another --out or empty it"
+        )
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create the folder where it is missing.
+
+    Raises:
+        InputError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot create the folder {folder}: {error.strerror}") from error

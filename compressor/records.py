@@ -90,6 +90,14 @@ class LatencyRecord(Record):
     compressed_samples_ms: list[float] = []
 
 
+class Comparison(Record):
+    """Two ONNX files side by side, as `bocompress benchmark` measures them."""
+
+    onnx_bytes: Pair[int]
+    gzip_bytes: Pair[int]
+    latency: dict[str, LatencyRecord]
+
+
 class FidelityRecord(Record):
     """Function norm L = E||f~(x) - f*(x)||^2 (Eq. 5) on images outside the search.
 

@@ -1,0 +1,46 @@
+"""How large a file or a network is: bytes as stored, bytes as shipped (gzip), parameters."""
+
+import zlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+CHUNK_BYTES = 1 << 20
+GZIP_LEVEL = 6  # the default of the gzip command
+GZIP_FORMAT = 31  # zlib's window bits for a gzip header, which then carries no time stamp and no file name
+
+
+def file_bytes(path: Path) -> int:
+    """Size of the file in bytes.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return Path(path).stat().st_size
+
+
+def gzip_bytes(path: Path) -> int:
+    """Size in bytes of the file after gzip: the same for the same content, wherever and whenever it is run.
+
+    Zeroed weights show here and not in `file_bytes`. The file is read in pieces and nothing is written.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_FORMAT)
+    size = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            size += len(packer.compress(chunk))
+    return size + len(packer.flush())
+
+
+def count_params(model: nn.Module) -> int:
+    """Number of parameters (buffers such as running statistics are none); a shared parameter counts once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_nonzero_params(model: nn.Module) -> int:
+    """Number of parameters that are not exactly zero; a shared parameter counts once."""
+    return sum(int(torch.count_nonzero(parameter)) for parameter in model.parameters())

@@ -1,0 +1,144 @@
+"""The report's sentences: the figures in words, and no more than they can bear."""
+
+from benchmarks.formatting import (
+    GAP,
+    format_bytes,
+    format_duration,
+    format_interval,
+    format_number,
+    format_percent,
+    format_plural,
+    format_probability,
+    format_provider,
+    format_ratio,
+    join_words,
+)
+from compressor.records import FidelityRecord, LatencyRecord, ParityRecord, Report, SearchRecord
+
+
+def describe_size(report: Report) -> str:
+    """'resnet18: 46.8 MB → 9.1 MB', also the page's title."""
+    sizes = report.onnx_bytes
+    return f"{report.arch}: {format_bytes(sizes.original)} → {format_bytes(sizes.compressed)}"
+
+
+def describe_result(report: Report) -> str:
+    """The headline: size, speed and agreement in one sentence."""
+    sizes = report.onnx_bytes
+    ratio = format_ratio(sizes.compressed / sizes.original) if sizes.original else "—"
+    speeds = [describe_speed(provider, record) for provider, record in report.latency.items()]
+    agreement = f"{format_percent(report.fidelity.top1_agreement)} of top-1 decisions unchanged"
+    return ", ".join([f"{describe_size(report)} ({ratio})", *speeds, agreement])
+
+
+def describe_speed(provider: str, record: LatencyRecord) -> str:
+    """'2.1× faster on CPU (95 % interval 2.05 to 2.15×)'; a difference within the noise is called so."""
+    place = format_provider(provider)
+    if record.ratio_low <= 1 <= record.ratio_high or record.ratio_low <= 0:
+        noise = format_interval(record.ratio_low, record.ratio_high)
+        return f"no measurable difference in speed on {place} (95{GAP}% interval of the time’s ratio {noise})"
+    if record.ratio < 1:
+        interval = format_interval(1 / record.ratio_high, 1 / record.ratio_low)
+        return f"{format_ratio(1 / record.ratio)} faster on {place} (95{GAP}% interval {interval})"
+    interval = format_interval(record.ratio_low, record.ratio_high)
+    return f"{format_ratio(record.ratio)} slower on {place} (95{GAP}% interval {interval})"
+
+
+def describe_fidelity(fidelity: FidelityRecord) -> str:
+    """How far the outputs are from the original's, and on how many images that was seen."""
+    images = format_plural(fidelity.images, "held-out image")
+    share = f"{format_number(100 * fidelity.relative)}{GAP}%"
+    return (
+        f"On {images}, which the search never used, the squared distance between the outputs of the two "
+        f"networks is L = {format_number(fidelity.function_norm)} on average, with a standard error of "
+        f"{format_number(fidelity.stderr)}. That is {share} of the original "
+        f"outputs’ own energy, E‖f*‖² = {format_number(fidelity.teacher_energy)}. "
+        f"The most likely class is the same for {format_percent(fidelity.top1_agreement)} of the images."
+    )
+
+
+def describe_risk_bound(fidelity: FidelityRecord) -> str:
+    """What the function norm says of any loss."""
+    root = format_number(max(fidelity.function_norm, 0.0) ** 0.5)
+    return (
+        f"For any loss that is K-Lipschitz in the outputs, the compressed network’s expected loss exceeds "
+        f"the original’s by at most K√L, here estimated as {root}{GAP}K."
+    )
+
+
+def describe_search(search: SearchRecord) -> str:
+    """What the search cost and why it ended."""
+    return (
+        f"{format_plural(search.evaluations, 'evaluation')} of candidate plans took "
+        f"{format_duration(search.seconds)} ({format_duration(search.surrogate_seconds)} of it in the "
+        f"Gaussian process) and {format_plural(search.image_passes, 'image pass', 'image passes')}, start "
+        f"included. The chosen plan’s objective is J = {_signed(search.objective)} with a posterior standard "
+        f"deviation of {format_number(search.objective_sd)}."
+    )
+
+
+def describe_layers(report: Report) -> str:
+    """How many layers changed, and what is left of their parameters."""
+    layers = [layer for layer in report.layers if layer.skipped is None]
+    changed = sum(layer.rank is not None for layer in layers)
+    kept, skipped = len(layers) - changed, len(report.layers) - len(layers)
+    pruned = f" {format_percent(report.prune_fraction)} of the weights were then set to zero."
+    changes = f"{format_plural(changed, 'layer was', 'layers were')} factorised"
+    return (
+        f"{changes}, {kept} kept dense and {skipped} left out; compressed to original, the ratio R is "
+        f"{format_number(report.ratio)}.{pruned if report.prune_fraction else ''}"
+    )
+
+
+def describe_objective(report: Report) -> str:
+    """The function that was maximised."""
+    formula = "−γL − R (Eq. 3)" if report.form == "ratio" else "−γL + 1/R (Eq. 2)"
+    return (
+        f"The search maximises J = {formula} with {_equal('γ', report.gamma)}: L is the function norm, "
+        f"estimated on a few images at a time, and R the ratio of compressed to original parameters."
+    )
+
+
+def describe_certificate(search: SearchRecord) -> str:
+    """Eq. (12) in words."""
+    certificate = search.certificate
+    probability = format_probability(certificate.pointwise)
+    most = probability if probability.startswith("less") else f"at most {probability}"
+    verdict = "met" if certificate.met else "not met"
+    return (
+        f"Given the Gaussian process fitted to {format_plural(search.evaluations, 'observation')}, the "
+        f"probability that any single other plan is better than this one by more than "
+        f"{_equal('δ', certificate.delta)} is {most} (asked: {_equal('ε', certificate.epsilon)}): {verdict}."
+    )
+
+
+def describe_certificate_limits() -> str:
+    """What the certificate does not say; it belongs beside every statement of it."""
+    return (
+        "It speaks of single plans, not of all plans at once, and holds only as far as the model is right "
+        "(Ma et al. 2019, Eq. 12)."
+    )
+
+
+def describe_parity(parity: ParityRecord) -> str:
+    """How the exported file was compared with the network it came from."""
+    sizes = join_words([str(size) for size in parity.batch_sizes])
+    noun = "batch size" if len(parity.batch_sizes) == 1 else "batch sizes"
+    agreement = format_percent(parity.top1_agreement)
+    return (
+        f"The compressed ONNX file was run in ONNX Runtime on {format_plural(parity.images, 'image')} at "
+        f"{noun} {sizes} and compared with the compressed torch network: the outputs differ by at most "
+        f"{format_number(parity.max_abs_error)}, which is {format_number(parity.max_rel_error)} of the "
+        f"largest output (tolerance {parity.tolerance:g}), and the most likely class is the same for "
+        f"{agreement} of the images."
+    )
+
+
+def _equal(letter: str, value: float) -> str:
+    """'ε = 0.005' that no line end tears apart."""
+    return f"{letter}{GAP}={GAP}{value:g}"
+
+
+def _signed(value: float) -> str:
+    """A true minus sign, as wide as the digits."""
+    return f"−{format_number(-value)}" if value < 0 else format_number(value)

@@ -1,0 +1,70 @@
+"""Warnings a careful colleague would give: one sentence each, printed and kept in the report."""
+
+from compressor.objective import default_gamma
+from compressor.records import CertificateRecord, FidelityRecord, Form
+
+# Below this share of the default gamma, destroying the output altogether costs less than a twentieth of R.
+FAINT_GAMMA = 0.05
+LOST_RELATIVE_NORM = 0.5
+
+
+def on_unreadable(count: int) -> list[str]:
+    """About broken files among the images."""
+    if not count:
+        return []
+    return [f"{count} {'image' if count == 1 else 'images'} could not be read and were left out"]
+
+
+def on_gamma(gamma: float, teacher_energy: float) -> list[str]:
+    """About a gamma that hardly weighs this network's outputs."""
+    suited = default_gamma(teacher_energy)
+    if gamma >= FAINT_GAMMA * suited:
+        return []
+    return [
+        f"gamma {gamma:g} is small for this network: losing its whole output (E||f*||^2 = {teacher_energy:.3g}) "
+        f"costs no more than {gamma * teacher_energy:.2g} of ratio; a gamma near {suited:.2g} keeps it useful"
+    ]
+
+
+def on_form(form: Form) -> list[str]:
+    """About Eq. (2)."""
+    if form == "ratio":
+        return []
+    return ["--form rate (Eq. 2) is unbounded as the network vanishes: it may prefer a destroyed network"]
+
+
+def on_fidelity(fidelity: FidelityRecord) -> list[str]:
+    """About a network that is no longer the original in any useful sense."""
+    if fidelity.relative <= LOST_RELATIVE_NORM:
+        return []
+    return [
+        f"the compressed network has lost the original's outputs (relative function norm "
+        f"{fidelity.relative:.2f}): raise gamma"
+    ]
+
+
+def on_certificate(certificate: CertificateRecord, stopped_because: str) -> list[str]:
+    """About a search that ended without its certificate."""
+    if certificate.met:
+        return []
+    return [
+        f"the search stopped before its certificate held ({stopped_because}): some other plan may be better by "
+        f"more than {certificate.delta:.3g} with probability {certificate.pointwise:.2g}"
+    ]
+
+
+def on_labels(num_classes: int, num_outputs: int) -> list[str]:
+    """About class folders that cannot be matched with the network's outputs."""
+    if num_classes == num_outputs:
+        return []
+    return [
+        f"the folder has {num_classes} classes and the network {num_outputs} outputs: labels are ignored, "
+        "no top-1 is reported"
+    ]
+
+
+def on_latency(provider: str, ratio_low: float) -> list[str]:
+    """About a file that is not faster."""
+    if ratio_low < 1.0:
+        return []
+    return [f"on {provider} the compressed network is not faster than the original on this machine"]

@@ -1,0 +1,44 @@
+"""One factorisation method per file; this table names them.
+
+Every method gives `num_params`, `max_rank` and a `Factors` class. A new method is a new file and a new row.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from compressor.factors import spatial, svd, tucker
+from compressor.factors.base import Factors, Layer
+from compressor.records import Method
+
+__all__ = ["METHODS", "Factors", "Layer", "break_even_rank", "num_params_table"]
+
+
+@dataclass(frozen=True)
+class FactorMethod:
+    """A method's cost at a rank, its full rank, and its factors."""
+
+    num_params: Callable[[Sequence[int], int, int], int]
+    max_rank: Callable[[Sequence[int], int], int]
+    factorise: Callable[..., Factors]
+
+
+METHODS: dict[Method, FactorMethod] = {
+    "svd": FactorMethod(svd.num_params, svd.max_rank, svd.SvdFactors),
+    "spatial": FactorMethod(spatial.num_params, spatial.max_rank, spatial.SpatialFactors),
+    "tucker": FactorMethod(tucker.num_params, tucker.max_rank, tucker.TuckerFactors),
+}
+
+
+def break_even_rank(method: Method, shape: Sequence[int], groups: int, dense_params: int) -> int:
+    """Largest rank at which the factors hold no more than `dense_params` parameters (Sec. 3.3); 0 if none."""
+    rows = METHODS[method]
+    ranks = range(1, rows.max_rank(shape, groups) + 1)
+    return max((rank for rank in ranks if rows.num_params(shape, groups, rank) <= dense_params), default=0)
+
+
+def num_params_table(
+    method: Method, shape: Sequence[int], groups: int, cap: int, dense_params: int
+) -> list[int]:
+    """Parameters at ranks 1..cap; at the cap the layer stays as it was, so its own count stands there."""
+    counts = [METHODS[method].num_params(shape, groups, rank) for rank in range(1, cap)]
+    return [*counts, dense_params]

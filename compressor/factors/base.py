@@ -1,0 +1,90 @@
+"""What every factorisation offers, and the small pieces they share."""
+
+from abc import ABC, abstractmethod
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Layer = nn.Conv2d | nn.Linear
+L = TypeVar("L", nn.Conv2d, nn.Linear)
+
+
+class Factors(ABC):
+    """The factors of one layer, computed once; a candidate of any rank is a slice of them.
+
+    `max_rank` is the rank at which the factors reproduce the layer (to float32 rounding).
+    """
+
+    max_rank: int
+
+    @abstractmethod
+    def build(self, rank: int) -> nn.Sequential:
+        """Plain modules that stand in for the layer at `rank` (1 to `max_rank`)."""
+
+    @abstractmethod
+    def squared_error(self, rank: int) -> float:
+        """||W - W_rank||_F^2, the energy of the weight that truncation to `rank` gives up."""
+
+    def check_rank(self, rank: int) -> None:
+        """Raises ValueError unless 1 <= rank <= max_rank."""
+        if not 1 <= rank <= self.max_rank:
+            raise ValueError(f"rank must lie in 1..{self.max_rank}, got {rank}")
+
+
+def split_grouped_matrices(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """SVD of one matrix per group, with the singular values shared evenly between both sides.
+
+    Args:
+        matrices: (groups, H, W), any float dtype.
+
+    Returns:
+        left (groups, H, K), right (groups, K, W) and the squared singular values (groups, K), K = min(H, W),
+        such that left[..., :k] @ right[:, :k] is the best rank-k approximation of each matrix.
+    """
+    U, S, Vh = torch.linalg.svd(matrices.detach().float(), full_matrices=False)
+    root = S.sqrt()
+    return U * root.unsqueeze(-2), root.unsqueeze(-1) * Vh, S.double().square()
+
+
+def tail_energy(squared_singular_values: Tensor) -> list[float]:
+    """Energy that truncation gives up at ranks 0..K, from squared singular values (groups, K)."""
+    energies = squared_singular_values.sum(0)
+    tails = energies.flip(0).cumsum(0).flip(0)
+    return [*tails.tolist(), 0.0]
+
+
+def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear layer around existing tensors; `weight` is (Co, Ci)."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    return _adopt(layer, weight, bias)
+
+
+def make_conv(weight: Tensor, bias: Tensor | None, like: nn.Conv2d, groups: int, **geometry: Any) -> nn.Conv2d:
+    """A convolution around existing tensors; `weight` is (Co, Ci/groups, kh, kw).
+
+    `geometry` gives stride, padding and dilation; the padding mode is that of `like`.
+    """
+    layer = nn.Conv2d(
+        weight.shape[1] * groups,
+        weight.shape[0],
+        (weight.shape[2], weight.shape[3]),
+        groups=groups,
+        bias=bias is not None,
+        padding_mode=like.padding_mode,
+        device="meta",
+        **geometry,
+    )
+    return _adopt(layer, weight, bias)
+
+
+def _adopt(layer: L, weight: Tensor, bias: Tensor | None) -> L:
+    layer.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer.eval()
+
+
+def untouched_geometry() -> dict[str, Any]:
+    """Stride, padding and dilation of a 1 x 1 convolution that changes no position."""
+    return {"stride": 1, "padding": 0, "dilation": 1}

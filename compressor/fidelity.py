@@ -1,0 +1,105 @@
+"""The function norm as a U-statistic: mean, variance and covariance of per-image losses (Sec. 3.1, Eq. 5)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compressor.errors import InputError
+from compressor.images import ImageSet
+
+BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Per-image losses l_i = ||f~(x_i) - f*(x_i)||^2 of one candidate on the images `indices`; both (m,)."""
+
+    indices: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+    @property
+    def mean(self) -> float:
+        """The estimate of L."""
+        return float(self.values.mean())
+
+    @property
+    def variance(self) -> float:
+        """Variance of the estimate: sample variance over m."""
+        return float(self.values.var(ddof=1) / len(self.values))
+
+
+class FunctionNorm:
+    """L(f~, f*) on a fixed set of images; the teacher's outputs are computed once.
+
+    Raises:
+        InputError: fewer than two images, or the network's outputs are not one finite tensor.
+    """
+
+    def __init__(self, teacher: nn.Module, images: ImageSet, device: torch.device) -> None:
+        if len(images) < 2:
+            raise InputError(f"at least two images are needed to know the noise, got {len(images)}")
+        self.images = images
+        self._device = device
+        self.targets = self.outputs(teacher, torch.arange(len(images)))
+        if not torch.isfinite(self.targets).all():
+            raise InputError("the network's outputs on these images are not finite")
+        self.teacher_energy = float(self.targets.double().square().sum(1).mean())
+
+    def outputs(self, network: nn.Module, indices: Tensor) -> Tensor:
+        """Outputs (m, num_outputs) of `network` on the images `indices` (m,)."""
+        with torch.inference_mode():
+            batches = [
+                _as_rows(network(self.images.batch(part).to(self._device))) for part in indices.split(BATCH_SIZE)
+            ]
+        return torch.cat(batches)
+
+    def losses(self, network: nn.Module, indices: NDArray[np.int64]) -> Losses:
+        """Squared distance to the teacher for each of the images `indices`."""
+        chosen = torch.from_numpy(indices)
+        differences = self.outputs(network, chosen) - self.targets[chosen.to(self.targets.device)]
+        values = differences.double().square().sum(1).cpu().numpy()
+        # A destroyed candidate may overflow; a huge finite loss keeps the search going and away from it.
+        return Losses(indices, np.nan_to_num(values, nan=1e12, posinf=1e12))
+
+
+def noise_covariance(all_losses: list[Losses], num_images: int) -> NDArray[np.float64]:
+    """Covariance (n, n) of the estimates of L: Sigma_n of Eqs. (8) to (10).
+
+    Images shared by two candidates make their noise correlated: cov = |S_i & S_j| / (m_i m_j) times the
+    sample covariance of their losses there. Candidates on disjoint images get a zero.
+    """
+    centred = np.zeros((len(all_losses), num_images))
+    sizes = np.array([len(losses.indices) for losses in all_losses], dtype=float)
+    for row, losses in zip(centred, all_losses, strict=True):
+        row[losses.indices] = losses.values - losses.mean
+    bessel = np.sqrt(sizes / (sizes - 1.0)) / sizes
+    scaled = centred * bessel[:, None]
+    return scaled @ scaled.T
+
+
+class ImageSampler:
+    """Draws `samples` images per evaluation, without replacement until every image has been used once.
+
+    Draw number k depends on the seed and k alone, so that a resumed search sees the same images.
+    """
+
+    def __init__(self, num_images: int, samples: int, seed: int) -> None:
+        self._num_images = num_images
+        self._samples = min(samples, num_images)
+        self._seed = seed
+
+    def draw(self, number: int) -> NDArray[np.int64]:
+        """Indices (samples,) of the images of draw `number`."""
+        per_epoch = self._num_images // self._samples
+        epoch, part = divmod(number, per_epoch)
+        order = np.random.default_rng([self._seed, epoch]).permutation(self._num_images)
+        return order[part * self._samples : (part + 1) * self._samples]
+
+
+def _as_rows(outputs: object) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        raise InputError(f"the network must return one tensor, it returns {type(outputs).__name__}")
+    return outputs.flatten(1).float()

@@ -1,0 +1,192 @@
+"""Which layers can be compressed, why others cannot, and what they cost (Sec. 3.3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import InputError
+from compressor.factors import METHODS, Factors, break_even_rank, num_params_table
+from compressor.macs import count_macs
+from compressor.records import Kind, LayerRecord, Method
+
+MethodChoice = Literal["auto", "spatial", "tucker"]
+
+# The layer sets of the paper's experiments (Sec. 4); Table 1 counts a ninth for ResNet-18 but names none.
+PAPER_LAYERS = {"resnet": "layer*.conv2", "vgg": "*", "fc": "*"}
+
+
+@dataclass(frozen=True)
+class FoundLayer:
+    """A conv or linear layer of a network; `skipped` says why it is not compressed, else it is None."""
+
+    name: str
+    module: nn.Module
+    kind: Kind
+    macs: int
+    method: Method | None = None
+    cap: int = 0
+    skipped: str | None = None
+
+    @property
+    def shape(self) -> list[int]:
+        """Shape of the weight, (Co, Ci/groups, ...)."""
+        return list(_weight(self.module).shape)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the weight; the bias is the same in every form and is not counted."""
+        return _weight(self.module).numel()
+
+    def params_by_rank(self) -> list[int]:
+        """Parameters at ranks 1..cap, the dense layer's own at the cap."""
+        assert self.method is not None
+        return num_params_table(self.method, self.shape, _groups(self.module), self.cap, self.params)
+
+    def factorise(self) -> Factors:
+        """The layer's factors (one SVD)."""
+        assert self.method is not None
+        return METHODS[self.method].factorise(self.module)
+
+    def record(self) -> LayerRecord:
+        """The layer as `inspect` and the report show it."""
+        return LayerRecord(
+            name=self.name,
+            kind=self.kind,
+            shape=self.shape,
+            method=self.method,
+            cap=self.cap or None,
+            params=self.params,
+            macs=self.macs,
+            skipped=self.skipped,
+        )
+
+
+def find_layers(
+    model: nn.Module,
+    example: Tensor,
+    method: MethodChoice = "auto",
+    include: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    arch: str = "",
+) -> list[FoundLayer]:
+    """Every conv and linear layer of `model` in order of definition, compressible or with its reason.
+
+    Args:
+        model: the network, in eval mode.
+        example: one input batch, used for one forward pass (MACs, and which layers are called at all).
+        method: "auto" splits k x k convolutions spatially; "tucker" uses Tucker-2 where groups allow it.
+        include: name patterns (fnmatch); empty means every layer; "paper" is the paper's set for `arch`.
+        skip: name patterns to leave out.
+
+    Raises:
+        InputError: a pattern matches no layer, the paper names no set for `arch`, or nothing is left.
+    """
+    _, macs = count_macs(model, example)
+    called = _called_modules(model, example)
+    found = [
+        _describe(name, module, macs.get(name, 0), method, called)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    ]
+    found = _mark_shared_weights(found)
+    found = _select(found, _expand_sets(include, arch), skip)
+    if not any(layer.skipped is None for layer in found):
+        raise InputError("no layer of this network can be compressed; `bocompress inspect` lists the reasons")
+    return found
+
+
+def compressible(layers: Sequence[FoundLayer]) -> list[FoundLayer]:
+    """The layers that take part in the search."""
+    return [layer for layer in layers if layer.skipped is None]
+
+
+def _describe(
+    name: str, module: nn.Module, macs: int, choice: MethodChoice, called: set[nn.Module]
+) -> FoundLayer:
+    kind: Kind = "linear" if isinstance(module, nn.Linear) else "conv"
+    layer = FoundLayer(name, module, kind, macs)
+    if type(module) not in (nn.Linear, nn.Conv2d):
+        return replace(layer, skipped=f"{type(module).__name__} is not supported")
+    if module not in called:
+        return replace(layer, skipped="its forward is never called (unused, or its owner reads the weight)")
+    chosen = _choose_method(module, choice)
+    cap = break_even_rank(chosen, layer.shape, _groups(module), layer.params)
+    if cap < 2:
+        return replace(layer, method=chosen, cap=cap, skipped=f"no rank below break-even (cap {cap})")
+    return replace(layer, method=chosen, cap=cap)
+
+
+def _choose_method(module: nn.Module, choice: MethodChoice) -> Method:
+    if isinstance(module, nn.Linear) or _weight(module).shape[2:].numel() == 1:
+        return "svd"
+    return "tucker" if choice == "tucker" and _groups(module) == 1 else "spatial"
+
+
+def _called_modules(model: nn.Module, example: Tensor) -> set[nn.Module]:
+    called: set[nn.Module] = set()
+    hooks = [module.register_forward_hook(lambda m, *_: called.add(m)) for module in model.modules()]
+    try:
+        with torch.inference_mode():
+            model(example[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
+
+
+def _mark_shared_weights(layers: list[FoundLayer]) -> list[FoundLayer]:
+    owners: dict[int, str] = {}
+    marked = []
+    for layer in layers:
+        owner = owners.setdefault(id(_weight(layer.module)), layer.name)
+        shared = layer.skipped is None and owner != layer.name
+        marked.append(replace(layer, skipped=f"shares its weight with {owner}") if shared else layer)
+    sharing = {layer.skipped.split()[-1] for layer in marked if (layer.skipped or "").startswith("shares")}
+    return [
+        replace(layer, skipped="shares its weight with another layer")
+        if layer.name in sharing and layer.skipped is None
+        else layer
+        for layer in marked
+    ]
+
+
+def _expand_sets(include: Sequence[str], arch: str) -> list[str]:
+    patterns = []
+    for pattern in include:
+        if pattern != "paper":
+            patterns.append(pattern)
+            continue
+        family = next((name for name in PAPER_LAYERS if arch.startswith(name)), None)
+        if family is None:
+            raise InputError(f"the paper names no layer set for {arch or 'this network'}; give name patterns")
+        patterns.append(PAPER_LAYERS[family])
+    return patterns
+
+
+def _select(layers: list[FoundLayer], include: Sequence[str], skip: Sequence[str]) -> list[FoundLayer]:
+    for pattern in (*include, *skip):
+        if not any(fnmatchcase(layer.name, pattern) for layer in layers):
+            raise InputError(f"the layer pattern {pattern!r} matches no layer; `bocompress inspect` lists them")
+    return [_leave_out(layer, include, skip) if layer.skipped is None else layer for layer in layers]
+
+
+def _leave_out(layer: FoundLayer, include: Sequence[str], skip: Sequence[str]) -> FoundLayer:
+    if include and not any(fnmatchcase(layer.name, pattern) for pattern in include):
+        return replace(layer, skipped="not named by --layers")
+    if any(fnmatchcase(layer.name, pattern) for pattern in skip):
+        return replace(layer, skipped="left out by --skip")
+    return layer
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def _groups(module: nn.Module) -> int:
+    return module.groups if isinstance(module, nn.Conv2d) else 1

@@ -1,0 +1,86 @@
+"""plan.json: from ranks to a plan a person can read and edit, and back again."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from compressor.errors import InputError
+from compressor.layers import FoundLayer
+from compressor.records import LayerPlan, Plan
+
+
+def make_plan(
+    layers: Sequence[FoundLayer],
+    ranks: Sequence[int],
+    arch: str,
+    gamma: float | None,
+    prune_fraction: float,
+) -> Plan:
+    """The plan for `layers` at `ranks`; a rank at the cap leaves the layer dense."""
+    return Plan(
+        arch=arch,
+        gamma=gamma,
+        prune_fraction=prune_fraction,
+        layers=[_plan_layer(layer, int(rank)) for layer, rank in zip(layers, ranks, strict=True)],
+    )
+
+
+def _plan_layer(layer: FoundLayer, rank: int) -> LayerPlan:
+    assert layer.method is not None
+    dense = rank >= layer.cap
+    return LayerPlan(
+        name=layer.name,
+        method=layer.method,
+        rank=None if dense else rank,
+        cap=layer.cap,
+        why="at its cap the factors would be as large as the layer" if dense else "chosen by the search",
+    )
+
+
+def read_plan(path: Path) -> Plan:
+    """Read and validate a plan.
+
+    Raises:
+        InputError: missing, not JSON, or not a plan; the sentence names the first field at fault.
+    """
+    try:
+        return Plan.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(f"cannot read the plan {path}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path} is not a plan: {place}: {first['msg']}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not a plan: not valid JSON") from error
+
+
+def planned_layers(plan: Plan, layers: Sequence[FoundLayer]) -> tuple[list[FoundLayer], list[int]]:
+    """The plan's layers as found in the network, with their ranks (the cap where the plan says dense).
+
+    Raises:
+        InputError: a layer of the plan does not exist, cannot be compressed, appears twice, or has a rank
+            above its cap.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    names = [row.name for row in plan.layers]
+    if len(set(names)) < len(names):
+        raise InputError(f"the plan names {max(names, key=names.count)} more than once")
+    chosen = [_find(row, by_name) for row in plan.layers]
+    ranks = [row.rank or layer.cap for row, layer in zip(plan.layers, chosen, strict=True)]
+    return chosen, ranks
+
+
+def _find(row: LayerPlan, by_name: Mapping[str, FoundLayer]) -> FoundLayer:
+    layer = by_name.get(row.name)
+    if layer is None:
+        raise InputError(f"the plan names a layer {row.name!r} that this network does not have")
+    if layer.skipped is not None:
+        raise InputError(f"the plan names {row.name}, which cannot be compressed: {layer.skipped}")
+    if row.method != layer.method:
+        raise InputError(f"the plan wants {row.method} for {row.name}, this run {layer.method}; see --method")
+    if row.rank is not None and row.rank > layer.cap:
+        raise InputError(f"the plan gives {row.name} rank {row.rank}, above its cap of {layer.cap}")
+    return layer

@@ -1,0 +1,104 @@
+"""Progress of long stages on stderr: bars on a terminal, plain lines elsewhere, nothing for library use."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Stage(Protocol):
+    """One stage under way."""
+
+    def update(self, done: int, note: str = "") -> None:
+        """Say how much is done, and optionally how it stands."""
+
+
+class Progress:
+    """Silent; the base of the two that speak."""
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Iterator[Stage]:
+        """Announce a stage of `total` steps (None: unknown) for the length of a with-block."""
+        yield _SilentStage()
+
+    def say(self, sentence: str) -> None:
+        """One line that stays."""
+
+
+class _SilentStage:
+    def update(self, done: int, note: str = "") -> None:
+        pass
+
+
+class PlainProgress(Progress):
+    """Lines on stderr, a few seconds apart at the least."""
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Iterator[Stage]:
+        began = time.monotonic()
+        self.say(f"{title} ...")
+        yield _PlainStage(self, title, total)
+        self.say(f"{title}: done in {time.monotonic() - began:.1f} s")
+
+    def say(self, sentence: str) -> None:
+        print(sentence, file=sys.stderr, flush=True)
+
+
+class _PlainStage:
+    def __init__(self, progress: PlainProgress, title: str, total: int | None) -> None:
+        self._progress = progress
+        self._title = title
+        self._of = f"/{total}" if total else ""
+        self._last = time.monotonic()
+
+    def update(self, done: int, note: str = "") -> None:
+        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._last = time.monotonic()
+            self._progress.say(f"{self._title}: {done}{self._of} {note}".rstrip())
+
+
+class TerminalProgress(Progress):
+    """A bar on stderr for the stage under way; finished stages stay as lines."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Iterator[Stage]:
+        began = time.monotonic()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn() if total else TextColumn(""),
+            TimeElapsedColumn(),
+            TimeRemainingColumn() if total else TextColumn(""),
+            TextColumn("[dim]{task.fields[note]}"),
+        )
+        with RichProgress(*columns, console=self._console, transient=True) as bars:
+            task = bars.add_task(title, total=total, note="")
+            yield _TerminalStage(bars, task)
+        self._console.print(f"[green]✓[/] {title} [dim]{time.monotonic() - began:.1f} s[/]")
+
+    def say(self, sentence: str) -> None:
+        self._console.print(sentence, highlight=False, markup=False)
+
+
+class _TerminalStage:
+    def __init__(self, bars: RichProgress, task: object) -> None:
+        self._bars = bars
+        self._task = task
+
+    def update(self, done: int, note: str = "") -> None:
+        self._bars.update(self._task, completed=done, note=note)  # type: ignore[arg-type]
+
+
+def progress_for_stderr() -> Progress:
+    """Bars if stderr is a terminal, else plain lines."""
+    return TerminalProgress() if sys.stderr.isatty() else PlainProgress()

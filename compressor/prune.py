@@ -1,0 +1,18 @@
+"""The final magnitude pass: one threshold over all weights (Sec. 4.3; Han et al. 2015)."""
+
+from torch import nn
+from torch.nn.utils import prune
+
+
+def prune_smallest(model: nn.Module, fraction: float) -> nn.Module:
+    """Set the smallest `fraction` of all conv and linear weights to zero, in place; returns `model`.
+
+    One threshold holds for the whole network; biases and normalisation layers are left alone.
+    """
+    if fraction == 0:
+        return model
+    weights = [(layer, "weight") for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=fraction)
+    for layer, name in weights:
+        prune.remove(layer, name)
+    return model

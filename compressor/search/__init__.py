@@ -1,0 +1,1 @@
+"""Bayesian optimisation over ranks that knows the noise of every observation (Sec. 3.2)."""

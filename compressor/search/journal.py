@@ -1,0 +1,106 @@
+"""`search.jsonl`: every look at a candidate, appended as it happens; the journal alone can resume a search.
+
+The search is deterministic given its seed and its observations. To resume, it is run again from the start
+with the recorded observations answered from the journal: the next new point is the same as if nothing had
+happened, and a stop at any moment loses at most the look under way.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from compressor.errors import InputError
+from compressor.fidelity import Losses
+from compressor.search.space import Ranks
+
+
+class Journal:
+    """Appends looks to a file, and answers the first ones from an earlier run.
+
+    Args:
+        path: the file, or None to keep nothing.
+        header: what the looks depend on (settings and fingerprints), JSON values only.
+        resume: go on from the file at `path`, if there is one.
+
+    Raises:
+        InputError: the file to resume from cannot be read or belongs to another model, images or settings.
+    """
+
+    def __init__(self, path: Path | None, header: dict[str, Any], resume: bool = False) -> None:
+        self._path = path
+        self._header = header
+        self._stored: list[dict[str, Any]] = []
+        self._count = 0
+        if path is not None:
+            if resume and path.exists():
+                self._stored = self._read(path)
+            else:
+                self._write_line(header, mode="w")
+
+    @property
+    def num_recalled(self) -> int:
+        """How many looks the earlier run left behind."""
+        return len(self._stored)
+
+    def recall(self, ranks: Ranks, indices: np.ndarray) -> Losses | None:
+        """The next stored look, or None where the earlier run ended.
+
+        Raises:
+            InputError: the stored look is not the one the search asks for (another version or machine).
+        """
+        if self._count >= len(self._stored):
+            return None
+        row = self._stored[self._count]
+        if row["ranks"] != ranks.tolist() or row["images"] != indices.tolist():
+            raise InputError(
+                f"{self._path} departs from this search at look {self._count}: it was written by another "
+                "version or on another machine; start again without --resume"
+            )
+        self._count += 1
+        return Losses(indices, np.array(row["losses"]))
+
+    def append(self, source: str, ranks: Ranks, losses: Losses, ratio: float, objective: float) -> None:
+        """Write one look and push it to the disk."""
+        self._count += 1
+        if self._path is None:
+            return
+        row = {
+            "look": self._count - 1,
+            "source": source,
+            "ranks": ranks.tolist(),
+            "function_norm": losses.mean,
+            "variance": losses.variance,
+            "ratio": ratio,
+            "objective": objective,
+            "images": losses.indices.tolist(),
+            "losses": losses.values.tolist(),
+        }
+        self._write_line(row, mode="a")
+
+    def _read(self, path: Path) -> list[dict[str, Any]]:
+        text = path.read_text(encoding="utf-8")
+        whole, _, cut_off = text.rpartition("\n")
+        try:
+            header, *rows = [json.loads(line) for line in whole.splitlines()]
+        except ValueError as error:
+            raise InputError(f"{path} is not a search journal; start again without --resume") from error
+        different = sorted(key for key in self._header if header.get(key) != self._header[key])
+        if different:
+            raise InputError(f"{path} was written with other {', '.join(different)}; --resume needs the same")
+        if cut_off:
+            with open(path, "r+b") as file:
+                file.truncate(len((whole + "\n").encode()))
+        return rows
+
+    def _write_line(self, row: dict[str, Any], mode: str) -> None:
+        assert self._path is not None
+        try:
+            with open(self._path, mode, encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"cannot write {self._path}: {error.strerror}") from error

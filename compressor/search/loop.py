@@ -1,0 +1,252 @@
+"""The search loop: look, fit, propose, test, until the certificate holds or the budget is spent."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from compressor.fidelity import ImageSampler, Losses, noise_covariance
+from compressor.objective import Objective
+from compressor.records import CertificateRecord, EvaluationRecord, SearchRecord
+from compressor.search import gp, start
+from compressor.search.acquisition import Belief, PacScore, failure_probability, maximise, measure_again
+from compressor.search.journal import Journal
+from compressor.search.space import Coordinates, RankSpace, Ranks
+
+Evaluate = Callable[[Ranks, np.ndarray], Losses]
+StartChoice = Literal["sensitivity", "random"]
+NUM_ANCHORS = 5
+REFIT_GROWTH = 1.05
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """`delta` and `epsilon` of Eq. (6); `delta_is_relative` makes delta a fraction of |mu(incumbent)|.
+
+    `samples` images per look; `max_evaluations` looks at joint plans (probes of single layers come before).
+    """
+
+    delta: float = 0.05
+    delta_is_relative: bool = False
+    epsilon: float = 0.005
+    samples: int = 50
+    max_evaluations: int = 200
+    max_seconds: float | None = None
+    coordinates: Coordinates = "log"
+    start: StartChoice = "sensitivity"
+    seed: int = 0
+
+
+@dataclass
+class SearchState:
+    """All looks so far, in order; `ranks` (n, d) and their losses on the images seen."""
+
+    ranks: list[Ranks] = field(default_factory=list)
+    losses: list[Losses] = field(default_factory=list)
+    sources: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Test:
+    """Outcome of one test of Eq. (12): the best rival found and its probability to win by more than delta."""
+
+    rival: Ranks
+    incumbent: Ranks
+    score: PacScore
+    delta: float
+    failure_probability: float
+
+
+class Search:
+    """One search; `run` returns the chosen ranks and the record of how they were found.
+
+    Args:
+        space, objective: what is searched and what for.
+        evaluate: ranks (d,) and image indices (m,) in, per-image losses out.
+        num_images: size of the pool the indices point into.
+        journal: keeps every look, and answers the ones an earlier run made.
+        on_look: told after each look how many there were and how the search stands.
+    """
+
+    def __init__(
+        self,
+        space: RankSpace,
+        objective: Objective,
+        evaluate: Evaluate,
+        num_images: int,
+        settings: SearchSettings,
+        journal: Journal,
+        on_look: Callable[[int, str], None] = lambda count, text: None,
+    ) -> None:
+        self._space = space
+        self._objective = objective
+        self._evaluate = evaluate
+        self._num_images = num_images
+        self._settings = settings
+        self._journal = journal
+        self._on_look = on_look
+        self._sampler = ImageSampler(num_images, settings.samples, settings.seed)
+        self._state = SearchState()
+        self._image_passes = 0
+        self._surrogate_seconds = 0.0
+        self._hyper: gp.Hyperparameters | None = None
+        self._fitted_at = 0
+
+    def run(self) -> tuple[Ranks, SearchRecord]:
+        """Search until the certificate holds, `max_evaluations` or `max_seconds`."""
+        began = time.perf_counter()
+        with threadpool_limits(limits=1, user_api="blas"):
+            self._start()
+            while True:
+                test = self._test()
+                reason = self._reason_to_stop(test, time.perf_counter() - began)
+                if reason:
+                    break
+                self._look(*self._next_point(test))
+            record = self._record(test, reason, time.perf_counter() - began)
+        return test.incumbent, record
+
+    # Looks
+
+    def _look(self, source: str, ranks: Ranks) -> float:
+        """Evaluate a plan on the next images; returns the observed J."""
+        losses = self._observe(source, ranks, self._sampler.draw(len(self._state.ranks)))
+        self._state.ranks.append(ranks)
+        self._state.losses.append(losses)
+        self._state.sources.append(source)
+        observed = self._observed_objective(ranks, losses)
+        count = len(self._state.ranks)
+        self._on_look(count, f"{source}: J {observed:.4f}, ratio {self._ratio(ranks):.3f}")
+        return observed
+
+    def _probe(self, ranks: Ranks) -> Losses:
+        images = np.arange(min(start.PROBE_IMAGES, self._num_images))
+        losses = self._observe("probe", ranks, images)
+        self._on_look(0, "measuring each layer alone")
+        return losses
+
+    def _observe(self, source: str, ranks: Ranks, indices: np.ndarray) -> Losses:
+        self._image_passes += len(indices)
+        known = self._journal.recall(ranks, indices)
+        if known is not None:
+            return known
+        losses = self._evaluate(ranks, indices)
+        observed = self._observed_objective(ranks, losses)
+        self._journal.append(source, ranks, losses, self._ratio(ranks), observed)
+        return losses
+
+    def _ratio(self, ranks: Ranks) -> float:
+        return float(self._space.ratio(ranks[None])[0])
+
+    def _observed_objective(self, ranks: Ranks, losses: Losses) -> float:
+        return float(self._objective.value(np.array(losses.mean), np.array(self._ratio(ranks))))
+
+    # Start
+
+    def _start(self) -> None:
+        rng = np.random.default_rng([self._settings.seed, 0])
+        count = self._space.num_dims
+        if self._settings.start == "random":
+            points = self._space.sample(2 * count + 2, rng)
+        else:
+            sensitivities = start.probe_sensitivities(self._space, self._probe)
+            best = start.look_along_curve(self._space, self._objective, sensitivities, self._look)
+            points = start.points_around(self._space, best, count, rng)
+        for ranks in points[: self._settings.max_evaluations - len(self._state.ranks)]:
+            self._look("start", ranks)
+
+    # Surrogate and acquisition
+
+    def _believe(self) -> Belief:
+        state = self._state
+        thetas = self._space.encode(np.array(state.ranks))
+        gamma = self._objective.gamma
+        targets = -gamma * np.array([losses.mean for losses in state.losses])
+        noise = gamma**2 * noise_covariance(state.losses, self._num_images)
+        if self._hyper is None or len(targets) >= REFIT_GROWTH * self._fitted_at:
+            self._hyper = gp.fit(thetas, targets, noise, start=self._hyper)
+            self._fitted_at = len(targets)
+        return Belief(gp.GaussianProcess(thetas, targets, noise, self._hyper), self._space, self._objective)
+
+    def _test(self) -> Test:
+        began = time.perf_counter()
+        belief = self._believe()
+        visited = np.array(self._state.ranks)
+        means = belief.mean(visited)
+        order = np.argsort(-means, kind="stable")
+        incumbent = visited[order[0]]
+        delta = self._settings.delta
+        if self._settings.delta_is_relative:
+            delta *= abs(float(means[order[0]]))
+        score = PacScore(belief, incumbent, delta)
+        rng = np.random.default_rng([self._settings.seed, len(visited)])
+        rival, value = maximise(score, self._space, visited[order[:NUM_ANCHORS]], rng)
+        self._surrogate_seconds += time.perf_counter() - began
+        return Test(rival, incumbent, score, delta, failure_probability(value))
+
+    def _next_point(self, test: Test) -> tuple[str, Ranks]:
+        noise = self._expected_noise(test)
+        if measure_again(test.score, test.rival, test.incumbent, noise):
+            return "re-measure", test.incumbent
+        return "candidate", test.rival
+
+    def _expected_noise(self, test: Test) -> np.ndarray:
+        """Variances of one more look at the rival and at the incumbent.
+
+        The deviation of the estimate is taken as proportional to L, with the median factor seen so far.
+        """
+        norms = np.array([losses.mean for losses in self._state.losses])
+        variances = np.array([losses.variance for losses in self._state.losses])
+        factor = np.median(variances / np.maximum(norms, start.LOSS_FLOOR) ** 2)
+        both = np.stack([test.rival, test.incumbent])
+        belief = test.score.belief
+        expected = belief.process.project(self._space.encode(both))[0]
+        return factor * np.maximum(expected**2, norms.min() ** 2 * self._objective.gamma**2)
+
+    def _reason_to_stop(self, test: Test, seconds: float) -> str:
+        settings = self._settings
+        if test.failure_probability <= settings.epsilon:
+            return "certificate met"
+        if len(self._state.ranks) >= settings.max_evaluations:
+            return f"{settings.max_evaluations} evaluations spent"
+        if settings.max_seconds is not None and seconds >= settings.max_seconds:
+            return f"{settings.max_seconds:g} seconds spent"
+        return ""
+
+    # Record
+
+    def _record(self, test: Test, reason: str, seconds: float) -> SearchRecord:
+        belief = test.score.belief
+        met = test.failure_probability <= self._settings.epsilon
+        return SearchRecord(
+            evaluations=len(self._state.ranks),
+            image_passes=self._image_passes,
+            seconds=seconds,
+            surrogate_seconds=self._surrogate_seconds,
+            stopped_because=reason,
+            objective=float(belief.mean(test.incumbent[None])[0]),
+            objective_sd=float(belief.sd(test.incumbent[None])[0]),
+            certificate=CertificateRecord(
+                pointwise=test.failure_probability,
+                delta=test.delta,
+                epsilon=self._settings.epsilon,
+                met=met,
+            ),
+            history=[self._history_row(index) for index in range(len(self._state.ranks))],
+        )
+
+    def _history_row(self, index: int) -> EvaluationRecord:
+        ranks, losses = self._state.ranks[index], self._state.losses[index]
+        return EvaluationRecord(
+            index=index,
+            source=self._state.sources[index],
+            ranks=ranks.tolist(),
+            function_norm=losses.mean,
+            variance=losses.variance,
+            ratio=self._ratio(ranks),
+            objective=self._observed_objective(ranks, losses),
+            images=len(losses.indices),
+        )

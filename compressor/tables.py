@@ -1,0 +1,110 @@
+"""The tables the command line prints on stdout."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from compressor.records import Comparison, LatencyRecord, LayerRecord, Report
+
+NARROWEST = 100  # a pipe has no width: wide enough for the longest row
+
+
+def print_report(report: Report, folder: Path) -> None:
+    """One summary: original, compressed, their ratio."""
+    table = _table(f"{report.arch}, gamma {report.gamma:.3g}", "", "original", "compressed", "ratio")
+    rows = {
+        "parameters": report.params,
+        "  of compressible layers": report.params_compressible,
+        "  not zero": report.nonzero_params,
+        "MACs": report.macs,
+        "ONNX bytes": report.onnx_bytes,
+        "ONNX bytes, gzip": report.gzip_bytes,
+    }
+    for name, pair in rows.items():
+        table.add_row(
+            name, f"{pair.original:,}", f"{pair.compressed:,}", f"{pair.compressed / pair.original:.3f}"
+        )
+    _add_latency(table, report.latency)
+    if report.top1:
+        change = 100 * (report.top1.compressed - report.top1.original)
+        table.add_row("top-1", _percent(report.top1.original), _percent(report.top1.compressed), f"{change:+.2f} pt")
+    fidelity, parity = report.fidelity, report.parity
+    table.add_row(
+        "function norm", "0", f"{fidelity.function_norm:.4g} ± {fidelity.stderr:.2g}", f"{fidelity.relative:.4f}"
+    )
+    table.add_row("same top-1 decision", "", _percent(fidelity.top1_agreement), "")
+    table.add_row("ONNX Runtime against torch", "", f"{parity.max_rel_error:.1e} relative", "")
+    console = _console()
+    console.print(table)
+    if report.search:
+        console.print(_certificate_line(report))
+    for warning in report.warnings:
+        console.print(f"note: {warning}", markup=False)
+    console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[LayerRecord]) -> None:
+    """The table of `bocompress inspect`."""
+    title = f"{arch}, {num_classes} classes, {input_size} px: {len(layers)} layers"
+    table = _table(title, "layer", "shape", "method", "cap", "parameters", "MACs", "skipped", left=(0, 1, 2, 6))
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            layer.method or "",
+            "" if layer.cap is None else str(layer.cap),
+            f"{layer.params:,}",
+            f"{layer.macs:,}",
+            layer.skipped or "",
+        )
+    _console().print(table)
+
+
+def print_comparison(original: Path, compressed: Path | None, comparison: Comparison) -> None:
+    """The table of `bocompress benchmark`."""
+    table = _table(f"{original} and {compressed}" if compressed else str(original), "", "first", "second", "ratio")
+    for name, pair in {"bytes": comparison.onnx_bytes, "bytes, gzip": comparison.gzip_bytes}.items():
+        ratio = pair.compressed / pair.original
+        table.add_row(name, f"{pair.original:,}", f"{pair.compressed:,}", f"{ratio:.3f}")
+    _add_latency(table, comparison.latency)
+    _console().print(table)
+
+
+def _add_latency(table: Table, latency: dict[str, LatencyRecord]) -> None:
+    for provider, record in latency.items():
+        table.add_row(
+            f"latency, {provider.removesuffix('ExecutionProvider')}, batch {record.batch_size}, "
+            f"{record.threads} thread{'s' if record.threads > 1 else ''}",
+            f"{record.original_ms:.2f} ms",
+            f"{record.compressed_ms:.2f} ms",
+            f"{record.ratio:.3f} ({record.ratio_low:.3f} to {record.ratio_high:.3f})",
+        )
+
+
+def _certificate_line(report: Report) -> str:
+    assert report.search is not None
+    certificate = report.search.certificate
+    sign, verdict = ("<=", "met") if certificate.met else (">", "not met")
+    return (
+        f"certificate {verdict}: P(a given other plan is better by {certificate.delta:.3g}) = "
+        f"{certificate.pointwise:.2g} {sign} {certificate.epsilon:g}, after {report.search.evaluations} evaluations, "
+        f"{report.search.image_passes:,} image passes, {report.search.seconds:.0f} s"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _table(title: str, *columns: str, left: Sequence[int] = (0,)) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index in left else "right", overflow="fold")
+    return table
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, NARROWEST), highlight=False)

@@ -1,0 +1,203 @@
+"""A torch network in, one self-contained ONNX file out."""
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import BocompressError, InputError
+from compressor.files import replace_when_whole
+
+INPUT_NAME = "input"
+OUTPUT_NAME = "logits"
+BATCH_NAME = "batch"
+PRODUCER_NAME = "bocompress"
+# Protobuf refuses messages of 2 GiB and more; 16 MiB of that are left to the graph around the weights.
+MAX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
+EXPORT_BATCH = 2  # torch.export takes a batch of one for a constant
+
+
+def export_onnx(
+    model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], opset: int | None = None
+) -> None:
+    """Write `model` in eval mode as an ONNX file whose batch size is free.
+
+    The input is named `INPUT_NAME`, the output `OUTPUT_NAME`; all weights are inside the file. The same model
+    gives the same bytes again. The caller's model is neither moved nor changed, and what stood at `path`
+    stays there unless the whole new file is written.
+
+    Args:
+        model: a network from one tensor (N, ...) to one tensor (N, classes).
+        example: a batch (N, ...) of the inputs' shape and type, N at least 1.
+        path: the file to write.
+        metadata: provenance, stored as the file's metadata properties; `version` also as the producer's.
+        opset: the ONNX operator set; None takes the exporter's own choice.
+
+    Raises:
+        InputError: the network is too large for one ONNX file, does not give one tensor of logits, or the
+            file cannot be written.
+        BocompressError: torch could not translate the network, or the result is not valid ONNX.
+    """
+    _require_one_file_size(model)
+    frozen = frozen_copy(model)
+    batch = _export_batch(example)
+    _require_logits(frozen, batch)
+    proto = _translate(frozen, batch, opset)
+    _strip_traces(proto)
+    _sign(proto, metadata)
+    content = _serialize(proto)
+    with replace_when_whole(path) as partial:
+        partial.write_bytes(content)
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy of the model on the CPU in eval mode, without gradients; the original is left alone."""
+    return copy.deepcopy(model).cpu().eval().requires_grad_(False)
+
+
+def _require_one_file_size(model: nn.Module) -> None:
+    tensors = [*model.parameters(), *model.buffers()]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if size > MAX_WEIGHT_BYTES:
+        raise InputError(
+            f"the network holds {size / 1e9:.1f} GB of weights, and one ONNX file cannot hold more than 2 GB"
+        )
+
+
+def _export_batch(example: Tensor) -> Tensor:
+    if example.ndim < 1 or len(example) == 0:
+        raise InputError("the export needs at least one example input")
+    batch = example.detach().cpu()
+    return torch.cat([batch] * EXPORT_BATCH)[:EXPORT_BATCH].contiguous()
+
+
+def _require_logits(model: nn.Module, batch: Tensor) -> None:
+    name = type(model).__name__
+    try:
+        with torch.no_grad():
+            output = model(batch)
+    except Exception as error:
+        shape = list(batch.shape[1:])
+        raise InputError(f"{name} cannot run on inputs of shape {shape}: {first_line(error)}") from error
+    if not isinstance(output, Tensor):
+        raise InputError(f"{name} gives a {type(output).__name__} where one tensor of logits is expected")
+    if output.ndim != 2 or len(output) != len(batch):
+        shape = list(output.shape)
+        raise InputError(f"{name} gives a tensor of shape {shape} where (batch, classes) is expected")
+
+
+def _translate(model: nn.Module, batch: Tensor, opset: int | None) -> onnx.ModelProto:
+    try:
+        with _silence():
+            program = torch.onnx.export(
+                model,
+                (batch,),
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+                dynamic_shapes=({0: torch.export.Dim(BATCH_NAME, min=1)},),
+            )
+            assert program is not None
+            proto = program.model_proto
+    except Exception as error:
+        name = type(model).__name__
+        raise BocompressError(f"torch cannot export {name} to ONNX: {first_line(error)}") from error
+    _require_opset(proto, opset)
+    return proto
+
+
+def _require_opset(proto: onnx.ModelProto, opset: int | None) -> None:
+    """The exporter only warns when it cannot reach the operator set asked for."""
+    written = next(entry.version for entry in proto.opset_import if entry.domain == "")
+    if opset is not None and written != opset:
+        raise BocompressError(
+            f"the network cannot be written with ONNX operator set {opset}: it needs {written}"
+        )
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter reports its steps by print, warnings and logging, none of them meant for our user."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _strip_traces(proto: onnx.ModelProto) -> None:
+    """Drop what the exporter notes for its own debugging.
+
+    Every node carries the Python stack that made it: file names of the user's machine, and for a deep network
+    more bytes than the rest of the graph.
+    """
+    del proto.metadata_props[:]
+    proto.doc_string = ""
+    _strip_graph(proto.graph)
+    for function in proto.functions:
+        _strip([function, *function.value_info])
+        _strip_nodes(function.node)
+
+
+def _strip_graph(graph: onnx.GraphProto) -> None:
+    _strip([graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer])
+    _strip_nodes(graph.node)
+
+
+def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+    for node in nodes:
+        _strip([node])
+        for attribute in node.attribute:
+            attribute.ClearField("doc_string")
+            for subgraph in _subgraphs(attribute):
+                _strip_graph(subgraph)
+
+
+def _subgraphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
+    # To touch an unset field of a message sets it, and the attribute would then hold two values.
+    single = [attribute.g] if attribute.HasField("g") else []
+    return [*single, *attribute.graphs]
+
+
+def _strip(messages: Iterable[Any]) -> None:
+    for message in messages:
+        message.ClearField("doc_string")
+        message.ClearField("metadata_props")
+
+
+def _sign(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    proto.producer_name = PRODUCER_NAME
+    proto.producer_version = metadata.get("version", "")
+    onnx.helper.set_model_props(proto, dict(metadata))
+
+
+def _serialize(proto: onnx.ModelProto) -> bytes:
+    try:
+        content = proto.SerializeToString(deterministic=True)
+        onnx.checker.check_model(content, full_check=True)
+    except Exception as error:
+        raise BocompressError(
+            f"torch exported a graph that is not valid ONNX: {first_line(error)}"
+        ) from error
+    return content
+
+
+def first_line(error: BaseException) -> str:
+    """First line of the innermost error's message: exporters and runtimes wrap theirs in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

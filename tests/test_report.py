@@ -1,0 +1,570 @@
+"""The page: its words, its pictures, and how a real browser shows it."""
+
+import json
+import random
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import formatting, pictures, wording
+from benchmarks.report import read_report, render_report, write_report
+from compressor.errors import InputError
+from compressor.records import (
+    CertificateRecord,
+    EvaluationRecord,
+    FidelityRecord,
+    ImagesRecord,
+    LatencyRecord,
+    LayerRecord,
+    MachineRecord,
+    Pair,
+    ParityRecord,
+    Report,
+    SearchRecord,
+)
+
+GAMMA = 0.03
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+QUIET += ["--hide-scrollbars"]
+
+
+# Reports -------------------------------------------------------------------------------------------------
+
+
+def make_conv(name: str, co: int, ci: int, size: int, side: int, rank: int | None) -> LayerRecord:
+    """A convolution of ResNet-18 at 224 px; 1x1 ones take the SVD, the others the spatial split."""
+    params = co * ci * size * size
+    cap = max(1, params // (size * (ci + co)))
+    after = None if rank is None else rank * size * (ci + co)
+    return LayerRecord(
+        name=name,
+        kind="conv",
+        shape=[co, ci, size, size],
+        method="svd" if size == 1 else "spatial",
+        cap=cap,
+        rank=rank,
+        params=params,
+        params_compressed=after,
+        macs=params * side * side,
+        macs_compressed=None if after is None else after * side * side,
+    )
+
+
+def make_layers() -> list[LayerRecord]:
+    """The 21 conv and linear layers of ResNet-18: 17 in the plan, three of them dense, and four left out."""
+    stem = LayerRecord(
+        name="conv1",
+        kind="conv",
+        shape=[64, 3, 7, 7],
+        params=9408,
+        macs=118_013_952,
+        skipped="only 3 input channels: a rank that saves anything would be too small to be faithful",
+    )
+    layers = [stem]
+    random_ranks = random.Random(4)
+    for stage, (width, side) in enumerate([(64, 56), (128, 28), (256, 14), (512, 7)], start=1):
+        for block in range(2):
+            for conv in (1, 2):
+                ci = width // 2 if stage > 1 and block == 0 and conv == 1 else width
+                cap = 3 * width * ci // (width + ci)
+                share = (0.75, 0.5, 0.3, 0.12)[stage - 1] * random_ranks.uniform(0.6, 1.3)
+                rank = None if (stage, block, conv) in {(1, 0, 1), (1, 1, 2), (2, 0, 1)} else int(share * cap)
+                layers.append(make_conv(f"layer{stage}.{block}.conv{conv}", width, ci, 3, side, rank))
+        if stage > 1:
+            shortcut = make_conv(f"layer{stage}.0.downsample.0", width, width // 2, 1, side, None)
+            why = "left out by --skip '*.downsample.*'"
+            layers.append(shortcut.model_copy(update={"skipped": why, "method": None, "cap": None}))
+    linear = {"name": "fc", "kind": "linear", "shape": [1000, 512], "method": "svd", "cap": 338, "rank": 96}
+    costs = {"params": 512_000, "params_compressed": 145_152, "macs": 512_000, "macs_compressed": 145_152}
+    return [*layers, LayerRecord.model_validate({**linear, **costs})]
+
+
+def make_history(layers: list[LayerRecord]) -> list[EvaluationRecord]:
+    """Sixty looks at plans: a start, candidates that close in on the chosen plan, and re-measurements."""
+    dice = random.Random(1)
+    compressible = pictures.list_compressible(layers)
+    chosen = pictures.list_chosen_ranks(layers)
+    history = []
+    for index in range(60):
+        spread = 1.4 * (1 - index / 60) + 0.1
+        again = index > 20 and index % 7 == 0
+        source = "start" if index < 17 else "re-measure" if again else "candidate"
+        factors = [1.0 if again else 2.718 ** dice.gauss(-0.1, spread) for _ in chosen]
+        pairs = zip(chosen, factors, compressible, strict=True)
+        ranks = [max(1, min(layer.cap or 1, round(rank * factor))) for rank, factor, layer in pairs]
+        shares = [rank / (layer.cap or 1) for rank, layer in zip(ranks, compressible, strict=True)]
+        ratio = sum(shares) / len(shares) * 0.45
+        norm = sum((0.04 / share) ** 1.5 for share in shares) * 2.718 ** dice.gauss(0, 0.12)
+        history.append(
+            EvaluationRecord(
+                index=index,
+                source=source,
+                ranks=ranks,
+                function_norm=norm,
+                variance=(0.12 * norm) ** 2,
+                ratio=ratio,
+                objective=-GAMMA * norm - ratio,
+                images=50,
+            )
+        )
+    return history
+
+
+def make_latency(original_ms: float, ratio: float, seed: int) -> LatencyRecord:
+    dice = random.Random(seed)
+    original = sorted(original_ms * (0.97 + dice.expovariate(20)) for _ in range(200))
+    compressed = sorted(original_ms * ratio * (0.97 + dice.expovariate(20)) for _ in range(200))
+    return LatencyRecord(
+        original_ms=original[100],
+        compressed_ms=compressed[100],
+        ratio=ratio,
+        ratio_low=ratio * 0.985,
+        ratio_high=ratio * 1.02,
+        original_p90_ms=original[180],
+        compressed_p90_ms=compressed[180],
+        original_p99_ms=original[198],
+        compressed_p99_ms=compressed[198],
+        runs=200,
+        threads=1,
+        batch_size=1,
+        original_samples_ms=original,
+        compressed_samples_ms=compressed,
+    )
+
+
+def make_report() -> Report:
+    """A run as it comes out of the pipeline."""
+    layers = make_layers()
+    history = make_history(layers)
+    chosen = pictures.list_chosen_ranks(layers)
+    certificate = CertificateRecord(pointwise=0.0031, delta=0.05, epsilon=0.005, met=True)
+    return Report(
+        version="0.1.0",
+        created="2026-02-03T14:05:00+00:00",
+        command="bocompress-export resnet18.pth --data photographs --gamma 0.03 --seed 7 --out small",
+        seed=7,
+        seconds=512.3,
+        arch="resnet18",
+        gamma=GAMMA,
+        form="ratio",
+        ratio=0.1834,
+        prune_fraction=0.0,
+        params=Pair(original=11_689_512, compressed=2_270_144),
+        params_compressible=Pair(original=11_499_520, compressed=2_080_152),
+        nonzero_params=Pair(original=11_689_512, compressed=2_270_144),
+        macs=Pair(original=1_814_073_344, compressed=861_234_432),
+        onnx_bytes=Pair(original=46_800_123, compressed=9_093_500),
+        gzip_bytes=Pair(original=43_361_000, compressed=8_419_211),
+        latency={"CPUExecutionProvider": make_latency(38.2, 0.47, 2)},
+        fidelity=FidelityRecord(
+            function_norm=0.7712,
+            stderr=0.0419,
+            relative=0.00171,
+            teacher_energy=451.3,
+            images=500,
+            top1_agreement=0.984,
+        ),
+        parity=ParityRecord(
+            max_abs_error=3.1e-5,
+            max_rel_error=1.4e-6,
+            top1_agreement=1.0,
+            images=16,
+            batch_sizes=[1, 2, 8],
+            tolerance=1e-4,
+        ),
+        top1=Pair(original=0.6976, compressed=0.6915),
+        search=SearchRecord(
+            evaluations=60,
+            image_passes=3400,
+            seconds=402.7,
+            surrogate_seconds=9.4,
+            stopped_because="the certificate was met",
+            objective=sorted(entry.objective for entry in history if entry.ranks == chosen)[3],
+            objective_sd=0.0042,
+            certificate=certificate,
+            history=history,
+        ),
+        layers=layers,
+        images=ImagesRecord(
+            source="photographs",
+            search=1000,
+            held_out=500,
+            unreadable=1,
+            labelled=True,
+            input_shape=[3, 224, 224],
+        ),
+        machine=MachineRecord(
+            cores=8,
+            processor="AMD EPYC 7763",
+            platform="Linux-6.1-x86_64",
+            versions={"python": "3.11.2", "torch": "2.9.0", "onnxruntime": "1.22.0", "onnx": "1.18.0"},
+        ),
+        warnings=[],
+    )
+
+
+def make_sparse_report() -> Report:
+    """A plan applied by hand to one layer with a hostile name; nothing was timed, no labels."""
+    layer = make_conv("<script>alert('$x_1$')</script>", 64, 64, 3, 56, 20)
+    changes: dict[str, Any] = {
+        "search": None,
+        "latency": {},
+        "top1": None,
+        "layers": [layer],
+        "warnings": ["Procedural images were used: <b>bring your own</b>.", "Latency was not measured."],
+        "prune_fraction": 0.5,
+    }
+    return make_report().model_copy(update=changes)
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    return make_report()
+
+
+@pytest.fixture(scope="module")
+def page(report: Report) -> str:
+    return render_report(report)
+
+
+@pytest.fixture(scope="module")
+def sparse_page() -> str:
+    return render_report(make_sparse_report())
+
+
+# Words ---------------------------------------------------------------------------------------------------
+
+
+class TextOf(HTMLParser):
+    """The text a reader sees, no-break spaces made plain."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.parts: list[str] = []
+        self.hidden = 0
+        self.feed(page)
+        self.text = " ".join("".join(self.parts).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.hidden += tag == "style"
+
+    def handle_endtag(self, tag: str) -> None:
+        self.hidden -= tag == "style"
+
+    def handle_data(self, data: str) -> None:
+        self.parts.append("" if self.hidden else data)
+
+
+def test_headline_has_size_speed_and_agreement(report: Report) -> None:
+    sentence = wording.describe_result(report).replace(formatting.GAP, " ")
+    assert sentence == (
+        "resnet18: 46.8 MB → 9.1 MB (0.19×), 2.1× faster on CPU (95 % interval 2.09 to 2.16×), "
+        "98.4 % of top-1 decisions unchanged"
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "low", "high", "words"),
+    [
+        (0.5, 0.48, 0.52, "2.0× faster on CPU"),
+        (1.5, 1.4, 1.6, "1.5× slower on CPU"),
+        (0.99, 0.97, 1.01, "no measurable difference in speed on CPU"),
+    ],
+)
+def test_speed_is_called_what_it_is(ratio: float, low: float, high: float, words: str) -> None:
+    record = make_latency(10, ratio, 1).model_copy(update={"ratio_low": low, "ratio_high": high})
+    assert wording.describe_speed("CPUExecutionProvider", record).startswith(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Before and after",
+        "On 500 held-out images",
+        "L = 0.771 on average, with a standard error of 0.0419",
+        "0.171 % of the original outputs’ own energy, E‖f*‖² = 451",
+        "14 layers were factorised, 3 kept dense",
+        "4 layers left out, and why",
+        "only 3 input channels",
+        "the probability that any single other plan is better than this one by more than δ = 0.05 is at most "
+        "0.0031 (asked: ε = 0.005): met.",
+        "It speaks of single plans, not of all plans at once",
+        "It ended for this reason: the certificate was met.",
+        "at batch sizes 1, 2 and 8",
+        "1.4 × 10⁻⁶ of the largest output",
+        "AMD EPYC 7763, 8 cores",
+        "onnxruntime 1.22.0",
+        "--gamma 0.03 --seed 7 --out small",
+        "Seed 7",
+        "−0.6 points",
+    ],
+)
+def test_page_says(page: str, words: str) -> None:
+    assert words in TextOf(page).text
+
+
+def test_parts_come_in_order(page: str) -> None:
+    found = re.findall(r'<h2 id="(\w+)">', page)
+    assert found == [
+        "figures",
+        "fidelity",
+        "layers",
+        "search",
+        "certificate",
+        "verified",
+        "measured",
+        "again",
+    ]
+
+
+def test_certificate_not_met_is_said(report: Report) -> None:
+    assert report.search is not None
+    failed = CertificateRecord(pointwise=0.21, delta=0.05, epsilon=0.005, met=False)
+    search = report.search.model_copy(update={"certificate": failed})
+    sentence = wording.describe_certificate(search).replace(formatting.GAP, " ")
+    assert "at most 0.21 (asked: ε = 0.005): not met." in sentence
+
+
+def test_sparse_report_says_what_is_missing(sparse_page: str) -> None:
+    text = TextOf(sparse_page).text
+    assert "There was no search: the plan was given and applied as it stands." in text
+    assert "a certificate comes from a search" in text
+    assert "Latency was not measured" in text
+    assert "Top-1 accuracy" not in text
+    assert "50.0 % of the weights were then set to zero" in text
+
+
+def test_everything_from_outside_is_escaped(sparse_page: str) -> None:
+    assert "<script" not in sparse_page
+    assert "<b>" not in sparse_page
+    assert "&lt;script&gt;alert(&#39;$x_1$&#39;)" in sparse_page
+    assert "Procedural images were used: <b>bring your own</b>." in TextOf(sparse_page).text
+
+
+def test_no_compressible_layer_is_said(report: Report) -> None:
+    skipped = [layer for layer in report.layers if layer.skipped]
+    page = render_report(report.model_copy(update={"layers": skipped, "search": None}))
+    assert "No layer of this network could be compressed." in page
+
+
+# Figures -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(46_800_123, "46.8 MB"), (9_093_500, "9.1 MB"), (99_999, "100.0 kB"), (100_000, "0.1 MB"), (12, "12 B")],
+)
+def test_bytes(value: int, shown: str) -> None:
+    assert formatting.format_bytes(value).replace(formatting.GAP, " ") == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (512, "512"),
+        (1000, "1.00 k"),
+        (999_950, "1.00 M"),
+        (11_689_512, "11.7 M"),
+        (1.8e9, "1.80 G"),
+    ],
+)
+def test_counts(value: float, shown: str) -> None:
+    assert formatting.format_count(value).replace(formatting.GAP, " ") == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.1943, "0.19×"),
+        (0.064, "0.064×"),
+        (0.0064, "0.0064×"),
+        (0.999, "1.0×"),
+        (2.13, "2.1×"),
+        (12.3, "12×"),
+    ],
+)
+def test_ratios(value: float, shown: str) -> None:
+    assert formatting.format_ratio(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.984, "98.4 %"), (1, "100 %"), (0.9999, "more than 99.9 %"), (0, "0 %"), (0.0001, "less than 0.1 %")],
+)
+def test_percent(value: float, shown: str) -> None:
+    assert formatting.format_percent(value).replace(formatting.GAP, " ") == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(4.16, "4.2 s"), (42, "42 s"), (192, "3 min 12 s"), (7500, "2 h 05 min")]
+)
+def test_durations(value: float, shown: str) -> None:
+    assert formatting.format_duration(value).replace(formatting.GAP, " ") == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0, "less than 0.0001"), (0.0031, "0.0031"), (0.5, "0.50"), (1, "1.00")]
+)
+def test_probabilities(value: float, shown: str) -> None:
+    assert formatting.format_probability(value) == shown
+
+
+# Pictures ------------------------------------------------------------------------------------------------
+
+
+def test_pictures_take_their_colours_from_the_page(page: str) -> None:
+    body = page[page.index("<body>") :]
+    assert "var(--compressed)" in body
+    assert not re.search(r"(fill|stroke): #", body)
+
+
+def test_pictures_have_labels_and_no_fixed_identifiers(page: str) -> None:
+    assert page.count("<svg") == page.count('role="img" aria-label="') == 6
+    identifiers = re.findall(r'\bid="([^"]+)"', page)
+    assert len(identifiers) == len(set(identifiers))
+
+
+@pytest.mark.parametrize("count", [3, 60])
+def test_layer_pictures_grow_with_the_layers(count: int) -> None:
+    layers = [make_conv(f"features.denseblock{i}.conv", 64, 64, 3, 7, 20) for i in range(count)]
+    svg = pictures.draw_ranks(layers)
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert box is not None
+    assert float(box[2]) == pytest.approx(17 * count + 28)
+    assert svg.count("20 / 96") == count
+
+
+def test_dense_layers_stand_apart(report: Report) -> None:
+    assert pictures.draw_ranks(report.layers).count(">dense<") == 3
+
+
+def test_unknown_sources_and_exact_networks_are_drawn(report: Report) -> None:
+    """Any name may come as a source, and a network left as it is has a norm of nought on a log scale."""
+    assert report.search is not None
+    odd = [
+        entry.model_copy(update={"source": f"_{entry.index % 5} & co", "function_norm": 0.0, "variance": 0.0})
+        for entry in report.search.history[:5]
+    ]
+    changed = report.model_copy(update={"search": report.search.model_copy(update={"history": odd})})
+    assert "4 &amp; co" in pictures.draw_tradeoff(changed)
+    assert pictures.draw_objectives(changed)
+
+
+def test_identical_samples_can_be_drawn() -> None:
+    flat = {"original_samples_ms": [1.0] * 5, "compressed_samples_ms": [1.0] * 5}
+    assert pictures.draw_latency("CPU", make_latency(1, 0.5, 1).model_copy(update=flat))
+
+
+# Files ---------------------------------------------------------------------------------------------------
+
+
+def test_round_trip_and_determinism(report: Report, page: str, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(report.model_dump_json())
+    again = read_report(tmp_path / "report.json")
+    assert again == report
+    write_report(again, tmp_path / "report.html")
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page
+
+
+def test_missing_file_is_input_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read .*report\.json: No such file"):
+        read_report(tmp_path / "report.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"not json", b"\xff\xfe", b'{"a": '])
+def test_no_json_is_input_error(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"report\.json is not a report: it does not hold JSON"):
+        read_report(path)
+
+
+def spoil(record: dict[str, Any], place: str, value: Any) -> None:
+    *parents, last = place.split(".")
+    for parent in parents:
+        record = record[parent]
+    record[last] = value
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [("fidelity.images", "many"), ("seed", None), ("search.certificate.met", 3.5)]
+)
+def test_wrong_field_is_named(place: str, value: Any, report: Report, tmp_path: Path) -> None:
+    record = json.loads(report.model_dump_json())
+    spoil(record, place, value)
+    (tmp_path / "report.json").write_text(json.dumps(record))
+    with pytest.raises(InputError, match=re.escape(f"field {place}: ")) as caught:
+        read_report(tmp_path / "report.json")
+    assert "\n" not in str(caught.value)
+
+
+# A real browser ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> str:
+    for name in BROWSERS:
+        if found := shutil.which(name):
+            return found
+    pytest.skip("no Chromium here to open the page with")
+
+
+def run_browser(browser: str, folder: Path, page: Path, *options: str) -> str:
+    profile = f"--user-data-dir={folder / 'profile'}"
+    command = [browser, *QUIET, profile, *options, page.as_uri()]
+    return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode()
+
+
+FRAME = """<!doctype html><iframe id="phone" width="360" style="border:0" srcdoc="{page}"></iframe>
+<script>
+window.onload = () => {{
+  const inner = document.getElementById("phone").contentWindow;
+  document.body.dataset.scroll = inner.document.documentElement.scrollWidth;
+  document.body.dataset.inner = inner.innerWidth;
+  document.body.dataset.pictures = inner.document.querySelectorAll("svg text").length;
+}};
+</script>"""
+
+
+@pytest.mark.parametrize("name", ["report", "sparse"])
+def test_page_fits_a_phone(name: str, browser: str, page: str, sparse_page: str, tmp_path: Path) -> None:
+    """A frame of 360 px, since a headless window may refuse to be that narrow."""
+    content = {"report": page, "sparse": sparse_page}[name].replace("&", "&amp;").replace('"', "&quot;")
+    path = tmp_path / "frame.html"
+    path.write_text(FRAME.format(page=content), encoding="utf-8")
+    dom = run_browser(browser, tmp_path, path, "--dump-dom")
+    found = {key: int(value) for key, value in re.findall(r'data-(scroll|inner|pictures)="(\d+)"', dom)}
+    assert found["inner"] == 360
+    assert found["scroll"] <= found["inner"]
+    assert found["pictures"] > 0
+
+
+def test_browser_shows_the_page(browser: str, page: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page, encoding="utf-8")
+    text = TextOf(run_browser(browser, tmp_path, path, "--dump-dom")).text
+    assert "resnet18: 46.8 MB → 9.1 MB (0.19×)" in text
+    assert "rank" in text.lower()
+
+
+@pytest.mark.parametrize("width", [360, 1200])
+def test_screenshots_can_be_taken(width: int, browser: str, page: str, tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text(page, encoding="utf-8")
+    shot = tmp_path / "shot.png"
+    size = f"--window-size={width},1600"
+    run_browser(browser, tmp_path, tmp_path / "report.html", f"--screenshot={shot}", size)
+    assert shot.stat().st_size > 20_000  # an empty page of this size is far smaller
+
+
+def test_page_asks_for_nothing_outside(page: str, sparse_page: str) -> None:
+    for content in (page, sparse_page):
+        assert not re.search(r'\b(src|href|action|data)\s*=\s*["\']?(?!["\'#])', content)
+        assert not re.search(r"@import|url\((?!#)", content)
