@@ -23,9 +23,7 @@ def compare_files(
     shapes = [_input_shape(path, input_size) for path in (original, compressed)]
     if shapes[0] != shapes[1]:
         raise InputError(f"{original} takes inputs {shapes[0]} and {compressed} takes {shapes[1]}")
-    example: NDArray[np.float32] = np.random.default_rng(seed).standard_normal(
-        (1, *shapes[0]), dtype=np.float32
-    )
+    example: NDArray[np.float32] = np.random.default_rng(seed).standard_normal((1, *shapes[0]), dtype=np.float32)
     return Comparison(
         onnx_bytes=Pair[int](original=file_bytes(original), compressed=file_bytes(compressed)),
         gzip_bytes=Pair[int](original=gzip_bytes(original), compressed=gzip_bytes(compressed)),

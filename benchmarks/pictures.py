@@ -210,9 +210,7 @@ def _draw_bars(
     axes.plot(below, [0.02] * len(below), "v", markersize=4, color=style["color"], alpha=0.6, transform=place)
 
 
-def _draw_points(
-    axes: Axes, entries: Sequence[EvaluationRecord], style: dict[str, Any], floor: float
-) -> None:
+def _draw_points(axes: Axes, entries: Sequence[EvaluationRecord], style: dict[str, Any], floor: float) -> None:
     norms = [max(entry.function_norm, floor) for entry in entries]
     ratios = [entry.ratio for entry in entries]
     axes.plot(ratios, norms, linestyle="none", markersize=4.5, alpha=0.85, markeredgewidth=0, **style)

@@ -145,9 +145,7 @@ def _list_latency_rows(place: str, record: LatencyRecord) -> list[Row]:
         "99th percentile": (record.original_p99_ms, record.compressed_p99_ms),
     }
     ratio = formatting.format_ratio(record.ratio)
-    median = Row(
-        f"Latency on {place}, median", show(record.original_ms), show(record.compressed_ms), ratio, interval
-    )
+    median = Row(f"Latency on {place}, median", show(record.original_ms), show(record.compressed_ms), ratio, interval)
     return [median] + [
         Row(name, show(old), show(new), formatting.format_ratio(new / old) if old else "—", part=True)
         for name, (old, new) in pairs.items()

@@ -12,6 +12,7 @@ import difflib
 import json
 import math
 import os
+import pickle
 import re
 import struct
 import zipfile
@@ -146,9 +147,7 @@ def import_torchvision() -> ModuleType:
         if (error.name or "").split(".")[0] not in ("torchvision", ""):
             raise
         raise InputError("torchvision is not installed: pip install torch torchvision") from error
-    except (
-        Exception
-    ) as error:  # RuntimeError on its operators, OSError on its libraries, AttributeError after
+    except Exception as error:  # RuntimeError on its operators, OSError on its libraries, AttributeError after
         raise InputError(
             f"torch {torch.__version__} and the installed torchvision do not belong together "
             f"({first_line(error)}): pip install --upgrade --force-reinstall torch torchvision"
@@ -287,8 +286,9 @@ def read_pickle(path: Path, trust_pickle: bool) -> object:
     """Load what torch.save wrote, without running code from the file unless it is trusted."""
     try:
         # torchvision's own training scripts save their arguments as a Namespace: a class without behaviour.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        # An open file, as torch.load would take a path's suffix for its format.
+        with torch.serialization.safe_globals([argparse.Namespace]), open(path, "rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # a damaged or hostile pickle can raise anything
         raise InputError(explain_unpickling(path, error, trust_pickle)) from error
 
@@ -308,6 +308,8 @@ def explain_unpickling(path: Path, error: Exception, trust_pickle: bool) -> str:
             f"{path} was pickled with code that cannot be found here ({first_line(error)}): "
             "save the model's state_dict() instead"
         )
+    if isinstance(error, pickle.UnpicklingError):  # in torch's words, advice to switch the safety off
+        return f"{path} is damaged, or not a file of torch.save"
     return f"{path} is damaged, or not a file of torch.save ({first_line(error)})"
 
 
@@ -356,9 +358,7 @@ def other_wrappers(content: Mapping[Any, Any]) -> list[str]:
 def named_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The tensors of a dict that have names, without their history."""
     return {
-        key: value.detach()
-        for key, value in content.items()
-        if isinstance(key, str) and isinstance(value, Tensor)
+        key: value.detach() for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
     }
 
 
@@ -393,9 +393,7 @@ def tidy_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # (module, _orig_mod, model, backbone ...) was put there by a wrapper.
     while len({name.partition(".")[0] for name in tidy}) == 1 and all("." in name for name in tidy):
         tidy = {name.partition(".")[2]: tensor for name, tensor in tidy.items()}
-    return {
-        modern_name(name): tensor for name, tensor in tidy.items() if not name.startswith(AUXILIARY_HEADS)
-    }
+    return {modern_name(name): tensor for name, tensor in tidy.items() if not name.startswith(AUXILIARY_HEADS)}
 
 
 def modern_name(name: str) -> str:
@@ -462,11 +460,7 @@ def architecture_fingerprint(arch: str) -> Fingerprint:
 
 def shapes_of(state: Mapping[str, Tensor]) -> Fingerprint:
     """Names and shapes of the tensors that tell architectures apart."""
-    return {
-        name: tuple(tensor.shape)
-        for name, tensor in state.items()
-        if not name.endswith("num_batches_tracked")
-    }
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def registry_fingerprints(cache_dir: Path | None = None) -> dict[str, Fingerprint]:
@@ -729,7 +723,7 @@ def count_outputs(module: nn.Module, path: Path) -> int:
 def first_line(error: Exception) -> str:
     """An exception's first line, or its type where it has no words."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:") if lines else type(error).__name__
+    return lines[0][:200].rstrip(".:") if lines else type(error).__name__
 
 
 def join_and(words: list[str]) -> str:

@@ -43,9 +43,7 @@ class Delta(click.ParamType[tuple[float, bool]]):
 
     name = "number|percent%"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, bool]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, bool]:
         if isinstance(value, tuple):
             return value
         relative = str(value).endswith("%")
@@ -72,9 +70,7 @@ class Channels(click.ParamType[tuple[float, ...]]):
 
     name = "r,g,b"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[float, ...]:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
         numbers = [_parse_float(part) for part in str(value).split(",")]
@@ -237,9 +233,7 @@ run_options = _options(
         show_default=True,
         help="Batch size while latency is measured.",
     ),
-    click.option(
-        "--out", type=PATH, help="Folder to write, new or empty. Left out: MODEL's name with -compressed."
-    ),
+    click.option("--out", type=PATH, help="Folder to write, new or empty. Left out: MODEL's name with -compressed."),
     click.option("--json", "as_json", is_flag=True, help="Print report.json on stdout in place of the table."),
 )
 
@@ -374,9 +368,7 @@ def apply_command(**options: Any) -> None:
 @click.argument("compressed", type=PATH, required=False)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size.")
-@click.option(
-    "--input-size", type=click.IntRange(min=1), help="Side of the input where the file leaves it open."
-)
+@click.option("--input-size", type=click.IntRange(min=1), help="Side of the input where the file leaves it open.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the order.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
 @explain_errors
@@ -485,7 +477,15 @@ def _settings(options: dict[str, Any]) -> "Settings":
         delta_is_relative=relative,
         **{
             key: options[key]
-            for key in ("epsilon", "samples", "start", "coordinates", "max_evaluations", "max_seconds", "seed")
+            for key in (
+                "epsilon",
+                "samples",
+                "start",
+                "coordinates",
+                "max_evaluations",
+                "max_seconds",
+                "seed",
+            )
         },
     )
     return Settings(

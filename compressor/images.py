@@ -108,9 +108,7 @@ class Listing:
     class_names: list[str] | None
 
 
-def load_folder(
-    path: Path, transform: Transform, limit: int, seed: int, on_step: Progress | None = None
-) -> ImageSet:
+def load_folder(path: Path, transform: Transform, limit: int, seed: int, on_step: Progress | None = None) -> ImageSet:
     """A random sample of at most `limit` images from a folder, prepared as `transform` says.
 
     Subfolders are classes, labelled in the alphabetical order of their names, if every image lies directly in
@@ -120,8 +118,10 @@ def load_folder(
     Files that cannot be decoded are skipped and counted. `on_step(done, total)` is called as images are read.
 
     Raises:
-        InputError: no such folder, or no image in it that can be read.
+        InputError: no such folder, no image in it that can be read, or `limit` is less than one.
     """
+    if limit < 1:
+        raise InputError(f"{limit} images were asked for: at least one is needed")
     path = Path(path)
     listing = list_images(path)
     order = list(range(len(listing.files)))
@@ -360,9 +360,7 @@ SHAPES = 160
 LARGE_SHAPES = 6
 
 
-def procedural_images(
-    count: int, transform: Transform, seed: int, on_step: Progress | None = None
-) -> ImageSet:
+def procedural_images(count: int, transform: Transform, seed: int, on_step: Progress | None = None) -> ImageSet:
     """Images drawn with the statistics of photographs, for those who have none at hand.
 
     Shapes of all sizes hide one another (the dead leaves model), shaded and textured with noise whose
@@ -416,24 +414,23 @@ def draw_radii(rng: np.random.Generator) -> Array:
     return radii.astype(np.float32)
 
 
-def draw_shape(
-    canvas: Array, radius: float, palette: Array, texture: Array, rng: np.random.Generator
-) -> None:
+def draw_shape(canvas: Array, radius: float, palette: Array, texture: Array, rng: np.random.Generator) -> None:
     """Lay one shape of about the given radius in pixels over the canvas, its edge blurred a little."""
     size = len(canvas)
-    centre = rng.uniform(-0.1 * size, 1.1 * size, 2).astype(np.float32)
+    centre = rng.uniform(-0.1 * size, 1.1 * size, 2).tolist()
     stretch = math.exp(rng.normal(0, 0.35))
     reach = 1.6 * radius * max(stretch, 1 / stretch) + 2
-    low = np.clip(np.floor(centre - reach), 0, size).astype(int)
-    high = np.clip(np.ceil(centre + reach), 0, size).astype(int)
-    window = (slice(low[0], high[0]), slice(low[1], high[1]))
-    if (low >= high).any():
+    # Plain numbers: most shapes are so small that numpy's overhead would be most of the work.
+    low = [max(0, int(middle - reach)) for middle in centre]
+    high = [min(size, int(middle + reach) + 1) for middle in centre]
+    if low[0] >= high[0] or low[1] >= high[1]:
         return
+    window = (slice(low[0], high[0]), slice(low[1], high[1]))
     distance = distance_outside(window, centre, radius, stretch, rng)
     if rng.random() < 0.5:  # a rough outline, as living things have
-        distance += cut(texture, distance.shape, rng)[..., 1] * np.float32(rng.uniform(0.03, 0.12) * radius)
+        distance += cut(texture, distance.shape, rng)[..., 1] * np.float32(rng.uniform(0.02, 0.08) * radius)
     blur = 0.4 + rng.exponential(0.15) * (1 + 0.02 * radius)
-    opacity = np.clip(0.5 - distance / (2 * blur), 0, 1)[..., None]
+    opacity = np.minimum(np.maximum(0.5 - distance / np.float32(2 * blur), 0), 1)[..., None]
     paint = surface(window, size, palette, texture, rng)
     paint -= canvas[window]
     paint *= opacity
@@ -441,7 +438,7 @@ def draw_shape(
 
 
 def distance_outside(
-    window: tuple[slice, slice], centre: Array, radius: float, stretch: float, rng: np.random.Generator
+    window: tuple[slice, slice], centre: list[float], radius: float, stretch: float, rng: np.random.Generator
 ) -> Array:
     """Signed distance in pixels (negative inside) of a window's pixels from a random convex shape."""
     angle = rng.uniform(0, math.pi)
@@ -449,13 +446,13 @@ def distance_outside(
     x = np.arange(window[1].start, window[1].stop, dtype=np.float32)[None, :] - np.float32(centre[1])
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     u, v = (x * cos + y * sin) / np.float32(stretch), (y * cos - x * sin) * np.float32(stretch)
-    kind = rng.choice(3, p=(0.5, 0.25, 0.25))
-    if kind == 0:  # ellipse
+    kind = rng.random()
+    if kind < 0.5:  # ellipse
         return np.sqrt(u * u + v * v) - np.float32(radius)
-    if kind == 1:  # rectangle
+    if kind < 0.75:  # rectangle
         return np.maximum(np.abs(u), np.abs(v)) - np.float32(radius * 0.85)
     sides = int(rng.integers(3, 8))
-    turns = (np.arange(sides) + rng.uniform(-0.25, 0.25, sides)) * (2 * math.pi / sides)
+    turns = ((np.arange(sides) + rng.uniform(-0.25, 0.25, sides)) * (2 * math.pi / sides)).tolist()
     edges = [u * np.float32(math.cos(turn)) + v * np.float32(math.sin(turn)) for turn in turns]
     return np.maximum.reduce(edges) - np.float32(radius * 0.75)
 
@@ -478,9 +475,7 @@ def surface(
 
 def cut(texture: Array, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
     """A random piece of a texture, of the given height and width in pixels."""
-    top, left = (
-        int(rng.integers(0, whole - part + 1)) for whole, part in zip(texture.shape, shape, strict=False)
-    )
+    top, left = (int(rng.integers(0, whole - part + 1)) for whole, part in zip(texture.shape, shape, strict=False))
     return texture[top : top + shape[0], left : left + shape[1]]
 
 
@@ -510,7 +505,7 @@ def expose(canvas: Array, texture: Array, rng: np.random.Generator) -> NDArray[n
     cast = np.exp(rng.normal(0, 0.05, 3)).astype(np.float32)
     lit = np.maximum(canvas * light * cast, 0)
     middle = lit.mean()
-    contrast = np.float32(math.exp(rng.normal(0.1, 0.15)))
+    contrast = np.float32(math.exp(rng.normal(0.05, 0.15)))
     lit = (lit - middle) * contrast + np.float32(np.clip(middle * math.exp(rng.normal(0, 0.15)), 0.25, 0.65))
     lit += np.float32(rng.uniform(0.002, 0.012)) * rng.standard_normal(lit.shape, dtype=np.float32)
     return np.rint(np.clip(lit, 0, 1) * 255).astype(np.uint8)

@@ -1,5 +1,6 @@
 """Which layers can be compressed, why others cannot, and what they cost (Sec. 3.3)."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -104,9 +105,7 @@ def compressible(layers: Sequence[FoundLayer]) -> list[FoundLayer]:
     return [layer for layer in layers if layer.skipped is None]
 
 
-def _describe(
-    name: str, module: nn.Module, macs: int, choice: MethodChoice, called: set[nn.Module]
-) -> FoundLayer:
+def _describe(name: str, module: nn.Module, macs: int, choice: MethodChoice, called: set[nn.Module]) -> FoundLayer:
     kind: Kind = "linear" if isinstance(module, nn.Linear) else "conv"
     layer = FoundLayer(name, module, kind, macs)
     if type(module) not in (nn.Linear, nn.Conv2d):
@@ -139,18 +138,12 @@ def _called_modules(model: nn.Module, example: Tensor) -> set[nn.Module]:
 
 
 def _mark_shared_weights(layers: list[FoundLayer]) -> list[FoundLayer]:
-    owners: dict[int, str] = {}
-    marked = []
-    for layer in layers:
-        owner = owners.setdefault(id(_weight(layer.module)), layer.name)
-        shared = layer.skipped is None and owner != layer.name
-        marked.append(replace(layer, skipped=f"shares its weight with {owner}") if shared else layer)
-    sharing = {layer.skipped.split()[-1] for layer in marked if (layer.skipped or "").startswith("shares")}
+    owners = Counter(id(_weight(layer.module)) for layer in layers)
     return [
         replace(layer, skipped="shares its weight with another layer")
-        if layer.name in sharing and layer.skipped is None
+        if owners[id(_weight(layer.module))] > 1
         else layer
-        for layer in marked
+        for layer in layers
     ]
 
 

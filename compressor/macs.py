@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 
-WHOLE_NETWORK = "Global"  # FlopCounterMode's own name for the sum over all modules
 FLOPS_PER_MAC = 2
 
 
@@ -30,22 +30,46 @@ def count_macs(model: nn.Module, example: Tensor) -> tuple[int, dict[str, int]]:
         left out. Attention that reads its children's weights itself (`nn.MultiheadAttention` and its
         `out_proj`) is charged to the attention, not to the child.
     """
+    names = {module: name for name, module in model.named_modules()}
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), _in_eval_mode(model), _without_attention_fast_path(), counter:
-        model(example[:1].to(_device_of(model)))
-    macs = {name: sum(ops.values()) // FLOPS_PER_MAC for name, ops in counter.get_flop_counts().items()}
-    return macs[WHOLE_NETWORK], _charge_own(model, macs)
+    with torch.no_grad(), _in_eval_mode(model), _without_attention_fast_path():
+        flops = _run_counted(model, example[:1].to(_device_of(model)), names, counter)
+    total = counter.get_total_flops() // FLOPS_PER_MAC
+    return total, {name: own // FLOPS_PER_MAC for name, own in flops.items() if own > 0}
 
 
-def _charge_own(model: nn.Module, macs: Mapping[str, int]) -> dict[str, int]:
-    """Each module's MACs less those of its children; in `macs` every name starts with the root's class."""
-    root = type(model).__name__
-    own = {}
-    for name, module in model.named_modules():
-        key = f"{root}.{name}" if name else root
-        children = sum(macs.get(f"{key}.{child}", 0) for child, _ in module.named_children())
-        own[name] = macs.get(key, 0) - children
-    return {name: count for name, count in own.items() if count > 0}
+def _run_counted(
+    model: nn.Module, sample: Tensor, names: Mapping[nn.Module, str], counter: FlopCounterMode
+) -> dict[str, int]:
+    with counter, _own_flops(names, counter) as own:
+        model(sample)
+    return own
+
+
+@contextmanager
+def _own_flops(names: Mapping[nn.Module, str], counter: FlopCounterMode) -> Iterator[dict[str, int]]:
+    """Give a dictionary that fills while the network runs: name -> flops outside the module's children.
+
+    The counter's own table cannot tell: a module that hangs in two places is under one of its names there.
+    """
+    own = dict.fromkeys(names.values(), 0)
+    running: list[int] = []  # flops that no module had been charged for when each open one was entered
+
+    def enter(module: nn.Module, _inputs: object) -> None:
+        running.append(counter.get_total_flops() - sum(own.values()))
+
+    def leave(module: nn.Module, _inputs: object, _output: object) -> None:
+        uncharged_before = running.pop()
+        own[names[module]] += counter.get_total_flops() - sum(own.values()) - uncharged_before
+
+    handles: list[RemovableHandle] = []
+    for module in names:
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield own
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _device_of(model: nn.Module) -> torch.device:

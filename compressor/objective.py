@@ -32,9 +32,7 @@ class Objective:
         """The part of J that is known exactly."""
         return -ratio if self.form == "ratio" else 1.0 / ratio
 
-    def value(
-        self, function_norm: NDArray[np.float64], ratio: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def value(self, function_norm: NDArray[np.float64], ratio: NDArray[np.float64]) -> NDArray[np.float64]:
         """J for function norms L and ratios R of the same shape."""
         return self.size_term(ratio) - self.gamma * function_norm
 

@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +36,7 @@ from compressor.macs import count_macs
 from compressor.network import build_candidate, detach_from_original
 from compressor.objective import Objective, default_gamma
 from compressor.plan import make_plan, planned_layers
-from compressor.progress import Progress
+from compressor.progress import Progress, Stage
 from compressor.prune import prune_smallest
 from compressor.records import (
     FidelityRecord,
@@ -200,9 +200,7 @@ def _prepare(
     if len(image_set) < 4:
         raise InputError(f"at least 4 images are needed, 2 to search with and 2 to judge, got {len(image_set)}")
     check_folder(Path(out), keep)
-    search_images, held_out = image_set.split(
-        min(MAX_SEARCH_IMAGES, len(image_set) // 2), settings.search.seed
-    )
+    search_images, held_out = image_set.split(min(MAX_SEARCH_IMAGES, len(image_set) // 2), settings.search.seed)
     teacher = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
     layers = find_layers(
         teacher,
@@ -272,18 +270,14 @@ def _search(job: Job, resume: bool) -> Choice:
         return norm.losses(build_candidate(job.teacher, factors, _kept_ranks(layers, ranks)), indices)
 
     with job.progress.stage("searching ranks", settings.search.max_evaluations) as stage:
-        search = Search(
-            space, objective, evaluate, len(job.search_images), settings.search, journal, stage.update
-        )
+        search = Search(space, objective, evaluate, len(job.search_images), settings.search, journal, stage.update)
         ranks, record = search.run()
     return Choice(layers, ranks.tolist(), factors, gamma, record, settings.prune_fraction)
 
 
 def _kept_ranks(layers: Sequence[FoundLayer], ranks: Iterable[int]) -> dict[str, int]:
     """Ranks by name of the layers that are factorised; a layer at its cap stays as it is."""
-    return {
-        layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if int(rank) < layer.cap
-    }
+    return {layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if int(rank) < layer.cap}
 
 
 def _fingerprint(job: Job, gamma: float) -> dict[str, Any]:
@@ -316,7 +310,6 @@ def _hash(tensors: Iterable[Tensor]) -> str:
 
 
 def _finish(job: Job, choice: Choice) -> Compressed:
-    settings = job.settings
     plan = make_plan(choice.layers, choice.ranks, job.source.arch, choice.gamma, choice.prune_fraction)
     ranks = _kept_ranks(choice.layers, choice.ranks)
     network = detach_from_original(build_candidate(job.teacher, choice.factors, ranks))
@@ -387,9 +380,7 @@ def _export_both(job: Job, original: nn.Module, network: nn.Module, plan: Plan) 
         return _export_verified(network, images, job.folder / "model.onnx", compressed)
 
 
-def _export_verified(
-    model: nn.Module, images: Tensor, path: Path, metadata: Mapping[str, str]
-) -> ParityRecord:
+def _export_verified(model: nn.Module, images: Tensor, path: Path, metadata: Mapping[str, str]) -> ParityRecord:
     with replace_when_whole(path) as partial:
         export_onnx(model, images[:2], partial, metadata)
         return verify_onnx(partial, model, images)
@@ -408,9 +399,13 @@ def _measure(job: Job) -> dict[str, LatencyRecord]:
                 threads=job.settings.threads,
                 batch_size=job.settings.batch_size,
                 seed=job.settings.search.seed,
-                on_step=lambda done, total, stage=stage: stage.update(done, f"of {total} runs"),
+                on_step=_tell(stage),
             )
     return records
+
+
+def _tell(stage: Stage) -> Callable[[int, int], None]:
+    return lambda done, total: stage.update(done, f"of {total} runs")
 
 
 # The report

@@ -23,16 +23,17 @@ def print_report(report: Report, folder: Path) -> None:
         "ONNX bytes, gzip": report.gzip_bytes,
     }
     for name, pair in rows.items():
-        table.add_row(
-            name, f"{pair.original:,}", f"{pair.compressed:,}", f"{pair.compressed / pair.original:.3f}"
-        )
+        table.add_row(name, f"{pair.original:,}", f"{pair.compressed:,}", f"{pair.compressed / pair.original:.3f}")
     _add_latency(table, report.latency)
     if report.top1:
         change = 100 * (report.top1.compressed - report.top1.original)
         table.add_row("top-1", _percent(report.top1.original), _percent(report.top1.compressed), f"{change:+.2f} pt")
     fidelity, parity = report.fidelity, report.parity
     table.add_row(
-        "function norm", "0", f"{fidelity.function_norm:.4g} ± {fidelity.stderr:.2g}", f"{fidelity.relative:.4f}"
+        "function norm",
+        "0",
+        f"{fidelity.function_norm:.4g} ± {fidelity.stderr:.2g}",
+        f"{fidelity.relative:.4f}",
     )
     table.add_row("same top-1 decision", "", _percent(fidelity.top1_agreement), "")
     table.add_row("ONNX Runtime against torch", "", f"{parity.max_rel_error:.1e} relative", "")

@@ -120,9 +120,7 @@ def _require_opset(proto: onnx.ModelProto, opset: int | None) -> None:
     """The exporter only warns when it cannot reach the operator set asked for."""
     written = next(entry.version for entry in proto.opset_import if entry.domain == "")
     if opset is not None and written != opset:
-        raise BocompressError(
-            f"the network cannot be written with ONNX operator set {opset}: it needs {written}"
-        )
+        raise BocompressError(f"the network cannot be written with ONNX operator set {opset}: it needs {written}")
 
 
 @contextlib.contextmanager
@@ -189,9 +187,7 @@ def _serialize(proto: onnx.ModelProto) -> bytes:
         content = proto.SerializeToString(deterministic=True)
         onnx.checker.check_model(content, full_check=True)
     except Exception as error:
-        raise BocompressError(
-            f"torch exported a graph that is not valid ONNX: {first_line(error)}"
-        ) from error
+        raise BocompressError(f"torch exported a graph that is not valid ONNX: {first_line(error)}") from error
     return content
 
 

@@ -1,5 +1,7 @@
 """The algebra: exact at full rank for every geometry, best in the stated sense below it, costs as counted."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -123,7 +125,7 @@ def test_every_rank_holds_the_parameters_it_says_and_loses_less_than_the_one_bef
     groups = getattr(layer, "groups", 1)
     factors = row.factorise(layer)
     errors = [factors.squared_error(rank) for rank in range(1, factors.max_rank + 1)]
-    assert all(later <= earlier + 1e-9 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier + 1e-9 for earlier, later in pairwise(errors))
     assert errors[-1] == pytest.approx(0, abs=1e-6)
     for rank in range(1, factors.max_rank + 1):
         weights = sum(module.weight.numel() for module in factors.build(rank))

@@ -95,7 +95,10 @@ def test_fit_maximises_the_likelihood() -> None:
     for _ in range(30):
         lengths = np.clip(fitted.length_scales * np.exp(0.3 * rng.standard_normal(3)), *gp.LENGTH_SCALE_BOUNDS)
         other = gp.Hyperparameters(
-            lengths, fitted.signal_variance * np.exp(0.3 * rng.standard_normal()), fitted.excess_noise, fitted.mean
+            lengths,
+            fitted.signal_variance * np.exp(0.3 * rng.standard_normal()),
+            fitted.excess_noise,
+            fitted.mean,
         )
         assert gp.log_likelihood(thetas, targets, noise, other) <= best + 1e-6
 

@@ -36,9 +36,7 @@ def break_even_rank(method: Method, shape: Sequence[int], groups: int, dense_par
     return max((rank for rank in ranks if rows.num_params(shape, groups, rank) <= dense_params), default=0)
 
 
-def num_params_table(
-    method: Method, shape: Sequence[int], groups: int, cap: int, dense_params: int
-) -> list[int]:
+def num_params_table(method: Method, shape: Sequence[int], groups: int, cap: int, dense_params: int) -> list[int]:
     """Parameters at ranks 1..cap; at the cap the layer stays as it was, so its own count stands there."""
     counts = [METHODS[method].num_params(shape, groups, rank) for rank in range(1, cap)]
     return [*counts, dense_params]

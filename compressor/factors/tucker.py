@@ -16,8 +16,10 @@ from compressor.factors.base import Factors, make_conv, untouched_geometry
 
 def side_ranks(shape: Sequence[int], rank: int) -> tuple[int, int]:
     """(Rout, Rin) of a weight of `shape` (Co, Ci, kh, kw) at `rank`, the rank of its larger channel side."""
-    larger = max(shape[0], shape[1])
-    return max(1, round(rank * shape[0] / larger)), max(1, round(rank * shape[1] / larger))
+    num_out, num_in, height, width = shape
+    larger = max(num_out, num_in)
+    rank_out, rank_in = (max(1, round(rank * side / larger)) for side in (num_out, num_in))
+    return min(rank_out, num_in * height * width), min(rank_in, num_out * height * width)
 
 
 def num_params(shape: Sequence[int], groups: int, rank: int) -> int:
@@ -42,7 +44,7 @@ class TuckerFactors(Factors):
         # TensorLy's NumPy backend is its default: no global state is switched.
         weight = layer.weight.detach().double().cpu().numpy()
         (core, (side_out, side_in)), _ = partial_tucker(
-            weight, rank=list(weight.shape[:2]), modes=[0, 1], init="svd", n_iter_max=1
+            weight, rank=list(side_ranks(self._shape, self.max_rank)), modes=[0, 1], init="svd", n_iter_max=1
         )
         self._core, self._out, self._in = (self._as_tensor(part) for part in (core, side_out, side_in))
 

@@ -11,7 +11,7 @@ from scipy.stats import norm
 
 from compressor.objective import Objective
 from compressor.search.gp import Array, GaussianProcess
-from compressor.search.space import RankSpace, Ranks
+from compressor.search.space import Ranks, RankSpace
 
 NUM_RANDOM = 512
 NUM_LOCAL = 512
@@ -117,9 +117,7 @@ def _neighbours(space: RankSpace, point: Ranks) -> Ranks:
     return np.unique(np.concatenate([*strides, *steps]), axis=0)
 
 
-def measure_again(
-    score: PacScore, candidate: Ranks, incumbent: Ranks, noise: NDArray[np.float64]
-) -> bool:
+def measure_again(score: PacScore, candidate: Ranks, incumbent: Ranks, noise: NDArray[np.float64]) -> bool:
     """True if another look at the incumbent says more about the difference than a look at the candidate.
 
     Each look shrinks var(t) + var(i) - 2 cov by cov(J(x), difference)^2 / (var(x) + noise(x)); `noise` holds

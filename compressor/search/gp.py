@@ -151,9 +151,7 @@ def _profiled_mean(covariance: Array, targets: Array) -> float:
     return float(weights @ targets / weights.sum())
 
 
-def _negative_log_likelihood(
-    log_hyper: Array, thetas: Array, targets: Array, noise: Array
-) -> tuple[float, Array]:
+def _negative_log_likelihood(log_hyper: Array, thetas: Array, targets: Array, noise: Array) -> tuple[float, Array]:
     """Minus the profiled log likelihood, and its gradient in the logarithms of the hyperparameters.
 
     The length-scales' gradient is two matrix products: sum_ij W_ij (x_ik - x_jk)^2 expands into row sums of W

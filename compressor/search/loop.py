@@ -14,7 +14,7 @@ from compressor.records import CertificateRecord, EvaluationRecord, SearchRecord
 from compressor.search import gp, start
 from compressor.search.acquisition import Belief, PacScore, failure_probability, maximise, measure_again
 from compressor.search.journal import Journal
-from compressor.search.space import Coordinates, RankSpace, Ranks
+from compressor.search.space import Coordinates, Ranks, RankSpace
 
 Evaluate = Callable[[Ranks, np.ndarray], Losses]
 StartChoice = Literal["sensitivity", "random"]

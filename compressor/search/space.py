@@ -54,10 +54,7 @@ class RankSpace:
     def decode(self, thetas: Thetas) -> Ranks:
         """Nearest ranks (n, d) of thetas (n, d)."""
         clipped = np.clip(thetas, 0.0, 1.0)
-        if self.coordinates == "log":
-            values = self.caps**clipped
-        else:
-            values = 1 + clipped * (self.caps - 1)
+        values = self.caps**clipped if self.coordinates == "log" else 1 + clipped * (self.caps - 1)
         return np.clip(np.rint(values), 1, self.caps).astype(np.int64)
 
     def sample(self, count: int, rng: np.random.Generator) -> Ranks:

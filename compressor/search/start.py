@@ -12,7 +12,7 @@ import numpy as np
 from compressor.fidelity import Losses
 from compressor.objective import Objective
 from compressor.search.gp import Array
-from compressor.search.space import RankSpace, Ranks
+from compressor.search.space import Ranks, RankSpace
 
 PROBE_RANKS = 8
 PROBE_IMAGES = 5
@@ -52,9 +52,7 @@ def allocate(space: RankSpace, sensitivities: list[Array], weight: float) -> Ran
     return np.array([1 + int(np.argmin(cost)) for cost in costs], dtype=np.int64)
 
 
-def look_along_curve(
-    space: RankSpace, objective: Objective, sensitivities: list[Array], look: Look
-) -> Ranks:
+def look_along_curve(space: RankSpace, objective: Objective, sensitivities: list[Array], look: Look) -> Ranks:
     """Look at plans along the trade-off curve, finer around the best; returns the best by observation."""
     seen: dict[bytes, tuple[float, float, Ranks]] = {}
 
