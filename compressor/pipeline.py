@@ -26,7 +26,7 @@ from benchmarks.machine import describe_machine
 from benchmarks.report import write_report
 from benchmarks.size import count_nonzero_params, count_params, file_bytes, gzip_bytes
 from compressor import advice
-from compressor.errors import InputError
+from compressor.errors import InputError, VerificationError
 from compressor.factors import Factors
 from compressor.fidelity import FunctionNorm
 from compressor.files import check_folder, prepare_folder, replace_when_whole, write_text
@@ -365,7 +365,7 @@ def _export_both(job: Job, original: nn.Module, network: nn.Module, plan: Plan) 
     """original.onnx and model.onnx, each checked against torch before it takes its name."""
     images = job.held_out.batch(slice(0, VERIFY_IMAGES))
     provenance = {
-        "bocompress_version": compressor.__version__,
+        "version": compressor.__version__,
         "architecture": job.source.arch,
     }
     ranks = {layer.name: layer.rank for layer in plan.layers if layer.rank is not None}
@@ -383,7 +383,10 @@ def _export_both(job: Job, original: nn.Module, network: nn.Module, plan: Plan) 
 def _export_verified(model: nn.Module, images: Tensor, path: Path, metadata: Mapping[str, str]) -> ParityRecord:
     with replace_when_whole(path) as partial:
         export_onnx(model, images[:2], partial, metadata)
-        return verify_onnx(partial, model, images)
+        try:
+            return verify_onnx(partial, model, images)
+        except VerificationError as error:
+            raise VerificationError(str(error).replace(str(partial), str(path))) from error
 
 
 def _measure(job: Job) -> dict[str, LatencyRecord]:

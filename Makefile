@@ -1,0 +1,43 @@
+# Everything a fresh machine needs: Python 3.11 or later and make. `make demo`, `make test`; the rest is in `make help`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+MODEL ?= demo/resnet18-digits.pt
+DATA ?=
+OUT ?=
+
+.PHONY: help demo test lint docs bench-uniform clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bocompress needs Python 3.11 or later; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## train resnet18 on handwritten digits, compress it, export, verify, measure, report
+	rm -rf demo
+	$(BIN)/python -m benchmarks.digits demo
+	$(BIN)/bocompress-export demo/resnet18-digits.pt --data demo/images --input-size 32 --out demo/compressed
+
+test: $(READY) lint  ## the whole suite, lint and types
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(READY)  ## write docs/options.md and the tables of docs/results.md anew
+	$(BIN)/python -m docs.generate
+
+bench-uniform: $(READY)  ## MODEL, DATA: the search's plan against every uniform plan, on images outside the search
+	$(BIN)/python -m benchmarks.uniform $(MODEL) $(DATA)
+
+clean:  ## remove the environment and the demo
+	rm -rf $(VENV) demo build
