@@ -12,7 +12,8 @@ from compressor.fidelity import ImageSampler, Losses, noise_covariance
 from compressor.objective import Objective
 from compressor.records import CertificateRecord, EvaluationRecord, SearchRecord
 from compressor.search import gp, start
-from compressor.search.acquisition import Belief, PacScore, failure_probability, maximise, measure_again
+from compressor.search.acquisition import maximise, measure_again
+from compressor.search.belief import Belief, LogSurrogate, PlainSurrogate, Score, Surrogate, SurrogateChoice
 from compressor.search.journal import Journal
 from compressor.search.space import Coordinates, Ranks, RankSpace
 
@@ -37,6 +38,7 @@ class SearchSettings:
     max_seconds: float | None = None
     coordinates: Coordinates = "log"
     start: StartChoice = "sensitivity"
+    surrogate: SurrogateChoice = "log"
     seed: int = 0
 
 
@@ -54,9 +56,7 @@ class Test:
     """Outcome of one test of Eq. (12): the best rival found and its probability to win by more than delta."""
 
     rival: Ranks
-    incumbent: Ranks
-    score: PacScore
-    delta: float
+    score: Score
     failure_probability: float
 
 
@@ -92,6 +92,7 @@ class Search:
         self._state = SearchState()
         self._image_passes = 0
         self._surrogate_seconds = 0.0
+        self._surrogate: Surrogate = PlainSurrogate(space, objective)
         self._hyper: gp.Hyperparameters | None = None
         self._fitted_at = 0
 
@@ -107,7 +108,7 @@ class Search:
                     break
                 self._look(*self._next_point(test))
             record = self._record(test, reason, time.perf_counter() - began)
-        return test.incumbent, record
+        return test.score.incumbent, record
 
     # Looks
 
@@ -149,27 +150,36 @@ class Search:
     def _start(self) -> None:
         rng = np.random.default_rng([self._settings.seed, 0])
         count = self._space.num_dims
+        sensitivities = None
         if self._settings.start == "random":
             points = self._space.sample(2 * count + 2, rng)
         else:
             sensitivities = start.probe_sensitivities(self._space, self._probe)
             best = start.look_along_curve(self._space, self._objective, sensitivities, self._look)
             points = start.points_around(self._space, best, count, rng)
+        self._surrogate = self._choose_surrogate(sensitivities)
         for ranks in points[: self._settings.max_evaluations - len(self._state.ranks)]:
             self._look("start", ranks)
+
+    def _choose_surrogate(self, sensitivities: list[np.ndarray] | None) -> Surrogate:
+        if self._settings.surrogate == "plain":
+            return PlainSurrogate(self._space, self._objective)
+        if sensitivities is None:
+            return LogSurrogate(self._space, self._objective, None)
+        return LogSurrogate(self._space, self._objective, lambda ranks: start.add_up(sensitivities, ranks))
 
     # Surrogate and acquisition
 
     def _believe(self) -> Belief:
         state = self._state
-        thetas = self._space.encode(np.array(state.ranks))
-        gamma = self._objective.gamma
-        targets = -gamma * np.array([losses.mean for losses in state.losses])
-        noise = gamma**2 * noise_covariance(state.losses, self._num_images)
-        if self._hyper is None or len(targets) >= REFIT_GROWTH * self._fitted_at:
-            self._hyper = gp.fit(thetas, targets, noise, start=self._hyper)
-            self._fitted_at = len(targets)
-        return Belief(gp.GaussianProcess(thetas, targets, noise, self._hyper), self._space, self._objective)
+        ranks = np.array(state.ranks)
+        thetas = self._space.encode(ranks)
+        norms = np.array([losses.mean for losses in state.losses])
+        targets = self._surrogate.targets(ranks, norms, noise_covariance(state.losses, self._num_images))
+        if self._hyper is None or len(norms) >= REFIT_GROWTH * self._fitted_at:
+            self._hyper = gp.fit(thetas, targets.values, targets.noise, start=self._hyper)
+            self._fitted_at = len(norms)
+        return self._surrogate.belief(gp.GaussianProcess(thetas, targets.values, targets.noise, self._hyper))
 
     def _test(self) -> Test:
         began = time.perf_counter()
@@ -181,16 +191,15 @@ class Search:
         delta = self._settings.delta
         if self._settings.delta_is_relative:
             delta *= abs(float(means[order[0]]))
-        score = PacScore(belief, incumbent, delta)
+        score = belief.score(incumbent, delta)
         rng = np.random.default_rng([self._settings.seed, len(visited)])
         rival, value = maximise(score, self._space, visited[order[:NUM_ANCHORS]], rng)
         self._surrogate_seconds += time.perf_counter() - began
-        return Test(rival, incumbent, score, delta, failure_probability(value))
+        return Test(rival, score, float(np.exp(value)))
 
     def _next_point(self, test: Test) -> tuple[str, Ranks]:
-        noise = self._expected_noise(test)
-        if measure_again(test.score, test.rival, test.incumbent, noise):
-            return "re-measure", test.incumbent
+        if measure_again(test.score, test.rival, self._expected_noise(test)):
+            return "re-measure", test.score.incumbent
         return "candidate", test.rival
 
     def _expected_noise(self, test: Test) -> np.ndarray:
@@ -201,10 +210,8 @@ class Search:
         norms = np.array([losses.mean for losses in self._state.losses])
         variances = np.array([losses.variance for losses in self._state.losses])
         factor = np.median(variances / np.maximum(norms, start.LOSS_FLOOR) ** 2)
-        both = np.stack([test.rival, test.incumbent])
-        belief = test.score.belief
-        expected = belief.process.project(self._space.encode(both))[0]
-        return factor * np.maximum(expected**2, norms.min() ** 2 * self._objective.gamma**2)
+        expected, _ = test.score.belief.function_norm(np.stack([test.rival, test.score.incumbent]))
+        return self._surrogate.look_noise(float(factor), np.maximum(expected, norms.min()))
 
     def _reason_to_stop(self, test: Test, seconds: float) -> str:
         settings = self._settings
@@ -219,7 +226,7 @@ class Search:
     # Record
 
     def _record(self, test: Test, reason: str, seconds: float) -> SearchRecord:
-        belief = test.score.belief
+        belief, incumbent = test.score.belief, test.score.incumbent[None]
         met = test.failure_probability <= self._settings.epsilon
         return SearchRecord(
             evaluations=len(self._state.ranks),
@@ -227,11 +234,11 @@ class Search:
             seconds=seconds,
             surrogate_seconds=self._surrogate_seconds,
             stopped_because=reason,
-            objective=float(belief.mean(test.incumbent[None])[0]),
-            objective_sd=float(belief.sd(test.incumbent[None])[0]),
+            objective=float(belief.mean(incumbent)[0]),
+            objective_sd=float(belief.sd(incumbent)[0]),
             certificate=CertificateRecord(
                 pointwise=test.failure_probability,
-                delta=test.delta,
+                delta=test.score.delta,
                 epsilon=self._settings.epsilon,
                 met=met,
             ),

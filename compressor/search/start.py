@@ -46,6 +46,11 @@ def probe_sensitivities(space: RankSpace, probe: Probe) -> list[Array]:
     return tables
 
 
+def add_up(sensitivities: list[Array], ranks: Ranks) -> Array:
+    """Sum over the layers (m,) of the single-layer losses at ranks (m, d)."""
+    return np.sum([table[ranks[:, i] - 1] for i, table in enumerate(sensitivities)], axis=0)
+
+
 def allocate(space: RankSpace, sensitivities: list[Array], weight: float) -> Ranks:
     """Ranks (d,) minimising R + weight * sum of single-layer losses, layer by layer (Lagrangian allocation)."""
     costs = [space.layer_ratio(i) + weight * table for i, table in enumerate(sensitivities)]

@@ -1,0 +1,253 @@
+"""What is believed about J after n looks: two ways to model L, with the size term always added exactly.
+
+`PlainBelief` is the paper's: a Gaussian process on -gamma L. `LogBelief` models log L instead. L spans three
+orders of magnitude and multiplies rather than adds across layers, so its logarithm is the smoother function;
+and the additive single-layer sensitivities, where known, are its prior mean. Both answer the same two
+questions: the posterior mean of J, and the probability of Eq. (7).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import log_ndtr, logsumexp
+
+from compressor.objective import Objective
+from compressor.search.gp import Array, GaussianProcess
+from compressor.search.space import Ranks, RankSpace
+
+SurrogateChoice = Literal["log", "plain"]
+SumOfSensitivities = Callable[[Ranks], Array]
+
+VANISHING = 1e-12  # variance of a difference, relative to the signal's, that counts as no difference
+RESOLUTION = 1e-4  # differences of J below this are of no interest: log L is taken of L + RESOLUTION / gamma
+NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(11)
+LOG_NODE_WEIGHTS = np.log(NODE_WEIGHTS / NODE_WEIGHTS.sum())
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Observations as the Gaussian process sees them: values (n,) and noise covariance (n, n)."""
+
+    values: Array
+    noise: Array
+
+
+class Surrogate(ABC):
+    """How looks at L become the process's targets, and its posterior a belief about J."""
+
+    def __init__(self, space: RankSpace, objective: Objective) -> None:
+        self.space = space
+        self.objective = objective
+
+    @abstractmethod
+    def targets(self, ranks: Ranks, function_norms: Array, noise: Array) -> Targets:
+        """Targets from estimates of L (n,) at ranks (n, d) with noise covariance (n, n)."""
+
+    @abstractmethod
+    def belief(self, process: GaussianProcess) -> "Belief":
+        """The belief about J that `process` (fitted to `targets`) implies."""
+
+    @abstractmethod
+    def look_noise(self, relative_variance: float, function_norms: Array) -> Array:
+        """Noise variances (m,), in the targets' units, of looks where L is about `function_norms` (m,).
+
+        `relative_variance` is var(L estimate) / L^2.
+        """
+
+
+class Belief(ABC):
+    """Posterior over J at any ranks."""
+
+    def __init__(self, surrogate: Surrogate, process: GaussianProcess) -> None:
+        self.space = surrogate.space
+        self.objective = surrogate.objective
+        self.process = process
+
+    @abstractmethod
+    def function_norm(self, ranks: Ranks) -> tuple[Array, Array]:
+        """Posterior mean and standard deviation (m,) of L at ranks (m, d)."""
+
+    @abstractmethod
+    def score(self, incumbent: Ranks, delta: float) -> "Score":
+        """The acquisition: how probable each point beats `incumbent` (d,) by more than `delta`."""
+
+    @abstractmethod
+    def slopes(self, ranks: Ranks) -> Array:
+        """dJ / d target (m,) at the posterior mean, to first order."""
+
+    def size_term(self, ranks: Ranks) -> Array:
+        """The exact part of J (m,)."""
+        return self.objective.size_term(self.space.ratio(ranks))
+
+    def mean(self, ranks: Ranks) -> Array:
+        """Posterior mean of J (m,)."""
+        return self.size_term(ranks) - self.objective.gamma * self.function_norm(ranks)[0]
+
+    def sd(self, ranks: Ranks) -> Array:
+        """Posterior standard deviation of J (m,)."""
+        return self.objective.gamma * self.function_norm(ranks)[1]
+
+    def latent(self, ranks: Ranks) -> tuple[Array, Array]:
+        """Posterior mean (m,) and whitened cross-covariances (n, m) of the process itself."""
+        return self.process.project(self.space.encode(ranks))
+
+    def latent_variance(self, projected: Array) -> Array:
+        """Posterior variance (m,) of the process from `latent`'s second part."""
+        return np.maximum(self.process.hyper.signal_variance - (projected**2).sum(0), 0.0)
+
+
+class Score(ABC):
+    """log P(J(t) > J(incumbent) + delta), Eq. (7); its argmax is Eq. (11), its maximum Eq. (12)."""
+
+    def __init__(self, belief: Belief, incumbent: Ranks, delta: float) -> None:
+        self.belief = belief
+        self.incumbent = incumbent
+        self.delta = delta
+        self._theta = belief.space.encode(incumbent[None])
+        mean, self._projected = belief.latent(incumbent[None])
+        self._mean = float(mean[0])
+        self._size_term = float(belief.size_term(incumbent[None])[0])
+
+    def __call__(self, ranks: Ranks) -> NDArray[np.float64]:
+        """Log probabilities (m,) at ranks (m, d); minus infinity at the incumbent itself."""
+        same = (ranks == self.incumbent).all(1)
+        return np.where(same, -np.inf, self._log_probability(ranks))
+
+    @abstractmethod
+    def _log_probability(self, ranks: Ranks) -> Array: ...
+
+
+# Plain: Gaussian process on -gamma L, as in the paper
+
+
+class PlainSurrogate(Surrogate):
+    """Targets are -gamma L."""
+
+    def targets(self, ranks: Ranks, function_norms: Array, noise: Array) -> Targets:
+        gamma = self.objective.gamma
+        return Targets(-gamma * function_norms, gamma**2 * noise)
+
+    def belief(self, process: GaussianProcess) -> "PlainBelief":
+        return PlainBelief(self, process)
+
+    def look_noise(self, relative_variance: float, function_norms: Array) -> Array:
+        return relative_variance * (self.objective.gamma * function_norms) ** 2
+
+
+class PlainBelief(Belief):
+    """J is Gaussian."""
+
+    def function_norm(self, ranks: Ranks) -> tuple[Array, Array]:
+        mean, projected = self.latent(ranks)
+        gamma = self.objective.gamma
+        return -mean / gamma, np.sqrt(self.latent_variance(projected)) / gamma
+
+    def score(self, incumbent: Ranks, delta: float) -> "PlainScore":
+        return PlainScore(self, incumbent, delta)
+
+    def slopes(self, ranks: Ranks) -> Array:
+        return np.ones(len(ranks))
+
+
+class PlainScore(Score):
+    """Eq. (11) as written, behind the monotone log Phi."""
+
+    def _log_probability(self, ranks: Ranks) -> Array:
+        mean, variance = self.difference(ranks)
+        floor = VANISHING * self.belief.process.hyper.signal_variance
+        return np.asarray(log_ndtr((mean - self.delta) / np.sqrt(np.maximum(variance, floor))))
+
+    def difference(self, ranks: Ranks) -> tuple[Array, Array]:
+        """Posterior mean and variance (m,) of J(t) - J(incumbent): var(t) + var(incumbent) - 2 cov."""
+        mean, projected = self.belief.latent(ranks)
+        process = self.belief.process
+        cross = process.prior_covariance(self.belief.space.encode(ranks), self._theta)[:, 0]
+        variance = 2.0 * (process.hyper.signal_variance - cross) - ((projected - self._projected) ** 2).sum(0)
+        sizes = self.belief.size_term(ranks) - self._size_term
+        return mean - self._mean + sizes, np.maximum(variance, 0.0)
+
+
+# Log: Gaussian process on the logarithm of L
+
+
+class LogSurrogate(Surrogate):
+    """Targets are log(L + c) less the prior mean log(sum of sensitivities + c), c = RESOLUTION / gamma.
+
+    Noise goes over to the logarithm to first order, with the mean of a log-normal corrected for.
+    """
+
+    def __init__(
+        self, space: RankSpace, objective: Objective, sum_of_sensitivities: SumOfSensitivities | None
+    ) -> None:
+        super().__init__(space, objective)
+        self.offset = RESOLUTION / objective.gamma
+        self._sum = sum_of_sensitivities
+
+    def prior_mean(self, ranks: Ranks) -> Array:
+        """log(sum of sensitivities + c) (m,), or zero where no layer was measured alone."""
+        return np.zeros(len(ranks)) if self._sum is None else np.log(self._sum(ranks) + self.offset)
+
+    def targets(self, ranks: Ranks, function_norms: Array, noise: Array) -> Targets:
+        shifted = function_norms + self.offset
+        relative = noise / np.outer(shifted, shifted)
+        return Targets(np.log(shifted) + 0.5 * np.diag(relative) - self.prior_mean(ranks), relative)
+
+    def belief(self, process: GaussianProcess) -> "LogBelief":
+        return LogBelief(self, process)
+
+    def look_noise(self, relative_variance: float, function_norms: Array) -> Array:
+        return np.full(len(function_norms), relative_variance)
+
+
+class LogBelief(Belief):
+    """L + c is log-normal."""
+
+    def __init__(self, surrogate: LogSurrogate, process: GaussianProcess) -> None:
+        super().__init__(surrogate, process)
+        self.offset = surrogate.offset
+        self._prior_mean = surrogate.prior_mean
+
+    def latent(self, ranks: Ranks) -> tuple[Array, Array]:
+        mean, projected = super().latent(ranks)
+        return mean + self._prior_mean(ranks), projected
+
+    def function_norm(self, ranks: Ranks) -> tuple[Array, Array]:
+        mean, projected = self.latent(ranks)
+        variance = self.latent_variance(projected)
+        shifted = np.exp(mean + 0.5 * variance)
+        return shifted - self.offset, shifted * np.sqrt(np.expm1(variance))
+
+    def score(self, incumbent: Ranks, delta: float) -> "LogScore":
+        return LogScore(self, incumbent, delta)
+
+    def slopes(self, ranks: Ranks) -> Array:
+        return -self.objective.gamma * np.exp(self.latent(ranks)[0])
+
+
+class LogScore(Score):
+    """The same probability for log-normal L, by Gauss-Hermite quadrature over the incumbent's log L.
+
+    With a = log(L(t) + c) and b that of the incumbent, jointly Gaussian, the event is
+    e^a < e^b + (size(t) - size(incumbent) - delta) / gamma; given b it has a closed form.
+    """
+
+    def _log_probability(self, ranks: Ranks) -> Array:
+        belief = self.belief
+        mean, projected = belief.latent(ranks)
+        process = belief.process
+        cross = process.prior_covariance(belief.space.encode(ranks), self._theta)[:, 0]
+        covariance = cross - (projected * self._projected).sum(0)
+        own = max(float(belief.latent_variance(self._projected)[0]), VANISHING * process.hyper.signal_variance)
+        floor = VANISHING * process.hyper.signal_variance
+        deviation = np.sqrt(np.maximum(belief.latent_variance(projected) - covariance**2 / own, floor))
+        margin = (belief.size_term(ranks) - self._size_term - self.delta) / belief.objective.gamma
+        nodes = self._mean + np.sqrt(own) * NODES[:, None]
+        threshold = np.exp(nodes) + margin
+        conditional = mean + covariance / own * (nodes - self._mean)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = np.where(threshold > 0, (np.log(threshold) - conditional) / deviation, -np.inf)
+        return np.asarray(logsumexp(log_ndtr(z) + LOG_NODE_WEIGHTS[:, None], axis=0))
