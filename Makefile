@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 MODEL ?= demo/resnet18-digits.pt
-DATA ?=
-OUT ?=
+DATA ?= demo/images
+SIZE ?= 32
 
 .PHONY: help demo test lint docs bench-uniform clean
 
@@ -36,8 +36,8 @@ lint: $(READY)  ## ruff and mypy
 docs: $(READY)  ## write docs/options.md and the tables of docs/results.md anew
 	$(BIN)/python -m docs.generate
 
-bench-uniform: $(READY)  ## MODEL, DATA: the search's plan against every uniform plan, on images outside the search
-	$(BIN)/python -m benchmarks.uniform $(MODEL) $(DATA)
+bench-uniform: $(READY)  ## MODEL, DATA, SIZE: the search's plan against every uniform plan, on images outside the search
+	$(BIN)/python -m benchmarks.peers.uniform $(MODEL) $(DATA) --input-size $(SIZE)
 
 clean:  ## remove the environment and the demo
 	rm -rf $(VENV) demo build

@@ -165,10 +165,10 @@ search_options = _options(
     click.option(
         "--delta",
         type=Delta(),
-        default="0.05",
+        default="5%",
         show_default=True,
         help="The certificate's delta: how much better, in the objective, a plan must be to matter. A "
-        "percentage is taken of the best objective.",
+        "percentage is taken of the best objective; the paper's delta is 0.05 itself.",
     ),
     click.option(
         "--epsilon",
@@ -190,6 +190,13 @@ search_options = _options(
         default="sensitivity",
         show_default=True,
         help="First plans: from one-layer-at-a-time sensitivities, or random as in the paper.",
+    ),
+    click.option(
+        "--surrogate",
+        type=click.Choice(["log", "plain"]),
+        default="log",
+        show_default=True,
+        help="What the Gaussian process models: log L over the layers' sensitivities, or -gamma L as in the paper.",
     ),
     click.option(
         "--coordinates",
@@ -481,6 +488,7 @@ def _settings(options: dict[str, Any]) -> "Settings":
                 "epsilon",
                 "samples",
                 "start",
+                "surrogate",
                 "coordinates",
                 "max_evaluations",
                 "max_seconds",

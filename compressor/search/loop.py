@@ -31,7 +31,7 @@ class SearchSettings:
     """
 
     delta: float = 0.05
-    delta_is_relative: bool = False
+    delta_is_relative: bool = True
     epsilon: float = 0.005
     samples: int = 50
     max_evaluations: int = 200
@@ -91,6 +91,7 @@ class Search:
         self._sampler = ImageSampler(num_images, settings.samples, settings.seed)
         self._state = SearchState()
         self._image_passes = 0
+        self._num_probes = 0
         self._surrogate_seconds = 0.0
         self._surrogate: Surrogate = PlainSurrogate(space, objective)
         self._hyper: gp.Hyperparameters | None = None
@@ -126,7 +127,8 @@ class Search:
     def _probe(self, ranks: Ranks) -> Losses:
         images = np.arange(min(start.PROBE_IMAGES, self._num_images))
         losses = self._observe("probe", ranks, images)
-        self._on_look(0, "measuring each layer alone")
+        self._num_probes += 1
+        self._on_look(0, f"measuring layers one at a time, {self._num_probes} looks so far")
         return losses
 
     def _observe(self, source: str, ranks: Ranks, indices: np.ndarray) -> Losses:

@@ -1,0 +1,1 @@
+"""Studies: what bocompress finds beside what others find. These may import everything."""
