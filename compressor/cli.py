@@ -285,10 +285,10 @@ def export(**options: Any) -> None:
     model.onnx, report.json and report.html.
     """
     from compressor.files import check_folder
-    from compressor.pipeline import JOURNAL, compress
+    from compressor.pipeline import OUTPUTS, compress
 
     progress, out = _progress(), _out(options)
-    check_folder(out, keep=(JOURNAL,) if options["resume"] else ())
+    check_folder(out, keep=OUTPUTS if options["resume"] else ())
     loaded, images = _load(options, progress)
     result = compress(
         loaded.model,

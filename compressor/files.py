@@ -48,12 +48,17 @@ def check_folder(folder: Path, keep: Sequence[str] = ()) -> None:
         others = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror}") from error
-    others = [name for name in others if name not in keep]
+    others = [name for name in others if name not in keep and not (keep and _is_partial(name))]
     if others:
         raise InputError(
             f"the folder {folder} already holds other files ({', '.join(others[:3])}"
             f"{', ...' if len(others) > 3 else ''}): choose another --out or empty it"
         )
+
+
+def _is_partial(name: str) -> bool:
+    """A file that a killed run left half written; see `replace_when_whole`."""
+    return name.startswith(".") and name.endswith(".tmp")
 
 
 def prepare_folder(folder: Path) -> None:

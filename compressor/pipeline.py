@@ -59,6 +59,16 @@ from exporters.verify import VERIFY_IMAGES, verify_onnx
 MAX_SEARCH_IMAGES = 500
 MAX_IMAGES = 1500
 JOURNAL = "search.jsonl"
+# What a run leaves in its folder; --resume finds some of it there.
+OUTPUTS = (
+    JOURNAL,
+    "plan.json",
+    "compressed.safetensors",
+    "original.onnx",
+    "model.onnx",
+    "report.json",
+    "report.html",
+)
 
 
 @dataclass(frozen=True)
@@ -160,7 +170,7 @@ def compress(
         InputError: something about the input, the settings or the folder is not usable.
         VerificationError: the exported file does not compute what the network computes.
     """
-    job = _prepare(model, images, out, settings, source, progress, keep=(JOURNAL,) if resume else ())
+    job = _prepare(model, images, out, settings, source, progress, keep=OUTPUTS if resume else ())
     return _finish(job, _search(job, resume))
 
 

@@ -18,6 +18,7 @@ LENGTH_SCALE_BOUNDS = (0.05, 20.0)
 SIGNAL_BOUNDS = (1e-4, 1e4)  # relative to the variance of the targets
 EXCESS_BOUNDS = (1e-8, 1.0)  # likewise
 JITTER = 1e-10
+TINY = 1e-24  # a variance, where all targets are alike and free of noise
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def fit(
     The constant mean is profiled out. `start` (the last fit) is tried beside `restarts` fixed ones, so that
     the result depends on nothing but the arguments.
     """
-    scale = max(float(targets.var()), 1e-300)
+    scale = max(float(targets.var()), float(noise.diagonal().mean()), TINY)
     num_dims = thetas.shape[1]
     bounds = [np.log(LENGTH_SCALE_BOUNDS)] * num_dims + [np.log(SIGNAL_BOUNDS), np.log(EXCESS_BOUNDS)]
     standardised = (targets - targets.mean()) / np.sqrt(scale)

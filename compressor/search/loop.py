@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,6 +41,10 @@ class SearchSettings:
     start: StartChoice = "sensitivity"
     surrogate: SurrogateChoice = "log"
     seed: int = 0
+
+
+class BudgetSpent(Exception):
+    """The budget ended before the start was complete."""
 
 
 @dataclass
@@ -92,29 +97,33 @@ class Search:
         self._state = SearchState()
         self._image_passes = 0
         self._num_probes = 0
+        self._began = time.perf_counter()
         self._surrogate_seconds = 0.0
         self._surrogate: Surrogate = PlainSurrogate(space, objective)
         self._hyper: gp.Hyperparameters | None = None
         self._fitted_at = 0
 
     def run(self) -> tuple[Ranks, SearchRecord]:
-        """Search until the certificate holds, `max_evaluations` or `max_seconds`."""
-        began = time.perf_counter()
+        """Search until the certificate holds, `max_evaluations` or `max_seconds`; at least one plan is looked at."""
+        self._began = time.perf_counter()
         with threadpool_limits(limits=1, user_api="blas"):
-            self._start()
+            with suppress(BudgetSpent):
+                self._start()
             while True:
                 test = self._test()
-                reason = self._reason_to_stop(test, time.perf_counter() - began)
+                reason = "certificate met" if self._is_met(test) else self._spent_budget()
                 if reason:
                     break
                 self._look(*self._next_point(test))
-            record = self._record(test, reason, time.perf_counter() - began)
+            record = self._record(test, reason)
         return test.score.incumbent, record
 
     # Looks
 
     def _look(self, source: str, ranks: Ranks) -> float:
         """Evaluate a plan on the next images; returns the observed J."""
+        if self._spent_budget():
+            raise BudgetSpent
         losses = self._observe(source, ranks, self._sampler.draw(len(self._state.ranks)))
         self._state.ranks.append(ranks)
         self._state.losses.append(losses)
@@ -152,15 +161,15 @@ class Search:
     def _start(self) -> None:
         rng = np.random.default_rng([self._settings.seed, 0])
         count = self._space.num_dims
-        sensitivities = None
         if self._settings.start == "random":
+            self._surrogate = self._choose_surrogate(None)
             points = self._space.sample(2 * count + 2, rng)
         else:
             sensitivities = start.probe_sensitivities(self._space, self._probe)
+            self._surrogate = self._choose_surrogate(sensitivities)
             best = start.look_along_curve(self._space, self._objective, sensitivities, self._look)
             points = start.points_around(self._space, best, count, rng)
-        self._surrogate = self._choose_surrogate(sensitivities)
-        for ranks in points[: self._settings.max_evaluations - len(self._state.ranks)]:
+        for ranks in points:
             self._look("start", ranks)
 
     def _choose_surrogate(self, sensitivities: list[np.ndarray] | None) -> Surrogate:
@@ -215,25 +224,29 @@ class Search:
         expected, _ = test.score.belief.function_norm(np.stack([test.rival, test.score.incumbent]))
         return self._surrogate.look_noise(float(factor), np.maximum(expected, norms.min()))
 
-    def _reason_to_stop(self, test: Test, seconds: float) -> str:
-        settings = self._settings
-        if test.failure_probability <= settings.epsilon:
-            return "certificate met"
-        if len(self._state.ranks) >= settings.max_evaluations:
+    def _is_met(self, test: Test) -> bool:
+        return test.failure_probability <= self._settings.epsilon
+
+    def _spent_budget(self) -> str:
+        """Which budget is spent, in words; empty while there is some left."""
+        settings, looks = self._settings, len(self._state.ranks)
+        if looks >= settings.max_evaluations:
             return f"{settings.max_evaluations} evaluations spent"
-        if settings.max_seconds is not None and seconds >= settings.max_seconds:
+        if looks and settings.max_seconds is not None and self._seconds() >= settings.max_seconds:
             return f"{settings.max_seconds:g} seconds spent"
         return ""
 
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._began
+
     # Record
 
-    def _record(self, test: Test, reason: str, seconds: float) -> SearchRecord:
+    def _record(self, test: Test, reason: str) -> SearchRecord:
         belief, incumbent = test.score.belief, test.score.incumbent[None]
-        met = test.failure_probability <= self._settings.epsilon
         return SearchRecord(
             evaluations=len(self._state.ranks),
             image_passes=self._image_passes,
-            seconds=seconds,
+            seconds=self._seconds(),
             surrogate_seconds=self._surrogate_seconds,
             stopped_because=reason,
             objective=float(belief.mean(incumbent)[0]),
@@ -242,7 +255,7 @@ class Search:
                 pointwise=test.failure_probability,
                 delta=test.score.delta,
                 epsilon=self._settings.epsilon,
-                met=met,
+                met=self._is_met(test),
             ),
             history=[self._history_row(index) for index in range(len(self._state.ranks))],
         )

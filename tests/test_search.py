@@ -1,0 +1,154 @@
+"""The loop on problems whose optimum is known, with noise of known size; budgets, repetition, resuming."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compressor.errors import InputError
+from compressor.fidelity import Losses
+from compressor.objective import Objective
+from compressor.records import SearchRecord
+from compressor.search.journal import Journal
+from compressor.search.loop import Search, SearchSettings
+from compressor.search.space import Ranks, RankSpace
+
+NUM_IMAGES = 400
+CAPS = (40, 60, 24, 80)
+STRENGTHS = np.array([1.0, 4.0, 0.5, 8.0])
+
+
+class Problem:
+    """L = sum of a_i (1/K_i - 1/cap_i), raised by joint interaction; images differ by a fixed factor each."""
+
+    def __init__(self, caps: tuple[int, ...] = CAPS) -> None:
+        self.strengths = STRENGTHS[: len(caps)]
+        self.space = RankSpace(
+            [f"layer{i}" for i in range(len(caps))], [[rank * 100 for rank in range(1, cap + 1)] for cap in caps]
+        )
+        self.objective = Objective(0.2)
+        self.factors = np.random.default_rng(0).gamma(4.0, 0.25, NUM_IMAGES)
+        self.num_evaluations = 0
+
+    def norm(self, ranks: Ranks) -> np.ndarray:
+        singles = (self.strengths * (1.0 / ranks - 1.0 / self.space.caps)).sum(1)
+        return singles * (1.0 + 0.3 * singles)
+
+    def evaluate(self, ranks: Ranks, indices: np.ndarray) -> Losses:
+        self.num_evaluations += 1
+        rng = np.random.default_rng([*ranks.tolist(), int(indices[0])])
+        return Losses(indices, self.norm(ranks[None])[0] * self.factors[indices] * rng.gamma(20, 0.05, len(indices)))
+
+    def value(self, ranks: Ranks) -> np.ndarray:
+        return self.objective.value(self.norm(ranks) * self.factors.mean(), self.space.ratio(ranks))
+
+    def best(self) -> float:
+        """The optimum by coordinate ascent from many starts."""
+        points = self.space.sample(300, np.random.default_rng(1))
+        for _ in range(12):
+            for layer, cap in enumerate(self.space.caps):
+                trials = np.repeat(points[:, None], cap, axis=1)
+                trials[:, :, layer] = np.arange(1, cap + 1)
+                values = self.value(trials.reshape(-1, len(self.space.caps))).reshape(len(points), cap)
+                points[:, layer] = 1 + values.argmax(1)
+        return float(self.value(points).max())
+
+    def search(self, journal: Journal | None = None, **settings: object) -> tuple[Ranks, SearchRecord]:
+        chosen = SearchSettings(**{"max_evaluations": 80, **settings})  # type: ignore[arg-type]
+        journal = journal or Journal(None, {})
+        return Search(self.space, self.objective, self.evaluate, NUM_IMAGES, chosen, journal).run()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_finds_the_optimum_within_delta_and_says_so(seed: int) -> None:
+    problem = Problem()
+    ranks, record = problem.search(seed=seed)
+    best = problem.best()
+    assert record.stopped_because == "certificate met"
+    assert record.certificate.met
+    assert record.certificate.pointwise <= record.certificate.epsilon == 0.005
+    assert problem.value(ranks[None])[0] > best - 0.05 * abs(best) - 3 * record.objective_sd
+    assert record.objective == pytest.approx(problem.value(ranks[None])[0], abs=4 * record.objective_sd + 1e-3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"surrogate": "plain"},
+        {"surrogate": "plain", "coordinates": "linear", "start": "random", "delta_is_relative": False},
+        {"surrogate": "log", "start": "random"},
+    ],
+)
+def test_every_mode_beats_the_best_of_as_many_random_plans(settings: dict[str, object]) -> None:
+    problem = Problem()
+    ranks, record = problem.search(**settings)
+    random = problem.space.sample(record.evaluations, np.random.default_rng(8))
+    assert problem.value(ranks[None])[0] > problem.value(random).max()
+
+
+def test_the_chosen_plan_is_a_visited_one_and_the_history_is_whole() -> None:
+    problem = Problem()
+    ranks, record = problem.search(max_evaluations=30, delta=0.001)
+    assert record.evaluations == len(record.history) == 30
+    assert record.stopped_because == "30 evaluations spent"
+    assert not record.certificate.met
+    assert ranks.tolist() in [row.ranks for row in record.history]
+    for row in record.history:
+        ratio = problem.space.ratio(np.array([row.ranks]))[0]
+        assert row.ratio == ratio
+        assert row.objective == pytest.approx(-0.2 * row.function_norm - ratio)
+        assert row.variance > 0 or row.ranks == list(CAPS)
+
+
+def test_time_is_a_budget_too() -> None:
+    _, record = Problem().search(max_seconds=1e-9, delta=1e-6)
+    assert record.stopped_because == "1e-09 seconds spent"
+
+
+@pytest.mark.parametrize("budget", [1, 2, 5])
+def test_a_budget_smaller_than_the_start_is_kept(budget: int) -> None:
+    _, record = Problem().search(max_evaluations=budget)
+    assert record.evaluations == budget
+
+
+def test_one_layer_is_enough() -> None:
+    problem = Problem((40,))
+    ranks, record = problem.search()
+    assert record.certificate.met
+    assert problem.value(ranks[None])[0] > problem.best() * 1.1
+
+
+def test_the_same_seed_repeats_every_look() -> None:
+    first, second = (Problem().search(seed=4)[1] for _ in range(2))
+    assert [row.ranks for row in first.history] == [row.ranks for row in second.history]
+    other = Problem().search(seed=5)[1]
+    assert [row.function_norm for row in other.history] != [row.function_norm for row in first.history]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9, 1.0])
+def test_resuming_goes_on_as_if_nothing_had_happened(tmp_path: Path, share: float) -> None:
+    header = {"seed": 1}
+    whole = Problem()
+    ranks, record = whole.search(Journal(tmp_path / "whole.jsonl", header), seed=1)
+    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    kept = round(share * (len(lines) - 2))
+    torn = tmp_path / "torn.jsonl"
+    torn.write_text("".join(lines[: 1 + kept]) + lines[1 + kept][:30])
+    again = Problem()
+    resumed_ranks, resumed = again.search(Journal(torn, header, resume=True), seed=1)
+    assert again.num_evaluations == whole.num_evaluations - kept
+    assert resumed_ranks.tolist() == ranks.tolist()
+    assert [row.model_dump() for row in resumed.history] == [row.model_dump() for row in record.history]
+    assert [json.loads(line) for line in torn.read_text().splitlines()] == [json.loads(line) for line in lines]
+
+
+def test_a_journal_that_departs_from_the_search_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "search.jsonl"
+    Problem().search(Journal(path, {}), seed=1, max_evaluations=3)
+    lines = path.read_text().splitlines(keepends=True)
+    row = json.loads(lines[2])
+    row["ranks"][0] += 1
+    path.write_text("".join([*lines[:2], json.dumps(row) + "\n"]))
+    with pytest.raises(InputError, match="departs from this search at look 1"):
+        Problem().search(Journal(path, {}, resume=True), seed=1, max_evaluations=3)
