@@ -102,24 +102,24 @@ class FidelityRecord(Record):
     """Function norm L = E||f~(x) - f*(x)||^2 (Eq. 5) on images outside the search.
 
     `stderr` is the standard error of `function_norm`; `teacher_energy` is E||f*(x)||^2 and `relative` their
-    ratio L / E||f*(x)||^2.
+    ratio L / E||f*(x)||^2. `top1_agreement` is the share of images on which both networks decide for the same class.
     """
 
-    function_norm: float
-    stderr: float
-    relative: float
-    teacher_energy: float
-    images: int
-    top1_agreement: float
+    function_norm: float = Field(ge=0)
+    stderr: float = Field(ge=0)
+    relative: float = Field(ge=0)
+    teacher_energy: float = Field(ge=0)
+    images: int = Field(ge=2)
+    top1_agreement: float = Field(ge=0, le=1)
 
 
 class ParityRecord(Record):
     """ONNX Runtime against torch on the same images: outputs' largest absolute difference, the same over the
-    largest output magnitude, and the share of images with the same top-1 class."""
+    largest output magnitude (at most `tolerance`), and the share of images with the same top-1 class."""
 
-    max_abs_error: float
-    max_rel_error: float
-    top1_agreement: float
+    max_abs_error: float = Field(ge=0)
+    max_rel_error: float = Field(ge=0)
+    top1_agreement: float = Field(ge=0, le=1)
     images: int
     batch_sizes: list[int]
     tolerance: float
@@ -137,7 +137,8 @@ class CertificateRecord(Record):
 
 class EvaluationRecord(Record):
     """One look at a candidate: its ranks (in the order of the plan's layers; the cap means dense), the estimated
-    function norm and its variance, the ratio R, the objective J and where the candidate came from."""
+    function norm, the variance of that estimate, the ratio R, the objective J and where the candidate came from.
+    `index` counts from 0."""
 
     index: int
     source: str
@@ -184,7 +185,11 @@ class MachineRecord(Record):
 
 
 class Report(Record):
-    """`report.json`: everything the page shows, and enough to run it again."""
+    """`report.json`: everything the page shows, and enough to run it again.
+
+    `ratio` is R, compressed/original parameters of the compressible layers; `top1` holds shares of correct decisions
+    on the images outside the search, null where the images carry no labels; `seconds` is the whole run.
+    """
 
     version: str
     created: str

@@ -48,12 +48,16 @@ def _climb(score: Score, space: RankSpace, point: Ranks, value: float) -> tuple[
 
 
 def _neighbours(space: RankSpace, point: Ranks) -> Ranks:
-    """All points that differ from `point` in one coordinate: by one rank, or by a stride in theta."""
-    theta = space.encode(point[None])[0]
-    identity = np.eye(space.num_dims)
-    strides = [space.decode(theta + sign * scale * identity) for scale in LOCAL_SCALES for sign in (-1, 1)]
-    steps = [np.clip(point + sign * np.eye(space.num_dims, dtype=np.int64), 1, space.caps) for sign in (-1, 1)]
-    return np.unique(np.concatenate([*strides, *steps]), axis=0)
+    """Points (m, d) that differ from `point` in one coordinate: by one rank, or by a stride in theta."""
+    theta = space.encode(point)
+    moved = [space.decode(theta + sign * scale) for scale in LOCAL_SCALES for sign in (-1, 1)]
+    moved += [np.clip(point + sign, 1, space.caps) for sign in (-1, 1)]
+    values = np.concatenate(moved)
+    coordinates = np.tile(np.arange(space.num_dims), len(moved))
+    different = values != point[coordinates]
+    neighbours = np.repeat(point[None], int(different.sum()), axis=0)
+    neighbours[np.arange(len(neighbours)), coordinates[different]] = values[different]
+    return neighbours
 
 
 def measure_again(score: Score, candidate: Ranks, noise: NDArray[np.float64]) -> bool:

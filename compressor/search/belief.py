@@ -24,7 +24,7 @@ SumOfSensitivities = Callable[[Ranks], Array]
 
 VANISHING = 1e-12  # variance of a difference, relative to the signal's, that counts as no difference
 RESOLUTION = 1e-4  # differences of J below this are of no interest: log L is taken of L + RESOLUTION / gamma
-NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(11)
+NODES, NODE_WEIGHTS = np.polynomial.hermite_e.hermegauss(7)
 LOG_NODE_WEIGHTS = np.log(NODE_WEIGHTS / NODE_WEIGHTS.sum())
 
 

@@ -188,7 +188,9 @@ class Search:
         norms = np.array([losses.mean for losses in state.losses])
         targets = self._surrogate.targets(ranks, norms, noise_covariance(state.losses, self._num_images))
         if self._hyper is None or len(norms) >= REFIT_GROWTH * self._fitted_at:
-            self._hyper = gp.fit(thetas, targets.values, targets.noise, start=self._hyper)
+            self._hyper = gp.fit(
+                thetas, targets.values, targets.noise, start=self._hyper, restarts=1 if self._hyper else 2
+            )
             self._fitted_at = len(norms)
         return self._surrogate.belief(gp.GaussianProcess(thetas, targets.values, targets.noise, self._hyper))
 
