@@ -14,7 +14,8 @@ import compressor
 from compressor.errors import BocompressError, InputError
 
 if TYPE_CHECKING:
-    from compressor.checkpoint import LoadedModel, Transform
+    from compressor.architectures import Transform
+    from compressor.checkpoint import LoadedModel
     from compressor.images import ImageSet
     from compressor.pipeline import Compressed, Settings, Source
     from compressor.progress import Progress

@@ -11,6 +11,7 @@ from compressor.errors import InputError
 from compressor.images import ImageSet
 
 BATCH_SIZE = 64
+HUGE = 1e12
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class FunctionNorm:
         differences = self.outputs(network, chosen) - self.targets[chosen.to(self.targets.device)]
         values = differences.double().square().sum(1).cpu().numpy()
         # A destroyed candidate may overflow; a huge finite loss keeps the search going and away from it.
-        return Losses(indices, np.nan_to_num(values, nan=1e12, posinf=1e12))
+        return Losses(indices, np.minimum(np.nan_to_num(values, nan=HUGE, posinf=HUGE), HUGE))
 
 
 def noise_covariance(all_losses: list[Losses], num_images: int) -> NDArray[np.float64]:
@@ -81,14 +82,19 @@ def noise_covariance(all_losses: list[Losses], num_images: int) -> NDArray[np.fl
 
 
 class ImageSampler:
-    """Draws `samples` images per evaluation, without replacement until every image has been used once.
+    """Draws `samples` images per evaluation, without replacement until too few are left; then all are shuffled anew.
 
     Draw number k depends on the seed and k alone, so that a resumed search sees the same images.
+
+    Raises:
+        InputError: fewer than two images per evaluation: the noise would be unknown.
     """
 
     def __init__(self, num_images: int, samples: int, seed: int) -> None:
         self._num_images = num_images
         self._samples = min(samples, num_images)
+        if self._samples < 2:
+            raise InputError(f"at least two images per evaluation are needed, got {self._samples}")
         self._seed = seed
 
     def draw(self, number: int) -> NDArray[np.int64]:
@@ -102,4 +108,4 @@ class ImageSampler:
 def _as_rows(outputs: object) -> Tensor:
     if not isinstance(outputs, Tensor):
         raise InputError(f"the network must return one tensor, it returns {type(outputs).__name__}")
-    return outputs.flatten(1).float()
+    return outputs.reshape(len(outputs), -1).float()

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from compressor.errors import InputError
@@ -27,7 +27,8 @@ def replace_when_whole(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,10 +43,12 @@ def check_folder(folder: Path, keep: Sequence[str] = ()) -> None:
     Raises:
         InputError: it is a file, holds other files, or cannot be read.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file, not a folder to write into")
     try:
-        others = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+        others = sorted(entry.name for entry in folder.iterdir())
+    except FileNotFoundError:
+        return
+    except NotADirectoryError as error:
+        raise InputError(f"{folder} is a file, not a folder to write into") from error
     except OSError as error:
         raise InputError(f"cannot read the folder {folder}: {error.strerror}") from error
     others = [name for name in others if name not in keep and not (keep and _is_partial(name))]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from compressor.checkpoint import Transform
+from compressor.architectures import Transform
 from compressor.errors import InputError
 
 Progress = Callable[[int, int], None]

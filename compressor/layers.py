@@ -93,7 +93,7 @@ def find_layers(
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     ]
-    found = _mark_shared_weights(found)
+    found = _mark_shared_weights(model, found)
     found = _select(found, _expand_sets(include, arch), skip)
     if not any(layer.skipped is None for layer in found):
         raise InputError("no layer of this network can be compressed; `bocompress inspect` lists the reasons")
@@ -134,14 +134,18 @@ def _called_modules(model: nn.Module, example: Tensor) -> set[nn.Module]:
     finally:
         for hook in hooks:
             hook.remove()
-    return called
+    # In eval mode this one reads its layers' weights itself, though not while hooks are attached.
+    encoders = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    return called - {part for encoder in encoders for part in encoder.modules()}
 
 
-def _mark_shared_weights(layers: list[FoundLayer]) -> list[FoundLayer]:
-    owners = Counter(id(_weight(layer.module)) for layer in layers)
+def _mark_shared_weights(model: nn.Module, layers: list[FoundLayer]) -> list[FoundLayer]:
+    """A weight with two places in the network cannot be replaced in one of them."""
+    every_module = model.named_modules(remove_duplicate=False)
+    places = Counter(id(weight) for _, module in every_module for weight in module.parameters(recurse=False))
     return [
         replace(layer, skipped="shares its weight with another layer")
-        if owners[id(_weight(layer.module))] > 1
+        if places[id(_weight(layer.module))] > 1
         else layer
         for layer in layers
     ]

@@ -38,5 +38,11 @@ class Objective:
 
 
 def default_gamma(teacher_energy: float) -> float:
-    """gamma at which losing the whole output, L = E||f*||^2, costs as much as the whole size, R = 1."""
+    """gamma at which losing the whole output, L = E||f*||^2, costs as much as the whole size, R = 1.
+
+    Raises:
+        InputError: the outputs are all zero.
+    """
+    if teacher_energy <= 0:
+        raise InputError("the network's outputs on these images are all zero: there is nothing to preserve")
     return 1.0 / teacher_energy

@@ -52,8 +52,8 @@ def read_plan(path: Path) -> Plan:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{path} is not a plan: {place}: {first['msg']}") from error
-    except ValueError as error:
+        raise InputError(f"{path} is not a plan: {': '.join(filter(None, [place, first['msg']]))}") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a plan: not valid JSON") from error
 
 

@@ -41,9 +41,9 @@ class Plan(Record):
 
     version: Literal[1] = 1
     arch: str
-    gamma: float | None = None
+    gamma: float | None = Field(default=None, gt=0)
     prune_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
-    layers: list[LayerPlan]
+    layers: list[LayerPlan] = Field(min_length=1)
 
 
 class LayerRecord(Record):

@@ -13,24 +13,17 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from compressor import checkpoint
-from compressor.checkpoint import CLASSES, TOKENS, Transform, load_model
+from compressor import architectures, checkpoint
+from compressor.architectures import CLASSES, TOKENS, Transform
+from compressor.checkpoint import load_model
 from compressor.errors import InputError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def registry(tmp_path_factory):
-    """Fingerprints of all architectures, in a cache of this module's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield checkpoint.registry_fingerprints()
 
 
 def random_state(arch, num_classes, image_size=None):
     """A state_dict of `arch` with small random weights."""
     torch.manual_seed(0)
     state = {}
-    for name, tensor in checkpoint.build_model(arch, num_classes, image_size).state_dict().items():
+    for name, tensor in architectures.build_model(arch, num_classes, image_size).state_dict().items():
         if not tensor.is_floating_point():
             state[name] = tensor
         elif name.endswith("running_var"):
@@ -68,9 +61,9 @@ def test_every_architecture_is_recognised_and_no_two_are_alike(registry):
     for arch, fingerprint in registry.items():
         values = {CLASSES: 7, TOKENS: 197}
         shapes = {name: tuple(values.get(n, n) for n in shape) for name, shape in fingerprint.items()}
-        fitting = [other for other in registry if checkpoint.first_difference(shapes, registry[other]) is None]
+        fitting = [other for other in registry if architectures.first_difference(shapes, registry[other]) is None]
         assert fitting == [arch]
-        assert checkpoint.free_sizes(shapes, fingerprint)[CLASSES] == 7
+        assert architectures.free_sizes(shapes, fingerprint)[CLASSES] == 7
 
 
 def test_no_architecture_looks_as_if_a_wrapper_had_prefixed_it(registry):
@@ -118,8 +111,8 @@ def test_building_leaves_the_callers_random_numbers_alone():
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    checkpoint.build_model("vit_b_32", 3)
-    checkpoint.build_model("convnext_tiny", 3)
+    architectures.build_model("vit_b_32", 3)
+    architectures.build_model("convnext_tiny", 3)
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -128,7 +121,7 @@ def test_googlenet_drops_auxiliary_heads_and_notes_its_guess(tmp_path, num_class
     from torchvision.models import googlenet
 
     state = random_state("googlenet", num_classes)
-    with checkpoint.SkipParameterData():
+    with architectures.SkipParameterData():
         whole = googlenet(num_classes=num_classes, aux_logits=True, init_weights=False).state_dict()
     heads = {name: torch.ones(t.shape) for name, t in whole.items() if name.startswith("aux")}
     assert heads
@@ -148,12 +141,12 @@ def test_vision_transformer_gives_its_own_image_size(tmp_path):
 
 
 def test_published_transforms():
-    assert checkpoint.published_transform("resnet18") == Transform(224, 256)
-    b1 = checkpoint.published_transform("efficientnet_b1")
+    assert architectures.published_transform("resnet18") == Transform(224, 256)
+    b1 = architectures.published_transform("efficientnet_b1")
     assert (b1.input_size, b1.resize_size, b1.interpolation) == (240, 255, "bilinear")
-    assert checkpoint.published_transform("efficientnet_b0").interpolation == "bicubic"
-    assert checkpoint.published_transform("vit_h_14").input_size == 518
-    assert checkpoint.published_transform("vit_h_14", image_size=224).input_size == 224
+    assert architectures.published_transform("efficientnet_b0").interpolation == "bicubic"
+    assert architectures.published_transform("vit_h_14").input_size == 518
+    assert architectures.published_transform("vit_h_14", image_size=224).input_size == 224
 
 
 # --- What a file may look like -----------------------------------------------------------------------------
@@ -223,7 +216,7 @@ def test_old_names_of_vision_transformers():
 
 
 def test_given_architecture_needs_no_registry(tmp_path, squeezenet, monkeypatch):
-    monkeypatch.setattr(checkpoint, "registry_fingerprints", None)
+    monkeypatch.setattr(architectures, "registry_fingerprints", None)
     assert load_model(save(squeezenet, tmp_path / "a.pt"), arch="SqueezeNet1_1").arch == "squeezenet1_1"
 
 
@@ -333,7 +326,7 @@ def test_nothing_in_common(tmp_path):
 
 def test_tie_asks_for_arch(tmp_path, squeezenet, registry, monkeypatch):
     twins = {"one": registry["squeezenet1_1"], "two": registry["squeezenet1_1"]}
-    monkeypatch.setattr(checkpoint, "registry_fingerprints", lambda: twins)
+    monkeypatch.setattr(architectures, "registry_fingerprints", lambda: twins)
     assert "fits one and two alike: say which with --arch" in refusal(save(squeezenet, tmp_path / "m.pt"))
 
 
@@ -421,28 +414,28 @@ def test_torchvision_missing(tmp_path, squeezenet, monkeypatch):
 
 @pytest.fixture
 def two_architectures(monkeypatch):
-    monkeypatch.setattr(checkpoint, "list_architectures", lambda: ["alexnet", "vgg11"])
+    monkeypatch.setattr(architectures, "list_architectures", lambda: ["alexnet", "vgg11"])
 
 
 def test_cache_is_written_read_and_mended(tmp_path, two_architectures):
-    fingerprints = checkpoint.registry_fingerprints(tmp_path / "new" / "cache")
+    fingerprints = architectures.registry_fingerprints(tmp_path / "new" / "cache")
     (cache,) = (tmp_path / "new" / "cache").iterdir()
-    assert checkpoint.registry_fingerprints(tmp_path / "new" / "cache") == fingerprints
+    assert architectures.registry_fingerprints(tmp_path / "new" / "cache") == fingerprints
     for damage in ("", "{", "[]", '{"alexnet": 3, "vgg11": {}}', json.dumps({"alexnet": {"a": [1]}})):
         cache.write_text(damage)
-        assert checkpoint.registry_fingerprints(cache.parent) == fingerprints
+        assert architectures.registry_fingerprints(cache.parent) == fingerprints
         assert set(json.loads(cache.read_text())) == {"alexnet", "vgg11"}
 
 
 def test_cache_that_cannot_be_written(tmp_path, two_architectures):
     (tmp_path / "file").write_text("in the way")
-    assert set(checkpoint.registry_fingerprints(tmp_path / "file")) == {"alexnet", "vgg11"}
+    assert set(architectures.registry_fingerprints(tmp_path / "file")) == {"alexnet", "vgg11"}
     assert (tmp_path / "file").read_text() == "in the way"
 
 
 def test_cache_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert checkpoint.cache_file().parent == tmp_path / "bocompress"
+    assert architectures.cache_file().parent == tmp_path / "bocompress"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert checkpoint.cache_file().parent == tmp_path / ".cache" / "bocompress"
+    assert architectures.cache_file().parent == tmp_path / ".cache" / "bocompress"

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from compressor.checkpoint import Transform
+from compressor.architectures import Transform
 from compressor.errors import InputError
 from compressor.images import ImageSet, from_batches, load_folder, procedural_images
 

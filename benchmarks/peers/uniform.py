@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from benchmarks.study import write_results
-from compressor.checkpoint import Transform, load_model
+from compressor.architectures import Transform
+from compressor.checkpoint import load_model
 from compressor.fidelity import FunctionNorm, Losses
 from compressor.images import ImageSet, load_folder
 from compressor.layers import FoundLayer, compressible, find_layers

@@ -85,6 +85,11 @@ def _adopt(layer: L, weight: Tensor, bias: Tensor | None) -> L:
     return layer.eval()
 
 
+def chain(*layers: nn.Module) -> nn.Sequential:
+    """The factors in order, in eval mode as a whole."""
+    return nn.Sequential(*layers).eval()
+
+
 def untouched_geometry() -> dict[str, Any]:
     """Stride, padding and dilation of a 1 x 1 convolution that changes no position."""
     return {"stride": 1, "padding": 0, "dilation": 1}

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from compressor.factors.base import Factors, make_conv, split_grouped_matrices, tail_energy
+from compressor.factors.base import Factors, chain, make_conv, split_grouped_matrices, tail_energy
 
 
 def num_params(shape: Sequence[int], groups: int, rank: int) -> int:
@@ -48,7 +48,7 @@ class SpatialFactors(Factors):
         second = second.transpose(1, 2).reshape(num_out, rank, 1, width)
         vertical = make_conv(first, None, layer, groups, **_one_axis(layer, axis=0))
         horizontal = make_conv(second, layer.bias, layer, groups, **_one_axis(layer, axis=1))
-        return nn.Sequential(vertical, horizontal)
+        return chain(vertical, horizontal)
 
     def squared_error(self, rank: int) -> float:
         return self._tail[rank]

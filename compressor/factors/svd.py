@@ -10,6 +10,7 @@ from torch import nn
 from compressor.factors.base import (
     Factors,
     Layer,
+    chain,
     make_conv,
     make_linear,
     split_grouped_matrices,
@@ -46,7 +47,7 @@ class SvdFactors(Factors):
         first = self._first[..., :rank].transpose(1, 2).flatten(0, 1)
         second = self._second[:, :rank].transpose(1, 2).flatten(0, 1)
         if isinstance(layer, nn.Linear):
-            return nn.Sequential(make_linear(first, None), make_linear(second, layer.bias))
+            return chain(make_linear(first, None), make_linear(second, layer.bias))
         reduce = make_conv(
             first[..., None, None],
             None,
@@ -57,7 +58,7 @@ class SvdFactors(Factors):
             dilation=layer.dilation,
         )
         expand = make_conv(second[..., None, None], layer.bias, layer, self._groups, **untouched_geometry())
-        return nn.Sequential(reduce, expand)
+        return chain(reduce, expand)
 
     def squared_error(self, rank: int) -> float:
         return self._tail[rank]

@@ -11,7 +11,7 @@ import torch
 from tensorly.decomposition import partial_tucker
 from torch import Tensor, nn
 
-from compressor.factors.base import Factors, make_conv, untouched_geometry
+from compressor.factors.base import Factors, chain, make_conv, untouched_geometry
 
 
 def side_ranks(shape: Sequence[int], rank: int) -> tuple[int, int]:
@@ -58,7 +58,7 @@ class TuckerFactors(Factors):
         reduce = self._in[:, :rank_in].T[..., None, None]
         expand = self._out[:, :rank_out][..., None, None]
         geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-        return nn.Sequential(
+        return chain(
             make_conv(reduce, None, layer, 1, **untouched_geometry()),
             make_conv(self._core[:rank_out, :rank_in], None, layer, 1, **geometry),
             make_conv(expand, layer.bias, layer, 1, **untouched_geometry()),

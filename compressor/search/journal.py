@@ -14,7 +14,22 @@ import numpy as np
 
 from compressor.errors import InputError
 from compressor.fidelity import Losses
+from compressor.records import Record
 from compressor.search.space import Ranks
+
+
+class Row(Record):
+    """One look: the ranks tried, the images seen, the loss on each, and what follows from them."""
+
+    look: int
+    source: str
+    ranks: list[int]
+    function_norm: float
+    variance: float
+    ratio: float
+    objective: float
+    images: list[int]
+    losses: list[float]
 
 
 class Journal:
@@ -32,7 +47,7 @@ class Journal:
     def __init__(self, path: Path | None, header: dict[str, Any], resume: bool = False) -> None:
         self._path = path
         self._header = header
-        self._stored: list[dict[str, Any]] = []
+        self._stored: list[Row] = []
         self._count = 0
         if path is not None:
             if resume and path.exists():
@@ -54,46 +69,58 @@ class Journal:
         if self._count >= len(self._stored):
             return None
         row = self._stored[self._count]
-        if row["ranks"] != ranks.tolist() or row["images"] != indices.tolist():
+        if row.ranks != ranks.tolist() or row.images != indices.tolist():
             raise InputError(
                 f"{self._path} departs from this search at look {self._count}: it was written by another "
-                "version or on another machine; start again without --resume"
+                "version or on another machine; choose another --out"
             )
         self._count += 1
-        return Losses(indices, np.array(row["losses"]))
+        return Losses(indices, np.array(row.losses))
 
     def append(self, source: str, ranks: Ranks, losses: Losses, ratio: float, objective: float) -> None:
         """Write one look and push it to the disk."""
         self._count += 1
         if self._path is None:
             return
-        row = {
-            "look": self._count - 1,
-            "source": source,
-            "ranks": ranks.tolist(),
-            "function_norm": losses.mean,
-            "variance": losses.variance,
-            "ratio": ratio,
-            "objective": objective,
-            "images": losses.indices.tolist(),
-            "losses": losses.values.tolist(),
-        }
-        self._write_line(row, mode="a")
+        row = Row(
+            look=self._count - 1,
+            source=source,
+            ranks=ranks.tolist(),
+            function_norm=losses.mean,
+            variance=losses.variance,
+            ratio=ratio,
+            objective=objective,
+            images=losses.indices.tolist(),
+            losses=losses.values.tolist(),
+        )
+        self._write_line(row.model_dump(), mode="a")
 
-    def _read(self, path: Path) -> list[dict[str, Any]]:
-        text = path.read_text(encoding="utf-8")
-        whole, _, cut_off = text.rpartition("\n")
+    def _read(self, path: Path) -> list[Row]:
         try:
-            header, *rows = [json.loads(line) for line in whole.splitlines()]
-        except ValueError as error:
-            raise InputError(f"{path} is not a search journal; start again without --resume") from error
+            whole, newline, cut_off = path.read_bytes().rpartition(b"\n")
+            lines = [json.loads(line) for line in whole.splitlines()]
+            rows = [Row.model_validate(line) for line in lines[1:]]
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} is not a search journal; choose another --out") from error
+        if not (lines or newline) and json.dumps(self._header).encode().startswith(cut_off):
+            self._write_line(self._header, mode="w")  # the earlier run was stopped in its first line
+            return []
+        header = lines[0] if lines and isinstance(lines[0], dict) else {}
         different = sorted(key for key in self._header if header.get(key) != self._header[key])
         if different:
             raise InputError(f"{path} was written with other {', '.join(different)}; --resume needs the same")
         if cut_off:
-            with open(path, "r+b") as file:
-                file.truncate(len((whole + "\n").encode()))
+            self._cut(path, len(whole + newline))
         return rows
+
+    def _cut(self, path: Path, size_bytes: int) -> None:
+        """Drop the line that a stop cut off."""
+        try:
+            os.truncate(path, size_bytes)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from error
 
     def _write_line(self, row: dict[str, Any], mode: str) -> None:
         assert self._path is not None

@@ -58,14 +58,17 @@ class RankSpace:
         return np.clip(np.rint(values), 1, self.caps).astype(np.int64)
 
     def sample(self, count: int, rng: np.random.Generator) -> Ranks:
-        """`count` random points (n, d), uniform in theta.
+        """`count` random points (n, d), uniform on the coordinates' scale.
 
-        Uniform over [-e, 1 + e] before rounding, so that the two end points (rank 1 and dense) are not half
-        as likely as their neighbours.
+        Drawn between 0.5 and cap + 0.5 and then rounded, so that the two end points (rank 1 and dense) are not
+        half as likely as their neighbours.
         """
-        half_step = 0.5 / np.maximum(self.caps - 1, 1)
-        low, high = -half_step, 1 + half_step
-        return self.decode(rng.uniform(low, high, size=(count, self.num_dims)))
+        low, high = np.full(self.num_dims, 0.5), self.caps + 0.5
+        if self.coordinates == "log":
+            values = np.exp(rng.uniform(np.log(low), np.log(high), size=(count, self.num_dims)))
+        else:
+            values = rng.uniform(low, high, size=(count, self.num_dims))
+        return np.clip(np.rint(values), 1, self.caps).astype(np.int64)
 
     def uniform(self, fraction: float) -> Ranks:
         """The plan (d,) with every layer at the same fraction of its cap."""

@@ -1,0 +1,258 @@
+"""Losses of a real network, and their statistics: unbiased, with the variances and covariances they claim."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from compressor.errors import InputError
+from compressor.fidelity import BATCH_SIZE, FunctionNorm, ImageSampler, Losses, noise_covariance
+from compressor.images import ImageSet, from_batches
+from compressor.layers import compressible, find_layers
+from compressor.network import build_candidate
+
+Array = NDArray[np.float64]
+CPU = torch.device("cpu")
+NUM_IMAGES = 150
+
+
+class Candidates:
+    """A torchvision network on handwritten digits, and two compressed versions of it."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.teacher = torchvision.models.squeezenet1_1(num_classes=10).eval()
+        digits = torch.from_numpy(load_digits().images[:NUM_IMAGES]).float() / 16
+        self.inputs = nn.functional.interpolate(digits[:, None].repeat(1, 3, 1, 1), size=32)
+        self.images = from_batches([self.inputs], NUM_IMAGES)
+        self.norm = FunctionNorm(self.teacher, self.images, CPU)
+        layers = compressible(find_layers(self.teacher, self.inputs))
+        factors = {layer.name: layer.factorise() for layer in layers}
+        self.strong, self.mild = (
+            build_candidate(self.teacher, factors, {layer.name: max(1, layer.cap // part) for layer in layers})
+            for part in (4, 2)
+        )
+        every = np.arange(NUM_IMAGES)
+        self.losses = {"strong": self.norm.losses(self.strong, every), "mild": self.norm.losses(self.mild, every)}
+
+
+@pytest.fixture(scope="module")
+def candidates() -> Candidates:
+    return Candidates()
+
+
+# Losses of one network
+
+
+def test_losses_are_squared_distances_of_the_outputs(candidates: Candidates) -> None:
+    indices = np.array([3, 149, 70, 71, 5])
+    losses = candidates.norm.losses(candidates.strong, indices)
+    with torch.inference_mode():
+        chosen = candidates.inputs[indices]
+        differences = (candidates.strong(chosen) - candidates.teacher(chosen)).double().numpy()
+    np.testing.assert_allclose(losses.values, (differences**2).sum(1), rtol=1e-4)
+    assert losses.indices.tolist() == indices.tolist()
+    assert losses.mean == pytest.approx((differences**2).sum(1).mean(), rel=1e-4)
+    assert losses.variance == pytest.approx((differences**2).sum(1).var(ddof=1) / 5, rel=1e-3)
+
+
+def test_an_image_has_the_same_loss_in_every_batch(candidates: Candidates) -> None:
+    assert NUM_IMAGES > 2 * BATCH_SIZE
+    every = candidates.losses["strong"].values
+    for indices in (np.array([140]), np.arange(60, 131), np.arange(NUM_IMAGES)[::-1].copy()):
+        np.testing.assert_allclose(
+            candidates.norm.losses(candidates.strong, indices).values, every[indices], rtol=1e-4
+        )
+
+
+def test_the_original_has_no_loss_and_more_compression_has_more(candidates: Candidates) -> None:
+    assert candidates.norm.losses(candidates.teacher, np.arange(20)).values.max() < 1e-9
+    assert candidates.losses["strong"].mean > candidates.losses["mild"].mean > 0
+
+
+def test_teacher_energy_is_the_loss_of_a_network_that_says_nothing(candidates: Candidates) -> None:
+    silent = nn.Sequential(candidates.teacher, nn.Threshold(float("inf"), 0.0))
+    assert candidates.norm.losses(silent, np.arange(NUM_IMAGES)).mean == pytest.approx(candidates.norm.teacher_energy)
+
+
+def test_outputs_of_any_shape_are_summed_over(candidates: Candidates) -> None:
+    """A network without its head: the loss is over all positions of all channels."""
+    norm = FunctionNorm(candidates.teacher.features, candidates.images, CPU)
+    losses = norm.losses(candidates.strong.features, np.arange(4))
+    with torch.inference_mode():
+        chosen = candidates.inputs[:4]
+        squares = (candidates.strong.features(chosen) - candidates.teacher.features(chosen)).double().square()
+    assert squares.dim() == 4
+    np.testing.assert_allclose(losses.values, squares.sum((1, 2, 3)).numpy(), rtol=1e-4)
+
+
+class Fixed(nn.Module):
+    """Answers every image with `answer(images)`."""
+
+    def __init__(self, answer: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> object:
+        return self.answer(x)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_a_destroyed_candidate_has_a_huge_finite_loss(candidates: Candidates, value: float) -> None:
+    network = Fixed(lambda x: torch.full((len(x), 10), value))
+    losses = candidates.norm.losses(network, np.arange(6))
+    assert np.isfinite(losses.values).all()
+    assert losses.mean > 1e9
+
+
+def test_nothing_is_worse_than_nan(candidates: Candidates) -> None:
+    lost, far = (
+        candidates.norm.losses(Fixed(lambda x, v=value: torch.full((len(x), 10), v)), np.arange(6)).mean
+        for value in (float("nan"), 1e9)
+    )
+    assert lost >= far
+
+
+def test_one_image_is_not_enough(candidates: Candidates) -> None:
+    with pytest.raises(InputError, match="at least two images"):
+        FunctionNorm(candidates.teacher, candidates.images.subset([0]), CPU)
+
+
+def test_outputs_must_be_one_finite_tensor() -> None:
+    images = ImageSet(torch.rand(4, 3, 8, 8), "test")
+    with pytest.raises(InputError, match="not finite"):
+        FunctionNorm(Fixed(lambda x: x / 0), images, CPU)
+    with pytest.raises(InputError, match="must return one tensor, it returns tuple"):
+        FunctionNorm(Fixed(lambda x: (x, x)), images, CPU)
+
+
+def test_one_number_per_image_is_an_output_too() -> None:
+    images = ImageSet(torch.rand(4, 3, 8, 8), "test")
+    norm = FunctionNorm(Fixed(lambda x: x.mean((1, 2, 3))), images, CPU)
+    assert norm.losses(Fixed(lambda x: x.mean((1, 2, 3)) + 2), np.arange(4)).mean == pytest.approx(4.0)
+
+
+# The estimate, by simulation: images drawn from those at hand, which then are the whole population
+
+
+def test_the_estimate_is_unbiased_and_its_variance_is_what_it_says(candidates: Candidates) -> None:
+    population = candidates.losses["strong"].values
+    rng = np.random.default_rng(0)
+    looks = [Losses(np.arange(20), rng.choice(population, 20)) for _ in range(6000)]
+    means = np.array([look.mean for look in looks])
+    variances = np.array([look.variance for look in looks])
+    assert means.mean() == pytest.approx(population.mean(), abs=4 * means.std() / np.sqrt(len(means)))
+    assert variances.mean() == pytest.approx(population.var() / 20, abs=4 * variances.std() / np.sqrt(len(means)))
+    assert variances.mean() == pytest.approx(means.var(), rel=0.1)
+
+
+def simulate(candidates: Candidates, parts: list[NDArray[np.int64]], trials: int) -> tuple[Array, Array]:
+    """Covariance of the means over fresh images, and the mean of what `noise_covariance` says it is."""
+    names = ["strong", "mild", "strong"]
+    rng = np.random.default_rng(1)
+    means, claimed = [], np.zeros((len(parts), len(parts)))
+    for _ in range(trials):
+        drawn = rng.integers(NUM_IMAGES, size=40)
+        looks = [
+            Losses(part, candidates.losses[name].values[drawn[part]])
+            for name, part in zip(names, parts, strict=False)
+        ]
+        means.append([look.mean for look in looks])
+        claimed += noise_covariance(looks, 40) / trials
+    return np.cov(np.transpose(means)), claimed
+
+
+def test_shared_images_make_the_noise_correlated_as_it_says(candidates: Candidates) -> None:
+    parts = [np.arange(0, 25), np.arange(10, 40), np.arange(25, 40)]
+    found, claimed = simulate(candidates, parts, 6000)
+    deviations = np.sqrt(np.diag(found))
+    # Centring on the whole subsets costs a few per cent of the covariance of partly shared ones.
+    np.testing.assert_allclose(
+        claimed / np.outer(deviations, deviations), found / np.outer(deviations, deviations), atol=0.08
+    )
+    assert found[0, 1] > 0.3 * deviations[0] * deviations[1]  # the case is not an empty one
+    assert claimed[0, 2] == 0
+
+
+def test_on_the_same_images_the_covariance_is_the_sample_covariance(candidates: Candidates) -> None:
+    indices = np.arange(30)
+    values = [candidates.losses[name].values[indices] for name in ("strong", "mild")]
+    found = noise_covariance([Losses(indices, value) for value in values], NUM_IMAGES)
+    np.testing.assert_allclose(found, np.cov(values) / 30)
+    difference = Losses(indices, values[0] - values[1])
+    assert found[0, 0] + found[1, 1] - 2 * found[0, 1] == pytest.approx(difference.variance)
+
+
+@st.composite
+def looks(draw: st.DrawFn) -> list[Losses]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    sizes = draw(st.lists(st.integers(2, 12), min_size=1, max_size=6))
+    scale = draw(st.sampled_from([1e-6, 1.0, 1e6]))
+    return [Losses(rng.choice(12, size, replace=False), scale * rng.lognormal(size=size)) for size in sizes]
+
+
+@settings(max_examples=100, deadline=None)
+@given(looks())
+def test_the_noise_matrix_is_a_covariance_with_the_variances_on_its_diagonal(all_losses: list[Losses]) -> None:
+    matrix = noise_covariance(all_losses, 12)
+    np.testing.assert_allclose(np.diag(matrix), [losses.variance for losses in all_losses])
+    np.testing.assert_array_equal(matrix, matrix.T)
+    assert np.linalg.eigvalsh(matrix).min() >= -1e-12 * np.trace(matrix)
+    for i, first in enumerate(all_losses):
+        for j, second in enumerate(all_losses):
+            if not set(first.indices.tolist()) & set(second.indices.tolist()):
+                assert matrix[i, j] == 0
+
+
+@given(st.permutations(range(8)), st.integers(0, 100))
+def test_the_order_of_the_images_does_not_matter(order: list[int], seed: int) -> None:
+    values = np.random.default_rng(seed).random((2, 8))
+    straight = [Losses(np.arange(8), row) for row in values]
+    shuffled = [straight[0], Losses(np.array(order), values[1][order])]
+    np.testing.assert_allclose(noise_covariance(straight, 9), noise_covariance(shuffled, 9))
+
+
+# Which images
+
+
+@given(st.integers(2, 60), st.integers(2, 80), st.integers(0, 5), st.integers(0, 4))
+def test_no_image_twice_within_an_epoch(num_images: int, samples: int, seed: int, epoch: int) -> None:
+    sampler = ImageSampler(num_images, samples, seed)
+    size = min(samples, num_images)
+    draws = [sampler.draw(epoch * (num_images // size) + part) for part in range(num_images // size)]
+    together = np.concatenate(draws)
+    assert all(len(draw) == size for draw in draws)
+    assert len(set(together.tolist())) == len(together)
+    assert set(together.tolist()) <= set(range(num_images))
+    assert num_images - len(together) < size
+
+
+@given(st.integers(0, 200), st.integers(0, 1000))
+def test_a_draw_depends_on_its_number_and_the_seed_only(number: int, seed: int) -> None:
+    used = ImageSampler(40, 10, seed)
+    for earlier in (5, 0, number + 1):
+        used.draw(earlier)
+    assert used.draw(number).tolist() == ImageSampler(40, 10, seed).draw(number).tolist()
+
+
+def test_epochs_and_seeds_differ() -> None:
+    sampler = ImageSampler(30, 30, 0)
+    epochs = [sampler.draw(number).tolist() for number in range(5)]
+    assert all(first != second for first, second in pairwise(epochs))
+    assert ImageSampler(30, 30, 1).draw(0).tolist() != epochs[0]
+
+
+def test_every_image_is_drawn_as_often_as_any_other() -> None:
+    """Also where the images are no multiple of the sample: 3 of 30 images sit out each epoch."""
+    sampler = ImageSampler(30, 9, 3)
+    counts = np.bincount(np.concatenate([sampler.draw(number) for number in range(3000)]), minlength=30)
+    assert counts.min() > 0.9 * counts.mean()
+    assert counts.max() < 1.1 * counts.mean()

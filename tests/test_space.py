@@ -1,0 +1,134 @@
+"""Ranks and thetas, with scikit-optimize's own transforms as oracle, and what a plan costs."""
+
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compressor.search.space import Coordinates, RankSpace
+
+COORDINATES = get_args(Coordinates)
+both = pytest.mark.parametrize("coordinates", COORDINATES)
+all_caps = st.lists(st.integers(2, 600), min_size=1, max_size=6)
+
+
+def make_space(caps: list[int], coordinates: Coordinates = "log", seed: int = 0) -> RankSpace:
+    """Layers whose parameters grow with the rank, the dense layer a little dearer than the last rank."""
+    rng = np.random.default_rng(seed)
+    tables = [
+        [step * rank for rank in range(1, cap)] + [step * cap + 3] for cap in caps for step in [rng.integers(1, 99)]
+    ]
+    return RankSpace([f"layer{i}" for i in range(len(caps))], tables, coordinates)
+
+
+def all_ranks(caps: list[int]) -> np.ndarray:
+    """Points that together hold every rank of every layer."""
+    return np.stack([np.minimum(np.arange(1, max(caps) + 1), cap) for cap in caps], axis=1)
+
+
+@both
+@settings(max_examples=40, deadline=None)
+@given(caps=all_caps)
+def test_every_rank_survives_the_round_trip(coordinates: Coordinates, caps: list[int]) -> None:
+    space = make_space(caps, coordinates)
+    ranks = all_ranks(caps)
+    thetas = space.encode(ranks)
+    assert thetas.min() >= 0
+    assert thetas.max() <= 1 + 1e-12
+    np.testing.assert_array_equal(space.decode(thetas), ranks)
+    np.testing.assert_array_equal(space.decode(space.encode(np.ones_like(ranks))), np.ones_like(ranks))
+
+
+@both
+@settings(max_examples=25, deadline=None)
+@given(caps=all_caps, seed=st.integers(0, 99))
+def test_thetas_and_ranks_are_those_of_scikit_optimize(coordinates: Coordinates, caps: list[int], seed: int) -> None:
+    space = make_space(caps, coordinates)
+    ranks = all_ranks(caps)[:: max(1, max(caps) // 40)]
+    oracle = space.space.transform(ranks.tolist())
+    np.testing.assert_allclose(space.encode(ranks), oracle, atol=1e-12)
+    thetas = np.random.default_rng(seed).random((20, len(caps)))
+    found = space.decode(thetas)
+    np.testing.assert_array_equal(found, space.space.inverse_transform(thetas))
+    assert found.dtype == np.int64
+
+
+@both
+def test_thetas_outside_the_cube_are_brought_back(coordinates: Coordinates) -> None:
+    space = make_space([5, 300], coordinates)
+    np.testing.assert_array_equal(space.decode(np.array([[-0.7, 1.3], [2.0, -1e9]])), [[1, 300], [5, 1]])
+
+
+def test_log_coordinates_give_small_ranks_their_room() -> None:
+    """Half of theta is the square root of the cap, where a linear scale has half of the cap."""
+    middle = np.array([[0.5]])
+    assert make_space([400], "log").decode(middle) == 20
+    assert make_space([401], "linear").decode(middle) == 201
+
+
+@pytest.mark.parametrize("cap", [2, 3, 10])
+def test_linear_end_points_are_as_likely_as_all_others(cap: int) -> None:
+    ranks = make_space([cap], "linear").sample(40_000, np.random.default_rng(0))[:, 0]
+    shares = np.bincount(ranks, minlength=cap + 1)[1:] / len(ranks)
+    np.testing.assert_allclose(shares, 1 / cap, atol=4 * np.sqrt(1 / cap / len(ranks)))
+
+
+@pytest.mark.parametrize("cap", [2, 3, 10, 100])
+def test_log_samples_fall_to_every_rank_by_its_width_on_the_scale(cap: int) -> None:
+    """Rank K stands for K - 1/2 to K + 1/2, the end points included."""
+    ranks = make_space([cap], "log").sample(60_000, np.random.default_rng(0))[:, 0]
+    shares = np.bincount(ranks, minlength=cap + 1)[1:] / len(ranks)
+    edges = np.log(np.arange(0.5, cap + 1))
+    expected = np.diff(edges) / (edges[-1] - edges[0])
+    np.testing.assert_allclose(shares, expected, atol=4 * np.sqrt(expected.max() / len(ranks)))
+
+
+@both
+@given(caps=all_caps, count=st.integers(0, 9), seed=st.integers(0, 99))
+def test_samples_lie_in_the_space_and_repeat_with_the_seed(
+    coordinates: Coordinates, caps: list[int], count: int, seed: int
+) -> None:
+    space = make_space(caps, coordinates)
+    ranks = space.sample(count, np.random.default_rng(seed))
+    assert ranks.shape == (count, len(caps))
+    assert ((ranks >= 1) & (ranks <= caps)).all()
+    np.testing.assert_array_equal(ranks, space.sample(count, np.random.default_rng(seed)))
+
+
+def test_params_and_ratio_by_hand() -> None:
+    space = RankSpace(["a", "b"], [[10, 20, 25], [7, 15]])
+    ranks = np.array([[1, 1], [2, 2], [3, 1], [3, 2]])
+    assert space.params(ranks).tolist() == [17, 35, 32, 40]
+    np.testing.assert_allclose(space.ratio(ranks), np.array([17, 35, 32, 40]) / 40)
+    np.testing.assert_allclose(space.layer_ratio(1), [7 / 40, 15 / 40])
+    assert space.num_dims == 2
+    assert space.caps.tolist() == [3, 2]
+    assert space.params(np.empty((0, 2), dtype=np.int64)).tolist() == []
+
+
+@given(caps=all_caps, seed=st.integers(0, 99))
+def test_the_ratio_is_the_sum_over_layers_rises_with_every_rank_and_ends_at_one(caps: list[int], seed: int) -> None:
+    space = make_space(caps, seed=seed)
+    ranks = space.sample(5, np.random.default_rng(seed))
+    by_layer = [space.layer_ratio(i)[ranks[:, i] - 1] for i in range(len(caps))]
+    np.testing.assert_allclose(space.ratio(ranks), np.sum(by_layer, axis=0))
+    assert space.ratio(space.caps[None])[0] == pytest.approx(1)
+    lower = np.maximum(ranks - 1, 1)
+    changed = (lower != ranks).any(1)
+    assert (space.ratio(lower)[changed] < space.ratio(ranks)[changed]).all()
+
+
+@given(caps=all_caps, fraction=st.floats(0, 2))
+def test_uniform_plans(caps: list[int], fraction: float) -> None:
+    ranks = make_space(caps).uniform(fraction)
+    assert ranks.dtype == np.int64
+    for rank, cap in zip(ranks, caps, strict=True):
+        assert 1 <= rank <= cap
+        assert abs(rank - fraction * cap) <= 0.5 or rank in (1, cap)
+
+
+def test_names_and_tables_must_go_together() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        RankSpace(["a"], [[1, 2], [1, 2]])

@@ -1,0 +1,176 @@
+"""The start: allocation against brute force, probes that fall with the rank, and the walk along the curve."""
+
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from compressor.fidelity import Losses
+from compressor.objective import Objective
+from compressor.search import start
+from compressor.search.space import Ranks, RankSpace
+
+Array = NDArray[np.float64]
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[RankSpace, list[Array]]:
+    """Up to three layers of any costs, and losses that need not even fall with the rank."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    caps = draw(st.lists(st.integers(2, 6), min_size=1, max_size=3))
+    space = RankSpace([f"layer{i}" for i in range(len(caps))], [np.cumsum(rng.integers(1, 50, cap)) for cap in caps])
+    scale = draw(st.sampled_from([0.01, 1.0, 100.0]))
+    return space, [scale * rng.exponential(size=cap) for cap in caps]
+
+
+def lattice(space: RankSpace) -> Ranks:
+    return np.array(list(product(*(range(1, cap + 1) for cap in space.caps))))
+
+
+def total_loss(losses: list[Array], ranks: Ranks) -> Array:
+    """Losses of many layers as the sum of the single ones."""
+    return np.array([sum(table[rank - 1] for table, rank in zip(losses, row, strict=True)) for row in ranks])
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.floats(1e-4, 1e3))
+def test_the_allocation_is_the_best_of_all_plans(problem: tuple[RankSpace, list[Array]], weight: float) -> None:
+    space, losses = problem
+    found = start.allocate(space, losses, weight)
+    costs = space.ratio(lattice(space)) + weight * total_loss(losses, lattice(space))
+    cost = space.ratio(found[None]) + weight * total_loss(losses, found[None])
+    assert cost[0] == pytest.approx(costs.min(), rel=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.floats(1e-4, 1e2), st.floats(1.01, 100))
+def test_a_larger_weight_never_loses_more(
+    problem: tuple[RankSpace, list[Array]], weight: float, factor: float
+) -> None:
+    space, losses = problem
+    light, heavy = (start.allocate(space, losses, value)[None] for value in (weight, weight * factor))
+    assert total_loss(losses, heavy)[0] <= total_loss(losses, light)[0] + 1e-12
+    assert space.ratio(heavy)[0] >= space.ratio(light)[0] - 1e-12
+
+
+def test_the_sum_of_sensitivities_is_the_sum() -> None:
+    losses = [np.array([3.0, 1.0, 0.0]), np.array([0.5, 0.0])]
+    ranks = np.array([[1, 1], [2, 2], [3, 1]])
+    np.testing.assert_allclose(start.add_up(losses, ranks), [3.5, 1.0, 0.5])
+
+
+class Probe:
+    """Single-layer losses `law(layer, rank)`, and the plans that were asked for."""
+
+    def __init__(self, space: RankSpace, law: object) -> None:
+        self.space = space
+        self.law = law
+        self.asked: list[tuple[int, int]] = []
+
+    def __call__(self, ranks: Ranks) -> Losses:
+        (layer,) = np.flatnonzero(ranks != self.space.caps)  # one layer, and one below its cap
+        rank = int(ranks[layer])
+        self.asked.append((int(layer), rank))
+        assert callable(self.law)
+        return Losses(np.arange(2), np.full(2, self.law(layer, rank)))
+
+
+def make_space(caps: list[int]) -> RankSpace:
+    return RankSpace([str(cap) for cap in caps], [list(range(1, cap + 1)) for cap in caps])
+
+
+@given(st.lists(st.integers(2, 400), min_size=1, max_size=4), st.integers(0, 1000))
+def test_noisy_probes_never_rise_with_the_rank_and_end_at_zero(caps: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    probe = Probe(make_space(caps), lambda layer, rank: rng.lognormal())
+    tables = start.probe_sensitivities(probe.space, probe)
+    assert [len(table) for table in tables] == caps
+    for table in tables:
+        assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(table))
+        assert (table[:-1] > 0).all()
+        assert table[-1] == 0
+
+
+@given(st.lists(st.integers(2, 400), min_size=1, max_size=4))
+def test_probes_are_few_begin_at_rank_one_and_never_repeat(caps: list[int]) -> None:
+    probe = Probe(make_space(caps), lambda layer, rank: 1.0)
+    start.probe_sensitivities(probe.space, probe)
+    assert len(set(probe.asked)) == len(probe.asked) <= start.PROBE_RANKS * len(caps)
+    assert {layer for layer, rank in probe.asked if rank == 1} == set(range(len(caps)))
+    for layer, cap in enumerate(caps):
+        if cap >= 40:
+            assert sum(asked == layer for asked, _ in probe.asked) == start.PROBE_RANKS
+
+
+def test_a_power_law_is_met_at_every_rank_between_the_probes() -> None:
+    probe = Probe(make_space([300, 50]), lambda layer, rank: (layer + 1) * rank**-1.5)
+    for layer, table in enumerate(start.probe_sensitivities(probe.space, probe)):
+        last = max(rank for asked, rank in probe.asked if asked == layer)
+        ranks = np.arange(1, last + 1)
+        np.testing.assert_allclose(table[:last], (layer + 1) * ranks**-1.5)
+        np.testing.assert_allclose(table[last:-1], table[last - 1])
+
+
+def test_a_layer_without_effect_is_no_logarithm_of_zero() -> None:
+    probe = Probe(make_space([30]), lambda layer, rank: 0.0)
+    (table,) = start.probe_sensitivities(probe.space, probe)
+    assert np.isfinite(table).all()
+    assert table.max() <= start.LOSS_FLOOR * 1.01
+
+
+class Looks:
+    """Answers J of plans where joint losses are `excess` times the sum of single ones; remembers them."""
+
+    def __init__(self, space: RankSpace, objective: Objective, losses: list[Array], excess: float = 1.0) -> None:
+        self.space, self.objective, self.losses, self.excess = space, objective, losses, excess
+        self.seen: list[tuple[str, list[int], float]] = []
+
+    def value(self, ranks: Ranks) -> Array:
+        return self.objective.value(self.excess * total_loss(self.losses, ranks), self.space.ratio(ranks))
+
+    def __call__(self, source: str, ranks: Ranks) -> float:
+        value = float(self.value(ranks[None])[0])
+        self.seen.append((source, ranks.tolist(), value))
+        return value
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.sampled_from([0.01, 0.3, 5.0]), st.sampled_from([0.5, 1.0, 4.0]))
+def test_the_curve_gives_the_best_plan_it_looked_at_and_looks_at_none_twice(
+    problem: tuple[RankSpace, list[Array]], gamma: float, excess: float
+) -> None:
+    space, losses = problem
+    looks = Looks(space, Objective(gamma), losses, excess)
+    best = start.look_along_curve(space, looks.objective, losses, looks)
+    plans = [tuple(plan) for _, plan, _ in looks.seen]
+    assert len(set(plans)) == len(plans) <= len(start.CURVE_WEIGHTS) + 2 * start.NUM_REFINEMENTS
+    assert looks.value(best[None])[0] == max(value for _, _, value in looks.seen)
+    assert {source for source, _, _ in looks.seen} == {"start"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.sampled_from([0.01, 0.3, 5.0]), st.sampled_from([0.25, 1.0, 4.0, 16.0]))
+def test_where_losses_add_up_the_curve_holds_the_best_of_all_plans(
+    problem: tuple[RankSpace, list[Array]], gamma: float, excess: float
+) -> None:
+    """Joint losses 4 or 16 times the sum are an allocation at 4 or 16 times the weight: also on the curve."""
+    space, losses = problem
+    looks = Looks(space, Objective(gamma), losses, excess)
+    best = start.look_along_curve(space, looks.objective, losses, looks)
+    assert looks.value(best[None])[0] == pytest.approx(looks.value(lattice(space)).max(), rel=1e-9)
+
+
+def test_points_around_a_plan() -> None:
+    space = make_space([200, 30, 2])
+    centre = np.array([20, 30, 1])
+    points = start.points_around(space, centre, 2000, np.random.default_rng(0))
+    assert points.shape == (2000, 3)
+    assert ((points >= 1) & (points <= space.caps)).all()
+    distances = space.encode(points) - space.encode(centre[None])
+    assert distances[:, 0].std() == pytest.approx(start.SPREAD, rel=0.15)
+    assert abs(distances[:, 0].mean()) < 0.01
+    assert len(np.unique(points[:, 0])) > 10
+    np.testing.assert_array_equal(points, start.points_around(space, centre, 2000, np.random.default_rng(0)))
