@@ -43,8 +43,8 @@ def test_one_threshold_holds_for_all_layers() -> None:
     with torch.no_grad():
         model[0].weight.mul_(0.01)
     prune_smallest(model, 0.5)
-    assert int((model[0].weight == 0).sum()) > 890
-    assert int((model[1].weight == 0).sum()) < 10
+    assert int((model[0].weight == 0).sum()) > 870
+    assert int((model[1].weight == 0).sum()) < 30
 
 
 def test_biases_and_norms_are_left_alone_and_the_modules_stay_plain() -> None:

@@ -107,7 +107,9 @@ class Journal:
         if not (lines or newline) and json.dumps(self._header).encode().startswith(cut_off):
             self._write_line(self._header, mode="w")  # the earlier run was stopped in its first line
             return []
-        header = lines[0] if lines and isinstance(lines[0], dict) else {}
+        if not (lines and isinstance(lines[0], dict)):
+            raise InputError(f"{path} is not a search journal; choose another --out")
+        header = lines[0]
         different = sorted(key for key in self._header if header.get(key) != self._header[key])
         if different:
             raise InputError(f"{path} was written with other {', '.join(different)}; --resume needs the same")
