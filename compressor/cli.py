@@ -1,7 +1,6 @@
 """Command line: parse, call, print. Everything heavy is imported when a command runs, so help is quick."""
 
 import functools
-import math
 import shlex
 import sys
 from collections.abc import Callable
@@ -12,6 +11,17 @@ import click
 
 import compressor
 from compressor.errors import BocompressError, InputError
+from compressor.options import (
+    LARGEST_BATCH,
+    LARGEST_INPUT,
+    LARGEST_SEED,
+    PATH,
+    image_options,
+    layer_options,
+    model_options,
+    run_options,
+    search_options,
+)
 
 if TYPE_CHECKING:
     from compressor.architectures import Transform
@@ -20,247 +30,45 @@ if TYPE_CHECKING:
     from compressor.pipeline import Compressed, Settings, Source
     from compressor.progress import Progress
 
-PATH = click.Path(path_type=Path)
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 NUM_DRAWN_IMAGES = 256
+SMALLEST_STD = 1e-6
+LARGEST_IMAGES_GB = 8
 
-
-class Gamma(click.ParamType[float | None]):
-    """A positive number, or "auto"."""
-
-    name = "number|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        if value == "auto":
-            return None
-        number = _parse_float(value)
-        if number is None or not (math.isfinite(number) and number > 0):
-            self.fail(f"{value!r} is neither a positive number nor 'auto'", param, ctx)
-        return number
-
-
-class Delta(click.ParamType[tuple[float, bool]]):
-    """A positive number, or a percentage of the best objective."""
-
-    name = "number|percent%"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, bool]:
-        if isinstance(value, tuple):
-            return value
-        relative = str(value).endswith("%")
-        number = _parse_float(str(value).rstrip("%"))
-        if number is None or not (math.isfinite(number) and number > 0):
-            self.fail(f"{value!r} is neither a positive number nor a percentage", param, ctx)
-        return (number / 100 if relative else number), relative
-
-
-class Fraction(click.ParamType[float]):
-    """A share from 0 to below 1, or "none"."""
-
-    name = "none|fraction"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = 0.0 if value == "none" else _parse_float(value)
-        if number is None or not 0 <= number < 1:
-            self.fail(f"{value!r} is neither 'none' nor a fraction from 0 to below 1", param, ctx)
-        return number
-
-
-class Channels(click.ParamType[tuple[float, ...]]):
-    """One finite number per colour channel, separated by commas."""
-
-    name = "r,g,b"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        numbers = [_parse_float(part) for part in str(value).split(",")]
-        known = [number for number in numbers if number is not None and math.isfinite(number)]
-        if len(known) != 3 or len(numbers) != 3:
-            self.fail(f"{value!r} is not three numbers such as 0.485,0.456,0.406", param, ctx)
-        return tuple(known)
-
-
-def _parse_float(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
-
-# Options shared by commands, in the order help shows them
 
 Command = Callable[..., Any]
 
 
-def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        return functools.reduce(lambda wrapped, option: option(wrapped), reversed(decorators), command)
-
-    return decorate
-
-
-model_options = _options(
-    click.argument("model", type=PATH),
-    click.option("--arch", help="torchvision name of the architecture; recognised from the weights if left out."),
-    click.option(
-        "--trust-pickle",
-        is_flag=True,
-        help="Load a whole pickled module. Such a file can run any code: only for files you trust.",
-    ),
-)
-image_options = _options(
-    click.option(
-        "--data",
-        type=PATH,
-        help="Folder of images, with class subfolders if labelled. Left out: images are drawn procedurally.",
-    ),
-    click.option(
-        "--input-size",
-        type=click.IntRange(min=8),
-        help="Side of the network's square input in pixels; the short side of an image is resized to it. "
-        "Left out: the architecture's published transform (for most: resize to 256, crop 224).",
-    ),
-    click.option("--mean", type=Channels(), help="Mean per channel of [0, 1] pixels. Left out: as published."),
-    click.option("--std", type=Channels(), help="Deviation per channel. Left out: as published."),
-    click.option(
-        "--max-images",
-        type=click.IntRange(min=4),
-        default=1500,
-        show_default=True,
-        help="Use at most this many images: up to a half, and at most 500, search; the others judge.",
-    ),
-)
-layer_options = _options(
-    click.option(
-        "--layers",
-        "layers",
-        multiple=True,
-        help="Name pattern of layers to compress (repeat, or separate by commas); 'paper' is the paper's set.",
-    ),
-    click.option("--skip", multiple=True, help="Name pattern of layers to leave alone; likewise."),
-    click.option(
-        "--method",
-        type=click.Choice(["auto", "spatial", "tucker"]),
-        default="auto",
-        show_default=True,
-        help="Factors of k x k convolutions: spatial split (auto) or Tucker-2. Linear and 1 x 1: SVD.",
-    ),
-)
-search_options = _options(
-    click.option(
-        "--gamma",
-        type=Gamma(),
-        default="auto",
-        show_default=True,
-        help="Weight of the function norm against the size: larger keeps more. auto: 1 / E||f*||^2, so that "
-        "losing the whole output costs as much as the whole size.",
-    ),
-    click.option(
-        "--form",
-        type=click.Choice(["ratio", "rate"]),
-        default="ratio",
-        show_default=True,
-        help="Objective: -gamma L - R (bounded, Eq. 3) or -gamma L + 1/R (Eq. 2).",
-    ),
-    click.option(
-        "--delta",
-        type=Delta(),
-        default="5%",
-        show_default=True,
-        help="The certificate's delta: how much better, in the objective, a plan must be to matter. A "
-        "percentage is taken of the best objective; the paper's delta is 0.05 itself.",
-    ),
-    click.option(
-        "--epsilon",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        default=0.005,
-        show_default=True,
-        help="The certificate's epsilon: the probability at which the search may stop.",
-    ),
-    click.option(
-        "--samples",
-        type=click.IntRange(min=2),
-        default=50,
-        show_default=True,
-        help="Images per look at a candidate.",
-    ),
-    click.option(
-        "--start",
-        type=click.Choice(["sensitivity", "random"]),
-        default="sensitivity",
-        show_default=True,
-        help="First plans: from one-layer-at-a-time sensitivities, or random as in the paper.",
-    ),
-    click.option(
-        "--surrogate",
-        type=click.Choice(["log", "plain"]),
-        default="log",
-        show_default=True,
-        help="What the Gaussian process models: log L over the layers' sensitivities, or -gamma L as in the paper.",
-    ),
-    click.option(
-        "--coordinates",
-        type=click.Choice(["log", "linear"]),
-        default="log",
-        show_default=True,
-        help="Scale of the ranks in the search space; the paper's is linear.",
-    ),
-    click.option(
-        "--max-evaluations",
-        type=click.IntRange(min=1),
-        default=200,
-        show_default=True,
-        help="Stop after this many looks at whole plans.",
-    ),
-    click.option(
-        "--max-seconds", type=click.FloatRange(min=0, min_open=True), help="Stop the search after this time."
-    ),
-    click.option(
-        "--prune",
-        type=Fraction(),
-        default="none",
-        show_default=True,
-        help="Final pass: set this share of all weights, the smallest, to zero.",
-    ),
-)
-run_options = _options(
-    click.option("--device", default="cpu", show_default=True, help="Where candidates run: cpu, cuda, cuda:1."),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of everything."),
-    click.option(
-        "--threads",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Threads of ONNX Runtime while latency is measured.",
-    ),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(min=1),
-        default=1,
-        show_default=True,
-        help="Batch size while latency is measured.",
-    ),
-    click.option("--out", type=PATH, help="Folder to write, new or empty. Left out: MODEL's name with -compressed."),
-    click.option("--json", "as_json", is_flag=True, help="Print report.json on stdout in place of the table."),
-)
-
-
 def explain_errors(command: Command) -> Command:
-    """Turn our errors into one sentence on stderr and their exit code."""
+    """Turn our errors, a full output device and Ctrl-C into one sentence on stderr and an exit code."""
 
     @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(**options: Any) -> Any:
         try:
-            return command(*args, **kwargs)
+            return command(**options)
         except BocompressError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(error.exit_code)
+        except BrokenPipeError:
+            raise  # the reader of stdout has left; click ends quietly
+        except OSError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(1)
         except KeyboardInterrupt:
-            click.echo("stopped; what was measured is kept, --resume goes on from there", err=True)
+            click.echo(_describe_stop(options), err=True)
             sys.exit(INTERRUPTED)
 
     return wrapped
+
+
+def _describe_stop(options: dict[str, Any]) -> str:
+    if "resume" in options:
+        from compressor.pipeline import JOURNAL
+
+        journal = _out(options) / JOURNAL
+        if journal.exists():
+            return f"stopped; {journal} is kept: the same command with --resume goes on from there"
+    return "stopped"
 
 
 @click.group()
@@ -309,7 +117,7 @@ main.add_command(export)
 @main.command()
 @model_options
 @layer_options
-@click.option("--input-size", type=click.IntRange(min=8), help="Side of the network's input in pixels (MACs).")
+@click.option("--input-size", type=click.IntRange(8, LARGEST_INPUT), help="Side of the input in pixels (for MACs).")
 @click.option("--json", "as_json", is_flag=True, help="Print the layers as JSON in place of the table.")
 @explain_errors
 def inspect(**options: Any) -> None:
@@ -375,9 +183,11 @@ def apply_command(**options: Any) -> None:
 @click.argument("original", type=PATH)
 @click.argument("compressed", type=PATH, required=False)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=1, show_default=True, help="Batch size.")
-@click.option("--input-size", type=click.IntRange(min=1), help="Side of the input where the file leaves it open.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the order.")
+@click.option("--batch-size", type=click.IntRange(1, LARGEST_BATCH), default=1, show_default=True, help="Batch size.")
+@click.option(
+    "--input-size", type=click.IntRange(1, LARGEST_INPUT), help="Side of the input if the file leaves it open."
+)
+@click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help="Seed of the order.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
 @explain_errors
 def benchmark(**options: Any) -> None:
@@ -438,21 +248,24 @@ def _transform(loaded: "LoadedModel", options: dict[str, Any]) -> "Transform":
         transform = replace(transform, mean=options["mean"])
     if options.get("std"):
         transform = replace(transform, std=options["std"])
-    if any(value <= 0 for value in transform.std):
-        raise InputError("--std must be positive in every channel")
+    if any(value < SMALLEST_STD for value in transform.std):
+        raise InputError(f"--std must be at least {SMALLEST_STD:g} in every channel")
     return transform
 
 
 def _load(options: dict[str, Any], progress: "Progress") -> "tuple[LoadedModel, ImageSet]":
     from compressor.checkpoint import load_model
-    from compressor.images import load_folder, procedural_images
+    from compressor.images import list_images, load_folder, procedural_images
 
+    if options["data"] is not None:
+        list_images(options["data"])  # a wrong folder is said at once, not after the network is loaded
     with progress.stage("loading the network"):
         loaded = load_model(options["model"], options["arch"], options["trust_pickle"])
     progress.say(f"{options['model']}: {loaded.arch} with {loaded.num_classes} classes")
     for note in loaded.notes:
         progress.say(f"note: {note}")
     transform, seed = _transform(loaded, options), options["seed"]
+    _require_memory(options["max_images"], transform.input_size)
     if options["data"] is None:
         progress.say(f"note: {DRAWN}")
         count = min(NUM_DRAWN_IMAGES, options["max_images"])
@@ -464,6 +277,15 @@ def _load(options: dict[str, Any], progress: "Progress") -> "tuple[LoadedModel, 
         )
     progress.say(images.source)
     return loaded, images
+
+
+def _require_memory(num_images: int, input_size: int) -> None:
+    needed_gb = 3 * num_images * input_size**2 / 1e9
+    if needed_gb > LARGEST_IMAGES_GB:
+        raise InputError(
+            f"{num_images} images of {input_size} px would take {needed_gb:.0f} GB of memory: "
+            "lower --max-images or --input-size"
+        )
 
 
 DRAWN = (

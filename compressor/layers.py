@@ -84,7 +84,7 @@ def find_layers(
         skip: name patterns to leave out.
 
     Raises:
-        InputError: a pattern matches no layer, the paper names no set for `arch`, or nothing is left.
+        InputError: a pattern matches no layer, or the paper names no set for `arch`.
     """
     _, macs = count_macs(model, example)
     called = _called_modules(model, example)
@@ -94,10 +94,7 @@ def find_layers(
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     ]
     found = _mark_shared_weights(model, found)
-    found = _select(found, _expand_sets(include, arch), skip)
-    if not any(layer.skipped is None for layer in found):
-        raise InputError("no layer of this network can be compressed; `bocompress inspect` lists the reasons")
-    return found
+    return _select(found, _expand_sets(include, arch), skip)
 
 
 def compressible(layers: Sequence[FoundLayer]) -> list[FoundLayer]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import compressor
@@ -212,6 +212,7 @@ def _prepare(
     check_folder(Path(out), keep)
     search_images, held_out = image_set.split(min(MAX_SEARCH_IMAGES, len(image_set) // 2), settings.search.seed)
     teacher = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
+    _require_input_fits(teacher, search_images.batch([0]).to(settings.device))
     layers = find_layers(
         teacher,
         search_images.batch([0]).to(settings.device),
@@ -236,10 +237,21 @@ def _prepare(
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"the device {name!r} cannot be used here") from error
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        gpu = "a GPU is there" if torch.cuda.is_available() else "torch sees no GPU"
+        raise InputError(f"the device {name!r} cannot be used here ({gpu}): use cpu, cuda or cuda:1") from error
     return device
+
+
+def _require_input_fits(model: nn.Module, example: Tensor) -> None:
+    try:
+        with torch.inference_mode():
+            model(example)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        shape = " x ".join(map(str, example.shape))
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"the network cannot take inputs of shape {shape} ({reason}): see --input-size") from error
 
 
 def _factorise(layers: Sequence[FoundLayer], progress: Progress) -> dict[str, Factors]:
@@ -260,6 +272,8 @@ def _energy(job: Job) -> float:
 
 def _search(job: Job, resume: bool) -> Choice:
     layers = compressible(job.layers)
+    if not layers:
+        raise InputError("no layer is left to compress; `bocompress inspect` lists the reasons")
     settings = job.settings
     with job.progress.stage("outputs of the original"):
         norm = FunctionNorm(job.teacher, job.search_images, job.device)
@@ -329,7 +343,7 @@ def _finish(job: Job, choice: Choice) -> Compressed:
     original = job.teacher.cpu()
     write_text(job.folder / "plan.json", plan.model_dump_json(indent=2) + "\n")
     with replace_when_whole(job.folder / "compressed.safetensors") as partial:
-        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, partial)
+        partial.write_bytes(save({name: value.contiguous() for name, value in network.state_dict().items()}))
     parity = _export_both(job, original, network, plan)
     latency = _measure(job)
     report = _report(job, choice, network, original, fidelity, top1, parity, latency)

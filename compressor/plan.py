@@ -46,7 +46,10 @@ def read_plan(path: Path) -> Plan:
         InputError: missing, not JSON, or not a plan; the sentence names the first field at fault.
     """
     try:
-        return Plan.model_validate(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise InputError(f"{path} is not a plan: it holds no JSON object")
+        return Plan.model_validate(content)
     except OSError as error:
         raise InputError(f"cannot read the plan {path}: {error.strerror}") from error
     except ValidationError as error:

@@ -33,7 +33,7 @@ STAGES = [
     "search.belief search.start search.journal",
     "search.acquisition",
     "search.loop",
-    "tables",
+    "tables options",
     "pipeline",
     "cli",
 ]

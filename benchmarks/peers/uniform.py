@@ -119,7 +119,7 @@ def main(model_path: Path, data: Path, input_size: int, gammas: str, seeds: int,
     loaded = load_model(model_path)
     transform = Transform(input_size, input_size, loaded.transform.mean, loaded.transform.std)
     images = load_folder(data, transform, NUM_JUDGES + MAX_IMAGES, seed=0)
-    judges, others = images.split(min(NUM_JUDGES, len(images) // 2), seed=0)
+    judges, others = images.split(min(NUM_JUDGES, max(len(images) - MAX_IMAGES, len(images) // 2)), seed=0)
     judge = Judge(loaded.model, judges)
     uniform = {}
     with progress.stage("uniform plans", len(FRACTIONS)) as stage:

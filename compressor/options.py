@@ -1,0 +1,244 @@
+"""The command line's options: their types, and the groups that commands share, in the order help shows them."""
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATH = click.Path(path_type=Path)
+LARGEST_INPUT = 4096
+LARGEST_BATCH = 1024
+LARGEST_SEED = 2**32 - 1
+SMALLEST_GAMMA, LARGEST_GAMMA = 1e-12, 1e12
+
+
+class Gamma(click.ParamType):
+    """A positive number, or "auto"."""
+
+    name = "number|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        if value == "auto":
+            return None
+        number = _parse_float(value)
+        if number is None or not number > 0 or math.isinf(number):
+            self.fail(f"{value!r} is neither a positive number nor 'auto'", param, ctx)
+        if not SMALLEST_GAMMA <= number <= LARGEST_GAMMA:
+            self.fail(f"{value} lies outside {SMALLEST_GAMMA:g} to {LARGEST_GAMMA:g}", param, ctx)
+        return number
+
+
+class Delta(click.ParamType):
+    """A positive number, or a percentage of the best objective."""
+
+    name = "number|percent%"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, bool]:
+        if isinstance(value, tuple):
+            return value
+        relative = str(value).endswith("%")
+        number = _parse_float(str(value).removesuffix("%"))
+        if number is None or not (math.isfinite(number) and number > 0):
+            self.fail(f"{value!r} is neither a positive number nor a percentage", param, ctx)
+        return (number / 100 if relative else number), relative
+
+
+class Fraction(click.ParamType):
+    """A share from 0 to below 1, or "none"."""
+
+    name = "none|fraction"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = 0.0 if value == "none" else _parse_float(value)
+        if number is None or not 0 <= number < 1:
+            self.fail(f"{value!r} is neither 'none' nor a fraction from 0 to below 1", param, ctx)
+        return number
+
+
+class Channels(click.ParamType):
+    """One finite number per colour channel, separated by commas."""
+
+    name = "r,g,b"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        numbers = [_parse_float(part) for part in str(value).split(",")]
+        known = [number for number in numbers if number is not None and math.isfinite(number)]
+        if len(known) != 3 or len(numbers) != 3:
+            self.fail(f"{value!r} is not three numbers such as 0.485,0.456,0.406", param, ctx)
+        return tuple(known)
+
+
+class FiniteRange(click.FloatRange):
+    """A range that `nan` does not slip through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
+def _parse_float(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
+
+
+Command = Callable[..., Any]
+
+
+def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        return functools.reduce(lambda wrapped, option: option(wrapped), reversed(decorators), command)
+
+    return decorate
+
+
+model_options = _options(
+    click.argument("model", type=PATH),
+    click.option("--arch", help="torchvision name of the architecture; recognised from the weights if left out."),
+    click.option(
+        "--trust-pickle",
+        is_flag=True,
+        help="Load a whole pickled module. Such a file can run any code: only for files you trust.",
+    ),
+)
+image_options = _options(
+    click.option(
+        "--data",
+        type=PATH,
+        help="Folder of images, with class subfolders if labelled. Left out: images are drawn procedurally.",
+    ),
+    click.option(
+        "--input-size",
+        type=click.IntRange(8, LARGEST_INPUT),
+        help="Side of the network's square input in pixels; the short side of an image is resized to it. "
+        "Left out: the architecture's published transform (for most: resize to 256, crop 224).",
+    ),
+    click.option("--mean", type=Channels(), help="Mean per channel of [0, 1] pixels. Left out: as published."),
+    click.option("--std", type=Channels(), help="Deviation per channel. Left out: as published."),
+    click.option(
+        "--max-images",
+        type=click.IntRange(min=4),
+        default=1500,
+        show_default=True,
+        help="Use at most this many images: up to a half, and at most 500, search; the others judge.",
+    ),
+)
+layer_options = _options(
+    click.option(
+        "--layers",
+        "layers",
+        multiple=True,
+        help="Name pattern of layers to compress (repeat, or separate by commas); 'paper' is the paper's set.",
+    ),
+    click.option("--skip", multiple=True, help="Name pattern of layers to leave alone; likewise."),
+    click.option(
+        "--method",
+        type=click.Choice(["auto", "spatial", "tucker"]),
+        default="auto",
+        show_default=True,
+        help="Factors of k x k convolutions: spatial split (auto) or Tucker-2. Linear and 1 x 1: SVD.",
+    ),
+)
+search_options = _options(
+    click.option(
+        "--gamma",
+        type=Gamma(),
+        default="auto",
+        show_default=True,
+        help="Weight of the function norm against the size: larger keeps more. auto: 1 / E||f*||^2, so that "
+        "losing the whole output costs as much as the whole size.",
+    ),
+    click.option(
+        "--form",
+        type=click.Choice(["ratio", "rate"]),
+        default="ratio",
+        show_default=True,
+        help="Objective: -gamma L - R (bounded, Eq. 3) or -gamma L + 1/R (Eq. 2).",
+    ),
+    click.option(
+        "--delta",
+        type=Delta(),
+        default="5%",
+        show_default=True,
+        help="The certificate's delta: how much better, in the objective, a plan must be to matter. A "
+        "percentage is taken of the best objective; the paper's delta is 0.05 itself.",
+    ),
+    click.option(
+        "--epsilon",
+        type=FiniteRange(0, 1, min_open=True, max_open=True),
+        default=0.005,
+        show_default=True,
+        help="The certificate's epsilon: the probability at which the search may stop.",
+    ),
+    click.option(
+        "--samples",
+        type=click.IntRange(min=2),
+        default=50,
+        show_default=True,
+        help="Images per look at a candidate.",
+    ),
+    click.option(
+        "--start",
+        type=click.Choice(["sensitivity", "random"]),
+        default="sensitivity",
+        show_default=True,
+        help="First plans: from one-layer-at-a-time sensitivities, or random as in the paper.",
+    ),
+    click.option(
+        "--surrogate",
+        type=click.Choice(["log", "plain"]),
+        default="log",
+        show_default=True,
+        help="What the Gaussian process models: log L over the layers' sensitivities, or -gamma L as in the paper.",
+    ),
+    click.option(
+        "--coordinates",
+        type=click.Choice(["log", "linear"]),
+        default="log",
+        show_default=True,
+        help="Scale of the ranks in the search space; the paper's is linear.",
+    ),
+    click.option(
+        "--max-evaluations",
+        type=click.IntRange(min=1),
+        default=200,
+        show_default=True,
+        help="Stop after this many looks at whole plans.",
+    ),
+    click.option("--max-seconds", type=FiniteRange(min=0, min_open=True), help="Stop the search after this time."),
+    click.option(
+        "--prune",
+        type=Fraction(),
+        default="none",
+        show_default=True,
+        help="Final pass: set this share of all weights, the smallest, to zero.",
+    ),
+)
+run_options = _options(
+    click.option("--device", default="cpu", show_default=True, help="Where candidates run: cpu, cuda, cuda:1."),
+    click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help="Seed of all."),
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Threads of ONNX Runtime while latency is measured.",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1, LARGEST_BATCH),
+        default=1,
+        show_default=True,
+        help="Batch size while latency is measured.",
+    ),
+    click.option("--out", type=PATH, help="Folder to write, new or empty. Left out: MODEL's name with -compressed."),
+    click.option("--json", "as_json", is_flag=True, help="Print report.json on stdout in place of the table."),
+)
