@@ -26,7 +26,7 @@ demo: $(READY)  ## train resnet18 on handwritten digits, compress it, export, ve
 	$(BIN)/bocompress-export demo/resnet18-digits.pt --data demo/images --input-size 32 --out demo/compressed
 
 test: $(READY) lint  ## the whole suite, lint and types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

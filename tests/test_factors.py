@@ -45,7 +45,7 @@ def convolutions(draw: st.DrawFn, groups: tuple[int, ...] = (1, 2)) -> nn.Conv2d
     return layer.eval()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(convolutions())
 def test_spatial_is_exact_at_full_rank(layer: nn.Conv2d) -> None:
     images = torch.randn(2, layer.in_channels, 11, 12)
