@@ -29,9 +29,7 @@ def load_digits_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     images = np.round(digits.images[order] * (255 / 16)).astype(np.uint8)
-    enlarged = [
-        np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for image in images
-    ]
+    enlarged = [np.asarray(Image.fromarray(image).resize((SIZE, SIZE), Image.Resampling.BILINEAR)) for image in images]
     return np.stack(enlarged), digits.target[order].astype(np.int64)
 
 
@@ -86,9 +84,7 @@ def main(folder: Path, epochs: int = 8) -> None:
 
     def tell(done: int, total: int, loss: float) -> None:
         if done % 20 == 0 or done == total:
-            print(
-                f"training resnet18 on handwritten digits: step {done} of {total}, loss {loss:.3f}", file=sys.stderr
-            )
+            print(f"training resnet18 on handwritten digits: step {done} of {total}, loss {loss:.3f}", file=sys.stderr)
 
     folder.mkdir(parents=True, exist_ok=True)
     model = train_resnet18(epochs, tell)

@@ -28,9 +28,9 @@ def list_compressible(layers: Sequence[LayerRecord]) -> list[LayerRecord]:
     return [layer for layer in layers if layer.skipped is None and layer.cap is not None]
 
 
-def list_chosen_ranks(layers: Sequence[LayerRecord]) -> list[int]:
-    """The chosen plan as the search writes it: a rank per compressible layer, the cap where dense."""
-    return [layer.rank or layer.cap or 1 for layer in list_compressible(layers)]
+def list_chosen_ranks(layers: Sequence[LayerRecord]) -> list[int | None]:
+    """The chosen plan as the search writes it: a rank per compressible layer, None where dense."""
+    return [layer.rank for layer in list_compressible(layers)]
 
 
 def draw_ranks(layers: Sequence[LayerRecord]) -> str:
@@ -219,7 +219,7 @@ def _draw_points(axes: Axes, entries: Sequence[EvaluationRecord], style: dict[st
 def _draw_running_best(axes: Axes, history: Sequence[EvaluationRecord]) -> None:
     best = np.maximum.accumulate([entry.objective for entry in history])
     indices = [entry.index for entry in history]
-    axes.step(indices, best, where="post", color=LIGHT["muted"], linewidth=1, label="best estimate so far")
+    axes.step(indices, best, where="post", color=LIGHT["muted"], linewidth=1, label="best look so far")
 
 
 def _list_chosen(report: Report) -> list[EvaluationRecord]:

@@ -106,9 +106,7 @@ def _make_inline(document: str, label: str) -> str:
     svg = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", svg)
     box = re.search(r'viewBox="[^"]*"', svg)
     assert box is not None
-    opening = (
-        f'<svg {box[0]} role="img" aria-label="{html.escape(label)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
-    )
+    opening = f'<svg {box[0]} role="img" aria-label="{html.escape(label)}" xmlns:xlink="http://www.w3.org/1999/xlink">'
     return opening + svg[svg.index(">") + 1 :].strip()
 
 

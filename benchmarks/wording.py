@@ -44,12 +44,13 @@ def describe_speed(provider: str, record: LatencyRecord) -> str:
     return f"{format_ratio(record.ratio)} slower on {place} (95{GAP}% interval {interval})"
 
 
-def describe_fidelity(fidelity: FidelityRecord) -> str:
+def describe_fidelity(fidelity: FidelityRecord, searched: bool = True) -> str:
     """How far the outputs are from the original's, and on how many images that was seen."""
-    images = format_plural(fidelity.images, "held-out image")
+    images = format_plural(fidelity.images, "held-out image" if searched else "image")
+    outside = ", which the search never used," if searched else ""
     share = f"{format_number(100 * fidelity.relative)}{GAP}%"
     return (
-        f"On {images}, which the search never used, the squared distance between the outputs of the two "
+        f"On {images}{outside} the squared distance between the outputs of the two "
         f"networks is L = {format_number(fidelity.function_norm)} on average, with a standard error of "
         f"{format_number(fidelity.stderr)}. That is {share} of the original "
         f"outputs’ own energy, E‖f*‖² = {format_number(fidelity.teacher_energy)}. "
@@ -95,27 +96,37 @@ def describe_objective(report: Report) -> str:
     formula = "−γL − R (Eq. 3)" if report.form == "ratio" else "−γL + 1/R (Eq. 2)"
     return (
         f"The search maximises J = {formula} with {_equal('γ', report.gamma)}: L is the function norm, "
-        f"estimated on a few images at a time, and R the ratio of compressed to original parameters."
+        f"estimated on a few images at a time, and R the share of the compressible layers’ parameters that is left."
     )
 
 
 def describe_certificate(search: SearchRecord) -> str:
     """Eq. (12) in words."""
     certificate = search.certificate
-    probability = format_probability(certificate.pointwise)
-    most = probability if probability.startswith("less") else f"at most {probability}"
     verdict = "met" if certificate.met else "not met"
     return (
-        f"Given the Gaussian process fitted to {format_plural(search.evaluations, 'observation')}, the "
-        f"probability that any single other plan is better than this one by more than "
-        f"{_equal('δ', certificate.delta)} is {most} (asked: {_equal('ε', certificate.epsilon)}): {verdict}."
+        f"Given the Gaussian process fitted to {format_plural(search.evaluations, 'observation')}, the largest "
+        f"probability found that a given other plan is better than this one by more than "
+        f"{_equal('δ', certificate.delta)} is {format_probability(certificate.pointwise)} "
+        f"(asked: at most {_equal('ε', certificate.epsilon)}): {verdict}."
+    )
+
+
+def describe_calibration(search: SearchRecord) -> str:
+    """Whether the Gaussian process deserves trust."""
+    calibration = search.calibration
+    return (
+        f"How far the model can be trusted: predicting each of the {calibration.looks} looks from all the others, "
+        f"{format_percent(calibration.within_two_sd)} lie within two predicted deviations (a good model: 95{GAP}%), "
+        f"and the errors are {format_number(calibration.z_rms)} times as large as predicted (a good model: 1)."
     )
 
 
 def describe_certificate_limits() -> str:
     """What the certificate does not say; it belongs beside every statement of it."""
     return (
-        "It speaks of single plans, not of all plans at once, and holds only as far as the model is right "
+        "It speaks of single plans, not of all plans at once, the largest probability is the largest that a search "
+        "over plans found, and it holds only as far as the model is right "
         "(Ma et al. 2019, Eq. 12)."
     )
 

@@ -53,6 +53,18 @@ def on_certificate(certificate: CertificateRecord, stopped_because: str) -> list
     ]
 
 
+def on_prune(fraction: float) -> list[str]:
+    """About what the search judged."""
+    return ["objective and certificate speak of the network before the final pruning"] if fraction else []
+
+
+def on_samples(samples: int, num_images: int) -> list[str]:
+    """About a search that has too few images to draw from."""
+    if num_images >= 2 * samples:
+        return []
+    return [f"only {num_images} images to search with: looks share most of them, the estimates lean on few images"]
+
+
 def on_labels(num_classes: int, num_outputs: int) -> list[str]:
     """About class folders that cannot be matched with the network's outputs."""
     if num_classes == num_outputs:

@@ -257,9 +257,7 @@ def other_wrappers(content: Mapping[Any, Any]) -> list[str]:
 
 def named_tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     """The tensors of a dict that have names, without their history."""
-    return {
-        key: value.detach() for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
-    }
+    return {key: value.detach() for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
 
 
 def is_optimizer(content: Mapping[Any, Any]) -> bool:

@@ -173,9 +173,7 @@ def apply_command(**options: Any) -> None:
     loaded, images = _load(options, progress)
     if plan.arch != loaded.arch:
         raise InputError(f"the plan is for {plan.arch}, the checkpoint is {loaded.arch}")
-    result = apply_plan(
-        loaded.model, images, plan, out, _settings(options), _source(loaded, images, options), progress
-    )
+    result = apply_plan(loaded.model, images, plan, out, _settings(options), _source(loaded, images, options), progress)
     _print_result(result, options["as_json"])
 
 
@@ -257,15 +255,17 @@ def _load(options: dict[str, Any], progress: "Progress") -> "tuple[LoadedModel, 
     from compressor.checkpoint import load_model
     from compressor.images import list_images, load_folder, procedural_images
 
+    num_images = options["max_images"] if options["data"] is not None else min(NUM_DRAWN_IMAGES, options["max_images"])
     if options["data"] is not None:
-        list_images(options["data"])  # a wrong folder is said at once, not after the network is loaded
+        # A wrong folder is said at once, not after the network is loaded.
+        num_images = min(num_images, len(list_images(options["data"]).files))
     with progress.stage("loading the network"):
         loaded = load_model(options["model"], options["arch"], options["trust_pickle"])
     progress.say(f"{options['model']}: {loaded.arch} with {loaded.num_classes} classes")
     for note in loaded.notes:
         progress.say(f"note: {note}")
     transform, seed = _transform(loaded, options), options["seed"]
-    _require_memory(options["max_images"], transform.input_size)
+    _require_memory(num_images, transform.input_size)
     if options["data"] is None:
         progress.say(f"note: {DRAWN}")
         count = min(NUM_DRAWN_IMAGES, options["max_images"])

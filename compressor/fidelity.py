@@ -1,5 +1,6 @@
 """The function norm as a U-statistic: mean, variance and covariance of per-image losses (Sec. 3.1, Eq. 5)."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from compressor.images import ImageSet
 
 BATCH_SIZE = 64
 HUGE = 1e12
+IMAGE_STREAM, UNSEEN_STREAM = 1, 2  # keep the random streams of one seed apart
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,14 @@ class FunctionNorm:
     def losses(self, network: nn.Module, indices: NDArray[np.int64]) -> Losses:
         """Squared distance to the teacher for each of the images `indices`."""
         chosen = torch.from_numpy(indices)
-        differences = self.outputs(network, chosen) - self.targets[chosen.to(self.targets.device)]
+        return Losses(indices, self.compare(self.outputs(network, chosen), chosen))
+
+    def compare(self, outputs: Tensor, indices: Tensor) -> NDArray[np.float64]:
+        """Squared distances (m,) of `outputs` (m, num_outputs) to the teacher's on the images `indices` (m,)."""
+        differences = outputs - self.targets[indices.to(self.targets.device)]
         values = differences.double().square().sum(1).cpu().numpy()
         # A destroyed candidate may overflow; a huge finite loss keeps the search going and away from it.
-        return Losses(indices, np.minimum(np.nan_to_num(values, nan=HUGE, posinf=HUGE), HUGE))
+        return np.minimum(np.nan_to_num(values, nan=HUGE, posinf=HUGE), HUGE)
 
 
 def noise_covariance(all_losses: list[Losses], num_images: int) -> NDArray[np.float64]:
@@ -101,8 +107,17 @@ class ImageSampler:
         """Indices (samples,) of the images of draw `number`."""
         per_epoch = self._num_images // self._samples
         epoch, part = divmod(number, per_epoch)
-        order = np.random.default_rng([self._seed, epoch]).permutation(self._num_images)
+        order = np.random.default_rng([self._seed, IMAGE_STREAM, epoch]).permutation(self._num_images)
         return order[part * self._samples : (part + 1) * self._samples]
+
+    def draw_unseen(self, number: int, seen: Collection[int]) -> NDArray[np.int64]:
+        """Up to `samples` images other than `seen`, for another look at a plan; fewer than two are none.
+
+        The same image gives the same loss again: only new ones can tell more.
+        """
+        order = np.random.default_rng([self._seed, UNSEEN_STREAM, number]).permutation(self._num_images)
+        unseen = order[~np.isin(order, list(seen))][: self._samples]
+        return unseen if len(unseen) > 1 else unseen[:0]
 
 
 def _as_rows(outputs: object) -> Tensor:

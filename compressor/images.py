@@ -282,8 +282,7 @@ def from_batches(batches: Iterable[object], limit: int) -> ImageSet:
         x, y = split_batch(batch)
         if inputs and x.shape[1:] != inputs[0].shape[1:]:
             raise InputError(
-                f"batches disagree on the shape of an input: {tuple(inputs[0].shape[1:])} "
-                f"and then {tuple(x.shape[1:])}"
+                f"batches disagree on the shape of an input: {tuple(inputs[0].shape[1:])} and then {tuple(x.shape[1:])}"
             )
         inputs.append(x[: limit - taken])
         labels.append(None if y is None else y[: limit - taken])
@@ -457,9 +456,7 @@ def distance_outside(
     return np.maximum.reduce(edges) - np.float32(radius * 0.75)
 
 
-def surface(
-    window: tuple[slice, slice], size: int, palette: Array, texture: Array, rng: np.random.Generator
-) -> Array:
+def surface(window: tuple[slice, slice], size: int, palette: Array, texture: Array, rng: np.random.Generator) -> Array:
     """A patch of one material, shape (h, w, 3): a colour of the palette, its shading, and its grain."""
     height, width = (side.stop - side.start for side in window)
     colour = palette[rng.integers(len(palette))] * np.float32(math.exp(rng.normal(0, 0.25)))

@@ -43,9 +43,14 @@ class FoundLayer:
         return _weight(self.module).numel()
 
     def params_by_rank(self) -> list[int]:
-        """Parameters at ranks 1..cap, the dense layer's own at the cap."""
+        """Parameters at ranks 1, 2, ... up to `dense_rank`, which stands for the dense layer."""
         assert self.method is not None
         return num_params_table(self.method, self.shape, _groups(self.module), self.cap, self.params)
+
+    @property
+    def dense_rank(self) -> int:
+        """The search's number for "stays dense": one above the last rank that makes the layer smaller."""
+        return len(self.params_by_rank())
 
     def factorise(self) -> Factors:
         """The layer's factors (one SVD)."""
@@ -111,9 +116,12 @@ def _describe(name: str, module: nn.Module, macs: int, choice: MethodChoice, cal
         return replace(layer, skipped="its forward is never called (unused, or its owner reads the weight)")
     chosen = _choose_method(module, choice)
     cap = break_even_rank(chosen, layer.shape, _groups(module), layer.params)
-    if cap < 2:
-        return replace(layer, method=chosen, cap=cap, skipped=f"no rank below break-even (cap {cap})")
-    return replace(layer, method=chosen, cap=cap)
+    layer = replace(layer, method=chosen, cap=cap)
+    if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+        return replace(layer, skipped="depthwise: already thin, two thinner convolutions would only be slower")
+    if layer.dense_rank < 2:
+        return replace(layer, skipped=f"no rank below break-even (cap {cap})")
+    return layer
 
 
 def _choose_method(module: nn.Module, choice: MethodChoice) -> Method:

@@ -145,7 +145,7 @@ class Choice:
     factors: Mapping[str, Factors]
     gamma: float
     search: SearchRecord | None
-    prune_fraction: float
+    plan: Plan
 
 
 def compress(
@@ -189,7 +189,10 @@ def apply_plan(
     prepare_folder(job.folder)
     factors = _factorise(layers, job.progress)
     gamma = plan.gamma or job.settings.gamma or default_gamma(_energy(job))
-    return _finish(job, Choice(layers, ranks, factors, gamma, None, plan.prune_fraction))
+    caps = {layer.name: layer.cap for layer in layers}
+    rows = [row.model_copy(update={"cap": caps[row.name]}) for row in plan.layers]
+    kept = plan.model_copy(update={"arch": job.source.arch, "gamma": gamma, "layers": rows})
+    return _finish(job, Choice(layers, ranks, factors, gamma, None, kept))
 
 
 # Before the search
@@ -296,12 +299,13 @@ def _search(job: Job, resume: bool) -> Choice:
     with job.progress.stage("searching ranks", settings.search.max_evaluations) as stage:
         search = Search(space, objective, evaluate, len(job.search_images), settings.search, journal, stage.update)
         ranks, record = search.run()
-    return Choice(layers, ranks.tolist(), factors, gamma, record, settings.prune_fraction)
+    plan = make_plan(layers, ranks.tolist(), job.source.arch, gamma, settings.prune_fraction)
+    return Choice(layers, ranks.tolist(), factors, gamma, record, plan)
 
 
 def _kept_ranks(layers: Sequence[FoundLayer], ranks: Iterable[int]) -> dict[str, int]:
-    """Ranks by name of the layers that are factorised; a layer at its cap stays as it is."""
-    return {layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if int(rank) < layer.cap}
+    """Ranks by name of the layers that are factorised, without those that stay dense."""
+    return {layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if int(rank) < layer.dense_rank}
 
 
 def _fingerprint(job: Job, gamma: float) -> dict[str, Any]:
@@ -334,10 +338,10 @@ def _hash(tensors: Iterable[Tensor]) -> str:
 
 
 def _finish(job: Job, choice: Choice) -> Compressed:
-    plan = make_plan(choice.layers, choice.ranks, job.source.arch, choice.gamma, choice.prune_fraction)
+    plan = choice.plan
     ranks = _kept_ranks(choice.layers, choice.ranks)
     network = detach_from_original(build_candidate(job.teacher, choice.factors, ranks))
-    prune_smallest(network, choice.prune_fraction)
+    prune_smallest(network, plan.prune_fraction)
     fidelity, top1 = _judge(job, network)
     network.cpu()
     original = job.teacher.cpu()
@@ -358,7 +362,7 @@ def _judge(job: Job, network: nn.Module) -> tuple[FidelityRecord, Pair[float] | 
         norm = FunctionNorm(job.teacher, job.held_out, job.device)
         every = torch.arange(len(job.held_out))
         outputs = norm.outputs(network, every)
-    squares = (outputs - norm.targets).double().square().sum(1).cpu().numpy()
+    squares = norm.compare(outputs, every)
     predictions, decisions = outputs.argmax(1).cpu(), norm.targets.argmax(1).cpu()
     fidelity = FidelityRecord(
         function_norm=float(squares.mean()),
@@ -463,7 +467,7 @@ def _report(
         gamma=choice.gamma,
         form=job.settings.form,
         ratio=params.compressed / params.original,
-        prune_fraction=choice.prune_fraction,
+        prune_fraction=choice.plan.prune_fraction,
         params=_pair(count_params, original, network),
         params_compressible=params,
         nonzero_params=_pair(count_nonzero_params, original, network),
@@ -498,7 +502,7 @@ def _layer_record(layer: FoundLayer, choice: Choice, macs: Mapping[str, int]) ->
     inside = [count for name, count in macs.items() if name == layer.name or name.startswith(f"{layer.name}.")]
     return record.model_copy(
         update={
-            "rank": rank if rank < layer.cap else None,
+            "rank": rank if rank < layer.dense_rank else None,
             "params_compressed": layer.params_by_rank()[rank - 1],
             "macs_compressed": sum(inside),
         }
@@ -537,6 +541,8 @@ def _all_warnings(
     if choice.search is not None:
         warnings += _early_warnings(job, choice.gamma, fidelity.teacher_energy)
         warnings += advice.on_certificate(choice.search.certificate, choice.search.stopped_because)
+        warnings += advice.on_prune(choice.plan.prune_fraction)
+        warnings += advice.on_samples(job.settings.search.samples, len(job.search_images))
     warnings += advice.on_fidelity(fidelity)
     class_names = job.held_out.class_names
     if class_names is not None:

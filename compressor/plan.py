@@ -18,7 +18,7 @@ def make_plan(
     gamma: float | None,
     prune_fraction: float,
 ) -> Plan:
-    """The plan for `layers` at `ranks`; a rank at the cap leaves the layer dense."""
+    """The plan for `layers` at `ranks`; a layer's `dense_rank` leaves it dense."""
     return Plan(
         arch=arch,
         gamma=gamma,
@@ -29,13 +29,13 @@ def make_plan(
 
 def _plan_layer(layer: FoundLayer, rank: int) -> LayerPlan:
     assert layer.method is not None
-    dense = rank >= layer.cap
+    dense = rank >= layer.dense_rank
     return LayerPlan(
         name=layer.name,
         method=layer.method,
         rank=None if dense else rank,
         cap=layer.cap,
-        why="at its cap the factors would be as large as the layer" if dense else "chosen by the search",
+        why="the search kept it dense" if dense else "chosen by the search",
     )
 
 
@@ -61,7 +61,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def planned_layers(plan: Plan, layers: Sequence[FoundLayer]) -> tuple[list[FoundLayer], list[int]]:
-    """The plan's layers as found in the network, with their ranks (the cap where the plan says dense).
+    """The plan's layers as found in the network, with their ranks (`dense_rank` where the plan says dense).
 
     Raises:
         InputError: a layer of the plan does not exist, cannot be compressed, appears twice, or has a rank
@@ -72,7 +72,7 @@ def planned_layers(plan: Plan, layers: Sequence[FoundLayer]) -> tuple[list[Found
     if len(set(names)) < len(names):
         raise InputError(f"the plan names {max(names, key=names.count)} more than once")
     chosen = [_find(row, by_name) for row in plan.layers]
-    ranks = [row.rank or layer.cap for row, layer in zip(plan.layers, chosen, strict=True)]
+    ranks = [row.rank or layer.dense_rank for row, layer in zip(plan.layers, chosen, strict=True)]
     return chosen, ranks
 
 

@@ -126,8 +126,9 @@ class ParityRecord(Record):
 
 
 class CertificateRecord(Record):
-    """Eq. (12): `pointwise` is the largest posterior probability that some single other plan beats the chosen
-    one by more than `delta`; `met` says whether it is at most `epsilon`. Conditional on the Gaussian process."""
+    """Eq. (12): `pointwise` is the largest posterior probability found, among the plans tried by the acquisition's
+    search, that a given other plan beats the chosen one by more than `delta`; `met` says that it is at most `epsilon`
+    and that the search had its start and at least one look beyond. Conditional on the Gaussian process."""
 
     pointwise: float
     delta: float
@@ -135,14 +136,24 @@ class CertificateRecord(Record):
     met: bool
 
 
+class CalibrationRecord(Record):
+    """Each look predicted from all the others: `z_rms` is the root mean square of (observed - predicted) / predicted
+    deviation, 1 for a model that knows what it does not know; `within_two_sd` the share of looks within two
+    deviations, 0.95 for a good one. Over `looks` looks."""
+
+    z_rms: float
+    within_two_sd: float = Field(ge=0, le=1)
+    looks: int
+
+
 class EvaluationRecord(Record):
-    """One look at a candidate: its ranks (in the order of the plan's layers; the cap means dense), the estimated
+    """One look at a candidate: its ranks (in the order of the plan's layers; null means dense), the estimated
     function norm, the variance of that estimate, the ratio R, the objective J and where the candidate came from.
     `index` counts from 0."""
 
     index: int
     source: str
-    ranks: list[int]
+    ranks: list[int | None]
     function_norm: float
     variance: float
     ratio: float
@@ -151,7 +162,10 @@ class EvaluationRecord(Record):
 
 
 class SearchRecord(Record):
-    """How the plan was found. `image_passes` counts images times candidate networks, start included."""
+    """How the plan was found. `image_passes` counts images times candidate networks, start included; `seconds` is
+    the time of this process: a resumed search leaves out what came before.
+
+    `calibration` is the leave-one-out check of the Gaussian process."""
 
     evaluations: int
     image_passes: int
@@ -161,6 +175,7 @@ class SearchRecord(Record):
     objective: float
     objective_sd: float
     certificate: CertificateRecord
+    calibration: CalibrationRecord
     history: list[EvaluationRecord]
 
 

@@ -89,7 +89,7 @@ def _certificate_line(report: Report) -> str:
     certificate = report.search.certificate
     sign, verdict = ("<=", "met") if certificate.met else (">", "not met")
     return (
-        f"certificate {verdict}: P(a given other plan is better by {certificate.delta:.3g}) = "
+        f"certificate {verdict}: P(a given other plan is better by {certificate.delta:.2g}) = "
         f"{certificate.pointwise:.2g} {sign} {certificate.epsilon:g}, after {report.search.evaluations} evaluations, "
         f"{report.search.image_passes:,} image passes, {report.search.seconds:.0f} s"
     )

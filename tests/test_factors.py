@@ -151,7 +151,8 @@ def test_caps_are_those_of_the_paper() -> None:
     # Sec. 3.3: HW / (H + W) for a matrix, k Ci Co / (Ci + Co) for a k x k convolution.
     assert break_even_rank("svd", (1000, 784), 1, 784000) == 784000 // 1784
     assert break_even_rank("spatial", (512, 256, 3, 3), 1, 512 * 256 * 9) == 3 * 512 * 256 // 768
-    assert num_params_table("svd", (20, 10), 1, 6, 200) == [30, 60, 90, 120, 150, 200]
+    assert num_params_table("svd", (20, 10), 1, 6, 200) == [30, 60, 90, 120, 150, 180, 200]
+    assert num_params_table("svd", (20, 20), 1, 10, 400) == [*range(40, 400, 40), 400]  # rank 10 is as large: dense
 
 
 @pytest.mark.parametrize("rank", [0, -1, 6])

@@ -68,9 +68,7 @@ def test_an_image_has_the_same_loss_in_every_batch(candidates: Candidates) -> No
     assert NUM_IMAGES > 2 * BATCH_SIZE
     every = candidates.losses["strong"].values
     for indices in (np.array([140]), np.arange(60, 131), np.arange(NUM_IMAGES)[::-1].copy()):
-        np.testing.assert_allclose(
-            candidates.norm.losses(candidates.strong, indices).values, every[indices], rtol=1e-4
-        )
+        np.testing.assert_allclose(candidates.norm.losses(candidates.strong, indices).values, every[indices], rtol=1e-4)
 
 
 def test_the_original_has_no_loss_and_more_compression_has_more(candidates: Candidates) -> None:
@@ -162,8 +160,7 @@ def simulate(candidates: Candidates, parts: list[NDArray[np.int64]], trials: int
     for _ in range(trials):
         drawn = rng.integers(NUM_IMAGES, size=40)
         looks = [
-            Losses(part, candidates.losses[name].values[drawn[part]])
-            for name, part in zip(names, parts, strict=False)
+            Losses(part, candidates.losses[name].values[drawn[part]]) for name, part in zip(names, parts, strict=False)
         ]
         means.append([look.mean for look in looks])
         claimed += noise_covariance(looks, 40) / trials
@@ -256,3 +253,15 @@ def test_every_image_is_drawn_as_often_as_any_other() -> None:
     counts = np.bincount(np.concatenate([sampler.draw(number) for number in range(3000)]), minlength=30)
     assert counts.min() > 0.9 * counts.mean()
     assert counts.max() < 1.1 * counts.mean()
+
+
+def test_another_look_takes_images_that_were_not_seen() -> None:
+    sampler = ImageSampler(30, 10, seed=3)
+    first = sampler.draw(0)
+    second = sampler.draw_unseen(1, first)
+    assert len(second) == 10
+    assert not set(first) & set(second)
+    assert len(sampler.draw_unseen(2, np.concatenate([first, second]))) == 10
+    assert len(sampler.draw_unseen(3, np.arange(25))) == 5
+    assert len(sampler.draw_unseen(4, np.arange(29))) == 0
+    np.testing.assert_array_equal(second, ImageSampler(30, 10, seed=3).draw_unseen(1, first))

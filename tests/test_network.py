@@ -123,9 +123,9 @@ def conv_and_linear_weights(model: nn.Module) -> int:
 @given(st.data())
 def test_a_candidate_holds_the_parameters_the_plan_says(mobilenet: Subject, data: st.DataObject) -> None:
     layers = mobilenet.layers
-    ranks = np.array([data.draw(st.integers(1, layer.cap)) for layer in layers])
+    ranks = np.array([data.draw(st.integers(1, layer.dense_rank)) for layer in layers])
     space = RankSpace([layer.name for layer in layers], [layer.params_by_rank() for layer in layers])
-    below_cap = {layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if rank < layer.cap}
+    below_cap = {layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if rank < layer.dense_rank}
     candidate = build_candidate(mobilenet.model, mobilenet.factors, below_cap)
     rest = conv_and_linear_weights(mobilenet.model) - space.params(space.caps[None])[0]
     assert conv_and_linear_weights(candidate) == space.params(ranks[None])[0] + rest

@@ -53,11 +53,11 @@ def test_ranks_survive_the_file(tmp_path_factory: pytest.TempPathFactory, ranks:
     assert found == list(ranks)
 
 
-def test_a_rank_at_the_cap_is_written_as_dense() -> None:
+def test_the_last_choice_is_written_as_dense() -> None:
     caps = [layer.cap for layer in CHOSEN]
-    plan = make_plan(CHOSEN, [*caps[:-1], 7], "resnet18", None, 0.0)
+    plan = make_plan(CHOSEN, [*(layer.dense_rank for layer in CHOSEN[:-1]), 7], "resnet18", None, 0.0)
     assert [row.rank for row in plan.layers] == [None] * (len(caps) - 1) + [7]
-    assert "as large as the layer" in plan.layers[0].why
+    assert "kept it dense" in plan.layers[0].why
     assert [row.cap for row in plan.layers] == caps
 
 
@@ -77,7 +77,7 @@ def test_hand_edits(tmp_path: Path) -> None:
     layers, ranks = planned_layers(edited(tmp_path, edit), LAYERS)
     expected = CHOSEN[3:][::-1]
     assert layers == expected
-    assert ranks == [expected[0].cap, 1, expected[2].cap, *HALF[3:][::-1][3:]]
+    assert ranks == [expected[0].dense_rank, 1, expected[2].cap, *HALF[3:][::-1][3:]]
 
 
 def set_row(field: str, value: object, row: int = 0) -> Edit:

@@ -15,6 +15,7 @@ from benchmarks import formatting, pictures, wording
 from benchmarks.report import read_report, render_report, write_report
 from compressor.errors import InputError
 from compressor.records import (
+    CalibrationRecord,
     CertificateRecord,
     EvaluationRecord,
     FidelityRecord,
@@ -98,8 +99,8 @@ def make_history(layers: list[LayerRecord]) -> list[EvaluationRecord]:
         source = "start" if index < 17 else "re-measure" if again else "candidate"
         factors = [1.0 if again else 2.718 ** dice.gauss(-0.1, spread) for _ in chosen]
         pairs = zip(chosen, factors, compressible, strict=True)
-        ranks = [max(1, min(layer.cap or 1, round(rank * factor))) for rank, factor, layer in pairs]
-        shares = [rank / (layer.cap or 1) for rank, layer in zip(ranks, compressible, strict=True)]
+        ranks = [rank and max(1, min(layer.cap or 1, round(rank * factor))) for rank, factor, layer in pairs]
+        shares = [(rank or layer.cap or 1) / (layer.cap or 1) for rank, layer in zip(ranks, compressible, strict=True)]
         ratio = sum(shares) / len(shares) * 0.45
         norm = sum((0.04 / share) ** 1.5 for share in shares) * 2.718 ** dice.gauss(0, 0.12)
         history.append(
@@ -189,6 +190,7 @@ def make_report() -> Report:
             objective=sorted(entry.objective for entry in history if entry.ranks == chosen)[3],
             objective_sd=0.0042,
             certificate=certificate,
+            calibration=CalibrationRecord(z_rms=1.1, within_two_sd=0.93, looks=60),
             history=history,
         ),
         layers=layers,
@@ -293,8 +295,8 @@ def test_speed_is_called_what_it_is(ratio: float, low: float, high: float, words
         "14 layers were factorised, 3 kept dense",
         "4 layers left out, and why",
         "only 3 input channels",
-        "the probability that any single other plan is better than this one by more than δ = 0.05 is at most "
-        "0.0031 (asked: ε = 0.005): met.",
+        "largest probability found that a given other plan is better than this one by more than δ = 0.05 is "
+        "0.0031 (asked: at most ε = 0.005): met.",
         "It speaks of single plans, not of all plans at once",
         "It ended for this reason: the certificate was met.",
         "at batch sizes 1, 2 and 8",
@@ -329,7 +331,7 @@ def test_certificate_not_met_is_said(report: Report) -> None:
     failed = CertificateRecord(pointwise=0.21, delta=0.05, epsilon=0.005, met=False)
     search = report.search.model_copy(update={"certificate": failed})
     sentence = wording.describe_certificate(search).replace(formatting.GAP, " ")
-    assert "at most 0.21 (asked: ε = 0.005): not met." in sentence
+    assert "is 0.21 (asked: at most ε = 0.005): not met." in sentence
 
 
 def test_sparse_report_says_what_is_missing(sparse_page: str) -> None:
@@ -403,16 +405,12 @@ def test_percent(value: float, shown: str) -> None:
     assert formatting.format_percent(value).replace(formatting.GAP, " ") == shown
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"), [(4.16, "4.2 s"), (42, "42 s"), (192, "3 min 12 s"), (7500, "2 h 05 min")]
-)
+@pytest.mark.parametrize(("value", "shown"), [(4.16, "4.2 s"), (42, "42 s"), (192, "3 min 12 s"), (7500, "2 h 05 min")])
 def test_durations(value: float, shown: str) -> None:
     assert formatting.format_duration(value).replace(formatting.GAP, " ") == shown
 
 
-@pytest.mark.parametrize(
-    ("value", "shown"), [(0, "less than 0.0001"), (0.0031, "0.0031"), (0.5, "0.50"), (1, "1.00")]
-)
+@pytest.mark.parametrize(("value", "shown"), [(0, "less than 0.0001"), (0.0031, "0.0031"), (0.5, "0.50"), (1, "1.00")])
 def test_probabilities(value: float, shown: str) -> None:
     assert formatting.format_probability(value) == shown
 

@@ -95,10 +95,10 @@ def test_the_chosen_plan_is_a_visited_one_and_the_history_is_whole() -> None:
     assert not record.certificate.met
     assert ranks.tolist() in [row.ranks for row in record.history]
     for row in record.history:
-        ratio = problem.space.ratio(np.array([row.ranks]))[0]
+        ratio = problem.space.ratio(np.array([[rank or cap for rank, cap in zip(row.ranks, CAPS, strict=True)]]))[0]
         assert row.ratio == ratio
         assert row.objective == pytest.approx(-0.2 * row.function_norm - ratio)
-        assert row.variance > 0 or row.ranks == list(CAPS)
+        assert row.variance > 0 or row.ranks == [None] * 4
 
 
 def test_time_is_a_budget_too() -> None:
@@ -110,6 +110,7 @@ def test_time_is_a_budget_too() -> None:
 def test_a_budget_smaller_than_the_start_is_kept(budget: int) -> None:
     _, record = Problem().search(max_evaluations=budget)
     assert record.evaluations == budget
+    assert not record.certificate.met
 
 
 def test_one_layer_is_enough() -> None:
@@ -152,3 +153,14 @@ def test_a_journal_that_departs_from_the_search_is_refused(tmp_path: Path) -> No
     path.write_text("".join([*lines[:2], json.dumps(row) + "\n"]))
     with pytest.raises(InputError, match="departs from this search at look 1"):
         Problem().search(Journal(path, {}, resume=True), seed=1, max_evaluations=3)
+
+
+def test_a_small_pool_is_not_looked_at_twice_by_the_same_plan() -> None:
+    """With one image set for all looks, a plan seen once has nothing more to tell."""
+    problem = Problem()
+    journal = Journal(None, {})
+    settings = SearchSettings(max_evaluations=60, delta=0.0001, samples=50)
+    ranks, record = Search(problem.space, problem.objective, problem.evaluate, 50, settings, journal).run()
+    visited = [tuple(row.ranks) for row in record.history if row.source != "start"]
+    assert len(set(visited)) == len(visited)
+    assert problem.value(ranks[None])[0] > problem.best() * 1.3

@@ -47,9 +47,7 @@ def test_the_allocation_is_the_best_of_all_plans(problem: tuple[RankSpace, list[
 
 @settings(max_examples=60, deadline=None)
 @given(problems(), st.floats(1e-4, 1e2), st.floats(1.01, 100))
-def test_a_larger_weight_never_loses_more(
-    problem: tuple[RankSpace, list[Array]], weight: float, factor: float
-) -> None:
+def test_a_larger_weight_never_loses_more(problem: tuple[RankSpace, list[Array]], weight: float, factor: float) -> None:
     space, losses = problem
     light, heavy = (start.allocate(space, losses, value)[None] for value in (weight, weight * factor))
     assert total_loss(losses, heavy)[0] <= total_loss(losses, light)[0] + 1e-12

@@ -49,7 +49,7 @@ class Judge:
 
     def losses(self, ranks: Ranks) -> Losses:
         """Per-image losses of the plan with `ranks` (d,)."""
-        kept = {x.name: int(rank) for x, rank in zip(self._layers, ranks, strict=True) if rank < x.cap}
+        kept = {x.name: int(rank) for x, rank in zip(self._layers, ranks, strict=True) if rank < x.dense_rank}
         return self._norm.losses(build_candidate(self._model, self._factors, kept), self._every)
 
     def ratio(self, ranks: Ranks) -> float:
@@ -133,7 +133,8 @@ def main(model_path: Path, data: Path, input_size: int, gammas: str, seeds: int,
             settings = Settings(gamma=gamma, search=SearchSettings(seed=seed))
             with tempfile.TemporaryDirectory() as folder:
                 result = compress(loaded.model, others, Path(folder) / "out", settings, progress=progress)
-            ranks = np.array([row.rank or row.cap for row in result.plan.layers])
+            dense = judge.space.caps.tolist()
+            ranks = np.array([row.rank or last for row, last in zip(result.plan.layers, dense, strict=True)])
             row = {"gamma": gamma, "seed": seed} | compare(judge, gamma, ranks, uniform) | summarise(result.report)
             rows.append(row)
             progress.say(f"J {row['objective']:.4f}, best uniform {row['best_uniform_objective']:.4f}")

@@ -37,6 +37,9 @@ def break_even_rank(method: Method, shape: Sequence[int], groups: int, dense_par
 
 
 def num_params_table(method: Method, shape: Sequence[int], groups: int, cap: int, dense_params: int) -> list[int]:
-    """Parameters at ranks 1..cap; at the cap the layer stays as it was, so its own count stands there."""
-    counts = [METHODS[method].num_params(shape, groups, rank) for rank in range(1, cap)]
-    return [*counts, dense_params]
+    """Parameters at every choice for a layer: the ranks that make it smaller, and last the layer as it was.
+
+    The last choice is rank cap + 1, or the cap itself where factors of that rank are exactly as large as the layer.
+    """
+    counts = [METHODS[method].num_params(shape, groups, rank) for rank in range(1, cap + 1)]
+    return [*(count for count in counts if count < dense_params), dense_params]

@@ -17,7 +17,7 @@ LOCAL_SCALES = (0.02, 0.1, 0.3)  # in theta
 
 
 def maximise(score: Score, space: RankSpace, anchors: Ranks, rng: np.random.Generator) -> tuple[Ranks, float]:
-    """The lattice point (d,) of highest score found, and its score.
+    """The lattice point (d,) of highest score found, and its exact score.
 
     Random points and perturbations of `anchors` (k, d) first, then coordinate climbing from the best few: one
     rank up or down and longer strides, one coordinate at a time.
@@ -25,8 +25,10 @@ def maximise(score: Score, space: RankSpace, anchors: Ranks, rng: np.random.Gene
     pool = np.concatenate([space.sample(NUM_RANDOM, rng), _perturb(space, anchors, rng)])
     scores = score(pool)
     starts = np.argsort(-scores, kind="stable")[:NUM_CLIMBS]
-    climbed = [_climb(score, space, pool[start], scores[start]) for start in starts]
-    return max(climbed, key=lambda point: point[1])
+    climbed = np.stack([_climb(score, space, pool[start], scores[start]) for start in starts])
+    exact = score.exact(climbed)
+    best = int(np.argmax(exact))
+    return climbed[best], float(exact[best])
 
 
 def _perturb(space: RankSpace, anchors: Ranks, rng: np.random.Generator) -> Ranks:
@@ -36,7 +38,7 @@ def _perturb(space: RankSpace, anchors: Ranks, rng: np.random.Generator) -> Rank
     return space.decode(thetas + moved * scales * rng.standard_normal(thetas.shape))
 
 
-def _climb(score: Score, space: RankSpace, point: Ranks, value: float) -> tuple[Ranks, float]:
+def _climb(score: Score, space: RankSpace, point: Ranks, value: float) -> Ranks:
     for _ in range(MAX_CLIMB_STEPS):
         neighbours = _neighbours(space, point)
         scores = score(neighbours)
@@ -44,7 +46,7 @@ def _climb(score: Score, space: RankSpace, point: Ranks, value: float) -> tuple[
         if not scores[best] > value:
             break
         point, value = neighbours[best], scores[best]
-    return point, float(value)
+    return point
 
 
 def _neighbours(space: RankSpace, point: Ranks) -> Ranks:
@@ -69,5 +71,6 @@ def measure_again(score: Score, candidate: Ranks, noise: NDArray[np.float64]) ->
     both = np.stack([candidate, score.incumbent])
     _, covariance = score.belief.process.predict(score.belief.space.encode(both))
     difference = score.belief.slopes(both) * np.array([1.0, -1.0])
-    gains = (covariance @ difference) ** 2 / (np.diag(covariance) + noise)
+    excess = score.belief.process.hyper.excess_noise
+    gains = (covariance @ difference) ** 2 / (np.diag(covariance) + excess + noise)
     return bool(gains[1] > gains[0])

@@ -104,9 +104,9 @@ def fit(
     bounds = [np.log(LENGTH_SCALE_BOUNDS)] * num_dims + [np.log(SIGNAL_BOUNDS), np.log(EXCESS_BOUNDS)]
     standardised = (targets - targets.mean()) / np.sqrt(scale)
     scaled_noise = noise / scale
-    first_guesses = [
-        np.log([*np.full(num_dims, length), 1.0, 1e-4]) for length in (0.3 * np.sqrt(num_dims), 1.5, 0.3)
-    ][:restarts]
+    first_guesses = [np.log([*np.full(num_dims, length), 1.0, 1e-4]) for length in (0.3 * np.sqrt(num_dims), 1.5, 0.3)][
+        :restarts
+    ]
     if start is not None:
         known = [*start.length_scales, start.signal_variance / scale, start.excess_noise / scale]
         first_guesses.insert(0, np.log(np.maximum(known, 1e-300)))
@@ -135,9 +135,7 @@ def log_likelihood(thetas: Array, targets: Array, noise: Array, hyper: Hyperpara
     """log p(targets) under the Gaussian process (Rasmussen & Williams, Eq. 2.30)."""
     factor = cholesky(_covariance(thetas, noise, hyper), lower=True)
     residual = solve_triangular(factor, targets - hyper.mean, lower=True)
-    return float(
-        -0.5 * residual @ residual - np.log(np.diag(factor)).sum() - 0.5 * len(targets) * np.log(2.0 * np.pi)
-    )
+    return float(-0.5 * residual @ residual - np.log(np.diag(factor)).sum() - 0.5 * len(targets) * np.log(2.0 * np.pi))
 
 
 def _covariance(thetas: Array, noise: Array, hyper: Hyperparameters) -> Array:

@@ -11,7 +11,7 @@ from threadpoolctl import threadpool_limits
 
 from compressor.fidelity import ImageSampler, Losses, noise_covariance
 from compressor.objective import Objective
-from compressor.records import CertificateRecord, EvaluationRecord, SearchRecord
+from compressor.records import CalibrationRecord, CertificateRecord, EvaluationRecord, SearchRecord
 from compressor.search import gp, start
 from compressor.search.acquisition import maximise, measure_again
 from compressor.search.belief import Belief, LogSurrogate, PlainSurrogate, Score, Surrogate, SurrogateChoice
@@ -22,6 +22,7 @@ Evaluate = Callable[[Ranks, np.ndarray], Losses]
 StartChoice = Literal["sensitivity", "random"]
 NUM_ANCHORS = 5
 REFIT_GROWTH = 1.05
+START_STREAM, ACQUISITION_STREAM = 3, 4  # keep the random streams of one seed apart
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class SearchState:
 
 
 @dataclass(frozen=True)
-class Test:
+class StopTest:
     """Outcome of one test of Eq. (12): the best rival found and its probability to win by more than delta."""
 
     rival: Ranks
@@ -97,6 +98,7 @@ class Search:
         self._state = SearchState()
         self._image_passes = 0
         self._num_probes = 0
+        self._started = False
         self._began = time.perf_counter()
         self._surrogate_seconds = 0.0
         self._surrogate: Surrogate = PlainSurrogate(space, objective)
@@ -109,22 +111,28 @@ class Search:
         with threadpool_limits(limits=1, user_api="blas"):
             with suppress(BudgetSpent):
                 self._start()
+                self._started = True
             while True:
                 test = self._test()
-                reason = "certificate met" if self._is_met(test) else self._spent_budget()
-                if reason:
+                following = self._next_look(test)
+                reason = self._reason_to_stop(test, following)
+                if reason or following is None:
                     break
-                self._look(*self._next_point(test))
+                self._look(*following)
             record = self._record(test, reason)
         return test.score.incumbent, record
 
     # Looks
 
-    def _look(self, source: str, ranks: Ranks) -> float:
-        """Evaluate a plan on the next images; returns the observed J."""
+    def _first_look(self, source: str, ranks: Ranks) -> float:
+        """Evaluate a plan of the start on the next images; returns the observed J."""
         if self._spent_budget():
             raise BudgetSpent
-        losses = self._observe(source, ranks, self._sampler.draw(len(self._state.ranks)))
+        return self._look(source, ranks, self._sampler.draw(len(self._state.ranks)))
+
+    def _look(self, source: str, ranks: Ranks, images: np.ndarray) -> float:
+        """Evaluate a plan on the images with these indices; returns the observed J."""
+        losses = self._observe(source, ranks, images)
         self._state.ranks.append(ranks)
         self._state.losses.append(losses)
         self._state.sources.append(source)
@@ -159,7 +167,7 @@ class Search:
     # Start
 
     def _start(self) -> None:
-        rng = np.random.default_rng([self._settings.seed, 0])
+        rng = np.random.default_rng([self._settings.seed, START_STREAM])
         count = self._space.num_dims
         if self._settings.start == "random":
             self._surrogate = self._choose_surrogate(None)
@@ -167,10 +175,10 @@ class Search:
         else:
             sensitivities = start.probe_sensitivities(self._space, self._probe)
             self._surrogate = self._choose_surrogate(sensitivities)
-            best = start.look_along_curve(self._space, self._objective, sensitivities, self._look)
+            best = start.look_along_curve(self._space, self._objective, sensitivities, self._first_look)
             points = start.points_around(self._space, best, count, rng)
         for ranks in points:
-            self._look("start", ranks)
+            self._first_look("start", ranks)
 
     def _choose_surrogate(self, sensitivities: list[np.ndarray] | None) -> Surrogate:
         if self._settings.surrogate == "plain":
@@ -194,7 +202,7 @@ class Search:
             self._fitted_at = len(norms)
         return self._surrogate.belief(gp.GaussianProcess(thetas, targets.values, targets.noise, self._hyper))
 
-    def _test(self) -> Test:
+    def _test(self) -> StopTest:
         began = time.perf_counter()
         belief = self._believe()
         visited = np.array(self._state.ranks)
@@ -205,17 +213,30 @@ class Search:
         if self._settings.delta_is_relative:
             delta *= abs(float(means[order[0]]))
         score = belief.score(incumbent, delta)
-        rng = np.random.default_rng([self._settings.seed, len(visited)])
+        rng = np.random.default_rng([self._settings.seed, ACQUISITION_STREAM, len(visited)])
         rival, value = maximise(score, self._space, visited[order[:NUM_ANCHORS]], rng)
         self._surrogate_seconds += time.perf_counter() - began
-        return Test(rival, score, float(np.exp(value)))
+        return StopTest(rival, score, float(np.exp(value)))
 
-    def _next_point(self, test: Test) -> tuple[str, Ranks]:
+    def _next_look(self, test: StopTest) -> tuple[str, Ranks, np.ndarray] | None:
+        """What to look at next and on which images; None where neither plan has images left that it has not seen."""
+        looks = [("candidate", test.rival), ("re-measure", test.score.incumbent)]
         if measure_again(test.score, test.rival, self._expected_noise(test)):
-            return "re-measure", test.score.incumbent
-        return "candidate", test.rival
+            looks.reverse()
+        for source, ranks in looks:
+            images = self._images_for(ranks)
+            if len(images):
+                return source, ranks, images
+        return None
 
-    def _expected_noise(self, test: Test) -> np.ndarray:
+    def _images_for(self, ranks: Ranks) -> np.ndarray:
+        """The next images of the pool, or for a plan looked at before, images that it has not seen."""
+        number = len(self._state.ranks)
+        looks = zip(self._state.ranks, self._state.losses, strict=True)
+        seen = [losses.indices for visited, losses in looks if np.array_equal(visited, ranks)]
+        return self._sampler.draw_unseen(number, np.concatenate(seen)) if seen else self._sampler.draw(number)
+
+    def _expected_noise(self, test: StopTest) -> np.ndarray:
         """Variances of one more look at the rival and at the incumbent.
 
         The deviation of the estimate is taken as proportional to L, with the median factor seen so far.
@@ -226,8 +247,15 @@ class Search:
         expected, _ = test.score.belief.function_norm(np.stack([test.rival, test.score.incumbent]))
         return self._surrogate.look_noise(float(factor), np.maximum(expected, norms.min()))
 
-    def _is_met(self, test: Test) -> bool:
-        return test.failure_probability <= self._settings.epsilon
+    def _reason_to_stop(self, test: StopTest, following: tuple[str, Ranks, np.ndarray] | None) -> str:
+        if self._is_met(test):
+            return "certificate met"
+        return self._spent_budget() or ("" if following else "no images left that could tell more")
+
+    def _is_met(self, test: StopTest) -> bool:
+        """The certificate speaks only after the whole start and a look at what the model itself proposed."""
+        proposed = any(source != "start" for source in self._state.sources)
+        return self._started and proposed and test.failure_probability <= self._settings.epsilon
 
     def _spent_budget(self) -> str:
         """Which budget is spent, in words; empty while there is some left."""
@@ -243,7 +271,7 @@ class Search:
 
     # Record
 
-    def _record(self, test: Test, reason: str) -> SearchRecord:
+    def _record(self, test: StopTest, reason: str) -> SearchRecord:
         belief, incumbent = test.score.belief, test.score.incumbent[None]
         return SearchRecord(
             evaluations=len(self._state.ranks),
@@ -259,6 +287,7 @@ class Search:
                 epsilon=self._settings.epsilon,
                 met=self._is_met(test),
             ),
+            calibration=_calibrate(belief),
             history=[self._history_row(index) for index in range(len(self._state.ranks))],
         )
 
@@ -267,10 +296,21 @@ class Search:
         return EvaluationRecord(
             index=index,
             source=self._state.sources[index],
-            ranks=ranks.tolist(),
+            ranks=[
+                None if rank == dense else rank for rank, dense in zip(ranks.tolist(), self._space.caps, strict=True)
+            ],
             function_norm=losses.mean,
             variance=losses.variance,
             ratio=self._ratio(ranks),
             objective=self._observed_objective(ranks, losses),
             images=len(losses.indices),
         )
+
+
+def _calibrate(belief: Belief) -> CalibrationRecord:
+    """Leave-one-out check of the process on its own targets."""
+    means, deviations = belief.process.leave_one_out()
+    z = (belief.process.targets - means) / deviations
+    return CalibrationRecord(
+        z_rms=float(np.sqrt((z**2).mean())), within_two_sd=float((np.abs(z) <= 2.0).mean()), looks=len(z)
+    )

@@ -17,11 +17,12 @@ class RankSpace:
 
     The dimensions are scikit-optimize's `Integer`; "log" scales a rank as theta = log K / log cap, because
     useful ranks lie at a few per cent of the caps, "linear" as the paper does. Points are arrays of ranks
-    (n, d); the cap stands for a layer kept dense.
+    (n, d); the last value of a dimension stands for a layer kept dense. `encode` and `decode` do for whole arrays what
+    the space's own transforms do point by point (a test compares them).
 
     Args:
         names: layer names, in order.
-        params_by_rank: for every layer its parameters at ranks 1..cap (the last one: the dense layer).
+        params_by_rank: for every layer its parameters at ranks 1, 2, ..., and last those of the dense layer.
     """
 
     def __init__(
