@@ -76,7 +76,7 @@ def noise_covariance(all_losses: list[Losses], num_images: int) -> NDArray[np.fl
     """Covariance (n, n) of the estimates of L: Sigma_n of Eqs. (8) to (10).
 
     Images shared by two candidates make their noise correlated: cov = |S_i & S_j| / (m_i m_j) times the
-    sample covariance of their losses there. Candidates on disjoint images get a zero.
+    sample covariance of their losses, each centred on the mean of its whole set. Disjoint sets get a zero.
     """
     centred = np.zeros((len(all_losses), num_images))
     sizes = np.array([len(losses.indices) for losses in all_losses], dtype=float)

@@ -197,7 +197,7 @@ search_options = _options(
         type=click.Choice(["log", "plain"]),
         default="log",
         show_default=True,
-        help="What the Gaussian process models: log L over the layers' sensitivities, or -gamma L as in the paper.",
+        help="What the Gaussian process models: log L over the layers' sensitivities, or plainly -gamma L.",
     ),
     click.option(
         "--coordinates",
@@ -213,7 +213,11 @@ search_options = _options(
         show_default=True,
         help="Stop after this many looks at whole plans.",
     ),
-    click.option("--max-seconds", type=FiniteRange(min=0, min_open=True), help="Stop the search after this time."),
+    click.option(
+        "--max-seconds",
+        type=FiniteRange(min=0, min_open=True),
+        help="Stop the search after this time; looks at single layers, which come first, are always completed.",
+    ),
     click.option(
         "--prune",
         type=Fraction(),

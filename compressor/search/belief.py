@@ -1,6 +1,6 @@
 """What is believed about J after n looks: two ways to model L, with the size term always added exactly.
 
-`PlainBelief` is the paper's: a Gaussian process on -gamma L. `LogBelief` models log L instead. L spans three
+`PlainBelief` is close to the paper: a Gaussian process on -gamma L. `LogBelief` models log L instead. L spans three
 orders of magnitude and multiplies rather than adds across layers, so its logarithm is the smoother function;
 and the additive single-layer sensitivities, where known, are its prior mean. Both answer the same two
 questions: the posterior mean of J, and the probability of Eq. (7).
@@ -133,7 +133,7 @@ class Score(ABC):
     def _log_probability(self, ranks: Ranks) -> Array: ...
 
 
-# Plain: Gaussian process on -gamma L, as in the paper
+# Plain: Gaussian process on -gamma L
 
 
 class PlainSurrogate(Surrogate):
