@@ -107,7 +107,7 @@ def describe_certificate(search: SearchRecord) -> str:
     return (
         f"Given the Gaussian process fitted to {format_plural(search.evaluations, 'observation')}, the largest "
         f"probability found that a given other plan is better than this one by more than "
-        f"{_equal('δ', certificate.delta)} is {format_probability(certificate.pointwise)} "
+        f"{_equal('δ', float(f'{certificate.delta:.2g}'))} is {format_probability(certificate.pointwise)} "
         f"(asked: at most {_equal('ε', certificate.epsilon)}): {verdict}."
     )
 
