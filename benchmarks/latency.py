@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper
 
-from compressor.errors import BocompressError, InputError
+from compressor.errors import BocompressError, InputError, first_line
 from compressor.records import LatencyRecord
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _prepare(path: Path, batch: NDArray[Any], provider: str, threads: int) -> Ru
         run()
     except Exception as error:
         shape = list(batch.shape)
-        raise BocompressError(f"{path} does not run on inputs of shape {shape}: {_one_line(error)}") from error
+        raise BocompressError(f"{path} does not run on inputs of shape {shape}: {first_line(error)}") from error
     return run
 
 
@@ -250,7 +250,7 @@ def _open_session(path: Path, provider: str, threads: int) -> ort.InferenceSessi
     try:
         session = ort.InferenceSession(path, _session_options(threads), [provider])
     except Exception as error:
-        raise BocompressError(f"ONNX Runtime cannot load {path}: {_one_line(error)}") from error
+        raise BocompressError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
     used = session.get_providers()[0]
     if used != provider:
         raise InputError(f"{provider} cannot be used here: ONNX Runtime fell back to {used}")
@@ -296,7 +296,3 @@ def _require_counts(**counts: int) -> None:
     for name, value in counts.items():
         if value < 1:
             raise InputError(f"{name} must be at least 1, not {value}")
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,7 +1,7 @@
 """Which layers can be compressed, why others cannot, and what they cost (Sec. 3.3)."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -105,6 +105,11 @@ def find_layers(
 def compressible(layers: Sequence[FoundLayer]) -> list[FoundLayer]:
     """The layers that take part in the search."""
     return [layer for layer in layers if layer.skipped is None]
+
+
+def factorised_ranks(layers: Sequence[FoundLayer], ranks: Iterable[int]) -> dict[str, int]:
+    """Ranks by name of the layers that are factorised, without those that stay dense."""
+    return {layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if int(rank) < layer.dense_rank}
 
 
 def _describe(name: str, module: nn.Module, macs: int, choice: MethodChoice, called: set[nn.Module]) -> FoundLayer:

@@ -26,12 +26,12 @@ from benchmarks.machine import describe_machine
 from benchmarks.report import write_report
 from benchmarks.size import count_nonzero_params, count_params, file_bytes, gzip_bytes
 from compressor import advice
-from compressor.errors import InputError, VerificationError
+from compressor.errors import InputError, VerificationError, first_line
 from compressor.factors import Factors
 from compressor.fidelity import FunctionNorm
 from compressor.files import check_folder, prepare_folder, replace_when_whole, write_text
 from compressor.images import ImageSet, from_batches
-from compressor.layers import FoundLayer, MethodChoice, compressible, find_layers
+from compressor.layers import FoundLayer, MethodChoice, compressible, factorised_ranks, find_layers
 from compressor.macs import count_macs
 from compressor.network import build_candidate, detach_from_original
 from compressor.objective import Objective, default_gamma
@@ -253,7 +253,7 @@ def _require_input_fits(model: nn.Module, example: Tensor) -> None:
             model(example)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         shape = " x ".join(map(str, example.shape))
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"the network cannot take inputs of shape {shape} ({reason}): see --input-size") from error
 
 
@@ -294,18 +294,13 @@ def _search(job: Job, resume: bool) -> Choice:
     journal = Journal(job.folder / JOURNAL, _fingerprint(job, gamma), resume)
 
     def evaluate(ranks: np.ndarray, indices: np.ndarray) -> Any:
-        return norm.losses(build_candidate(job.teacher, factors, _kept_ranks(layers, ranks)), indices)
+        return norm.losses(build_candidate(job.teacher, factors, factorised_ranks(layers, ranks)), indices)
 
     with job.progress.stage("searching ranks", settings.search.max_evaluations) as stage:
         search = Search(space, objective, evaluate, len(job.search_images), settings.search, journal, stage.update)
         ranks, record = search.run()
     plan = make_plan(layers, ranks.tolist(), job.source.arch, gamma, settings.prune_fraction)
     return Choice(layers, ranks.tolist(), factors, gamma, record, plan)
-
-
-def _kept_ranks(layers: Sequence[FoundLayer], ranks: Iterable[int]) -> dict[str, int]:
-    """Ranks by name of the layers that are factorised, without those that stay dense."""
-    return {layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if int(rank) < layer.dense_rank}
 
 
 def _fingerprint(job: Job, gamma: float) -> dict[str, Any]:
@@ -339,7 +334,7 @@ def _hash(tensors: Iterable[Tensor]) -> str:
 
 def _finish(job: Job, choice: Choice) -> Compressed:
     plan = choice.plan
-    ranks = _kept_ranks(choice.layers, choice.ranks)
+    ranks = factorised_ranks(choice.layers, choice.ranks)
     network = detach_from_original(build_candidate(job.teacher, choice.factors, ranks))
     prune_smallest(network, plan.prune_fraction)
     fidelity, top1 = _judge(job, network)

@@ -20,7 +20,7 @@ from compressor.architectures import Transform
 from compressor.checkpoint import load_model
 from compressor.fidelity import FunctionNorm, Losses
 from compressor.images import ImageSet, load_folder
-from compressor.layers import FoundLayer, compressible, find_layers
+from compressor.layers import FoundLayer, compressible, factorised_ranks, find_layers
 from compressor.network import build_candidate
 from compressor.objective import Objective
 from compressor.pipeline import MAX_IMAGES, Settings, compress
@@ -49,7 +49,7 @@ class Judge:
 
     def losses(self, ranks: Ranks) -> Losses:
         """Per-image losses of the plan with `ranks` (d,)."""
-        kept = {x.name: int(rank) for x, rank in zip(self._layers, ranks, strict=True) if rank < x.dense_rank}
+        kept = factorised_ranks(self._layers, ranks)
         return self._norm.losses(build_candidate(self._model, self._factors, kept), self._every)
 
     def ratio(self, ranks: Ranks) -> float:
