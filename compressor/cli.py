@@ -12,10 +12,12 @@ import click
 import compressor
 from compressor.errors import BocompressError, InputError
 from compressor.options import (
+    FACTOR_KINDS,
     LARGEST_BATCH,
     LARGEST_INPUT,
     LARGEST_SEED,
     PATH,
+    factor_options,
     image_options,
     layer_options,
     model_options,
@@ -82,6 +84,7 @@ def main() -> None:
 @image_options
 @search_options
 @layer_options
+@factor_options(FACTOR_KINDS, "auto")
 @run_options
 @click.option("--resume", is_flag=True, help="Go on with the search whose journal lies in --out.")
 @click.version_option(compressor.__version__, prog_name="bocompress-export")
@@ -125,6 +128,7 @@ def inspect(**options: Any) -> None:
     import torch
     from pydantic import TypeAdapter
 
+    from compressor.attention import open_attention
     from compressor.checkpoint import load_model
     from compressor.layers import find_layers
     from compressor.records import LayerRecord
@@ -134,7 +138,7 @@ def inspect(**options: Any) -> None:
     transform = _transform(loaded, options)
     example = torch.zeros(1, len(transform.mean), transform.input_size, transform.input_size)
     found = find_layers(
-        loaded.model,
+        open_attention(loaded.model, example),
         example,
         options["method"],
         _patterns(options["layers"]),
@@ -152,13 +156,7 @@ def inspect(**options: Any) -> None:
 @model_options
 @click.argument("plan", type=PATH)
 @image_options
-@click.option(
-    "--method",
-    type=click.Choice(["auto", "spatial", "tucker"]),
-    default="auto",
-    show_default=True,
-    help="The method the plan was made with.",
-)
+@factor_options(("plan", *FACTOR_KINDS), "plan", "plan: as the plan says. ")
 @run_options
 @explain_errors
 def apply_command(**options: Any) -> None:
@@ -298,7 +296,8 @@ def _settings(options: dict[str, Any]) -> "Settings":
     from compressor.pipeline import Settings
     from compressor.search.loop import SearchSettings
 
-    shared = {key: options[key] for key in ("device", "threads", "batch_size", "method")}
+    shared = {key: options[key] for key in ("device", "threads", "batch_size", "calibration", "recalibrate")}
+    shared["factors"] = None if options["factors"] == "plan" else options["factors"]
     if "gamma" not in options:  # apply: no search
         return Settings(search=SearchSettings(seed=options["seed"]), **shared)
     delta, relative = options["delta"]
@@ -322,6 +321,7 @@ def _settings(options: dict[str, Any]) -> "Settings":
     return Settings(
         gamma=options["gamma"],
         form=options["form"],
+        method=options["method"],
         layers=_patterns(options["layers"]),
         skip=_patterns(options["skip"]),
         prune_fraction=options["prune"],

@@ -1,5 +1,6 @@
 """The function norm as a U-statistic: mean, variance and covariance of per-image losses (Sec. 3.1, Eq. 5)."""
 
+import copy
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -49,7 +50,15 @@ class FunctionNorm:
         self.targets = self.outputs(teacher, torch.arange(len(images)))
         if not torch.isfinite(self.targets).all():
             raise InputError("the network's outputs on these images are not finite")
-        self.teacher_energy = float(self.targets.double().square().sum(1).mean())
+        self.teacher_energy = _energy(self.targets)
+
+    def subset(self, count: int) -> "FunctionNorm":
+        """The same on the first `count` images, without running the teacher again."""
+        part = copy.copy(self)
+        part.images = self.images.subset(range(count))
+        part.targets = self.targets[:count]
+        part.teacher_energy = _energy(part.targets)
+        return part
 
     def outputs(self, network: nn.Module, indices: Tensor) -> Tensor:
         """Outputs (m, num_outputs) of `network` on the images `indices` (m,)."""
@@ -118,6 +127,10 @@ class ImageSampler:
         order = np.random.default_rng([self._seed, UNSEEN_STREAM, number]).permutation(self._num_images)
         unseen = order[~np.isin(order, list(seen))][: self._samples]
         return unseen if len(unseen) > 1 else unseen[:0]
+
+
+def _energy(outputs: Tensor) -> float:
+    return float(outputs.double().square().sum(1).mean())
 
 
 def _as_rows(outputs: object) -> Tensor:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import InputError
-from compressor.factors import METHODS, Factors, break_even_rank, num_params_table
+from compressor.factors import break_even_rank, num_params_table
 from compressor.macs import count_macs
 from compressor.records import Kind, LayerRecord, Method
 
-MethodChoice = Literal["auto", "spatial", "tucker"]
+MethodChoice = Literal["auto", "spatial", "tucker", "cp", "interpolative"]
 
 # The layer sets of the paper's experiments (Sec. 4); Table 1 counts a ninth for ResNet-18 but names none.
 PAPER_LAYERS = {"resnet": "layer*.conv2", "vgg": "*", "fc": "*"}
@@ -42,20 +42,26 @@ class FoundLayer:
         """Parameters of the weight; the bias is the same in every form and is not counted."""
         return _weight(self.module).numel()
 
+    @property
+    def num_groups(self) -> int:
+        """Groups of a convolution, else 1."""
+        return groups_of(self.module)
+
+    @property
+    def weighted_module(self) -> nn.Conv2d | nn.Linear:
+        """The module of a layer that can be compressed."""
+        assert isinstance(self.module, nn.Conv2d | nn.Linear)
+        return self.module
+
     def params_by_rank(self) -> list[int]:
         """Parameters at ranks 1, 2, ... up to `dense_rank`, which stands for the dense layer."""
         assert self.method is not None
-        return num_params_table(self.method, self.shape, _groups(self.module), self.cap, self.params)
+        return num_params_table(self.method, self.shape, self.num_groups, self.cap, self.params)
 
     @property
     def dense_rank(self) -> int:
         """The search's number for "stays dense": one above the last rank that makes the layer smaller."""
         return len(self.params_by_rank())
-
-    def factorise(self) -> Factors:
-        """The layer's factors (one SVD)."""
-        assert self.method is not None
-        return METHODS[self.method].factorise(self.module)
 
     def record(self) -> LayerRecord:
         """The layer as `inspect` and the report show it."""
@@ -84,7 +90,8 @@ def find_layers(
     Args:
         model: the network, in eval mode.
         example: one input batch, used for one forward pass (MACs, and which layers are called at all).
-        method: "auto" splits k x k convolutions spatially; "tucker" uses Tucker-2 where groups allow it.
+        method: "auto" splits k x k convolutions spatially; "tucker" and "cp" decompose those without groups;
+            "interpolative" keeps rows of every layer without groups. Where a method does not apply: as "auto".
         include: name patterns (fnmatch); empty means every layer; "paper" is the paper's set for `arch`.
         skip: name patterns to leave out.
 
@@ -112,6 +119,20 @@ def factorised_ranks(layers: Sequence[FoundLayer], ranks: Iterable[int]) -> dict
     return {layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if int(rank) < layer.dense_rank}
 
 
+def possible_methods(layer: FoundLayer) -> tuple[Method, ...]:
+    """The methods that apply to a layer's kind, the default first."""
+    module = layer.module
+    if isinstance(module, nn.Linear) or _weight(module).shape[2:].numel() == 1:
+        return ("svd", "interpolative") if layer.num_groups == 1 else ("svd",)
+    return ("spatial", "tucker", "cp", "interpolative") if layer.num_groups == 1 else ("spatial",)
+
+
+def with_method(layer: FoundLayer, method: Method) -> FoundLayer:
+    """The layer with another method and its break-even rank."""
+    cap = break_even_rank(method, layer.shape, layer.num_groups, layer.params)
+    return replace(layer, method=method, cap=cap)
+
+
 def _describe(name: str, module: nn.Module, macs: int, choice: MethodChoice, called: set[nn.Module]) -> FoundLayer:
     kind: Kind = "linear" if isinstance(module, nn.Linear) else "conv"
     layer = FoundLayer(name, module, kind, macs)
@@ -119,20 +140,13 @@ def _describe(name: str, module: nn.Module, macs: int, choice: MethodChoice, cal
         return replace(layer, skipped=f"{type(module).__name__} is not supported")
     if module not in called:
         return replace(layer, skipped="its forward is never called (unused, or its owner reads the weight)")
-    chosen = _choose_method(module, choice)
-    cap = break_even_rank(chosen, layer.shape, _groups(module), layer.params)
-    layer = replace(layer, method=chosen, cap=cap)
+    possible = possible_methods(layer)
+    layer = with_method(layer, next((method for method in possible if method == choice), possible[0]))
     if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
         return replace(layer, skipped="depthwise: already thin, two thinner convolutions would only be slower")
     if layer.dense_rank < 2:
-        return replace(layer, skipped=f"no rank below break-even (cap {cap})")
+        return replace(layer, skipped=f"no rank below break-even (cap {layer.cap})")
     return layer
-
-
-def _choose_method(module: nn.Module, choice: MethodChoice) -> Method:
-    if isinstance(module, nn.Linear) or _weight(module).shape[2:].numel() == 1:
-        return "svd"
-    return "tucker" if choice == "tucker" and _groups(module) == 1 else "spatial"
 
 
 def _called_modules(model: nn.Module, example: Tensor) -> set[nn.Module]:
@@ -195,5 +209,6 @@ def _weight(module: nn.Module) -> Tensor:
     return weight
 
 
-def _groups(module: nn.Module) -> int:
+def groups_of(module: nn.Module) -> int:
+    """Groups of a convolution, 1 for any other layer."""
     return module.groups if isinstance(module, nn.Conv2d) else 1

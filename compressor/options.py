@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 PATH = click.Path(path_type=Path)
+METHOD_NAMES = ("auto", "spatial", "tucker", "cp", "interpolative")
 LARGEST_INPUT = 4096
 LARGEST_BATCH = 1024
 LARGEST_SEED = 2**32 - 1
@@ -128,7 +129,8 @@ image_options = _options(
         type=click.IntRange(min=4),
         default=1500,
         show_default=True,
-        help="Use at most this many images: up to a half, and at most 500, search; the others judge.",
+        help="Use at most this many images: --calibration of them fit factors, up to half of the others, and at most "
+        "500, search, and the rest judge.",
     ),
 )
 layer_options = _options(
@@ -141,12 +143,47 @@ layer_options = _options(
     click.option("--skip", multiple=True, help="Name pattern of layers to leave alone; likewise."),
     click.option(
         "--method",
-        type=click.Choice(["auto", "spatial", "tucker"]),
+        type=click.Choice(METHOD_NAMES),
         default="auto",
         show_default=True,
-        help="Factors of k x k convolutions: spatial split (auto) or Tucker-2. Linear and 1 x 1: SVD.",
+        help="auto: measured for every k x k convolution among spatial, Tucker-2 and interpolative. spatial, tucker, "
+        "cp: these for k x k convolutions. Linear and 1 x 1: SVD. interpolative: rows of any layer. Layers with "
+        "groups: spatial or SVD.",
     ),
 )
+FACTOR_KINDS = ("auto", "weight", "refit", "activation")
+FACTOR_HELP = (
+    "weight: truncated weights. refit: the same, the last factor by least squares on calibration images. activation: "
+    "truncated in the metric of the layer's inputs and outputs, then refitted. auto: measured for every layer."
+)
+
+
+def factor_options(choices: tuple[str, ...], default: str, extra_help: str = "") -> Callable[[Command], Command]:
+    """How factors are fitted to images, before and after the plan is chosen."""
+    return _options(
+        click.option(
+            "--factors",
+            type=click.Choice(choices),
+            default=default,
+            show_default=True,
+            help=extra_help + FACTOR_HELP,
+        ),
+        click.option(
+            "--calibration",
+            type=click.IntRange(min=0),
+            default=400,
+            show_default=True,
+            help="Images (unlabelled) that factors are fitted on: at most this many, and at most 30 % of all.",
+        ),
+        click.option(
+            "--recalibrate/--no-recalibrate",
+            default=True,
+            show_default=True,
+            help="Refit the chosen plan's layers front to back on the inputs they receive in the compressed network.",
+        ),
+    )
+
+
 search_options = _options(
     click.option(
         "--gamma",

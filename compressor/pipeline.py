@@ -10,8 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +21,29 @@ from torch import Tensor, nn
 
 import compressor
 from benchmarks.latency import available_providers, measure_latency
-from benchmarks.machine import describe_machine
 from benchmarks.report import write_report
-from benchmarks.size import count_nonzero_params, count_params, file_bytes, gzip_bytes
-from compressor import advice
+from compressor.attention import open_attention
+from compressor.decompose import Decomposed, Decomposer
 from compressor.errors import InputError, VerificationError, first_line
-from compressor.factors import Factors
 from compressor.fidelity import FunctionNorm
 from compressor.files import check_folder, prepare_folder, replace_when_whole, write_text
 from compressor.images import ImageSet, from_batches
-from compressor.layers import FoundLayer, MethodChoice, compressible, factorised_ranks, find_layers
-from compressor.macs import count_macs
+from compressor.job import Choice, Compressed, Job, Settings, Source
+from compressor.layers import FoundLayer, compressible, factorised_ranks, find_layers
 from compressor.network import build_candidate, detach_from_original
 from compressor.objective import Objective, default_gamma
 from compressor.plan import make_plan, planned_layers
 from compressor.progress import Progress, Stage
 from compressor.prune import prune_smallest
-from compressor.records import (
-    FidelityRecord,
-    Form,
-    ImagesRecord,
-    LatencyRecord,
-    LayerRecord,
-    Pair,
-    ParityRecord,
-    Plan,
-    Report,
-    SearchRecord,
-)
+from compressor.recalibrate import Recalibration
+from compressor.records import FactorKind, FidelityRecord, LatencyRecord, Pair, ParityRecord, Plan, RecalibrationRecord
 from compressor.search.journal import Journal
-from compressor.search.loop import Search, SearchSettings
+from compressor.search.loop import Search
 from compressor.search.space import RankSpace
+from compressor.summary import Measured, early_warnings, make_report
 from exporters.onnx import export_onnx
 from exporters.verify import VERIFY_IMAGES, verify_onnx
 
-MAX_SEARCH_IMAGES = 500
-MAX_IMAGES = 1500
 JOURNAL = "search.jsonl"
 # What a run leaves in its folder; --resume finds some of it there.
 OUTPUTS = (
@@ -69,83 +55,11 @@ OUTPUTS = (
     "report.json",
     "report.html",
 )
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a person may choose; the defaults are the command line's.
-
-    `gamma` None weighs the whole output against the whole size (see `default_gamma`). `layers` and `skip` are
-    name patterns; `prune_fraction` is the share of weights the final magnitude pass sets to zero. `threads`
-    and `batch_size` are the latency measurement's.
-    """
-
-    gamma: float | None = None
-    form: Form = "ratio"
-    method: MethodChoice = "auto"
-    layers: Sequence[str] = ()
-    skip: Sequence[str] = ()
-    prune_fraction: float = 0.0
-    device: str = "cpu"
-    threads: int = 1
-    batch_size: int = 1
-    search: SearchSettings = field(default_factory=SearchSettings)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the network came from, for the report: its name, remarks of the loader, the command typed."""
-
-    arch: str
-    notes: Sequence[str] = ()
-    command: str = ""
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """The result: a plain torch network on the CPU, its plan, and the report; files lie in `folder`."""
-
-    model: nn.Module
-    plan: Plan
-    report: Report
-    folder: Path
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every stage after loading needs."""
-
-    teacher: nn.Module
-    search_images: ImageSet
-    held_out: ImageSet
-    layers: list[FoundLayer]
-    folder: Path
-    settings: Settings
-    source: Source
-    progress: Progress
-    began: float
-
-    @property
-    def device(self) -> torch.device:
-        """Where candidates are evaluated."""
-        return torch.device(self.settings.device)
-
-    @property
-    def example(self) -> Tensor:
-        """One input (1, ...)."""
-        return self.search_images.batch([0])
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A plan with what led to it."""
-
-    layers: list[FoundLayer]
-    ranks: list[int]
-    factors: Mapping[str, Factors]
-    gamma: float
-    search: SearchRecord | None
-    plan: Plan
+MAX_SEARCH_IMAGES = 500
+MAX_CALIBRATION_SHARE = 0.3  # of all images
+MIN_CALIBRATION_IMAGES = 8
+MAX_CHECK_IMAGES = 100  # of the search's images decide over recalibration
+MAX_IMAGES = 1500
 
 
 def compress(
@@ -171,7 +85,8 @@ def compress(
         VerificationError: the exported file does not compute what the network computes.
     """
     job = _prepare(model, images, out, settings, source, progress, keep=OUTPUTS if resume else ())
-    return _finish(job, _search(job, resume))
+    norm = _norm(job)
+    return _finish(job, _search(job, norm, resume), norm)
 
 
 def apply_plan(
@@ -187,12 +102,15 @@ def apply_plan(
     job = _prepare(model, images, out, settings, source, progress)
     layers, ranks = planned_layers(plan, job.layers)
     prepare_folder(job.folder)
-    factors = _factorise(layers, job.progress)
-    gamma = plan.gamma or job.settings.gamma or default_gamma(_energy(job))
+    norm = _norm(job)
+    kinds = {row.name: row.factors for row in plan.layers if row.factors} if job.settings.factors is None else {}
+    parts = _decompose(job, layers, norm, open_method=False, kinds=kinds)
+    gamma = plan.gamma or job.settings.gamma or default_gamma(norm.teacher_energy)
     caps = {layer.name: layer.cap for layer in layers}
-    rows = [row.model_copy(update={"cap": caps[row.name]}) for row in plan.layers]
+    used = {part.layer.name: part.kind for part in parts}
+    rows = [row.model_copy(update={"cap": caps[row.name], "factors": used[row.name]}) for row in plan.layers]
     kept = plan.model_copy(update={"arch": job.source.arch, "gamma": gamma, "layers": rows})
-    return _finish(job, Choice(layers, ranks, factors, gamma, None, kept))
+    return _finish(job, _choice(parts, ranks, gamma, None, kept), norm)
 
 
 # Before the search
@@ -213,9 +131,10 @@ def _prepare(
     if len(image_set) < 4:
         raise InputError(f"at least 4 images are needed, 2 to search with and 2 to judge, got {len(image_set)}")
     check_folder(Path(out), keep)
-    search_images, held_out = image_set.split(min(MAX_SEARCH_IMAGES, len(image_set) // 2), settings.search.seed)
+    calibration, search_images, held_out = _divide(image_set, settings)
     teacher = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
     _require_input_fits(teacher, search_images.batch([0]).to(settings.device))
+    teacher = open_attention(teacher, search_images.batch([0]).to(settings.device))
     layers = find_layers(
         teacher,
         search_images.batch([0]).to(settings.device),
@@ -226,6 +145,7 @@ def _prepare(
     )
     return Job(
         teacher=teacher,
+        calibration=calibration,
         search_images=search_images,
         held_out=held_out,
         layers=layers,
@@ -257,41 +177,74 @@ def _require_input_fits(model: nn.Module, example: Tensor) -> None:
         raise InputError(f"the network cannot take inputs of shape {shape} ({reason}): see --input-size") from error
 
 
-def _factorise(layers: Sequence[FoundLayer], progress: Progress) -> dict[str, Factors]:
-    factors = {}
-    with progress.stage("factorising layers", len(layers)) as stage:
-        for count, layer in enumerate(layers):
-            stage.update(count, layer.name)
-            factors[layer.name] = layer.factorise()
-    return factors
+def _divide(images: ImageSet, settings: Settings) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """Images to fit factors on, to search with, and to judge the result."""
+    wanted = settings.calibration if settings.factors != "weight" or settings.recalibrate else 0
+    num_calibration = min(wanted, int(MAX_CALIBRATION_SHARE * len(images)))
+    if num_calibration < MIN_CALIBRATION_IMAGES:
+        num_calibration = 0
+    calibration, others = images.split(num_calibration, settings.search.seed)
+    search_images, held_out = others.split(min(MAX_SEARCH_IMAGES, len(others) // 2), settings.search.seed)
+    return calibration, search_images, held_out
 
 
-def _energy(job: Job) -> float:
-    return FunctionNorm(job.teacher, job.search_images, job.device).teacher_energy
+def _norm(job: Job) -> FunctionNorm:
+    """The function norm on the images that search and choices of factors may see."""
+    with job.progress.stage("outputs of the original"):
+        return FunctionNorm(job.teacher, job.search_images, job.device)
+
+
+def _decompose(
+    job: Job, layers: Sequence[FoundLayer], norm: FunctionNorm, open_method: bool, kinds: Mapping[str, FactorKind]
+) -> list[Decomposed]:
+    with job.progress.stage("factorising layers", len(layers)) as stage:
+        decomposer = Decomposer(
+            model=job.teacher,
+            calibration=job.calibration,
+            judge=norm,
+            device=job.device,
+            choice=job.settings.factors or "auto",
+            kinds=kinds,
+            open_method=open_method,
+            seed=job.settings.search.seed,
+            on_step=stage.update,
+        )
+        return decomposer.run(layers)
+
+
+def _choice(parts: Sequence[Decomposed], ranks: Sequence[int], gamma: float, search: Any, plan: Plan) -> Choice:
+    return Choice(
+        layers=[part.layer for part in parts],
+        ranks=list(ranks),
+        factors={part.layer.name: part.factors for part in parts},
+        kinds={part.layer.name: part.kind for part in parts},
+        gamma=gamma,
+        search=search,
+        plan=plan,
+    )
 
 
 # The search
 
 
-def _search(job: Job, resume: bool) -> Choice:
-    layers = compressible(job.layers)
-    if not layers:
+def _search(job: Job, norm: FunctionNorm, resume: bool) -> Choice:
+    found = compressible(job.layers)
+    if not found:
         raise InputError("no layer is left to compress; `bocompress inspect` lists the reasons")
     settings = job.settings
-    with job.progress.stage("outputs of the original"):
-        norm = FunctionNorm(job.teacher, job.search_images, job.device)
     gamma = settings.gamma if settings.gamma is not None else default_gamma(norm.teacher_energy)
     objective = Objective(gamma, settings.form)
-    for warning in _early_warnings(job, gamma, norm.teacher_energy):
+    for warning in early_warnings(job, gamma, norm.teacher_energy):
         job.progress.say(f"note: {warning}")
     prepare_folder(job.folder)
-    factors = _factorise(layers, job.progress)
+    parts = _decompose(job, found, norm, open_method=settings.method == "auto", kinds={})
+    layers, factors = [part.layer for part in parts], {part.layer.name: part.factors for part in parts}
     space = RankSpace(
         [layer.name for layer in layers],
         [layer.params_by_rank() for layer in layers],
         settings.search.coordinates,
     )
-    journal = Journal(job.folder / JOURNAL, _fingerprint(job, gamma), resume)
+    journal = Journal(job.folder / JOURNAL, _fingerprint(job, parts, gamma), resume)
 
     def evaluate(ranks: np.ndarray, indices: np.ndarray) -> Any:
         return norm.losses(build_candidate(job.teacher, factors, factorised_ranks(layers, ranks)), indices)
@@ -299,27 +252,31 @@ def _search(job: Job, resume: bool) -> Choice:
     with job.progress.stage("searching ranks", settings.search.max_evaluations) as stage:
         search = Search(space, objective, evaluate, len(job.search_images), settings.search, journal, stage.update)
         ranks, record = search.run()
-    plan = make_plan(layers, ranks.tolist(), job.source.arch, gamma, settings.prune_fraction)
-    return Choice(layers, ranks.tolist(), factors, gamma, record, plan)
+    kinds = {part.layer.name: part.kind for part in parts}
+    plan = make_plan(layers, ranks.tolist(), kinds, job.source.arch, gamma, settings.prune_fraction)
+    return _choice(parts, ranks.tolist(), gamma, record, plan)
 
 
-def _fingerprint(job: Job, gamma: float) -> dict[str, Any]:
+def _fingerprint(job: Job, parts: Sequence[Decomposed], gamma: float) -> dict[str, Any]:
     """What the search depends on; a journal with another fingerprint is refused."""
     settings = job.settings
     searching = asdict(settings.search)
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
     return {
-        "journal_version": 1,
+        "journal_version": 2,
         "weights": _hash(job.teacher.state_dict().values()),
-        "images": _hash(
-            job.search_images.batch(slice(start, start + 64)) for start in range(0, len(job.search_images), 64)
-        ),
-        "layers": [[layer.name, layer.method, layer.cap] for layer in compressible(job.layers)],
+        "images": _hash_images(job.search_images),
+        "calibration": _hash_images(job.calibration),
+        "layers": [[part.layer.name, part.layer.method, part.layer.cap, part.kind] for part in parts],
         "gamma": gamma,
         "form": settings.form,
         "search settings": searching,
     }
+
+
+def _hash_images(images: ImageSet) -> str:
+    return _hash(images.batch(slice(start, start + 64)) for start in range(0, len(images), 64))
 
 
 def _hash(tensors: Iterable[Tensor]) -> str:
@@ -332,10 +289,11 @@ def _hash(tensors: Iterable[Tensor]) -> str:
 # After the search
 
 
-def _finish(job: Job, choice: Choice) -> Compressed:
+def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
     plan = choice.plan
     ranks = factorised_ranks(choice.layers, choice.ranks)
     network = detach_from_original(build_candidate(job.teacher, choice.factors, ranks))
+    recalibration = _recalibrate(job, choice, network, norm)
     prune_smallest(network, plan.prune_fraction)
     fidelity, top1 = _judge(job, network)
     network.cpu()
@@ -345,10 +303,31 @@ def _finish(job: Job, choice: Choice) -> Compressed:
         partial.write_bytes(save({name: value.contiguous() for name, value in network.state_dict().items()}))
     parity = _export_both(job, original, network, plan)
     latency = _measure(job)
-    report = _report(job, choice, network, original, fidelity, top1, parity, latency)
+    report = make_report(job, choice, Measured(network, recalibration, fidelity, top1, parity, latency))
     write_text(job.folder / "report.json", report.model_dump_json(indent=2) + "\n")
     write_report(report, job.folder / "report.html")
     return Compressed(network, plan, report, job.folder)
+
+
+def _recalibrate(job: Job, choice: Choice, network: nn.Module, norm: FunctionNorm) -> RecalibrationRecord | None:
+    """Refit the factorised layers in place, where that is wanted and there are images to fit on."""
+    ranks = factorised_ranks(choice.layers, choice.ranks)
+    layers = [layer for layer in choice.layers if layer.name in ranks]
+    if not (job.settings.recalibrate and layers and len(job.calibration)):
+        return None
+    check = norm.subset(min(MAX_CHECK_IMAGES, len(job.search_images)))
+    with job.progress.stage("recalibrating layers", len(layers)) as stage:
+        recalibration = Recalibration(
+            original=job.teacher,
+            network=network,
+            layers=layers,
+            calibration=job.calibration,
+            judge=check,
+            device=job.device,
+            seed=job.settings.search.seed,
+            on_step=stage.update,
+        )
+        return recalibration.run()
 
 
 def _judge(job: Job, network: nn.Module) -> tuple[FidelityRecord, Pair[float] | None]:
@@ -432,122 +411,3 @@ def _measure(job: Job) -> dict[str, LatencyRecord]:
 
 def _tell(stage: Stage) -> Callable[[int, int], None]:
     return lambda done, total: stage.update(done, f"of {total} runs")
-
-
-# The report
-
-
-def _report(
-    job: Job,
-    choice: Choice,
-    network: nn.Module,
-    original: nn.Module,
-    fidelity: FidelityRecord,
-    top1: Pair[float] | None,
-    parity: ParityRecord,
-    latency: dict[str, LatencyRecord],
-) -> Report:
-    total_macs, _ = count_macs(original, job.example)
-    compressed_macs, macs = count_macs(network, job.example)
-    layers = [_layer_record(layer, choice, macs) for layer in job.layers]
-    params = _compressible_params(layers)
-    folder = job.folder
-    return Report(
-        version=compressor.__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=job.source.command,
-        seed=job.settings.search.seed,
-        seconds=time.perf_counter() - job.began,
-        arch=job.source.arch,
-        gamma=choice.gamma,
-        form=job.settings.form,
-        ratio=params.compressed / params.original,
-        prune_fraction=choice.plan.prune_fraction,
-        params=_pair(count_params, original, network),
-        params_compressible=params,
-        nonzero_params=_pair(count_nonzero_params, original, network),
-        macs=Pair[int](original=total_macs, compressed=compressed_macs),
-        onnx_bytes=_pair(file_bytes, folder / "original.onnx", folder / "model.onnx"),
-        gzip_bytes=_pair(gzip_bytes, folder / "original.onnx", folder / "model.onnx"),
-        latency=latency,
-        fidelity=fidelity,
-        parity=parity,
-        top1=top1,
-        search=choice.search,
-        layers=layers,
-        images=_images_record(job),
-        machine=describe_machine(),
-        warnings=_all_warnings(job, choice, fidelity, latency),
-    )
-
-
-def _pair(measure: Any, original: Any, compressed: Any) -> Pair[int]:
-    return Pair[int](original=measure(original), compressed=measure(compressed))
-
-
-def _layer_record(layer: FoundLayer, choice: Choice, macs: Mapping[str, int]) -> LayerRecord:
-    """The layer with its rank and costs; a layer that the plan does not touch counts as skipped."""
-    record = layer.record()
-    if layer.skipped is not None:
-        return record
-    planned = {chosen.name: rank for chosen, rank in zip(choice.layers, choice.ranks, strict=True)}
-    if layer.name not in planned:
-        return record.model_copy(update={"skipped": "not in the plan"})
-    rank = planned[layer.name]
-    inside = [count for name, count in macs.items() if name == layer.name or name.startswith(f"{layer.name}.")]
-    return record.model_copy(
-        update={
-            "rank": rank if rank < layer.dense_rank else None,
-            "params_compressed": layer.params_by_rank()[rank - 1],
-            "macs_compressed": sum(inside),
-        }
-    )
-
-
-def _compressible_params(layers: Sequence[LayerRecord]) -> Pair[int]:
-    rows = [layer for layer in layers if layer.skipped is None]
-    return Pair[int](
-        original=sum(layer.params for layer in rows),
-        compressed=sum(layer.params_compressed or layer.params for layer in rows),
-    )
-
-
-def _images_record(job: Job) -> ImagesRecord:
-    images = job.search_images
-    return ImagesRecord(
-        source=images.source,
-        search=len(images),
-        held_out=len(job.held_out),
-        unreadable=images.unreadable,
-        labelled=images.labels is not None,
-        input_shape=list(images.input_shape),
-    )
-
-
-def _early_warnings(job: Job, gamma: float, teacher_energy: float) -> list[str]:
-    return advice.on_gamma(gamma, teacher_energy) + advice.on_form(job.settings.form)
-
-
-def _all_warnings(
-    job: Job, choice: Choice, fidelity: FidelityRecord, latency: Mapping[str, LatencyRecord]
-) -> list[str]:
-    warnings = [*job.source.notes]
-    warnings += advice.on_unreadable(job.search_images.unreadable)
-    if choice.search is not None:
-        warnings += _early_warnings(job, choice.gamma, fidelity.teacher_energy)
-        warnings += advice.on_certificate(choice.search.certificate, choice.search.stopped_because)
-        warnings += advice.on_prune(choice.plan.prune_fraction)
-        warnings += advice.on_samples(job.settings.search.samples, len(job.search_images))
-    warnings += advice.on_fidelity(fidelity)
-    class_names = job.held_out.class_names
-    if class_names is not None:
-        outputs = _num_outputs(job)
-        warnings += advice.on_labels(len(class_names), outputs)
-    for provider, record in latency.items():
-        warnings += advice.on_latency(provider, record.ratio_low)
-    return warnings
-
-
-def _num_outputs(job: Job) -> int:
-    with torch.inference_mode():
-        return int(job.teacher(job.example).flatten(1).shape[1])

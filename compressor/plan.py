@@ -7,13 +7,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from compressor.errors import InputError
-from compressor.layers import FoundLayer
-from compressor.records import LayerPlan, Plan
+from compressor.layers import FoundLayer, possible_methods, with_method
+from compressor.records import FactorKind, LayerPlan, Plan
 
 
 def make_plan(
     layers: Sequence[FoundLayer],
     ranks: Sequence[int],
+    kinds: Mapping[str, FactorKind],
     arch: str,
     gamma: float | None,
     prune_fraction: float,
@@ -23,17 +24,18 @@ def make_plan(
         arch=arch,
         gamma=gamma,
         prune_fraction=prune_fraction,
-        layers=[_plan_layer(layer, int(rank)) for layer, rank in zip(layers, ranks, strict=True)],
+        layers=[_plan_layer(layer, int(rank), kinds[layer.name]) for layer, rank in zip(layers, ranks, strict=True)],
     )
 
 
-def _plan_layer(layer: FoundLayer, rank: int) -> LayerPlan:
+def _plan_layer(layer: FoundLayer, rank: int, kind: FactorKind) -> LayerPlan:
     assert layer.method is not None
     dense = rank >= layer.dense_rank
     return LayerPlan(
         name=layer.name,
         method=layer.method,
         rank=None if dense else rank,
+        factors=kind,
         cap=layer.cap,
         why="the search kept it dense" if dense else "chosen by the search",
     )
@@ -82,8 +84,9 @@ def _find(row: LayerPlan, by_name: Mapping[str, FoundLayer]) -> FoundLayer:
         raise InputError(f"the plan names a layer {row.name!r} that this network does not have")
     if layer.skipped is not None:
         raise InputError(f"the plan names {row.name}, which cannot be compressed: {layer.skipped}")
-    if row.method != layer.method:
-        raise InputError(f"the plan wants {row.method} for {row.name}, this run {layer.method}; see --method")
+    if row.method not in possible_methods(layer):
+        raise InputError(f"the plan wants {row.method} for {row.name}, to which it does not apply")
+    layer = with_method(layer, row.method)
     if row.rank is not None and row.rank > layer.cap:
         raise InputError(f"the plan gives {row.name} rank {row.rank}, above its cap of {layer.cap}")
     return layer

@@ -8,8 +8,11 @@ from typing import Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 Kind = Literal["conv", "linear"]
-Method = Literal["svd", "spatial", "tucker"]
+Method = Literal["svd", "spatial", "tucker", "cp", "interpolative"]
 Form = Literal["ratio", "rate"]
+FactorKind = Literal["weight", "refit", "activation"]
+FactorChoice = Literal["auto", "weight", "refit", "activation"]
+StepKind = Literal["last factor", "both factors", "batch-norm statistics"]
 Number = TypeVar("Number", int, float)
 
 
@@ -27,10 +30,14 @@ class Pair(Record, Generic[Number]):
 
 
 class LayerPlan(Record):
-    """What happens to one layer: factorised by `method` at `rank`, or kept dense (`rank` null)."""
+    """What happens to one layer: factorised by `method` at `rank`, or kept dense (`rank` null).
+
+    `factors`: the weight's own; with the last factor refitted on calibration images; or those of the layer's inputs
+    ("activation"). Null leaves the choice to the run that applies the plan."""
 
     name: str
     method: Method
+    factors: FactorKind | None = None
     rank: int | None = Field(ge=1)
     cap: int = Field(ge=1)
     why: str = ""
@@ -58,6 +65,7 @@ class LayerRecord(Record):
     kind: Kind
     shape: list[int]
     method: Method | None = None
+    factors: FactorKind | None = None
     cap: int | None = None
     rank: int | None = None
     params: int
@@ -179,10 +187,33 @@ class SearchRecord(Record):
     history: list[EvaluationRecord]
 
 
+class RecalibrationStep(Record):
+    """One step of the recalibration: function norm on the check images before and after; `layer` is empty where the
+    step speaks of the whole network."""
+
+    layer: str
+    kind: StepKind
+    before: float
+    after: float
+    kept: bool
+
+
+class RecalibrationRecord(Record):
+    """What refitting the layers of the compressed network brought, on images outside calibration."""
+
+    calibration_images: int
+    check_images: int
+    before: float
+    after: float
+    seconds: float
+    steps: list[RecalibrationStep]
+
+
 class ImagesRecord(Record):
     """Where the images came from and how they were used."""
 
     source: str
+    calibration: int = 0
     search: int
     held_out: int
     unreadable: int
@@ -227,6 +258,7 @@ class Report(Record):
     parity: ParityRecord
     top1: Pair[float] | None = None
     search: SearchRecord | None = None
+    recalibration: RecalibrationRecord | None = None
     layers: list[LayerRecord]
     images: ImagesRecord
     machine: MachineRecord

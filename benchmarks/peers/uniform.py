@@ -2,7 +2,8 @@
 
     python -m benchmarks.peers.uniform MODEL DATA --input-size 64
 
-Both are judged by the same objective on images that the search never saw. L does not depend on gamma, so the
+Both use the weights' own factors, so that only the plans differ, and are judged by the same objective on images that
+the search never saw. L does not depend on gamma, so the
 uniform plans are measured once.
 """
 
@@ -18,12 +19,14 @@ import torch
 from benchmarks.study import write_results
 from compressor.architectures import Transform
 from compressor.checkpoint import load_model
+from compressor.factors import METHODS
 from compressor.fidelity import FunctionNorm, Losses
 from compressor.images import ImageSet, load_folder
+from compressor.job import Settings
 from compressor.layers import FoundLayer, compressible, factorised_ranks, find_layers
 from compressor.network import build_candidate
 from compressor.objective import Objective
-from compressor.pipeline import MAX_IMAGES, Settings, compress
+from compressor.pipeline import MAX_IMAGES, compress
 from compressor.progress import progress_for_stderr
 from compressor.records import Report
 from compressor.search.loop import SearchSettings
@@ -43,7 +46,7 @@ class Judge:
         self._model = model
         self._layers: list[FoundLayer] = compressible(find_layers(model, images.batch([0])))
         self.space = RankSpace([x.name for x in self._layers], [x.params_by_rank() for x in self._layers])
-        self._factors = {layer.name: layer.factorise() for layer in self._layers}
+        self._factors = {layer.name: METHODS[layer.method or "svd"].factorise(layer.module) for layer in self._layers}
         self._norm = FunctionNorm(model, images, torch.device("cpu"))
         self._every = np.arange(len(images))
 
@@ -130,7 +133,13 @@ def main(model_path: Path, data: Path, input_size: int, gammas: str, seeds: int,
     for gamma in map(float, gammas.split(",")):
         for seed in range(seeds):
             progress.say(f"gamma {gamma:g}, seed {seed}")
-            settings = Settings(gamma=gamma, search=SearchSettings(seed=seed))
+            settings = Settings(
+                gamma=gamma,
+                method="spatial",
+                factors="weight",
+                recalibrate=False,
+                search=SearchSettings(seed=seed),
+            )
             with tempfile.TemporaryDirectory() as folder:
                 result = compress(loaded.model, others, Path(folder) / "out", settings, progress=progress)
             dense = judge.space.caps.tolist()

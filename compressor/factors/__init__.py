@@ -1,16 +1,18 @@
 """One factorisation method per file; this table names them.
 
-Every method gives `num_params`, `max_rank` and a `Factors` class. A new method is a new file and a new row.
+Every method gives `num_params`, which must not fall with the rank, `max_rank` and a `Factors` class. A new method is a
+new file and a new row.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from compressor.factors import spatial, svd, tucker
+from compressor.factors import cp, interpolative, spatial, svd, tucker
 from compressor.factors.base import Factors, Layer
+from compressor.factors.split import SplitFactors
 from compressor.records import Method
 
-__all__ = ["METHODS", "Factors", "Layer", "break_even_rank", "num_params_table"]
+__all__ = ["METHODS", "SPLIT_METHODS", "Factors", "Layer", "break_even_rank", "num_params_table"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,12 @@ METHODS: dict[Method, FactorMethod] = {
     "svd": FactorMethod(svd.num_params, svd.max_rank, svd.SvdFactors),
     "spatial": FactorMethod(spatial.num_params, spatial.max_rank, spatial.SpatialFactors),
     "tucker": FactorMethod(tucker.num_params, tucker.max_rank, tucker.TuckerFactors),
+    "cp": FactorMethod(cp.num_params, cp.max_rank, cp.CpFactors),
+    "interpolative": FactorMethod(interpolative.num_params, interpolative.max_rank, interpolative.InterpolativeFactors),
 }
+
+# The methods of two factors, which can be refitted in turn.
+SPLIT_METHODS: dict[Method, type[SplitFactors]] = {"svd": svd.SvdFactors, "spatial": spatial.SpatialFactors}
 
 
 def break_even_rank(method: Method, shape: Sequence[int], groups: int, dense_params: int) -> int:

@@ -1,6 +1,7 @@
 """What every factorisation offers, and the small pieces they share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -11,20 +12,21 @@ L = TypeVar("L", nn.Conv2d, nn.Linear)
 
 
 class Factors(ABC):
-    """The factors of one layer, computed once; a candidate of any rank is a slice of them.
+    """The factors of one layer at every rank; where they are nested, one computation of which a rank is a slice.
 
-    `max_rank` is the rank at which the factors reproduce the layer (to float32 rounding).
+    Factors of a rank depend on the weight and the rank alone, never on what was asked before: a resumed search sees
+    the same candidates. `max_rank` is the rank at which they reproduce the layer (to float32 rounding).
     """
 
     max_rank: int
 
     @abstractmethod
-    def build(self, rank: int) -> nn.Sequential:
+    def build(self, rank: int) -> nn.Module:
         """Plain modules that stand in for the layer at `rank` (1 to `max_rank`)."""
 
     @abstractmethod
     def squared_error(self, rank: int) -> float:
-        """||W - W_rank||_F^2, the energy of the weight that truncation to `rank` gives up."""
+        """||W - W_rank||_F^2, the energy of the weight that `rank` gives up; it does not grow with the rank."""
 
     def check_rank(self, rank: int) -> None:
         """Raises ValueError unless 1 <= rank <= max_rank."""
@@ -93,3 +95,17 @@ def chain(*layers: nn.Module) -> nn.Sequential:
 def untouched_geometry() -> dict[str, Any]:
     """Stride, padding and dilation of a 1 x 1 convolution that changes no position."""
     return {"stride": 1, "padding": 0, "dilation": 1}
+
+
+def one_axis_geometry(layer: nn.Conv2d, axis: int) -> dict[str, Any]:
+    """The layer's stride, padding and dilation along one axis (0: rows, 1: columns), and none along the other."""
+    padding = layer.padding
+    return {
+        "stride": _only(layer.stride, axis, 1),
+        "padding": padding if isinstance(padding, str) else _only(padding, axis, 0),
+        "dilation": _only(layer.dilation, axis, 1),
+    }
+
+
+def _only(values: Sequence[int], axis: int, neutral: int) -> tuple[int, int]:
+    return (values[0], neutral) if axis == 0 else (neutral, values[1])

@@ -7,11 +7,11 @@ the horizontal half on rows. Groups are split one by one.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from compressor.factors.base import Factors, chain, make_conv, split_grouped_matrices, tail_energy
+from compressor.factors.base import Layer, chain, make_conv, one_axis_geometry
+from compressor.factors.split import SplitFactors
 
 
 def num_params(shape: Sequence[int], groups: int, rank: int) -> int:
@@ -26,43 +26,23 @@ def max_rank(shape: Sequence[int], groups: int) -> int:
     return min(num_in * height, num_out // groups * width)
 
 
-class SpatialFactors(Factors):
+class SpatialFactors(SplitFactors):
     """Factors of a k x k convolution."""
 
-    def __init__(self, layer: nn.Conv2d) -> None:
+    @staticmethod
+    def kernel(layer: Layer) -> Tensor:
+        assert isinstance(layer, nn.Conv2d)
         num_out, num_in, height, width = layer.weight.shape
-        self._layer = layer
-        weight = layer.weight.reshape(layer.groups, num_out // layer.groups, num_in, height, width)
-        matrices = weight.permute(0, 2, 3, 1, 4).reshape(layer.groups, num_in * height, -1)
-        self._first, self._second, squares = split_grouped_matrices(matrices)
-        self._tail = tail_energy(squares)
-        self.max_rank = squares.shape[1]
+        return layer.weight.detach().reshape(layer.groups, num_out // layer.groups, num_in * height, width)
 
-    def build(self, rank: int) -> nn.Sequential:
-        self.check_rank(rank)
+    def assemble(self, first: Tensor, second: Tensor, bias: Tensor | None) -> nn.Sequential:
         layer = self._layer
+        assert isinstance(layer, nn.Conv2d)
         num_out, num_in, height, width = layer.weight.shape
-        groups = layer.groups
-        first = self._first[..., :rank].transpose(1, 2).reshape(groups * rank, num_in, height, 1)
-        second = self._second[:, :rank].reshape(groups, rank, num_out // groups, width)
-        second = second.transpose(1, 2).reshape(num_out, rank, 1, width)
-        vertical = make_conv(first, None, layer, groups, **_one_axis(layer, axis=0))
-        horizontal = make_conv(second, layer.bias, layer, groups, **_one_axis(layer, axis=1))
-        return chain(vertical, horizontal)
-
-    def squared_error(self, rank: int) -> float:
-        return self._tail[rank]
-
-
-def _one_axis(layer: nn.Conv2d, axis: int) -> dict[str, Any]:
-    """The layer's geometry along one axis, and none along the other."""
-    padding = layer.padding
-    return {
-        "stride": _only(layer.stride, axis, 1),
-        "padding": padding if isinstance(padding, str) else _only(padding, axis, 0),
-        "dilation": _only(layer.dilation, axis, 1),
-    }
-
-
-def _only(values: Sequence[int], axis: int, neutral: int) -> tuple[int, int]:
-    return (values[0], neutral) if axis == 0 else (neutral, values[1])
+        rank = first.shape[1]
+        vertical = first.reshape(layer.groups * rank, num_in, height, 1)
+        horizontal = second.reshape(num_out, rank, 1, width)
+        return chain(
+            make_conv(vertical, None, layer, layer.groups, **one_axis_geometry(layer, axis=0)),
+            make_conv(horizontal, bias, layer, layer.groups, **one_axis_geometry(layer, axis=1)),
+        )

@@ -5,18 +5,10 @@ W (Co x Ci) becomes two layers of K (Ci + Co) parameters; grouped convolutions a
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
-from compressor.factors.base import (
-    Factors,
-    Layer,
-    chain,
-    make_conv,
-    make_linear,
-    split_grouped_matrices,
-    tail_energy,
-    untouched_geometry,
-)
+from compressor.factors.base import Layer, chain, make_conv, make_linear, untouched_geometry
+from compressor.factors.split import SplitFactors
 
 
 def num_params(shape: Sequence[int], groups: int, rank: int) -> int:
@@ -29,36 +21,22 @@ def max_rank(shape: Sequence[int], groups: int) -> int:
     return min(shape[0] // groups, shape[1])
 
 
-class SvdFactors(Factors):
+class SvdFactors(SplitFactors):
     """Factors of a linear layer or a 1 x 1 convolution."""
 
-    def __init__(self, layer: Layer) -> None:
-        self._layer = layer
-        self._groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-        weight = layer.weight.flatten(1)
-        matrices = weight.reshape(self._groups, -1, weight.shape[1]).transpose(1, 2)
-        self._first, self._second, squares = split_grouped_matrices(matrices)
-        self._tail = tail_energy(squares)
-        self.max_rank = squares.shape[1]
+    @staticmethod
+    def kernel(layer: Layer) -> Tensor:
+        groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+        num_out = layer.weight.shape[0]
+        return layer.weight.detach().reshape(groups, num_out // groups, -1, 1)
 
-    def build(self, rank: int) -> nn.Sequential:
-        self.check_rank(rank)
+    def assemble(self, first: Tensor, second: Tensor, bias: Tensor | None) -> nn.Sequential:
         layer = self._layer
-        first = self._first[..., :rank].transpose(1, 2).flatten(0, 1)
-        second = self._second[:, :rank].transpose(1, 2).flatten(0, 1)
+        reduce, expand = first.flatten(0, 1), second.flatten(0, 1)[..., 0]
         if isinstance(layer, nn.Linear):
-            return chain(make_linear(first, None), make_linear(second, layer.bias))
-        reduce = make_conv(
-            first[..., None, None],
-            None,
-            layer,
-            self._groups,
-            stride=layer.stride,
-            padding=layer.padding,
-            dilation=layer.dilation,
+            return chain(make_linear(reduce, None), make_linear(expand, bias))
+        geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        return chain(
+            make_conv(reduce[..., None, None], None, layer, layer.groups, **geometry),
+            make_conv(expand[..., None, None], bias, layer, layer.groups, **untouched_geometry()),
         )
-        expand = make_conv(second[..., None, None], layer.bias, layer, self._groups, **untouched_geometry())
-        return chain(reduce, expand)
-
-    def squared_error(self, rank: int) -> float:
-        return self._tail[rank]

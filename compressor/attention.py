@@ -1,0 +1,283 @@
+"""Attention whose linear layers are called, so that they can be factorised like any other layer.
+
+`nn.MultiheadAttention` and torchvision's Swin attention hand the weights of their linear layers to a function. The
+modules here hold the same tensors and compute the same, but through layers that a network can have replaced.
+MaxViT's attention calls its layers already. This module imports nothing of ours.
+"""
+
+import copy
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
+
+# Added to the score of two tokens that the shift brought into one window from opposite edges of the image.
+APART = -100.0
+LARGEST_LOGIT_SCALE = math.log(100.0)
+
+
+def open_attention(model: nn.Module, example: Tensor) -> nn.Module:
+    """The same function with attention that calls its linear layers; `model` itself where there is none to open.
+
+    Every tensor is shared with `model`, which is left untouched. Two small ones are new, both of Swin v2: the bias
+    of `qkv`, and the table of relative positions in place of the perceptron that computes it. Attention that is
+    not plain self-attention stays as it is, as does all inside `nn.TransformerEncoderLayer`.
+
+    Args:
+        model: the network, in eval mode.
+        example: one input batch (N, ...); its first sample shows how attention is called.
+    """
+    opened: dict[int, nn.Module] = {id(part): SelfAttention(part) for part in _plain_self_attention(model, example)}
+    opened |= {id(part): WindowAttention(part) for part in model.modules() if _is_window_attention(part)}
+    if not opened:
+        return model
+    tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, {**tensors, **opened})  # an opened module stands wherever the original stood
+
+
+class SelfAttention(nn.Module):
+    """`nn.MultiheadAttention` for one sequence that attends to itself, without masks and without its weights.
+
+    It is called like the original: `(x, x, x, need_weights=False)` gives `(output, None)`, both tensors of shape
+    (N, L, E), or (L, N, E) without `batch_first`.
+    """
+
+    def __init__(self, original: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.embed_dim = original.embed_dim
+        self.num_heads = original.num_heads
+        self.batch_first = original.batch_first
+        self.dropout = original.dropout
+        assert original.in_proj_weight is not None
+        self.in_proj = _linear(original.in_proj_weight, original.in_proj_bias)
+        self.out_proj = _linear(original.out_proj.weight, original.out_proj.bias)
+        self.train(original.training)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        """Raises ValueError for a call that the example did not make: another key or value, a mask, weights."""
+        masked = is_causal or not (key_padding_mask is None and attn_mask is None)
+        if not (query is key is value) or masked or need_weights:
+            raise ValueError("this attention takes one sequence, no mask, and gives no weights")
+        if self.batch_first:
+            return self._attend(query), None
+        return self._attend(query.transpose(0, 1)).transpose(0, 1), None
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """(N, L, E) to (N, L, E)."""
+        query, key, value = _split_heads(self.in_proj(x), self.num_heads)
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        return self.out_proj(_join_heads(attended))
+
+
+class WindowAttention(nn.Module):
+    """Attention of Swin v1 and v2 within windows that may be shifted: (N, H, W, C) to (N, H, W, C).
+
+    With `logit_scale` it is v2's, which compares directions (cosine attention); without, v1's.
+    """
+
+    relative_position_index: Tensor
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.window_size = list(original.window_size)
+        self.shift_size = list(original.shift_size)
+        self.num_heads = original.num_heads
+        self.attention_dropout = original.attention_dropout
+        self.dropout = original.dropout
+        of_v2 = isinstance(original, ShiftedWindowAttentionV2)
+        self.qkv = _linear(original.qkv.weight, _without_key_bias(original.qkv.bias) if of_v2 else original.qkv.bias)
+        self.proj = _linear(original.proj.weight, original.proj.bias)
+        self.relative_position_bias_table = _tabulate(original) if of_v2 else original.relative_position_bias_table
+        self.register_buffer("relative_position_index", original.relative_position_index)
+        self.logit_scale = original.logit_scale if of_v2 else None
+        self.train(original.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pad to whole windows, roll, attend within windows, and undo the rolling and the padding."""
+        height, width = x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, -width % self.window_size[1], 0, -height % self.window_size[0]))
+        padded = x.shape[1:3]
+        # A single window has nothing to be shifted against.
+        spans = zip(self.shift_size, self.window_size, padded, strict=True)
+        down, right = (0 if window >= length else shift for shift, window, length in spans)
+        if down or right:
+            x = x.roll((-down, -right), dims=(1, 2))
+        x = self._attend(_to_windows(x, self.window_size), self._score_bias(padded, (down, right)))
+        x = _from_windows(x, padded, self.window_size)
+        if down or right:
+            x = x.roll((down, right), dims=(1, 2))
+        return x[:, :height, :width]
+
+    def _attend(self, x: Tensor, bias: Tensor) -> Tensor:
+        """(N, windows, L, C) to the same shape."""
+        query, key, value = _split_heads(self.qkv(x), self.num_heads)
+        weights = (self._scores(query, key) + bias).softmax(-1)
+        weights = F.dropout(weights, self.attention_dropout, self.training)
+        return F.dropout(self.proj(_join_heads(weights @ value)), self.dropout, self.training)
+
+    def _scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """(..., heads, L, D) twice to (..., heads, L, L)."""
+        if self.logit_scale is None:
+            return (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
+        cosines = F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).transpose(-2, -1)
+        return cosines * self.logit_scale.clamp(max=LARGEST_LOGIT_SCALE).exp()
+
+    def _score_bias(self, padded: Sequence[int], shift: tuple[int, int]) -> Tensor:
+        """What is added to the scores: (heads, L, L), or (windows, heads, L, L) where windows are shifted."""
+        tokens = self.window_size[0] * self.window_size[1]
+        table = self.relative_position_bias_table
+        bias = table[self.relative_position_index].view(tokens, tokens, -1).permute(2, 0, 1)
+        if shift == (0, 0):
+            return bias
+        rows, columns = (_crossed_edge(bias, *side) for side in zip(padded, shift, strict=True))
+        regions = _to_windows((2 * rows[:, None] + columns)[None, :, :, None], self.window_size)[0]
+        apart = regions != regions.transpose(1, 2)
+        return bias + APART * apart[:, None].to(bias.dtype)
+
+
+# Which attention can be opened
+
+
+def _plain_self_attention(model: nn.Module, example: Tensor) -> list[nn.MultiheadAttention]:
+    """The attention that one pass calls at least once, and always with one sequence, no mask and no weights."""
+    # These read the weights of their attention themselves.
+    encoders = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    fused = {part for encoder in encoders for part in encoder.modules()}
+    calls: dict[nn.MultiheadAttention, list[bool]] = {
+        module: []
+        for module in model.modules()
+        if isinstance(module, nn.MultiheadAttention) and _has_plain_parts(module) and module not in fused
+    }
+    if not calls:
+        return []
+    hooks = [module.register_forward_pre_hook(_note_call(seen), with_kwargs=True) for module, seen in calls.items()]
+    try:
+        with torch.inference_mode():
+            model(example[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [module for module, seen in calls.items() if seen and all(seen)]
+
+
+def _note_call(seen: list[bool]) -> Any:
+    """A forward hook that adds to `seen` whether the call is one that `SelfAttention` can answer."""
+    signature = inspect.signature(nn.MultiheadAttention.forward)
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = signature.bind(module, *args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments
+        same = given["query"] is given["key"] is given["value"]
+        masked = given["is_causal"] or not (given["key_padding_mask"] is None and given["attn_mask"] is None)
+        seen.append(same and given["query"].dim() == 3 and not masked and not given["need_weights"])
+
+    return note
+
+
+def _has_plain_parts(attention: nn.MultiheadAttention) -> bool:
+    """One packed weight and no extra keys."""
+    return (
+        type(attention) is nn.MultiheadAttention
+        and attention.in_proj_weight is not None
+        and attention.bias_k is None
+        and attention.bias_v is None
+        and not attention.add_zero_attn
+        and _is_pristine(attention)
+        and _holds_its_weight(attention.out_proj)
+    )
+
+
+def _is_window_attention(module: nn.Module) -> bool:
+    if type(module) not in (ShiftedWindowAttention, ShiftedWindowAttentionV2):
+        return False
+    return _is_pristine(module) and _holds_its_weight(module.qkv) and _holds_its_weight(module.proj)
+
+
+def _is_pristine(module: nn.Module) -> bool:
+    """Hooks would be lost, and old-style weight norms are hooks."""
+    return not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
+
+
+def _holds_its_weight(layer: Any) -> bool:
+    """False where a parametrisation computes the weight, and for a layer that has been factorised already."""
+    return isinstance(getattr(layer, "weight", None), nn.Parameter)
+
+
+# Parts
+
+
+def _linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
+    """A linear layer around given parameters; on "meta" it is made without memory and random numbers."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    layer.weight = weight
+    layer.register_parameter("bias", bias)
+    return layer
+
+
+def _without_key_bias(bias: nn.Parameter | None) -> nn.Parameter | None:
+    """Swin v2 ignores the middle third of its bias at every call; here it is zero from the start."""
+    if bias is None:
+        return None
+    query, key, value = bias.detach().chunk(3)
+    return nn.Parameter(torch.cat([query, torch.zeros_like(key), value]), bias.requires_grad)
+
+
+def _tabulate(original: Any) -> nn.Parameter:
+    """The biases of Swin v2's relative positions, (positions, heads), as v1 stores them.
+
+    The perceptron that gives them sees the same constant in every call: it would cost time and, among the layers to
+    compress, mean nothing.
+    """
+    with torch.no_grad():
+        table = original.cpb_mlp(original.relative_coords_table).view(-1, original.num_heads)
+        return nn.Parameter(16 * table.sigmoid(), original.logit_scale.requires_grad)
+
+
+def _split_heads(packed: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(..., L, 3 E), packed by query, key and value, to three of (..., heads, L, E / heads)."""
+    query, key, value = packed.unflatten(-1, (3, heads, -1)).transpose(-4, -2).unbind(-3)
+    return query, key, value
+
+
+def _join_heads(x: Tensor) -> Tensor:
+    """(..., heads, L, D) to (..., L, heads D)."""
+    return x.transpose(-3, -2).flatten(-2)
+
+
+def _to_windows(x: Tensor, window: Sequence[int]) -> Tensor:
+    """(N, H, W, C) to (N, windows, tokens of a window, C)."""
+    x = x.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _from_windows(x: Tensor, size: Sequence[int], window: Sequence[int]) -> Tensor:
+    """(N, windows, tokens of a window, C) to (N, H, W, C); `size` is (H, W)."""
+    x = x.unflatten(2, tuple(window)).unflatten(1, (size[0] // window[0], size[1] // window[1]))
+    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+
+def _crossed_edge(like: Tensor, length: int, shift: int) -> Tensor:
+    """1 for the places of a side that the roll brought from its other end, else 0; all alike at shift 0: (length).
+
+    Written so that the ONNX exporter leaves the mask to the runtime: as a constant it would be the larger file.
+    """
+    crossed = like.new_zeros(length)
+    crossed[-shift:] = 1
+    return crossed

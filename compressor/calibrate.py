@@ -1,0 +1,198 @@
+"""One pass over calibration images: the metric of every layer, from unlabelled images and without training."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from compressor.capture import batches, draw_places, watching
+from compressor.factors.metric import INPUT_FLOOR, OUTPUT_FLOOR, Metric, with_floor
+from compressor.images import ImageSet
+from compressor.layers import FoundLayer
+
+MAX_INPUTS = 5120  # of one output; wider layers get no metric. A covariance then takes at most 210 MB.
+MEMORY_BYTES = 1 << 30  # for the covariances of one pass; more layers take more passes
+MAX_ROWS = 8192  # places per layer that enter its covariance
+GRADIENT_IMAGES = 64
+GRADIENT_BATCH = 8
+PROJECTIONS = 4  # random combinations of the network's outputs whose gradients are taken per image
+
+
+@dataclass
+class Moments:
+    """Running sums over rows x (rows, groups * n) and, where given, targets y (rows, groups * m), in float64.
+
+    Memory: groups * n * (n + m) numbers.
+    """
+
+    groups: int
+    count: int = 0
+    _sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, rows: Tensor, targets: Tensor | None = None) -> None:
+        """Add rows; products of one batch are taken in the rows' own precision."""
+        x = self._by_group(rows)
+        self.count += len(rows)
+        self._add("x", x.double().sum(1))
+        self._add("xx", x.mT @ x)
+        if targets is not None:
+            y = self._by_group(targets)
+            self._add("y", y.double().sum(1))
+            self._add("xy", x.mT @ y)
+
+    def mean(self) -> Tensor:
+        """Mean of the rows, (groups, n)."""
+        return self._sums["x"] / self.count
+
+    def target_mean(self) -> Tensor:
+        """Mean of the targets, (groups, m)."""
+        return self._sums["y"] / self.count
+
+    def second_moment(self) -> Tensor:
+        """Mean of x x^T, (groups, n, n)."""
+        return self._sums["xx"] / self.count
+
+    def covariance(self) -> Tensor:
+        """Covariance of the rows, (groups, n, n)."""
+        mean = self.mean()
+        return self.second_moment() - mean[:, :, None] * mean[:, None, :]
+
+    def cross_covariance(self) -> Tensor:
+        """Covariance of rows and targets, (groups, n, m)."""
+        return self._sums["xy"] / self.count - self.mean()[:, :, None] * self.target_mean()[:, None, :]
+
+    def _add(self, name: str, value: Tensor) -> None:
+        value = value.double().cpu()
+        if name in self._sums:
+            self._sums[name] += value
+        else:
+            self._sums[name] = value
+
+    def _by_group(self, rows: Tensor) -> Tensor:
+        return rows.reshape(len(rows), self.groups, -1).transpose(0, 1)
+
+
+def has_metric(layer: FoundLayer) -> bool:
+    """Whether the covariance of the layer's inputs is small enough to be kept."""
+    return _num_inputs(layer) <= MAX_INPUTS
+
+
+def collect_metrics(
+    model: nn.Module,
+    layers: Sequence[FoundLayer],
+    images: ImageSet,
+    device: torch.device,
+    seed: int,
+    on_step: Callable[[int, str], None] = lambda count, text: None,
+) -> Iterator[tuple[FoundLayer, Metric]]:
+    """The metric of each of `layers` that is not too wide for one, in order.
+
+    Covariances are summed over at most MAX_ROWS random places per layer, in as many passes as keep their memory
+    under MEMORY_BYTES (or one layer's). Layers without a metric are left out.
+
+    Args:
+        model: the original network on `device`, in eval mode.
+        layers: layers of `model`.
+        images: calibration images.
+        device: where the network is.
+        seed: of the places and of the combinations of outputs.
+        on_step: told the number of layers done and a word.
+    """
+    done = 0
+    for chunk in chunks([layer for layer in layers if has_metric(layer)]):
+        on_step(done, f"inputs of {len(chunk)} layers")
+        moments = _input_moments(model, chunk, images, device, seed)
+        on_step(done, f"gradients at {len(chunk)} layers")
+        outputs = output_weights(model, chunk, images, device, seed)
+        for layer in chunk:
+            done += 1
+            on_step(done, layer.name)
+            yield layer, make_metric(moments.pop(layer.name), outputs.pop(layer.name))
+
+
+def make_metric(moments: Moments, outputs: Tensor) -> Metric:
+    """The metric from sums over a layer's inputs and the weight of its outputs."""
+    return Metric(with_floor(moments.covariance(), INPUT_FLOOR), moments.mean(), outputs)
+
+
+def _num_inputs(layer: FoundLayer) -> int:
+    return int(torch.Size(layer.shape[1:]).numel())
+
+
+def chunks(layers: Sequence[FoundLayer]) -> Iterator[list[FoundLayer]]:
+    """The layers in order, in runs whose covariances take MEMORY_BYTES at most (or one layer's)."""
+    chunk: list[FoundLayer] = []
+    used = 0
+    for layer in layers:
+        groups, num_out = layer.num_groups, layer.shape[0] // layer.num_groups
+        needed = 8 * groups * (_num_inputs(layer) ** 2 + num_out**2)
+        if chunk and used + needed > MEMORY_BYTES:
+            yield chunk
+            chunk, used = [], 0
+        chunk.append(layer)
+        used += needed
+    if chunk:
+        yield chunk
+
+
+def _input_moments(
+    model: nn.Module, layers: Sequence[FoundLayer], images: ImageSet, device: torch.device, seed: int
+) -> dict[str, Moments]:
+    moments = {layer.name: Moments(layer.num_groups) for layer in layers}
+    generator = torch.Generator().manual_seed(seed)
+
+    def add(number: int, value: Tensor, output: Tensor) -> None:
+        layer = layers[number]
+        count = -(-MAX_ROWS * len(batch) // len(images))
+        places = draw_places(layer.module, output, count, generator)
+        moments[layer.name].add(places.of_input(layer.module, value))
+
+    with torch.inference_mode(), watching([layer.module for layer in layers], add):
+        for batch in batches(images, device):
+            model(batch)
+    return moments
+
+
+def output_weights(
+    model: nn.Module, layers: Sequence[FoundLayer], images: ImageSet, device: torch.device, seed: int
+) -> dict[str, Tensor]:
+    """How much the network's outputs feel each layer's outputs: E[sum over places of J^T J], (groups, m, m) each.
+
+    J is the network's Jacobian there; J^T J is estimated without bias from the gradients of random +-1 combinations
+    of the outputs. Only the blocks within a group are kept.
+    """
+    weights = {layer.name: Moments(layer.num_groups) for layer in layers}
+    few = images.subset(range(min(GRADIENT_IMAGES, len(images))))
+    generator = torch.Generator().manual_seed(seed)
+    seen: dict[int, Tensor] = {}
+
+    def remember(number: int, _value: Tensor, output: Tensor) -> Tensor:
+        seen[number] = output
+        return output.clone()  # what comes next may change its input in place
+
+    with torch.enable_grad(), watching([layer.module for layer in layers], remember):
+        for batch in batches(few, device, GRADIENT_BATCH):
+            outputs = model(batch.requires_grad_()).flatten(1)
+            for _ in range(PROJECTIONS):
+                signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
+                gradients = torch.autograd.grad(
+                    (outputs * signs).sum(),
+                    [seen[i] for i in range(len(layers))],
+                    retain_graph=True,
+                    materialize_grads=True,
+                )
+                for layer, gradient in zip(layers, gradients, strict=True):
+                    weights[layer.name].add(_as_rows(layer.module, gradient))
+            seen.clear()
+    return {name: with_floor(_scaled(sums.second_moment()), OUTPUT_FLOOR) for name, sums in weights.items()}
+
+
+def _as_rows(layer: nn.Module, output: Tensor) -> Tensor:
+    channels_last = output.movedim(1, -1) if isinstance(layer, nn.Conv2d) else output
+    return channels_last.flatten(0, -2)
+
+
+def _scaled(squares: Tensor) -> Tensor:
+    """To a mean diagonal of 1, if any: only ratios count, and gradients may be tiny."""
+    return squares / squares.diagonal(dim1=-2, dim2=-1).mean().clamp_min(1e-300)

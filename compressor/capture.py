@@ -1,0 +1,128 @@
+"""What modules of a running network receive and give; and patches of convolutions as rows of a matrix."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from compressor.images import ImageSet
+
+BATCH_SIZE = 32
+
+
+class Captured(Exception):
+    """What was sought has been seen; the rest of the forward pass is not needed."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Places of a layer's output, the same in every network of that shape: `count` of them drawn at random.
+
+    For a convolution's output (N, Co, H, W) the indices of image, row and column; else the index among all but the
+    last dimension.
+    """
+
+    indices: tuple[Tensor, ...]
+
+    def of_output(self, output: Tensor) -> Tensor:
+        """The outputs (rows, Co) at these places."""
+        if len(self.indices) == 3:
+            image, row, column = self.indices
+            return output[image, :, row, column]
+        return output.flatten(0, -2)[self.indices[0]]
+
+    def of_input(self, layer: nn.Module, value: Tensor) -> Tensor:
+        """What `layer` sees of its input there: rows (rows, n), n in the order of its weight, group after group."""
+        if isinstance(layer, nn.Conv2d):
+            return _patches(layer, value, *self.indices)
+        return value.flatten(0, -2)[self.indices[0]]
+
+
+def draw_places(layer: nn.Module, output: Tensor, count: int, generator: torch.Generator) -> Places:
+    """At most `count` distinct places of the layer's output."""
+    if isinstance(layer, nn.Conv2d):
+        num_images, _, height, width = output.shape
+        chosen = torch.randperm(num_images * height * width, generator=generator)[:count].to(output.device)
+        image, place = chosen // (height * width), chosen % (height * width)
+        return Places((image, place // width, place % width))
+    total = output.shape[:-1].numel()
+    return Places((torch.randperm(total, generator=generator)[:count].to(output.device),))
+
+
+def _patches(layer: nn.Conv2d, value: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    # nn.Conv2d keeps its padding for F.pad in this attribute for every mode, 'same' and 'valid' included.
+    padding = layer._reversed_padding_repeated_twice
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = nn.functional.pad(value, padding, mode=mode) if any(padding) else value
+    rows, columns = (
+        place[:, None] * stride + dilation * torch.arange(size, device=value.device)
+        for place, stride, dilation, size in zip(
+            (row, column), layer.stride, layer.dilation, layer.kernel_size, strict=True
+        )
+    )
+    # Indices split by a slice put the gathered dimensions first: (rows, kh, kw, C).
+    gathered = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return gathered.permute(0, 3, 1, 2).flatten(1)
+
+
+def batches(images: ImageSet, device: torch.device, size: int = BATCH_SIZE) -> Iterator[Tensor]:
+    """The images in order, ready for the network."""
+    for begin in range(0, len(images), size):
+        yield images.batch(slice(begin, begin + size)).to(device)
+
+
+def input_of(network: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
+    """What `module` receives when `network` runs on `batch`; the pass ends there."""
+    return _run_until(network, batch, lambda keep: module.register_forward_pre_hook(lambda m, args: keep(args[0])))
+
+
+def output_of(network: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
+    """What `module` gives when `network` runs on `batch`; the pass ends there."""
+    return _run_until(network, batch, lambda keep: module.register_forward_hook(lambda m, args, out: keep(out)))
+
+
+def _run_until(network: nn.Module, batch: Tensor, attach: Callable[[Callable[[Tensor], None]], object]) -> Tensor:
+    seen: list[Tensor] = []
+
+    def keep(value: Tensor) -> None:
+        seen.append(value)
+        raise Captured
+
+    handle = attach(keep)
+    try:
+        with torch.inference_mode():
+            network(batch)
+    except Captured:
+        pass
+    finally:
+        handle.remove()  # type: ignore[attr-defined]
+    return seen[0]
+
+
+@contextmanager
+def watching(modules: Sequence[nn.Module], see: Callable[[int, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
+    """While open, `see(number, input, output)` is told of every call of the modules; it may replace the output."""
+
+    def watch(number: int) -> Callable[..., Tensor | None]:
+        return lambda module, args, output: see(number, args[0], output)
+
+    handles = [module.register_forward_hook(watch(number)) for number, module in enumerate(modules)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def in_order_of_use(network: nn.Module, names: Sequence[str], example: Tensor) -> list[str]:
+    """The named modules in the order in which a forward pass first calls them."""
+    order: list[str] = []
+
+    def note(number: int, _value: Tensor, _output: Tensor) -> None:
+        order.append(names[number])
+
+    with torch.inference_mode(), watching([network.get_submodule(name) for name in names], note):
+        network(example)
+    return list(dict.fromkeys(order))

@@ -1,0 +1,131 @@
+"""Which method and which factors suit each layer, by measurement: one layer at a time, at one equal cost.
+
+Every candidate takes the layer's place alone, at the same number of parameters, and the one that changes the network's
+outputs least on a few images is taken. Methods compete where the user leaves the choice open.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+from compressor.calibrate import collect_metrics
+from compressor.factors import METHODS, SPLIT_METHODS, Factors
+from compressor.factors.metric import Metric
+from compressor.fidelity import FunctionNorm
+from compressor.images import ImageSet
+from compressor.layers import FoundLayer, with_method
+from compressor.network import build_candidate
+from compressor.records import FactorChoice, FactorKind, Method
+
+TRIAL_SHARE = 0.15  # of the layer's parameters, at which candidates are compared
+TRIAL_IMAGES = 16
+# CP is left to those who ask for it: seconds per layer and depthwise convolutions that run slowly.
+RIVALS: tuple[Method, ...] = ("spatial", "tucker", "interpolative")
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """A layer with the method and the factors it was given; `trials` are the function norms that decided."""
+
+    layer: FoundLayer
+    factors: Factors
+    kind: FactorKind
+    trials: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Decomposer:
+    """Factors for layers of one network.
+
+    Args:
+        model: the original on `device`.
+        calibration: images for activation-aware factors; empty where there are none.
+        judge: function norm on other images, for measured choices.
+        choice: the factors wanted, or "auto" to measure.
+        kinds: factors already chosen for some layers, by name.
+        open_method: whether methods compete for convolutions, too.
+        seed: of the places and directions that are drawn.
+        on_step: told the number of layers done and a word.
+    """
+
+    model: nn.Module
+    calibration: ImageSet
+    judge: FunctionNorm
+    device: torch.device
+    choice: FactorChoice
+    kinds: Mapping[str, FactorKind] = field(default_factory=dict)
+    open_method: bool = False
+    seed: int = 0
+    on_step: Callable[[int, str], None] = lambda count, text: None
+
+    def run(self, layers: Sequence[FoundLayer]) -> list[Decomposed]:
+        """Every layer decomposed, in the order given."""
+        found = {}
+        for count, (layer, metric) in enumerate(self._metrics(layers)):
+            self.on_step(count, layer.name)
+            found[layer.name] = self._decompose(layer, metric)
+        return [found[layer.name] for layer in layers]
+
+    def _metrics(self, layers: Sequence[FoundLayer]) -> Iterator[tuple[FoundLayer, Metric | None]]:
+        """Layers with their metrics, then those that have none."""
+        left = {layer.name: layer for layer in layers}
+        wanting = [layer for layer in layers if self.kinds.get(layer.name, self.choice) != "weight"]
+        if wanting and len(self.calibration):
+            for layer, metric in collect_metrics(self.model, wanting, self.calibration, self.device, self.seed):
+                del left[layer.name]
+                yield layer, metric
+        for layer in left.values():
+            yield layer, None
+
+    def _decompose(self, layer: FoundLayer, metric: Metric | None) -> Decomposed:
+        candidates = [
+            Decomposed(rival, *candidate, {})
+            for rival in self._rivals(layer)
+            for candidate in _candidates(rival, metric, self.kinds.get(layer.name, self.choice))
+        ]
+        if len(candidates) == 1:
+            return candidates[0]
+        trials = {_describe(candidate): self._trial(candidate) for candidate in candidates}
+        best = min(candidates, key=lambda candidate: trials[_describe(candidate)])
+        return replace(best, trials=trials)
+
+    def _rivals(self, layer: FoundLayer) -> list[FoundLayer]:
+        if not self.open_method or layer.method != "spatial" or layer.num_groups > 1:
+            return [layer]
+        rivals = [with_method(layer, method) for method in RIVALS]
+        return [rival for rival in rivals if rival.dense_rank > 1]
+
+    def _trial(self, candidate: Decomposed) -> float:
+        """Function norm with this layer alone factorised."""
+        layer = candidate.layer
+        counts = np.array(layer.params_by_rank()[:-1])
+        rank = max(1, int((counts <= TRIAL_SHARE * layer.params).sum()))
+        network = build_candidate(self.model, {layer.name: candidate.factors}, {layer.name: rank})
+        images = np.arange(min(TRIAL_IMAGES, len(self.judge.images)))
+        return self.judge.losses(network, images).mean
+
+
+def _candidates(
+    layer: FoundLayer, metric: Metric | None, choice: FactorChoice
+) -> Iterator[tuple[Factors, FactorKind]]:
+    assert layer.method is not None
+    factorise = METHODS[layer.method].factorise
+    if metric is None or choice == "weight":
+        yield factorise(layer.module), "weight"
+    elif layer.method not in SPLIT_METHODS:
+        yield factorise(layer.module, metric), "activation"
+    else:
+        if choice in ("refit", "auto"):
+            weight = SPLIT_METHODS[layer.method](layer.weighted_module)
+            yield weight.refitted(metric, layer.cap), "refit"
+        if choice == "auto":
+            yield weight, "weight"
+        if choice in ("activation", "auto"):
+            yield factorise(layer.module, metric, limit=layer.cap), "activation"
+
+
+def _describe(candidate: Decomposed) -> str:
+    return f"{candidate.layer.method}, {candidate.kind}"

@@ -1,0 +1,101 @@
+"""Both factors in turn: the first factor that suits a given second one, in a layer's metric.
+
+With the second factor H given, tr(G (W~ - W) C (W~ - W)^T) is quadratic in the first factor V. Its matrix,
+sum over columns w, v of (H_w^T G H_v) x C_wv, is too large to form: the minimum is found by conjugate gradients,
+preconditioned by its main part (sum_w H_w^T G H_w) x (mean_w C_ww); for kw = 1 that is all, and one step is exact.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, linalg
+
+from compressor.factors.metric import Metric
+from compressor.factors.refit import NestedRefit, regular
+from compressor.factors.split import column_covariance
+
+SWEEPS = 2
+CONJUGATE_STEPS = 5
+ENOUGH = 1e-10  # of the first residual's square
+
+
+def alternate(kernel: Tensor, metric: Metric, first: Tensor, sweeps: int = SWEEPS) -> Tensor:
+    """First factors (groups, K, a) after `sweeps` of refitting the second and then the first factor.
+
+    Args:
+        kernel: what to approximate, (groups, Co/groups, a, kw), float64.
+        metric: its metric.
+        first: where to begin, (groups, K, a).
+    """
+    for _ in range(sweeps):
+        second = NestedRefit(kernel, metric, first).second(first.shape[1])
+        first = _orthonormal(_best_first(kernel, metric, first, second))
+    return first
+
+
+def weighted_error(kernel: Tensor, metric: Metric, first: Tensor, second: Tensor) -> float:
+    """tr(G (W~ - W) C (W~ - W)^T), summed over groups."""
+    error = (torch.einsum("gokw,gka->goaw", second, first) - kernel).flatten(2)
+    return float(((metric.outputs @ error @ metric.covariance) * error).sum())
+
+
+@dataclass(frozen=True)
+class _Quadratic:
+    """The quadratic in V (groups, K, a) and its preconditioner."""
+
+    gram: Tensor  # H_w^T G H_v, (groups, K, kw, K, kw)
+    covariance: Tensor  # (groups, a, kw, a, kw)
+    root_gram: Tensor
+    root_covariance: Tensor
+
+    def apply(self, first: Tensor) -> Tensor:
+        mixed = torch.einsum("gkwlv,glb->gkwbv", self.gram, first)
+        groups, rank, _width, num_in, _ = mixed.shape
+        by_column = self.covariance.permute(0, 2, 3, 4, 1).reshape(groups, -1, num_in)
+        return mixed.reshape(groups, rank, -1) @ by_column
+
+    def precondition(self, residual: Tensor) -> Tensor:
+        half = torch.cholesky_solve(residual, self.root_gram)
+        return torch.cholesky_solve(half.mT, self.root_covariance).mT
+
+
+def _best_first(kernel: Tensor, metric: Metric, first: Tensor, second: Tensor) -> Tensor:
+    groups, _num_out, num_in, width = kernel.shape
+    weighted = torch.einsum("gop,gpkw->gokw", metric.outputs, second)
+    gram = torch.einsum("gokw,golv->gkwlv", weighted, second)
+    quadratic = _Quadratic(
+        gram,
+        metric.covariance.reshape(groups, num_in, width, num_in, width),
+        linalg.cholesky(regular(torch.einsum("gkwlw->gkl", gram))),
+        linalg.cholesky(column_covariance(metric, width)),
+    )
+    seen = (kernel.flatten(2) @ metric.covariance).reshape(kernel.shape)
+    wanted = torch.einsum("gokw,goaw->gka", weighted, seen)
+    return _conjugate_gradients(quadratic, wanted, first)
+
+
+def _conjugate_gradients(quadratic: _Quadratic, wanted: Tensor, first: Tensor) -> Tensor:
+    residual = wanted - quadratic.apply(first)
+    step = quadratic.precondition(residual)
+    size = begin = _dot(residual, step)
+    for _ in range(CONJUGATE_STEPS):
+        if bool((size <= ENOUGH * begin).all()):
+            break
+        seen = quadratic.apply(step)
+        length = size / _dot(step, seen).clamp_min(1e-300)
+        first = first + length * step
+        residual = residual - length * seen
+        preconditioned = quadratic.precondition(residual)
+        size, before = _dot(residual, preconditioned), size
+        step = preconditioned + size / before.clamp_min(1e-300) * step
+    return first
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    return (left * right).sum((-2, -1), keepdim=True)
+
+
+def _orthonormal(first: Tensor) -> Tensor:
+    """The same features spanned by orthonormal rows, which keeps the next refit well conditioned."""
+    basis, _ = linalg.qr(first.mT)
+    return basis.mT

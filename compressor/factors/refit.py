@@ -1,0 +1,81 @@
+"""Second factors by least squares: the best combination of given features, in a layer's own metric."""
+
+import torch
+from torch import Tensor, linalg
+
+from compressor.factors.base import Layer
+from compressor.factors.metric import Metric
+
+# Added to the features' covariance as a share of its mean diagonal: features may be (nearly) dependent.
+JITTER = 1e-10
+
+
+class NestedRefit:
+    """Least squares for second factors at every rank from one Cholesky decomposition.
+
+    With features z = T x of a patch x the second factor is W C T^T (T C T^T)^-1. Its leading block at a smaller rank
+    needs only the leading block of the triangular factor, so a rank costs one triangular solve. How much the outputs
+    weigh makes no difference here: every output has its own least-squares problem.
+
+    Args:
+        kernel: (groups, Co/groups, a, kw), float64.
+        metric: covariance of the patches, (groups, a * kw, a * kw).
+        first: (groups, K, a), float64.
+    """
+
+    def __init__(self, kernel: Tensor, metric: Metric, first: Tensor) -> None:
+        groups, _num_out, num_in, self._width = kernel.shape
+        self.max_rank = first.shape[1]
+        size = self.max_rank * self._width
+        covariance = metric.covariance.reshape(groups, num_in, self._width, -1)
+        seen = torch.einsum("gka,gawn->gkwn", first, covariance)
+        patches = seen.reshape(groups, size, num_in, self._width)
+        features = torch.einsum("gsbv,glb->gslv", patches, first).reshape(groups, size, size)
+        wanted = seen.reshape(groups, size, -1) @ kernel.flatten(2).mT
+        self._root = linalg.cholesky(regular(features))
+        self._projected = linalg.solve_triangular(self._root, wanted, upper=False)
+        flat = kernel.flatten(2)
+        self._energy = float(((flat @ metric.covariance) * flat).sum())
+
+    def second(self, rank: int) -> Tensor:
+        """Second factors (groups, Co/groups, rank, kw), float64."""
+        size = rank * self._width
+        root, projected = self._root[:, :size, :size], self._projected[:, :size]
+        solution = linalg.solve_triangular(root.mT, projected, upper=True)
+        return solution.reshape(len(root), rank, self._width, -1).permute(0, 3, 1, 2)
+
+    def squared_error(self, rank: int) -> float:
+        """Mean squared error of the layer's outputs in the metric, summed over outputs."""
+        kept = float(self._projected[:, : rank * self._width].square().sum())
+        return max(0.0, self._energy - kept)
+
+
+def refit_layer(layer: Layer, metric: Metric, features: Tensor) -> tuple[Tensor, Tensor]:
+    """The last factor (Co, F) and bias (Co,) that make the best of `features` T (F, n); for layers of one group.
+
+    Both in the layer's own type and on its device.
+    """
+    weight = layer.weight.detach().flatten(1).double().cpu()
+    seen = features @ metric.covariance[0]
+    root = linalg.cholesky(regular(seen @ features.T))
+    last = torch.cholesky_solve(seen @ weight.T, root).T
+    bias = (weight - last @ features) @ metric.mean[0]
+    if layer.bias is not None:
+        bias = bias + layer.bias.detach().double().cpu()
+    return last.to(layer.weight), bias.to(layer.weight)
+
+
+def refit_error(layer: Layer, metric: Metric, features: Tensor) -> float:
+    """Mean squared error of the layer's outputs, summed over them, after `refit_layer`."""
+    weight = layer.weight.detach().flatten(1).double().cpu()
+    seen = features @ metric.covariance[0]
+    root = linalg.cholesky(regular(seen @ features.T))
+    kept = linalg.solve_triangular(root, seen @ weight.T, upper=False).square().sum()
+    energy = ((weight @ metric.covariance[0]) * weight).sum()
+    return max(0.0, float(energy - kept))
+
+
+def regular(covariance: Tensor) -> Tensor:
+    """A covariance (..., n, n) that a Cholesky decomposition will take, its features being (nearly) dependent."""
+    level = JITTER * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-300)
+    return covariance + level[..., None, None] * torch.eye(covariance.shape[-1], dtype=covariance.dtype)

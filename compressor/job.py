@@ -1,0 +1,98 @@
+"""What a run is told and what its stages hand on: settings, source, images, layers, the plan chosen."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from compressor.factors import Factors
+from compressor.images import ImageSet
+from compressor.layers import FoundLayer, MethodChoice
+from compressor.progress import Progress
+from compressor.records import FactorChoice, FactorKind, Form, Plan, Report, SearchRecord
+from compressor.search.loop import SearchSettings
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a person may choose; the defaults are the command line's.
+
+    `gamma` None weighs the whole output against the whole size (see `default_gamma`). `layers` and `skip` are
+    name patterns; `prune_fraction` is the share of weights the final magnitude pass sets to zero. `threads`
+    and `batch_size` are the latency measurement's. `factors` None takes those that a plan names, or "auto";
+    `calibration` is the number of images that factors are fitted on, which neither search nor judge.
+    """
+
+    gamma: float | None = None
+    form: Form = "ratio"
+    method: MethodChoice = "auto"
+    factors: FactorChoice | None = "auto"
+    calibration: int = 400
+    recalibrate: bool = True
+    layers: Sequence[str] = ()
+    skip: Sequence[str] = ()
+    prune_fraction: float = 0.0
+    device: str = "cpu"
+    threads: int = 1
+    batch_size: int = 1
+    search: SearchSettings = field(default_factory=SearchSettings)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the network came from, for the report: its name, remarks of the loader, the command typed."""
+
+    arch: str
+    notes: Sequence[str] = ()
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The result: a plain torch network on the CPU, its plan, and the report; files lie in `folder`."""
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage after loading needs."""
+
+    teacher: nn.Module
+    calibration: ImageSet
+    search_images: ImageSet
+    held_out: ImageSet
+    layers: list[FoundLayer]
+    folder: Path
+    settings: Settings
+    source: Source
+    progress: Progress
+    began: float
+
+    @property
+    def device(self) -> torch.device:
+        """Where candidates are evaluated."""
+        return torch.device(self.settings.device)
+
+    @property
+    def example(self) -> Tensor:
+        """One input (1, ...)."""
+        return self.search_images.batch([0])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A plan with what led to it."""
+
+    layers: list[FoundLayer]
+    ranks: list[int]
+    factors: Mapping[str, Factors]
+    kinds: Mapping[str, FactorKind]
+    gamma: float
+    search: SearchRecord | None
+    plan: Plan

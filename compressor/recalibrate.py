@@ -1,0 +1,228 @@
+"""After the plan is chosen: refit each layer's factors to what the original layer computes.
+
+Factors are the best approximation of a layer on the original's activations. In the compressed network a layer receives
+other inputs, bent by every layer before it. Front to back, each is refitted by least squares from the inputs it really
+receives to the outputs the original layer gives on the same images (asymmetric reconstruction; Zhang et al. 2016):
+first the last factor alone, then both in turn. Closed form, no labels, no gradient descent. A step is kept only if it
+lowers the function norm on images outside calibration.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.calibrate import MAX_ROWS, Moments, chunks, has_metric, make_metric, output_weights
+from compressor.capture import batches, draw_places, in_order_of_use, input_of, output_of
+from compressor.factors import SPLIT_METHODS
+from compressor.factors.alternate import alternate, weighted_error
+from compressor.factors.base import Layer
+from compressor.factors.interpolative import Interpolated
+from compressor.factors.metric import INPUT_FLOOR, Metric, with_floor
+from compressor.factors.refit import NestedRefit
+from compressor.factors.split import first_factor
+from compressor.fidelity import FunctionNorm
+from compressor.images import ImageSet
+from compressor.layers import FoundLayer, groups_of
+from compressor.records import RecalibrationRecord, RecalibrationStep, StepKind
+
+LAST_FLOOR = 1e-3  # of the mean variance of the last factor's inputs: features hardly seen keep their weights
+
+
+@dataclass
+class Recalibration:
+    """One recalibration of `network`, which it changes in place.
+
+    Args:
+        original: the network to imitate, on `device`.
+        network: the compressed network on `device`, sharing no tensor with `original`.
+        layers: its factorised layers, as found in the original.
+        calibration: images to fit on.
+        judge: function norm on other images, which decides over each step.
+        seed: of the places that enter the equations.
+        on_step: told the number of layers done and a word.
+    """
+
+    original: nn.Module
+    network: nn.Module
+    layers: Sequence[FoundLayer]
+    calibration: ImageSet
+    judge: FunctionNorm
+    device: torch.device
+    seed: int = 0
+    on_step: Callable[[int, str], None] = lambda count, text: None
+    steps: list[RecalibrationStep] = field(default_factory=list)
+
+    def run(self) -> RecalibrationRecord:
+        """Refit all layers, and say what each step brought."""
+        began = time.perf_counter()
+        self._current = before = self._loss()
+        for count, (layer, outputs) in enumerate(self._front_to_back()):
+            self.on_step(count, f"{layer.name}, function norm {self._current:.4g}")
+            self._refit_layer(layer, outputs)
+        self._refit_norms()
+        return RecalibrationRecord(
+            calibration_images=len(self.calibration),
+            check_images=len(self.judge.images),
+            before=before,
+            after=self._current,
+            seconds=time.perf_counter() - began,
+            steps=self.steps,
+        )
+
+    def _loss(self) -> float:
+        return self.judge.losses(self.network, np.arange(len(self.judge.images))).mean
+
+    def _front_to_back(self) -> Iterator[tuple[FoundLayer, Tensor | None]]:
+        """The layers in order of use, each with the weight of its outputs where both factors can be refitted."""
+        by_name = {layer.name: layer for layer in self.layers}
+        example = self.calibration.batch([0]).to(self.device)
+        ordered = [by_name[name] for name in in_order_of_use(self.network, list(by_name), example)]
+        for chunk in chunks(ordered):
+            both = [layer for layer in chunk if _has_both(layer)]
+            weights = output_weights(self.original, both, self.calibration, self.device, self.seed) if both else {}
+            for layer in chunk:
+                yield layer, weights.pop(layer.name, None)
+
+    def _refit_layer(self, layer: FoundLayer, outputs: Tensor | None) -> None:
+        module = self.network.get_submodule(layer.name)
+        last, whole = self._moments(layer, module, with_whole=outputs is not None)
+        self._try("last factor", layer.name, _with_last_refitted(module, last))
+        if outputs is not None:
+            present = self.network.get_submodule(layer.name)
+            self._try("both factors", layer.name, _with_both_refitted(layer, present, whole, outputs))
+
+    def _moments(self, layer: FoundLayer, module: nn.Module, with_whole: bool) -> tuple[Moments, Moments]:
+        """Sums over what the last factor and what the whole layer receive, and over what the original layer gives."""
+        original = self.original.get_submodule(layer.name)
+        final, outputs = last_factor(module)
+        last, whole = Moments(groups_of(final)), Moments(groups_of(original))
+        generator = torch.Generator().manual_seed(self.seed)
+        for batch in batches(self.calibration, self.device):
+            wanted = output_of(self.original, original, batch)
+            given = input_of(self.network, module, batch)
+            count = -(-MAX_ROWS * len(batch) // len(self.calibration))
+            places = draw_places(original, wanted, count, generator)
+            targets = places.of_output(wanted)
+            with torch.inference_mode():
+                features = _before_last(module, given)
+            last.add(places.of_input(final, features), targets if outputs is None else targets[:, outputs])
+            if with_whole:
+                whole.add(places.of_input(original, given), targets)
+        return last, whole
+
+    def _try(self, kind: StepKind, name: str, candidate: nn.Module) -> None:
+        """Put the candidate in the layer's place, and keep it if the function norm falls."""
+        present = self.network.get_submodule(name)
+        self.network.set_submodule(name, candidate)
+        after = self._loss()
+        kept = after < self._current
+        if not kept:
+            self.network.set_submodule(name, present)
+        self._note(kind, name, after, kept)
+
+    def _note(self, kind: StepKind, name: str, after: float, kept: bool) -> None:
+        self.steps.append(RecalibrationStep(layer=name, kind=kind, before=self._current, after=after, kept=kept))
+        self._current = after if kept else self._current
+
+    def _refit_norms(self) -> None:
+        """Batch-norm statistics of the compressed network's own activations, all at once."""
+        norms = [m for m in self.network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        norms = [norm for norm in norms if norm.track_running_stats]
+        if not norms:
+            return
+        before = [copy.deepcopy(norm.state_dict()) for norm in norms]
+        estimate_statistics(self.network, norms, self.calibration, self.device)
+        after = self._loss()
+        kept = after < self._current
+        if not kept:
+            for norm, state in zip(norms, before, strict=True):
+                norm.load_state_dict(state)
+        self._note("batch-norm statistics", "", after, kept)
+
+
+def last_factor(module: nn.Module) -> tuple[nn.Module, Tensor | None]:
+    """The last linear part of a factorised layer, and which of the layer's outputs it gives (None for all)."""
+    if isinstance(module, Interpolated):
+        return module.rest, module.order.argsort()[len(module.keep.weight) :]
+    assert isinstance(module, nn.Sequential)
+    return module[-1], None
+
+
+def estimate_statistics(network: nn.Module, norms: Sequence[nn.Module], images: ImageSet, device: torch.device) -> None:
+    """Set mean and variance of the batch norms to the averages over the images' batches."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()  # type: ignore[operator]
+        norm.momentum = None  # type: ignore[assignment]
+        norm.train()
+    with torch.no_grad():
+        for batch in batches(images, device):
+            network(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def _has_both(layer: FoundLayer) -> bool:
+    return layer.method in SPLIT_METHODS and has_metric(layer)
+
+
+def _before_last(module: nn.Module, value: Tensor) -> Tensor:
+    return module.keep(value) if isinstance(module, Interpolated) else module[:-1](value)  # type: ignore[index]
+
+
+def _with_last_refitted(module: nn.Module, moments: Moments) -> nn.Module:
+    """A copy of the factorised layer whose last factor and bias are the least-squares ones."""
+    changed = copy.deepcopy(module)
+    final, _ = last_factor(changed)
+    weight, bias = solve(moments, final.weight, LAST_FLOOR)  # type: ignore[arg-type]
+    final.weight = _as_parameter(weight, final)
+    final.bias = _as_parameter(bias, final)
+    return changed
+
+
+def _with_both_refitted(layer: FoundLayer, module: nn.Module, moments: Moments, outputs: Tensor) -> nn.Module:
+    """Factors of the layer that maps the inputs received to the outputs wanted; the better of two beginnings."""
+    assert isinstance(layer.module, nn.Conv2d | nn.Linear)
+    assert isinstance(module, nn.Sequential)
+    assert layer.method is not None
+    factors = SPLIT_METHODS[layer.method]
+    substitute: Layer = copy.deepcopy(layer.module)
+    weight, bias = solve(moments, substitute.weight, INPUT_FLOOR)
+    substitute.weight, substitute.bias = _as_parameter(weight, layer.module), _as_parameter(bias, layer.module)
+    metric = make_metric(moments, outputs)
+    kernel = factors.kernel(substitute).double().cpu()
+    rank = first_factor(module, layer.num_groups).shape[1]
+    present = first_factor(module, layer.num_groups).double().cpu()
+    starts = [present, factors(substitute, metric, limit=rank).first(rank)]
+    start = min(starts, key=lambda first: _error(kernel, metric, first))
+    return factors.with_first(substitute, metric, alternate(kernel, metric, start)).build(rank)
+
+
+def _error(kernel: Tensor, metric: Metric, first: Tensor) -> float:
+    return weighted_error(kernel, metric, first, NestedRefit(kernel, metric, first).second(first.shape[1]))
+
+
+def solve(moments: Moments, present: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Weight of the shape of `present` and bias (Co,) of least squared error, float64.
+
+    A ridge of `floor` times the mean variance pulls towards `present` where the rows say little.
+    """
+    covariance = moments.covariance()
+    damped = with_floor(covariance, floor)
+    weight = present.detach().double().cpu().reshape(moments.groups, -1, covariance.shape[-1])
+    cross = moments.cross_covariance() + (damped - covariance) @ weight.mT
+    solution = torch.cholesky_solve(cross, torch.linalg.cholesky(damped))
+    bias = moments.target_mean() - (moments.mean()[:, None] @ solution)[:, 0]
+    return solution.mT.reshape(present.shape), bias.flatten()
+
+
+def _as_parameter(values: Tensor, like: nn.Module) -> nn.Parameter:
+    weight = like.weight
+    assert isinstance(weight, Tensor)
+    return nn.Parameter(values.to(weight).contiguous(), requires_grad=False)

@@ -1,0 +1,154 @@
+"""report.json: what a run did and what came of it, gathered from its stages and measured on its files."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from torch import nn
+
+import compressor
+from benchmarks.machine import describe_machine
+from benchmarks.size import count_nonzero_params, count_params, file_bytes, gzip_bytes
+from compressor import advice
+from compressor.job import Choice, Job
+from compressor.layers import FoundLayer
+from compressor.macs import count_macs
+from compressor.records import (
+    FidelityRecord,
+    ImagesRecord,
+    LatencyRecord,
+    LayerRecord,
+    Pair,
+    ParityRecord,
+    RecalibrationRecord,
+    Report,
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured after the search; `network` is the compressed network, on the CPU like the original."""
+
+    network: nn.Module
+    recalibration: RecalibrationRecord | None
+    fidelity: FidelityRecord
+    top1: Pair[float] | None
+    parity: ParityRecord
+    latency: dict[str, LatencyRecord]
+
+
+def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
+    """The report of a run whose files lie in the job's folder."""
+    network, original = measured.network, job.teacher
+    total_macs, _ = count_macs(original, job.example)
+    compressed_macs, macs = count_macs(network, job.example)
+    layers = [_layer_record(layer, choice, macs) for layer in job.layers]
+    params = _compressible_params(layers)
+    folder = job.folder
+    return Report(
+        version=compressor.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=job.source.command,
+        seed=job.settings.search.seed,
+        seconds=time.perf_counter() - job.began,
+        arch=job.source.arch,
+        gamma=choice.gamma,
+        form=job.settings.form,
+        ratio=params.compressed / params.original,
+        prune_fraction=choice.plan.prune_fraction,
+        params=_pair(count_params, original, network),
+        params_compressible=params,
+        nonzero_params=_pair(count_nonzero_params, original, network),
+        macs=Pair[int](original=total_macs, compressed=compressed_macs),
+        onnx_bytes=_pair(file_bytes, folder / "original.onnx", folder / "model.onnx"),
+        gzip_bytes=_pair(gzip_bytes, folder / "original.onnx", folder / "model.onnx"),
+        latency=measured.latency,
+        fidelity=measured.fidelity,
+        parity=measured.parity,
+        top1=measured.top1,
+        search=choice.search,
+        recalibration=measured.recalibration,
+        layers=layers,
+        images=_images_record(job),
+        machine=describe_machine(),
+        warnings=_all_warnings(job, choice, measured),
+    )
+
+
+def _pair(measure: Any, original: Any, compressed: Any) -> Pair[int]:
+    return Pair[int](original=measure(original), compressed=measure(compressed))
+
+
+def _layer_record(layer: FoundLayer, choice: Choice, macs: Mapping[str, int]) -> LayerRecord:
+    """The layer with its rank and costs; a layer that the plan does not touch counts as skipped."""
+    record = layer.record()
+    if layer.skipped is not None:
+        return record
+    planned = {chosen.name: (chosen, rank) for chosen, rank in zip(choice.layers, choice.ranks, strict=True)}
+    if layer.name not in planned:
+        return record.model_copy(update={"skipped": "not in the plan"})
+    chosen_layer, rank = planned[layer.name]
+    inside = [count for name, count in macs.items() if name == layer.name or name.startswith(f"{layer.name}.")]
+    return record.model_copy(
+        update={
+            "method": chosen_layer.method,
+            "cap": chosen_layer.cap,
+            "rank": rank if rank < chosen_layer.dense_rank else None,
+            "factors": choice.kinds[layer.name] if rank < chosen_layer.dense_rank else None,
+            "params_compressed": chosen_layer.params_by_rank()[rank - 1],
+            "macs_compressed": sum(inside),
+        }
+    )
+
+
+def _compressible_params(layers: Sequence[LayerRecord]) -> Pair[int]:
+    rows = [layer for layer in layers if layer.skipped is None]
+    return Pair[int](
+        original=sum(layer.params for layer in rows),
+        compressed=sum(layer.params_compressed or layer.params for layer in rows),
+    )
+
+
+def _images_record(job: Job) -> ImagesRecord:
+    images = job.search_images
+    return ImagesRecord(
+        source=images.source,
+        calibration=len(job.calibration),
+        search=len(images),
+        held_out=len(job.held_out),
+        unreadable=images.unreadable,
+        labelled=images.labels is not None,
+        input_shape=list(images.input_shape),
+    )
+
+
+def early_warnings(job: Job, gamma: float, teacher_energy: float) -> list[str]:
+    """What can be said before the search."""
+    return advice.on_gamma(gamma, teacher_energy) + advice.on_form(job.settings.form)
+
+
+def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
+    fidelity = measured.fidelity
+    warnings = [*job.source.notes]
+    warnings += advice.on_unreadable(job.search_images.unreadable)
+    if choice.search is not None:
+        warnings += early_warnings(job, choice.gamma, fidelity.teacher_energy)
+        warnings += advice.on_certificate(choice.search.certificate, choice.search.stopped_because)
+        warnings += advice.on_prune(choice.plan.prune_fraction)
+        warnings += advice.on_samples(job.settings.search.samples, len(job.search_images))
+    warnings += advice.on_fidelity(fidelity)
+    class_names = job.held_out.class_names
+    if class_names is not None:
+        outputs = _num_outputs(job)
+        warnings += advice.on_labels(len(class_names), outputs)
+    for provider, record in measured.latency.items():
+        warnings += advice.on_latency(provider, record.ratio_low)
+    return warnings
+
+
+def _num_outputs(job: Job) -> int:
+    with torch.inference_mode():
+        return int(job.teacher(job.example).flatten(1).shape[1])
