@@ -1,0 +1,148 @@
+"""Every torchvision classifier: inspected, compressed at half of every cap, exported, checked against torch.
+
+    python -m benchmarks.peers.coverage
+
+Weights are random (the seed's), since geometry is what is covered here; factors are the weights' own. MACs are compared
+with fvcore's count of convolutions and matrix products, which knows nothing of ours. One process per architecture, so
+that its memory is given back; a row per architecture, and those that fail keep their sentence.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+from benchmarks.study import write_results
+from compressor.architectures import import_torchvision, list_architectures, published_transform
+from compressor.attention import open_attention
+from compressor.checkpoint import load_model
+from compressor.factors import METHODS
+from compressor.images import procedural_images
+from compressor.layers import FoundLayer, compressible, find_layers
+from compressor.macs import count_macs
+from compressor.network import build_candidate
+from exporters.onnx import export_onnx
+from exporters.verify import verify_onnx
+
+NUM_IMAGES = 2
+SECONDS_PER_ARCH = 1200
+COUNTED = ("conv", "linear", "addmm", "matmul", "bmm", "einsum", "mm", "scaled_dot_product_attention")
+
+
+def cover(arch: str) -> dict[str, Any]:
+    """The row of one architecture."""
+    began = time.perf_counter()
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "model.pt"
+        torch.save(import_torchvision().models.get_model(arch, weights=None).state_dict(), checkpoint)
+        loaded = load_model(checkpoint)
+        images = procedural_images(NUM_IMAGES, published_transform(arch), seed=0).batch([0, 1])
+        row = {"arch": arch, "recognised": loaded.arch, "input_size": images.shape[-1]}
+        row |= compress_half(loaded.model.eval().requires_grad_(False), images, Path(folder) / "model.onnx")
+    return row | {"seconds": round(time.perf_counter() - began, 1)}
+
+
+def compress_half(original: nn.Module, images: Tensor, path: Path) -> dict[str, Any]:
+    """Layers and MACs as found, and the round trip of the network with every layer at half its cap."""
+    model = open_attention(original, images[:1])
+    found = find_layers(model, images[:1])
+    layers = compressible(found)
+    macs, _ = count_macs(model, images[:1])
+    ranks = {layer.name: max(1, layer.cap // 2) for layer in layers}
+    network = build_candidate(model, {layer.name: _factorise(layer) for layer in layers}, ranks)
+    compressed_macs, _ = count_macs(network, images[:1])
+    export_onnx(network, images, path, {})
+    parity = verify_onnx(path, network, images)
+    return {
+        "layers": len(found),
+        "compressed": dict(Counter(layer.method for layer in layers)),
+        "skipped": dict(Counter(layer.skipped for layer in found if layer.skipped)),
+        "params": _num_params(original),
+        "params_compressed": _num_params(network),
+        "macs": macs,
+        "macs_compressed": compressed_macs,
+        "macs_fvcore": fvcore_macs(original, images[:1]),
+        "onnx_bytes": path.stat().st_size,
+        "parity": parity.max_rel_error,
+        "batch_sizes": parity.batch_sizes,
+    }
+
+
+def _factorise(layer: FoundLayer) -> Any:
+    assert layer.method is not None
+    return METHODS[layer.method].factorise(layer.module)
+
+
+def _num_params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def fvcore_macs(model: nn.Module, example: Tensor) -> int | None:
+    """fvcore's count for one image; None where it is not installed."""
+    try:
+        from fvcore.nn import FlopCountAnalysis
+    except ModuleNotFoundError:
+        return None
+    # torch's fused attention is one operator that fvcore does not know.
+    torch.backends.mha.set_fastpath_enabled(False)
+    analysis = FlopCountAnalysis(model, example)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    return int(sum(count for name, count in analysis.by_operator().items() if name in COUNTED))
+
+
+def run_alone(arch: str) -> dict[str, Any]:
+    """`cover` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.peers.coverage", "--only", arch]
+    began = time.perf_counter()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_PER_ARCH, check=False)
+    except subprocess.TimeoutExpired:
+        return {"arch": arch, "failed": f"not done after {SECONDS_PER_ARCH} s"}
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        return {"arch": arch, "failed": last, "seconds": round(time.perf_counter() - began, 1)}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def size_of(arch: str) -> int:
+    """Parameters, without allocating them."""
+    try:
+        with torch.device("meta"):
+            return _num_params(import_torchvision().models.get_model(arch, weights=None))
+    except Exception:  # RegNets cannot be built there
+        return _num_params(import_torchvision().models.get_model(arch, weights=None))
+
+
+@click.command()
+@click.option("--only", help="One architecture; prints its row.")
+@click.option("--name", default="coverage", show_default=True, help="Name of the results file.")
+def main(only: str | None, name: str) -> None:
+    """Run the study and write benchmarks/results/NAME.json; small networks first, kept as they come."""
+    if only:
+        try:
+            click.echo(json.dumps(cover(only)))
+        except Exception as error:
+            traceback.print_exc()
+            raise SystemExit(1) from error
+        return
+    began = time.perf_counter()
+    rows = []
+    for arch in sorted(list_architectures(), key=size_of):
+        rows.append(run_alone(arch))
+        click.echo(json.dumps(rows[-1]), err=True)
+        write_results(name, {"about": "every torchvision classifier at half of every cap"}, rows, began)
+    click.echo(f"{sum('failed' not in row for row in rows)} of {len(rows)} passed")
+
+
+if __name__ == "__main__":
+    main()
