@@ -1,0 +1,179 @@
+"""What the factors alone are worth: one rank for every layer, no search, no fine-tuning, only the factors differ.
+
+    python -m benchmarks.peers.factors MODEL DATA --input-size 64 --layers 'layer*.conv*' --name factors-resnet18
+
+Function norm and top-1 on images outside calibration and outside the acceptance of steps. The methods of other shapes
+get the rank at which they hold as many parameters. Weight-space factors are what AIMET and the paper use. Calibration images
+come from the same source as the judges, or from other photographs (--other), or are drawn.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import nn
+
+from benchmarks.study import write_results
+from compressor.architectures import Transform
+from compressor.attention import open_attention
+from compressor.checkpoint import load_model
+from compressor.decompose import Decomposed, Decomposer
+from compressor.fidelity import FunctionNorm
+from compressor.images import ImageSet, load_folder, procedural_images
+from compressor.layers import FoundLayer, compressible, find_layers, with_method
+from compressor.network import build_candidate, detach_from_original
+from compressor.recalibrate import Recalibration
+from compressor.records import FactorChoice
+
+CPU = torch.device("cpu")
+NUM_CALIBRATION, NUM_CHECK, NUM_JUDGES = 400, 100, 2000
+FRACTIONS = (0.5, 0.3, 0.2)
+FEWER = (25, 100)
+CHAINS: tuple[FactorChoice, ...] = ("weight", "refit", "activation", "auto")
+MIDDLE = 0.3  # the fraction at which methods and calibration images are compared
+
+
+@dataclass
+class Study:
+    """One network with its images; `rows` fills as runs end."""
+
+    model: nn.Module
+    layers: Sequence[FoundLayer]
+    judges: ImageSet
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._norm = FunctionNorm(self.model, self.judges, CPU)
+        self._every = torch.arange(len(self.judges))
+        self._original_top1 = self._top1(self._norm.targets)
+
+    def run(self, fractions: Iterable[float], choice: FactorChoice, images: "Calibration", method: str = "") -> None:
+        """Rows for one choice of factors at some fractions of the caps, before and after recalibration."""
+        began = time.perf_counter()
+        check = FunctionNorm(self.model, images.check, CPU)
+        layers = [with_method(layer, method) if _applies(layer, method) else layer for layer in self.layers]  # type: ignore[arg-type]
+        decomposer = Decomposer(self.model, images.fit, check, CPU, choice, open_method=choice == "auto")
+        parts = decomposer.run(layers)
+        seconds = time.perf_counter() - began
+        about = {"chain": choice, "method": method or "svd, spatial", "images": images.name, "fit_on": len(images.fit)}
+        for fraction in fractions:
+            ranks = self._ranks(parts, fraction)
+            factors = {part.layer.name: part.factors for part in parts}
+            network = detach_from_original(build_candidate(self.model, factors, ranks))
+            row = about | {"fraction": fraction, "recalibrated": False, "seconds": round(seconds, 1)}
+            self._add(network, row)
+            if choice in ("refit", "activation") and not method:
+                continue
+            chosen = [part.layer for part in parts]
+            record = Recalibration(self.model, network, chosen, images.fit, check, CPU).run()
+            kept = sum(step.kept for step in record.steps)
+            row |= {"recalibrated": True, "steps": len(record.steps), "kept": kept, "seconds": round(record.seconds, 1)}
+            self._add(network, row)
+
+    def _ranks(self, parts: Sequence[Decomposed], fraction: float) -> dict[str, int]:
+        """Ranks at which every layer holds as many parameters as the two-factor methods do at `fraction` of the cap."""
+        ranks = {}
+        for part, layer in zip(parts, self.layers, strict=True):
+            allowed = layer.params_by_rank()[max(1, int(fraction * layer.cap)) - 1]
+            fitting = sum(count <= allowed for count in part.layer.params_by_rank()[:-1])
+            ranks[part.layer.name] = max(1, fitting)
+        return ranks
+
+    def _add(self, network: nn.Module, row: dict[str, Any]) -> None:
+        outputs = self._norm.outputs(network, self._every)
+        squares = self._norm.compare(outputs, self._every)
+        measured = {
+            "params": sum(p.numel() for p in network.parameters()),
+            "function_norm": float(squares.mean()),
+            "stderr": float(squares.std(ddof=1) / len(squares) ** 0.5),
+            "relative": float(squares.mean() / self._norm.teacher_energy),
+            "top1": self._top1(outputs),
+            "top1_original": self._original_top1,
+        }
+        self.rows.append(row | measured)
+        click.echo({**row, **{k: measured[k] for k in ("params", "function_norm", "top1")}}, err=True)
+
+    def _top1(self, outputs: torch.Tensor) -> float:
+        assert self.judges.labels is not None
+        return float((outputs.argmax(1) == self.judges.labels).double().mean())
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Images to fit on, and others of the same kind to accept steps by."""
+
+    name: str
+    fit: ImageSet
+    check: ImageSet
+
+    def fewer(self, count: int) -> "Calibration":
+        """The same with the first `count` images to fit on."""
+        return Calibration(self.name, self.fit.subset(range(count)), self.check)
+
+
+def _applies(layer: FoundLayer, method: str) -> bool:
+    return method == "interpolative" or (method != "" and layer.method == "spatial")
+
+
+def calibration_of(name: str, images: ImageSet) -> Calibration:
+    """The set cut in two."""
+    check, fit = images.split(min(NUM_CHECK, len(images) // 5), seed=0)
+    return Calibration(name, fit.subset(range(min(NUM_CALIBRATION, len(fit)))), check)
+
+
+@click.command()
+@click.argument("model_path", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--input-size", type=int, required=True)
+@click.option("--layers", "patterns", default="*", show_default=True, help="Name patterns, separated by commas.")
+@click.option("--other", type=click.Path(path_type=Path), help="Folder of other photographs to calibrate on.")
+@click.option("--methods", default="tucker,cp,interpolative", show_default=True, help="Compared at 0.3 of the caps.")
+@click.option("--fractions", default=",".join(map(str, FRACTIONS)), show_default=True)
+@click.option("--name", default="factors", show_default=True, help="Name of the results file.")
+def main(
+    model_path: Path,
+    data: Path,
+    input_size: int,
+    patterns: str,
+    other: Path | None,
+    methods: str,
+    fractions: str,
+    name: str,
+) -> None:
+    """Run the study and write benchmarks/results/NAME.json, anew after every part."""
+    began = time.perf_counter()
+    loaded = load_model(model_path)
+    transform = Transform(input_size, input_size, loaded.transform.mean, loaded.transform.std)
+    images = load_folder(data, transform, NUM_CALIBRATION + NUM_CHECK + NUM_JUDGES, seed=0)
+    mine, judges = images.split(NUM_CALIBRATION + NUM_CHECK, seed=0)
+    model = open_attention(loaded.model.eval().requires_grad_(False), mine.batch([0]))
+    layers = compressible(find_layers(model, mine.batch([0]), include=patterns.split(",")))
+    study = Study(model, layers, judges)
+    about = {"network": loaded.arch, "judged_on": len(judges), "layers": len(layers), "patterns": patterns}
+
+    def save() -> None:
+        write_results(name, about, study.rows, began)
+
+    own = calibration_of("of the task", mine)
+    for choice in CHAINS:
+        study.run(map(float, fractions.split(",")), choice, own)
+        save()
+    for method in filter(None, methods.split(",")):
+        study.run([MIDDLE], "activation", own, method)
+        save()
+    total = NUM_CALIBRATION + NUM_CHECK
+    others = [own.fewer(count) for count in FEWER]
+    if other is not None:
+        others.append(calibration_of("other photographs", load_folder(other, transform, total, seed=0)))
+    others.append(calibration_of("procedural", procedural_images(total, transform, seed=0)))
+    for calibration in others:
+        study.run([MIDDLE], "auto", calibration)
+        save()
+
+
+if __name__ == "__main__":
+    main()
