@@ -11,7 +11,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from benchmarks.formatting import format_count, format_ms
 from benchmarks.svg import LIGHT, new_axes, page_style, to_inline_svg
-from compressor.records import EvaluationRecord, LatencyRecord, LayerRecord, Report
+from compressor.records import (
+    EvaluationRecord,
+    LatencyRecord,
+    LayerRecord,
+    RecalibrationRecord,
+    RecalibrationStep,
+    Report,
+)
 
 _ROW = 17.0  # height of one layer's row, in points
 _BAR_WIDTH, _LABEL_WIDTH, _HEAD = 118.0, 96.0, 24.0
@@ -20,6 +27,12 @@ _BAR = 0.62  # share of a row that its bar fills
 _LONGEST_NAME = 24
 _SOURCE_STYLES = {"start": ("s", "start"), "candidate": ("o", "compressed"), "re-measure": ("D", "again")}
 _FURTHER_STYLES = (("^", "other"), ("P", "muted"), ("X", "warning"))
+_STEP_STYLES = {
+    "last factor": ("o", "compressed"),
+    "both factors": ("s", "start"),
+    "batch-norm statistics": ("D", "again"),
+}
+_WIDE_FALL = 20.0  # of the function norm in recalibration: beyond, a linear axis would hide its end
 _DEVIATIONS = 2
 
 
@@ -97,6 +110,25 @@ def draw_tradeoff(report: Report) -> str:
         _format_log_axis(axes)
         _add_legend(axes)
         return to_inline_svg(axes, f"Ratio against function norm of {len(history)} evaluations")
+
+
+def draw_recalibration(record: RecalibrationRecord) -> str:
+    """The function norm after each step of the recalibration; empty where there was none to take."""
+    if not record.steps:
+        return ""
+    with page_style("recalibration"):
+        axes = _start_plot(230, top=42, xlabel="step, front to back", ylabel="function norm L")
+        _limit_norms(axes, record)
+        kept = [record.before, *(step.after if step.kept else step.before for step in record.steps)]
+        axes.step(range(len(kept)), kept, where="post", color=LIGHT["muted"], linewidth=1)
+        for numbers, style in _group_by_kind(record.steps):
+            _draw_steps(axes, record.steps, numbers, style)
+        if not all(step.kept for step in record.steps):
+            hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": LIGHT["muted"], "markersize": 5}
+            axes.plot([], [], "o", label="not kept", **hollow)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+        _add_legend(axes)
+        return to_inline_svg(axes, f"Function norm after each of {len(record.steps)} steps of the recalibration")
 
 
 def draw_latency(provider: str, record: LatencyRecord) -> str:
@@ -292,6 +324,43 @@ def _add_legend(axes: Axes) -> None:
     """Above the plot, out of the way of the points."""
     spacing = {"columnspacing": 1.1, "handletextpad": 0.3, "handlelength": 1.4}
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0, borderaxespad=0.4, **spacing)
+
+
+# Recalibration -------------------------------------------------------------------------------------------
+
+
+def _group_by_kind(steps: Sequence[RecalibrationStep]) -> list[tuple[list[int], dict[str, Any]]]:
+    """The numbers of the steps, from 1, by kind, in the order the kinds first appear."""
+    groups = []
+    for kind in dict.fromkeys(step.kind for step in steps):
+        marker, colour = _STEP_STYLES[kind]
+        style = {"marker": marker, "color": LIGHT[colour], "label": kind}
+        groups.append(([number for number, step in enumerate(steps, start=1) if step.kind == kind], style))
+    return groups
+
+
+def _draw_steps(axes: Axes, steps: Sequence[RecalibrationStep], numbers: Sequence[int], style: dict[str, Any]) -> None:
+    """Filled where kept, hollow where not; what lies far above becomes an arrow at the upper edge."""
+    top = axes.get_ylim()[1]
+    drawn: dict[str, Any] = {"linestyle": "none", "markersize": 5, **style}
+    refused = {**drawn, "markerfacecolor": "none", "label": None}
+    for is_kept, look in ((True, drawn), (False, refused)):
+        inside = [number for number in numbers if steps[number - 1].kept == is_kept and steps[number - 1].after <= top]
+        axes.plot(inside, [steps[number - 1].after for number in inside], **look)
+    above = [number for number in numbers if steps[number - 1].after > top]
+    place = axes.get_xaxis_transform()
+    axes.plot(above, [0.97] * len(above), transform=place, **{**refused, "marker": "^"})
+
+
+def _limit_norms(axes: Axes, record: RecalibrationRecord) -> None:
+    """From nought to what was kept and a little more, or logarithmic where the fall is long."""
+    highest = max([record.before, *(step.after for step in record.steps if step.kept)])
+    if record.after > 0 and highest > _WIDE_FALL * record.after:
+        axes.set_yscale("log")
+        axes.set_ylim(record.after / 1.5, highest * 1.5)
+        _format_log_axis(axes)
+    else:
+        axes.set_ylim(0, highest * 1.15 or 1.0)
 
 
 # Latency -------------------------------------------------------------------------------------------------

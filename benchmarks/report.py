@@ -66,6 +66,7 @@ def render_report(report: Report) -> str:
         skipped=[layer for layer in report.layers if layer.skipped is not None],
         layer_pictures=_draw_layers(report),
         search_pictures=_draw_search(report),
+        recalibration_picture=_draw_recalibration(report),
         latency_pictures=_draw_latency(report),
         words=wording,
         light=svg.LIGHT,
@@ -107,6 +108,10 @@ def _draw_layers(report: Report) -> list[Markup]:
 def _draw_search(report: Report) -> list[Markup]:
     drawn = [pictures.draw_objectives(report), pictures.draw_tradeoff(report)]
     return [Markup(picture) for picture in drawn if picture]
+
+
+def _draw_recalibration(report: Report) -> Markup:
+    return Markup(pictures.draw_recalibration(report.recalibration) if report.recalibration else "")
 
 
 def _draw_latency(report: Report) -> dict[str, Markup]:

@@ -1,5 +1,7 @@
 """The report's sentences: the figures in words, and no more than they can bear."""
 
+from collections.abc import Sequence
+
 from benchmarks.formatting import (
     GAP,
     format_bytes,
@@ -13,7 +15,31 @@ from benchmarks.formatting import (
     format_ratio,
     join_words,
 )
-from compressor.records import FidelityRecord, LatencyRecord, ParityRecord, Report, SearchRecord
+from compressor.records import (
+    FactorKind,
+    FidelityRecord,
+    ImagesRecord,
+    LatencyRecord,
+    LayerRecord,
+    Method,
+    ParityRecord,
+    RecalibrationRecord,
+    Report,
+    SearchRecord,
+)
+
+_METHODS: dict[Method, str] = {
+    "svd": "a linear or 1 × 1 layer in two, K features between them",
+    "spatial": "a k × k convolution in two, one along columns and one along rows",
+    "tucker": "a k × k convolution on fewer channels, between two 1 × 1 convolutions (Tucker-2)",
+    "cp": "two 1 × 1 convolutions round two that act on each channel alone, along columns and along rows",
+    "interpolative": "some of the layer’s own outputs kept, the others combined from them",
+}
+_FACTORS: dict[FactorKind, str] = {
+    "weight": "the best approximation of the weight itself",
+    "refit": "those of the weight, the last one fitted anew to the layer’s outputs on calibration images",
+    "activation": "fitted to the layer’s inputs, and to what the network’s outputs feel, on calibration images",
+}
 
 
 def describe_size(report: Report) -> str:
@@ -44,10 +70,11 @@ def describe_speed(provider: str, record: LatencyRecord) -> str:
     return f"{format_ratio(record.ratio)} slower on {place} (95{GAP}% interval {interval})"
 
 
-def describe_fidelity(fidelity: FidelityRecord, searched: bool = True) -> str:
+def describe_fidelity(report: Report) -> str:
     """How far the outputs are from the original's, and on how many images that was seen."""
-    images = format_plural(fidelity.images, "held-out image" if searched else "image")
-    outside = ", which the search never used," if searched else ""
+    fidelity = report.fidelity
+    outside = _describe_unused(report)
+    images = format_plural(fidelity.images, "held-out image" if outside else "image")
     share = f"{format_number(100 * fidelity.relative)}{GAP}%"
     return (
         f"On {images}{outside} the squared distance between the outputs of the two "
@@ -91,6 +118,18 @@ def describe_layers(report: Report) -> str:
     )
 
 
+def explain_methods(layers: Sequence[LayerRecord]) -> dict[str, str]:
+    """The methods of the layers that were factorised, each with what it makes of a layer."""
+    used = {layer.method for layer in layers if layer.rank is not None}
+    return {name: meaning for name, meaning in _METHODS.items() if name in used}
+
+
+def explain_factors(layers: Sequence[LayerRecord]) -> dict[str, str]:
+    """How the factors of these layers were found; empty for a report that does not say."""
+    used = {layer.factors for layer in layers if layer.rank is not None}
+    return {name: meaning for name, meaning in _FACTORS.items() if name in used}
+
+
 def describe_objective(report: Report) -> str:
     """The function that was maximised."""
     formula = "−γL − R (Eq. 3)" if report.form == "ratio" else "−γL + 1/R (Eq. 2)"
@@ -98,6 +137,39 @@ def describe_objective(report: Report) -> str:
         f"The search maximises J = {formula} with {_equal('γ', report.gamma)}: L is the function norm, "
         f"estimated on a few images at a time, and R the share of the compressible layers’ parameters that is left."
     )
+
+
+def describe_recalibration(record: RecalibrationRecord) -> str:
+    """What was fitted on how many images, and what it brought."""
+    kept = sum(step.kept for step in record.steps)
+    before, after = format_number(record.before), format_number(record.after)
+    change = f"fell from L = {before} to {after}" if after != before else f"stayed at L = {before}"
+    return (
+        f"The layers were refitted front to back on {format_plural(record.calibration_images, 'calibration image')}: "
+        f"on {format_plural(record.check_images, 'check image')}, which had no part in the fit, the function norm "
+        f"{change}; {kept} of {format_plural(len(record.steps), 'step')} "
+        f"{'was' if kept == 1 else 'were'} kept, in {format_duration(record.seconds)}."
+    )
+
+
+def describe_recalibration_limits(report: Report) -> str:
+    """Which images and which network the figures speak of."""
+    before = " The search and its certificate speak of the network before this." if report.search is not None else ""
+    return (
+        "A step is kept if it lowers the function norm on the check images; these are some of the images for the "
+        f"search, not those held out.{before}"
+    )
+
+
+def describe_images(images: ImagesRecord) -> str:
+    """Where the images came from, and how they were divided."""
+    parts = [f"{format_plural(images.search, 'image')} for the search", f"{images.held_out} held out"]
+    if images.calibration:
+        first = f"{format_plural(images.calibration, 'image')} for calibration"
+        parts = [first, f"{images.search} for the search", f"{images.held_out} held out"]
+    if images.unreadable:
+        parts.append(f"{images.unreadable} unreadable")
+    return f"{images.source} ({'labelled' if images.labelled else 'unlabelled'}); {', '.join(parts)}"
 
 
 def describe_certificate(search: SearchRecord) -> str:
@@ -143,6 +215,15 @@ def describe_parity(parity: ParityRecord) -> str:
         f"largest output (tolerance {parity.tolerance:g}), and the most likely class is the same for "
         f"{agreement} of the images."
     )
+
+
+def _describe_unused(report: Report) -> str:
+    """', which the search never used,': what the held-out images had no part in."""
+    uses = {"calibration": report.images.calibration > 0, "the search": report.search is not None}
+    users = [name for name, is_used in uses.items() if is_used]
+    if len(users) == 2:
+        return ", which neither calibration nor the search used,"
+    return f", which {users[0]} never used," if users else ""
 
 
 def _equal(letter: str, value: float) -> str:

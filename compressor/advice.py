@@ -1,5 +1,7 @@
 """Warnings a careful colleague would give: one sentence each, printed and kept in the report."""
 
+from math import ceil
+
 from compressor.objective import default_gamma
 from compressor.records import CertificateRecord, FidelityRecord, Form
 
@@ -63,6 +65,17 @@ def on_samples(samples: int, num_images: int) -> list[str]:
     if num_images >= 2 * samples:
         return []
     return [f"only {num_images} images to search with: looks share most of them, the estimates lean on few images"]
+
+
+def on_calibration(num_images: int, wanted: int, smallest: int, largest_share: float) -> list[str]:
+    """About images that were to be set aside for calibration, and were too few: `wanted` of `num_images` at most."""
+    if not wanted:
+        return []
+    without = "factors are those of the weights alone, and no layer was recalibrated"
+    if wanted < smallest:
+        return [f"--calibration {wanted} is too few to fit factors on: {without}; at least {smallest} are needed"]
+    needed = ceil(smallest / largest_share)
+    return [f"{num_images} images are too few to fit factors on: {without}; {needed} images are enough to begin with"]
 
 
 def on_labels(num_classes: int, num_outputs: int) -> list[str]:

@@ -108,9 +108,7 @@ class Decomposer:
         return self.judge.losses(network, images).mean
 
 
-def _candidates(
-    layer: FoundLayer, metric: Metric | None, choice: FactorChoice
-) -> Iterator[tuple[Factors, FactorKind]]:
+def _candidates(layer: FoundLayer, metric: Metric | None, choice: FactorChoice) -> Iterator[tuple[Factors, FactorKind]]:
     assert layer.method is not None
     factorise = METHODS[layer.method].factorise
     if metric is None or choice == "weight":

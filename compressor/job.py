@@ -14,6 +14,9 @@ from compressor.progress import Progress
 from compressor.records import FactorChoice, FactorKind, Form, Plan, Report, SearchRecord
 from compressor.search.loop import SearchSettings
 
+MAX_CALIBRATION_SHARE = 0.3  # of all images
+MIN_CALIBRATION_IMAGES = 8
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -39,6 +42,11 @@ class Settings:
     batch_size: int = 1
     search: SearchSettings = field(default_factory=SearchSettings)
 
+    @property
+    def calibration_wanted(self) -> int:
+        """Images to fit on, if there are enough: none where nothing would be fitted."""
+        return self.calibration if self.factors != "weight" or self.recalibrate else 0
+
 
 @dataclass(frozen=True)
 class Source:
@@ -51,7 +59,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Compressed:
-    """The result: a plain torch network on the CPU, its plan, and the report; files lie in `folder`."""
+    """The result: a torch network on the CPU, its plan, and the report; files lie in `folder`."""
 
     model: nn.Module
     plan: Plan

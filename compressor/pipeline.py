@@ -28,7 +28,15 @@ from compressor.errors import InputError, VerificationError, first_line
 from compressor.fidelity import FunctionNorm
 from compressor.files import check_folder, prepare_folder, replace_when_whole, write_text
 from compressor.images import ImageSet, from_batches
-from compressor.job import Choice, Compressed, Job, Settings, Source
+from compressor.job import (
+    MAX_CALIBRATION_SHARE,
+    MIN_CALIBRATION_IMAGES,
+    Choice,
+    Compressed,
+    Job,
+    Settings,
+    Source,
+)
 from compressor.layers import FoundLayer, compressible, factorised_ranks, find_layers
 from compressor.network import build_candidate, detach_from_original
 from compressor.objective import Objective, default_gamma
@@ -56,8 +64,6 @@ OUTPUTS = (
     "report.html",
 )
 MAX_SEARCH_IMAGES = 500
-MAX_CALIBRATION_SHARE = 0.3  # of all images
-MIN_CALIBRATION_IMAGES = 8
 MAX_CHECK_IMAGES = 100  # of the search's images decide over recalibration
 MAX_IMAGES = 1500
 
@@ -179,8 +185,7 @@ def _require_input_fits(model: nn.Module, example: Tensor) -> None:
 
 def _divide(images: ImageSet, settings: Settings) -> tuple[ImageSet, ImageSet, ImageSet]:
     """Images to fit factors on, to search with, and to judge the result."""
-    wanted = settings.calibration if settings.factors != "weight" or settings.recalibrate else 0
-    num_calibration = min(wanted, int(MAX_CALIBRATION_SHARE * len(images)))
+    num_calibration = min(settings.calibration_wanted, int(MAX_CALIBRATION_SHARE * len(images)))
     if num_calibration < MIN_CALIBRATION_IMAGES:
         num_calibration = 0
     calibration, others = images.split(num_calibration, settings.search.seed)

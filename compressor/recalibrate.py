@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from compressor.calibrate import MAX_ROWS, Moments, chunks, has_metric, make_metric, output_weights
 from compressor.capture import batches, draw_places, in_order_of_use, input_of, output_of
 from compressor.factors import SPLIT_METHODS
-from compressor.factors.alternate import alternate, weighted_error
+from compressor.factors.alternate import alternate
 from compressor.factors.base import Layer
 from compressor.factors.interpolative import Interpolated
-from compressor.factors.metric import INPUT_FLOOR, Metric, with_floor
+from compressor.factors.metric import INPUT_FLOOR, with_floor
 from compressor.factors.refit import NestedRefit
 from compressor.factors.split import first_factor
 from compressor.fidelity import FunctionNorm
@@ -200,12 +200,8 @@ def _with_both_refitted(layer: FoundLayer, module: nn.Module, moments: Moments, 
     rank = first_factor(module, layer.num_groups).shape[1]
     present = first_factor(module, layer.num_groups).double().cpu()
     starts = [present, factors(substitute, metric, limit=rank).first(rank)]
-    start = min(starts, key=lambda first: _error(kernel, metric, first))
+    start = max(starts, key=lambda first: NestedRefit(kernel, metric, first.double()).kept(metric.outputs))
     return factors.with_first(substitute, metric, alternate(kernel, metric, start)).build(rank)
-
-
-def _error(kernel: Tensor, metric: Metric, first: Tensor) -> float:
-    return weighted_error(kernel, metric, first, NestedRefit(kernel, metric, first).second(first.shape[1]))
 
 
 def solve(moments: Moments, present: Tensor, floor: float) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ import compressor
 from benchmarks.machine import describe_machine
 from benchmarks.size import count_nonzero_params, count_params, file_bytes, gzip_bytes
 from compressor import advice
-from compressor.job import Choice, Job
+from compressor.job import MAX_CALIBRATION_SHARE, MIN_CALIBRATION_IMAGES, Choice, Job
 from compressor.layers import FoundLayer
 from compressor.macs import count_macs
 from compressor.records import (
@@ -134,6 +134,10 @@ def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
     fidelity = measured.fidelity
     warnings = [*job.source.notes]
     warnings += advice.on_unreadable(job.search_images.unreadable)
+    if not job.calibration:
+        num_images = len(job.search_images) + len(job.held_out)
+        wanted = job.settings.calibration_wanted
+        warnings += advice.on_calibration(num_images, wanted, MIN_CALIBRATION_IMAGES, MAX_CALIBRATION_SHARE)
     if choice.search is not None:
         warnings += early_warnings(job, choice.gamma, fidelity.teacher_energy)
         warnings += advice.on_certificate(choice.search.certificate, choice.search.stopped_because)

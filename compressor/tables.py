@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from compressor.records import Comparison, LatencyRecord, LayerRecord, Report
+from compressor.records import Comparison, LatencyRecord, LayerRecord, RecalibrationRecord, Report
 
 NARROWEST = 100  # a pipe has no width: wide enough for the longest row
 
@@ -41,6 +41,8 @@ def print_report(report: Report, folder: Path) -> None:
     console.print(table)
     if report.search:
         console.print(_certificate_line(report))
+    if report.recalibration:
+        console.print(_recalibration_line(report.recalibration))
     for warning in report.warnings:
         console.print(f"note: {warning}", markup=False)
     console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
@@ -92,6 +94,14 @@ def _certificate_line(report: Report) -> str:
         f"certificate {verdict}: P(a given other plan is better by {certificate.delta:.2g}) = "
         f"{certificate.pointwise:.2g} {sign} {certificate.epsilon:g}, after {report.search.evaluations} evaluations, "
         f"{report.search.image_passes:,} image passes, {report.search.seconds:.0f} s"
+    )
+
+
+def _recalibration_line(record: RecalibrationRecord) -> str:
+    kept = sum(step.kept for step in record.steps)
+    return (
+        f"recalibration: function norm {record.before:.4g} -> {record.after:.4g} on {record.check_images} images, "
+        f"{kept} of {len(record.steps)} steps kept, {record.seconds:.0f} s"
     )
 
 

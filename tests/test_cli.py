@@ -295,7 +295,9 @@ def test_an_ambiguous_network_asks_for_arch(refuse, squeezenet, registry, monkey
         ("--threads", ["0"]),
         ("--batch-size", ["0"]),
         ("--form", ["product"]),
-        ("--method", ["cp"]),
+        ("--method", ["svd", ""]),
+        ("--factors", ["plan", "truncated"]),
+        ("--calibration", ["-1", "many"]),
     ],
 )
 def test_values_out_of_range(refuse, squeezenet, option, values):
@@ -378,7 +380,7 @@ def finished(tiny_checkpoint, digit_images, tmp_path_factory, invoke) -> Path:
 def test_one_broken_image_is_skipped_and_counted(finished):
     report = Report.model_validate_json((finished / "report.json").read_text())
     assert report.images.unreadable == 1
-    assert report.images.search + report.images.held_out == 119
+    assert (report.images.calibration, report.images.search, report.images.held_out) == (35, 42, 42)
     assert any("1 image could not be read" in warning for warning in report.warnings)
     assert {path.name for path in finished.iterdir()} == ALL_FILES
 
@@ -474,7 +476,8 @@ def test_plans_that_do_not_fit(refuse, tiny_checkpoint, digit_images, tmp_path):
         (json.dumps(good | {"layers": [layer | {"name": "1"}]}), "'1'"),
         (json.dumps(good | {"layers": [layer | {"rank": 49}]}), "rank 49, above its cap of 48"),
         (json.dumps(good | {"layers": [layer | {"rank": 0}]}), "layers.0.rank"),
-        (json.dumps(good | {"layers": [layer | {"method": "tucker"}]}), "--method"),
+        (json.dumps(good | {"layers": [layer | {"method": "svd"}]}), "wants svd for 4, to which it does not apply"),
+        (json.dumps(good | {"layers": [layer | {"factors": "best"}]}), "layers.0.factors"),
         (json.dumps(good | {"layers": [layer, layer]}), "more than once"),
         (json.dumps(good | {"arch": "resnet18"}), "the plan is for resnet18, the checkpoint is sequential"),
         (json.dumps(good | {"speed": 9}), "speed"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.factors import METHODS
 from compressor.layers import FoundLayer, MethodChoice, find_layers
 from compressor.network import build_candidate
 from exporters.onnx import export_onnx
@@ -49,7 +50,8 @@ def compress(method: MethodChoice) -> tuple[nn.Module, dict[str, int]]:
     layers = find_layers(network, torch.zeros(1, 3, 8, 8), method=method)
     assert [layer.skipped for layer in layers] == [None] * 5
     ranks = {layer.name: max(1, layer.cap // 2) for layer in layers}
-    candidate = build_candidate(network, {layer.name: layer.factorise() for layer in layers}, ranks)
+    factors = {layer.name: METHODS[layer.method].factorise(layer.module) for layer in layers}
+    candidate = build_candidate(network, factors, ranks)
     return candidate, {layer.name: params_at(layer, ranks[layer.name]) for layer in layers}
 
 

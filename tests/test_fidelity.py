@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from compressor.errors import InputError
+from compressor.factors import METHODS
 from compressor.fidelity import BATCH_SIZE, FunctionNorm, ImageSampler, Losses, noise_covariance
 from compressor.images import ImageSet, from_batches
 from compressor.layers import compressible, find_layers
@@ -35,7 +36,7 @@ class Candidates:
         self.images = from_batches([self.inputs], NUM_IMAGES)
         self.norm = FunctionNorm(self.teacher, self.images, CPU)
         layers = compressible(find_layers(self.teacher, self.inputs))
-        factors = {layer.name: layer.factorise() for layer in layers}
+        factors = {layer.name: METHODS[layer.method].factorise(layer.module) for layer in layers}
         self.strong, self.mild = (
             build_candidate(self.teacher, factors, {layer.name: max(1, layer.cap // part) for layer in layers})
             for part in (4, 2)

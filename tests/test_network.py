@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compressor.factors import Factors
+from compressor.factors import METHODS, Factors
 from compressor.layers import FoundLayer, compressible, find_layers
 from compressor.network import build_candidate, detach_from_original
 from compressor.prune import prune_smallest
@@ -30,7 +30,9 @@ class Subject:
             self.model.train()(self.images)
         self.model.eval()
         self.layers = compressible(find_layers(self.model, self.images, method=method))
-        self.factors: dict[str, Factors] = {layer.name: layer.factorise() for layer in self.layers}
+        self.factors: dict[str, Factors] = {
+            layer.name: METHODS[layer.method].factorise(layer.module) for layer in self.layers
+        }
 
     def error(self, candidate: nn.Module) -> float:
         with torch.inference_mode():
@@ -152,7 +154,7 @@ def whole_network(layer: nn.Module, example: torch.Tensor) -> FoundLayer:
 def test_a_network_that_is_one_layer(layer: nn.Module, example: torch.Tensor) -> None:
     found = whole_network(layer, example)
     assert found.name == ""
-    factors = {"": found.factorise()}
+    factors = {"": METHODS[found.method].factorise(found.module)}
     before = snapshot(layer)
     candidate = build_candidate(layer, factors, {"": factors[""].max_rank})
     with torch.inference_mode():

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compressor.errors import InputError
+from compressor.factors import break_even_rank
 from compressor.files import write_text
 from compressor.layers import FoundLayer, compressible, find_layers
 from compressor.plan import make_plan, planned_layers, read_plan
-from compressor.records import Plan
+from compressor.records import FactorKind, Plan
 
 
 def resnet18_layers(**options: Any) -> list[FoundLayer]:
@@ -27,7 +28,8 @@ def resnet18_layers(**options: Any) -> list[FoundLayer]:
 LAYERS = resnet18_layers(skip=["conv1"])
 CHOSEN = compressible(LAYERS)
 HALF = [layer.cap // 2 for layer in CHOSEN]
-PLAN = make_plan(CHOSEN, HALF, "resnet18", 0.0005, 0.1)
+KINDS: dict[str, FactorKind] = {layer.name: "weight" for layer in CHOSEN}
+PLAN = make_plan(CHOSEN, HALF, KINDS, "resnet18", 0.0005, 0.1)
 Edit = Callable[[dict[str, Any]], None]
 
 
@@ -41,9 +43,15 @@ def edited(folder: Path, edit: Edit) -> Plan:
 
 
 @settings(max_examples=30, deadline=None)
-@given(ranks=st.tuples(*(st.integers(1, layer.cap) for layer in CHOSEN)), prune=st.floats(0, 0.99))
-def test_ranks_survive_the_file(tmp_path_factory: pytest.TempPathFactory, ranks: list[int], prune: float) -> None:
-    plan = make_plan(CHOSEN, ranks, "resnet18", 0.01, prune)
+@given(
+    ranks=st.tuples(*(st.integers(1, layer.cap) for layer in CHOSEN)),
+    kinds=st.tuples(*(st.sampled_from(get_args(FactorKind)) for _ in CHOSEN)),
+    prune=st.floats(0, 0.99),
+)
+def test_ranks_and_factors_survive_the_file(
+    tmp_path_factory: pytest.TempPathFactory, ranks: list[int], kinds: list[FactorKind], prune: float
+) -> None:
+    plan = make_plan(CHOSEN, ranks, dict(zip(KINDS, kinds, strict=True)), "resnet18", 0.01, prune)
     path = tmp_path_factory.mktemp("plan") / "plan.json"
     write_text(path, plan.model_dump_json(indent=2))
     again = read_plan(path)
@@ -51,11 +59,12 @@ def test_ranks_survive_the_file(tmp_path_factory: pytest.TempPathFactory, ranks:
     layers, found = planned_layers(again, LAYERS)
     assert [layer.name for layer in layers] == [layer.name for layer in CHOSEN]
     assert found == list(ranks)
+    assert [row.factors for row in again.layers] == list(kinds)
 
 
 def test_the_last_choice_is_written_as_dense() -> None:
     caps = [layer.cap for layer in CHOSEN]
-    plan = make_plan(CHOSEN, [*(layer.dense_rank for layer in CHOSEN[:-1]), 7], "resnet18", None, 0.0)
+    plan = make_plan(CHOSEN, [*(layer.dense_rank for layer in CHOSEN[:-1]), 7], KINDS, "resnet18", None, 0.0)
     assert [row.rank for row in plan.layers] == [None] * (len(caps) - 1) + [7]
     assert "kept it dense" in plan.layers[0].why
     assert [row.cap for row in plan.layers] == caps
@@ -63,7 +72,7 @@ def test_the_last_choice_is_written_as_dense() -> None:
 
 def test_as_many_ranks_as_layers() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        make_plan(CHOSEN, HALF[:-1], "resnet18", None, 0.0)
+        make_plan(CHOSEN, HALF[:-1], KINDS, "resnet18", None, 0.0)
 
 
 def test_hand_edits(tmp_path: Path) -> None:
@@ -78,6 +87,19 @@ def test_hand_edits(tmp_path: Path) -> None:
     expected = CHOSEN[3:][::-1]
     assert layers == expected
     assert ranks == [expected[0].dense_rank, 1, expected[2].cap, *HALF[3:][::-1][3:]]
+
+
+def test_a_plan_may_name_any_method_that_applies_and_leave_the_factors_open(tmp_path: Path) -> None:
+    def edit(content: dict[str, Any]) -> None:
+        for row, method in zip(content["layers"], ("tucker", "cp", "interpolative"), strict=False):
+            row.update(method=method, rank=1)
+            del row["factors"]
+
+    plan = edited(tmp_path, edit)
+    assert [row.factors for row in plan.layers][:4] == [None, None, None, "weight"]
+    layers, _ = planned_layers(plan, LAYERS)
+    assert [layer.method for layer in layers][:4] == ["tucker", "cp", "interpolative", "spatial"]
+    assert layers[2].cap == break_even_rank("interpolative", layers[2].shape, 1, layers[2].params) != CHOSEN[2].cap
 
 
 def set_row(field: str, value: object, row: int = 0) -> Edit:
@@ -95,6 +117,7 @@ def set_field(field: str, value: object) -> Edit:
         (set_row("rank", -3), r"layers\.0\.rank"),
         (set_row("rank", 2.5), r"layers\.0\.rank"),
         (set_row("rank", "many"), r"layers\.0\.rank"),
+        (set_row("factors", "magic"), r"layers\.0\.factors"),
         (set_row("method", "magic", row=2), r"layers\.2\.method"),
         (set_row("rnk", 3, row=1), r"layers\.1\.rnk"),
         (lambda content: content["layers"][1].pop("name"), r"layers\.1\.name: Field required"),
@@ -147,7 +170,8 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         (set_row("name", "layer9.0.conv1"), "'layer9.0.conv1' that this network does not have"),
         (set_row("name", "conv1"), "conv1, which cannot be compressed: left out by --skip"),
         (set_row("name", "fc"), "names fc more than once"),
-        (set_row("method", "tucker"), "wants tucker for layer1.0.conv1, this run spatial; see --method"),
+        (set_row("method", "svd"), "wants svd for layer1.0.conv1, to which it does not apply"),
+        (set_row("method", "tucker", row=-1), "wants tucker for fc, to which it does not apply"),
         (set_row("rank", 97), "gives layer1.0.conv1 rank 97, above its cap of 96"),
     ],
 )

@@ -15,22 +15,27 @@ from compressor.factors.refit import NestedRefit, regular
 from compressor.factors.split import column_covariance
 
 SWEEPS = 2
-CONJUGATE_STEPS = 5
+CONJUGATE_STEPS = 3
 ENOUGH = 1e-10  # of the first residual's square
 
 
 def alternate(kernel: Tensor, metric: Metric, first: Tensor, sweeps: int = SWEEPS) -> Tensor:
-    """First factors (groups, K, a) after `sweeps` of refitting the second and then the first factor.
+    """First factors (groups, K, a), float64, after `sweeps` of refitting the second and then the first factor.
+
+    Works in single precision: the second factor is refitted in double precision from what comes out anyway.
 
     Args:
-        kernel: what to approximate, (groups, Co/groups, a, kw), float64.
+        kernel: what to approximate, (groups, Co/groups, a, kw).
         metric: its metric.
         first: where to begin, (groups, K, a).
     """
+    kernel, first = kernel.float(), first.float()
+    metric = Metric(metric.covariance.float(), metric.mean.float(), metric.outputs.float())
+    seen = (kernel.flatten(2) @ metric.covariance).reshape(kernel.shape)
     for _ in range(sweeps):
-        second = NestedRefit(kernel, metric, first).second(first.shape[1])
-        first = _orthonormal(_best_first(kernel, metric, first, second))
-    return first
+        second = NestedRefit(kernel, metric, _orthonormal(first)).second(first.shape[1])
+        first = _best_first(seen, metric, _orthonormal(first), second)
+    return first.double()
 
 
 def weighted_error(kernel: Tensor, metric: Metric, first: Tensor, second: Tensor) -> float:
@@ -59,8 +64,9 @@ class _Quadratic:
         return torch.cholesky_solve(half.mT, self.root_covariance).mT
 
 
-def _best_first(kernel: Tensor, metric: Metric, first: Tensor, second: Tensor) -> Tensor:
-    groups, _num_out, num_in, width = kernel.shape
+def _best_first(seen: Tensor, metric: Metric, first: Tensor, second: Tensor) -> Tensor:
+    """The best first factor for `second`; `seen` is W C in the kernel's shape."""
+    groups, _, num_in, width = seen.shape
     weighted = torch.einsum("gop,gpkw->gokw", metric.outputs, second)
     gram = torch.einsum("gokw,golv->gkwlv", weighted, second)
     quadratic = _Quadratic(
@@ -69,7 +75,6 @@ def _best_first(kernel: Tensor, metric: Metric, first: Tensor, second: Tensor) -
         linalg.cholesky(regular(torch.einsum("gkwlw->gkl", gram))),
         linalg.cholesky(column_covariance(metric, width)),
     )
-    seen = (kernel.flatten(2) @ metric.covariance).reshape(kernel.shape)
     wanted = torch.einsum("gokw,goaw->gka", weighted, seen)
     return _conjugate_gradients(quadratic, wanted, first)
 
@@ -82,12 +87,12 @@ def _conjugate_gradients(quadratic: _Quadratic, wanted: Tensor, first: Tensor) -
         if bool((size <= ENOUGH * begin).all()):
             break
         seen = quadratic.apply(step)
-        length = size / _dot(step, seen).clamp_min(1e-300)
+        length = size / _dot(step, seen).clamp_min(1e-30)
         first = first + length * step
         residual = residual - length * seen
         preconditioned = quadratic.precondition(residual)
         size, before = _dot(residual, preconditioned), size
-        step = preconditioned + size / before.clamp_min(1e-300) * step
+        step = preconditioned + size / before.clamp_min(1e-30) * step
     return first
 
 

@@ -7,7 +7,7 @@ from compressor.factors.base import Layer
 from compressor.factors.metric import Metric
 
 # Added to the features' covariance as a share of its mean diagonal: features may be (nearly) dependent.
-JITTER = 1e-10
+JITTER = {torch.float64: 1e-10, torch.float32: 1e-6}
 
 
 class NestedRefit:
@@ -49,6 +49,11 @@ class NestedRefit:
         kept = float(self._projected[:, : rank * self._width].square().sum())
         return max(0.0, self._energy - kept)
 
+    def kept(self, outputs: Tensor) -> float:
+        """What the features keep of the outputs' energy, outputs weighing (groups, Co/groups, Co/groups); the error is
+        a constant less this."""
+        return float(((self._projected @ outputs) * self._projected).sum())
+
 
 def refit_layer(layer: Layer, metric: Metric, features: Tensor) -> tuple[Tensor, Tensor]:
     """The last factor (Co, F) and bias (Co,) that make the best of `features` T (F, n); for layers of one group.
@@ -77,5 +82,5 @@ def refit_error(layer: Layer, metric: Metric, features: Tensor) -> float:
 
 def regular(covariance: Tensor) -> Tensor:
     """A covariance (..., n, n) that a Cholesky decomposition will take, its features being (nearly) dependent."""
-    level = JITTER * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-300)
+    level = JITTER[covariance.dtype] * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)
     return covariance + level[..., None, None] * torch.eye(covariance.shape[-1], dtype=covariance.dtype)

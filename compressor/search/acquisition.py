@@ -20,7 +20,7 @@ def maximise(score: Score, space: RankSpace, anchors: Ranks, rng: np.random.Gene
     """The lattice point (d,) of highest score found, and its exact score.
 
     Random points and perturbations of `anchors` (k, d) first, then coordinate climbing from the best few: one
-    rank up or down and longer strides, one coordinate at a time.
+    step up or down and longer strides, one coordinate at a time.
     """
     pool = np.concatenate([space.sample(NUM_RANDOM, rng), _perturb(space, anchors, rng)])
     scores = score(pool)
@@ -50,10 +50,10 @@ def _climb(score: Score, space: RankSpace, point: Ranks, value: float) -> Ranks:
 
 
 def _neighbours(space: RankSpace, point: Ranks) -> Ranks:
-    """Points (m, d) that differ from `point` in one coordinate: by one rank, or by a stride in theta."""
+    """Points (m, d) that differ from `point` in one coordinate: by one step of the lattice, or by a stride in theta."""
     theta = space.encode(point)
     moved = [space.decode(theta + sign * scale) for scale in LOCAL_SCALES for sign in (-1, 1)]
-    moved += [np.clip(point + sign, 1, space.caps) for sign in (-1, 1)]
+    moved += [space.beside(point, sign) for sign in (-1, 1)]
     values = np.concatenate(moved)
     coordinates = np.tile(np.arange(space.num_dims), len(moved))
     different = values != point[coordinates]

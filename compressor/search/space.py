@@ -1,7 +1,7 @@
 """The search space: one integer rank per layer, scaled to theta in [0, 1]^d (Sec. 3.3)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,14 +23,20 @@ class RankSpace:
     Args:
         names: layer names, in order.
         params_by_rank: for every layer its parameters at ranks 1, 2, ..., and last those of the dense layer.
+        multiple: the lattice's ranks are those below it, its multiples, and dense.
     """
 
     def __init__(
-        self, names: Sequence[str], params_by_rank: Sequence[Sequence[int]], coordinates: Coordinates = "log"
+        self,
+        names: Sequence[str],
+        params_by_rank: Sequence[Sequence[int]],
+        coordinates: Coordinates = "log",
+        multiple: int = 1,
     ) -> None:
         self.names = list(names)
         self.coordinates = coordinates
         self.caps: Ranks = np.array([len(table) for table in params_by_rank], dtype=np.int64)
+        self.choices: list[Ranks] = [_lattice(int(cap), multiple) for cap in self.caps]
         prior = "log-uniform" if coordinates == "log" else "uniform"
         self.space = Space(
             [
@@ -56,7 +62,23 @@ class RankSpace:
         """Nearest ranks (n, d) of thetas (n, d)."""
         clipped = np.clip(thetas, 0.0, 1.0)
         values = self.caps**clipped if self.coordinates == "log" else 1 + clipped * (self.caps - 1)
-        return np.clip(np.rint(values), 1, self.caps).astype(np.int64)
+        return self.nearest(values)
+
+    def nearest(self, values: NDArray[np.floating[Any]]) -> Ranks:
+        """The lattice's points (n, d) nearest to real ranks (n, d)."""
+        columns = [
+            choices[np.searchsorted((choices[1:] + choices[:-1]) / 2, values[..., i])]
+            for i, choices in enumerate(self.choices)
+        ]
+        return np.stack(columns, axis=-1)
+
+    def beside(self, ranks: Ranks, sign: int) -> Ranks:
+        """The lattice's next points (n, d) above (sign 1) or below (-1) in each coordinate, or the same at its end."""
+        columns = [
+            choices[np.clip(np.searchsorted(choices, ranks[..., i]) + sign, 0, len(choices) - 1)]
+            for i, choices in enumerate(self.choices)
+        ]
+        return np.stack(columns, axis=-1)
 
     def sample(self, count: int, rng: np.random.Generator) -> Ranks:
         """`count` random points (n, d), uniform on the coordinates' scale.
@@ -69,11 +91,11 @@ class RankSpace:
             values = np.exp(rng.uniform(np.log(low), np.log(high), size=(count, self.num_dims)))
         else:
             values = rng.uniform(low, high, size=(count, self.num_dims))
-        return np.clip(np.rint(values), 1, self.caps).astype(np.int64)
+        return self.nearest(values)
 
     def uniform(self, fraction: float) -> Ranks:
         """The plan (d,) with every layer at the same fraction of its cap."""
-        return np.clip(np.rint(fraction * self.caps), 1, self.caps).astype(np.int64)
+        return self.nearest(fraction * self.caps)
 
     def params(self, ranks: Ranks) -> NDArray[np.int64]:
         """Parameters (n,) of the compressible layers at ranks (n, d)."""
@@ -89,3 +111,9 @@ class RankSpace:
     def layer_ratio(self, layer: int) -> NDArray[np.float64]:
         """Share of all dense parameters (cap,) that one layer takes at ranks 1..cap."""
         return self._params[layer] / self._dense_params
+
+
+def _lattice(cap: int, multiple: int) -> Ranks:
+    """Ranks below `multiple`, its multiples below `cap`, and `cap`, which stands for dense."""
+    ranks = [rank for rank in range(1, cap) if rank < multiple or rank % multiple == 0]
+    return np.array([*ranks, cap], dtype=np.int64)

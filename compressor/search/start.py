@@ -32,7 +32,7 @@ def probe_sensitivities(space: RankSpace, probe: Probe) -> list[Array]:
     """
     tables = []
     for layer, cap in enumerate(space.caps):
-        grid = np.unique(np.rint(np.geomspace(1, cap, PROBE_RANKS + 1)).astype(np.int64))[:-1]
+        grid = _geometric(space.choices[layer], cap)
         norms = []
         for rank in grid:
             ranks = space.caps.copy()
@@ -46,6 +46,13 @@ def probe_sensitivities(space: RankSpace, probe: Probe) -> list[Array]:
     return tables
 
 
+def _geometric(choices: Ranks, cap: int) -> Ranks:
+    """Up to PROBE_RANKS of the lattice's ranks, geometrically spaced, without dense."""
+    wanted = np.geomspace(1, cap, PROBE_RANKS + 1)
+    nearest = choices[np.abs(choices[:, None] - wanted).argmin(0)]
+    return np.unique(nearest[nearest < cap])
+
+
 def add_up(sensitivities: list[Array], ranks: Ranks) -> Array:
     """Sum over the layers (m,) of the single-layer losses at ranks (m, d)."""
     return np.sum([table[ranks[:, i] - 1] for i, table in enumerate(sensitivities)], axis=0)
@@ -54,7 +61,8 @@ def add_up(sensitivities: list[Array], ranks: Ranks) -> Array:
 def allocate(space: RankSpace, sensitivities: list[Array], weight: float) -> Ranks:
     """Ranks (d,) minimising R + weight * sum of single-layer losses, layer by layer (Lagrangian allocation)."""
     costs = [space.layer_ratio(i) + weight * table for i, table in enumerate(sensitivities)]
-    return np.array([1 + int(np.argmin(cost)) for cost in costs], dtype=np.int64)
+    best = [choices[np.argmin(cost[choices - 1])] for choices, cost in zip(space.choices, costs, strict=True)]
+    return np.array(best, dtype=np.int64)
 
 
 def look_along_curve(space: RankSpace, objective: Objective, sensitivities: list[Array], look: Look) -> Ranks:
