@@ -9,7 +9,7 @@ MODEL ?= demo/resnet18-digits.pt
 DATA ?= demo/images
 SIZE ?= 32
 
-.PHONY: help demo test lint docs bench-uniform clean
+.PHONY: help demo test lint docs bench-uniform bench-factors bench-coverage clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,13 @@ docs: $(READY)  ## write docs/options.md and the tables of docs/results.md anew
 
 bench-uniform: $(READY)  ## MODEL, DATA, SIZE: the search's plan against every uniform plan, on images outside the search
 	$(BIN)/python -m benchmarks.peers.uniform $(MODEL) $(DATA) --input-size $(SIZE)
+
+bench-factors: $(READY)  ## MODEL, DATA, SIZE: what each kind of factors is worth at equal ranks, before and after recalibration
+	$(BIN)/python -m benchmarks.peers.factors $(MODEL) $(DATA) --input-size $(SIZE)
+
+bench-coverage: $(READY)  ## every torchvision classifier compressed at half of every cap, exported, verified (an hour or more)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m benchmarks.peers.coverage
 
 clean:  ## remove the environment and the demo
 	rm -rf $(VENV) demo build

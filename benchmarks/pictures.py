@@ -124,7 +124,11 @@ def draw_recalibration(record: RecalibrationRecord) -> str:
         for numbers, style in _group_by_kind(record.steps):
             _draw_steps(axes, record.steps, numbers, style)
         if not all(step.kept for step in record.steps):
-            hollow: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": LIGHT["muted"], "markersize": 5}
+            hollow: dict[str, Any] = {
+                "markerfacecolor": LIGHT["paper"],
+                "markeredgecolor": LIGHT["muted"],
+                "markersize": 5,
+            }
             axes.plot([], [], "o", label="not kept", **hollow)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         _add_legend(axes)
@@ -343,7 +347,7 @@ def _draw_steps(axes: Axes, steps: Sequence[RecalibrationStep], numbers: Sequenc
     """Filled where kept, hollow where not; what lies far above becomes an arrow at the upper edge."""
     top = axes.get_ylim()[1]
     drawn: dict[str, Any] = {"linestyle": "none", "markersize": 5, **style}
-    refused = {**drawn, "markerfacecolor": "none", "label": None}
+    refused = {**drawn, "markerfacecolor": LIGHT["paper"], "label": None}
     for is_kept, look in ((True, drawn), (False, refused)):
         inside = [number for number in numbers if steps[number - 1].kept == is_kept and steps[number - 1].after <= top]
         axes.plot(inside, [steps[number - 1].after for number in inside], **look)

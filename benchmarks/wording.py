@@ -18,7 +18,6 @@ from benchmarks.formatting import (
 from compressor.records import (
     FactorKind,
     FidelityRecord,
-    ImagesRecord,
     LatencyRecord,
     LayerRecord,
     Method,
@@ -38,7 +37,7 @@ _METHODS: dict[Method, str] = {
 _FACTORS: dict[FactorKind, str] = {
     "weight": "the best approximation of the weight itself",
     "refit": "those of the weight, the last one fitted anew to the layer’s outputs on calibration images",
-    "activation": "fitted to the layer’s inputs, and to what the network’s outputs feel, on calibration images",
+    "activation": "fitted to the layer’s inputs on calibration images, where possible also to what its outputs count",
 }
 
 
@@ -133,9 +132,12 @@ def explain_factors(layers: Sequence[LayerRecord]) -> dict[str, str]:
 def describe_objective(report: Report) -> str:
     """The function that was maximised."""
     formula = "−γL − R (Eq. 3)" if report.form == "ratio" else "−γL + 1/R (Eq. 2)"
+    multiple = report.rank_multiple
+    lattice = f" Ranks from {multiple} on are multiples of {multiple}." if multiple > 1 else ""
     return (
         f"The search maximises J = {formula} with {_equal('γ', report.gamma)}: L is the function norm, "
         f"estimated on a few images at a time, and R the share of the compressible layers’ parameters that is left."
+        f"{lattice}"
     )
 
 
@@ -154,21 +156,26 @@ def describe_recalibration(record: RecalibrationRecord) -> str:
 
 def describe_recalibration_limits(report: Report) -> str:
     """Which images and which network the figures speak of."""
-    before = " The search and its certificate speak of the network before this." if report.search is not None else ""
+    rule = "A step is kept if it lowers the function norm on the check images"
+    if report.search is None:
+        return f"{rule}, which are not those held out."
     return (
-        "A step is kept if it lowers the function norm on the check images; these are some of the images for the "
-        f"search, not those held out.{before}"
+        f"{rule}; these are some of the images for the search, not those held out. "
+        "The search and its certificate speak of the network before this."
     )
 
 
-def describe_images(images: ImagesRecord) -> str:
+def describe_images(report: Report) -> str:
     """Where the images came from, and how they were divided."""
-    parts = [f"{format_plural(images.search, 'image')} for the search", f"{images.held_out} held out"]
-    if images.calibration:
-        first = f"{format_plural(images.calibration, 'image')} for calibration"
-        parts = [first, f"{images.search} for the search", f"{images.held_out} held out"]
-    if images.unreadable:
-        parts.append(f"{images.unreadable} unreadable")
+    images = report.images
+    uses = {
+        "for calibration": images.calibration,
+        "for the search" if report.search is not None else "to check with": images.search,
+        "held out": images.held_out,
+        "unreadable": images.unreadable,
+    }
+    first, *others = [(use, count) for use, count in uses.items() if count]
+    parts = [f"{format_plural(first[1], 'image')} {first[0]}", *(f"{count} {use}" for use, count in others)]
     return f"{images.source} ({'labelled' if images.labelled else 'unlabelled'}); {', '.join(parts)}"
 
 

@@ -23,44 +23,53 @@ PROJECTIONS = 4  # random combinations of the network's outputs whose gradients 
 class Moments:
     """Running sums over rows x (rows, groups * n) and, where given, targets y (rows, groups * m), in float64.
 
-    Memory: groups * n * (n + m) numbers.
+    Sums are over differences from the first row: what hardly varies about a large mean keeps its digits, and what does
+    not vary at all has a covariance of exactly zero. Memory: groups * n * (n + m) numbers.
     """
 
     groups: int
     count: int = 0
     _sums: dict[str, Tensor] = field(default_factory=dict)
+    _origins: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, rows: Tensor, targets: Tensor | None = None) -> None:
         """Add rows; products of one batch are taken in the rows' own precision."""
-        x = self._by_group(rows)
+        x = self._from_origin("x", rows)
         self.count += len(rows)
         self._add("x", x.double().sum(1))
         self._add("xx", x.mT @ x)
         if targets is not None:
-            y = self._by_group(targets)
+            y = self._from_origin("y", targets)
             self._add("y", y.double().sum(1))
             self._add("xy", x.mT @ y)
 
     def mean(self) -> Tensor:
         """Mean of the rows, (groups, n)."""
-        return self._sums["x"] / self.count
+        return self._shift("x") + self._origin("x")
 
     def target_mean(self) -> Tensor:
         """Mean of the targets, (groups, m)."""
-        return self._sums["y"] / self.count
+        return self._shift("y") + self._origin("y")
 
     def second_moment(self) -> Tensor:
         """Mean of x x^T, (groups, n, n)."""
-        return self._sums["xx"] / self.count
+        mean = self.mean()
+        return self.covariance() + mean[:, :, None] * mean[:, None, :]
 
     def covariance(self) -> Tensor:
         """Covariance of the rows, (groups, n, n)."""
-        mean = self.mean()
-        return self.second_moment() - mean[:, :, None] * mean[:, None, :]
+        shift = self._shift("x")
+        return self._sums["xx"] / self.count - shift[:, :, None] * shift[:, None, :]
 
     def cross_covariance(self) -> Tensor:
         """Covariance of rows and targets, (groups, n, m)."""
-        return self._sums["xy"] / self.count - self.mean()[:, :, None] * self.target_mean()[:, None, :]
+        return self._sums["xy"] / self.count - self._shift("x")[:, :, None] * self._shift("y")[:, None, :]
+
+    def _shift(self, name: str) -> Tensor:
+        return self._sums[name] / self.count
+
+    def _origin(self, name: str) -> Tensor:
+        return self._origins[name][:, 0].double().cpu()
 
     def _add(self, name: str, value: Tensor) -> None:
         value = value.double().cpu()
@@ -69,8 +78,12 @@ class Moments:
         else:
             self._sums[name] = value
 
-    def _by_group(self, rows: Tensor) -> Tensor:
-        return rows.reshape(len(rows), self.groups, -1).transpose(0, 1)
+    def _from_origin(self, name: str, rows: Tensor) -> Tensor:
+        """Rows by group (groups, rows, n) less the first row of all."""
+        by_group = rows.reshape(len(rows), self.groups, -1).transpose(0, 1)
+        if name not in self._origins:
+            self._origins[name] = by_group[:, :1].clone()
+        return by_group - self._origins[name]
 
 
 def has_metric(layer: FoundLayer) -> bool:
@@ -140,12 +153,13 @@ def _input_moments(
     model: nn.Module, layers: Sequence[FoundLayer], images: ImageSet, device: torch.device, seed: int
 ) -> dict[str, Moments]:
     moments = {layer.name: Moments(layer.num_groups) for layer in layers}
-    generator = torch.Generator().manual_seed(seed)
+    # Each its own: a layer's places do not depend on which others are looked at.
+    generators = [torch.Generator().manual_seed(seed) for _ in layers]
 
     def add(number: int, value: Tensor, output: Tensor) -> None:
         layer = layers[number]
         count = -(-MAX_ROWS * len(batch) // len(images))
-        places = draw_places(layer.module, output, count, generator)
+        places = draw_places(layer.module, output, count, generators[number])
         moments[layer.name].add(places.of_input(layer.module, value))
 
     with torch.inference_mode(), watching([layer.module for layer in layers], add):
@@ -160,7 +174,8 @@ def output_weights(
     """How much the network's outputs feel each layer's outputs: E[sum over places of J^T J], (groups, m, m) each.
 
     J is the network's Jacobian there; J^T J is estimated without bias from the gradients of random +-1 combinations
-    of the outputs. Only the blocks within a group are kept.
+    of the outputs. Only the blocks within a group are kept. Where a network computes a part of itself without
+    gradients, all outputs weigh the same.
     """
     weights = {layer.name: Moments(layer.num_groups) for layer in layers}
     few = images.subset(range(min(GRADIENT_IMAGES, len(images))))
@@ -168,12 +183,13 @@ def output_weights(
     seen: dict[int, Tensor] = {}
 
     def remember(number: int, _value: Tensor, output: Tensor) -> Tensor:
-        seen[number] = output
+        seen[number] = output if output.requires_grad else torch.zeros_like(output).requires_grad_()
         return output.clone()  # what comes next may change its input in place
 
     with torch.enable_grad(), watching([layer.module for layer in layers], remember):
         for batch in batches(few, device, GRADIENT_BATCH):
-            outputs = model(batch.requires_grad_()).flatten(1)
+            outputs = model(batch.requires_grad_().clone()).flatten(1)
+            outputs = outputs if outputs.requires_grad else outputs.clone() * batch.new_ones(1).requires_grad_()
             for _ in range(PROJECTIONS):
                 signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
                 gradients = torch.autograd.grad(

@@ -68,9 +68,9 @@ def _patches(layer: nn.Conv2d, value: Tensor, image: Tensor, row: Tensor, column
 
 
 def batches(images: ImageSet, device: torch.device, size: int = BATCH_SIZE) -> Iterator[Tensor]:
-    """The images in order, ready for the network."""
-    for begin in range(0, len(images), size):
-        yield images.batch(slice(begin, begin + size)).to(device)
+    """The images in order, ready for the network, which may change them in place."""
+    for indices in torch.arange(len(images)).split(size):
+        yield images.batch(indices).to(device)
 
 
 def input_of(network: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:

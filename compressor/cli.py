@@ -322,6 +322,7 @@ def _settings(options: dict[str, Any]) -> "Settings":
         gamma=options["gamma"],
         form=options["form"],
         method=options["method"],
+        rank_multiple=options["rank_multiple"],
         layers=_patterns(options["layers"]),
         skip=_patterns(options["skip"]),
         prune_fraction=options["prune"],

@@ -25,6 +25,7 @@ class Settings:
     `gamma` None weighs the whole output against the whole size (see `default_gamma`). `layers` and `skip` are
     name patterns; `prune_fraction` is the share of weights the final magnitude pass sets to zero. `threads`
     and `batch_size` are the latency measurement's. `factors` None takes those that a plan names, or "auto";
+    ranks are multiples of `rank_multiple`, None for what suits ONNX Runtime on this machine (measured);
     `calibration` is the number of images that factors are fitted on, which neither search nor judge.
     """
 
@@ -34,6 +35,7 @@ class Settings:
     factors: FactorChoice | None = "auto"
     calibration: int = 400
     recalibrate: bool = True
+    rank_multiple: int | None = 1
     layers: Sequence[str] = ()
     skip: Sequence[str] = ()
     prune_fraction: float = 0.0
@@ -103,4 +105,5 @@ class Choice:
     kinds: Mapping[str, FactorKind]
     gamma: float
     search: SearchRecord | None
+    rank_multiple: int
     plan: Plan

@@ -1,4 +1,4 @@
-"""Teacher and ranks in, a network of plain torch modules out."""
+"""Teacher and ranks in, a network out."""
 
 import copy
 from collections.abc import Mapping

@@ -13,6 +13,7 @@ METHOD_NAMES = ("auto", "spatial", "tucker", "cp", "interpolative")
 LARGEST_INPUT = 4096
 LARGEST_BATCH = 1024
 LARGEST_SEED = 2**32 - 1
+LARGEST_MULTIPLE = 256
 SMALLEST_GAMMA, LARGEST_GAMMA = 1e-12, 1e12
 
 
@@ -29,6 +30,23 @@ class Gamma(click.ParamType):
             self.fail(f"{value!r} is neither a positive number nor 'auto'", param, ctx)
         if not SMALLEST_GAMMA <= number <= LARGEST_GAMMA:
             self.fail(f"{value} lies outside {SMALLEST_GAMMA:g} to {LARGEST_GAMMA:g}", param, ctx)
+        return number
+
+
+class RankMultiple(click.ParamType):
+    """A positive whole number, or "auto"."""
+
+    name = "number|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        if value == "auto":
+            return None
+        try:
+            number = int(value)
+        except (TypeError, ValueError):
+            number = 0
+        if not 1 <= number <= LARGEST_MULTIPLE:
+            self.fail(f"{value!r} is neither a whole number from 1 to {LARGEST_MULTIPLE} nor 'auto'", param, ctx)
         return number
 
 
@@ -154,7 +172,8 @@ layer_options = _options(
 FACTOR_KINDS = ("auto", "weight", "refit", "activation")
 FACTOR_HELP = (
     "weight: truncated weights. refit: the same, the last factor by least squares on calibration images. activation: "
-    "truncated in the metric of the layer's inputs and outputs, then refitted. auto: measured for every layer."
+    "truncated in the metric of the layer's inputs and outputs, then refitted. auto: measured for every layer. Tucker, "
+    "CP and interpolative factors know refit and activation as one."
 )
 
 
@@ -242,6 +261,13 @@ search_options = _options(
         default="log",
         show_default=True,
         help="Scale of the ranks in the search space; the paper's is linear.",
+    ),
+    click.option(
+        "--rank-multiple",
+        type=RankMultiple(),
+        default="1",
+        show_default=True,
+        help="Ranks from this number on are multiples of it. auto: measured, what ONNX Runtime runs fastest here.",
     ),
     click.option(
         "--max-evaluations",

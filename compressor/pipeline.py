@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import compressor
 from benchmarks.latency import available_providers, measure_latency
+from benchmarks.rank_steps import measure_rank_multiple
 from benchmarks.report import write_report
 from compressor.attention import open_attention
 from compressor.decompose import Decomposed, Decomposer
@@ -37,15 +38,24 @@ from compressor.job import (
     Settings,
     Source,
 )
-from compressor.layers import FoundLayer, compressible, factorised_ranks, find_layers
+from compressor.layers import FoundLayer, compressible, factorised_ranks, find_layers, with_method
 from compressor.network import build_candidate, detach_from_original
 from compressor.objective import Objective, default_gamma
 from compressor.plan import make_plan, planned_layers
 from compressor.progress import Progress, Stage
 from compressor.prune import prune_smallest
 from compressor.recalibrate import Recalibration
-from compressor.records import FactorKind, FidelityRecord, LatencyRecord, Pair, ParityRecord, Plan, RecalibrationRecord
-from compressor.search.journal import Journal
+from compressor.records import (
+    FactorKind,
+    FidelityRecord,
+    LatencyRecord,
+    Pair,
+    ParityRecord,
+    Plan,
+    RecalibrationRecord,
+    SearchRecord,
+)
+from compressor.search.journal import Journal, stored_header
 from compressor.search.loop import Search
 from compressor.search.space import RankSpace
 from compressor.summary import Measured, early_warnings, make_report
@@ -104,7 +114,11 @@ def apply_plan(
     source: Source | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
-    """The same job with a given plan instead of a search; arguments and errors as `compress`."""
+    """The same job with a given plan instead of a search; arguments and errors as `compress`.
+
+    Without settings the factors are those that the plan names.
+    """
+    settings = settings or Settings(factors=None)
     job = _prepare(model, images, out, settings, source, progress)
     layers, ranks = planned_layers(plan, job.layers)
     prepare_folder(job.folder)
@@ -116,7 +130,7 @@ def apply_plan(
     used = {part.layer.name: part.kind for part in parts}
     rows = [row.model_copy(update={"cap": caps[row.name], "factors": used[row.name]}) for row in plan.layers]
     kept = plan.model_copy(update={"arch": job.source.arch, "gamma": gamma, "layers": rows})
-    return _finish(job, _choice(parts, ranks, gamma, None, kept), norm)
+    return _finish(job, _choice(parts, ranks, gamma, kept), norm)
 
 
 # Before the search
@@ -217,7 +231,14 @@ def _decompose(
         return decomposer.run(layers)
 
 
-def _choice(parts: Sequence[Decomposed], ranks: Sequence[int], gamma: float, search: Any, plan: Plan) -> Choice:
+def _choice(
+    parts: Sequence[Decomposed],
+    ranks: Sequence[int],
+    gamma: float,
+    plan: Plan,
+    search: SearchRecord | None = None,
+    rank_multiple: int = 1,
+) -> Choice:
     return Choice(
         layers=[part.layer for part in parts],
         ranks=list(ranks),
@@ -225,6 +246,7 @@ def _choice(parts: Sequence[Decomposed], ranks: Sequence[int], gamma: float, sea
         kinds={part.layer.name: part.kind for part in parts},
         gamma=gamma,
         search=search,
+        rank_multiple=rank_multiple,
         plan=plan,
     )
 
@@ -242,14 +264,17 @@ def _search(job: Job, norm: FunctionNorm, resume: bool) -> Choice:
     for warning in early_warnings(job, gamma, norm.teacher_energy):
         job.progress.say(f"note: {warning}")
     prepare_folder(job.folder)
-    parts = _decompose(job, found, norm, open_method=settings.method == "auto", kinds={})
+    earlier = stored_header(job.folder / JOURNAL) if resume else {}
+    parts = _parts(job, found, norm, earlier)
+    multiple = _rank_multiple(job, earlier)
     layers, factors = [part.layer for part in parts], {part.layer.name: part.factors for part in parts}
     space = RankSpace(
         [layer.name for layer in layers],
         [layer.params_by_rank() for layer in layers],
         settings.search.coordinates,
+        multiple,
     )
-    journal = Journal(job.folder / JOURNAL, _fingerprint(job, parts, gamma), resume)
+    journal = Journal(job.folder / JOURNAL, _fingerprint(job, parts, gamma, multiple), resume)
 
     def evaluate(ranks: np.ndarray, indices: np.ndarray) -> Any:
         return norm.losses(build_candidate(job.teacher, factors, factorised_ranks(layers, ranks)), indices)
@@ -259,10 +284,34 @@ def _search(job: Job, norm: FunctionNorm, resume: bool) -> Choice:
         ranks, record = search.run()
     kinds = {part.layer.name: part.kind for part in parts}
     plan = make_plan(layers, ranks.tolist(), kinds, job.source.arch, gamma, settings.prune_fraction)
-    return _choice(parts, ranks.tolist(), gamma, record, plan)
+    return _choice(parts, ranks.tolist(), gamma, plan, record, multiple)
 
 
-def _fingerprint(job: Job, parts: Sequence[Decomposed], gamma: float) -> dict[str, Any]:
+def _parts(job: Job, found: Sequence[FoundLayer], norm: FunctionNorm, earlier: Mapping[str, Any]) -> list[Decomposed]:
+    """The layers decomposed; a resumed search keeps the methods and factors that were measured to be best."""
+    rows = earlier.get("layers")
+    try:
+        chosen = {name: (method, kind) for name, method, _, kind in rows or []}
+        layers = [with_method(layer, chosen[layer.name][0]) for layer in found]
+        kinds: dict[str, FactorKind] = {name: kind for name, (_, kind) in chosen.items()}
+    except (KeyError, TypeError, ValueError):  # no journal, or one that will be refused
+        open_method = job.settings.method == "auto" and not earlier
+        return _decompose(job, found, norm, open_method=open_method, kinds={})
+    return _decompose(job, layers, norm, open_method=False, kinds=kinds)
+
+
+def _rank_multiple(job: Job, earlier: Mapping[str, Any]) -> int:
+    if job.settings.rank_multiple is not None:
+        return job.settings.rank_multiple
+    if isinstance(earlier.get("rank multiple"), int):
+        return int(earlier["rank multiple"])
+    with job.progress.stage("latency of ranks") as stage:
+        multiple, shares = measure_rank_multiple(job.settings.threads, _tell(stage, "shapes"))
+    job.progress.say(f"ranks are multiples of {multiple}: {100 - 100 * shares[multiple]:.0f} % faster here than others")
+    return multiple
+
+
+def _fingerprint(job: Job, parts: Sequence[Decomposed], gamma: float, multiple: int) -> dict[str, Any]:
     """What the search depends on; a journal with another fingerprint is refused."""
     settings = job.settings
     searching = asdict(settings.search)
@@ -274,6 +323,7 @@ def _fingerprint(job: Job, parts: Sequence[Decomposed], gamma: float) -> dict[st
         "images": _hash_images(job.search_images),
         "calibration": _hash_images(job.calibration),
         "layers": [[part.layer.name, part.layer.method, part.layer.cap, part.kind] for part in parts],
+        "rank multiple": multiple,
         "gamma": gamma,
         "form": settings.form,
         "search settings": searching,
@@ -298,7 +348,7 @@ def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
     plan = choice.plan
     ranks = factorised_ranks(choice.layers, choice.ranks)
     network = detach_from_original(build_candidate(job.teacher, choice.factors, ranks))
-    recalibration = _recalibrate(job, choice, network, norm)
+    network, recalibration = _recalibrate(job, choice, network, norm)
     prune_smallest(network, plan.prune_fraction)
     fidelity, top1 = _judge(job, network)
     network.cpu()
@@ -314,12 +364,14 @@ def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
     return Compressed(network, plan, report, job.folder)
 
 
-def _recalibrate(job: Job, choice: Choice, network: nn.Module, norm: FunctionNorm) -> RecalibrationRecord | None:
-    """Refit the factorised layers in place, where that is wanted and there are images to fit on."""
+def _recalibrate(
+    job: Job, choice: Choice, network: nn.Module, norm: FunctionNorm
+) -> tuple[nn.Module, RecalibrationRecord | None]:
+    """The network with its factorised layers refitted, where that is wanted and there are images to fit on."""
     ranks = factorised_ranks(choice.layers, choice.ranks)
     layers = [layer for layer in choice.layers if layer.name in ranks]
     if not (job.settings.recalibrate and layers and len(job.calibration)):
-        return None
+        return network, None
     check = norm.subset(min(MAX_CHECK_IMAGES, len(job.search_images)))
     with job.progress.stage("recalibrating layers", len(layers)) as stage:
         recalibration = Recalibration(
@@ -332,7 +384,8 @@ def _recalibrate(job: Job, choice: Choice, network: nn.Module, norm: FunctionNor
             seed=job.settings.search.seed,
             on_step=stage.update,
         )
-        return recalibration.run()
+        record = recalibration.run()
+    return recalibration.network, record
 
 
 def _judge(job: Job, network: nn.Module) -> tuple[FidelityRecord, Pair[float] | None]:
@@ -414,5 +467,5 @@ def _measure(job: Job) -> dict[str, LatencyRecord]:
     return records
 
 
-def _tell(stage: Stage) -> Callable[[int, int], None]:
-    return lambda done, total: stage.update(done, f"of {total} runs")
+def _tell(stage: Stage, what: str = "runs") -> Callable[[int, int], None]:
+    return lambda done, total: stage.update(done, f"of {total} {what}")

@@ -35,7 +35,7 @@ LAST_FLOOR = 1e-3  # of the mean variance of the last factor's inputs: features 
 
 @dataclass
 class Recalibration:
-    """One recalibration of `network`, which it changes in place.
+    """One recalibration of `network`, which it changes in place (or replaces, where the network is one layer).
 
     Args:
         original: the network to imitate, on `device`.
@@ -118,12 +118,18 @@ class Recalibration:
     def _try(self, kind: StepKind, name: str, candidate: nn.Module) -> None:
         """Put the candidate in the layer's place, and keep it if the function norm falls."""
         present = self.network.get_submodule(name)
-        self.network.set_submodule(name, candidate)
+        self._put(name, candidate)
         after = self._loss()
         kept = after < self._current
         if not kept:
-            self.network.set_submodule(name, present)
+            self._put(name, present)
         self._note(kind, name, after, kept)
+
+    def _put(self, name: str, module: nn.Module) -> None:
+        if name:
+            self.network.set_submodule(name, module)
+        else:  # the network is the layer
+            self.network = module
 
     def _note(self, kind: StepKind, name: str, after: float, kept: bool) -> None:
         self.steps.append(RecalibrationStep(layer=name, kind=kind, before=self._current, after=after, kept=kept))
@@ -162,7 +168,8 @@ def estimate_statistics(network: nn.Module, norms: Sequence[nn.Module], images: 
         norm.train()
     with torch.no_grad():
         for batch in batches(images, device):
-            network(batch)
+            if len(batch) > 1:  # one image has no variance where there is but one place
+                network(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()

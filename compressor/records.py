@@ -246,6 +246,7 @@ class Report(Record):
     gamma: float
     form: Form
     ratio: float
+    rank_multiple: int = 1
     prune_fraction: float
     params: Pair[int]
     params_compressible: Pair[int]

@@ -58,6 +58,7 @@ def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
         gamma=choice.gamma,
         form=job.settings.form,
         ratio=params.compressed / params.original,
+        rank_multiple=choice.rank_multiple,
         prune_fraction=choice.plan.prune_fraction,
         params=_pair(count_params, original, network),
         params_compressible=params,

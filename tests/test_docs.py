@@ -23,7 +23,13 @@ def test_the_results_page_is_what_the_studies_measured() -> None:
 
 def all_options() -> set[str]:
     commands = [export, *main.commands.values()]
-    return {name for command in commands for parameter in command.params for name in parameter.opts} | {"--help"}
+    names = {
+        name
+        for command in commands
+        for parameter in command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+    return names | {"--help"}
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -3,8 +3,8 @@
     python -m benchmarks.peers.factors MODEL DATA --input-size 64 --layers 'layer*.conv*' --name factors-resnet18
 
 Function norm and top-1 on images outside calibration and outside the acceptance of steps. The methods of other shapes
-get the rank at which they hold as many parameters. Weight-space factors are what AIMET and the paper use. Calibration images
-come from the same source as the judges, or from other photographs (--other), or are drawn.
+get the rank at which they hold as many parameters. Weight-space factors are what AIMET and the paper use. Calibration
+images come from the same source as the judges, or from other photographs (--other), or are drawn.
 """
 
 import time

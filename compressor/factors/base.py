@@ -22,7 +22,7 @@ class Factors(ABC):
 
     @abstractmethod
     def build(self, rank: int) -> nn.Module:
-        """Plain modules that stand in for the layer at `rank` (1 to `max_rank`)."""
+        """Modules that stand in for the layer at `rank` (1 to `max_rank`)."""
 
     @abstractmethod
     def squared_error(self, rank: int) -> float:

@@ -32,6 +32,16 @@ class Row(Record):
     losses: list[float]
 
 
+def stored_header(path: Path) -> dict[str, Any]:
+    """The header of an earlier run's journal; empty where there is none that can be read."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            header = json.loads(file.readline())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return header if isinstance(header, dict) else {}
+
+
 class Journal:
     """Appends looks to a file, and answers the first ones from an earlier run.
 

@@ -1,0 +1,206 @@
+"""Candidates compete at equal cost, by what they do to the network; a choice made is kept."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor import calibrate, decompose
+from compressor.decompose import TRIAL_SHARE, Decomposed, Decomposer
+from compressor.fidelity import FunctionNorm
+from compressor.images import ImageSet, from_batches
+from compressor.layers import FoundLayer, compressible, find_layers, with_method
+from compressor.network import build_candidate
+
+CPU = torch.device("cpu")
+EVERY_FACTOR = {"spatial, refit", "spatial, weight", "spatial, activation"}
+EVERY_METHOD = EVERY_FACTOR | {"tucker, activation", "interpolative, activation"}
+
+
+def drawn(count: int, seed: int) -> ImageSet:
+    """Images whose neighbouring pixels are alike and whose channels differ in size."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 4, 4, 4, generator=generator) * torch.tensor([3.0, 1.0, 0.3, 0.1])[:, None, None]
+    return from_batches([nn.functional.interpolate(coarse, size=10, mode="bilinear") + 1], count)
+
+
+class Subject:
+    """A small network with layers of every kind, its images and its judge."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(
+            nn.Conv2d(4, 12, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(12, 12, 3, padding=1, groups=2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(12, 16, 1),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(64, 10),
+        ).eval()
+        self.model.requires_grad_(False)
+        self.calibration, search = drawn(30, 0), drawn(20, 1)
+        self.judge = FunctionNorm(self.model, search, CPU)
+        self.layers = compressible(find_layers(self.model, search.batch([0])))
+
+    def run(
+        self, choice: str = "auto", layers: list[FoundLayer] | None = None, **options: Any
+    ) -> dict[str, Decomposed]:
+        given = {"calibration": self.calibration, "judge": self.judge} | options
+        decomposer = Decomposer(model=self.model, device=CPU, choice=choice, **given)  # type: ignore[arg-type]
+        layers = self.layers if layers is None else layers
+        found = decomposer.run(layers)
+        assert [part.layer.name for part in found] == [layer.name for layer in layers]
+        return {part.layer.name: part for part in found}
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return Subject()
+
+
+def kinds(found: Mapping[str, Decomposed]) -> list[str]:
+    return [part.kind for part in found.values()]
+
+
+def same(one: nn.Module, two: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), two.state_dict().values(), strict=True)
+    return all(torch.equal(*pair) for pair in pairs)
+
+
+def test_auto_takes_what_changes_the_outputs_least(subject: Subject) -> None:
+    found = subject.run()
+    for part in found.values():
+        assert part.trials[f"{part.layer.method}, {part.kind}"] == min(part.trials.values())
+        assert len({*part.trials.values()}) > 1
+        method = part.layer.method
+        assert set(part.trials) == {f"{method}, refit", f"{method}, weight", f"{method}, activation"}
+    assert any(part.kind != "weight" for part in found.values())
+
+
+def test_trials_are_what_each_candidate_does_alone_at_the_share(subject: Subject) -> None:
+    found = subject.run()
+    for choice in ("weight", "refit", "activation"):
+        for name, alone in subject.run(choice).items():
+            layer = alone.layer
+            rank = max(
+                rank for rank, count in enumerate(layer.params_by_rank()[:-1], 1) if count <= TRIAL_SHARE * layer.params
+            )
+            network = build_candidate(subject.model, {name: alone.factors}, {name: rank})
+            images = np.arange(decompose.TRIAL_IMAGES)
+            loss = subject.judge.losses(network, images).mean
+            assert found[name].trials[f"{layer.method}, {choice}"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_trials_keep_within_the_share_of_parameters(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[str, int]] = []
+
+    def build(model: nn.Module, factors: Any, ranks: Mapping[str, int]) -> nn.Module:
+        candidate = build_candidate(model, factors, ranks)
+        ((name, _rank),) = ranks.items()
+        parameters = candidate.get_submodule(name).named_parameters()
+        sizes.append((name, sum(value.numel() for key, value in parameters if key.endswith("weight"))))
+        return candidate
+
+    monkeypatch.setattr(decompose, "build_candidate", build)
+    subject.run(open_method=True)
+    assert len(sizes) == 5 + 3 * 3
+    for name, size in sizes:
+        weight = subject.model.get_submodule(name).weight
+        assert isinstance(weight, Tensor)
+        assert size <= TRIAL_SHARE * weight.numel()
+
+
+@pytest.mark.parametrize("choice", ["weight", "refit", "activation"])
+def test_a_choice_is_taken_without_trials(subject: Subject, choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Decomposer, "_trial", lambda *_: pytest.fail("a trial"))
+    found = subject.run(choice)
+    assert kinds(found) == [choice] * 4
+    assert all(part.trials == {} for part in found.values())
+
+
+def test_weight_needs_no_images(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_images = subject.run("weight")
+    monkeypatch.setattr(decompose, "collect_metrics", lambda *_: pytest.fail("images were looked at"))
+    nothing = subject.calibration.subset([])
+    for found in (subject.run("weight"), subject.run("weight", calibration=nothing), subject.run(calibration=nothing)):
+        assert kinds(found) == ["weight"] * 4
+        for name, part in found.items():
+            assert same(part.factors.build(1), with_images[name].factors.build(1))
+
+
+def test_factors_chosen_before_are_kept_and_the_others_measured(subject: Subject) -> None:
+    found = subject.run("refit", kinds={"0": "activation", "2": "weight"})
+    assert kinds(found) == ["activation", "weight", "refit", "refit"]
+    found = subject.run(kinds={"0": "activation", "2": "weight", "4": "refit"})
+    assert kinds(found)[:3] == ["activation", "weight", "refit"]
+    assert [bool(part.trials) for part in found.values()] == [False, False, False, True]
+
+
+def test_what_is_kept_is_the_same_whatever_the_others_are(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan applied again gives the factors of the run that chose it, on random places, too."""
+    monkeypatch.setattr(calibrate, "MAX_ROWS", 64)
+    everything = subject.run("activation")
+    some = subject.run(kinds={"0": "weight", "2": "weight", "4": "activation", "8": "activation"})
+    for name in ("4", "8"):
+        assert same(some[name].factors.build(3), everything[name].factors.build(3))
+
+
+def test_methods_compete_for_convolutions_without_groups_alone(subject: Subject) -> None:
+    found = subject.run(open_method=True)
+    assert set(found["0"].trials) == EVERY_METHOD
+    assert set(found["2"].trials) == EVERY_FACTOR
+    for name in ("4", "8"):
+        assert set(found[name].trials) == {f"svd, {kind}" for kind in ("refit", "weight", "activation")}
+    best = found["0"]
+    assert best.trials[f"{best.layer.method}, {best.kind}"] == min(best.trials.values())
+    assert best.layer.cap == with_method(subject.layers[0], best.layer.method or "svd").cap
+
+
+def test_every_method_can_win(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    for winner in sorted(EVERY_METHOD):
+        monkeypatch.setattr(
+            Decomposer, "_trial", lambda _, part, winner=winner: float(decompose._describe(part) != winner)
+        )
+        best = subject.run(layers=subject.layers[:1], open_method=True)["0"]
+        assert (f"{best.layer.method}, {best.kind}", best.trials[winner]) == (winner, 0.0)
+        assert best.factors.max_rank >= best.layer.dense_rank - 1
+        best.factors.build(best.layer.dense_rank - 1)
+
+
+def test_without_images_methods_compete_with_the_weights_factors(subject: Subject) -> None:
+    found = subject.run(open_method=True, calibration=subject.calibration.subset([]))
+    assert set(found["0"].trials) == {"spatial, weight", "tucker, weight", "interpolative, weight"}
+    assert found["2"].trials == {}
+
+
+@pytest.mark.parametrize("method", ["tucker", "cp", "interpolative"])
+def test_a_method_asked_for_has_no_rivals(subject: Subject, method: Any) -> None:
+    layers = compressible(find_layers(subject.model, subject.calibration.batch([0]), method=method))
+    found = subject.run(layers=layers, open_method=True)
+    assert (found["0"].layer.method, found["0"].kind, found["0"].trials) == (method, "activation", {})
+    assert found["2"].layer.method == "spatial"
+
+
+def test_too_wide_layers_get_the_weights_factors(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "MAX_INPUTS", 40)
+    found = subject.run("activation")
+    assert kinds(found) == ["activation", "weight", "activation", "weight"]
+
+
+def test_factors_reach_the_last_rank_that_makes_a_layer_smaller(subject: Subject) -> None:
+    for choice in ("weight", "refit", "activation"):
+        for part in subject.run(choice).values():
+            part.factors.build(part.layer.dense_rank - 1)
+
+
+def test_the_network_stays_as_it_was(subject: Subject) -> None:
+    before = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    subject.run(open_method=True)
+    assert all(torch.equal(value, before[name]) for name, value in subject.model.state_dict().items())
+    assert not any(module._forward_hooks for module in subject.model.modules())
