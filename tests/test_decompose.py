@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor import calibrate, decompose
-from compressor.decompose import TRIAL_SHARE, Decomposed, Decomposer
+from compressor.decompose import HANDICAP, TRIAL_SHARES, Decomposed, Decomposer
 from compressor.fidelity import FunctionNorm
 from compressor.images import ImageSet, from_batches
 from compressor.layers import FoundLayer, compressible, find_layers, with_method
@@ -83,37 +83,54 @@ def test_auto_takes_what_changes_the_outputs_least(subject: Subject) -> None:
     assert any(part.kind != "weight" for part in found.values())
 
 
-def test_trials_are_what_each_candidate_does_alone_at_the_share(subject: Subject) -> None:
+def largest_rank(layer: FoundLayer, share: float) -> int:
+    counts = layer.params_by_rank()[:-1]
+    return max((rank for rank, count in enumerate(counts, 1) if count <= share * layer.params), default=1)
+
+
+def test_trials_are_what_each_candidate_does_alone_at_the_shares(subject: Subject) -> None:
     found = subject.run()
+    images = np.arange(decompose.TRIAL_IMAGES)
     for choice in ("weight", "refit", "activation"):
         for name, alone in subject.run(choice).items():
-            layer = alone.layer
-            rank = max(
-                rank for rank, count in enumerate(layer.params_by_rank()[:-1], 1) if count <= TRIAL_SHARE * layer.params
-            )
-            network = build_candidate(subject.model, {name: alone.factors}, {name: rank})
-            images = np.arange(decompose.TRIAL_IMAGES)
-            loss = subject.judge.losses(network, images).mean
-            assert found[name].trials[f"{layer.method}, {choice}"] == pytest.approx(loss, rel=1e-4)
+            ranks = [largest_rank(alone.layer, share) for share in TRIAL_SHARES]
+            networks = [build_candidate(subject.model, {name: alone.factors}, {name: rank}) for rank in ranks]
+            losses = [subject.judge.losses(network, images).mean for network in networks]
+            trial = found[name].trials[f"{alone.layer.method}, {choice}"]
+            assert trial == pytest.approx(np.sqrt(np.prod(losses)), rel=1e-4)
 
 
-def test_trials_keep_within_the_share_of_parameters(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[tuple[str, int]] = []
+def test_methods_that_cannot_be_recalibrated_in_turn_must_win_by_a_margin(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fair = subject.run(open_method=True)
+    monkeypatch.setattr(decompose, "HANDICAP", 1.0)
+    without = subject.run(open_method=True)
+    for name, part in fair.items():
+        for candidate, trial in part.trials.items():
+            factor = 1.0 if candidate.startswith(("svd", "spatial")) else HANDICAP
+            assert trial == pytest.approx(factor * without[name].trials[candidate], rel=1e-4)
+
+
+def test_trials_keep_within_the_shares_of_parameters(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[str, int]] = []
 
     def build(model: nn.Module, factors: Any, ranks: Mapping[str, int]) -> nn.Module:
         candidate = build_candidate(model, factors, ranks)
-        ((name, _rank),) = ranks.items()
+        ((name, rank),) = ranks.items()
         parameters = candidate.get_submodule(name).named_parameters()
-        sizes.append((name, sum(value.numel() for key, value in parameters if key.endswith("weight"))))
+        tried.append(
+            (name, sum(value.numel() for key, value in parameters if key.endswith("weight")) if rank > 1 else 0)
+        )
         return candidate
 
     monkeypatch.setattr(decompose, "build_candidate", build)
     subject.run(open_method=True)
-    assert len(sizes) == 5 + 3 * 3
-    for name, size in sizes:
+    assert len(tried) == (5 + 3 * 3) * len(TRIAL_SHARES)
+    for name, size in tried:
         weight = subject.model.get_submodule(name).weight
         assert isinstance(weight, Tensor)
-        assert size <= TRIAL_SHARE * weight.numel()
+        assert size <= max(TRIAL_SHARES) * weight.numel()
 
 
 @pytest.mark.parametrize("choice", ["weight", "refit", "activation"])

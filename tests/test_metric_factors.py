@@ -375,8 +375,13 @@ def test_the_floor_is_a_share_of_the_mean_diagonal_of_each_group() -> None:
 @pytest.mark.parametrize("rank_of_covariance", [0, 1, 5])
 @pytest.mark.parametrize(
     ("method", "layer"),
-    [("svd", nn.Linear(18, 9)), ("spatial", nn.Conv2d(2, 6, 3)), ("interpolative", nn.Linear(9, 14))]
-    + [("tucker", nn.Conv2d(4, 6, 3)), ("cp", nn.Conv2d(3, 4, 3))],
+    [
+        ("svd", nn.Linear(18, 9)),
+        ("spatial", nn.Conv2d(2, 6, 3)),
+        ("interpolative", nn.Linear(9, 14)),
+        ("tucker", nn.Conv2d(4, 6, 3)),
+        ("cp", nn.Conv2d(3, 4, 3)),
+    ],
 )
 def test_with_a_floor_any_covariance_will_do(method: str, layer: nn.Module, rank_of_covariance: int) -> None:
     size, num_out = layer.weight[0].numel(), len(layer.weight)

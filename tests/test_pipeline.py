@@ -72,7 +72,7 @@ def held_out(images: ImageSet, settings: Settings) -> ImageSet:
 def function_norm(network: nn.Module, other: nn.Module, images: ImageSet) -> float:
     inputs = images.batch(slice(None))
     with torch.inference_mode():
-        return float((network(inputs) - other(inputs)).double().square().sum(1).mean())
+        return float((network(inputs) - other(inputs)).double().flatten(1).square().sum(1).mean())
 
 
 # Who sees which images

@@ -1,4 +1,4 @@
-"""Refitting in the compressed network: never worse on the check images, told truthfully, and plainly better when due."""
+"""Refitting in the compressed network: never worse on the check images, told truthfully, plainly better when due."""
 
 import copy
 from collections.abc import Sequence
