@@ -323,6 +323,8 @@ def _fingerprint(job: Job, parts: Sequence[Decomposed], gamma: float, multiple: 
         "images": _hash_images(job.search_images),
         "calibration": _hash_images(job.calibration),
         "layers": [[part.layer.name, part.layer.method, part.layer.cap, part.kind] for part in parts],
+        "method": settings.method,
+        "factors": settings.factors,
         "rank multiple": multiple,
         "gamma": gamma,
         "form": settings.form,

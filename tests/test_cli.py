@@ -298,6 +298,7 @@ def test_an_ambiguous_network_asks_for_arch(refuse, squeezenet, registry, monkey
         ("--method", ["svd", ""]),
         ("--factors", ["plan", "truncated"]),
         ("--calibration", ["-1", "many"]),
+        ("--rank-multiple", ["0", "-8", "1.5", "257", "some"]),
     ],
 )
 def test_values_out_of_range(refuse, squeezenet, option, values):

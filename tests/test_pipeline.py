@@ -1,6 +1,7 @@
 """Calibration and recalibration within the whole job: who sees which images, and what the report says of it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from compressor import apply_plan, compress, pipeline
+from compressor.decompose import Decomposer
+from compressor.errors import InputError
 from compressor.images import ImageSet, from_batches
 from compressor.job import Compressed, Job, Settings
 from compressor.pipeline import MIN_CALIBRATION_IMAGES
@@ -200,6 +203,8 @@ def test_factors_that_are_asked_for_overrule_the_plan(
     assert {row.factors for row in found.plan.layers} == {"activation"}
     weight = apply_plan(network, images, plan, tmp_path / "weight", Settings(factors=None, recalibrate=False))
     assert {row.factors for row in weight.plan.layers} == {"weight"}
+    by_default = apply_plan(network, images, plan, tmp_path / "default")
+    assert {row.factors for row in by_default.plan.layers} == {"weight"}
     assert found.report.fidelity.function_norm < weight.report.fidelity.function_norm
 
 
@@ -259,3 +264,32 @@ def test_a_last_batch_of_one_image_is_no_trouble(tmp_path: Path) -> None:
     assert result.report.images.calibration == 33
     assert result.report.recalibration is not None
     assert np.isfinite(result.report.recalibration.after)
+
+
+# Resume
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [({"method": "tucker"}, "method"), ({"factors": "weight"}, "factors"), ({"rank_multiple": 4}, "rank multiple")],
+)
+def test_a_search_is_not_resumed_with_other_choices(
+    network: nn.Module, images: ImageSet, tmp_path: Path, changed: dict[str, Any], named: str
+) -> None:
+    compress(network, images, tmp_path / "out", Settings(search=SEARCH))
+    with pytest.raises(InputError, match=f"was written with other .*{named}.*--resume needs the same"):
+        compress(network, images, tmp_path / "out", replace(Settings(search=SEARCH), **changed), resume=True)
+
+
+def test_a_resumed_search_keeps_its_measured_choices(
+    network: nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "measure_rank_multiple", lambda *_: (4, {4: 0.9}))
+    settings = Settings(rank_multiple=None, search=SEARCH)
+    first = compress(network, images, tmp_path / "out", settings)
+    assert first.report.rank_multiple == 4
+    assert all(rank is None or rank < 4 or rank % 4 == 0 for rank in (layer.rank for layer in first.plan.layers))
+    monkeypatch.setattr(pipeline, "measure_rank_multiple", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(Decomposer, "_trial", lambda *_: pytest.fail("a trial"))
+    again = compress(network, images, tmp_path / "out", settings, resume=True)
+    assert again.plan == first.plan

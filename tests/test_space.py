@@ -132,3 +132,15 @@ def test_uniform_plans(caps: list[int], fraction: float) -> None:
 def test_names_and_tables_must_go_together() -> None:
     with pytest.raises(ValueError, match="zip"):
         RankSpace(["a"], [[1, 2], [1, 2]])
+
+
+def test_a_lattice_of_multiples_keeps_small_ranks_multiples_and_dense() -> None:
+    space = RankSpace(["a", "b"], [list(range(1, 22)), list(range(1, 7))], multiple=8)
+    assert [choices.tolist() for choices in space.choices] == [[1, 2, 3, 4, 5, 6, 7, 8, 16, 21], [1, 2, 3, 4, 5, 6]]
+    rng = np.random.default_rng(0)
+    for points in (space.sample(200, rng), space.decode(rng.random((200, 2))), space.uniform(0.6)[None]):
+        for column, choices in zip(points.T, space.choices, strict=True):
+            assert np.isin(column, choices).all()
+    np.testing.assert_array_equal(space.nearest(np.array([11.9, 5.6])), [8, 6])
+    np.testing.assert_array_equal(space.beside(np.array([8, 6]), 1), [16, 6])
+    np.testing.assert_array_equal(space.beside(np.array([21, 1]), -1), [16, 1])
