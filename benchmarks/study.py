@@ -27,3 +27,8 @@ def write_results(
     path = folder / f"{name}.json"
     write_text(path, json.dumps(content, indent=1) + "\n")
     return path
+
+
+def read_results(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """What an earlier run of the study wrote."""
+    return dict(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))

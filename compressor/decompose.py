@@ -1,8 +1,8 @@
-"""Which method and which factors suit each layer, by measurement: one layer at a time, at one equal cost.
+"""Which method and which factors suit each layer, by measurement: one layer at a time, at equal costs.
 
 Every candidate takes the layer's place alone, at the same numbers of parameters, and the one that changes the network's
 outputs least on a few images is taken. Methods compete where the user leaves the choice open; one whose factors cannot
-be recalibrated in turn must win by what that brings.
+be recalibrated in turn must win at every cost, and by what that brings.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,10 +21,10 @@ from compressor.layers import FoundLayer, with_method
 from compressor.network import build_candidate
 from compressor.records import FactorChoice, FactorKind, Method
 
-TRIAL_SHARES = (0.1, 0.3)  # of the layer's parameters, at which candidates are compared
+TRIAL_SHARES = (0.1, 0.25, 0.5)  # of the layer's parameters, at which candidates are compared
 TRIAL_IMAGES = 16
 # Recalibrating both factors in turn took a third off the function norm where it could be done (docs/results.md).
-HANDICAP = 1.5
+MARGIN = 1.5
 SMALLEST_LOSS = 1e-12
 # CP is left to those who ask for it: seconds per layer and depthwise convolutions that run slowly.
 RIVALS: tuple[Method, ...] = ("spatial", "tucker", "interpolative")
@@ -32,13 +32,13 @@ RIVALS: tuple[Method, ...] = ("spatial", "tucker", "interpolative")
 
 @dataclass(frozen=True)
 class Decomposed:
-    """A layer with the method and the factors it was given; `trials` are the function norms that decided (geometric
-    means over the shares, methods that cannot be recalibrated in turn with their handicap)."""
+    """A layer with the method and the factors it was given; `trials` are the function norms that decided, at as many
+    of the shares as it took."""
 
     layer: FoundLayer
     factors: Factors
     kind: FactorKind
-    trials: dict[str, float]
+    trials: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,27 @@ class Decomposer:
         ]
         if len(candidates) == 1:
             return candidates[0]
-        trials = {_describe(candidate): self._trial(candidate) for candidate in candidates}
-        best = min(candidates, key=lambda candidate: trials[_describe(candidate)])
+        own = [candidate for candidate in candidates if candidate.layer.method == layer.method]
+        trials = {_describe(candidate): [self._loss(candidate, share) for share in TRIAL_SHARES] for candidate in own}
+        best = min(own, key=lambda candidate: _mean(trials[_describe(candidate)]))
+        to_beat = trials[_describe(best)]
+        for rival in candidates:
+            if rival in own:
+                continue
+            losses = trials[_describe(rival)] = self._losses_while_ahead(rival, to_beat)
+            if len(losses) == len(TRIAL_SHARES) and _mean(losses) < _mean(trials[_describe(best)]):
+                best = rival
         return replace(best, trials=trials)
+
+    def _losses_while_ahead(self, rival: Decomposed, to_beat: Sequence[float]) -> list[float]:
+        """The rival's losses share by share, ending before the first that is not lower by the margin."""
+        losses: list[float] = []
+        for share, other in zip(TRIAL_SHARES, to_beat, strict=True):
+            loss = self._loss(rival, share)
+            if not MARGIN * loss < other:
+                break
+            losses.append(loss)
+        return losses
 
     def _rivals(self, layer: FoundLayer) -> list[FoundLayer]:
         if not self.open_method or layer.method != "spatial" or layer.num_groups > 1:
@@ -103,13 +121,8 @@ class Decomposer:
         rivals = [with_method(layer, method) for method in RIVALS]
         return [rival for rival in rivals if rival.dense_rank > 1]
 
-    def _trial(self, candidate: Decomposed) -> float:
-        """Function norm with this layer alone factorised: geometric mean over the shares, times a handicap."""
-        losses = [self._loss(candidate, share) for share in TRIAL_SHARES]
-        mean = float(np.exp(np.log(np.maximum(losses, SMALLEST_LOSS)).mean()))
-        return mean if candidate.layer.method in SPLIT_METHODS else HANDICAP * mean
-
     def _loss(self, candidate: Decomposed, share: float) -> float:
+        """Function norm with this layer alone factorised, at the largest rank within the share of its parameters."""
         layer = candidate.layer
         counts = np.array(layer.params_by_rank()[:-1])
         rank = max(1, int((counts <= share * layer.params).sum()))
@@ -133,6 +146,11 @@ def _candidates(layer: FoundLayer, metric: Metric | None, choice: FactorChoice) 
             yield weight, "weight"
         if choice in ("activation", "auto"):
             yield factorise(layer.module, metric, limit=layer.cap), "activation"
+
+
+def _mean(losses: Sequence[float]) -> float:
+    """Geometric mean: losses at different costs differ by orders of magnitude."""
+    return float(np.exp(np.log(np.maximum(losses, SMALLEST_LOSS)).mean()))
 
 
 def _describe(candidate: Decomposed) -> str:

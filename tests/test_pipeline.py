@@ -290,6 +290,6 @@ def test_a_resumed_search_keeps_its_measured_choices(
     assert first.report.rank_multiple == 4
     assert all(rank is None or rank < 4 or rank % 4 == 0 for rank in (layer.rank for layer in first.plan.layers))
     monkeypatch.setattr(pipeline, "measure_rank_multiple", lambda *_: pytest.fail("measured again"))
-    monkeypatch.setattr(Decomposer, "_trial", lambda *_: pytest.fail("a trial"))
+    monkeypatch.setattr(Decomposer, "_loss", lambda *_: pytest.fail("a trial"))
     again = compress(network, images, tmp_path / "out", settings, resume=True)
     assert again.plan == first.plan

@@ -17,7 +17,7 @@ import click
 import torch
 from torch import nn
 
-from benchmarks.study import write_results
+from benchmarks.study import read_results, write_results
 from compressor.architectures import Transform
 from compressor.attention import open_attention
 from compressor.checkpoint import load_model
@@ -133,6 +133,8 @@ def calibration_of(name: str, images: ImageSet) -> Calibration:
 @click.option("--other", type=click.Path(path_type=Path), help="Folder of other photographs to calibrate on.")
 @click.option("--methods", default="tucker,cp,interpolative", show_default=True, help="Compared at 0.3 of the caps.")
 @click.option("--fractions", default=",".join(map(str, FRACTIONS)), show_default=True)
+@click.option("--chains", default=",".join(CHAINS), show_default=True, help="Kinds of factors to run.")
+@click.option("--add", is_flag=True, help="Keep the rows that the results file holds already.")
 @click.option("--name", default="factors", show_default=True, help="Name of the results file.")
 def main(
     model_path: Path,
@@ -142,6 +144,8 @@ def main(
     other: Path | None,
     methods: str,
     fractions: str,
+    chains: str,
+    add: bool,
     name: str,
 ) -> None:
     """Run the study and write benchmarks/results/NAME.json, anew after every part."""
@@ -159,7 +163,13 @@ def main(
         write_results(name, about, study.rows, began)
 
     own = calibration_of("of the task", mine)
+    if add:
+        earlier = read_results(name)
+        study.rows += earlier["rows"]
+        began -= earlier["seconds"]
     for choice in CHAINS:
+        if choice not in chains.split(","):
+            continue
         study.run(map(float, fractions.split(",")), choice, own)
         save()
     for method in filter(None, methods.split(",")):
