@@ -11,7 +11,7 @@ from compressor.factors.metric import INPUT_FLOOR, OUTPUT_FLOOR, Metric, with_fl
 from compressor.images import ImageSet
 from compressor.layers import FoundLayer
 
-MAX_INPUTS = 5120  # of one output; wider layers get no metric. A covariance then takes at most 210 MB.
+MAX_INPUTS = 5120  # of one output, and outputs of a group; wider layers get no metric. A matrix takes 210 MB at most.
 MEMORY_BYTES = 1 << 30  # for the covariances of one pass; more layers take more passes
 MAX_ROWS = 8192  # places per layer that enter its covariance
 GRADIENT_IMAGES = 64
@@ -33,15 +33,16 @@ class Moments:
     _origins: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, rows: Tensor, targets: Tensor | None = None) -> None:
-        """Add rows; products of one batch are taken in the rows' own precision."""
-        x = self._from_origin("x", rows)
-        self.count += len(rows)
-        self._add("x", x.double().sum(1))
-        self._add("xx", x.mT @ x)
-        if targets is not None:
-            y = self._from_origin("y", targets)
-            self._add("y", y.double().sum(1))
-            self._add("xy", x.mT @ y)
+        """Add rows; products of one batch are taken in single precision or the rows' own, if that is higher."""
+        with torch.autocast(rows.device.type, enabled=False):  # the network's own would round them
+            x = self._from_origin("x", rows)
+            self.count += len(rows)
+            self._add("x", x.double().sum(1))
+            self._add("xx", x.mT @ x)
+            if targets is not None:
+                y = self._from_origin("y", targets)
+                self._add("y", y.double().sum(1))
+                self._add("xy", x.mT @ y)
 
     def mean(self) -> Tensor:
         """Mean of the rows, (groups, n)."""
@@ -80,6 +81,7 @@ class Moments:
 
     def _from_origin(self, name: str, rows: Tensor) -> Tensor:
         """Rows by group (groups, rows, n) less the first row of all."""
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         by_group = rows.reshape(len(rows), self.groups, -1).transpose(0, 1)
         if name not in self._origins:
             self._origins[name] = by_group[:, :1].clone()
@@ -87,8 +89,8 @@ class Moments:
 
 
 def has_metric(layer: FoundLayer) -> bool:
-    """Whether the covariance of the layer's inputs is small enough to be kept."""
-    return _num_inputs(layer) <= MAX_INPUTS
+    """Whether covariance of the inputs and weight of the outputs are small enough to be kept."""
+    return max(_num_inputs(layer), layer.shape[0] // layer.num_groups) <= MAX_INPUTS
 
 
 def collect_metrics(
@@ -174,39 +176,57 @@ def output_weights(
     """How much the network's outputs feel each layer's outputs: E[sum over places of J^T J], (groups, m, m) each.
 
     J is the network's Jacobian there; J^T J is estimated without bias from the gradients of random +-1 combinations
-    of the outputs. Only the blocks within a group are kept. Where a network computes a part of itself without
-    gradients, all outputs weigh the same.
+    of the outputs, summed over a layer's calls. Only the blocks within a group are kept. Where a network cannot be
+    differentiated, or in a part that it computes without gradients, all outputs weigh the same.
     """
+    try:
+        with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have no gradients in eval mode
+            weights = _gradient_moments(model, layers, images, device, seed)
+    except RuntimeError:
+        return {layer.name: _identity(layer) for layer in layers}
+    return {name: with_floor(_scaled(sums.second_moment()), OUTPUT_FLOOR) for name, sums in weights.items()}
+
+
+def _identity(layer: FoundLayer) -> Tensor:
+    size = layer.shape[0] // layer.num_groups
+    return torch.eye(size, dtype=torch.float64).repeat(layer.num_groups, 1, 1)
+
+
+def _gradient_moments(
+    model: nn.Module, layers: Sequence[FoundLayer], images: ImageSet, device: torch.device, seed: int
+) -> dict[str, Moments]:
+    """Sums over the gradients of random combinations of the outputs at every place of the layers' outputs."""
     weights = {layer.name: Moments(layer.num_groups) for layer in layers}
     few = images.subset(range(min(GRADIENT_IMAGES, len(images))))
     generator = torch.Generator().manual_seed(seed)
-    seen: dict[int, Tensor] = {}
+    seen: list[tuple[int, Tensor]] = []
 
     def remember(number: int, _value: Tensor, output: Tensor) -> Tensor:
-        seen[number] = output if output.requires_grad else torch.zeros_like(output).requires_grad_()
+        seen.append((number, output if output.requires_grad else torch.zeros_like(output).requires_grad_()))
         return output.clone()  # what comes next may change its input in place
 
     with torch.enable_grad(), watching([layer.module for layer in layers], remember):
         for batch in batches(few, device, GRADIENT_BATCH):
-            outputs = model(batch.requires_grad_().clone()).flatten(1)
+            outputs = model(batch.requires_grad_().clone()).reshape(len(batch), -1)
             outputs = outputs if outputs.requires_grad else outputs.clone() * batch.new_ones(1).requires_grad_()
             for _ in range(PROJECTIONS):
                 signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
                 gradients = torch.autograd.grad(
                     (outputs * signs).sum(),
-                    [seen[i] for i in range(len(layers))],
+                    [output for _, output in seen],
                     retain_graph=True,
                     materialize_grads=True,
                 )
-                for layer, gradient in zip(layers, gradients, strict=True):
-                    weights[layer.name].add(_as_rows(layer.module, gradient))
+                for (number, _), gradient in zip(seen, gradients, strict=True):
+                    weights[layers[number].name].add(_as_rows(layers[number].module, gradient))
             seen.clear()
-    return {name: with_floor(_scaled(sums.second_moment()), OUTPUT_FLOOR) for name, sums in weights.items()}
+            del outputs, gradients  # or their graph lives on beside the next one
+    return weights
 
 
 def _as_rows(layer: nn.Module, output: Tensor) -> Tensor:
-    channels_last = output.movedim(1, -1) if isinstance(layer, nn.Conv2d) else output
-    return channels_last.flatten(0, -2)
+    channels_last = output.movedim(-3, -1) if isinstance(layer, nn.Conv2d) else output
+    return channels_last.reshape(-1, channels_last.shape[-1])
 
 
 def _scaled(squares: Tensor) -> Tensor:

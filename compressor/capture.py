@@ -1,6 +1,6 @@
 """What modules of a running network receive and give; and patches of convolutions as rows of a matrix."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -30,20 +30,20 @@ class Places:
         """The outputs (rows, Co) at these places."""
         if len(self.indices) == 3:
             image, row, column = self.indices
-            return output[image, :, row, column]
-        return output.flatten(0, -2)[self.indices[0]]
+            return (output if output.dim() == 4 else output[None])[image, :, row, column]
+        return output.reshape(-1, output.shape[-1])[self.indices[0]]
 
     def of_input(self, layer: nn.Module, value: Tensor) -> Tensor:
         """What `layer` sees of its input there: rows (rows, n), n in the order of its weight, group after group."""
         if isinstance(layer, nn.Conv2d):
-            return _patches(layer, value, *self.indices)
-        return value.flatten(0, -2)[self.indices[0]]
+            return _patches(layer, value if value.dim() == 4 else value[None], *self.indices)
+        return value.reshape(-1, value.shape[-1])[self.indices[0]]
 
 
 def draw_places(layer: nn.Module, output: Tensor, count: int, generator: torch.Generator) -> Places:
     """At most `count` distinct places of the layer's output."""
     if isinstance(layer, nn.Conv2d):
-        num_images, _, height, width = output.shape
+        num_images, (height, width) = output.shape[:-3].numel(), output.shape[-2:]  # one image may come alone
         chosen = torch.randperm(num_images * height * width, generator=generator)[:count].to(output.device)
         image, place = chosen // (height * width), chosen % (height * width)
         return Places((image, place // width, place % width))
@@ -75,12 +75,21 @@ def batches(images: ImageSet, device: torch.device, size: int = BATCH_SIZE) -> I
 
 def input_of(network: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
     """What `module` receives when `network` runs on `batch`; the pass ends there."""
-    return _run_until(network, batch, lambda keep: module.register_forward_pre_hook(lambda m, args: keep(args[0])))
+    return _run_until(
+        network,
+        batch,
+        lambda keep: module.register_forward_pre_hook(lambda m, *inputs: keep(_first(*inputs)), with_kwargs=True),
+    )
 
 
 def output_of(network: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
     """What `module` gives when `network` runs on `batch`; the pass ends there."""
     return _run_until(network, batch, lambda keep: module.register_forward_hook(lambda m, args, out: keep(out)))
+
+
+def _first(args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Tensor:
+    """The input of a layer, be it given by place or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def _run_until(network: nn.Module, batch: Tensor, attach: Callable[[Callable[[Tensor], None]], object]) -> Tensor:
@@ -106,9 +115,9 @@ def watching(modules: Sequence[nn.Module], see: Callable[[int, Tensor, Tensor], 
     """While open, `see(number, input, output)` is told of every call of the modules; it may replace the output."""
 
     def watch(number: int) -> Callable[..., Tensor | None]:
-        return lambda module, args, output: see(number, args[0], output)
+        return lambda module, args, kwargs, output: see(number, _first(args, kwargs), output)
 
-    handles = [module.register_forward_hook(watch(number)) for number, module in enumerate(modules)]
+    handles = [module.register_forward_hook(watch(number), with_kwargs=True) for number, module in enumerate(modules)]
     try:
         yield
     finally:

@@ -39,7 +39,8 @@ class FoundLayer:
 
     @property
     def params(self) -> int:
-        """Parameters of the weight; the bias is the same in every form and is not counted."""
+        """Parameters of the weight; the bias is not counted (factors that are fitted to images add one of Co
+        numbers where there was none)."""
         return _weight(self.module).numel()
 
     @property

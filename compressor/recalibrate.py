@@ -10,6 +10,7 @@ lowers the function norm on images outside calibration.
 import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,8 +92,12 @@ class Recalibration:
     def _refit_layer(self, layer: FoundLayer, outputs: Tensor | None) -> None:
         module = self.network.get_submodule(layer.name)
         last, whole = self._moments(layer, module, with_whole=outputs is not None)
-        self._try("last factor", layer.name, _with_last_refitted(module, last))
-        if outputs is not None:
+        # Equations that cannot be solved are a step not taken.
+        with suppress(torch.linalg.LinAlgError):
+            self._try("last factor", layer.name, _with_last_refitted(module, last))
+        if outputs is None:
+            return
+        with suppress(torch.linalg.LinAlgError):
             present = self.network.get_submodule(layer.name)
             self._try("both factors", layer.name, _with_both_refitted(layer, present, whole, outputs))
 
@@ -145,8 +150,8 @@ class Recalibration:
         estimate_statistics(self.network, norms, self.calibration, self.device)
         after = self._loss()
         kept = after < self._current
-        if not kept:
-            for norm, state in zip(norms, before, strict=True):
+        for norm, state in zip(norms, before, strict=True):
+            if not kept or not norm.num_batches_tracked:  # auxiliary heads see nothing
                 norm.load_state_dict(state)
         self._note("batch-norm statistics", "", after, kept)
 

@@ -156,4 +156,4 @@ def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
 
 def _num_outputs(job: Job) -> int:
     with torch.inference_mode():
-        return int(job.teacher(job.example).flatten(1).shape[1])
+        return int(job.teacher(job.example).reshape(1, -1).shape[1])

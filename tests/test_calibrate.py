@@ -13,7 +13,7 @@ from compressor import calibrate
 from compressor.calibrate import Moments, chunks, collect_metrics, output_weights
 from compressor.factors.metric import INPUT_FLOOR, OUTPUT_FLOOR, Metric, with_floor
 from compressor.images import ImageSet, from_batches
-from compressor.layers import FoundLayer, find_layers
+from compressor.layers import FoundLayer, compressible, find_layers
 
 CPU = torch.device("cpu")
 
@@ -274,3 +274,65 @@ def test_images_all_alike_give_metrics_that_can_be_used(network: nn.Module) -> N
     for metric in metrics_of(network, images).values():
         torch.linalg.cholesky(metric.covariance)
         torch.linalg.cholesky(metric.outputs)
+
+
+# Networks that do as they like
+
+
+class Awkward(nn.Module):
+    """Keywords, one image at a time, two calls of one layer, outputs (N,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.twice = nn.Linear(6, 6)
+        self.last = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = torch.stack([self.conv(image) for image in x]).mean((-1, -2))
+        mixed = self.twice(input=torch.relu(self.twice(features)))
+        return torch.stack([self.last(row) for row in mixed]).sum(1)
+
+
+class Cached(nn.Module):
+    """Keeps a tensor of its first pass, which then has no gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 8), nn.Linear(8, 5)
+        self.scale: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x.flatten(1))
+        if self.scale is None:
+            self.scale = torch.ones_like(hidden[:1]) * 2
+        return self.second(hidden * self.scale)
+
+
+def awkward_images(*shape: int) -> ImageSet:
+    torch.manual_seed(0)
+    return from_batches([torch.randn(24, *shape)], 24)
+
+
+def test_awkward_calls_are_seen() -> None:
+    model, images = Awkward().eval().requires_grad_(False), awkward_images(3, 6, 6)
+    layers = compressible(find_layers(model, images.batch([0])))
+    found = [layer.name for layer, _ in collect_metrics(model, layers, images, torch.device("cpu"), 0)]
+    assert found == [layer.name for layer in layers] == ["conv", "twice", "last"]
+
+
+def test_a_network_without_gradients_weighs_all_outputs_alike() -> None:
+    model, images = Cached().eval().requires_grad_(False), awkward_images(12)
+    with torch.inference_mode():
+        model(images.batch([0]))  # the tensor it keeps cannot be used by autograd any more
+    layers = compressible(find_layers(model, images.batch([0])))
+    weights = output_weights(model, layers, images, torch.device("cpu"), 0)
+    assert all(torch.equal(weight[0], torch.eye(weight.shape[-1], dtype=weight.dtype)) for weight in weights.values())
+
+
+def test_autocast_inside_a_network_does_not_round_the_sums() -> None:
+    rows = torch.randn(50, 8) + 4.0
+    sums = Moments(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sums.add(rows)
+    np.testing.assert_allclose(sums.covariance()[0], np.cov(rows.double().numpy().T, bias=True), atol=1e-5)

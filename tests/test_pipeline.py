@@ -293,3 +293,12 @@ def test_a_resumed_search_keeps_its_measured_choices(
     monkeypatch.setattr(Decomposer, "_loss", lambda *_: pytest.fail("a trial"))
     again = compress(network, images, tmp_path / "out", settings, resume=True)
     assert again.plan == first.plan
+
+
+@pytest.mark.parametrize("factors", ["refit", "activation"])
+def test_factors_that_are_fitted_to_images_need_some(
+    network: nn.Module, images: ImageSet, tmp_path: Path, factors: Any
+) -> None:
+    with pytest.raises(InputError, match=f"{factors} factors are fitted to images: --calibration must be above 0"):
+        compress(network, images, tmp_path / "out", Settings(factors=factors, calibration=0, search=SEARCH))
+    assert not (tmp_path / "out").exists()

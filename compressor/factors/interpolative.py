@@ -63,9 +63,9 @@ class Interpolated(nn.Module):
         # Counted from the end, so that any batch shape will do.
         self._axis = -1 if isinstance(keep, nn.Linear) else -3
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """What the layer computes, on (..., Ci) or (..., Ci, height, width)."""
-        kept = self.keep(x)
+        kept = self.keep(input)
         return torch.cat([kept, self.rest(kept)], self._axis).index_select(self._axis, self.order)
 
 

@@ -7,7 +7,7 @@ from compressor.factors.base import Layer
 from compressor.factors.metric import Metric
 
 # Added to the features' covariance as a share of its mean diagonal: features may be (nearly) dependent.
-JITTER = {torch.float64: 1e-10, torch.float32: 1e-6}
+JITTER = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
 class NestedRefit:
