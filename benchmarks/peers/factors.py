@@ -32,7 +32,6 @@ from compressor.records import FactorChoice
 CPU = torch.device("cpu")
 NUM_CALIBRATION, NUM_CHECK, NUM_JUDGES = 400, 100, 2000
 FRACTIONS = (0.5, 0.3, 0.2)
-FEWER = (25, 100)
 CHAINS: tuple[FactorChoice, ...] = ("weight", "refit", "activation", "auto")
 MIDDLE = 0.3  # the fraction at which methods and calibration images are compared
 
@@ -134,6 +133,13 @@ def calibration_of(name: str, images: ImageSet) -> Calibration:
 @click.option("--methods", default="tucker,cp,interpolative", show_default=True, help="Compared at 0.3 of the caps.")
 @click.option("--fractions", default=",".join(map(str, FRACTIONS)), show_default=True)
 @click.option("--chains", default=",".join(CHAINS), show_default=True, help="Kinds of factors to run.")
+@click.option(
+    "--images",
+    "image_sets",
+    default="25,100,other,procedural",
+    show_default=True,
+    help="Calibration images compared at 0.3 of the caps: fewer of the task's, other photographs, drawn ones.",
+)
 @click.option("--add", is_flag=True, help="Keep the rows that the results file holds already.")
 @click.option("--name", default="factors", show_default=True, help="Name of the results file.")
 def main(
@@ -145,6 +151,7 @@ def main(
     methods: str,
     fractions: str,
     chains: str,
+    image_sets: str,
     add: bool,
     name: str,
 ) -> None:
@@ -176,11 +183,15 @@ def main(
         study.run([MIDDLE], "activation", own, method)
         save()
     total = NUM_CALIBRATION + NUM_CHECK
-    others = [own.fewer(count) for count in FEWER]
-    if other is not None:
-        others.append(calibration_of("other photographs", load_folder(other, transform, total, seed=0)))
-    others.append(calibration_of("procedural", procedural_images(total, transform, seed=0)))
-    for calibration in others:
+    for images_name in filter(None, image_sets.split(",")):
+        if images_name == "procedural":
+            calibration = calibration_of("procedural", procedural_images(total, transform, seed=0))
+        elif images_name != "other":
+            calibration = own.fewer(int(images_name))
+        elif other is not None:
+            calibration = calibration_of("other photographs", load_folder(other, transform, total, seed=0))
+        else:
+            continue
         study.run([MIDDLE], "auto", calibration)
         save()
 
