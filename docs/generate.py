@@ -141,7 +141,8 @@ def _coverage_section(path: Path) -> str:
     failed = [row for row in study["rows"] if "failed" in row]
     lines = [
         "## coverage: torchvision's classifiers at half of every cap",
-        f"{len(passed)} architectures, the smallest first, inspected, compressed at half of every cap, exported and checked against torch; "
+        f"{len(passed)} architectures, the smallest first, inspected, compressed at half of every cap, exported and "
+        f"checked against torch; "
         f"random weights, the weights' own factors. MACs beside fvcore's count of convolutions and matrix products. "
         f"{_machine(study)}",
         _table(
