@@ -14,8 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.swin_transformer import ShiftedWindowAttention, ShiftedWindowAttentionV2
 
+# By name: torchvision is not imported here, so that one that does not work is told in a sentence where it is needed.
+SWIN_MODULE = "torchvision.models.swin_transformer"
+SWIN_V1, SWIN_V2 = "ShiftedWindowAttention", "ShiftedWindowAttentionV2"
 # Added to the score of two tokens that the shift brought into one window from opposite edges of the image.
 APART = -100.0
 LARGEST_LOGIT_SCALE = math.log(100.0)
@@ -100,7 +102,7 @@ class WindowAttention(nn.Module):
         self.num_heads = original.num_heads
         self.attention_dropout = original.attention_dropout
         self.dropout = original.dropout
-        of_v2 = isinstance(original, ShiftedWindowAttentionV2)
+        of_v2 = type(original).__name__ == SWIN_V2
         self.qkv = _linear(original.qkv.weight, _without_key_bias(original.qkv.bias) if of_v2 else original.qkv.bias)
         self.proj = _linear(original.proj.weight, original.proj.bias)
         self.relative_position_bias_table = _tabulate(original) if of_v2 else original.relative_position_bias_table
@@ -156,9 +158,7 @@ class WindowAttention(nn.Module):
 
 def _plain_self_attention(model: nn.Module, example: Tensor) -> list[nn.MultiheadAttention]:
     """The attention that one pass calls at least once, and always with one sequence, no mask and no weights."""
-    # These read the weights of their attention themselves.
-    encoders = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
-    fused = {part for encoder in encoders for part in encoder.modules()}
+    fused = fused_modules(model)
     calls: dict[nn.MultiheadAttention, list[bool]] = {
         module: []
         for module in model.modules()
@@ -174,6 +174,12 @@ def _plain_self_attention(model: nn.Module, example: Tensor) -> list[nn.Multihea
         for hook in hooks:
             hook.remove()
     return [module for module, seen in calls.items() if seen and all(seen)]
+
+
+def fused_modules(model: nn.Module) -> set[nn.Module]:
+    """All within `nn.TransformerEncoderLayer`, which in eval mode reads its parts' weights itself."""
+    encoders = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    return {part for encoder in encoders for part in encoder.modules()}
 
 
 def _note_call(seen: list[bool]) -> Any:
@@ -205,7 +211,8 @@ def _has_plain_parts(attention: nn.MultiheadAttention) -> bool:
 
 
 def _is_window_attention(module: nn.Module) -> bool:
-    if type(module) not in (ShiftedWindowAttention, ShiftedWindowAttentionV2):
+    kind = type(module)
+    if kind.__module__ != SWIN_MODULE or kind.__name__ not in (SWIN_V1, SWIN_V2):
         return False
     return _is_pristine(module) and _holds_its_weight(module.qkv) and _holds_its_weight(module.proj)
 

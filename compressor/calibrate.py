@@ -126,6 +126,11 @@ def collect_metrics(
             yield layer, make_metric(moments.pop(layer.name), outputs.pop(layer.name))
 
 
+def rows_of_batch(batch_size: int, num_images: int) -> int:
+    """The batch's share of MAX_ROWS, rounded up."""
+    return -(-MAX_ROWS * batch_size // num_images)
+
+
 def make_metric(moments: Moments, outputs: Tensor) -> Metric:
     """The metric from sums over a layer's inputs and the weight of its outputs."""
     return Metric(with_floor(moments.covariance(), INPUT_FLOOR), moments.mean(), outputs)
@@ -160,7 +165,7 @@ def _input_moments(
 
     def add(number: int, value: Tensor, output: Tensor) -> None:
         layer = layers[number]
-        count = -(-MAX_ROWS * len(batch) // len(images))
+        count = rows_of_batch(len(batch), len(images))
         places = draw_places(layer.module, output, count, generators[number])
         moments[layer.name].add(places.of_input(layer.module, value))
 

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from compressor.attention import fused_modules
 from compressor.errors import InputError
 from compressor.factors import break_even_rank, num_params_table
 from compressor.macs import count_macs
@@ -159,9 +160,8 @@ def _called_modules(model: nn.Module, example: Tensor) -> set[nn.Module]:
     finally:
         for hook in hooks:
             hook.remove()
-    # In eval mode this one reads its layers' weights itself, though not while hooks are attached.
-    encoders = [module for module in model.modules() if isinstance(module, nn.TransformerEncoderLayer)]
-    return called - {part for encoder in encoders for part in encoder.modules()}
+    # Fused encoders call their parts only while hooks are attached.
+    return called - fused_modules(model)
 
 
 def _mark_shared_weights(model: nn.Module, layers: list[FoundLayer]) -> list[FoundLayer]:

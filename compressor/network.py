@@ -18,7 +18,7 @@ def build_candidate(model: nn.Module, factors: Mapping[str, Factors], ranks: Map
     """
     candidate = _copy_sharing_tensors(model)
     for name, rank in ranks.items():
-        candidate = _replace(candidate, name, factors[name].build(rank))
+        candidate = replace_layer(candidate, name, factors[name].build(rank))
     return candidate
 
 
@@ -32,7 +32,8 @@ def _copy_sharing_tensors(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+def replace_layer(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """The network with `module` in the place of the named layer: `model` itself, changed, or `module` alone."""
     if not name:  # the network is the layer
         return module
     model.set_submodule(name, module)

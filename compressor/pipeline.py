@@ -155,11 +155,12 @@ def _prepare(
     check_folder(Path(out), keep)
     calibration, search_images, held_out = _divide(image_set, settings)
     teacher = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
-    _require_input_fits(teacher, search_images.batch([0]).to(settings.device))
-    teacher = open_attention(teacher, search_images.batch([0]).to(settings.device))
+    example = search_images.batch([0]).to(settings.device)
+    _require_input_fits(teacher, example)
+    teacher = open_attention(teacher, example)
     layers = find_layers(
         teacher,
-        search_images.batch([0]).to(settings.device),
+        example,
         settings.method,
         settings.layers,
         settings.skip,

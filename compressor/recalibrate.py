@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.calibrate import MAX_ROWS, Moments, chunks, has_metric, make_metric, output_weights
+from compressor.calibrate import Moments, chunks, has_metric, make_metric, output_weights, rows_of_batch
 from compressor.capture import batches, draw_places, in_order_of_use, input_of, output_of
 from compressor.factors import SPLIT_METHODS
 from compressor.factors.alternate import alternate
@@ -29,6 +29,7 @@ from compressor.factors.split import first_factor
 from compressor.fidelity import FunctionNorm
 from compressor.images import ImageSet
 from compressor.layers import FoundLayer, groups_of
+from compressor.network import replace_layer
 from compressor.records import RecalibrationRecord, RecalibrationStep, StepKind
 
 LAST_FLOOR = 1e-3  # of the mean variance of the last factor's inputs: features hardly seen keep their weights
@@ -110,7 +111,7 @@ class Recalibration:
         for batch in batches(self.calibration, self.device):
             wanted = output_of(self.original, original, batch)
             given = input_of(self.network, module, batch)
-            count = -(-MAX_ROWS * len(batch) // len(self.calibration))
+            count = rows_of_batch(len(batch), len(self.calibration))
             places = draw_places(original, wanted, count, generator)
             targets = places.of_output(wanted)
             with torch.inference_mode():
@@ -123,18 +124,12 @@ class Recalibration:
     def _try(self, kind: StepKind, name: str, candidate: nn.Module) -> None:
         """Put the candidate in the layer's place, and keep it if the function norm falls."""
         present = self.network.get_submodule(name)
-        self._put(name, candidate)
+        self.network = replace_layer(self.network, name, candidate)
         after = self._loss()
         kept = after < self._current
         if not kept:
-            self._put(name, present)
+            self.network = replace_layer(self.network, name, present)
         self._note(kind, name, after, kept)
-
-    def _put(self, name: str, module: nn.Module) -> None:
-        if name:
-            self.network.set_submodule(name, module)
-        else:  # the network is the layer
-            self.network = module
 
     def _note(self, kind: StepKind, name: str, after: float, kept: bool) -> None:
         self.steps.append(RecalibrationStep(layer=name, kind=kind, before=self._current, after=after, kept=kept))
@@ -200,17 +195,16 @@ def _with_last_refitted(module: nn.Module, moments: Moments) -> nn.Module:
 
 def _with_both_refitted(layer: FoundLayer, module: nn.Module, moments: Moments, outputs: Tensor) -> nn.Module:
     """Factors of the layer that maps the inputs received to the outputs wanted; the better of two beginnings."""
-    assert isinstance(layer.module, nn.Conv2d | nn.Linear)
     assert isinstance(module, nn.Sequential)
     assert layer.method is not None
     factors = SPLIT_METHODS[layer.method]
-    substitute: Layer = copy.deepcopy(layer.module)
+    substitute: Layer = copy.deepcopy(layer.weighted_module)
     weight, bias = solve(moments, substitute.weight, INPUT_FLOOR)
     substitute.weight, substitute.bias = _as_parameter(weight, layer.module), _as_parameter(bias, layer.module)
     metric = make_metric(moments, outputs)
     kernel = factors.kernel(substitute).double().cpu()
-    rank = first_factor(module, layer.num_groups).shape[1]
     present = first_factor(module, layer.num_groups).double().cpu()
+    rank = present.shape[1]
     starts = [present, factors(substitute, metric, limit=rank).first(rank)]
     start = max(starts, key=lambda first: NestedRefit(kernel, metric, first.double()).kept(metric.outputs))
     return factors.with_first(substitute, metric, alternate(kernel, metric, start)).build(rank)

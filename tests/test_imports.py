@@ -19,14 +19,14 @@ MAX_FUNCTION_LINES = 60
 # Modules of compressor, earlier stages first. A module imports from the lines above its own only.
 STAGES = [
     "errors records",
-    "files progress macs",
+    "files progress macs attention",
     "architectures",
     "checkpoint factors.base factors.metric",
     "images factors.refit",
     "capture factors.split factors.tucker factors.cp factors.interpolative",
     "factors.svd factors.spatial factors.alternate",
     "factors",
-    "layers network prune attention",
+    "layers network prune",
     "fidelity objective",
     "plan advice calibrate",
     "decompose recalibrate",

@@ -22,6 +22,7 @@ import click
 import torch
 from torch import Tensor, nn
 
+from benchmarks.size import count_params
 from benchmarks.study import write_results
 from compressor.architectures import import_torchvision, list_architectures, published_transform
 from compressor.attention import open_attention
@@ -80,8 +81,8 @@ def compress_half(original: nn.Module, images: Tensor, path: Path) -> dict[str, 
         "layers": len(found),
         "compressed": dict(Counter(layer.method for layer in layers)),
         "skipped": dict(Counter(layer.skipped for layer in found if layer.skipped)),
-        "params": _num_params(original),
-        "params_compressed": _num_params(network),
+        "params": count_params(original),
+        "params_compressed": count_params(network),
         "macs": macs,
         "macs_compressed": compressed_macs,
         "macs_fvcore": fvcore_macs(original, images[:1]),
@@ -102,10 +103,6 @@ def spread(network: nn.Module, images: Tensor) -> float:
     with torch.inference_mode():
         outputs = network(images)
     return float((outputs.amax(0) - outputs.amin(0)).max() / outputs.abs().max())
-
-
-def _num_params(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def fvcore_macs(model: nn.Module, example: Tensor) -> int | None:
@@ -139,9 +136,9 @@ def size_of(arch: str) -> int:
     """Parameters, without allocating them."""
     try:
         with torch.device("meta"):
-            return _num_params(import_torchvision().models.get_model(arch, weights=None))
+            return count_params(import_torchvision().models.get_model(arch, weights=None))
     except Exception:  # RegNets cannot be built there
-        return _num_params(import_torchvision().models.get_model(arch, weights=None))
+        return count_params(import_torchvision().models.get_model(arch, weights=None))
 
 
 @click.command()

@@ -17,6 +17,7 @@ import click
 import torch
 from torch import nn
 
+from benchmarks.size import count_params
 from benchmarks.study import read_results, write_results
 from compressor.architectures import Transform
 from compressor.attention import open_attention
@@ -86,7 +87,7 @@ class Study:
         outputs = self._norm.outputs(network, self._every)
         squares = self._norm.compare(outputs, self._every)
         measured = {
-            "params": sum(p.numel() for p in network.parameters()),
+            "params": count_params(network),
             "function_norm": float(squares.mean()),
             "stderr": float(squares.std(ddof=1) / len(squares) ** 0.5),
             "relative": float(squares.mean() / self._norm.teacher_energy),

@@ -61,9 +61,7 @@ def refit_layer(layer: Layer, metric: Metric, features: Tensor) -> tuple[Tensor,
     Both in the layer's own type and on its device.
     """
     weight = layer.weight.detach().flatten(1).double().cpu()
-    seen = features @ metric.covariance[0]
-    root = linalg.cholesky(regular(seen @ features.T))
-    last = torch.cholesky_solve(seen @ weight.T, root).T
+    last = _of_features(layer, metric, features).second(len(features))[0, :, :, 0]
     bias = (weight - last @ features) @ metric.mean[0]
     if layer.bias is not None:
         bias = bias + layer.bias.detach().double().cpu()
@@ -72,12 +70,13 @@ def refit_layer(layer: Layer, metric: Metric, features: Tensor) -> tuple[Tensor,
 
 def refit_error(layer: Layer, metric: Metric, features: Tensor) -> float:
     """Mean squared error of the layer's outputs, summed over them, after `refit_layer`."""
-    weight = layer.weight.detach().flatten(1).double().cpu()
-    seen = features @ metric.covariance[0]
-    root = linalg.cholesky(regular(seen @ features.T))
-    kept = linalg.solve_triangular(root, seen @ weight.T, upper=False).square().sum()
-    energy = ((weight @ metric.covariance[0]) * weight).sum()
-    return max(0.0, float(energy - kept))
+    return _of_features(layer, metric, features).squared_error(len(features))
+
+
+def _of_features(layer: Layer, metric: Metric, features: Tensor) -> NestedRefit:
+    """Features of whole patches are those of patches of one column."""
+    kernel = layer.weight.detach().flatten(1).double().cpu()
+    return NestedRefit(kernel[None, :, :, None], metric, features[None])
 
 
 def regular(covariance: Tensor) -> Tensor:
