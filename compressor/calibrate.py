@@ -12,7 +12,7 @@ from compressor.images import ImageSet
 from compressor.layers import FoundLayer
 
 MAX_INPUTS = 5120  # of one output, and outputs of a group; wider layers get no metric. A matrix takes 210 MB at most.
-MEMORY_BYTES = 1 << 30  # for the covariances of one pass; more layers take more passes
+MEMORY_BYTES = 1 << 30  # for what one pass collects; more layers take more passes
 MAX_ROWS = 8192  # places per layer that enter its covariance
 GRADIENT_IMAGES = 64
 GRADIENT_BATCH = 8
@@ -115,7 +115,7 @@ def collect_metrics(
         on_step: told the number of layers done and a word.
     """
     done = 0
-    for chunk in chunks([layer for layer in layers if has_metric(layer)]):
+    for chunk in chunks([layer for layer in layers if has_metric(layer)], _moment_bytes):
         on_step(done, f"inputs of {len(chunk)} layers")
         moments = _input_moments(model, chunk, images, device, seed)
         on_step(done, f"gradients at {len(chunk)} layers")
@@ -140,18 +140,21 @@ def _num_inputs(layer: FoundLayer) -> int:
     return int(torch.Size(layer.shape[1:]).numel())
 
 
-def chunks(layers: Sequence[FoundLayer]) -> Iterator[list[FoundLayer]]:
-    """The layers in order, in runs whose covariances take MEMORY_BYTES at most (or one layer's)."""
+def _moment_bytes(layer: FoundLayer) -> int:
+    groups, num_out = layer.num_groups, layer.shape[0] // layer.num_groups
+    return 8 * groups * (_num_inputs(layer) ** 2 + num_out**2)
+
+
+def chunks(layers: Sequence[FoundLayer], bytes_of: Callable[[FoundLayer], int]) -> Iterator[list[FoundLayer]]:
+    """The layers in order, in runs that together take MEMORY_BYTES at most (or one layer's)."""
     chunk: list[FoundLayer] = []
     used = 0
     for layer in layers:
-        groups, num_out = layer.num_groups, layer.shape[0] // layer.num_groups
-        needed = 8 * groups * (_num_inputs(layer) ** 2 + num_out**2)
-        if chunk and used + needed > MEMORY_BYTES:
+        if chunk and used + bytes_of(layer) > MEMORY_BYTES:
             yield chunk
             chunk, used = [], 0
         chunk.append(layer)
-        used += needed
+        used += bytes_of(layer)
     if chunk:
         yield chunk
 
@@ -181,15 +184,22 @@ def output_weights(
     """How much the network's outputs feel each layer's outputs: E[sum over places of J^T J], (groups, m, m) each.
 
     J is the network's Jacobian there; J^T J is estimated without bias from the gradients of random +-1 combinations
-    of the outputs, summed over a layer's calls. Only the blocks within a group are kept. Where a network cannot be
-    differentiated, or in a part that it computes without gradients, all outputs weigh the same.
+    of the outputs, summed over a layer's calls. Only the blocks within a group are kept, and what few gradients leave
+    open is drawn towards the identity. Where a network cannot be differentiated, or in a part that it computes without
+    gradients, all outputs weigh the same.
     """
     try:
         with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have no gradients in eval mode
             weights = _gradient_moments(model, layers, images, device, seed)
     except RuntimeError:
         return {layer.name: _identity(layer) for layer in layers}
-    return {name: with_floor(_scaled(sums.second_moment()), OUTPUT_FLOOR) for name, sums in weights.items()}
+    return {name: _shrunk(sums) for name, sums in weights.items()}
+
+
+def _shrunk(gradients: Moments) -> Tensor:
+    """Their second moment, scaled, and drawn towards the identity by outputs / rows: a vector's head has few rows."""
+    squares = _scaled(gradients.second_moment())
+    return with_floor(squares, OUTPUT_FLOOR + squares.shape[-1] / gradients.count)
 
 
 def _identity(layer: FoundLayer) -> Tensor:

@@ -75,39 +75,26 @@ def batches(images: ImageSet, device: torch.device, size: int = BATCH_SIZE) -> I
 
 def input_of(network: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
     """What `module` receives when `network` runs on `batch`; the pass ends there."""
-    return _run_until(
-        network,
-        batch,
-        lambda keep: module.register_forward_pre_hook(lambda m, *inputs: keep(_first(*inputs)), with_kwargs=True),
-    )
-
-
-def output_of(network: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
-    """What `module` gives when `network` runs on `batch`; the pass ends there."""
-    return _run_until(network, batch, lambda keep: module.register_forward_hook(lambda m, args, out: keep(out)))
-
-
-def _first(args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Tensor:
-    """The input of a layer, be it given by place or by name."""
-    return args[0] if args else next(iter(kwargs.values()))
-
-
-def _run_until(network: nn.Module, batch: Tensor, attach: Callable[[Callable[[Tensor], None]], object]) -> Tensor:
     seen: list[Tensor] = []
 
-    def keep(value: Tensor) -> None:
-        seen.append(value)
+    def keep(_module: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
+        seen.append(_first(args, kwargs))
         raise Captured
 
-    handle = attach(keep)
+    handle = module.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         with torch.inference_mode():
             network(batch)
     except Captured:
         pass
     finally:
-        handle.remove()  # type: ignore[attr-defined]
+        handle.remove()
     return seen[0]
+
+
+def _first(args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Tensor:
+    """The input of a layer, be it given by place or by name."""
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ be recalibrated in turn must win at every cost, and by what that brings.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,6 +27,8 @@ TRIAL_IMAGES = 16
 # Recalibrating both factors in turn took a third off the function norm where it could be done (docs/results.md).
 MARGIN = 1.5
 SMALLEST_LOSS = 1e-12
+# Equations of activations that overflow, or decompositions that do not converge; TensorLy works in numpy.
+UNSOLVABLE = (torch.linalg.LinAlgError, np.linalg.LinAlgError)
 # CP is left to those who ask for it: seconds per layer and depthwise convolutions that run slowly.
 RIVALS: tuple[Method, ...] = ("spatial", "tucker", "interpolative")
 
@@ -86,11 +89,7 @@ class Decomposer:
             yield layer, None
 
     def _decompose(self, layer: FoundLayer, metric: Metric | None) -> Decomposed:
-        candidates = [
-            Decomposed(rival, *candidate, {})
-            for rival in self._rivals(layer)
-            for candidate in _candidates(rival, metric, self.kinds.get(layer.name, self.choice))
-        ]
+        candidates = self._candidates(layer, metric)
         if len(candidates) == 1:
             return candidates[0]
         own = [candidate for candidate in candidates if candidate.layer.method == layer.method]
@@ -104,6 +103,18 @@ class Decomposer:
             if len(losses) == len(TRIAL_SHARES) and _mean(losses) < _mean(trials[_describe(best)]):
                 best = rival
         return replace(best, trials=trials)
+
+    def _candidates(self, layer: FoundLayer, metric: Metric | None) -> list[Decomposed]:
+        """Those that can be computed: at worst the weight's own factors."""
+        choice = self.kinds.get(layer.name, self.choice)
+        candidates = []
+        for rival in self._rivals(layer):
+            with suppress(*UNSOLVABLE):
+                for factors, kind in _factorisations(rival, metric, choice):
+                    candidates.append(Decomposed(rival, factors, kind, {}))
+        if not any(candidate.layer.method == layer.method for candidate in candidates):
+            candidates += [Decomposed(layer, *weight, {}) for weight in _factorisations(layer, None, "weight")]
+        return candidates
 
     def _losses_while_ahead(self, rival: Decomposed, to_beat: Sequence[float]) -> list[float]:
         """The rival's losses share by share, ending before the first that is not lower by the margin."""
@@ -131,7 +142,9 @@ class Decomposer:
         return self.judge.losses(network, images).mean
 
 
-def _candidates(layer: FoundLayer, metric: Metric | None, choice: FactorChoice) -> Iterator[tuple[Factors, FactorKind]]:
+def _factorisations(
+    layer: FoundLayer, metric: Metric | None, choice: FactorChoice
+) -> Iterator[tuple[Factors, FactorKind]]:
     assert layer.method is not None
     factorise = METHODS[layer.method].factorise
     if metric is None or choice == "weight":

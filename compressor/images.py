@@ -45,6 +45,7 @@ class ImageSet:
         labels: int64 of shape (N,), or None.
         class_names: the names of the labels 0, 1, ..., or None.
         unreadable: files that were skipped because they could not be decoded.
+        drawn: whether they are no images of a task, but drawn.
     """
 
     data: Tensor
@@ -54,6 +55,7 @@ class ImageSet:
     labels: Tensor | None = None
     class_names: list[str] | None = field(default=None)
     unreadable: int = 0
+    drawn: bool = False
 
     def __len__(self) -> int:
         return len(self.data)
@@ -388,6 +390,7 @@ def procedural_images(count: int, transform: Transform, seed: int, on_step: Prog
         source=f"{count} procedurally drawn images",
         mean=transform.mean,
         std=transform.std,
+        drawn=True,
     )
 
 

@@ -46,6 +46,7 @@ from compressor.progress import Progress, Stage
 from compressor.prune import prune_smallest
 from compressor.recalibrate import Recalibration
 from compressor.records import (
+    FactorChoice,
     FactorKind,
     FidelityRecord,
     LatencyRecord,
@@ -59,7 +60,7 @@ from compressor.search.journal import Journal, stored_header
 from compressor.search.loop import Search
 from compressor.search.space import RankSpace
 from compressor.summary import Measured, early_warnings, make_report
-from exporters.onnx import export_onnx
+from exporters.onnx import export_onnx, require_one_file_size
 from exporters.verify import VERIFY_IMAGES, verify_onnx
 
 JOURNAL = "search.jsonl"
@@ -152,6 +153,7 @@ def _prepare(
         raise InputError(f"at least 4 images are needed, 2 to search with and 2 to judge, got {len(image_set)}")
     if settings.factors in ("refit", "activation") and not settings.calibration:
         raise InputError(f"{settings.factors} factors are fitted to images: --calibration must be above 0")
+    require_one_file_size(model)  # now, rather than after the search
     check_folder(Path(out), keep)
     calibration, search_images, held_out = _divide(image_set, settings)
     teacher = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
@@ -225,13 +227,19 @@ def _decompose(
             calibration=job.calibration,
             judge=norm,
             device=job.device,
-            choice=job.settings.factors or "auto",
+            choice=_factor_choice(job),
             kinds=kinds,
             open_method=open_method,
             seed=job.settings.search.seed,
             on_step=stage.update,
         )
         return decomposer.run(layers)
+
+
+def _factor_choice(job: Job) -> FactorChoice:
+    """On drawn images other factors look better than they are (docs/results.md), and the search would believe it."""
+    choice = job.settings.factors or "auto"
+    return "weight" if choice == "auto" and job.calibration.drawn else choice
 
 
 def _choice(

@@ -17,8 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.calibrate import Moments, chunks, has_metric, make_metric, output_weights, rows_of_batch
-from compressor.capture import batches, draw_places, in_order_of_use, input_of, output_of
+from compressor.calibrate import (
+    MAX_ROWS,
+    Moments,
+    chunks,
+    has_metric,
+    make_metric,
+    output_weights,
+    rows_of_batch,
+)
+from compressor.capture import Places, batches, draw_places, in_order_of_use, input_of, watching
 from compressor.factors import SPLIT_METHODS
 from compressor.factors.alternate import alternate
 from compressor.factors.base import Layer
@@ -33,6 +41,16 @@ from compressor.network import replace_layer
 from compressor.records import RecalibrationRecord, RecalibrationStep, StepKind
 
 LAST_FLOOR = 1e-3  # of the mean variance of the last factor's inputs: features hardly seen keep their weights
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """What one layer is to give: per batch the places and the original's outputs there (rows, Co), and the weight of
+    these outputs where both factors can be refitted."""
+
+    layer: FoundLayer
+    rows: list[tuple[Places, Tensor]]
+    weights: Tensor | None
 
 
 @dataclass
@@ -63,9 +81,9 @@ class Recalibration:
         """Refit all layers, and say what each step brought."""
         began = time.perf_counter()
         self._current = before = self._loss()
-        for count, (layer, outputs) in enumerate(self._front_to_back()):
-            self.on_step(count, f"{layer.name}, function norm {self._current:.4g}")
-            self._refit_layer(layer, outputs)
+        for count, goal in enumerate(self._front_to_back()):
+            self.on_step(count, f"{goal.layer.name}, function norm {self._current:.4g}")
+            self._refit_layer(goal)
         self._refit_norms()
         return RecalibrationRecord(
             calibration_images=len(self.calibration),
@@ -79,45 +97,64 @@ class Recalibration:
     def _loss(self) -> float:
         return self.judge.losses(self.network, np.arange(len(self.judge.images))).mean
 
-    def _front_to_back(self) -> Iterator[tuple[FoundLayer, Tensor | None]]:
-        """The layers in order of use, each with the weight of its outputs where both factors can be refitted."""
+    def _front_to_back(self) -> Iterator["_Goal"]:
+        """What each layer is to give, in order of use; the original runs once for as many as memory allows."""
         by_name = {layer.name: layer for layer in self.layers}
         example = self.calibration.batch([0]).to(self.device)
         ordered = [by_name[name] for name in in_order_of_use(self.network, list(by_name), example)]
-        for chunk in chunks(ordered):
+        for chunk in chunks(ordered, _goal_bytes):
             both = [layer for layer in chunk if _has_both(layer)]
             weights = output_weights(self.original, both, self.calibration, self.device, self.seed) if both else {}
+            rows = self._outputs_of_original(chunk)
             for layer in chunk:
-                yield layer, weights.pop(layer.name, None)
+                yield _Goal(layer, rows.pop(layer.name), weights.pop(layer.name, None))
 
-    def _refit_layer(self, layer: FoundLayer, outputs: Tensor | None) -> None:
-        module = self.network.get_submodule(layer.name)
-        last, whole = self._moments(layer, module, with_whole=outputs is not None)
+    def _outputs_of_original(self, layers: Sequence[FoundLayer]) -> dict[str, list[tuple[Places, Tensor]]]:
+        """For every layer and batch the places drawn, and what the original layer gives there (rows, Co)."""
+        rows: dict[str, list[tuple[Places, Tensor]]] = {layer.name: [] for layer in layers}
+        generators = [torch.Generator().manual_seed(self.seed) for _ in layers]
+        seen: set[int] = set()
+
+        def keep(number: int, _value: Tensor, output: Tensor) -> None:
+            layer = layers[number]
+            if number in seen:  # a layer called twice is refitted on its first call
+                return
+            seen.add(number)
+            count = rows_of_batch(len(batch), len(self.calibration))
+            places = draw_places(layer.module, output, count, generators[number])
+            rows[layer.name].append((places, places.of_output(output)))
+
+        modules = [self.original.get_submodule(layer.name) for layer in layers]
+        with torch.inference_mode(), watching(modules, keep):
+            for batch in batches(self.calibration, self.device):
+                seen.clear()
+                self.original(batch)
+        return rows
+
+    def _refit_layer(self, goal: "_Goal") -> None:
+        name = goal.layer.name
+        module = self.network.get_submodule(name)
+        last, whole = self._moments(goal, module)
         # Equations that cannot be solved are a step not taken.
         with suppress(torch.linalg.LinAlgError):
-            self._try("last factor", layer.name, _with_last_refitted(module, last))
-        if outputs is None:
+            self._try("last factor", name, _with_last_refitted(module, last))
+        if goal.weights is None:
             return
         with suppress(torch.linalg.LinAlgError):
-            present = self.network.get_submodule(layer.name)
-            self._try("both factors", layer.name, _with_both_refitted(layer, present, whole, outputs))
+            present = self.network.get_submodule(name)
+            self._try("both factors", name, _with_both_refitted(goal.layer, present, whole, goal.weights))
 
-    def _moments(self, layer: FoundLayer, module: nn.Module, with_whole: bool) -> tuple[Moments, Moments]:
+    def _moments(self, goal: "_Goal", module: nn.Module) -> tuple[Moments, Moments]:
         """Sums over what the last factor and what the whole layer receive, and over what the original layer gives."""
-        original = self.original.get_submodule(layer.name)
+        original = goal.layer.module
         final, outputs = last_factor(module)
         last, whole = Moments(groups_of(final)), Moments(groups_of(original))
-        generator = torch.Generator().manual_seed(self.seed)
-        for batch in batches(self.calibration, self.device):
-            wanted = output_of(self.original, original, batch)
+        for batch, (places, targets) in zip(batches(self.calibration, self.device), goal.rows, strict=True):
             given = input_of(self.network, module, batch)
-            count = rows_of_batch(len(batch), len(self.calibration))
-            places = draw_places(original, wanted, count, generator)
-            targets = places.of_output(wanted)
             with torch.inference_mode():
                 features = _before_last(module, given)
             last.add(places.of_input(final, features), targets if outputs is None else targets[:, outputs])
-            if with_whole:
+            if goal.weights is not None:
                 whole.add(places.of_input(original, given), targets)
         return last, whole
 
@@ -173,6 +210,11 @@ def estimate_statistics(network: nn.Module, norms: Sequence[nn.Module], images: 
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
+
+
+def _goal_bytes(layer: FoundLayer) -> int:
+    num_out = layer.shape[0]
+    return 4 * MAX_ROWS * num_out + 8 * num_out * (num_out // layer.num_groups)
 
 
 def _has_both(layer: FoundLayer) -> bool:

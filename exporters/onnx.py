@@ -46,7 +46,7 @@ def export_onnx(
             file cannot be written.
         BocompressError: torch could not translate the network, or the result is not valid ONNX.
     """
-    _require_one_file_size(model)
+    require_one_file_size(model)
     frozen = frozen_copy(model)
     batch = _export_batch(example)
     _require_logits(frozen, batch)
@@ -63,7 +63,8 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).cpu().eval().requires_grad_(False)
 
 
-def _require_one_file_size(model: nn.Module) -> None:
+def require_one_file_size(model: nn.Module) -> None:
+    """Raises InputError if the weights do not fit into one ONNX file."""
     tensors = [*model.parameters(), *model.buffers()]
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if size > MAX_WEIGHT_BYTES:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor import calibrate
-from compressor.calibrate import Moments, chunks, collect_metrics, output_weights
+from compressor.calibrate import PROJECTIONS, Moments, chunks, collect_metrics, output_weights
 from compressor.factors.metric import INPUT_FLOOR, OUTPUT_FLOOR, Metric, with_floor
 from compressor.images import ImageSet, from_batches
 from compressor.layers import FoundLayer, compressible, find_layers
@@ -170,7 +170,8 @@ def test_of_a_linear_network_with_one_output_weights_are_exact() -> None:
     found = output_weights(network, layers_of(network, images)[:2], images, CPU, 0)
     for name, jacobian in (("0", network[2].weight @ network[1].weight), ("1", network[2].weight)):
         exact = (jacobian.T @ jacobian).double().detach()
-        exact = exact / exact.diagonal().mean() + OUTPUT_FLOOR * torch.eye(len(exact), dtype=torch.float64)
+        shrinkage = OUTPUT_FLOOR + len(exact) / (20 * PROJECTIONS)
+        exact = exact / exact.diagonal().mean() + shrinkage * torch.eye(len(exact), dtype=torch.float64)
         torch.testing.assert_close(found[name][0], exact, rtol=1e-5, atol=1e-6)
 
 
@@ -199,12 +200,17 @@ def test_passes_for_few_layers_each_give_the_same(
 
 def test_chunks_keep_to_the_memory_and_the_order(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     layers = layers_of(network, images_of(2, 3, 8, 8))
-    sizes = [8 * (27**2 + 8**2), 8 * 2 * (36**2 + 4**2), 8 * (8**2 + 6**2), 8 * (24**2 + 5**2)]
-    monkeypatch.setattr(calibrate, "MEMORY_BYTES", sizes[1] + sizes[2])
-    assert [[layer.name for layer in chunk] for chunk in chunks(layers)] == [["0"], ["2", "5"], ["9"]]
-    monkeypatch.setattr(calibrate, "MEMORY_BYTES", sum(sizes))
-    assert [len(chunk) for chunk in chunks(layers)] == [4]
-    assert list(chunks([])) == []
+    sizes = dict(zip(("0", "2", "5", "9"), (300, 900, 100, 200), strict=True))
+
+    def cut(memory: int) -> list[list[str]]:
+        monkeypatch.setattr(calibrate, "MEMORY_BYTES", memory)
+        return [[layer.name for layer in chunk] for chunk in chunks(layers, lambda layer: sizes[layer.name])]
+
+    assert cut(1000) == [["0"], ["2", "5"], ["9"]]
+    assert cut(1499) == [["0", "2", "5"], ["9"]]
+    assert cut(1500) == [["0", "2", "5", "9"]]
+    assert cut(1) == [["0"], ["2"], ["5"], ["9"]]
+    assert list(chunks([], lambda layer: 1)) == []
 
 
 def test_a_limited_number_of_places_enters(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,3 +246,20 @@ def test_the_network_stays_as_it_was(subject: Subject) -> None:
     subject.run(open_method=True)
     assert all(torch.equal(value, before[name]) for name, value in subject.model.state_dict().items())
     assert not any(module._forward_hooks for module in subject.model.modules())
+
+
+@pytest.mark.parametrize("choice", ["auto", "refit", "activation"])
+@pytest.mark.parametrize("method", ["svd", "interpolative"])
+def test_inputs_whose_squares_overflow_leave_the_weights_own_factors(choice: str, method: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 12), nn.Linear(12, 12)).eval().requires_grad_(False)
+    for layer, scale in zip(model, (1e20, 1e-20), strict=True):
+        layer.weight.data.mul_(scale)
+        layer.bias.data.zero_()
+    images = from_batches([torch.randn(20, 12)], 20)
+    layers = [with_method(layer, method) for layer in compressible(find_layers(model, images.batch([0])))]
+    decomposer = Decomposer(model, images, FunctionNorm(model, images, CPU), CPU, choice)  # type: ignore[arg-type]
+    found = {part.layer.name: part for part in decomposer.run(layers)}
+    assert found["0"].kind != "weight"
+    assert found["1"].kind == "weight"
+    assert torch.isfinite(found["1"].factors.build(2)[0].weight if method == "svd" else torch.ones(1)).all()

@@ -22,6 +22,7 @@ from compressor.job import Compressed, Job, Settings
 from compressor.pipeline import MIN_CALIBRATION_IMAGES
 from compressor.records import ParityRecord, Plan
 from compressor.search.loop import SearchSettings
+from exporters import onnx
 
 SEARCH = SearchSettings(max_evaluations=6, samples=8, seed=1)
 
@@ -302,3 +303,22 @@ def test_factors_that_are_fitted_to_images_need_some(
     with pytest.raises(InputError, match=f"{factors} factors are fitted to images: --calibration must be above 0"):
         compress(network, images, tmp_path / "out", Settings(factors=factors, calibration=0, search=SEARCH))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_too_large_for_a_file_is_refused_before_the_search(
+    network: nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx, "MAX_WEIGHT_BYTES", 4 * sum(value.numel() for value in network.parameters()) - 1)
+    with pytest.raises(InputError, match="one ONNX file cannot hold more than 2 GB"):
+        compress(network, images, tmp_path / "out", Settings(search=SEARCH))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("factors", "expected"), [("auto", {"weight"}), ("activation", {"activation"})])
+def test_drawn_images_do_not_choose_factors(
+    network: nn.Module, images: ImageSet, tmp_path: Path, factors: Any, expected: set[str]
+) -> None:
+    chosen = Settings(factors=factors, method="spatial", search=SEARCH)
+    run = compress(network, replace(images, drawn=True), tmp_path / "out", chosen)
+    assert {layer.factors for layer in run.plan.layers if layer.rank is not None} == expected
+    assert run.report.recalibration is not None

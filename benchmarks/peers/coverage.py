@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.size import count_params
-from benchmarks.study import write_results
+from benchmarks.study import read_results, write_results
 from compressor.architectures import import_torchvision, list_architectures, published_transform
 from compressor.attention import open_attention
 from compressor.checkpoint import load_model
@@ -36,7 +36,7 @@ from exporters.onnx import export_onnx
 from exporters.verify import verify_onnx
 
 NUM_IMAGES = 4
-SECONDS_PER_ARCH = 1200
+SECONDS_PER_ARCH = 3600
 COUNTED = ("conv", "linear", "addmm", "matmul", "bmm", "einsum", "mm", "scaled_dot_product_attention")
 
 
@@ -143,8 +143,9 @@ def size_of(arch: str) -> int:
 
 @click.command()
 @click.option("--only", help="One architecture; prints its row.")
+@click.option("--add", is_flag=True, help="Keep the rows of the results file that passed.")
 @click.option("--name", default="coverage", show_default=True, help="Name of the results file.")
-def main(only: str | None, name: str) -> None:
+def main(only: str | None, add: bool, name: str) -> None:
     """Run the study and write benchmarks/results/NAME.json; small networks first, kept as they come."""
     if only:
         try:
@@ -154,8 +155,9 @@ def main(only: str | None, name: str) -> None:
             raise SystemExit(1) from error
         return
     began = time.perf_counter()
-    rows = []
-    for arch in sorted(list_architectures(), key=size_of):
+    rows = [row for row in read_results(name)["rows"] if "failed" not in row] if add else []
+    known = {row["arch"] for row in rows}
+    for arch in sorted(set(list_architectures()) - known, key=size_of):
         rows.append(run_alone(arch))
         click.echo(json.dumps(rows[-1]), err=True)
         write_results(name, {"about": "every torchvision classifier at half of every cap"}, rows, began)

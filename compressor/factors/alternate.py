@@ -38,12 +38,6 @@ def alternate(kernel: Tensor, metric: Metric, first: Tensor, sweeps: int = SWEEP
     return first.double()
 
 
-def weighted_error(kernel: Tensor, metric: Metric, first: Tensor, second: Tensor) -> float:
-    """tr(G (W~ - W) C (W~ - W)^T), summed over groups."""
-    error = (torch.einsum("gokw,gka->goaw", second, first) - kernel).flatten(2)
-    return float(((metric.outputs @ error @ metric.covariance) * error).sum())
-
-
 @dataclass(frozen=True)
 class _Quadratic:
     """The quadratic in V (groups, K, a) and its preconditioner."""
