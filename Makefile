@@ -9,7 +9,7 @@ MODEL ?= demo/resnet18-digits.pt
 DATA ?= demo/images
 SIZE ?= 32
 
-.PHONY: help demo test lint docs bench-uniform bench-factors bench-coverage clean
+.PHONY: help demo test lint docs bench-uniform bench-factors bench-search bench-certificates bench-overhead bench-coverage clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,16 @@ bench-uniform: $(READY)  ## MODEL, DATA, SIZE: the search's plan against every u
 
 bench-factors: $(READY)  ## MODEL, DATA, SIZE: what each kind of factors is worth at equal ranks, before and after recalibration
 	$(BIN)/python -m benchmarks.peers.factors $(MODEL) $(DATA) --input-size $(SIZE)
+
+bench-search: $(READY)  ## MODEL, DATA, SIZE: bocompress's search beside random, uniform, greedy and four optimisers (hours)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.peers.search $(MODEL) $(DATA) --input-size $(SIZE) --add
+
+bench-certificates: $(READY)  ## how often stopped searches are wrong where the Gaussian process is right (an hour)
+	$(BIN)/python -m benchmarks.peers.certificates
+
+bench-overhead: $(READY)  ## what the search costs beside its looks, at 16 and 50 layers
+	$(BIN)/python -m benchmarks.peers.overhead
 
 bench-coverage: $(READY)  ## every torchvision classifier compressed at half of every cap, exported, verified (an hour or more)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

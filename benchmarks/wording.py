@@ -180,14 +180,22 @@ def describe_images(report: Report) -> str:
 
 
 def describe_certificate(search: SearchRecord) -> str:
-    """Eq. (12) in words."""
-    certificate = search.certificate
-    verdict = "met" if certificate.met else "not met"
+    """Whether what was to stop the search did, in words; both figures."""
+    certificate, joint = search.certificate, search.certificate.joint
+    asked = f" (asked: at most {_equal('ε', certificate.epsilon)}): {'met' if certificate.met else 'not met'}"
+    pointwise = (
+        f"the largest probability found that a given other plan is better than this one by more than "
+        f"{_equal('δ', float(f'{certificate.delta:.2g}'))} is {format_probability(certificate.pointwise)}"
+        f"{asked if certificate.asked == 'pointwise' else ''}"
+    )
+    given = f"Given the Gaussian process fitted to {format_plural(search.evaluations, 'observation')}, {pointwise}"
+    if joint is None:
+        return f"{given}."
     return (
-        f"Given the Gaussian process fitted to {format_plural(search.evaluations, 'observation')}, the largest "
-        f"probability found that a given other plan is better than this one by more than "
-        f"{_equal('δ', float(f'{certificate.delta:.2g}'))} is {format_probability(certificate.pointwise)} "
-        f"(asked: at most {_equal('ε', certificate.epsilon)}): {verdict}."
+        f"{given}. That any plan at all is better by that much has a probability of "
+        f"{format_probability(joint.estimate)}, at most {format_probability(joint.upper)} with confidence "
+        f"{format_percent(joint.confidence)}, from {format_plural(joint.paths, 'draw')} of the Gaussian process"
+        f"{asked if certificate.asked == 'joint' else ''}."
     )
 
 
@@ -204,9 +212,9 @@ def describe_calibration(search: SearchRecord) -> str:
 def describe_certificate_limits() -> str:
     """What the certificate does not say; it belongs beside every statement of it."""
     return (
-        "It speaks of single plans, not of all plans at once, the largest probability is the largest that a search "
-        "over plans found, and it holds only as far as the model is right "
-        "(Ma et al. 2019, Eq. 12)."
+        "The first probability speaks of single plans (Ma et al. 2019, Eq. 12), the second of all plans at once (after "
+        "Wilson 2024). Both rest on searches over plans, which may miss the best, and hold only as far as the model is "
+        "right."
     )
 
 

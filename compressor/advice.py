@@ -49,10 +49,12 @@ def on_certificate(certificate: CertificateRecord, stopped_because: str) -> list
     """About a search that ended without its certificate."""
     if certificate.met:
         return []
-    return [
-        f"the search stopped before its certificate held ({stopped_because}): some other plan may be better by "
-        f"more than {certificate.delta:.3g} with probability {certificate.pointwise:.2g}"
-    ]
+    before = f"the search stopped before its certificate held ({stopped_because})"
+    margin = f"better by more than {certificate.delta:.3g} with probability"
+    if certificate.asked == "joint" and certificate.joint is not None:
+        joint = certificate.joint
+        return [f"{before}: some plan is {margin} {joint.estimate:.2g}, at most {joint.upper:.2g}"]
+    return [f"{before}: a given other plan may be {margin} {certificate.pointwise:.2g}"]
 
 
 def on_prune(fraction: float) -> list[str]:

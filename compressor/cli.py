@@ -294,7 +294,7 @@ DRAWN = (
 
 def _settings(options: dict[str, Any]) -> "Settings":
     from compressor.pipeline import Settings
-    from compressor.search.loop import SearchSettings
+    from compressor.search.settings import SearchSettings
 
     shared = {key: options[key] for key in ("device", "threads", "batch_size", "calibration", "recalibrate")}
     shared["factors"] = None if options["factors"] == "plan" else options["factors"]
@@ -308,6 +308,8 @@ def _settings(options: dict[str, Any]) -> "Settings":
             key: options[key]
             for key in (
                 "epsilon",
+                "certificate",
+                "acquisition",
                 "samples",
                 "start",
                 "surrogate",

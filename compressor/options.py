@@ -172,8 +172,8 @@ layer_options = _options(
 FACTOR_KINDS = ("auto", "weight", "refit", "activation")
 FACTOR_HELP = (
     "weight: truncated weights. refit: the same, the last factor by least squares on calibration images. activation: "
-    "truncated in the metric of the layer's inputs and outputs, then refitted. auto: measured for every layer. Tucker, "
-    "CP and interpolative factors know refit and activation as one."
+    "truncated in the metric of the layer's inputs and outputs, then refitted. auto: measured for every layer; weight "
+    "where images are drawn. Tucker, CP and interpolative factors know refit and activation as one."
 )
 
 
@@ -230,9 +230,24 @@ search_options = _options(
     click.option(
         "--epsilon",
         type=FiniteRange(0, 1, min_open=True, max_open=True),
-        default=0.005,
+        help="The certificate's epsilon: the probability at which the search may stop. Left out: 0.05 for joint, the "
+        "paper's 0.005 for pointwise.",
+    ),
+    click.option(
+        "--certificate",
+        type=click.Choice(["joint", "pointwise"]),
+        default="joint",
         show_default=True,
-        help="The certificate's epsilon: the probability at which the search may stop.",
+        help="What stops the search: the probability that any plan is better by more than delta, from draws of the "
+        "Gaussian process; or that a given other plan is (Eq. 12, the paper's).",
+    ),
+    click.option(
+        "--acquisition",
+        type=click.Choice(["pac", "pac-ei", "ei", "pi", "lcb"]),
+        default="pac",
+        show_default=True,
+        help="Which plan is proposed next: most probable to beat the best by more than delta (Eq. 11); by the largest "
+        "expected gain beyond that; or expected improvement, probability of improvement, confidence bound.",
     ),
     click.option(
         "--samples",

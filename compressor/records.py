@@ -13,6 +13,7 @@ Form = Literal["ratio", "rate"]
 FactorKind = Literal["weight", "refit", "activation"]
 FactorChoice = Literal["auto", "weight", "refit", "activation"]
 StepKind = Literal["last factor", "both factors", "batch-norm statistics"]
+Certificate = Literal["joint", "pointwise"]
 Number = TypeVar("Number", int, float)
 
 
@@ -133,14 +134,34 @@ class ParityRecord(Record):
     tolerance: float
 
 
+class JointRecord(Record):
+    """`failures` of `paths` draws of the objective from the posterior had some plan, of those a search over the lattice
+    finds, that beats the chosen one by more than delta; with `confidence` the probability is at most `upper`."""
+
+    failures: int = Field(ge=0)
+    paths: int = Field(ge=1)
+    upper: float = Field(ge=0, le=1)
+    confidence: float = Field(ge=0, le=1)
+
+    @property
+    def estimate(self) -> float:
+        """Share of the draws that failed."""
+        return self.failures / self.paths
+
+
 class CertificateRecord(Record):
-    """Eq. (12): `pointwise` is the largest posterior probability found, among the plans tried by the acquisition's
-    search, that a given other plan beats the chosen one by more than `delta`; `met` says that it is at most `epsilon`
-    and that the search had its start and at least one look beyond. Conditional on the Gaussian process."""
+    """Two probabilities that the chosen plan is beaten by more than `delta`, both conditional on the Gaussian process.
+
+    `pointwise`, Eq. (12): by a given other plan; the largest found among the plans tried by the acquisition's search.
+    `joint`: by any plan at all; null in reports of versions that did not compute it. `asked` names the one that was to
+    stop the search; `met` says that it is at most `epsilon` (the joint one: its upper bound, with epsilon's share for
+    the Monte Carlo error taken off) and that the search had its start and at least one look beyond."""
 
     pointwise: float
+    joint: JointRecord | None = None
     delta: float
     epsilon: float
+    asked: Certificate = "pointwise"
     met: bool
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from compressor.records import Comparison, LatencyRecord, LayerRecord, RecalibrationRecord, Report
+from compressor.records import Comparison, LatencyRecord, LayerRecord, RecalibrationRecord, Report, SearchRecord
 
 NARROWEST = 100  # a pipe has no width: wide enough for the longest row
 
@@ -40,7 +40,8 @@ def print_report(report: Report, folder: Path) -> None:
     console = _console()
     console.print(table)
     if report.search:
-        console.print(_certificate_line(report))
+        for line in _certificate_lines(report.search):
+            console.print(line, markup=False)
     if report.recalibration:
         console.print(_recalibration_line(report.recalibration))
     for warning in report.warnings:
@@ -86,15 +87,22 @@ def _add_latency(table: Table, latency: dict[str, LatencyRecord]) -> None:
         )
 
 
-def _certificate_line(report: Report) -> str:
-    assert report.search is not None
-    certificate = report.search.certificate
-    sign, verdict = ("<=", "met") if certificate.met else (">", "not met")
-    return (
-        f"certificate {verdict}: P(a given other plan is better by {certificate.delta:.2g}) = "
-        f"{certificate.pointwise:.2g} {sign} {certificate.epsilon:g}, after {report.search.evaluations} evaluations, "
-        f"{report.search.image_passes:,} image passes, {report.search.seconds:.0f} s"
-    )
+def _certificate_lines(search: SearchRecord) -> list[str]:
+    """Both figures, the one that was to stop the search beside its epsilon, and what they rest on."""
+    certificate, joint = search.certificate, search.certificate.joint
+    margin = f"better by {certificate.delta:.2g}"
+    figures = {"pointwise": f"P(a given other plan is {margin}) = {certificate.pointwise:.2g}"}
+    if joint is not None:
+        figures["joint"] = f"P(any plan is {margin}) = {joint.estimate:.2g}, at most {joint.upper:.2g}"
+    asked = figures.pop(certificate.asked)
+    lines = [
+        f"certificate ({certificate.asked}, asked: {certificate.epsilon:g}) {'met' if certificate.met else 'not met'}: "
+        f"{asked}",
+        *(f"  {name}: {figure}" for name, figure in figures.items()),
+        f"  given the Gaussian process: its errors are {search.calibration.z_rms:.2g} times as large as it predicts",
+        f"search: {search.evaluations} evaluations, {search.image_passes:,} image passes, {search.seconds:.0f} s",
+    ]
+    return lines
 
 
 def _recalibration_line(record: RecalibrationRecord) -> str:

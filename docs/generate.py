@@ -11,9 +11,13 @@ from typing import Any
 
 import click
 
+from benchmarks.peers.rivals import DEFAULT, SEARCHES
+from benchmarks.peers.rivals.picture import draw
 from compressor.cli import export, main
+from compressor.files import write_text
 
 DOCS = Path(__file__).parent
+PICTURES = DOCS / "pictures"
 RESULTS = DOCS.parent / "benchmarks" / "results"
 
 
@@ -55,6 +59,9 @@ def results_page() -> str:
         for pattern, section in (
             ("uniform*.json", _uniform_section),
             ("factors*.json", _factors_section),
+            ("search*.json", _search_section),
+            ("certificates.json", _certificates_section),
+            ("overhead.json", _overhead_section),
             ("coverage.json", _coverage_section),
         )
         for path in sorted(RESULTS.glob(pattern))
@@ -135,15 +142,114 @@ def _fitted_on(row: dict[str, Any]) -> str:
     return f"{row['fit_on']}, {row['images']}"
 
 
+def _search_section(path: Path) -> str:
+    study = json.loads(path.read_text(encoding="utf-8"))
+    name = path.stem
+    lines = [
+        f"## {name}: bocompress's search beside others",
+        f"{study['network']}, {study['layers']} layers ({study['patterns']}), weight-space factors, gamma "
+        f"{study['gamma']:.4g}, {study['budget']:,} image passes, {study['samples']} images per look. J is the median "
+        f"over the seeds of the final plans' J = -gamma L - R on {study['judged_on']} images outside the search; "
+        f"p: one-sided Wilcoxon signed-rank test over the seeds that the default's J is the greater (never below 2^-n "
+        f"for n seeds). Passes ratio: passes to hold a plan as good as the last of the best peer "
+        f"({study['best_peer']}), over the passes that took it. Peers search log-scaled ranks, too. Contradicted: a "
+        f"plan seen anywhere in the study beats a certified one by more than its delta. Own CPU s: what "
+        f"the search spends beside the looks, on one thread. "
+        f"{', '.join(f'{peer} {number}' for peer, number in study['peers'].items())}. {_machine(study)}",
+        f"![Objective against image passes](pictures/{name}.svg)",
+        _table(
+            {
+                "search": lambda r: f"**{r['search']}**" if r["search"] == DEFAULT else r["search"],
+                "what": lambda r: SEARCHES[r["search"]].about,
+                "seeds": lambda r: str(r["seeds"]),
+                "J": lambda r: f"{r['objective']:.4f} ({r['lowest']:.4f} to {r['highest']:.4f})",
+                "default wins": lambda r: "" if r["wins_of_default"] is None else f"{r['wins_of_default']}",
+                "p": lambda r: "" if r["p_value"] is None else f"{r['p_value']:.3f}",
+                "R": lambda r: f"{r['ratio']:.3f}",
+                "relative L": lambda r: f"{r['relative']:.3f}",
+                "image passes": lambda r: f"{r['passes']:,.0f}",
+                "own CPU s": lambda r: f"{r['overhead_seconds']:.1f}",
+                "reached best peer": lambda r: f"{r['reached_best_peer']} of {r['seeds']}",
+                "passes ratio": lambda r: "" if r["passes_ratio"] is None else f"{r['passes_ratio']:.2f}",
+                "certified": lambda r: f"{r['stopped']}" if SEARCHES[r["search"]].ours else "",
+                "contradicted": lambda r: f"{r['contradicted']}" if r["stopped"] else "",
+            },
+            study["summary"],
+        ),
+    ]
+    return "\n\n".join(lines)
+
+
+def write_pictures() -> None:
+    """docs/pictures: one per comparison of searches."""
+    for path in sorted(RESULTS.glob("search*.json")):
+        PICTURES.mkdir(exist_ok=True)
+        write_text(PICTURES / f"{path.stem}.svg", draw(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def _certificates_section(path: Path) -> str:
+    study = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "## certificates: how often a stopped search is wrong where the Gaussian process is right",
+        f"Objectives drawn from a Gaussian process of deviation 1 whose hyperparameters the search knows; noise of a "
+        f"look {study['look_noise']:g}, {study['levels']} ranks per layer, at most {study['max_looks']} looks, epsilon "
+        f"{study['epsilon']:g}. Wrong: climbs on the drawn function find a plan better than the incumbent by more than "
+        f"delta; 95 % binomial interval. {_machine(study)}",
+        _table(
+            {
+                "d": lambda r: str(r["dims"]),
+                "length-scale": lambda r: f"{r['length_scale']:g}",
+                "delta": lambda r: f"{r['delta']:g}",
+                "rule": lambda r: r["rule"],
+                "stopped": lambda r: f"{r['stopped']} of {r['problems']}",
+                "wrong of those": lambda r: _share_with_interval(r),
+                "median looks": lambda r: f"{r['median_looks']:g}",
+            },
+            study["rows"],
+        ),
+    ]
+    return "\n\n".join(lines)
+
+
+def _share_with_interval(row: dict[str, Any]) -> str:
+    if not row["stopped"]:
+        return ""
+    share = row["wrong"] / row["stopped"]
+    return f"{100 * share:.1f} % ({100 * row['wrong_low']:.1f} to {100 * row['wrong_high']:.1f})"
+
+
+def _overhead_section(path: Path) -> str:
+    study = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "## overhead: what the search costs beside its looks",
+        f"Processor seconds of fit, acquisition and certificate on one thread, with an analytic objective; the share "
+        f"is that beside looks of {study['look_seconds']:g} s each. {_machine(study)}",
+        _table(
+            {
+                "d": lambda r: str(r["dims"]),
+                "delta": lambda r: f"{100 * r['delta']:g} %",
+                "looks": lambda r: str(r["looks"]),
+                "CPU s": lambda r: f"{r['cpu_seconds']:.1f}",
+                "ms per look": lambda r: f"{1000 * r['cpu_seconds_per_look']:.0f}",
+                "share": lambda r: f"{100 * r['share_beside_looks']:.1f} %",
+                "stopped because": lambda r: r["stopped_because"],
+            },
+            study["rows"],
+        ),
+    ]
+    return "\n\n".join(lines)
+
+
 def _coverage_section(path: Path) -> str:
     study = json.loads(path.read_text(encoding="utf-8"))
     passed = [row for row in study["rows"] if "failed" not in row]
     failed = [row for row in study["rows"] if "failed" in row]
     lines = [
         "## coverage: torchvision's classifiers at half of every cap",
-        f"{len(passed)} architectures, the smallest first, inspected, compressed at half of every cap, exported and "
-        f"checked against torch; "
-        f"random weights, the weights' own factors. MACs beside fvcore's count of convolutions and matrix products. "
+        f"{len(passed)} of {len(study['rows'])} architectures, the smallest first, inspected, compressed at half of "
+        f"every cap, exported and checked against torch; random weights, the weights' own factors. MACs beside "
+        f"fvcore's count of convolutions and matrix products, which includes Swin v2's tables of positions, "
+        f"constants here and in the file, and rounds products of einsum. "
         f"{_machine(study)}",
         _table(
             {
@@ -154,7 +260,7 @@ def _coverage_section(path: Path) -> str:
                 "parameters": lambda r: f"{r['params'] / 1e6:.1f} M",
                 "ratio": lambda r: f"{r['params_compressed'] / r['params']:.3f}",
                 "MACs": lambda r: f"{r['macs'] / 1e9:.2f} G",
-                "MACs / fvcore": lambda r: f"{r['macs'] / r['macs_fvcore']:.3f}" if r["macs_fvcore"] else "",
+                "MACs / fvcore": lambda r: f"{r['macs'] / r['macs_fvcore']:.4f}" if r["macs_fvcore"] else "",
                 "MACs ratio": lambda r: f"{r['macs_compressed'] / r['macs']:.3f}",
                 "parity": lambda r: f"{r['parity']:.0e}",
             },
@@ -191,3 +297,4 @@ def _machine(study: dict[str, Any]) -> str:
 if __name__ == "__main__":
     (DOCS / "options.md").write_text(options_page(), encoding="utf-8")
     (DOCS / "results.md").write_text(results_page(), encoding="utf-8")
+    write_pictures()

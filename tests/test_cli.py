@@ -283,6 +283,8 @@ def test_an_ambiguous_network_asks_for_arch(refuse, squeezenet, registry, monkey
         ("--gamma", ["0", "-1", "nan", "inf", "much", ""]),
         ("--delta", ["0", "0%", "-5%", "nan", "inf%", "some", "%"]),
         ("--epsilon", ["0", "1", "2", "x"]),
+        ("--certificate", ["none", "both"]),
+        ("--acquisition", ["ucb", ""]),
         ("--prune", ["1", "-0.1", "nan", "all"]),
         ("--std", ["0,1,1", "1,-1,1", "1,1", "a,b,c", "nan,1,1"]),
         ("--mean", ["1", "1,2,3,4", "inf,0,0"]),

@@ -147,7 +147,7 @@ def test_report_has_every_promised_field(run):
     assert {"function_norm", "stderr", "relative"} <= raw["fidelity"].keys()
     assert {"max_abs_error", "max_rel_error", "top1_agreement"} <= raw["parity"].keys()
     assert {"evaluations", "image_passes", "seconds", "certificate"} <= raw["search"].keys()
-    assert {"pointwise", "delta", "epsilon", "met"} <= raw["search"]["certificate"].keys()
+    assert {"pointwise", "joint", "delta", "epsilon", "asked", "met"} <= raw["search"]["certificate"].keys()
     assert all({"name", "kind", "method", "rank", "cap"} <= layer.keys() for layer in raw["layers"])
     assert raw["top1"].keys() == {"original", "compressed"}
     assert "bocompress-export" in raw["command"]
@@ -275,6 +275,9 @@ def test_search_is_reported_as_it_was_journaled(run):
         assert record.objective == pytest.approx(-run.report.gamma * losses.mean() - row["ratio"])
     assert [layer.rank for layer in run.plan.layers] in [record.ranks for record in search.history]
     certificate = search.certificate
+    assert certificate.asked == "joint"
+    assert certificate.joint is not None
+    assert certificate.joint.upper <= certificate.epsilon or not certificate.met
     assert certificate.pointwise <= certificate.epsilon or not certificate.met
     assert certificate.epsilon == 0.02
     assert search.stopped_because

@@ -20,6 +20,7 @@ from compressor.records import (
     EvaluationRecord,
     FidelityRecord,
     ImagesRecord,
+    JointRecord,
     LatencyRecord,
     LayerRecord,
     MachineRecord,
@@ -168,7 +169,8 @@ def make_report() -> Report:
     layers = make_layers()
     history = make_history(layers)
     chosen = pictures.list_chosen_ranks(layers)
-    certificate = CertificateRecord(pointwise=0.0031, delta=0.05, epsilon=0.005, met=True)
+    joint = JointRecord(failures=3, paths=512, upper=0.0307, confidence=0.9996)
+    certificate = CertificateRecord(pointwise=0.0031, joint=joint, delta=0.05, epsilon=0.05, asked="joint", met=True)
     return Report(
         version="0.1.0",
         created="2026-02-03T14:05:00+00:00",
@@ -340,8 +342,9 @@ def test_speed_is_called_what_it_is(ratio: float, low: float, high: float, words
         "photographs (labelled); 400 images for calibration, 1000 for the search, 500 held out, 1 unreadable",
         "only 3 input channels",
         "largest probability found that a given other plan is better than this one by more than δ = 0.05 is "
-        "0.0031 (asked: at most ε = 0.005): met.",
-        "It speaks of single plans, not of all plans at once",
+        "0.0031. That any plan at all is better by that much has a probability of 0.0059, at most 0.031 with "
+        "confidence more than 99.9 %, from 512 draws of the Gaussian process (asked: at most ε = 0.05): met.",
+        "The first probability speaks of single plans (Ma et al. 2019, Eq. 12), the second of all plans at once",
         "It ended for this reason: the certificate was met.",
         "at batch sizes 1, 2 and 8",
         "1.4 × 10⁻⁶ of the largest output",
@@ -377,6 +380,16 @@ def test_certificate_not_met_is_said(report: Report) -> None:
     search = report.search.model_copy(update={"certificate": failed})
     sentence = wording.describe_certificate(search).replace(formatting.GAP, " ")
     assert "is 0.21 (asked: at most ε = 0.005): not met." in sentence
+
+
+def test_a_report_from_before_there_was_a_joint_certificate_is_read(report: Report, tmp_path: Path) -> None:
+    record = json.loads(report.model_dump_json())
+    record["search"]["certificate"] = {"pointwise": 0.0031, "delta": 0.05, "epsilon": 0.005, "met": True}
+    (tmp_path / "report.json").write_text(json.dumps(record))
+    search = read_report(tmp_path / "report.json").search
+    assert search is not None
+    sentence = wording.describe_certificate(search).replace(formatting.GAP, " ")
+    assert sentence.endswith("is 0.0031 (asked: at most ε = 0.005): met.")
 
 
 def test_sparse_report_says_what_is_missing(sparse_page: str) -> None:

@@ -67,7 +67,11 @@ def test_finds_the_optimum_within_delta_and_says_so(seed: int) -> None:
     best = problem.best()
     assert record.stopped_because == "certificate met"
     assert record.certificate.met
-    assert record.certificate.pointwise <= record.certificate.epsilon == 0.005
+    certificate = record.certificate
+    assert certificate.asked == "joint"
+    assert certificate.pointwise <= certificate.epsilon == 0.05
+    assert certificate.joint is not None
+    assert certificate.joint.estimate <= certificate.joint.upper <= 0.9 * certificate.epsilon
     assert problem.value(ranks[None])[0] > best - 0.05 * abs(best) - 3 * record.objective_sd
     assert record.objective == pytest.approx(problem.value(ranks[None])[0], abs=4 * record.objective_sd + 1e-3)
 
@@ -75,6 +79,12 @@ def test_finds_the_optimum_within_delta_and_says_so(seed: int) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
+        {"certificate": "pointwise"},
+        {"acquisition": "pac-ei"},
+        {"acquisition": "ei"},
+        {"acquisition": "pi"},
+        {"acquisition": "lcb"},
+        {"acquisition": "ei", "surrogate": "plain"},
         {"surrogate": "plain"},
         {"surrogate": "plain", "coordinates": "linear", "start": "random", "delta_is_relative": False},
         {"surrogate": "log", "start": "random"},
@@ -164,3 +174,65 @@ def test_a_small_pool_is_not_looked_at_twice_by_the_same_plan() -> None:
     visited = [tuple(row.ranks) for row in record.history if row.source != "start"]
     assert len(set(visited)) == len(visited)
     assert problem.value(ranks[None])[0] > problem.best() * 1.3
+
+
+class WideProblem(Problem):
+    """As many layers as asked for, each of which counts little."""
+
+    def __init__(self, num_dims: int) -> None:
+        super().__init__()
+        rng = np.random.default_rng(num_dims)
+        caps = rng.integers(20, 200, num_dims)
+        self.strengths = rng.lognormal(0.0, 1.0, num_dims) * 4 / num_dims
+        self.space = RankSpace(
+            [f"layer{i}" for i in range(num_dims)], [[rank * 100 for rank in range(1, cap + 1)] for cap in caps]
+        )
+
+
+@pytest.mark.parametrize("num_dims", [1, 54])
+def test_few_and_many_layers(num_dims: int) -> None:
+    problem = WideProblem(num_dims)
+    ranks, record = problem.search(max_evaluations=75)
+    random = problem.space.sample(5000, np.random.default_rng(8))
+    assert problem.value(ranks[None])[0] >= problem.value(random).max() - record.certificate.delta
+    assert record.certificate.joint is not None
+    assert record.certificate.joint.paths >= 128
+    if num_dims == 1:
+        assert record.certificate.met
+        assert problem.value(ranks[None])[0] > problem.best() * 1.06
+
+
+def test_the_start_looks_at_rank_one_everywhere() -> None:
+    _, record = Problem().search(max_evaluations=10)
+    assert [1, 1, 1, 1] in [row.ranks for row in record.history]
+
+
+def test_the_incumbent_is_told_after_every_test_with_the_images_so_far() -> None:
+    problem, told = Problem(), []
+    search = Search(
+        problem.space,
+        problem.objective,
+        problem.evaluate,
+        NUM_IMAGES,
+        SearchSettings(max_evaluations=40, delta=0.001),
+        Journal(None, {}),
+        on_incumbent=lambda image_passes, ranks: told.append((image_passes, ranks.tolist())),
+    )
+    ranks, record = search.run()
+    after_start = [row.images for row in record.history if row.source != "start"]
+    assert [passes for passes, _ in told] == [
+        record.image_passes - sum(after_start[done:]) for done in range(len(after_start) + 1)
+    ]
+    assert told[-1] == (record.image_passes, ranks.tolist())
+
+
+@pytest.mark.parametrize("certificate", ["joint", "pointwise"])
+def test_both_figures_are_recorded_whichever_stops(certificate: str) -> None:
+    _, record = Problem().search(certificate=certificate)
+    found = record.certificate
+    assert found.met
+    assert found.asked == certificate
+    assert found.epsilon == (0.05 if certificate == "joint" else 0.005)
+    assert found.pointwise <= found.epsilon
+    assert found.joint is not None
+    assert found.joint.upper >= found.joint.estimate

@@ -142,5 +142,27 @@ def test_a_lattice_of_multiples_keeps_small_ranks_multiples_and_dense() -> None:
         for column, choices in zip(points.T, space.choices, strict=True):
             assert np.isin(column, choices).all()
     np.testing.assert_array_equal(space.nearest(np.array([11.9, 5.6])), [8, 6])
-    np.testing.assert_array_equal(space.beside(np.array([8, 6]), 1), [16, 6])
-    np.testing.assert_array_equal(space.beside(np.array([21, 1]), -1), [16, 1])
+    one_step = space.moves(())
+    assert one_step[0][8 - 1].tolist() == [7, 16]
+    assert one_step[0][21 - 1].tolist() == [16, 21]
+    assert one_step[1][1 - 1].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("coordinates", ["log", "linear"])
+@pytest.mark.parametrize("multiple", [1, 8])
+def test_moves_are_decoded_strides(coordinates: Coordinates, multiple: int) -> None:
+    space = RankSpace(["a", "b"], [list(range(1, 51)), list(range(1, 8))], coordinates, multiple)
+    tables = space.moves((0.1, 0.3))
+    for point in space.sample(40, np.random.default_rng(0)):
+        theta = space.encode(point)
+        wanted = [space.decode(theta + stride) for stride in (-0.1, 0.1, -0.3, 0.3)]
+        for layer, (table, rank) in enumerate(zip(tables, point, strict=True)):
+            assert table[rank - 1, :4].tolist() == [plan[layer] for plan in wanted]
+
+
+def test_levels_hold_both_ends_and_are_spread_evenly() -> None:
+    space = RankSpace(["a", "b"], [list(range(1, 301)), [1, 2]], "linear", 1)
+    ranks, thetas = space.levels(0, 11)
+    np.testing.assert_allclose(thetas, np.linspace(0, 1, 11), atol=0.5 / 299)
+    np.testing.assert_allclose(thetas, (ranks - 1) / 299)
+    assert space.levels(1, 11)[0].tolist() == [1, 2]

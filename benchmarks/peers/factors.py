@@ -1,6 +1,7 @@
 """What the factors alone are worth: one rank for every layer, no search, no fine-tuning, only the factors differ.
 
     python -m benchmarks.peers.factors MODEL DATA --input-size 64 --layers 'layer*.conv*' --name factors-resnet18
+    python -m benchmarks.peers.factors fc3 --name factors-fc3-fashion
 
 Function norm and top-1 on images outside calibration and outside the acceptance of steps. The methods of other shapes
 get the rank at which they hold as many parameters. Weight-space factors are what AIMET and the paper use. Calibration
@@ -17,6 +18,7 @@ import click
 import torch
 from torch import nn
 
+from benchmarks.fashion import load_fashion, trained_fc3
 from benchmarks.size import count_params
 from benchmarks.study import read_results, write_results
 from compressor.architectures import Transform
@@ -125,10 +127,24 @@ def calibration_of(name: str, images: ImageSet) -> Calibration:
     return Calibration(name, fit.subset(range(min(NUM_CALIBRATION, len(fit)))), check)
 
 
+def load(model: str, data: Path | None, input_size: int | None) -> tuple[str, nn.Module, ImageSet, Transform | None]:
+    """Name, network and images of a checkpoint with its folder, or of FC3 on Fashion-MNIST where `model` is "fc3"."""
+    wanted = NUM_CALIBRATION + NUM_CHECK + NUM_JUDGES
+    if model == "fc3":
+        inputs, labels = load_fashion(train=False)
+        images = ImageSet(inputs[:wanted], "Fashion-MNIST's test images", labels=labels[:wanted])
+        return "FC3 (784-1000-1000-10) on Fashion-MNIST", trained_fc3(), images, None
+    if data is None or input_size is None:
+        raise click.UsageError('MODEL needs DATA and --input-size (only "fc3" brings its own)')
+    loaded = load_model(Path(model))
+    transform = Transform(input_size, input_size, loaded.transform.mean, loaded.transform.std)
+    return loaded.arch, loaded.model, load_folder(data, transform, wanted, seed=0), transform
+
+
 @click.command()
-@click.argument("model_path", type=click.Path(path_type=Path))
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--input-size", type=int, required=True)
+@click.argument("model_path")
+@click.argument("data", type=click.Path(path_type=Path), required=False)
+@click.option("--input-size", type=int)
 @click.option("--layers", "patterns", default="*", show_default=True, help="Name patterns, separated by commas.")
 @click.option("--other", type=click.Path(path_type=Path), help="Folder of other photographs to calibrate on.")
 @click.option("--methods", default="tucker,cp,interpolative", show_default=True, help="Compared at 0.3 of the caps.")
@@ -144,9 +160,9 @@ def calibration_of(name: str, images: ImageSet) -> Calibration:
 @click.option("--add", is_flag=True, help="Keep the rows that the results file holds already.")
 @click.option("--name", default="factors", show_default=True, help="Name of the results file.")
 def main(
-    model_path: Path,
-    data: Path,
-    input_size: int,
+    model_path: str,
+    data: Path | None,
+    input_size: int | None,
     patterns: str,
     other: Path | None,
     methods: str,
@@ -158,14 +174,12 @@ def main(
 ) -> None:
     """Run the study and write benchmarks/results/NAME.json, anew after every part."""
     began = time.perf_counter()
-    loaded = load_model(model_path)
-    transform = Transform(input_size, input_size, loaded.transform.mean, loaded.transform.std)
-    images = load_folder(data, transform, NUM_CALIBRATION + NUM_CHECK + NUM_JUDGES, seed=0)
+    network, loaded, images, transform = load(model_path, data, input_size)
     mine, judges = images.split(NUM_CALIBRATION + NUM_CHECK, seed=0)
-    model = open_attention(loaded.model.eval().requires_grad_(False), mine.batch([0]))
+    model = open_attention(loaded.eval().requires_grad_(False), mine.batch([0]))
     layers = compressible(find_layers(model, mine.batch([0]), include=patterns.split(",")))
     study = Study(model, layers, judges)
-    about = {"network": loaded.arch, "judged_on": len(judges), "layers": len(layers), "patterns": patterns}
+    about = {"network": network, "judged_on": len(judges), "layers": len(layers), "patterns": patterns}
 
     def save() -> None:
         write_results(name, about, study.rows, began)
@@ -185,15 +199,19 @@ def main(
         save()
     total = NUM_CALIBRATION + NUM_CHECK
     for images_name in filter(None, image_sets.split(",")):
-        if images_name == "procedural":
-            calibration = calibration_of("procedural", procedural_images(total, transform, seed=0))
-        elif images_name != "other":
+        if images_name.isdigit():
             calibration = own.fewer(int(images_name))
+        elif transform is None:
+            continue
+        elif images_name == "procedural":
+            calibration = calibration_of("procedural", procedural_images(total, transform, seed=0))
         elif other is not None:
             calibration = calibration_of("other photographs", load_folder(other, transform, total, seed=0))
         else:
             continue
         study.run([MIDDLE], "auto", calibration)
+        if not images_name.isdigit():  # images of another kind may mislead the choice
+            study.run([MIDDLE], "weight", calibration)
         save()
 
 

@@ -3,6 +3,8 @@
 Everything is scored on integer ranks only: a certificate about points that cannot be built says nothing.
 """
 
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,46 +18,94 @@ MAX_CLIMB_STEPS = 25
 LOCAL_SCALES = (0.02, 0.1, 0.3)  # in theta
 
 
-def maximise(score: Score, space: RankSpace, anchors: Ranks, rng: np.random.Generator) -> tuple[Ranks, float]:
+class Criterion(Protocol):
+    """What is maximised: quickly everywhere, and exactly at the points found."""
+
+    def __call__(self, ranks: Ranks) -> NDArray[np.float64]: ...
+
+    def exact(self, ranks: Ranks) -> NDArray[np.float64]: ...
+
+
+def maximise(score: Criterion, space: RankSpace, anchors: Ranks, rng: np.random.Generator) -> tuple[Ranks, float]:
     """The lattice point (d,) of highest score found, and its exact score.
 
     Random points and perturbations of `anchors` (k, d) first, then coordinate climbing from the best few: one
     step up or down and longer strides, one coordinate at a time.
     """
-    pool = np.concatenate([space.sample(NUM_RANDOM, rng), _perturb(space, anchors, rng)])
+    pool = np.concatenate([space.sample(NUM_RANDOM, rng), perturb(space, anchors, NUM_LOCAL, rng)])
     scores = score(pool)
     starts = np.argsort(-scores, kind="stable")[:NUM_CLIMBS]
-    climbed = np.stack([_climb(score, space, pool[start], scores[start]) for start in starts])
+    climbed = _climb(score, space, pool[starts], scores[starts])
     exact = score.exact(climbed)
     best = int(np.argmax(exact))
     return climbed[best], float(exact[best])
 
 
-def _perturb(space: RankSpace, anchors: Ranks, rng: np.random.Generator) -> Ranks:
-    thetas = space.encode(anchors)[rng.integers(len(anchors), size=NUM_LOCAL)]
-    scales = rng.choice(LOCAL_SCALES, size=(NUM_LOCAL, 1))
-    moved = rng.random(thetas.shape) < rng.choice([1.0 / space.num_dims, 0.3, 1.0], size=(NUM_LOCAL, 1))
+def perturb(space: RankSpace, anchors: Ranks, count: int, rng: np.random.Generator) -> Ranks:
+    """`count` lattice points (count, d) around the anchors (k, d): one, some or all coordinates moved, near or far."""
+    thetas = space.encode(anchors)[rng.integers(len(anchors), size=count)]
+    scales = rng.choice(LOCAL_SCALES, size=(count, 1))
+    moved = rng.random(thetas.shape) < rng.choice([1.0 / space.num_dims, 0.3, 1.0], size=(count, 1))
     return space.decode(thetas + moved * scales * rng.standard_normal(thetas.shape))
 
 
-def _climb(score: Score, space: RankSpace, point: Ranks, value: float) -> Ranks:
+def _climb(score: Criterion, space: RankSpace, points: Ranks, values: NDArray[np.float64]) -> Ranks:
+    """Each of the points (k, d), whose scores are `values` (k,), moved to its best neighbour until none is better."""
+    points, values = points.copy(), values.copy()
+    active = np.arange(len(points))
     for _ in range(MAX_CLIMB_STEPS):
-        neighbours = _neighbours(space, point)
-        scores = score(neighbours)
-        best = int(np.argmax(scores))
-        if not scores[best] > value:
+        neighbours = [_neighbours(space, points[row]) for row in active]
+        scores = _score_parts(score, neighbours)
+        together = [
+            _combine(points[row], around, _gains(heights, values[row]))
+            for row, around, heights in zip(active, neighbours, scores, strict=True)
+        ]
+        joint_scores = _score_parts(score, together)
+        neighbours = [np.concatenate(pair) for pair in zip(neighbours, together, strict=True)]
+        scores = [np.concatenate(pair) for pair in zip(scores, joint_scores, strict=True)]
+        risen = []
+        for row, around, heights in zip(active, neighbours, scores, strict=True):
+            best = int(np.argmax(heights))
+            if heights[best] > values[row]:
+                points[row], values[row] = around[best], heights[best]
+                risen.append(row)
+        if not risen:
             break
-        point, value = neighbours[best], scores[best]
-    return point
+        active = np.array(risen)
+    return points
+
+
+def _score_parts(score: Criterion, parts: list[Ranks]) -> list[NDArray[np.float64]]:
+    """Scores of several arrays of plans, all at once."""
+    return np.split(score(np.concatenate(parts)), np.cumsum([len(part) for part in parts])[:-1])
+
+
+def _gains(heights: NDArray[np.float64], value: float) -> NDArray[np.float64]:
+    """By how much `heights` (m,) lie above `value`; zero where they do not, as scores may be minus infinity."""
+    return np.subtract(heights, value, out=np.zeros_like(heights), where=heights > value)
+
+
+def _combine(point: Ranks, neighbours: Ranks, gains: NDArray[np.float64]) -> Ranks:
+    """Plans (m, d) with the best moves of the 2, 4, 8, ... most gaining coordinates made together."""
+    order = np.argsort(-gains, kind="stable")[: int((gains > 0).sum())]
+    coordinates = (neighbours[order] != point).argmax(1)
+    _, first = np.unique(coordinates, return_index=True)
+    rising = order[np.sort(first)]
+    plans = []
+    for count in 2 ** np.arange(1, len(rising).bit_length()):
+        moved = neighbours[rising[:count]]
+        columns = (moved != point).argmax(1)
+        plan = point.copy()
+        plan[columns] = moved[np.arange(len(moved)), columns]
+        plans.append(plan)
+    return np.array(plans, dtype=np.int64).reshape(len(plans), len(point))
 
 
 def _neighbours(space: RankSpace, point: Ranks) -> Ranks:
     """Points (m, d) that differ from `point` in one coordinate: by one step of the lattice, or by a stride in theta."""
-    theta = space.encode(point)
-    moved = [space.decode(theta + sign * scale) for scale in LOCAL_SCALES for sign in (-1, 1)]
-    moved += [space.beside(point, sign) for sign in (-1, 1)]
-    values = np.concatenate(moved)
-    coordinates = np.tile(np.arange(space.num_dims), len(moved))
+    moves = [table[rank - 1] for table, rank in zip(space.moves(LOCAL_SCALES), point, strict=True)]
+    coordinates = np.repeat(np.arange(space.num_dims), [len(ranks) for ranks in moves])
+    values = np.concatenate(moves)
     different = values != point[coordinates]
     neighbours = np.repeat(point[None], int(different.sum()), axis=0)
     neighbours[np.arange(len(neighbours)), coordinates[different]] = values[different]

@@ -84,8 +84,12 @@ class Belief(ABC):
     def slopes(self, ranks: Ranks) -> Array:
         """dJ / d target (m,) at the posterior mean, to first order."""
 
+    @abstractmethod
+    def objective_of(self, ranks: Ranks, latent: Array) -> Array:
+        """J (...,) at ranks (..., d) where the process, on its own scale, has the values `latent` (...,)."""
+
     def size_term(self, ranks: Ranks) -> Array:
-        """The exact part of J (m,)."""
+        """The exact part of J (...,) at ranks (..., d)."""
         return self.objective.size_term(self.space.ratio(ranks))
 
     def mean(self, ranks: Ranks) -> Array:
@@ -95,6 +99,12 @@ class Belief(ABC):
     def sd(self, ranks: Ranks) -> Array:
         """Posterior standard deviation of J (m,)."""
         return self.objective.gamma * self.function_norm(ranks)[1]
+
+    def moments(self, ranks: Ranks) -> tuple[Array, Array]:
+        """Posterior mean and standard deviation (m,) of J."""
+        mean, deviation = self.function_norm(ranks)
+        gamma = self.objective.gamma
+        return self.size_term(ranks) - gamma * mean, gamma * deviation
 
     def latent(self, ranks: Ranks) -> tuple[Array, Array]:
         """Posterior mean (m,) and whitened cross-covariances (n, m) of the process itself."""
@@ -119,18 +129,29 @@ class Score(ABC):
 
     def __call__(self, ranks: Ranks) -> NDArray[np.float64]:
         """Log probabilities (m,) at ranks (m, d); minus infinity at the incumbent itself."""
-        return self._mask(ranks, self._log_probability(ranks))
+        return self.mask(ranks, self._log_probability(ranks))
 
     def exact(self, ranks: Ranks) -> NDArray[np.float64]:
         """The same (m,) without the short cuts that make the acquisition quick; the certificate reads this."""
         return self(ranks)
 
-    def _mask(self, ranks: Ranks, values: Array) -> NDArray[np.float64]:
+    def mask(self, ranks: Ranks, values: Array) -> NDArray[np.float64]:
+        """`values` (m,), minus infinity where ranks (m, d) are the incumbent's."""
         same = (ranks == self.incumbent).all(1)
         return np.where(same, -np.inf, values)
 
     @abstractmethod
     def _log_probability(self, ranks: Ranks) -> Array: ...
+
+    @abstractmethod
+    def difference(self, ranks: Ranks) -> tuple[Array, Array]:
+        """Posterior mean and variance (m,) of J(t) - J(incumbent), their covariance taken into account."""
+
+    def _latent_covariance(self, ranks: Ranks, projected: Array) -> Array:
+        """Posterior covariance (m,) of the process with its value at the incumbent."""
+        belief = self.belief
+        cross = belief.process.prior_covariance(belief.space.encode(ranks), self._theta)[:, 0]
+        return cross - (projected * self._projected).sum(0)
 
 
 # Plain: Gaussian process on -gamma L
@@ -164,6 +185,9 @@ class PlainBelief(Belief):
     def slopes(self, ranks: Ranks) -> Array:
         return np.ones(len(ranks))
 
+    def objective_of(self, ranks: Ranks, latent: Array) -> Array:
+        return self.size_term(ranks) + latent
+
 
 class PlainScore(Score):
     """Eq. (11) as written, behind the monotone log Phi."""
@@ -174,7 +198,7 @@ class PlainScore(Score):
         return np.asarray(log_ndtr((mean - self.delta) / np.sqrt(np.maximum(variance, floor))))
 
     def difference(self, ranks: Ranks) -> tuple[Array, Array]:
-        """Posterior mean and variance (m,) of J(t) - J(incumbent): var(t) + var(incumbent) - 2 cov."""
+        # var(t) + var(incumbent) - 2 cov, written so that the prior's variances cancel before the data come in
         mean, projected = self.belief.latent(ranks)
         process = self.belief.process
         cross = process.prior_covariance(self.belief.space.encode(ranks), self._theta)[:, 0]
@@ -198,8 +222,8 @@ class LogSurrogate(Surrogate):
         self._sum = sum_of_sensitivities
 
     def prior_mean(self, ranks: Ranks) -> Array:
-        """log(sum of sensitivities + c) (m,), or zero where no layer was measured alone."""
-        return np.zeros(len(ranks)) if self._sum is None else np.log(self._sum(ranks) + self.offset)
+        """log(sum of sensitivities + c) (...,) at ranks (..., d), or zero where no layer was measured alone."""
+        return np.zeros(ranks.shape[:-1]) if self._sum is None else np.log(self._sum(ranks) + self.offset)
 
     def targets(self, ranks: Ranks, function_norms: Array, noise: Array) -> Targets:
         shifted = function_norms + self.offset
@@ -237,6 +261,10 @@ class LogBelief(Belief):
     def slopes(self, ranks: Ranks) -> Array:
         return -self.objective.gamma * np.exp(self.latent(ranks)[0])
 
+    def objective_of(self, ranks: Ranks, latent: Array) -> Array:
+        norms = np.exp(latent + self._prior_mean(ranks)) - self.offset
+        return self.size_term(ranks) - self.objective.gamma * norms
+
 
 class LogScore(Score):
     """The same probability for log-normal L, by quadrature over the incumbent's log L.
@@ -246,7 +274,7 @@ class LogScore(Score):
     """
 
     def exact(self, ranks: Ranks) -> NDArray[np.float64]:
-        return self._mask(ranks, self._integrate(ranks, FINE_NODES, FINE_LOG_WEIGHTS))
+        return self.mask(ranks, self._integrate(ranks, FINE_NODES, FINE_LOG_WEIGHTS))
 
     def _log_probability(self, ranks: Ranks) -> Array:
         return self._integrate(ranks, COARSE_NODES, COARSE_LOG_WEIGHTS)
@@ -255,8 +283,7 @@ class LogScore(Score):
         belief = self.belief
         mean, projected = belief.latent(ranks)
         process = belief.process
-        cross = process.prior_covariance(belief.space.encode(ranks), self._theta)[:, 0]
-        covariance = cross - (projected * self._projected).sum(0)
+        covariance = self._latent_covariance(ranks, projected)
         own = max(float(belief.latent_variance(self._projected)[0]), VANISHING * process.hyper.signal_variance)
         floor = VANISHING * process.hyper.signal_variance
         deviation = np.sqrt(np.maximum(belief.latent_variance(projected) - covariance**2 / own, floor))
@@ -267,3 +294,14 @@ class LogScore(Score):
         with np.errstate(divide="ignore", invalid="ignore"):
             z = np.where(threshold > 0, (np.log(threshold) - conditional) / deviation, -np.inf)
         return np.asarray(logsumexp(log_ndtr(z) + log_weights[:, None], axis=0))
+
+    def difference(self, ranks: Ranks) -> tuple[Array, Array]:
+        mean, projected = self.belief.latent(ranks)
+        variance, own = (self.belief.latent_variance(part) for part in (projected, self._projected))
+        covariance = self._latent_covariance(ranks, projected)
+        # Means and covariances of log-normals
+        first, second = np.exp(mean + 0.5 * variance), np.exp(self._mean + 0.5 * own)
+        spread = first**2 * np.expm1(variance) + second**2 * np.expm1(own) - 2.0 * first * second * np.expm1(covariance)
+        gamma = self.belief.objective.gamma
+        sizes = self.belief.size_term(ranks) - self._size_term
+        return sizes - gamma * (first - second), gamma**2 * np.maximum(spread, 0.0)

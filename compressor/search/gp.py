@@ -6,6 +6,7 @@ the acquisition needs covariances between points; tested against scikit-optimize
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,13 @@ from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 
 Array = NDArray[np.float64]
+Values = TypeVar("Values", NDArray[np.float32], NDArray[np.float64])
 
 LENGTH_SCALE_BOUNDS = (0.05, 20.0)
 SIGNAL_BOUNDS = (1e-4, 1e4)  # relative to the variance of the targets
 EXCESS_BOUNDS = (1e-8, 1.0)  # likewise
 JITTER = 1e-10
+SPECTRAL_FREEDOM = 5  # of the t distribution that is Matern 5/2's spectral density: twice nu
 TINY = 1e-24  # a variance, where all targets are alike and free of noise
 
 
@@ -33,11 +36,17 @@ class Hyperparameters:
 
 def matern52(first: Array, second: Array, length_scales: Array) -> Array:
     """Correlations (n, m) between points (n, d) and (m, d)."""
-    root = np.sqrt(5.0 * _squared_distances(first / length_scales, second / length_scales))
-    return (1.0 + root + root**2 / 3.0) * np.exp(-root)
+    return correlation_of(squared_distances(first / length_scales, second / length_scales))
 
 
-def _squared_distances(first: Array, second: Array) -> Array:
+def correlation_of(squares: Values) -> Values:
+    """Matern 5/2 at squared distances in length-scales, any shape."""
+    root = np.sqrt(5.0 * squares)
+    return (1.0 + root * (1.0 + root / 3.0)) * np.exp(-root)
+
+
+def squared_distances(first: Values, second: Values) -> Values:
+    """Squared Euclidean distances (n, m) between points (n, d) and (m, d)."""
     squares = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2.0 * first @ second.T
     return np.maximum(squares, 0.0)
 
@@ -80,6 +89,23 @@ class GaussianProcess:
         """Posterior mean (m,) and covariance (m, m) at `points` (m, d), Eqs. (8) to (10)."""
         mean, projected = self.project(points)
         return mean, self.prior_covariance(points, points) - projected.T @ projected
+
+    def solve(self, residuals: Array) -> Array:
+        """(K + Sigma_n)^-1 applied to residuals (n, p)."""
+        return np.asarray(cho_solve((self._cholesky, True), residuals))
+
+    def draw_noise(self, count: int, rng: np.random.Generator) -> Array:
+        """Draws (count, n) from N(0, Sigma_n), excess noise included."""
+        # Sigma_n may be singular: plans without any loss have no noise.
+        values, vectors = self._noise_spectrum
+        return (rng.standard_normal((count, len(values))) * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+
+    @cached_property
+    def _noise_spectrum(self) -> tuple[Array, Array]:
+        total = self.noise.copy()
+        total[np.diag_indices_from(total)] += self.hyper.excess_noise + JITTER * self.hyper.signal_variance
+        values, vectors = np.linalg.eigh(total)
+        return values, vectors
 
     def leave_one_out(self) -> tuple[Array, Array]:
         """Mean (n,) and standard deviation (n,) of each target predicted from all others.
@@ -159,7 +185,7 @@ def _negative_log_likelihood(log_hyper: Array, thetas: Array, targets: Array, no
     num_dims = thetas.shape[1]
     lengths, (signal, excess) = np.exp(log_hyper[:num_dims]), np.exp(log_hyper[num_dims:])
     scaled = thetas / lengths
-    root = np.sqrt(5.0 * _squared_distances(scaled, scaled))
+    root = np.sqrt(5.0 * squared_distances(scaled, scaled))
     decay = np.exp(-root)
     correlation = (1.0 + root + root**2 / 3.0) * decay
     covariance = signal * correlation + noise

@@ -4,44 +4,25 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from compressor.fidelity import ImageSampler, Losses, noise_covariance
 from compressor.objective import Objective
-from compressor.records import CalibrationRecord, CertificateRecord, EvaluationRecord, SearchRecord
+from compressor.records import CalibrationRecord, CertificateRecord, EvaluationRecord, JointRecord, SearchRecord
 from compressor.search import gp, start
-from compressor.search.acquisition import maximise, measure_again
-from compressor.search.belief import Belief, LogSurrogate, PlainSurrogate, Score, Surrogate, SurrogateChoice
+from compressor.search.acquisition import measure_again
+from compressor.search.belief import Belief, LogSurrogate, PlainSurrogate, Surrogate
 from compressor.search.journal import Journal
-from compressor.search.space import Coordinates, Ranks, RankSpace
+from compressor.search.settings import SearchSettings as SearchSettings
+from compressor.search.space import Ranks, RankSpace
+from compressor.search.stopping import StopRule, StopTest
 
 Evaluate = Callable[[Ranks, np.ndarray], Losses]
-StartChoice = Literal["sensitivity", "random"]
-NUM_ANCHORS = 5
-REFIT_GROWTH = 1.05
-START_STREAM, ACQUISITION_STREAM = 3, 4  # keep the random streams of one seed apart
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """`delta` and `epsilon` of Eq. (6); `delta_is_relative` makes delta a fraction of |mu(incumbent)|.
-
-    `samples` images per look; `max_evaluations` looks at joint plans (probes of single layers come before).
-    """
-
-    delta: float = 0.05
-    delta_is_relative: bool = True
-    epsilon: float = 0.005
-    samples: int = 50
-    max_evaluations: int = 200
-    max_seconds: float | None = None
-    coordinates: Coordinates = "log"
-    start: StartChoice = "sensitivity"
-    surrogate: SurrogateChoice = "log"
-    seed: int = 0
+REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many looks
+FRESH_GROWTH = 1.5  # likewise from fixed first guesses beside the last fit
+START_STREAM = 3  # keeps the random streams of one seed apart
 
 
 class BudgetSpent(Exception):
@@ -54,16 +35,9 @@ class SearchState:
 
     ranks: list[Ranks] = field(default_factory=list)
     losses: list[Losses] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    variances: list[float] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class StopTest:
-    """Outcome of one test of Eq. (12): the best rival found and its probability to win by more than delta."""
-
-    rival: Ranks
-    score: Score
-    failure_probability: float
 
 
 class Search:
@@ -75,6 +49,7 @@ class Search:
         num_images: size of the pool the indices point into.
         journal: keeps every look, and answers the ones an earlier run made.
         on_look: told after each look how many there were and how the search stands.
+        on_incumbent: told after each test the image passes so far and the ranks (d,) of the plan then best.
     """
 
     def __init__(
@@ -86,6 +61,7 @@ class Search:
         settings: SearchSettings,
         journal: Journal,
         on_look: Callable[[int, str], None] = lambda count, text: None,
+        on_incumbent: Callable[[int, Ranks], None] = lambda image_passes, ranks: None,
     ) -> None:
         self._space = space
         self._objective = objective
@@ -94,6 +70,7 @@ class Search:
         self._settings = settings
         self._journal = journal
         self._on_look = on_look
+        self._on_incumbent = on_incumbent
         self._sampler = ImageSampler(num_images, settings.samples, settings.seed)
         self._state = SearchState()
         self._image_passes = 0
@@ -101,9 +78,11 @@ class Search:
         self._started = False
         self._began = time.perf_counter()
         self._surrogate_seconds = 0.0
+        self._rule = StopRule(settings)
         self._surrogate: Surrogate = PlainSurrogate(space, objective)
         self._hyper: gp.Hyperparameters | None = None
         self._fitted_at = 0
+        self._fitted_afresh_at = 0
 
     def run(self) -> tuple[Ranks, SearchRecord]:
         """Search until the certificate holds, `max_evaluations` or `max_seconds`; at least one plan is looked at."""
@@ -114,12 +93,13 @@ class Search:
                 self._started = True
             while True:
                 test = self._test()
+                self._on_incumbent(self._image_passes, test.score.incumbent)
                 following = self._next_look(test)
                 reason = self._reason_to_stop(test, following)
                 if reason or following is None:
                     break
                 self._look(*following)
-            record = self._record(test, reason)
+            record = self._record(self._complete(test), reason)
         return test.score.incumbent, record
 
     # Looks
@@ -135,6 +115,8 @@ class Search:
         losses = self._observe(source, ranks, images)
         self._state.ranks.append(ranks)
         self._state.losses.append(losses)
+        self._state.norms.append(losses.mean)
+        self._state.variances.append(losses.variance)
         self._state.sources.append(source)
         observed = self._observed_objective(ranks, losses)
         count = len(self._state.ranks)
@@ -193,35 +175,31 @@ class Search:
         state = self._state
         ranks = np.array(state.ranks)
         thetas = self._space.encode(ranks)
-        norms = np.array([losses.mean for losses in state.losses])
+        norms = np.array(state.norms)
         targets = self._surrogate.targets(ranks, norms, noise_covariance(state.losses, self._num_images))
         if self._hyper is None or len(norms) >= REFIT_GROWTH * self._fitted_at:
-            self._hyper = gp.fit(
-                thetas, targets.values, targets.noise, start=self._hyper, restarts=1 if self._hyper else 2
-            )
+            afresh = len(norms) >= FRESH_GROWTH * self._fitted_afresh_at
+            self._hyper = gp.fit(thetas, targets.values, targets.noise, start=self._hyper, restarts=2 if afresh else 0)
             self._fitted_at = len(norms)
+            self._fitted_afresh_at = len(norms) if afresh else self._fitted_afresh_at
         return self._surrogate.belief(gp.GaussianProcess(thetas, targets.values, targets.noise, self._hyper))
 
     def _test(self) -> StopTest:
         began = time.perf_counter()
-        belief = self._believe()
-        visited = np.array(self._state.ranks)
-        means = belief.mean(visited)
-        order = np.argsort(-means, kind="stable")
-        incumbent = visited[order[0]]
-        delta = self._settings.delta
-        if self._settings.delta_is_relative:
-            delta *= abs(float(means[order[0]]))
-        score = belief.score(incumbent, delta)
-        rng = np.random.default_rng([self._settings.seed, ACQUISITION_STREAM, len(visited)])
-        rival, value = maximise(score, self._space, visited[order[:NUM_ANCHORS]], rng)
+        test = self._rule.test(self._believe(), np.array(self._state.ranks), self._may_stop())
         self._surrogate_seconds += time.perf_counter() - began
-        return StopTest(rival, score, float(np.exp(value)))
+        return test
+
+    def _complete(self, test: StopTest) -> StopTest:
+        began = time.perf_counter()
+        complete = self._rule.complete(test, np.array(self._state.ranks), self._may_stop())
+        self._surrogate_seconds += time.perf_counter() - began
+        return complete
 
     def _next_look(self, test: StopTest) -> tuple[str, Ranks, np.ndarray] | None:
         """What to look at next and on which images; None where neither plan has images left that it has not seen."""
-        looks = [("candidate", test.rival), ("re-measure", test.score.incumbent)]
-        if measure_again(test.score, test.rival, self._expected_noise(test)):
+        looks = [("candidate", test.candidate), ("re-measure", test.score.incumbent)]
+        if measure_again(test.score, test.candidate, self._expected_noise(test)):
             looks.reverse()
         for source, ranks in looks:
             images = self._images_for(ranks)
@@ -237,25 +215,23 @@ class Search:
         return self._sampler.draw_unseen(number, np.concatenate(seen)) if seen else self._sampler.draw(number)
 
     def _expected_noise(self, test: StopTest) -> np.ndarray:
-        """Variances of one more look at the rival and at the incumbent.
+        """Variances of one more look at the candidate and at the incumbent.
 
         The deviation of the estimate is taken as proportional to L, with the median factor seen so far.
         """
-        norms = np.array([losses.mean for losses in self._state.losses])
-        variances = np.array([losses.variance for losses in self._state.losses])
+        norms, variances = np.array(self._state.norms), np.array(self._state.variances)
         factor = np.median(variances / np.maximum(norms, start.LOSS_FLOOR) ** 2)
-        expected, _ = test.score.belief.function_norm(np.stack([test.rival, test.score.incumbent]))
+        expected, _ = test.score.belief.function_norm(np.stack([test.candidate, test.score.incumbent]))
         return self._surrogate.look_noise(float(factor), np.maximum(expected, norms.min()))
 
     def _reason_to_stop(self, test: StopTest, following: tuple[str, Ranks, np.ndarray] | None) -> str:
-        if self._is_met(test):
+        if test.met:
             return "certificate met"
         return self._spent_budget() or ("" if following else "no images left that could tell more")
 
-    def _is_met(self, test: StopTest) -> bool:
+    def _may_stop(self) -> bool:
         """The certificate speaks only after the whole start and a look at what the model itself proposed."""
-        proposed = any(source != "start" for source in self._state.sources)
-        return self._started and proposed and test.failure_probability <= self._settings.epsilon
+        return self._started and any(source != "start" for source in self._state.sources)
 
     def _spent_budget(self) -> str:
         """Which budget is spent, in words; empty while there is some left."""
@@ -281,14 +257,24 @@ class Search:
             stopped_because=reason,
             objective=float(belief.mean(incumbent)[0]),
             objective_sd=float(belief.sd(incumbent)[0]),
-            certificate=CertificateRecord(
-                pointwise=test.failure_probability,
-                delta=test.score.delta,
-                epsilon=self._settings.epsilon,
-                met=self._is_met(test),
-            ),
+            certificate=self._certificate(test),
             calibration=_calibrate(belief),
             history=[self._history_row(index) for index in range(len(self._state.ranks))],
+        )
+
+    def _certificate(self, test: StopTest) -> CertificateRecord:
+        assert test.pointwise is not None
+        assert test.joint is not None
+        joint = test.joint
+        return CertificateRecord(
+            pointwise=test.pointwise,
+            joint=JointRecord(
+                failures=joint.failures, paths=joint.paths, upper=joint.upper, confidence=joint.confidence
+            ),
+            delta=test.score.delta,
+            epsilon=self._settings.risk,
+            asked=self._settings.certificate,
+            met=test.met,
         )
 
     def _history_row(self, index: int) -> EvaluationRecord:

@@ -46,6 +46,13 @@ class RankSpace:
         )
         self._params = [np.asarray(table, dtype=np.int64) for table in params_by_rank]
         self._dense_params = sum(int(table[-1]) for table in self._params)
+        # All layers' tables in one array each: a look-up for many plans is then one step.
+        self._offsets = np.cumsum([-1, *self.caps[:-1]])
+        self._params_table = np.concatenate(self._params)
+        self._theta_table = np.concatenate(
+            [self._theta(layer, np.arange(1, cap + 1)) for layer, cap in enumerate(self.caps)]
+        )
+        self._moves: dict[tuple[float, ...], list[Ranks]] = {}
 
     @property
     def num_dims(self) -> int:
@@ -54,9 +61,7 @@ class RankSpace:
 
     def encode(self, ranks: Ranks) -> Thetas:
         """theta (n, d) of ranks (n, d)."""
-        if self.coordinates == "log":
-            return np.log(ranks) / np.log(self.caps)
-        return (ranks - 1) / (self.caps - 1)
+        return self._theta_table[ranks + self._offsets]
 
     def decode(self, thetas: Thetas) -> Ranks:
         """Nearest ranks (n, d) of thetas (n, d)."""
@@ -72,13 +77,37 @@ class RankSpace:
         ]
         return np.stack(columns, axis=-1)
 
-    def beside(self, ranks: Ranks, sign: int) -> Ranks:
-        """The lattice's next points (n, d) above (sign 1) or below (-1) in each coordinate, or the same at its end."""
-        columns = [
-            choices[np.clip(np.searchsorted(choices, ranks[..., i]) + sign, 0, len(choices) - 1)]
-            for i, choices in enumerate(self.choices)
-        ]
-        return np.stack(columns, axis=-1)
+    def moves(self, strides: tuple[float, ...]) -> list[Ranks]:
+        """For every layer the ranks (cap, k) that each rank leads to: one choice up or down, or a stride in theta."""
+        if strides not in self._moves:
+            self._moves[strides] = [self._moves_of(layer, strides) for layer in range(self.num_dims)]
+        return self._moves[strides]
+
+    def _moves_of(self, layer: int, strides: tuple[float, ...]) -> Ranks:
+        cap, choices = self.caps[layer], self.choices[layer]
+        ranks = np.arange(1, cap + 1)
+        thetas = self._theta(layer, ranks)
+        columns = []
+        for stride in [sign * stride for stride in strides for sign in (-1, 1)]:
+            clipped = np.clip(thetas + stride, 0.0, 1.0)
+            values = cap**clipped if self.coordinates == "log" else 1 + clipped * (cap - 1)
+            columns.append(choices[np.searchsorted((choices[1:] + choices[:-1]) / 2, values)])
+        places = np.searchsorted(choices, ranks)
+        columns += [choices[np.clip(places + sign, 0, len(choices) - 1)] for sign in (-1, 1)]
+        return np.stack(columns, axis=1)
+
+    def _theta(self, layer: int, ranks: Ranks) -> NDArray[np.float64]:
+        cap = self.caps[layer]
+        return np.asarray(np.log(ranks) / np.log(cap) if self.coordinates == "log" else (ranks - 1) / (cap - 1))
+
+    def levels(self, layer: int, count: int) -> tuple[Ranks, NDArray[np.float64]]:
+        """At most `count` of a layer's choices (r,), evenly spaced in theta, both ends included; and their theta."""
+        choices = self.choices[layer]
+        thetas = self._theta(layer, choices)
+        if len(choices) <= count:
+            return choices, thetas
+        chosen = np.unique(np.abs(thetas[:, None] - np.linspace(0.0, 1.0, count)).argmin(0))
+        return choices[chosen], thetas[chosen]
 
     def sample(self, count: int, rng: np.random.Generator) -> Ranks:
         """`count` random points (n, d), uniform on the coordinates' scale.
@@ -98,14 +127,11 @@ class RankSpace:
         return self.nearest(fraction * self.caps)
 
     def params(self, ranks: Ranks) -> NDArray[np.int64]:
-        """Parameters (n,) of the compressible layers at ranks (n, d)."""
-        return sum(
-            (table[ranks[:, i] - 1] for i, table in enumerate(self._params)),
-            start=np.zeros(len(ranks), dtype=np.int64),
-        )
+        """Parameters (...,) of the compressible layers at ranks (..., d)."""
+        return np.asarray(self._params_table[ranks + self._offsets].sum(-1))
 
     def ratio(self, ranks: Ranks) -> NDArray[np.float64]:
-        """R (n,): parameters at ranks (n, d) over those of the dense layers."""
+        """R (...,): parameters at ranks (..., d) over those of the dense layers."""
         return self.params(ranks) / self._dense_params
 
     def layer_ratio(self, layer: int) -> NDArray[np.float64]:

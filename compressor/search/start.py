@@ -16,7 +16,8 @@ from compressor.search.space import Ranks, RankSpace
 
 PROBE_RANKS = 8
 PROBE_IMAGES = 5
-CURVE_WEIGHTS = 4.0 ** np.arange(-2, 4)
+LIGHTEST_WEIGHT = 4.0**-2
+CURVE_WEIGHTS = np.array([*LIGHTEST_WEIGHT * 4.0 ** np.arange(6), 0.0])  # 0: rank 1 everywhere
 NUM_REFINEMENTS = 3
 SPREAD = 0.08  # standard deviation in theta of the points around the best of the curve
 LOSS_FLOOR = 1e-12
@@ -54,8 +55,9 @@ def _geometric(choices: Ranks, cap: int) -> Ranks:
 
 
 def add_up(sensitivities: list[Array], ranks: Ranks) -> Array:
-    """Sum over the layers (m,) of the single-layer losses at ranks (m, d)."""
-    return np.sum([table[ranks[:, i] - 1] for i, table in enumerate(sensitivities)], axis=0)
+    """Sum over the layers (...,) of the single-layer losses at ranks (..., d)."""
+    offsets = np.cumsum([-1, *(len(table) for table in sensitivities[:-1])])
+    return np.asarray(np.concatenate(sensitivities)[ranks + offsets].sum(-1))
 
 
 def allocate(space: RankSpace, sensitivities: list[Array], weight: float) -> Ranks:
@@ -79,6 +81,7 @@ def look_along_curve(space: RankSpace, objective: Objective, sensitivities: list
     step = 2.0
     for _ in range(NUM_REFINEMENTS):
         _, best_weight, _ = max(seen.values(), key=lambda row: row[0])
+        best_weight = best_weight or LIGHTEST_WEIGHT / step
         visit(best_weight * step)
         visit(best_weight / step)
         step **= 0.5

@@ -1,0 +1,51 @@
+"""The searches compared by `benchmarks.peers.search`, bocompress's own with its switches first."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from benchmarks.peers.rivals import botorch_nei, chance, family, greedy, optuna_samplers
+from benchmarks.peers.rivals.ours import PAPER, with_settings
+from benchmarks.peers.rivals.problem import Run
+from benchmarks.peers.rivals.scikit_optimize import expected_improvement
+
+__all__ = ["DEFAULT", "SEARCHES", "Rival"]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A search: how it runs, what it is in words, whether it is bocompress's, and the package it needs."""
+
+    run: Run
+    about: str
+    ours: bool = False
+    package: str = ""
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its package is there."""
+        return not self.package or find_spec(self.package) is not None
+
+
+DEFAULT = "bocompress"
+SEARCHES: dict[str, Rival] = {
+    DEFAULT: Rival(with_settings(), "bocompress's default", ours=True),
+    "plain": Rival(with_settings(surrogate="plain"), "default, process on L", ours=True),
+    "linear": Rival(with_settings(coordinates="linear"), "default, linear coordinates", ours=True),
+    "random-start": Rival(with_settings(start="random"), "default, random start", ours=True),
+    "pointwise": Rival(with_settings(certificate="pointwise"), "default, stopped by Eq. (12)", ours=True),
+    "ei": Rival(with_settings(acquisition="ei"), "default, expected improvement", ours=True),
+    "paper": Rival(
+        with_settings(**PAPER), "the paper's: process on L, linear, random start, delta 0.05, Eq. (12)", ours=True
+    ),
+    "random": Rival(chance.search, "random search"),
+    "uniform": Rival(family.uniform_plans, "uniform plans"),
+    "energy": Rival(family.energy_thresholds, "singular-value energy threshold"),
+    "aimet": Rival(greedy.aimet_thresholds, "layer by layer, nine cost ratios, common threshold (as AIMET)"),
+    "lagrange": Rival(greedy.lagrange_linear, "layer by layer, twelve linear ranks, Lagrangian"),
+    "lagrange-cheap": Rival(greedy.lagrange_cheap, "layer by layer, eight geometric ranks on five images, Lagrangian"),
+    "tpe": Rival(optuna_samplers.parzen, "Optuna, TPE", package="optuna"),
+    "optuna-gp": Rival(optuna_samplers.gaussian_process, "Optuna, Gaussian process", package="optuna"),
+    "skopt": Rival(expected_improvement("log"), "scikit-optimize, EI", package="skopt"),
+    "skopt-linear": Rival(expected_improvement("linear"), "scikit-optimize, EI, linear ranks", package="skopt"),
+    "botorch": Rival(botorch_nei.noisy_expected_improvement, "BoTorch, noisy EI, known noise", package="botorch"),
+}

@@ -1,0 +1,160 @@
+"""The problem of one network: its layers at their weights' own factors, and the losses of plans on some images."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from benchmarks.fashion import load_fashion, trained_fc3
+from benchmarks.peers.rivals.problem import Problem
+from compressor.architectures import Transform
+from compressor.attention import open_attention
+from compressor.checkpoint import load_model
+from compressor.errors import InputError
+from compressor.factors import METHODS, Factors
+from compressor.fidelity import FunctionNorm, Losses
+from compressor.images import ImageSet, load_folder
+from compressor.layers import FoundLayer, compressible, factorised_ranks, find_layers
+from compressor.network import build_candidate
+from compressor.objective import Objective, default_gamma
+from compressor.search.gp import Array
+from compressor.search.space import Ranks, RankSpace
+
+FC3 = "fc3"
+POOL_IMAGES = 500  # as many as bocompress searches on
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network decomposed once, with images to search on (`pool`) and others to judge by (`judges`)."""
+
+    name: str
+    model: nn.Module
+    layers: list[FoundLayer]
+    factors: dict[str, Factors]
+    pool: ImageSet
+    judges: ImageSet
+    device: torch.device
+
+    def plans(self, images: ImageSet) -> "Plans":
+        """Losses of plans on these images."""
+        return Plans(self, FunctionNorm(self.model, images, self.device))
+
+    def problem(self, plans: "Plans", gamma: float, samples: int) -> Problem:
+        """What the searches are given."""
+        return Problem(
+            [layer.name for layer in self.layers],
+            [layer.params_by_rank() for layer in self.layers],
+            Objective(gamma),
+            plans.values,
+            len(self.pool),
+            [given_up(layer, self.factors[layer.name]) for layer in self.layers],
+            samples,
+        )
+
+
+@dataclass
+class Plans:
+    """Per-image losses of plans, each computed once for all searches and seeds: it depends on the image and the ranks
+    alone (up to float32 rounding, which the other images of its batch may turn)."""
+
+    network: Network
+    norm: FunctionNorm
+    run_seconds: float = 0.0
+    run_passes: int = 0
+    _known: dict[bytes, Array] = field(default_factory=dict)
+
+    def values(self, ranks: Ranks, indices: NDArray[np.int64]) -> Array:
+        """Losses (m,) of the plan (d,) on the images `indices` (m,)."""
+        known = self._known.setdefault(ranks.tobytes(), np.full(len(self.norm.images), np.nan))
+        missing = np.unique(indices[np.isnan(known[indices])])
+        if len(missing):
+            began = time.process_time()
+            kept = factorised_ranks(self.network.layers, ranks)
+            candidate = build_candidate(self.network.model, self.network.factors, kept)
+            known[missing] = self.norm.losses(candidate, missing).values
+            self.run_seconds += time.process_time() - began
+            self.run_passes += len(missing)
+        return known[indices]
+
+    @property
+    def seconds_per_pass(self) -> float:
+        """Mean time of an image pass, building the candidate included."""
+        return self.run_seconds / max(1, self.run_passes)
+
+
+class Judge:
+    """J of any plan on all judging images."""
+
+    def __init__(self, plans: Plans, problem: Problem) -> None:
+        self.plans = plans
+        self._space: RankSpace = problem.space
+        self._objective = problem.objective
+        self._every = np.arange(len(plans.norm.images))
+
+    def losses(self, ranks: Ranks) -> Losses:
+        """Losses of the plan (d,) on all judging images."""
+        return Losses(self._every, self.plans.values(ranks, self._every))
+
+    def ratio(self, ranks: Ranks) -> float:
+        """R of the plan."""
+        return float(self._space.ratio(ranks[None])[0])
+
+    def objective(self, ranks: Ranks) -> float:
+        """J of the plan."""
+        return float(self._objective.value(np.array(self.losses(ranks).mean), np.array(self.ratio(ranks))))
+
+    def advantage(self, ranks: Ranks, other: Ranks) -> tuple[float, float]:
+        """By how much J of `ranks` exceeds that of `other`, and the standard error of this over the same images."""
+        differences = self._objective.gamma * (self.losses(other).values - self.losses(ranks).values)
+        stderr = float(differences.std(ddof=1) / np.sqrt(len(differences)))
+        return self.objective(ranks) - self.objective(other), stderr
+
+
+def given_up(layer: FoundLayer, factors: Factors) -> Array:
+    """Share of the weight's squared norm that ranks 1, 2, ... and last the dense layer give up (cap,)."""
+    whole = float(layer.weighted_module.weight.detach().double().square().sum())
+    errors = [factors.squared_error(rank) for rank in range(1, layer.dense_rank)]
+    return np.array([*errors, 0.0]) / whole
+
+
+def load_network(
+    model: str,
+    data: Path | None,
+    input_size: int | None,
+    patterns: Sequence[str],
+    num_judges: int,
+    device: torch.device,
+) -> Network:
+    """A checkpoint with a folder of images, or FC3 on Fashion-MNIST where `model` is "fc3"; at most half of them judge.
+
+    Raises:
+        InputError: a checkpoint without `data` or `input_size`, or no Fashion-MNIST.
+    """
+    if model == FC3:
+        name, network = "FC3 (784-1000-1000-10) on Fashion-MNIST", trained_fc3()
+        inputs, labels = load_fashion(train=False)
+        images = ImageSet(inputs, "Fashion-MNIST's test images", labels=labels)
+    elif data is None or input_size is None:
+        raise InputError(f'{model} needs DATA and --input-size (only "{FC3}" brings its own)')
+    else:
+        loaded = load_model(Path(model))
+        transform = Transform(input_size, input_size, loaded.transform.mean, loaded.transform.std)
+        name, network = loaded.arch, loaded.model
+        images = load_folder(data, transform, num_judges + POOL_IMAGES, seed=0)
+    judges, others = images.split(min(num_judges, len(images) // 2), seed=0)
+    pool = others.subset(range(min(POOL_IMAGES, len(others))))
+    opened = open_attention(network.eval().requires_grad_(False).to(device), pool.batch([0]).to(device))
+    layers = compressible(find_layers(opened, pool.batch([0]).to(device), include=patterns))
+    factors = {layer.name: METHODS[layer.method or "svd"].factorise(layer.module) for layer in layers}
+    return Network(name, opened, layers, factors, pool, judges, device)
+
+
+def gamma_of(plans: Plans, gamma: float | None, factor: float) -> float:
+    """`gamma`, or where it is None, `factor` times the gamma at which the whole output weighs as much as the size."""
+    return factor * default_gamma(plans.norm.teacher_energy) if gamma is None else gamma

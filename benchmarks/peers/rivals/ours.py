@@ -1,0 +1,72 @@
+"""bocompress's own search under the others' accounting, with any of its switches turned."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.peers.rivals.problem import Attempt, BestObserved, OutOfBudget, Run, Step
+from compressor.fidelity import Losses
+from compressor.search.journal import Journal
+from compressor.search.loop import Search
+from compressor.search.settings import SearchSettings
+from compressor.search.space import Ranks
+from compressor.search.start import PROBE_IMAGES, PROBE_RANKS
+
+PAPER: dict[str, Any] = {
+    "surrogate": "plain",
+    "coordinates": "linear",
+    "start": "random",
+    "delta": 0.05,
+    "delta_is_relative": False,
+    "certificate": "pointwise",
+    "acquisition": "pac",
+}
+
+
+def with_settings(**changes: Any) -> Run:
+    """The search with some of `SearchSettings` changed; it counts evaluations, of which the budget allows so many.
+
+    Until its first test, which comes after the start, the best look at a joint plan stands for its incumbent.
+    """
+
+    def search(attempt: Attempt) -> Iterator[Step]:
+        settings = SearchSettings(samples=attempt.problem.samples, seed=attempt.seed, **changes)
+        probes = PROBE_RANKS * PROBE_IMAGES * attempt.space.num_dims if settings.start == "sensitivity" else 0
+        allowed = max(1, (attempt.budget - probes) // settings.samples)
+        steps: list[Step] = []
+        tested = False
+        best = BestObserved(attempt)
+
+        def look(ranks: Ranks, indices: NDArray[np.int64]) -> Losses:
+            losses = attempt.look(ranks, indices)
+            if not tested and len(indices) == settings.samples:  # probes of single layers take fewer
+                steps.extend(best.is_beaten_by(ranks, attempt.value(ranks, losses.mean)))
+            return losses
+
+        def remember(image_passes: int, ranks: Ranks) -> None:
+            nonlocal tested
+            tested = True
+            if not steps or not np.array_equal(steps[-1][1], ranks):
+                steps.append((image_passes, ranks.copy()))
+
+        loop = Search(
+            attempt.problem.space_in(settings.coordinates),
+            attempt.problem.objective,
+            look,
+            attempt.problem.num_images,
+            replace(settings, max_evaluations=allowed),
+            Journal(None, {}),
+            on_incumbent=remember,
+        )
+        try:
+            _, record = loop.run()
+            attempt.stopped_because = record.stopped_because
+            attempt.certificate = record.certificate.model_dump() | record.calibration.model_dump()
+        except OutOfBudget:  # in the probes already
+            attempt.stopped_because = "image passes spent in the start"
+        yield from steps
+
+    return search

@@ -1,0 +1,97 @@
+"""What the rows of the comparison say together: medians over seeds, tests against the default, passes to the same J."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from benchmarks.peers.rivals import DEFAULT, SEARCHES
+
+Row = dict[str, Any]
+
+
+def summarise(rows: Sequence[Row]) -> list[Row]:
+    """One row per search, the best median of J first.
+
+    `p_value` is that of a one-sided Wilcoxon signed-rank test over the seeds both have, the alternative being that the
+    default's J is the greater. (With n seeds it is never below 2^-n: 0.03125 for five.)
+    """
+    mark_passes_to_best_peer(rows)
+    found = []
+    for name, own in _by_search(rows).items():
+        objectives = [row["objective"] for row in own]
+        contradicted = [row["contradicted"] for row in own if row.get("contradicted") is not None]
+        found.append(
+            {
+                "search": name,
+                "seeds": len(own),
+                "objective": median(objectives),
+                "lowest": min(objectives),
+                "highest": max(objectives),
+                "p_value": None if name == DEFAULT else p_value(rows, name),
+                "wins_of_default": None if name == DEFAULT else wins(rows, name),
+                "ratio": median(row["ratio"] for row in own),
+                "relative": median(row["relative"] for row in own),
+                "passes": median(row["passes"] for row in own),
+                "looks": median(row["looks"] for row in own),
+                "overhead_seconds": median(row["overhead_seconds"] for row in own),
+                "reached_best_peer": sum(row["passes_to_best_peer"] is not None for row in own),
+                "passes_ratio": _median_or_none([row["passes_ratio"] for row in own]),
+                "stopped": sum(bool(row["certificate"].get("met")) for row in own),
+                "contradicted": sum(contradicted),
+            }
+        )
+    return sorted(found, key=lambda row: -row["objective"])
+
+
+def best_peer(rows: Sequence[Row]) -> str | None:
+    """The search not of bocompress's with the highest median of J; None where there is none."""
+    peers = {name: own for name, own in _by_search(rows).items() if not SEARCHES[name].ours}
+    return max(peers, key=lambda name: median(row["objective"] for row in peers[name]), default=None)
+
+
+def mark_passes_to_best_peer(rows: Sequence[Row]) -> None:
+    """Image passes after which a row holds a plan as good as the best peer's last with the same seed, None where never.
+
+    `passes_ratio` is that over the passes after which the peer itself held that plan.
+    """
+    peer = best_peer(rows)
+    of_peer = {row["seed"]: row for row in rows if row["search"] == peer}
+    for row in rows:
+        other = of_peer.get(row["seed"])
+        row["passes_to_best_peer"] = row["passes_ratio"] = None
+        if other is None:
+            continue
+        reached = [held["since"] for held in row["incumbents"] if held["objective"] >= other["objective"]]
+        if reached:
+            row["passes_to_best_peer"] = reached[0]
+            last = other["incumbents"][-1]["since"]
+            row["passes_ratio"] = reached[0] / last if last else None
+
+
+def paired(rows: Sequence[Row], name: str) -> list[float]:
+    """By how much the default's J exceeds another's, for every seed that both have."""
+    own = {row["seed"]: row["objective"] for row in rows if row["search"] == DEFAULT}
+    return [own[row["seed"]] - row["objective"] for row in rows if row["search"] == name and row["seed"] in own]
+
+
+def p_value(rows: Sequence[Row], name: str) -> float | None:
+    """Wilcoxon's signed-rank test, one-sided; None where no seed tells the two apart."""
+    from scipy.stats import wilcoxon
+
+    differences = paired(rows, name)
+    return float(wilcoxon(differences, alternative="greater").pvalue) if any(differences) else None
+
+
+def wins(rows: Sequence[Row], name: str) -> int:
+    """Seeds on which the default's J is the greater."""
+    return sum(difference > 0 for difference in paired(rows, name))
+
+
+def _by_search(rows: Sequence[Row]) -> Mapping[str, list[Row]]:
+    names = [name for name in SEARCHES if any(row["search"] == name for row in rows)]
+    return {name: [row for row in rows if row["search"] == name] for name in names}
+
+
+def _median_or_none(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None

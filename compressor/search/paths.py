@@ -1,0 +1,148 @@
+"""Posterior sample paths of J by pathwise conditioning, and their maxima over the lattice of ranks.
+
+Wilson et al. 2020, "Efficiently Sampling Functions from Gaussian Process Posteriors" (Sec. 3.2), and 2021, "Pathwise
+Conditioning of Gaussian Processes": a path of the prior in random Fourier features, corrected by Matheron's rule,
+
+    f(x) + k(x, X) (K + Sigma)^-1 (y - f(X) - e),    e ~ N(0, Sigma),
+
+is a function that can be evaluated, and climbed, anywhere. Only the prior is approximated, the update uses the exact
+kernel and the whole noise matrix, so that the error of the features fades where there are data.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.search.belief import Belief
+from compressor.search.gp import SPECTRAL_FREEDOM, Array, GaussianProcess, correlation_of, squared_distances
+from compressor.search.space import Ranks
+
+NUM_FEATURES = 512  # pairs of cosine and sine
+NUM_LEVELS = 17  # ranks tried per layer in a climb, evenly spaced in theta
+CLIMB_SWEEPS = 4
+Single = NDArray[np.float32]
+
+
+class LatentPaths:
+    """Draws (p of them) of the Gaussian process itself, given its data, as functions of theta.
+
+    Args:
+        process: the posterior; one without observations gives draws of the prior.
+        count: p.
+        num_features: frequencies; all paths of one object share them, so that the error of the approximated prior is
+            common to them: take several objects.
+    """
+
+    def __init__(
+        self, process: GaussianProcess, count: int, rng: np.random.Generator, num_features: int = NUM_FEATURES
+    ) -> None:
+        hyper = process.hyper
+        num_dims = len(hyper.length_scales)
+        # Matern 5/2's spectral density is a multivariate t with 5 degrees of freedom (Rasmussen & Williams, Eq. 4.15).
+        spread = np.sqrt(SPECTRAL_FREEDOM / rng.chisquare(SPECTRAL_FREEDOM, size=(num_features, 1)))
+        frequencies = rng.standard_normal((num_features, num_dims)) * spread / hyper.length_scales
+        weights = rng.standard_normal((2, count, num_features)) * np.sqrt(hyper.signal_variance / num_features)
+        self.mean = hyper.mean
+        self.signal_variance = np.float32(hyper.signal_variance)
+        phases = process.thetas @ frequencies.T
+        prior = weights[0] @ np.cos(phases).T + weights[1] @ np.sin(phases).T
+        residuals = process.targets - hyper.mean - prior - process.draw_noise(count, rng)
+        # Single precision from here on: a path's own uncertainty is far larger than its rounding.
+        self.updates: Single = process.solve(residuals.T).T.astype(np.float32)
+        self.frequencies: Single = frequencies.astype(np.float32)
+        self.weights = (weights[0] + 1j * weights[1]).astype(np.complex64)
+        self.scaled_data: Single = (process.thetas / hyper.length_scales).astype(np.float32)
+        self.length_scales: Single = hyper.length_scales.astype(np.float32)
+
+    def __call__(self, thetas: Array) -> Array:
+        """Values (m, p) at thetas (m, d)."""
+        points = thetas.astype(np.float32)
+        phases = points @ self.frequencies.T
+        values = np.cos(phases) @ self.weights.real.T + np.sin(phases) @ self.weights.imag.T
+        values += self._kernel(points) @ self.updates.T
+        return np.asarray(values + self.mean, dtype=np.float64)
+
+    def _kernel(self, points: Single) -> Single:
+        squares = squared_distances(points / self.length_scales, self.scaled_data)
+        return self.signal_variance * correlation_of(squares)
+
+
+def turn(angles: Single) -> NDArray[np.complex64]:
+    """exp(-i angles), any shape; quicker than numpy's complex exponential."""
+    factors = np.empty(angles.shape, np.complex64)
+    factors.real = np.cos(angles)
+    factors.imag = -np.sin(angles)
+    return factors
+
+
+class Paths:
+    """p draws of J from a belief, as functions of the ranks."""
+
+    def __init__(self, belief: Belief, count: int, rng: np.random.Generator, num_features: int = NUM_FEATURES) -> None:
+        self.belief = belief
+        self.latent = LatentPaths(belief.process, count, rng, num_features)
+        self._lines: dict[int, tuple[NDArray[np.int64], Single, NDArray[np.complex64]]] = {}
+
+    def __call__(self, ranks: Ranks) -> Array:
+        """J (m, p) of every path at ranks (m, d)."""
+        return self.belief.objective_of(ranks[:, None, :], self.latent(self.belief.space.encode(ranks)))
+
+    def line(self, layer: int) -> tuple[NDArray[np.int64], Single, NDArray[np.complex64]]:
+        """Ranks (r,) that a climb tries for a layer, their theta (r,), and the factors (features, r) they turn by."""
+        if layer not in self._lines:
+            levels, thetas = self.belief.space.levels(layer, NUM_LEVELS)
+            single = thetas.astype(np.float32)
+            turns = turn(self.latent.frequencies[:, layer, None] * single)
+            self._lines[layer] = levels, single, turns
+        return self._lines[layer]
+
+
+def climb(paths: Paths, chosen: NDArray[np.int64], points: Ranks, sweeps: int = CLIMB_SWEEPS) -> tuple[Ranks, Array]:
+    """Local maxima (k, d) and their values (k,) of the paths `chosen` (k,), from `points` (k, d), all at once.
+
+    Coordinate by coordinate: a path on a whole line of the lattice is one product of matrices, because along a
+    coordinate a feature changes by a factor alone. Lines hold NUM_LEVELS ranks. A path that did not rise in a sweep is
+    done.
+    """
+    found, values = points.copy(), np.full(len(points), -np.inf)
+    active = np.arange(len(points))
+    for _ in range(sweeps):
+        if not len(active):
+            break
+        risen, heights = _sweep(paths, chosen[active], found[active])
+        moved = (risen != found[active]).any(1)
+        found[active], values[active] = risen, heights
+        active = active[moved]
+    return found, values
+
+
+def _sweep(paths: Paths, chosen: NDArray[np.int64], points: Ranks) -> tuple[Ranks, Array]:
+    """Each coordinate (in order) set to the best rank of its line; the points (k, d) and their values (k,)."""
+    belief, latent = paths.belief, paths.latent
+    updates = latent.updates[chosen][:, :, None]
+    theta = belief.space.encode(points).astype(np.float32)
+    features = latent.weights[chosen] * turn(theta @ latent.frequencies.T)  # their real parts sum to the prior's value
+    squares = squared_distances(theta / latent.length_scales, latent.scaled_data)
+    rows, best = np.arange(len(points)), np.full(len(points), -np.inf)
+    for layer in range(belief.space.num_dims):
+        levels, level_theta, turns = paths.line(layer)
+        frequency, data = latent.frequencies[:, layer], latent.scaled_data[:, layer]
+        own, scale = theta[:, layer, None], latent.length_scales[layer]
+        stripped = features * turn(-own * frequency)
+        rest = squares - (own / scale - data) ** 2
+        # The point itself comes first, so that a tie leaves it where it is.
+        steps = np.concatenate([own, np.broadcast_to(level_theta, (len(points), len(levels)))], axis=1)
+        prior = np.concatenate(
+            [features.real.sum(1)[:, None], stripped.real @ turns.real - stripped.imag @ turns.imag], axis=1
+        )
+        distances = rest[:, None, :] + ((steps / scale)[:, :, None] - data) ** 2
+        kernel = latent.signal_variance * correlation_of(np.maximum(distances, 0.0))
+        candidates = np.repeat(points[:, None, :], len(levels) + 1, axis=1)
+        candidates[:, 1:, layer] = levels
+        values = belief.objective_of(candidates, (prior + (kernel @ updates)[:, :, 0]) + latent.mean)
+        taken = values.argmax(1)
+        points, best = candidates[rows, taken], values[rows, taken]
+        moved = np.flatnonzero(taken)
+        features[moved] = stripped[moved] * turns.T[taken[moved] - 1]
+        theta[moved, layer] = steps[moved, taken[moved]]
+        squares[moved] = rest[moved] + (theta[moved, layer, None] / scale - data) ** 2
+    return points, best

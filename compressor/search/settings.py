@@ -1,0 +1,41 @@
+"""What a person may choose about the search."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from compressor.records import Certificate
+from compressor.search.belief import SurrogateChoice
+from compressor.search.space import Coordinates
+
+StartChoice = Literal["sensitivity", "random"]
+Acquisition = Literal["pac", "pac-ei", "ei", "pi", "lcb"]
+
+DEFAULT_EPSILON: dict[Certificate, float] = {"joint": 0.05, "pointwise": 0.005}
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """`delta` and `epsilon` of Eq. (6); `delta_is_relative` makes delta a fraction of |mu(incumbent)|.
+
+    `certificate` is what stops the search: Eq. (12) for each single plan, or the same for all plans at once. `epsilon`
+    None is the certificate's own: 0.05 for joint, the paper's 0.005 for pointwise. `samples` images per look;
+    `max_evaluations` looks at joint plans (probes of single layers come before).
+    """
+
+    delta: float = 0.05
+    delta_is_relative: bool = True
+    epsilon: float | None = None
+    certificate: Certificate = "joint"
+    acquisition: Acquisition = "pac"
+    samples: int = 50
+    max_evaluations: int = 200
+    max_seconds: float | None = None
+    coordinates: Coordinates = "log"
+    start: StartChoice = "sensitivity"
+    surrogate: SurrogateChoice = "log"
+    seed: int = 0
+
+    @property
+    def risk(self) -> float:
+        """Epsilon, chosen or by certificate."""
+        return DEFAULT_EPSILON[self.certificate] if self.epsilon is None else self.epsilon

@@ -1,0 +1,107 @@
+"""After every look: who is best, what to look at next, and whether a certificate lets the search stop."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from compressor.search.acquisition import maximise
+from compressor.search.belief import Belief, Score
+from compressor.search.certificate import STAGES, JointTest, certify_jointly
+from compressor.search.improvement import Improvement
+from compressor.search.settings import SearchSettings
+from compressor.search.space import Ranks
+
+NUM_ANCHORS = 5
+TEST_EVERY = 5  # looks between the tests of Eq. (12) under acquisitions that do not compute it
+JOINT_WAIT = 0.05  # of the looks so far pass before the joint test is tried again
+ACQUISITION_STREAM, CERTIFICATE_STREAM = 4, 5  # keep the random streams of one seed apart
+
+
+@dataclass(frozen=True)
+class StopTest:
+    """The state after a look: `candidate` (d,) is what the acquisition proposes, `score` holds incumbent and delta.
+
+    `rival` (d,) and `pointwise` are the argmax of Eq. (11) and its probability, None where the test was not due;
+    `joint` is None where Eq. (12) failed already or the test was not due. `met`: the search may stop.
+    """
+
+    candidate: Ranks
+    score: Score
+    anchors: Ranks
+    rival: Ranks | None = None
+    pointwise: float | None = None
+    joint: JointTest | None = None
+    met: bool = False
+
+
+class StopRule:
+    """The tests of one search, in order: the joint certificate's risk is shared out over them.
+
+    The joint probability is never below the pointwise one, so that it is computed only where Eq. (12) holds already.
+    """
+
+    def __init__(self, settings: SearchSettings) -> None:
+        self._settings = settings
+        self._num_joint = 0
+        self._next_test = 0
+        self._next_joint = 0
+
+    def test(self, belief: Belief, visited: Ranks, may_stop: bool) -> StopTest:
+        """Test after looks at the plans `visited` (n, d); `may_stop` is false while the start is not complete."""
+        test = self._incumbent(belief, visited)
+        count, kind = len(visited), self._settings.acquisition
+        if kind == "pac" or count >= self._next_test:
+            self._next_test = count + TEST_EVERY
+            test = self._test_pointwise(test, count)
+        if kind != "pac":
+            proposed, _ = maximise(
+                Improvement(test.score, kind), belief.space, test.anchors, self._rng(ACQUISITION_STREAM, count)
+            )
+            test = replace(test, candidate=proposed)
+        if not may_stop or test.pointwise is None or test.pointwise > self._settings.risk:
+            return test
+        if self._settings.certificate == "pointwise":
+            return replace(test, met=True)
+        return self._test_jointly(test, count) if count >= self._next_joint else test
+
+    def complete(self, test: StopTest, visited: Ranks, may_stop: bool) -> StopTest:
+        """The last test with both figures, for the record."""
+        count = len(visited)
+        if test.pointwise is None:
+            test = replace(self._test_pointwise(test, count), candidate=test.candidate)
+        if test.joint is None or test.joint.paths < STAGES[0]:
+            joint = self._certify(test, count, in_full=True)
+            test = replace(test, joint=joint, met=test.met or self._joint_is_enough(test, joint, may_stop))
+        return test
+
+    def _joint_is_enough(self, test: StopTest, joint: JointTest, may_stop: bool) -> bool:
+        return may_stop and self._settings.certificate == "joint" and joint.met
+
+    def _incumbent(self, belief: Belief, visited: Ranks) -> StopTest:
+        means = belief.mean(visited)
+        order = np.argsort(-means, kind="stable")
+        delta = self._settings.delta
+        if self._settings.delta_is_relative:
+            delta *= abs(float(means[order[0]]))
+        incumbent = visited[order[0]]
+        return StopTest(incumbent, belief.score(incumbent, delta), visited[order[:NUM_ANCHORS]])
+
+    def _test_pointwise(self, test: StopTest, count: int) -> StopTest:
+        space = test.score.belief.space
+        rival, value = maximise(test.score, space, test.anchors, self._rng(ACQUISITION_STREAM, count))
+        return replace(test, candidate=rival, rival=rival, pointwise=float(np.exp(value)))
+
+    def _test_jointly(self, test: StopTest, count: int) -> StopTest:
+        joint = self._certify(test, count)
+        self._num_joint += joint.confidence > 0
+        self._next_joint = count + int(np.ceil(JOINT_WAIT * count))
+        return replace(test, joint=joint, met=joint.met)
+
+    def _certify(self, test: StopTest, count: int, in_full: bool = False) -> JointTest:
+        assert test.rival is not None
+        anchors = np.concatenate([test.rival[None], test.anchors])
+        rng = self._rng(CERTIFICATE_STREAM, count)
+        return certify_jointly(test.score, anchors, self._settings.risk, self._num_joint + 1, rng, in_full)
+
+    def _rng(self, stream: int, count: int) -> np.random.Generator:
+        return np.random.default_rng([self._settings.seed, stream, count])
