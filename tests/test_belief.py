@@ -131,3 +131,14 @@ def test_the_exact_score_sees_a_step_that_coarse_nodes_miss() -> None:
     values = belief.size_term(np.vstack([point, ranks])) - GAMMA * norms
     expected = (values[:, 0] > values[:, 1] + 0.012).mean()
     assert np.exp(score.exact(point))[0] == pytest.approx(expected, abs=0.004)
+
+
+def test_the_prior_mean_follows_the_sum_and_ends_at_saturation() -> None:
+    space, objective = small_space(), Objective(GAMMA)
+    ranks = np.array([[1, 1], [4, 3], [30, 20]])
+    sums = np.array([1000.0, 2.0, 0.0])
+    surrogate = LogSurrogate(space, objective, lambda _: sums, saturation=50.0)
+    expected = np.array([50_000 / 1050, 100 / 52, 0.0])
+    np.testing.assert_allclose(np.exp(surrogate.prior_mean(ranks)) - surrogate.offset, expected, atol=1e-12)
+    endless = LogSurrogate(space, objective, lambda _: sums)
+    np.testing.assert_allclose(np.exp(endless.prior_mean(ranks)) - endless.offset, sums, atol=1e-12)

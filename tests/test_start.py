@@ -1,5 +1,6 @@
 """The start: allocation against brute force, probes that fall with the rank, and the walk along the curve."""
 
+from collections.abc import Callable
 from itertools import pairwise, product
 
 import numpy as np
@@ -26,8 +27,8 @@ def problems(draw: st.DrawFn) -> tuple[RankSpace, list[Array]]:
     return space, [scale * rng.exponential(size=cap) for cap in caps]
 
 
-def lattice(space: RankSpace) -> Ranks:
-    return np.array(list(product(*(range(1, cap + 1) for cap in space.caps))))
+def lattice(space: RankSpace, every: int = 1) -> Ranks:
+    return np.array(list(product(*(range(1, cap + 1, every) for cap in space.caps))))
 
 
 def total_loss(losses: list[Array], ranks: Ranks) -> Array:
@@ -161,14 +162,63 @@ def test_where_losses_add_up_the_curve_holds_the_best_of_all_plans(
     assert looks.value(best[None])[0] == pytest.approx(looks.value(lattice(space)).max(), rel=1e-9)
 
 
-def test_points_around_a_plan() -> None:
-    space = make_space([200, 30, 2])
-    centre = np.array([20, 30, 1])
-    points = start.points_around(space, centre, 2000, np.random.default_rng(0))
-    assert points.shape == (2000, 3)
-    assert ((points >= 1) & (points <= space.caps)).all()
-    distances = space.encode(points) - space.encode(centre[None])
-    assert distances[:, 0].std() == pytest.approx(start.SPREAD, rel=0.15)
-    assert abs(distances[:, 0].mean()) < 0.01
-    assert len(np.unique(points[:, 0])) > 10
-    np.testing.assert_array_equal(points, start.points_around(space, centre, 2000, np.random.default_rng(0)))
+class InContext:
+    """Losses that multiply across layers: what a layer loses alone says little about what it loses beside others."""
+
+    def __init__(self, num_dims: int = 4, cap: int = 40, gamma: float = 0.2) -> None:
+        self.space = RankSpace([str(i) for i in range(num_dims)], [[10 * k for k in range(1, cap + 1)]] * num_dims)
+        self.objective = Objective(gamma)
+        self.powers = np.linspace(0.3, 1.5, num_dims)
+        self.image_scales = np.random.default_rng(0).uniform(0.5, 1.5, 50)
+        self.looks: list[tuple[tuple[int, ...], int]] = []
+
+    def loss(self, ranks: Ranks) -> float:
+        shares = ranks / self.space.caps
+        return float(np.prod(shares**-self.powers) - 1)
+
+    def value(self, ranks: Ranks) -> float:
+        return float(self.objective.value(np.array(self.loss(ranks)), self.space.ratio(ranks[None])[0]))
+
+    def look(self, count: int) -> Callable[[Ranks], Losses]:
+        def look(ranks: Ranks) -> Losses:
+            self.looks.append((tuple(ranks.tolist()), count))
+            scales = self.image_scales[:count]
+            return Losses(np.arange(count), self.loss(ranks) * scales / self.image_scales.mean())
+
+        return look
+
+    def reallocate(self, plan: Ranks) -> Ranks:
+        return start.reallocate(self.space, self.objective, plan, self.look(50), self.look(start.CONTEXT_IMAGES))
+
+
+@pytest.mark.parametrize("first", [(20, 20, 20, 20), (40, 40, 40, 40), (8, 30, 8, 30)])
+def test_reallocation_climbs_where_layers_depend_on_each_other(first: tuple[int, ...]) -> None:
+    problem = InContext()
+    plan = np.array(first)
+    values = [problem.value(plan)]
+    for _ in range(6):
+        plan = problem.reallocate(plan)
+        values.append(problem.value(plan))
+    assert values == sorted(values)
+    everything = lattice(problem.space, every=3)
+    best = max(problem.value(ranks) for ranks in everything)
+    assert best - values[-1] < 0.1 * (best - values[0])
+
+
+def test_reallocation_changes_layers_by_a_step_at_most_and_looks_little() -> None:
+    problem = InContext()
+    plan = np.array([12, 12, 12, 40])
+    found = problem.reallocate(plan)
+    assert (np.abs(np.log(found / plan)) <= np.log(start.CONTEXT_STEP) + 0.06).all()
+    glances = [ranks for ranks, count in problem.looks if count == start.CONTEXT_IMAGES]
+    assert len(glances) == 2 * 4 - 1  # nothing lies above dense
+    assert all((np.array(ranks) != plan).sum() == 1 for ranks in glances)
+    looks = [ranks for ranks, count in problem.looks if count == 50]
+    assert len(set(looks)) == len(looks) <= 2 + len(start.SHARES_OF_THE_WAY)
+    assert tuple(found.tolist()) in looks
+
+
+def test_a_plan_that_cannot_be_bettered_is_kept() -> None:
+    problem = InContext(num_dims=1)
+    best = max((np.array([rank]) for rank in range(1, 41)), key=problem.value)
+    np.testing.assert_array_equal(problem.reallocate(best), best)

@@ -211,19 +211,31 @@ class PlainScore(Score):
 
 
 class LogSurrogate(Surrogate):
-    """Targets are log(L + c) less the prior mean log(sum of sensitivities + c), c = RESOLUTION / gamma.
+    """Targets are log(L + c) less the prior mean log(S + c), c = RESOLUTION / gamma.
 
-    Noise goes over to the logarithm to first order, with the mean of a log-normal corrected for.
+    S is the sum of the layers' sensitivities, bent towards the loss of a network that is destroyed already, which more
+    damage hardly raises: 1 / S = 1 / sum + 1 / saturation. Noise goes over to the logarithm to first order, with the
+    mean of a log-normal corrected for.
     """
 
-    def __init__(self, space: RankSpace, objective: Objective, sum_of_sensitivities: SumOfSensitivities | None) -> None:
+    def __init__(
+        self,
+        space: RankSpace,
+        objective: Objective,
+        sum_of_sensitivities: SumOfSensitivities | None,
+        saturation: float = np.inf,
+    ) -> None:
         super().__init__(space, objective)
         self.offset = RESOLUTION / objective.gamma
         self._sum = sum_of_sensitivities
+        self._saturation = saturation
 
     def prior_mean(self, ranks: Ranks) -> Array:
-        """log(sum of sensitivities + c) (...,) at ranks (..., d), or zero where no layer was measured alone."""
-        return np.zeros(ranks.shape[:-1]) if self._sum is None else np.log(self._sum(ranks) + self.offset)
+        """log(S + c) (...,) at ranks (..., d), or zero where no layer was measured alone."""
+        if self._sum is None:
+            return np.zeros(ranks.shape[:-1])
+        total = self._sum(ranks)
+        return np.log(total / (1.0 + total / self._saturation) + self.offset)
 
     def targets(self, ranks: Ranks, function_norms: Array, noise: Array) -> Targets:
         shifted = function_norms + self.offset

@@ -75,6 +75,7 @@ class Search:
         self._state = SearchState()
         self._image_passes = 0
         self._num_probes = 0
+        self._num_glances = 0
         self._started = False
         self._began = time.perf_counter()
         self._surrogate_seconds = 0.0
@@ -119,8 +120,7 @@ class Search:
         self._state.variances.append(losses.variance)
         self._state.sources.append(source)
         observed = self._observed_objective(ranks, losses)
-        count = len(self._state.ranks)
-        self._on_look(count, f"{source}: J {observed:.4f}, ratio {self._ratio(ranks):.3f}")
+        self._on_look(self._num_evaluations, f"{source}: J {observed:.4f}, ratio {self._ratio(ranks):.3f}")
         return observed
 
     def _probe(self, ranks: Ranks) -> Losses:
@@ -149,25 +149,46 @@ class Search:
     # Start
 
     def _start(self) -> None:
-        rng = np.random.default_rng([self._settings.seed, START_STREAM])
-        count = self._space.num_dims
+        space = self._space
         if self._settings.start == "random":
             self._surrogate = self._choose_surrogate(None)
-            points = self._space.sample(2 * count + 2, rng)
-        else:
-            sensitivities = start.probe_sensitivities(self._space, self._probe)
-            self._surrogate = self._choose_surrogate(sensitivities)
-            best = start.look_along_curve(self._space, self._objective, sensitivities, self._first_look)
-            points = start.points_around(self._space, best, count, rng)
-        for ranks in points:
-            self._first_look("start", ranks)
+            rng = np.random.default_rng([self._settings.seed, START_STREAM])
+            for ranks in space.sample(2 * space.num_dims + 2, rng):
+                self._first_look("start", ranks)
+            return
+        sensitivities = start.probe_sensitivities(space, self._probe)
+        self._surrogate = self._choose_surrogate(sensitivities)
+        best = start.look_along_curve(space, self._objective, sensitivities, self._first_look)
+        saturation = max(start.LOSS_FLOOR, *self._state.norms)
+        self._surrogate = self._choose_surrogate(sensitivities, saturation)
+        for _ in range(start.NUM_REALLOCATIONS):
+            best = self._reallocate(best)
 
-    def _choose_surrogate(self, sensitivities: list[np.ndarray] | None) -> Surrogate:
+    def _reallocate(self, plan: Ranks) -> Ranks:
+        """`start.reallocate` on images that the plan has not been looked at with, if there are any left."""
+        images = self._images_for(plan)
+        if not len(images):
+            return plan
+
+        def look(ranks: Ranks, some: np.ndarray = images) -> Losses:
+            if self._spent_budget():
+                raise BudgetSpent
+            self._look("start", ranks, some)
+            return self._state.losses[-1]
+
+        def glance(ranks: Ranks) -> Losses:
+            losses = look(ranks, images[: start.CONTEXT_IMAGES])
+            self._num_glances += 1
+            return losses
+
+        return start.reallocate(self._space, self._objective, plan, look, glance)
+
+    def _choose_surrogate(self, sensitivities: list[np.ndarray] | None, saturation: float = np.inf) -> Surrogate:
         if self._settings.surrogate == "plain":
             return PlainSurrogate(self._space, self._objective)
         if sensitivities is None:
             return LogSurrogate(self._space, self._objective, None)
-        return LogSurrogate(self._space, self._objective, lambda ranks: start.add_up(sensitivities, ranks))
+        return LogSurrogate(self._space, self._objective, lambda ranks: start.add_up(sensitivities, ranks), saturation)
 
     # Surrogate and acquisition
 
@@ -235,12 +256,17 @@ class Search:
 
     def _spent_budget(self) -> str:
         """Which budget is spent, in words; empty while there is some left."""
-        settings, looks = self._settings, len(self._state.ranks)
+        settings, looks = self._settings, self._num_evaluations
         if looks >= settings.max_evaluations:
             return f"{settings.max_evaluations} evaluations spent"
         if looks and settings.max_seconds is not None and self._seconds() >= settings.max_seconds:
             return f"{settings.max_seconds:g} seconds spent"
         return ""
+
+    @property
+    def _num_evaluations(self) -> int:
+        """Looks at whole plans, without those at plans that differ in one layer from the start's best."""
+        return len(self._state.ranks) - self._num_glances
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._began
@@ -250,7 +276,7 @@ class Search:
     def _record(self, test: StopTest, reason: str) -> SearchRecord:
         belief, incumbent = test.score.belief, test.score.incumbent[None]
         return SearchRecord(
-            evaluations=len(self._state.ranks),
+            evaluations=self._num_evaluations,
             image_passes=self._image_passes,
             seconds=self._seconds(),
             surrogate_seconds=self._surrogate_seconds,

@@ -2,7 +2,8 @@
 
 A Gaussian process over twenty ranks is lost without a start. A few images shared by all single-layer probes
 rank the ranks well; the probes' trade-off curve is then looked at jointly, because losses of many compressed
-layers exceed the sum of the single ones several times.
+layers exceed the sum of the single ones several times. Around the best of them the layers are measured once
+more, each within the plan, and the ranks allocated anew.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,10 @@ PROBE_IMAGES = 5
 LIGHTEST_WEIGHT = 4.0**-2
 CURVE_WEIGHTS = np.array([*LIGHTEST_WEIGHT * 4.0 ** np.arange(6), 0.0])  # 0: rank 1 everywhere
 NUM_REFINEMENTS = 3
-SPREAD = 0.08  # standard deviation in theta of the points around the best of the curve
+NUM_REALLOCATIONS = 2
+CONTEXT_IMAGES = 20
+CONTEXT_STEP = 1.4  # in rank, up and down
+SHARES_OF_THE_WAY = (0.35, 0.7)
 LOSS_FLOOR = 1e-12
 
 Probe = Callable[[Ranks], Losses]
@@ -88,7 +92,57 @@ def look_along_curve(space: RankSpace, objective: Objective, sensitivities: list
     return max(seen.values(), key=lambda row: row[0])[2]
 
 
-def points_around(space: RankSpace, ranks: Ranks, count: int, rng: np.random.Generator) -> Ranks:
-    """`count` random points (count, d) around a plan, to tell the Gaussian process its scales."""
-    theta = space.encode(ranks[None])
-    return space.decode(theta + SPREAD * rng.standard_normal((count, space.num_dims)))
+def reallocate(
+    space: RankSpace, objective: Objective, plan: Ranks, look: Callable[[Ranks], Losses], glance: Probe
+) -> Ranks:
+    """Allocate ranks anew with the sensitivities that layers have within `plan` (d,); the best plan by observation.
+
+    A layer's loss beside all others compressed is not its loss alone. Each layer is glanced at a step below and above
+    its rank in the plan, on images that all glances share, and takes the best rank between; then plans on the way there
+    are looked at, since the layers move together.
+
+    Args:
+        look: a plan's losses on images that all looks of this call share.
+        glance: the same on the first CONTEXT_IMAGES of these images.
+    """
+    losses = {plan.tobytes(): look(plan)}
+    here = float(losses[plan.tobytes()].values[:CONTEXT_IMAGES].mean())
+    target = plan.copy()
+    for layer in range(space.num_dims):
+        target[layer] = _best_in_context(space, objective, plan, layer, here, glance)
+    plans = {ranks.tobytes(): ranks for ranks in _between(space, plan, target)}
+    for key, ranks in plans.items():
+        if key not in losses:
+            losses[key] = look(ranks)
+
+    def observed(key: bytes) -> float:
+        ratio = space.ratio(plans[key][None])[0]
+        return float(objective.value(np.array(losses[key].mean), np.array(ratio)))
+
+    return plans[max(plans, key=observed)]
+
+
+def _best_in_context(
+    space: RankSpace, objective: Objective, plan: Ranks, layer: int, here: float, glance: Probe
+) -> int:
+    """The rank of one layer that maximises J between a step down and up, log L being linear in log rank between."""
+    choices, rank = space.choices[layer], int(plan[layer])
+    norms = {rank: here}
+    for step in (1 / CONTEXT_STEP, CONTEXT_STEP):
+        neighbour = int(choices[np.abs(np.log(choices) - np.log(rank * step)).argmin()])
+        if neighbour not in norms:
+            changed = plan.copy()
+            changed[layer] = neighbour
+            norms[neighbour] = glance(changed).mean
+    known = np.array(sorted(norms))
+    falling = np.minimum.accumulate([max(norms[int(value)], LOSS_FLOOR) for value in known])
+    between = choices[(choices >= known[0]) & (choices <= known[-1])]
+    expected = np.exp(np.interp(np.log(between), np.log(known), np.log(falling)))
+    ratios = space.ratio(np.where(np.arange(space.num_dims) == layer, between[:, None], plan))
+    return int(between[np.argmax(objective.value(expected, ratios))])
+
+
+def _between(space: RankSpace, plan: Ranks, target: Ranks) -> list[Ranks]:
+    thetas = space.encode(np.stack([plan, target]))
+    on_the_way = [space.decode((1 - share) * thetas[:1] + share * thetas[1:])[0] for share in SHARES_OF_THE_WAY]
+    return [plan, *on_the_way, target]

@@ -13,8 +13,10 @@ from compressor.search.journal import Journal
 from compressor.search.loop import Search
 from compressor.search.settings import SearchSettings
 from compressor.search.space import Ranks
-from compressor.search.start import PROBE_IMAGES, PROBE_RANKS
+from compressor.search.start import CONTEXT_IMAGES, NUM_REALLOCATIONS, PROBE_IMAGES, PROBE_RANKS
 
+# Of the start, per layer: they do not count as evaluations.
+SINGLE_LAYER_PASSES = PROBE_RANKS * PROBE_IMAGES + NUM_REALLOCATIONS * 2 * CONTEXT_IMAGES
 PAPER: dict[str, Any] = {
     "surrogate": "plain",
     "coordinates": "linear",
@@ -34,8 +36,8 @@ def with_settings(**changes: Any) -> Run:
 
     def search(attempt: Attempt) -> Iterator[Step]:
         settings = SearchSettings(samples=attempt.problem.samples, seed=attempt.seed, **changes)
-        probes = PROBE_RANKS * PROBE_IMAGES * attempt.space.num_dims if settings.start == "sensitivity" else 0
-        allowed = max(1, (attempt.budget - probes) // settings.samples)
+        singles = SINGLE_LAYER_PASSES * attempt.space.num_dims if settings.start == "sensitivity" else 0
+        allowed = max(1, (attempt.budget - singles) // settings.samples)
         steps: list[Step] = []
         tested = False
         best = BestObserved(attempt)
