@@ -13,10 +13,8 @@ from compressor.search.journal import Journal
 from compressor.search.loop import Search
 from compressor.search.settings import SearchSettings
 from compressor.search.space import Ranks
-from compressor.search.start import CONTEXT_IMAGES, NUM_REALLOCATIONS, PROBE_IMAGES, PROBE_RANKS
+from compressor.search.start import PROBE_IMAGES, PROBE_RANKS
 
-# Of the start, per layer: they do not count as evaluations.
-SINGLE_LAYER_PASSES = PROBE_RANKS * PROBE_IMAGES + NUM_REALLOCATIONS * 2 * CONTEXT_IMAGES
 PAPER: dict[str, Any] = {
     "surrogate": "plain",
     "coordinates": "linear",
@@ -36,8 +34,8 @@ def with_settings(**changes: Any) -> Run:
 
     def search(attempt: Attempt) -> Iterator[Step]:
         settings = SearchSettings(samples=attempt.problem.samples, seed=attempt.seed, **changes)
-        singles = SINGLE_LAYER_PASSES * attempt.space.num_dims if settings.start == "sensitivity" else 0
-        allowed = max(1, (attempt.budget - singles) // settings.samples)
+        probes = PROBE_RANKS * PROBE_IMAGES * attempt.space.num_dims if settings.start == "sensitivity" else 0
+        allowed = max(1, (attempt.budget - probes) // settings.samples)
         steps: list[Step] = []
         tested = False
         best = BestObserved(attempt)
@@ -67,8 +65,8 @@ def with_settings(**changes: Any) -> Run:
             _, record = loop.run()
             attempt.stopped_because = record.stopped_because
             attempt.certificate = record.certificate.model_dump() | record.calibration.model_dump()
-        except OutOfBudget:  # in the probes already
-            attempt.stopped_because = "image passes spent in the start"
+        except OutOfBudget:  # looks at single layers in context count as no evaluations
+            attempt.stopped_because = "image passes spent"
         yield from steps
 
     return search
