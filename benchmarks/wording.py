@@ -188,7 +188,7 @@ def describe_certificate(search: SearchRecord) -> str:
         f"{_equal('δ', float(f'{certificate.delta:.2g}'))} is {format_probability(certificate.pointwise)}"
         f"{asked if certificate.asked == 'pointwise' else ''}"
     )
-    given = f"Given the Gaussian process fitted to {format_plural(search.evaluations, 'observation')}, {pointwise}"
+    given = f"Given the Gaussian process fitted to {format_plural(len(search.history), 'observation')}, {pointwise}"
     if joint is None:
         return f"{given}."
     return (

@@ -191,8 +191,9 @@ class EvaluationRecord(Record):
 
 
 class SearchRecord(Record):
-    """How the plan was found. `image_passes` counts images times candidate networks, start included; `seconds` is
-    the time of this process: a resumed search leaves out what came before.
+    """How the plan was found. `evaluations` counts looks at whole plans; `history` holds, too, the start's looks at
+    plans that differ from its best in one layer, on fewer images. `image_passes` counts images times candidate
+    networks, start included; `seconds` is the time of this process: a resumed search leaves out what came before.
 
     `calibration` is the leave-one-out check of the Gaussian process."""
 

@@ -263,7 +263,8 @@ def test_search_is_reported_as_it_was_journaled(run):
     assert header["gamma"] == run.report.gamma
     assert search.image_passes == sum(len(row["images"]) for row in rows)
     looks = [row for row in rows if row["source"] != "probe"]
-    assert search.evaluations == len(search.history) == len(looks) <= 20
+    assert search.evaluations <= 20
+    assert search.evaluations < len(search.history) == len(looks)  # with looks at single layers in context
     dense = highest_ranks(rows)
     for row, record in zip(looks, search.history, strict=True):
         ranks = [rank or last for rank, last in zip(record.ranks, dense, strict=True)]
