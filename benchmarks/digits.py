@@ -5,7 +5,6 @@ stay out of training and are written as an image folder.
 """
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.training import OnStep, train_classifier
 from compressor.files import replace_when_whole
 
 SIZE = 32
 NUM_HELD_OUT = 500
-BATCH_SIZE = 64
+BATCH_SIZE, MAX_LR = 64, 0.05
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -39,29 +39,15 @@ def as_inputs(images: NDArray[np.uint8]) -> Tensor:
     return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
 
-def train_resnet18(
-    epochs: int, on_step: Callable[[int, int, float], None] = lambda done, total, loss: None
-) -> nn.Module:
+def train_resnet18(epochs: int, on_step: OnStep = lambda done, total, loss: None) -> nn.Module:
     """torchvision's resnet18 with ten outputs, trained on all but the last 500 digits; in eval mode."""
     from torchvision.models import resnet18
 
     torch.manual_seed(0)
     images, labels = load_digits_images()
     inputs, targets = as_inputs(images[:-NUM_HELD_OUT]), torch.from_numpy(labels[:-NUM_HELD_OUT])
-    model = resnet18(num_classes=10).train()
-    steps = epochs * (len(inputs) // BATCH_SIZE)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.05, total_steps=steps)
-    generator = torch.Generator().manual_seed(0)
-    for step in range(steps):
-        chosen = torch.randint(len(inputs), (BATCH_SIZE,), generator=generator)
-        loss = nn.functional.cross_entropy(model(inputs[chosen]), targets[chosen])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        on_step(step + 1, steps, loss.item())
-    return model.eval()
+    model = resnet18(num_classes=10)
+    return train_classifier(model, inputs, targets, epochs, BATCH_SIZE, MAX_LR, on_step)
 
 
 def write_image_folder(folder: Path, count: int = NUM_HELD_OUT) -> None:

@@ -9,7 +9,6 @@ network: its architecture is not torchvision's.
 
 import gzip
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.training import OnStep, train_classifier
 from compressor.errors import InputError
 from compressor.files import replace_when_whole
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CACHE = Path("build/fc3-fashion.pt")
-EPOCHS, BATCH_SIZE = 10, 256
+EPOCHS, BATCH_SIZE, MAX_LR = 10, 256, 0.1
 PREFIXES = {True: "train", False: "t10k"}
 
 
@@ -63,24 +63,11 @@ def train_fc3(
     inputs: Tensor,
     labels: Tensor,
     epochs: int = EPOCHS,
-    on_step: Callable[[int, int, float], None] = lambda done, total, loss: None,
+    on_step: OnStep = lambda done, total, loss: None,
 ) -> nn.Module:
     """FC3 trained on inputs (n, 784) and labels (n,); in eval mode."""
     torch.manual_seed(0)
-    model = new_fc3().train()
-    steps = epochs * (len(inputs) // BATCH_SIZE)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=0.1, total_steps=steps)
-    generator = torch.Generator().manual_seed(0)
-    for step in range(steps):
-        chosen = torch.randint(len(inputs), (BATCH_SIZE,), generator=generator)
-        loss = nn.functional.cross_entropy(model(inputs[chosen]), labels[chosen])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        on_step(step + 1, steps, loss.item())
-    return model.eval()
+    return train_classifier(new_fc3(), inputs, labels, epochs, BATCH_SIZE, MAX_LR, on_step)
 
 
 def trained_fc3(cache: Path = CACHE) -> nn.Module:

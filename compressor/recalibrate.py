@@ -97,7 +97,7 @@ class Recalibration:
     def _loss(self) -> float:
         return self.judge.losses(self.network, np.arange(len(self.judge.images))).mean
 
-    def _front_to_back(self) -> Iterator["_Goal"]:
+    def _front_to_back(self) -> Iterator[_Goal]:
         """What each layer is to give, in order of use; the original runs once for as many as memory allows."""
         by_name = {layer.name: layer for layer in self.layers}
         example = self.calibration.batch([0]).to(self.device)
@@ -131,7 +131,7 @@ class Recalibration:
                 self.original(batch)
         return rows
 
-    def _refit_layer(self, goal: "_Goal") -> None:
+    def _refit_layer(self, goal: _Goal) -> None:
         name = goal.layer.name
         module = self.network.get_submodule(name)
         last, whole = self._moments(goal, module)
@@ -144,7 +144,7 @@ class Recalibration:
             present = self.network.get_submodule(name)
             self._try("both factors", name, _with_both_refitted(goal.layer, present, whole, goal.weights))
 
-    def _moments(self, goal: "_Goal", module: nn.Module) -> tuple[Moments, Moments]:
+    def _moments(self, goal: _Goal, module: nn.Module) -> tuple[Moments, Moments]:
         """Sums over what the last factor and what the whole layer receive, and over what the original layer gives."""
         original = goal.layer.module
         final, outputs = last_factor(module)

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import betaincinv
 from threadpoolctl import threadpool_limits
 
 from benchmarks.study import write_results
@@ -23,12 +22,14 @@ from compressor.records import Certificate
 from compressor.search import gp
 from compressor.search.acquisition import measure_again, perturb
 from compressor.search.belief import Belief, PlainSurrogate
+from compressor.search.certificate import lower_bound, upper_bound
 from compressor.search.paths import Paths, climb
 from compressor.search.settings import SearchSettings
 from compressor.search.space import Ranks, RankSpace
 from compressor.search.stopping import StopRule
 
 EPSILON = 0.05
+INTERVAL_TAIL = 0.025  # of the 95 % intervals, on either side
 NUM_LEVELS = 17  # ranks per layer
 LOOK_NOISE = 0.1  # standard deviation of a look; the process's own is 1
 MAX_LOOKS = 250
@@ -136,7 +137,7 @@ def summarise(family: Family, rule: str, runs: Sequence[Run]) -> dict[str, objec
     """A row of the study: how often the rule stopped, and how often it was then wrong (95 % interval)."""
     stopped = [run for run in runs if run.stopped]
     wrong = sum(run.regret > family.delta for run in stopped)
-    low, high = clopper_pearson(wrong, len(stopped))
+    low, high = (bound(wrong, len(stopped), INTERVAL_TAIL) for bound in (lower_bound, upper_bound))
     return {
         "dims": family.num_dims,
         "length_scale": family.length_scale,
@@ -150,14 +151,6 @@ def summarise(family: Family, rule: str, runs: Sequence[Run]) -> dict[str, objec
         "median_looks": float(np.median([run.looks for run in runs])),
         "seconds": round(sum(run.seconds for run in runs), 1),
     }
-
-
-def clopper_pearson(count: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Binomial interval of a share; the whole unit interval where there was no trial."""
-    tail = 0.5 * (1.0 - confidence)
-    low = 0.0 if count == 0 else float(betaincinv(count, total - count + 1, tail))
-    high = 1.0 if count == total else float(betaincinv(count + 1, total - count, 1.0 - tail))
-    return low, high
 
 
 def main() -> None:

@@ -94,11 +94,11 @@ class Belief(ABC):
 
     def mean(self, ranks: Ranks) -> Array:
         """Posterior mean of J (m,)."""
-        return self.size_term(ranks) - self.objective.gamma * self.function_norm(ranks)[0]
+        return self.moments(ranks)[0]
 
     def sd(self, ranks: Ranks) -> Array:
         """Posterior standard deviation of J (m,)."""
-        return self.objective.gamma * self.function_norm(ranks)[1]
+        return self.moments(ranks)[1]
 
     def moments(self, ranks: Ranks) -> tuple[Array, Array]:
         """Posterior mean and standard deviation (m,) of J."""

@@ -105,11 +105,11 @@ class Search:
 
     # Looks
 
-    def _first_look(self, source: str, ranks: Ranks) -> float:
-        """Evaluate a plan of the start on the next images; returns the observed J."""
+    def _first_look(self, source: str, ranks: Ranks, images: np.ndarray | None = None) -> float:
+        """Evaluate a plan of the start on these images, or on the next ones; returns the observed J."""
         if self._spent_budget():
             raise BudgetSpent
-        return self._look(source, ranks, self._sampler.draw(len(self._state.ranks)))
+        return self._look(source, ranks, self._sampler.draw(len(self._state.ranks)) if images is None else images)
 
     def _look(self, source: str, ranks: Ranks, images: np.ndarray) -> float:
         """Evaluate a plan on the images with these indices; returns the observed J."""
@@ -171,9 +171,7 @@ class Search:
             return plan
 
         def look(ranks: Ranks, some: np.ndarray = images) -> Losses:
-            if self._spent_budget():
-                raise BudgetSpent
-            self._look("start", ranks, some)
+            self._first_look("start", ranks, some)
             return self._state.losses[-1]
 
         def glance(ranks: Ranks) -> Losses:

@@ -65,17 +65,11 @@ class RankSpace:
 
     def decode(self, thetas: Thetas) -> Ranks:
         """Nearest ranks (n, d) of thetas (n, d)."""
-        clipped = np.clip(thetas, 0.0, 1.0)
-        values = self.caps**clipped if self.coordinates == "log" else 1 + clipped * (self.caps - 1)
-        return self.nearest(values)
+        return self.nearest(self._values(self.caps, thetas))
 
     def nearest(self, values: NDArray[np.floating[Any]]) -> Ranks:
         """The lattice's points (n, d) nearest to real ranks (n, d)."""
-        columns = [
-            choices[np.searchsorted((choices[1:] + choices[:-1]) / 2, values[..., i])]
-            for i, choices in enumerate(self.choices)
-        ]
-        return np.stack(columns, axis=-1)
+        return np.stack([self._nearest(layer, values[..., layer]) for layer in range(self.num_dims)], axis=-1)
 
     def moves(self, strides: tuple[float, ...]) -> list[Ranks]:
         """For every layer the ranks (cap, k) that each rank leads to: one choice up or down, or a stride in theta."""
@@ -89,12 +83,19 @@ class RankSpace:
         thetas = self._theta(layer, ranks)
         columns = []
         for stride in [sign * stride for stride in strides for sign in (-1, 1)]:
-            clipped = np.clip(thetas + stride, 0.0, 1.0)
-            values = cap**clipped if self.coordinates == "log" else 1 + clipped * (cap - 1)
-            columns.append(choices[np.searchsorted((choices[1:] + choices[:-1]) / 2, values)])
+            columns.append(self._nearest(layer, self._values(cap, thetas + stride)))
         places = np.searchsorted(choices, ranks)
         columns += [choices[np.clip(places + sign, 0, len(choices) - 1)] for sign in (-1, 1)]
         return np.stack(columns, axis=1)
+
+    def _values(self, caps: Ranks, thetas: Thetas) -> NDArray[np.float64]:
+        """Real ranks at thetas, of layers with these caps."""
+        clipped = np.clip(thetas, 0.0, 1.0)
+        return np.asarray(caps**clipped if self.coordinates == "log" else 1 + clipped * (caps - 1))
+
+    def _nearest(self, layer: int, values: NDArray[np.floating[Any]]) -> Ranks:
+        choices = self.choices[layer]
+        return choices[np.searchsorted((choices[1:] + choices[:-1]) / 2, values)]
 
     def _theta(self, layer: int, ranks: Ranks) -> NDArray[np.float64]:
         cap = self.caps[layer]

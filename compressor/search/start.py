@@ -43,12 +43,25 @@ def probe_sensitivities(space: RankSpace, probe: Probe) -> list[Array]:
             ranks = space.caps.copy()
             ranks[layer] = rank
             norms.append(probe(ranks).mean)
-        falling = np.minimum.accumulate(np.maximum(norms, LOSS_FLOOR))
-        every_rank = np.arange(1, cap + 1)
-        table = np.exp(np.interp(np.log(every_rank), np.log(grid), np.log(falling)))
-        table[-1] = 0.0
-        tables.append(table)
+        tables.append(every_rank(grid, np.array(norms), int(cap)))
     return tables
+
+
+def every_rank(ranks: Ranks, norms: Array, cap: int) -> Array:
+    """Losses at ranks 1..cap (cap,) from those at `ranks` (n,), rising; none at the cap, which is dense."""
+    table = interpolate(np.arange(1, cap + 1), ranks, norms)
+    table[-1] = 0.0
+    return table
+
+
+def falling(norms: Array) -> Array:
+    """Losses (n,) at rising ranks, positive and never increasing."""
+    return np.minimum.accumulate(np.maximum(norms, LOSS_FLOOR))
+
+
+def interpolate(wanted: Ranks, ranks: Ranks, norms: Array) -> Array:
+    """Losses at `wanted` (m,) from those at `ranks` (n,), rising: log-linear, never increasing with the rank."""
+    return np.asarray(np.exp(np.interp(np.log(wanted), np.log(ranks), np.log(falling(norms)))))
 
 
 def _geometric(choices: Ranks, cap: int) -> Ranks:
@@ -135,9 +148,8 @@ def _best_in_context(
             changed[layer] = neighbour
             norms[neighbour] = glance(changed).mean
     known = np.array(sorted(norms))
-    falling = np.minimum.accumulate([max(norms[int(value)], LOSS_FLOOR) for value in known])
     between = choices[(choices >= known[0]) & (choices <= known[-1])]
-    expected = np.exp(np.interp(np.log(between), np.log(known), np.log(falling)))
+    expected = interpolate(between, known, np.array([norms[int(value)] for value in known]))
     ratios = space.ratio(np.where(np.arange(space.num_dims) == layer, between[:, None], plan))
     return int(between[np.argmax(objective.value(expected, ratios))])
 

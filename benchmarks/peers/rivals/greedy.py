@@ -29,7 +29,7 @@ def aimet_thresholds(attempt: Attempt) -> Iterator[Step]:
         np.unique([max(1, int((np.array(counts[:-1]) <= ratio * counts[-1]).sum())) for ratio in AIMET_RATIOS])
         for counts in attempt.problem.params_by_rank
     ]
-    tables = [falling(norms) for norms in probe(attempt, grids)]
+    tables = [start.falling(norms) for norms in probe(attempt, grids)]
     highest = max(float(table[0]) for table in tables)
     lowest = min(float(table[-1]) for table in tables)
 
@@ -52,7 +52,7 @@ def lagrange_linear(attempt: Attempt) -> Iterator[Step]:
         for choices in attempt.space.choices
     ]
     tables = [
-        every_rank(grid, norms, int(cap))
+        start.every_rank(grid, norms, int(cap))
         for grid, norms, cap in zip(grids, probe(attempt, grids), attempt.space.caps, strict=True)
     ]
     yield from _allocate(attempt, tables)
@@ -95,15 +95,3 @@ def probe(attempt: Attempt, grids: Sequence[NDArray[np.int64]]) -> list[Array]:
             norms.append(attempt.look(ranks, images).mean)
         tables.append(np.array(norms))
     return tables
-
-
-def falling(norms: Array) -> Array:
-    """The same (n,), positive and never increasing with the rank."""
-    return np.minimum.accumulate(np.maximum(norms, start.LOSS_FLOOR))
-
-
-def every_rank(grid: NDArray[np.int64], norms: Array, cap: int) -> Array:
-    """Losses at ranks 1..cap (cap,), log-linear between those of the grid; none at the cap, which is dense."""
-    table = np.exp(np.interp(np.log(np.arange(1, cap + 1)), np.log(grid), np.log(falling(norms))))
-    table[-1] = 0.0
-    return table
