@@ -16,6 +16,7 @@ from benchmarks.formatting import (
     join_words,
 )
 from compressor.records import (
+    COST_WORDS,
     FactorKind,
     FidelityRecord,
     LatencyRecord,
@@ -113,7 +114,7 @@ def describe_layers(report: Report) -> str:
     changes = f"{format_plural(changed, 'layer was', 'layers were')} factorised"
     return (
         f"{changes}, {kept} kept dense and {skipped} left out; compressed to original, the ratio R is "
-        f"{format_number(report.ratio)}.{pruned if report.prune_fraction else ''}"
+        f"{format_number(report.ratio)} in {COST_WORDS[report.cost]}.{pruned if report.prune_fraction else ''}"
     )
 
 
@@ -132,11 +133,13 @@ def explain_factors(layers: Sequence[LayerRecord]) -> dict[str, str]:
 def describe_objective(report: Report) -> str:
     """The function that was maximised."""
     formula = "−γL − R (Eq. 3)" if report.form == "ratio" else "−γL + 1/R (Eq. 2)"
+    measured = ", each layer measured by itself" if report.cost == "latency" else ""
     multiple = report.rank_multiple
     lattice = f" Ranks from {multiple} on are multiples of {multiple}." if multiple > 1 else ""
     return (
         f"The search maximises J = {formula} with {_equal('γ', report.gamma)}: L is the function norm, "
-        f"estimated on a few images at a time, and R the share of the compressible layers’ parameters that is left."
+        f"estimated on a few images at a time, and R the share of the searched "
+        f"layers’ {COST_WORDS[report.cost]} that is left{measured}."
         f"{lattice}"
     )
 

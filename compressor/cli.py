@@ -323,6 +323,7 @@ def _settings(options: dict[str, Any]) -> "Settings":
     return Settings(
         gamma=options["gamma"],
         form=options["form"],
+        cost=options["cost"],
         method=options["method"],
         rank_multiple=options["rank_multiple"],
         layers=_patterns(options["layers"]),

@@ -29,8 +29,9 @@ MARGIN = 1.5
 SMALLEST_LOSS = 1e-12
 # Equations of activations that overflow, or decompositions that do not converge; TensorLy works in numpy.
 UNSOLVABLE = (torch.linalg.LinAlgError, np.linalg.LinAlgError)
-# CP is left to those who ask for it: seconds per layer and depthwise convolutions that run slowly.
-RIVALS: tuple[Method, ...] = ("spatial", "tucker", "interpolative")
+RIVALS: tuple[Method, ...] = ("spatial", "tucker", "cp", "interpolative")
+# The four thin convolutions of CP take more time than two of as many parameters (docs/results.md).
+FAST_RIVALS: tuple[Method, ...] = ("spatial", "tucker", "interpolative")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Decomposer:
         judge: function norm on other images, for measured choices.
         choice: the factors wanted, or "auto" to measure.
         kinds: factors already chosen for some layers, by name.
-        open_method: whether methods compete for convolutions, too.
+        rivals: methods that compete for k x k convolutions; none leaves each layer its own.
         seed: of the places and directions that are drawn.
         on_step: told the number of layers done and a word.
     """
@@ -65,7 +66,7 @@ class Decomposer:
     device: torch.device
     choice: FactorChoice
     kinds: Mapping[str, FactorKind] = field(default_factory=dict)
-    open_method: bool = False
+    rivals: tuple[Method, ...] = ()
     seed: int = 0
     on_step: Callable[[int, str], None] = lambda count, text: None
 
@@ -127,9 +128,9 @@ class Decomposer:
         return losses
 
     def _rivals(self, layer: FoundLayer) -> list[FoundLayer]:
-        if not self.open_method or layer.method != "spatial" or layer.num_groups > 1:
+        if not self.rivals or layer.method != "spatial" or layer.num_groups > 1:
             return [layer]
-        rivals = [with_method(layer, method) for method in RIVALS]
+        rivals = [with_method(layer, method) for method in self.rivals]
         return [rival for rival in rivals if rival.dense_rank > 1]
 
     def _loss(self, candidate: Decomposed, share: float) -> float:

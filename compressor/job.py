@@ -11,7 +11,7 @@ from compressor.factors import Factors
 from compressor.images import ImageSet
 from compressor.layers import FoundLayer, MethodChoice
 from compressor.progress import Progress
-from compressor.records import FactorChoice, FactorKind, Form, Plan, Report, SearchRecord
+from compressor.records import Cost, FactorChoice, FactorKind, Form, Plan, Report, SearchRecord
 from compressor.search.loop import SearchSettings
 
 MAX_CALIBRATION_SHARE = 0.3  # of all images
@@ -22,15 +22,17 @@ MIN_CALIBRATION_IMAGES = 8
 class Settings:
     """What a person may choose; the defaults are the command line's.
 
-    `gamma` None weighs the whole output against the whole size (see `default_gamma`). `layers` and `skip` are
-    name patterns; `prune_fraction` is the share of weights the final magnitude pass sets to zero. `threads`
-    and `batch_size` are the latency measurement's. `factors` None takes those that a plan names, or "auto";
-    ranks are multiples of `rank_multiple`, None for what suits ONNX Runtime on this machine (measured);
-    `calibration` is the number of images that factors are fitted on, which neither search nor judge.
+    `gamma` None weighs the whole output against the whole size (see `default_gamma`). `cost` is what size
+    means. `layers` and `skip` are name patterns; `prune_fraction` is the share of weights the final magnitude
+    pass sets to zero. `threads` and `batch_size` are the latency measurement's. `factors` None takes those that
+    a plan names, or "auto"; ranks are multiples of `rank_multiple`, None for what suits ONNX Runtime on this
+    machine (measured); `calibration` is the number of images that factors are fitted on, which neither search
+    nor judge see.
     """
 
     gamma: float | None = None
     form: Form = "ratio"
+    cost: Cost = "params"
     method: MethodChoice = "auto"
     factors: FactorChoice | None = "auto"
     calibration: int = 400
@@ -97,7 +99,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Choice:
-    """A plan with what led to it."""
+    """A plan with what led to it: `ratio` is R in what `cost` counts, None where nothing was searched; `left` says why
+    layers were left out of the search."""
 
     layers: list[FoundLayer]
     ranks: list[int]
@@ -107,3 +110,6 @@ class Choice:
     search: SearchRecord | None
     rank_multiple: int
     plan: Plan
+    cost: Cost = "params"
+    ratio: float | None = None
+    left: Mapping[str, str] = field(default_factory=dict)

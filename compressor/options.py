@@ -164,8 +164,8 @@ layer_options = _options(
         type=click.Choice(METHOD_NAMES),
         default="auto",
         show_default=True,
-        help="auto: measured for every k x k convolution among spatial, Tucker-2 and interpolative. spatial, tucker, "
-        "cp: these for k x k convolutions. Linear and 1 x 1: SVD. interpolative: rows of any layer. Layers with "
+        help="auto: measured for every k x k convolution among spatial, Tucker-2, CP (unless --cost is "
+        "latency) and interpolative. spatial, tucker, cp: these for k x k convolutions. Linear and 1 x 1: SVD. interpolative: rows of any layer. Layers with "
         "groups: spatial or SVD.",
     ),
 )
@@ -218,6 +218,15 @@ search_options = _options(
         default="ratio",
         show_default=True,
         help="Objective: -gamma L - R (bounded, Eq. 3) or -gamma L + 1/R (Eq. 2).",
+    ),
+    click.option(
+        "--cost",
+        type=click.Choice(["params", "bytes", "macs", "latency"]),
+        default="params",
+        show_default=True,
+        help="What R, the size in the objective, counts in the searched layers: parameters, bytes, "
+        "multiply-accumulates, or milliseconds in ONNX Runtime on this machine's CPU (every layer measured at some "
+        "ranks, with --threads and --batch-size).",
     ),
     click.option(
         "--delta",

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,13 @@ from torch import Tensor, nn
 
 import compressor
 from benchmarks.latency import available_providers, measure_latency
+from benchmarks.layer_latency import LayerClock
 from benchmarks.rank_steps import measure_rank_multiple
 from benchmarks.report import write_report
+from compressor.architectures import user_cache_dir
 from compressor.attention import open_attention
-from compressor.decompose import Decomposed, Decomposer
+from compressor.costs import cost_tables, saves_nothing
+from compressor.decompose import FAST_RIVALS, RIVALS, Decomposed, Decomposer
 from compressor.errors import InputError, VerificationError, first_line
 from compressor.fidelity import FunctionNorm
 from compressor.files import check_folder, prepare_folder, replace_when_whole, write_text
@@ -46,10 +49,12 @@ from compressor.progress import Progress, Stage
 from compressor.prune import prune_smallest
 from compressor.recalibrate import Recalibration
 from compressor.records import (
+    COST_WORDS,
     FactorChoice,
     FactorKind,
     FidelityRecord,
     LatencyRecord,
+    Method,
     Pair,
     ParityRecord,
     Plan,
@@ -60,7 +65,7 @@ from compressor.search.journal import Journal, stored_header
 from compressor.search.loop import Search
 from compressor.search.space import RankSpace
 from compressor.summary import Measured, early_warnings, make_report
-from exporters.onnx import export_onnx, require_one_file_size
+from exporters.onnx import export_onnx, layer_bytes, require_one_file_size
 from exporters.verify import VERIFY_IMAGES, verify_onnx
 
 JOURNAL = "search.jsonl"
@@ -74,6 +79,7 @@ OUTPUTS = (
     "report.json",
     "report.html",
 )
+LATENCY_CACHE = "layer-latency.json"
 MAX_SEARCH_IMAGES = 500
 MAX_CHECK_IMAGES = 100  # of the search's images decide over recalibration
 MAX_IMAGES = 1500
@@ -125,7 +131,7 @@ def apply_plan(
     prepare_folder(job.folder)
     norm = _norm(job)
     kinds = {row.name: row.factors for row in plan.layers if row.factors} if job.settings.factors is None else {}
-    parts = _decompose(job, layers, norm, open_method=False, kinds=kinds)
+    parts = _decompose(job, layers, norm, kinds)
     gamma = plan.gamma or job.settings.gamma or default_gamma(norm.teacher_energy)
     caps = {layer.name: layer.cap for layer in layers}
     used = {part.layer.name: part.kind for part in parts}
@@ -219,7 +225,11 @@ def _norm(job: Job) -> FunctionNorm:
 
 
 def _decompose(
-    job: Job, layers: Sequence[FoundLayer], norm: FunctionNorm, open_method: bool, kinds: Mapping[str, FactorKind]
+    job: Job,
+    layers: Sequence[FoundLayer],
+    norm: FunctionNorm,
+    kinds: Mapping[str, FactorKind],
+    rivals: tuple[Method, ...] = (),
 ) -> list[Decomposed]:
     with job.progress.stage("factorising layers", len(layers)) as stage:
         decomposer = Decomposer(
@@ -229,7 +239,7 @@ def _decompose(
             device=job.device,
             choice=_factor_choice(job),
             kinds=kinds,
-            open_method=open_method,
+            rivals=rivals,
             seed=job.settings.search.seed,
             on_step=stage.update,
         )
@@ -276,16 +286,17 @@ def _search(job: Job, norm: FunctionNorm, resume: bool) -> Choice:
         job.progress.say(f"note: {warning}")
     prepare_folder(job.folder)
     earlier = stored_header(job.folder / JOURNAL) if resume else {}
-    parts = _parts(job, found, norm, earlier)
+    every_part = _parts(job, found, norm, earlier)
     multiple = _rank_multiple(job, earlier)
+    tables = _cost_tables(job, every_part, earlier)
+    left = {name: _why_left(job, table) for name, table in tables.items() if saves_nothing(table)}
+    parts = [part for part in every_part if part.layer.name not in left]
+    if not parts:
+        raise InputError(f"no layer is left to compress: {next(iter(left.values()))}")
     layers, factors = [part.layer for part in parts], {part.layer.name: part.factors for part in parts}
-    space = RankSpace(
-        [layer.name for layer in layers],
-        [layer.params_by_rank() for layer in layers],
-        settings.search.coordinates,
-        multiple,
-    )
-    journal = Journal(job.folder / JOURNAL, _fingerprint(job, parts, gamma, multiple), resume)
+    names = list(factors)
+    space = RankSpace(names, [tables[name] for name in names], settings.search.coordinates, multiple)
+    journal = Journal(job.folder / JOURNAL, _fingerprint(job, every_part, gamma, multiple, tables), resume)
 
     def evaluate(ranks: np.ndarray, indices: np.ndarray) -> Any:
         return norm.losses(build_candidate(job.teacher, factors, factorised_ranks(layers, ranks)), indices)
@@ -295,7 +306,8 @@ def _search(job: Job, norm: FunctionNorm, resume: bool) -> Choice:
         ranks, record = search.run()
     kinds = {part.layer.name: part.kind for part in parts}
     plan = make_plan(layers, ranks.tolist(), kinds, job.source.arch, gamma, settings.prune_fraction)
-    return _choice(parts, ranks.tolist(), gamma, plan, record, multiple)
+    choice = _choice(parts, ranks.tolist(), gamma, plan, record, multiple)
+    return replace(choice, cost=settings.cost, ratio=float(space.ratio(ranks[None])[0]), left=left)
 
 
 def _parts(job: Job, found: Sequence[FoundLayer], norm: FunctionNorm, earlier: Mapping[str, Any]) -> list[Decomposed]:
@@ -306,9 +318,9 @@ def _parts(job: Job, found: Sequence[FoundLayer], norm: FunctionNorm, earlier: M
         layers = [with_method(layer, chosen[layer.name][0]) for layer in found]
         kinds: dict[str, FactorKind] = {name: kind for name, (_, kind) in chosen.items()}
     except (KeyError, TypeError, ValueError):  # no journal, or one that will be refused
-        open_method = job.settings.method == "auto" and not earlier
-        return _decompose(job, found, norm, open_method=open_method, kinds={})
-    return _decompose(job, layers, norm, open_method=False, kinds=kinds)
+        rivals = FAST_RIVALS if job.settings.cost == "latency" else RIVALS
+        return _decompose(job, found, norm, {}, rivals if job.settings.method == "auto" and not earlier else ())
+    return _decompose(job, layers, norm, kinds)
 
 
 def _rank_multiple(job: Job, earlier: Mapping[str, Any]) -> int:
@@ -324,14 +336,47 @@ def _rank_multiple(job: Job, earlier: Mapping[str, Any]) -> int:
     return multiple
 
 
-def _fingerprint(job: Job, parts: Sequence[Decomposed], gamma: float, multiple: int) -> dict[str, Any]:
+def _cost_tables(job: Job, parts: Sequence[Decomposed], earlier: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Costs by layer; a resumed search keeps the times that were measured."""
+    layers, cost = [part.layer for part in parts], job.settings.cost
+    measured = earlier.get("milliseconds")
+    if cost == "latency" and isinstance(measured, dict) and {layer.name for layer in layers} <= set(measured):
+        return {layer.name: measured[layer.name] for layer in layers}
+    clock = LayerClock(job.settings.threads, _latency_cache())
+
+    def measure(key: str, modules: Sequence[nn.Module], value: Tensor) -> list[float]:
+        return clock.measure(key, lambda: [layer_bytes(module, value) for module in modules], value.cpu().numpy())
+
+    count = job.settings.batch_size if cost == "latency" else 1
+    example = job.search_images.batch([number % len(job.search_images) for number in range(count)])
+    factors = {part.layer.name: part.factors for part in parts}
+    with job.progress.stage(f"costs of ranks in {cost}", len(layers)) as stage:
+        tables = cost_tables(cost, job.teacher, layers, factors, example.to(job.device), measure, stage.update)
+    return {layer.name: table for layer, table in zip(layers, tables, strict=True)}
+
+
+def _latency_cache() -> Path | None:
+    try:
+        return user_cache_dir() / LATENCY_CACHE
+    except RuntimeError:  # no home directory
+        return None
+
+
+def _why_left(job: Job, table: Sequence[float]) -> str:
+    share = min(table[:-1]) / table[-1]
+    return f"at best its factors cost {share:.2f} times as much {COST_WORDS[job.settings.cost]} as the layer itself"
+
+
+def _fingerprint(
+    job: Job, parts: Sequence[Decomposed], gamma: float, multiple: int, tables: Mapping[str, list[float]]
+) -> dict[str, Any]:
     """What the search depends on; a journal with another fingerprint is refused."""
     settings = job.settings
     searching = asdict(settings.search)
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
     return {
-        "journal_version": 2,
+        "journal_version": 3,
         "weights": _hash(job.teacher.state_dict().values()),
         "images": _hash_images(job.search_images),
         "calibration": _hash_images(job.calibration),
@@ -341,6 +386,8 @@ def _fingerprint(job: Job, parts: Sequence[Decomposed], gamma: float, multiple: 
         "rank multiple": multiple,
         "gamma": gamma,
         "form": settings.form,
+        "cost": settings.cost,
+        "milliseconds": tables if settings.cost == "latency" else None,
         "search settings": searching,
     }
 

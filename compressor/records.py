@@ -10,6 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field
 Kind = Literal["conv", "linear"]
 Method = Literal["svd", "spatial", "tucker", "cp", "interpolative"]
 Form = Literal["ratio", "rate"]
+Cost = Literal["params", "bytes", "macs", "latency"]
+COST_WORDS: dict[Cost, str] = {
+    "params": "parameters",
+    "bytes": "bytes",
+    "macs": "multiply-accumulates",
+    "latency": "time",
+}
 FactorKind = Literal["weight", "refit", "activation"]
 FactorChoice = Literal["auto", "weight", "refit", "activation"]
 StepKind = Literal["last factor", "both factors", "batch-norm statistics"]
@@ -255,7 +262,7 @@ class MachineRecord(Record):
 class Report(Record):
     """`report.json`: everything the page shows, and enough to run it again.
 
-    `ratio` is R, compressed/original parameters of the compressible layers; `top1` holds shares of correct decisions
+    `ratio` is R, compressed/original `cost` of the layers searched; `top1` holds shares of correct decisions
     on the images outside the search, null where the images carry no labels; `seconds` is the whole run.
     """
 
@@ -267,6 +274,7 @@ class Report(Record):
     arch: str
     gamma: float
     form: Form
+    cost: Cost = "params"
     ratio: float
     rank_multiple: int = 1
     prune_fraction: float

@@ -57,7 +57,8 @@ def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
         arch=job.source.arch,
         gamma=choice.gamma,
         form=job.settings.form,
-        ratio=params.compressed / params.original,
+        cost=choice.cost,
+        ratio=params.compressed / params.original if choice.ratio is None else choice.ratio,
         rank_multiple=choice.rank_multiple,
         prune_fraction=choice.plan.prune_fraction,
         params=_pair(count_params, original, network),
@@ -90,7 +91,7 @@ def _layer_record(layer: FoundLayer, choice: Choice, macs: Mapping[str, int]) ->
         return record
     planned = {chosen.name: (chosen, rank) for chosen, rank in zip(choice.layers, choice.ranks, strict=True)}
     if layer.name not in planned:
-        return record.model_copy(update={"skipped": "not in the plan"})
+        return record.model_copy(update={"skipped": choice.left.get(layer.name, "not in the plan")})
     chosen_layer, rank = planned[layer.name]
     inside = [count for name, count in macs.items() if name == layer.name or name.startswith(f"{layer.name}.")]
     return record.model_copy(

@@ -28,7 +28,7 @@ STAGES = [
     "factors",
     "layers network prune",
     "fidelity objective",
-    "plan advice calibrate",
+    "plan advice calibrate costs",
     "decompose recalibrate",
     "search",
     "search.space search.gp",

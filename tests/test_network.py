@@ -129,8 +129,8 @@ def test_a_candidate_holds_the_parameters_the_plan_says(mobilenet: Subject, data
     space = RankSpace([layer.name for layer in layers], [layer.params_by_rank() for layer in layers])
     below_cap = {layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if rank < layer.dense_rank}
     candidate = build_candidate(mobilenet.model, mobilenet.factors, below_cap)
-    rest = conv_and_linear_weights(mobilenet.model) - space.params(space.caps[None])[0]
-    assert conv_and_linear_weights(candidate) == space.params(ranks[None])[0] + rest
+    rest = conv_and_linear_weights(mobilenet.model) - space.cost(space.caps[None])[0]
+    assert conv_and_linear_weights(candidate) == space.cost(ranks[None])[0] + rest
     biases_and_norms = num_params(mobilenet.model) - conv_and_linear_weights(mobilenet.model)
     assert num_params(candidate) == conv_and_linear_weights(candidate) + biases_and_norms
 

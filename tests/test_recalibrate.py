@@ -72,9 +72,7 @@ class Subject:
         self.original, self.calibration = original, images
         self.judge = FunctionNorm(original, check, CPU)
         found = compressible(find_layers(original, images.batch([0]), **options))
-        decomposer = Decomposer(
-            model=original, calibration=images, judge=self.judge, device=CPU, choice=choice, open_method=False
-        )
+        decomposer = Decomposer(model=original, calibration=images, judge=self.judge, device=CPU, choice=choice)
         parts = decomposer.run(found)
         ranks = [max(1, int(share * part.layer.cap)) for part in parts]
         self.ranks = factorised_ranks([part.layer for part in parts], ranks)

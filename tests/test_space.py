@@ -100,12 +100,12 @@ def test_samples_lie_in_the_space_and_repeat_with_the_seed(
 def test_params_and_ratio_by_hand() -> None:
     space = RankSpace(["a", "b"], [[10, 20, 25], [7, 15]])
     ranks = np.array([[1, 1], [2, 2], [3, 1], [3, 2]])
-    assert space.params(ranks).tolist() == [17, 35, 32, 40]
+    assert space.cost(ranks).tolist() == [17, 35, 32, 40]
     np.testing.assert_allclose(space.ratio(ranks), np.array([17, 35, 32, 40]) / 40)
     np.testing.assert_allclose(space.layer_ratio(1), [7 / 40, 15 / 40])
     assert space.num_dims == 2
     assert space.caps.tolist() == [3, 2]
-    assert space.params(np.empty((0, 2), dtype=np.int64)).tolist() == []
+    assert space.cost(np.empty((0, 2), dtype=np.int64)).tolist() == []
 
 
 @given(caps=all_caps, seed=st.integers(0, 99))

@@ -49,8 +49,11 @@ def cover(arch: str) -> dict[str, Any]:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "model.pt"
-        images = procedural_images(NUM_IMAGES, published_transform(arch), seed=0).batch(slice(None))
-        torch.save(settled(import_torchvision().models.get_model(arch, weights=None), images), checkpoint)
+        transform = published_transform(arch)
+        images = procedural_images(NUM_IMAGES, transform, seed=0).batch(slice(None))
+        # Vision transformers take one size only, and that of the published weights is not always the default.
+        size = {"image_size": transform.input_size} if arch.startswith("vit") else {}
+        torch.save(settled(import_torchvision().models.get_model(arch, weights=None, **size), images), checkpoint)
         loaded = load_model(checkpoint)
         row = {"arch": arch, "recognised": loaded.arch, "input_size": images.shape[-1]}
         row |= compress_half(loaded.model.eval().requires_grad_(False), images, Path(folder) / "model.onnx")

@@ -8,7 +8,9 @@ get the rank at which they hold as many parameters. Weight-space factors are wha
 images come from the same source as the judges, or from other photographs (--other), or are drawn.
 """
 
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,18 +21,20 @@ import torch
 from torch import nn
 
 from benchmarks.fashion import load_fashion, trained_fc3
+from benchmarks.latency import measure_latency
 from benchmarks.size import count_params
 from benchmarks.study import read_results, write_results
 from compressor.architectures import Transform
 from compressor.attention import open_attention
 from compressor.checkpoint import load_model
-from compressor.decompose import Decomposed, Decomposer
+from compressor.decompose import RIVALS, Decomposed, Decomposer
 from compressor.fidelity import FunctionNorm
 from compressor.images import ImageSet, load_folder, procedural_images
 from compressor.layers import FoundLayer, compressible, find_layers, with_method
 from compressor.network import build_candidate, detach_from_original
 from compressor.recalibrate import Recalibration
 from compressor.records import FactorChoice
+from exporters.onnx import export_onnx
 
 CPU = torch.device("cpu")
 NUM_CALIBRATION, NUM_CHECK, NUM_JUDGES = 400, 100, 2000
@@ -52,13 +56,21 @@ class Study:
         self._norm = FunctionNorm(self.model, self.judges, CPU)
         self._every = torch.arange(len(self.judges))
         self._original_top1 = self._top1(self._norm.targets)
+        self._example = self.judges.batch([0])
+        self._folder = tempfile.TemporaryDirectory()
+        self._original_path = self._export(self.model, "original.onnx")
+
+    def _export(self, model: nn.Module, name: str) -> Path:
+        path = Path(self._folder.name) / name
+        export_onnx(model, self._example, path, {})
+        return path
 
     def run(self, fractions: Iterable[float], choice: FactorChoice, images: "Calibration", method: str = "") -> None:
         """Rows for one choice of factors at some fractions of the caps, before and after recalibration."""
         began = time.perf_counter()
         check = FunctionNorm(self.model, images.check, CPU)
         layers = [with_method(layer, method) if _applies(layer, method) else layer for layer in self.layers]  # type: ignore[arg-type]
-        decomposer = Decomposer(self.model, images.fit, check, CPU, choice, open_method=choice == "auto")
+        decomposer = Decomposer(self.model, images.fit, check, CPU, choice, rivals=RIVALS if choice == "auto" else ())
         parts = decomposer.run(layers)
         seconds = time.perf_counter() - began
         about = {"chain": choice, "method": method or "svd, spatial", "images": images.name, "fit_on": len(images.fit)}
@@ -74,7 +86,13 @@ class Study:
             record = Recalibration(self.model, network, chosen, images.fit, check, CPU).run()
             kept = sum(step.kept for step in record.steps)
             row |= {"recalibrated": True, "steps": len(record.steps), "kept": kept, "seconds": round(record.seconds, 1)}
-            self._add(network, row)
+            row["methods"] = dict(Counter(f"{part.layer.method}, {part.kind}" for part in parts))
+            self._add(network, row | self._latency(network))
+
+    def _latency(self, network: nn.Module) -> dict[str, float]:
+        """Time over the original's in ONNX Runtime on one thread, one image at a time."""
+        record = measure_latency(self._original_path, self._export(network, "compressed.onnx"), self._example)
+        return {"latency_ratio": record.ratio, "latency_low": record.ratio_low, "latency_high": record.ratio_high}
 
     def _ranks(self, parts: Sequence[Decomposed], fraction: float) -> dict[str, int]:
         """Ranks at which every layer holds as many parameters as the two-factor methods do at `fraction` of the cap."""

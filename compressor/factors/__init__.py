@@ -1,7 +1,7 @@
 """One factorisation method per file; this table names them.
 
-Every method gives `num_params`, which must not fall with the rank, `max_rank` and a `Factors` class. A new method is a
-new file and a new row.
+Every method gives `factor_params`, whose sum must not fall with the rank, `max_rank` and a `Factors` class. A new
+method is a new file and a new row.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,17 +19,23 @@ __all__ = ["METHODS", "SPLIT_METHODS", "Factors", "Layer", "break_even_rank", "n
 class FactorMethod:
     """A method's cost at a rank, its full rank, and its factors."""
 
-    num_params: Callable[[Sequence[int], int, int], int]
+    factor_params: Callable[[Sequence[int], int, int], tuple[int, ...]]
     max_rank: Callable[[Sequence[int], int], int]
     factorise: Callable[..., Factors]
 
+    def num_params(self, shape: Sequence[int], groups: int, rank: int) -> int:
+        """Parameters of all factors of a weight of `shape` (Co, Ci/groups, ...) at `rank`."""
+        return sum(self.factor_params(shape, groups, rank))
+
 
 METHODS: dict[Method, FactorMethod] = {
-    "svd": FactorMethod(svd.num_params, svd.max_rank, svd.SvdFactors),
-    "spatial": FactorMethod(spatial.num_params, spatial.max_rank, spatial.SpatialFactors),
-    "tucker": FactorMethod(tucker.num_params, tucker.max_rank, tucker.TuckerFactors),
-    "cp": FactorMethod(cp.num_params, cp.max_rank, cp.CpFactors),
-    "interpolative": FactorMethod(interpolative.num_params, interpolative.max_rank, interpolative.InterpolativeFactors),
+    "svd": FactorMethod(svd.factor_params, svd.max_rank, svd.SvdFactors),
+    "spatial": FactorMethod(spatial.factor_params, spatial.max_rank, spatial.SpatialFactors),
+    "tucker": FactorMethod(tucker.factor_params, tucker.max_rank, tucker.TuckerFactors),
+    "cp": FactorMethod(cp.factor_params, cp.max_rank, cp.CpFactors),
+    "interpolative": FactorMethod(
+        interpolative.factor_params, interpolative.max_rank, interpolative.InterpolativeFactors
+    ),
 }
 
 # The methods of two factors, which can be refitted in turn.

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from compressor.factors.base import Factors, chain, make_conv, one_axis_geometry, untouched_geometry
 from compressor.factors.metric import Metric
-from compressor.factors.refit import refit_error, refit_layer
+from compressor.factors.refit import NestedRefit, refit_layer, refit_of
 
 LADDER_RATIO = 2**0.5
 MAX_SWEEPS = 12
@@ -40,6 +40,7 @@ MAX_STEP_FLOPS = 3e10  # for all sweeps of one step
 MAX_PRODUCT_BYTES = 2**29  # of the largest Khatri-Rao product; only kernels of 14 x 14 and more come near
 # Without a ridge ALS lets components grow that cancel each other: a hundred times the weight's energy at no gain.
 RIDGE = 1e-4  # of the weight's norm, on the sum of the components' norms
+MAX_REFITS = 3  # kept, the latest of them: a search stays near one rank
 MAX_CANCELLATION = 100.0  # energy of the components over the weight's: beyond, float32 would lose digits
 OVERSAMPLING, NUM_POWERS, SEED = 8, 3, 0  # of the search for leading singular vectors
 
@@ -48,9 +49,10 @@ Array = NDArray[np.floating]
 Parts = tuple[Array, Array, Array, Array]
 
 
-def num_params(shape: Sequence[int], groups: int, rank: int) -> int:
+def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, int, int, int]:
     """Parameters of the four factors of a weight of `shape` (Co, Ci, kh, kw); `groups` must be 1."""
-    return rank * sum(shape)
+    num_out, num_in, height, width = shape
+    return rank * num_in, rank * height, rank * width, rank * num_out
 
 
 def max_rank(shape: Sequence[int], groups: int) -> int:
@@ -70,16 +72,19 @@ class CpFactors(Factors):
         self._metric = metric
         self._weight: Array = layer.weight.detach().double().cpu().numpy()
         self.max_rank = max_rank(self._weight.shape, layer.groups)
-        self._ladder = _ladder_ranks(self._weight.size // sum(self._weight.shape))
+        self._break_even = self._weight.size // sum(self._weight.shape)
+        self._ladder = _ladder_ranks(self._break_even)
         self._steps: list[Step] = []
+        self._refits: dict[tuple[int, int], NestedRefit] = {}
 
     def build(self, rank: int) -> nn.Sequential:
         self.check_rank(rank)
-        layer = self._layer
-        out, inside, rows, columns = map(self._as_tensor, self._nearest_step(rank).parts_at(rank))
+        layer, step = self._layer, self._nearest_step(rank)
+        parts = step.parts_at(rank)
+        out, inside, rows, columns = map(self._as_tensor, parts)
         bias = layer.bias
         if self._metric is not None:
-            out, bias = refit_layer(layer, self._metric, _features(self._nearest_step(rank).parts_at(rank)))
+            out, bias = refit_layer(layer, self._metric, _features(parts), self._refit(step, rank))
         return chain(
             make_conv(inside.T[:, :, None, None], None, layer, 1, **untouched_geometry()),
             make_conv(rows.T[:, None, :, None], None, layer, rank, **one_axis_geometry(layer, axis=0)),
@@ -92,9 +97,18 @@ class CpFactors(Factors):
 
     def squared_error(self, rank: int) -> float:
         step = self._nearest_step(rank)
-        if self._metric is None:
-            return step.error_at(rank)
-        return refit_error(self._layer, self._metric, _features(step.parts_at(rank)))
+        return step.error_at(rank) if self._metric is None else self._refit(step, rank).squared_error(rank)
+
+    def _refit(self, step: "Step", rank: int) -> NestedRefit:
+        """Last factors for all ranks of a step up to break-even, or up to `rank` where that is above."""
+        assert self._metric is not None
+        first, last = step.parts[0].shape[1], max(rank, min(step.last, self._break_even))
+        if (first, last) not in self._refits:
+            features = _features(step.parts_at(last))
+            self._refits[first, last] = refit_of(self._layer, self._metric, features)
+            if len(self._refits) > MAX_REFITS:
+                del self._refits[next(iter(self._refits))]
+        return self._refits[first, last]
 
     def _nearest_step(self, rank: int) -> "Step":
         """The step that is extended to `rank`."""
@@ -125,6 +139,11 @@ class Step:
     parts: Parts
     extension: Parts
     errors: list[float]
+
+    @property
+    def last(self) -> int:
+        """The largest rank that the step is extended to."""
+        return self.parts[0].shape[1] + len(self.errors) - 1
 
     def error_at(self, rank: int) -> float:
         """Squared error of the first `rank` components."""

@@ -30,13 +30,13 @@ DEPENDENT = 1e-7
 Array = NDArray[np.float64]
 
 
-def num_params(shape: Sequence[int], groups: int, rank: int) -> int:
+def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, int]:
     """Parameters of K rows of a weight of `shape` (Co, Ci, ...) and of the other rows' coefficients; `groups` is 1.
 
-    It grows with the rank up to (Co + Ci kh kw) / 2, which is never below the full rank.
+    Their sum grows with the rank up to (Co + Ci kh kw) / 2, which is never below the full rank.
     """
     num_out, num_in = shape[0], prod(shape[1:])
-    return rank * (num_in + num_out - rank)
+    return rank * num_in, rank * (num_out - rank)
 
 
 def max_rank(shape: Sequence[int], groups: int) -> int:

@@ -55,28 +55,23 @@ class NestedRefit:
         return float(((self._projected @ outputs) * self._projected).sum())
 
 
-def refit_layer(layer: Layer, metric: Metric, features: Tensor) -> tuple[Tensor, Tensor]:
+def refit_of(layer: Layer, metric: Metric, features: Tensor) -> NestedRefit:
+    """Last factors for the first 1, 2, ... of `features` T (F, n) of whole patches; for layers of one group."""
+    kernel = layer.weight.detach().flatten(1).double().cpu()
+    return NestedRefit(kernel[None, :, :, None], metric, features[None])
+
+
+def refit_layer(layer: Layer, metric: Metric, features: Tensor, refit: NestedRefit) -> tuple[Tensor, Tensor]:
     """The last factor (Co, F) and bias (Co,) that make the best of `features` T (F, n); for layers of one group.
 
-    Both in the layer's own type and on its device.
+    Both in the layer's own type and on its device. `refit` is that of these features, or of more that begin with them.
     """
     weight = layer.weight.detach().flatten(1).double().cpu()
-    last = _of_features(layer, metric, features).second(len(features))[0, :, :, 0]
+    last = refit.second(len(features))[0, :, :, 0]
     bias = (weight - last @ features) @ metric.mean[0]
     if layer.bias is not None:
         bias = bias + layer.bias.detach().double().cpu()
     return last.to(layer.weight), bias.to(layer.weight)
-
-
-def refit_error(layer: Layer, metric: Metric, features: Tensor) -> float:
-    """Mean squared error of the layer's outputs, summed over them, after `refit_layer`."""
-    return _of_features(layer, metric, features).squared_error(len(features))
-
-
-def _of_features(layer: Layer, metric: Metric, features: Tensor) -> NestedRefit:
-    """Features of whole patches are those of patches of one column."""
-    kernel = layer.weight.detach().flatten(1).double().cpu()
-    return NestedRefit(kernel[None, :, :, None], metric, features[None])
 
 
 def regular(covariance: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from compressor.factors.base import Layer, chain, make_conv, one_axis_geometry
 from compressor.factors.split import SplitFactors
 
 
-def num_params(shape: Sequence[int], groups: int, rank: int) -> int:
+def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, int]:
     """Parameters of both halves of a weight of `shape` (Co, Ci/groups, kh, kw) at `rank` per group."""
     num_out, num_in, height, width = shape
-    return rank * (groups * num_in * height + num_out * width)
+    return rank * groups * num_in * height, rank * num_out * width
 
 
 def max_rank(shape: Sequence[int], groups: int) -> int:

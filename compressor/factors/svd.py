@@ -11,9 +11,9 @@ from compressor.factors.base import Layer, chain, make_conv, make_linear, untouc
 from compressor.factors.split import SplitFactors
 
 
-def num_params(shape: Sequence[int], groups: int, rank: int) -> int:
+def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, int]:
     """Parameters of the two factors of a weight of `shape` (Co, Ci/groups, ...) at `rank` per group."""
-    return rank * (shape[0] + groups * shape[1])
+    return rank * groups * shape[1], rank * shape[0]
 
 
 def max_rank(shape: Sequence[int], groups: int) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, linalg, nn
 
 from compressor.factors.base import Factors, chain, make_conv, untouched_geometry
 from compressor.factors.metric import Metric
-from compressor.factors.refit import refit_error, refit_layer
+from compressor.factors.refit import refit_layer, refit_of
 
 
 def side_ranks(shape: Sequence[int], rank: int) -> tuple[int, int]:
@@ -23,11 +23,11 @@ def side_ranks(shape: Sequence[int], rank: int) -> tuple[int, int]:
     return min(rank_out, num_in * height * width), min(rank_in, num_out * height * width)
 
 
-def num_params(shape: Sequence[int], groups: int, rank: int) -> int:
+def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, int, int]:
     """Parameters of the three factors; `groups` must be 1."""
     num_out, num_in, height, width = shape
     rank_out, rank_in = side_ranks(shape, rank)
-    return num_in * rank_in + rank_in * rank_out * height * width + rank_out * num_out
+    return num_in * rank_in, rank_in * rank_out * height * width, rank_out * num_out
 
 
 def max_rank(shape: Sequence[int], groups: int) -> int:
@@ -64,7 +64,8 @@ class TuckerFactors(Factors):
         core, reduce = self._core[:rank_out, :rank_in], self._in[:, :rank_in].T
         expand, bias = self._out[:, :rank_out], layer.bias
         if self._metric is not None:
-            expand, bias = refit_layer(layer, self._metric, self._features(rank))
+            features = self._features(rank)
+            expand, bias = refit_layer(layer, self._metric, features, refit_of(layer, self._metric, features))
         geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
         return chain(
             make_conv(reduce[..., None, None].to(layer.weight), None, layer, 1, **untouched_geometry()),
@@ -79,7 +80,9 @@ class TuckerFactors(Factors):
 
     def squared_error(self, rank: int) -> float:
         if self._metric is not None:
-            return refit_error(self._layer, self._metric, self._features(rank))
+            return refit_of(self._layer, self._metric, self._features(rank)).squared_error(
+                side_ranks(self._shape, rank)[0]
+            )
         # The side factors are orthonormal, so energy outside the kept core is the error.
         rank_out, rank_in = side_ranks(self._shape, rank)
         squares = self._core.square()

@@ -22,21 +22,24 @@ class RankSpace:
 
     Args:
         names: layer names, in order.
-        params_by_rank: for every layer its parameters at ranks 1, 2, ..., and last those of the dense layer.
-        multiple: the lattice's ranks are those below it, its multiples, and dense.
+        costs: for every layer what it costs at ranks 1, 2, ..., and last as the dense layer: its parameters, or another
+            measure of size.
+        multiple: the lattice's ranks are those below it, its multiples, and dense; without those that cost as much as
+            the dense layer.
     """
 
     def __init__(
         self,
         names: Sequence[str],
-        params_by_rank: Sequence[Sequence[int]],
+        costs: Sequence[Sequence[float]],
         coordinates: Coordinates = "log",
         multiple: int = 1,
     ) -> None:
         self.names = list(names)
         self.coordinates = coordinates
-        self.caps: Ranks = np.array([len(table) for table in params_by_rank], dtype=np.int64)
-        self.choices: list[Ranks] = [_lattice(int(cap), multiple) for cap in self.caps]
+        self.caps: Ranks = np.array([len(table) for table in costs], dtype=np.int64)
+        self._costs = [np.asarray(table, dtype=np.float64) for table in costs]
+        self.choices: list[Ranks] = [_lattice(table, multiple) for table in self._costs]
         prior = "log-uniform" if coordinates == "log" else "uniform"
         self.space = Space(
             [
@@ -44,11 +47,10 @@ class RankSpace:
                 for name, cap in zip(self.names, self.caps, strict=True)
             ]
         )
-        self._params = [np.asarray(table, dtype=np.int64) for table in params_by_rank]
-        self._dense_params = sum(int(table[-1]) for table in self._params)
+        self._dense_cost = sum(float(table[-1]) for table in self._costs)
         # All layers' tables in one array each: a look-up for many plans is then one step.
         self._offsets = np.cumsum([-1, *self.caps[:-1]])
-        self._params_table = np.concatenate(self._params)
+        self._cost_table = np.concatenate(self._costs)
         self._theta_table = np.concatenate(
             [self._theta(layer, np.arange(1, cap + 1)) for layer, cap in enumerate(self.caps)]
         )
@@ -127,20 +129,21 @@ class RankSpace:
         """The plan (d,) with every layer at the same fraction of its cap."""
         return self.nearest(fraction * self.caps)
 
-    def params(self, ranks: Ranks) -> NDArray[np.int64]:
-        """Parameters (...,) of the compressible layers at ranks (..., d)."""
-        return np.asarray(self._params_table[ranks + self._offsets].sum(-1))
+    def cost(self, ranks: Ranks) -> NDArray[np.float64]:
+        """What the compressible layers cost (...,) at ranks (..., d)."""
+        return np.asarray(self._cost_table[ranks + self._offsets].sum(-1))
 
     def ratio(self, ranks: Ranks) -> NDArray[np.float64]:
-        """R (...,): parameters at ranks (..., d) over those of the dense layers."""
-        return self.params(ranks) / self._dense_params
+        """R (...,): the cost at ranks (..., d) over that of the dense layers."""
+        return self.cost(ranks) / self._dense_cost
 
     def layer_ratio(self, layer: int) -> NDArray[np.float64]:
-        """Share of all dense parameters (cap,) that one layer takes at ranks 1..cap."""
-        return self._params[layer] / self._dense_params
+        """Share of the dense layers' cost (cap,) that one layer takes at ranks 1..cap."""
+        return np.asarray(self._costs[layer] / self._dense_cost)
 
 
-def _lattice(cap: int, multiple: int) -> Ranks:
-    """Ranks below `multiple`, its multiples below `cap`, and `cap`, which stands for dense."""
-    ranks = [rank for rank in range(1, cap) if rank < multiple or rank % multiple == 0]
-    return np.array([*ranks, cap], dtype=np.int64)
+def _lattice(costs: NDArray[np.float64], multiple: int) -> Ranks:
+    """Ranks below `multiple` and its multiples that cost less than dense, and the last, which stands for dense."""
+    dense = len(costs)
+    fitting = [rank for rank in range(1, dense) if rank < multiple or rank % multiple == 0]
+    return np.array([*(rank for rank in fitting if costs[rank - 1] < costs[-1]), dense], dtype=np.int64)

@@ -1,0 +1,90 @@
+"""Latency of single layers in ONNX Runtime: a layer and what could stand in its place, run in turn.
+
+Measurements are kept by machine, runtime and layer, so that layers of one shape, and later runs, share them.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from benchmarks.machine import describe_machine
+from compressor.errors import InputError
+from compressor.files import write_text
+
+WARM_UP = 3
+MIN_ROUNDS = 15
+MAX_ROUNDS = 200
+MAX_SECONDS = 1.0  # for the rounds beyond the least
+SILENT = 4
+
+
+class LayerClock:
+    """Median milliseconds of ONNX models that take the same input.
+
+    Args:
+        threads: of ONNX Runtime.
+        cache: file that keeps the measurements; None keeps them for this object's life.
+    """
+
+    def __init__(self, threads: int = 1, cache: Path | None = None) -> None:
+        self._threads = threads
+        self._cache = cache
+        self._machine = f"{describe_machine().model_dump_json()} {threads} threads"
+        self._known = _read(cache)
+
+    def measure(self, key: str, models: Callable[[], Sequence[bytes]], inputs: NDArray[Any]) -> list[float]:
+        """Milliseconds (n,) of the models; `key` names them, so that they are made and timed once only."""
+        text = f"{self._machine} {key} {inputs.shape} {inputs.dtype}"
+        digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+        if digest not in self._known:
+            self._known[digest] = time_in_turn(models(), inputs, self._threads)
+            if self._cache is not None:
+                with suppress(OSError, InputError):
+                    self._cache.parent.mkdir(parents=True, exist_ok=True)
+                    write_text(self._cache, json.dumps(self._known))
+        return self._known[digest]
+
+
+def time_in_turn(models: Sequence[bytes], inputs: NDArray[Any], threads: int) -> list[float]:
+    """Median milliseconds of each model (n,), all of them run once per round, in a new order each round."""
+    sessions = [_session(model, threads) for model in models]
+    feeds = [{session.get_inputs()[0].name: inputs} for session in sessions]
+    for session, feed in zip(sessions, feeds, strict=True):
+        for _ in range(WARM_UP):
+            session.run(None, feed)
+    samples: list[list[float]] = [[] for _ in sessions]
+    deadline = time.perf_counter() + MAX_SECONDS
+    for number in range(MAX_ROUNDS):
+        if number >= MIN_ROUNDS and time.perf_counter() > deadline:
+            break
+        for which in np.random.default_rng(number).permutation(len(sessions)).tolist():
+            began = time.perf_counter_ns()
+            sessions[which].run(None, feeds[which])
+            samples[which].append((time.perf_counter_ns() - began) / 1e6)
+    return [round(float(np.median(values)), 6) for values in samples]
+
+
+def _session(model: bytes, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = SILENT
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _read(cache: Path | None) -> dict[str, list[float]]:
+    """Earlier measurements; none where the file is absent or damaged."""
+    if cache is None:
+        return {}
+    try:
+        content = json.loads(cache.read_text(encoding="utf-8"))
+        return {str(key): [float(value) for value in values] for key, values in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
