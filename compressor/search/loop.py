@@ -186,7 +186,7 @@ class Search:
             return PlainSurrogate(self._space, self._objective)
         if sensitivities is None:
             return LogSurrogate(self._space, self._objective, None)
-        return LogSurrogate(self._space, self._objective, lambda ranks: start.add_up(sensitivities, ranks), saturation)
+        return LogSurrogate(self._space, self._objective, start.sum_of(sensitivities), saturation)
 
     # Surrogate and acquisition
 
@@ -229,8 +229,8 @@ class Search:
     def _images_for(self, ranks: Ranks) -> np.ndarray:
         """The next images of the pool, or for a plan looked at before, images that it has not seen."""
         number = len(self._state.ranks)
-        looks = zip(self._state.ranks, self._state.losses, strict=True)
-        seen = [losses.indices for visited, losses in looks if np.array_equal(visited, ranks)]
+        again = (np.array(self._state.ranks).reshape(number, -1) == ranks).all(1).nonzero()[0]
+        seen = [self._state.losses[index].indices for index in again]
         return self._sampler.draw_unseen(number, np.concatenate(seen)) if seen else self._sampler.draw(number)
 
     def _expected_noise(self, test: StopTest) -> np.ndarray:
