@@ -81,19 +81,72 @@ class FunctionNorm:
         return np.minimum(np.nan_to_num(values, nan=HUGE, posinf=HUGE), HUGE)
 
 
-def noise_covariance(all_losses: list[Losses], num_images: int) -> NDArray[np.float64]:
-    """Covariance (n, n) of the estimates of L: Sigma_n of Eqs. (8) to (10).
+class NoiseModel:
+    """Covariance of the estimates of L: Sigma_n of Eqs. (8) to (10), from the per-image losses of all looks.
 
-    Images shared by two candidates make their noise correlated: cov = |S_i & S_j| / (m_i m_j) times the
-    sample covariance of their losses, each centred on the mean of its whole set. Disjoint sets get a zero.
+    Two numbers, estimated over all looks together, stand for the whole matrix: the relative variance of the losses,
+    and their correlation between two plans on the same image. A look on m images has the variance
+    L^2 relative_variance / m; images that two looks share make their noise correlated,
+    cov = L_i L_j relative_variance correlation |S_i & S_j| / (m_i m_j).
+
+    The sample covariance has a number of its own for every entry, but a hundred plans on the same 20 images give it
+    rank 19: most differences between plans would then count as known exactly. And a look's own sample variance is low
+    where by chance its losses are, so that lucky looks would count most. Measured, see docs/method.md.
     """
-    centred = np.zeros((len(all_losses), num_images))
-    sizes = np.array([len(losses.indices) for losses in all_losses], dtype=float)
-    for row, losses in zip(centred, all_losses, strict=True):
-        row[losses.indices] = losses.values - losses.mean
-    bessel = np.sqrt(sizes / (sizes - 1.0)) / sizes
-    scaled = centred * bessel[:, None]
-    return scaled @ scaled.T
+
+    def __init__(self, num_images: int) -> None:
+        self._sizes: list[int] = []
+        self._indices = np.zeros(0, dtype=np.int64)  # of all looks' images, one look after the other
+        self._shared = np.zeros((0, 0))
+        # Sums over the looks that saw an image
+        self._counts = np.zeros(num_images)
+        self._relative_squares = np.zeros(num_images)
+        self._scores = np.zeros(num_images)
+        self._score_squares = np.zeros(num_images)
+
+    def add(self, losses: Losses) -> None:
+        """One more look."""
+        indices, size = losses.indices, len(losses.indices)
+        self._append_shared(indices)
+        deviations = losses.values - losses.mean
+        spread = float(deviations.std())
+        if spread > 0.0:  # a plan without any loss has no noise, and says nothing about that of others
+            self._counts[indices] += 1.0
+            self._relative_squares[indices] += (deviations / losses.mean) ** 2 * size / (size - 1)
+            self._scores[indices] += deviations / spread
+            self._score_squares[indices] += (deviations / spread) ** 2
+
+    def _append_shared(self, indices: NDArray[np.int64]) -> None:
+        """One more row and column of |S_i & S_j|."""
+        seen = np.zeros(len(self._counts))
+        seen[indices] = 1.0
+        starts = np.cumsum([0, *self._sizes])
+        self._sizes.append(len(indices))
+        self._indices = np.concatenate([self._indices, indices])
+        row = np.add.reduceat(seen[self._indices], starts)
+        self._shared = np.pad(self._shared, (0, 1))
+        self._shared[-1] = self._shared[:, -1] = row
+
+    @property
+    def relative_variance(self) -> float:
+        """Variance of the losses over L^2, each image counted once."""
+        seen = self._counts > 0
+        return float((self._relative_squares[seen] / self._counts[seen]).mean()) if seen.any() else 0.0
+
+    @property
+    def correlation(self) -> float:
+        """Mean correlation of two plans' losses on an image, over the images that several looks saw."""
+        several = self._counts > 1
+        pairs = (self._scores[several] ** 2 - self._score_squares[several]) / (self._counts[several] - 1.0)
+        total = float(self._score_squares[several].sum())
+        return float(np.clip(pairs.sum() / total, 0.0, 1.0)) if total > 0 else 0.0
+
+    def covariance(self, norms: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Covariance (n, n) of the looks added so far, whose estimates of L are `norms` (n,)."""
+        sizes = np.array(self._sizes, dtype=float)
+        matrix = self.correlation * self._shared / np.outer(sizes, sizes)
+        matrix[np.diag_indices_from(matrix)] = 1.0 / sizes
+        return self.relative_variance * matrix * np.outer(norms, norms)
 
 
 class ImageSampler:
@@ -107,17 +160,17 @@ class ImageSampler:
 
     def __init__(self, num_images: int, samples: int, seed: int) -> None:
         self._num_images = num_images
-        self._samples = min(samples, num_images)
-        if self._samples < 2:
-            raise InputError(f"at least two images per evaluation are needed, got {self._samples}")
+        self.samples = min(samples, num_images)
+        if self.samples < 2:
+            raise InputError(f"at least two images per evaluation are needed, got {self.samples}")
         self._seed = seed
 
     def draw(self, number: int) -> NDArray[np.int64]:
         """Indices (samples,) of the images of draw `number`."""
-        per_epoch = self._num_images // self._samples
+        per_epoch = self._num_images // self.samples
         epoch, part = divmod(number, per_epoch)
         order = np.random.default_rng([self._seed, IMAGE_STREAM, epoch]).permutation(self._num_images)
-        return order[part * self._samples : (part + 1) * self._samples]
+        return order[part * self.samples : (part + 1) * self.samples]
 
     def draw_unseen(self, number: int, seen: Collection[int]) -> NDArray[np.int64]:
         """Up to `samples` images other than `seen`, for another look at a plan; fewer than two are none.
@@ -125,7 +178,7 @@ class ImageSampler:
         The same image gives the same loss again: only new ones can tell more.
         """
         order = np.random.default_rng([self._seed, UNSEEN_STREAM, number]).permutation(self._num_images)
-        unseen = order[~np.isin(order, list(seen))][: self._samples]
+        unseen = order[~np.isin(order, list(seen))][: self.samples]
         return unseen if len(unseen) > 1 else unseen[:0]
 
 

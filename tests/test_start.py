@@ -58,7 +58,7 @@ def test_a_larger_weight_never_loses_more(problem: tuple[RankSpace, list[Array]]
 def test_the_sum_of_sensitivities_is_the_sum() -> None:
     losses = [np.array([3.0, 1.0, 0.0]), np.array([0.5, 0.0])]
     ranks = np.array([[1, 1], [2, 2], [3, 1]])
-    np.testing.assert_allclose(start.add_up(losses, ranks), [3.5, 1.0, 0.5])
+    np.testing.assert_allclose(start.sum_of(losses)(ranks), [3.5, 1.0, 0.5])
 
 
 class Probe:

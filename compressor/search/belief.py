@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr, logsumexp
 
 from compressor.objective import Objective
-from compressor.search.gp import Array, GaussianProcess
+from compressor.search.gp import Array, GaussianProcess, Single
 from compressor.search.space import Ranks, RankSpace
 
 SurrogateChoice = Literal["log", "plain"]
 SumOfSensitivities = Callable[[Ranks], Array]
 
 VANISHING = 1e-12  # variance of a difference, relative to the signal's, that counts as no difference
+VANISHING_QUICKLY = 1e-5  # likewise in single precision
 RESOLUTION = 1e-4  # differences of J below this are of no interest: log L is taken of L + RESOLUTION / gamma
 
 # Quadrature over a standard normal: a few Gauss-Hermite nodes steer the acquisition; the certificate, whose integrand
@@ -110,9 +111,14 @@ class Belief(ABC):
         """Posterior mean (m,) and whitened cross-covariances (n, m) of the process itself."""
         return self.process.project(self.space.encode(ranks))
 
-    def latent_variance(self, projected: Array) -> Array:
+    def latent_quickly(self, ranks: Ranks) -> tuple[Array, Single]:
+        """The same in single precision."""
+        return self.process.project_quickly(self.space.encode(ranks))
+
+    def latent_variance(self, projected: Array | Single) -> Array:
         """Posterior variance (m,) of the process from `latent`'s second part."""
-        return np.maximum(self.process.hyper.signal_variance - (projected**2).sum(0), 0.0)
+        explained = np.einsum("ij,ij->j", projected, projected)
+        return np.maximum(self.process.hyper.signal_variance - explained, 0.0)
 
 
 class Score(ABC):
@@ -147,11 +153,11 @@ class Score(ABC):
     def difference(self, ranks: Ranks) -> tuple[Array, Array]:
         """Posterior mean and variance (m,) of J(t) - J(incumbent), their covariance taken into account."""
 
-    def _latent_covariance(self, ranks: Ranks, projected: Array) -> Array:
+    def _latent_covariance(self, ranks: Ranks, projected: Array | Single) -> Array:
         """Posterior covariance (m,) of the process with its value at the incumbent."""
         belief = self.belief
         cross = belief.process.prior_covariance(belief.space.encode(ranks), self._theta)[:, 0]
-        return cross - (projected * self._projected).sum(0)
+        return np.asarray(cross - np.einsum("i,ij->j", self._projected[:, 0].astype(projected.dtype), projected))
 
 
 # Plain: Gaussian process on -gamma L
@@ -261,6 +267,10 @@ class LogBelief(Belief):
         mean, projected = super().latent(ranks)
         return mean + self._prior_mean(ranks), projected
 
+    def latent_quickly(self, ranks: Ranks) -> tuple[Array, Single]:
+        mean, projected = super().latent_quickly(ranks)
+        return mean + self._prior_mean(ranks), projected
+
     def function_norm(self, ranks: Ranks) -> tuple[Array, Array]:
         mean, projected = self.latent(ranks)
         variance = self.latent_variance(projected)
@@ -286,18 +296,27 @@ class LogScore(Score):
     """
 
     def exact(self, ranks: Ranks) -> NDArray[np.float64]:
-        return self.mask(ranks, self._integrate(ranks, FINE_NODES, FINE_LOG_WEIGHTS))
+        latent = self.belief.latent(ranks)
+        return self.mask(ranks, self._integrate(ranks, latent, VANISHING, FINE_NODES, FINE_LOG_WEIGHTS))
 
     def _log_probability(self, ranks: Ranks) -> Array:
-        return self._integrate(ranks, COARSE_NODES, COARSE_LOG_WEIGHTS)
+        latent = self.belief.latent_quickly(ranks)
+        return self._integrate(ranks, latent, VANISHING_QUICKLY, COARSE_NODES, COARSE_LOG_WEIGHTS)
 
-    def _integrate(self, ranks: Ranks, standard_nodes: Array, log_weights: Array) -> Array:
+    def _integrate(
+        self,
+        ranks: Ranks,
+        latent: tuple[Array, Array | Single],
+        vanishing: float,
+        standard_nodes: Array,
+        log_weights: Array,
+    ) -> Array:
         belief = self.belief
-        mean, projected = belief.latent(ranks)
+        mean, projected = latent
         process = belief.process
         covariance = self._latent_covariance(ranks, projected)
-        own = max(float(belief.latent_variance(self._projected)[0]), VANISHING * process.hyper.signal_variance)
-        floor = VANISHING * process.hyper.signal_variance
+        floor = vanishing * process.hyper.signal_variance
+        own = max(float(belief.latent_variance(self._projected)[0]), floor)
         deviation = np.sqrt(np.maximum(belief.latent_variance(projected) - covariance**2 / own, floor))
         margin = (belief.size_term(ranks) - self._size_term - self.delta) / belief.objective.gamma
         nodes = self._mean + np.sqrt(own) * standard_nodes[:, None]
@@ -305,7 +324,7 @@ class LogScore(Score):
         conditional = mean + covariance / own * (nodes - self._mean)
         with np.errstate(divide="ignore", invalid="ignore"):
             z = np.where(threshold > 0, (np.log(threshold) - conditional) / deviation, -np.inf)
-        return np.asarray(logsumexp(log_ndtr(z) + log_weights[:, None], axis=0))
+        return np.asarray(np.logaddexp.reduce(log_ndtr(z) + log_weights[:, None], axis=0))
 
     def difference(self, ranks: Ranks) -> tuple[Array, Array]:
         mean, projected = self.belief.latent(ranks)

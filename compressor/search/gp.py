@@ -11,15 +11,18 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.linalg.lapack import dpotri
 from scipy.optimize import minimize
 
 Array = NDArray[np.float64]
+Single = NDArray[np.float32]
 Values = TypeVar("Values", NDArray[np.float32], NDArray[np.float64])
 
 LENGTH_SCALE_BOUNDS = (0.05, 20.0)
 SIGNAL_BOUNDS = (1e-4, 1e4)  # relative to the variance of the targets
 EXCESS_BOUNDS = (1e-8, 1.0)  # likewise
 JITTER = 1e-10
+SQRT_5 = float(np.sqrt(5.0))
 SPECTRAL_FREEDOM = 5  # of the t distribution that is Matern 5/2's spectral density: twice nu
 TINY = 1e-24  # a variance, where all targets are alike and free of noise
 
@@ -41,14 +44,25 @@ def matern52(first: Array, second: Array, length_scales: Array) -> Array:
 
 def correlation_of(squares: Values) -> Values:
     """Matern 5/2 at squared distances in length-scales, any shape."""
-    root = np.sqrt(5.0 * squares)
-    return (1.0 + root * (1.0 + root / 3.0)) * np.exp(-root)
+    # In place: the arrays are large enough that new ones cost more than the arithmetic.
+    root: Values = np.sqrt(squares)
+    root *= SQRT_5
+    decay = np.exp(-root)
+    values = root / 3.0
+    values += 1.0
+    values *= root
+    values += 1.0
+    values *= decay
+    return values
 
 
 def squared_distances(first: Values, second: Values) -> Values:
     """Squared Euclidean distances (n, m) between points (n, d) and (m, d)."""
-    squares = (first**2).sum(1)[:, None] + (second**2).sum(1) - 2.0 * first @ second.T
-    return np.maximum(squares, 0.0)
+    squares: Values = np.matmul(-2.0 * first, second.T)
+    squares += (first**2).sum(1)[:, None]
+    squares += (second**2).sum(1)
+    np.maximum(squares, 0.0, out=squares)
+    return squares
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,11 @@ class GaussianProcess:
         return cholesky(_covariance(self.thetas, self.noise, self.hyper), lower=True)
 
     @cached_property
+    def _single(self) -> tuple[Single, Single]:
+        """Factor (n, n) of the covariance, and points (n, d) in length-scales, in single precision."""
+        return self._cholesky.astype(np.float32), (self.thetas / self.hyper.length_scales).astype(np.float32)
+
+    @cached_property
     def _weights(self) -> Array:
         return cho_solve((self._cholesky, True), self.targets - self.hyper.mean)
 
@@ -84,6 +103,15 @@ class GaussianProcess:
         cross = self.prior_covariance(self.thetas, points)
         mean = self.hyper.mean + self._weights @ cross
         return mean, solve_triangular(self._cholesky, cross, lower=True, check_finite=False)
+
+    def project_quickly(self, points: Array) -> tuple[Array, Single]:
+        """The same in single precision, three times as quick."""
+        factor, scaled = self._single
+        squares = squared_distances(scaled, (points / self.hyper.length_scales).astype(np.float32))
+        cross = np.float32(self.hyper.signal_variance) * correlation_of(squares)
+        mean = self.hyper.mean + self._weights.astype(np.float32) @ cross
+        projected = solve_triangular(factor, cross, lower=True, check_finite=False, overwrite_b=True)
+        return mean.astype(np.float64), projected
 
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Posterior mean (m,) and covariance (m, m) at `points` (m, d), Eqs. (8) to (10)."""
@@ -187,21 +215,24 @@ def _negative_log_likelihood(log_hyper: Array, thetas: Array, targets: Array, no
     scaled = thetas / lengths
     root = np.sqrt(5.0 * squared_distances(scaled, scaled))
     decay = np.exp(-root)
-    correlation = (1.0 + root + root**2 / 3.0) * decay
+    slope = (1.0 + root) * decay
+    correlation = slope + root**2 / 3.0 * decay
     covariance = signal * correlation + noise
     covariance[np.diag_indices_from(covariance)] += excess + JITTER * signal
     try:
         factor = cholesky(covariance, lower=True, check_finite=False)
     except np.linalg.LinAlgError:
         return 1e25, np.zeros_like(log_hyper)
-    inverse = cho_solve((factor, True), np.eye(len(targets)), check_finite=False)
+    half_log_determinant = np.log(np.diag(factor)).sum()
+    inverse, _ = dpotri(factor, lower=True, overwrite_c=True)  # its lower triangle
+    inverse += np.tril(inverse, -1).T
     ones = inverse.sum(1)
     residual = targets - (ones @ targets) / ones.sum()
     weights = inverse @ residual
-    value = 0.5 * residual @ weights + np.log(np.diag(factor)).sum()
+    value = 0.5 * residual @ weights + half_log_determinant
 
     sensitivity = inverse - np.outer(weights, weights)
-    W = sensitivity * (signal * 5.0 / 3.0) * (1.0 + root) * decay
+    W = sensitivity * (signal * 5.0 / 3.0) * slope
     by_length = (scaled**2 * W.sum(1)[:, None]).sum(0) - (scaled * (W @ scaled)).sum(0)
     by_signal = 0.5 * signal * ((sensitivity * correlation).sum() + JITTER * np.trace(sensitivity))
     by_excess = 0.5 * excess * np.trace(sensitivity)

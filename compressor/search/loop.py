@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from compressor.fidelity import ImageSampler, Losses, noise_covariance
+from compressor.fidelity import ImageSampler, Losses, NoiseModel
 from compressor.objective import Objective
 from compressor.records import CalibrationRecord, CertificateRecord, EvaluationRecord, JointRecord, SearchRecord
 from compressor.search import gp, start
@@ -36,7 +36,6 @@ class SearchState:
     ranks: list[Ranks] = field(default_factory=list)
     losses: list[Losses] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
-    variances: list[float] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
 
 
@@ -73,6 +72,7 @@ class Search:
         self._on_incumbent = on_incumbent
         self._sampler = ImageSampler(num_images, settings.samples, settings.seed)
         self._state = SearchState()
+        self._noise = NoiseModel(num_images)
         self._image_passes = 0
         self._num_probes = 0
         self._num_glances = 0
@@ -117,8 +117,8 @@ class Search:
         self._state.ranks.append(ranks)
         self._state.losses.append(losses)
         self._state.norms.append(losses.mean)
-        self._state.variances.append(losses.variance)
         self._state.sources.append(source)
+        self._noise.add(losses)
         observed = self._observed_objective(ranks, losses)
         self._on_look(self._num_evaluations, f"{source}: J {observed:.4f}, ratio {self._ratio(ranks):.3f}")
         return observed
@@ -186,7 +186,7 @@ class Search:
             return PlainSurrogate(self._space, self._objective)
         if sensitivities is None:
             return LogSurrogate(self._space, self._objective, None)
-        return LogSurrogate(self._space, self._objective, lambda ranks: start.add_up(sensitivities, ranks), saturation)
+        return LogSurrogate(self._space, self._objective, start.sum_of(sensitivities), saturation)
 
     # Surrogate and acquisition
 
@@ -195,7 +195,7 @@ class Search:
         ranks = np.array(state.ranks)
         thetas = self._space.encode(ranks)
         norms = np.array(state.norms)
-        targets = self._surrogate.targets(ranks, norms, noise_covariance(state.losses, self._num_images))
+        targets = self._surrogate.targets(ranks, norms, self._noise.covariance(norms))
         if self._hyper is None or len(norms) >= REFIT_GROWTH * self._fitted_at:
             afresh = len(norms) >= FRESH_GROWTH * self._fitted_afresh_at
             self._hyper = gp.fit(thetas, targets.values, targets.noise, start=self._hyper, restarts=2 if afresh else 0)
@@ -229,19 +229,15 @@ class Search:
     def _images_for(self, ranks: Ranks) -> np.ndarray:
         """The next images of the pool, or for a plan looked at before, images that it has not seen."""
         number = len(self._state.ranks)
-        looks = zip(self._state.ranks, self._state.losses, strict=True)
-        seen = [losses.indices for visited, losses in looks if np.array_equal(visited, ranks)]
+        again = (np.array(self._state.ranks).reshape(number, -1) == ranks).all(1).nonzero()[0]
+        seen = [self._state.losses[index].indices for index in again]
         return self._sampler.draw_unseen(number, np.concatenate(seen)) if seen else self._sampler.draw(number)
 
     def _expected_noise(self, test: StopTest) -> np.ndarray:
-        """Variances of one more look at the candidate and at the incumbent.
-
-        The deviation of the estimate is taken as proportional to L, with the median factor seen so far.
-        """
-        norms, variances = np.array(self._state.norms), np.array(self._state.variances)
-        factor = np.median(variances / np.maximum(norms, start.LOSS_FLOOR) ** 2)
+        """Variances of one more look at the candidate and at the incumbent."""
         expected, _ = test.score.belief.function_norm(np.stack([test.candidate, test.score.incumbent]))
-        return self._surrogate.look_noise(float(factor), np.maximum(expected, norms.min()))
+        relative_variance = self._noise.relative_variance / self._sampler.samples
+        return self._surrogate.look_noise(relative_variance, np.maximum(expected, min(self._state.norms)))
 
     def _reason_to_stop(self, test: StopTest, following: tuple[str, Ranks, np.ndarray] | None) -> str:
         if test.met:

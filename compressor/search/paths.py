@@ -118,7 +118,7 @@ def climb(paths: Paths, chosen: NDArray[np.int64], points: Ranks, sweeps: int = 
 def _sweep(paths: Paths, chosen: NDArray[np.int64], points: Ranks) -> tuple[Ranks, Array]:
     """Each coordinate (in order) set to the best rank of its line; the points (k, d) and their values (k,)."""
     belief, latent = paths.belief, paths.latent
-    updates = latent.updates[chosen][:, :, None]
+    updates = latent.signal_variance * latent.updates[chosen][:, :, None]
     theta = belief.space.encode(points).astype(np.float32)
     features = latent.weights[chosen] * turn(theta @ latent.frequencies.T)  # their real parts sum to the prior's value
     squares = squared_distances(theta / latent.length_scales, latent.scaled_data)
@@ -134,8 +134,10 @@ def _sweep(paths: Paths, chosen: NDArray[np.int64], points: Ranks) -> tuple[Rank
         prior = np.concatenate(
             [features.real.sum(1)[:, None], stripped.real @ turns.real - stripped.imag @ turns.imag], axis=1
         )
-        distances = rest[:, None, :] + ((steps / scale)[:, :, None] - data) ** 2
-        kernel = latent.signal_variance * correlation_of(np.maximum(distances, 0.0))
+        distances = (steps / scale)[:, :, None] - data
+        distances *= distances
+        distances += np.maximum(rest, 0.0)[:, None, :]
+        kernel = correlation_of(distances)
         candidates = np.repeat(points[:, None, :], len(levels) + 1, axis=1)
         candidates[:, 1:, layer] = levels
         values = belief.objective_of(candidates, (prior + (kernel @ updates)[:, :, 0]) + latent.mean)

@@ -71,10 +71,11 @@ def _geometric(choices: Ranks, cap: int) -> Ranks:
     return np.unique(nearest[nearest < cap])
 
 
-def add_up(sensitivities: list[Array], ranks: Ranks) -> Array:
-    """Sum over the layers (...,) of the single-layer losses at ranks (..., d)."""
-    offsets = np.cumsum([-1, *(len(table) for table in sensitivities[:-1])])
-    return np.asarray(np.concatenate(sensitivities)[ranks + offsets].sum(-1))
+def sum_of(sensitivities: list[Array]) -> Callable[[Ranks], Array]:
+    """The sum over the layers (...,) of their single-layer losses, as a function of ranks (..., d)."""
+    table = np.concatenate(sensitivities)
+    offsets = np.cumsum([-1, *(len(losses) for losses in sensitivities[:-1])])
+    return lambda ranks: np.asarray(table[ranks + offsets].sum(-1))
 
 
 def allocate(space: RankSpace, sensitivities: list[Array], weight: float) -> Ranks:
