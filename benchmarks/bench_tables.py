@@ -1,6 +1,6 @@
 """What `bocompress benchmark` found, as tables of text: the same for the terminal, Markdown and the page."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.compare import describe_setting
@@ -48,10 +48,27 @@ def tabulate_files(record: BenchmarkRecord) -> TextTable:
 
 
 def tabulate_timings(setting: SettingRecord) -> TextTable:
-    """Times, throughput, load time, memory and paired ratio of every file in one setting."""
-    title = f"Time on {describe_setting(setting.provider, setting.threads, setting.batch_size)}"
-    header = ("file", "median", "ratio", "95 % interval", "p90", "p99", "images/s", "load", "memory")
-    return TextTable(title, header, [_time_cells(timing) for timing in setting.timings])
+    """Times, throughput, load time, memory and paired ratio in one setting: a column per file."""
+    rows: dict[str, Callable[[TimingRecord], str]] = {
+        "median": lambda timing: format_ms(timing.median_ms),
+        "ratio": lambda timing: _ratio(timing.ratio.value) if timing.ratio else f"1{TIMES}",
+        "95 % interval": lambda timing: f"{timing.ratio.low:.3f} to {timing.ratio.high:.3f}" if timing.ratio else "",
+        "p90": lambda timing: format_ms(timing.p90_ms),
+        "p99": lambda timing: format_ms(timing.p99_ms),
+        "median on the wall": lambda timing: format_ms(timing.wall_ms),
+        "images per second": lambda timing: _three_digits(timing.images_per_second),
+        "load": lambda timing: format_ms(timing.load_ms),
+        "peak memory": lambda timing: (
+            NONE if timing.peak_memory_bytes is None else format_bytes(timing.peak_memory_bytes)
+        ),
+    }
+    if setting.waiting is None:  # all times are the wall's
+        del rows["median on the wall"]
+    return TextTable(
+        f"Time on {describe_setting(setting.provider, setting.threads, setting.batch_size)}",
+        ("", *(timing.file for timing in setting.timings)),
+        [(name, *map(show, setting.timings)) for name, show in rows.items()],
+    )
 
 
 def tabulate_operators(setting: SettingRecord) -> TextTable:
@@ -93,9 +110,10 @@ def describe_noise(setting: SettingRecord) -> str:
         f"{format_plural(setting.rounds, 'round')} in {format_plural(setting.sessions, 'session')} per file; "
         f"the first file against itself: {format_ratio_interval(setting.noise)}"
     )
-    if setting.interrupted is None:
-        return made
-    return f"{made}; other processes took the core in {format_percent(setting.interrupted)} of the runs"
+    if setting.waiting is None:
+        return f"{made}; times by the clock on the wall"
+    held = format_percent(max(setting.waiting, 0.0))
+    return f"{made}; processor time, while other processes held the core for {held} of the time on the wall"
 
 
 def list_notes(record: BenchmarkRecord) -> list[str]:
@@ -121,19 +139,8 @@ def format_ratio_interval(ratio: RatioRecord) -> str:
     return f"{_ratio(ratio.value)} ({ratio.low:.3f} to {ratio.high:.3f})"
 
 
-def _time_cells(timing: TimingRecord) -> tuple[str, ...]:
-    ratio, rate = timing.ratio, timing.images_per_second
-    return (
-        timing.file,
-        format_ms(timing.median_ms),
-        _ratio(ratio.value) if ratio else f"1{TIMES}",
-        f"{ratio.low:.3f} to {ratio.high:.3f}" if ratio else "",
-        format_ms(timing.p90_ms),
-        format_ms(timing.p99_ms),
-        format_count(rate) if rate >= 100 else f"{rate:.1f}",
-        format_ms(timing.load_ms),
-        NONE if timing.peak_memory_bytes is None else format_bytes(timing.peak_memory_bytes),
-    )
+def _three_digits(value: float) -> str:
+    return format_count(value) if value >= 100 else f"{value:.1f}"
 
 
 def _share_cell(entry: OperatorRecord | None) -> str:

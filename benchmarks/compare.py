@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from benchmarks.formatting import format_percent, format_plural, format_provider, join_words
-from benchmarks.latency import Rounds, measure_rounds, ratio_of, require_counts
+from benchmarks.latency import Rounds, has_core_time, measure_rounds, ratio_of, require_counts
 from benchmarks.machine import describe_machine
 from benchmarks.operators import profile_file
 from benchmarks.peak_memory import peak_memory_bytes
@@ -37,8 +37,10 @@ AUTO = "auto"
 MIN_ROUNDS = 200  # ten sessions of twenty
 MAX_SECONDS = 20.0  # per setting
 
-# Twelve repeats on two cores: beside one busy neighbour, the reference differed from itself by at most 2 to 3 % and the
-# ratio's interval spanned 9 %; beside three, up to 7 % and 22 %, and the ratios of repeats spread by 14 %.
+# Twelve repeats of the same pair on two cores that up to three other processes kept busy: the reference seemed to
+# differ from itself by 1 to 3 %, the ratio's interval spanned 4 to 10 %; up to a tenth of waiting, ratios agreed within
+# 2 %, beyond they spread by 11 %.
+BUSY = 0.1
 NOISY_ALIKE = 0.05
 NOISY_SPAN = 0.15
 
@@ -156,16 +158,17 @@ def describe_setting(provider: str, threads: int, batch_size: int) -> str:
     return f"{format_provider(provider)}, {format_plural(threads, 'thread')}, batch {batch_size}"
 
 
-def find_warnings(noise: RatioRecord, interrupted: float | None, timings: Sequence[TimingRecord]) -> list[str]:
+def find_warnings(noise: RatioRecord, waiting: float | None, timings: Sequence[TimingRecord]) -> list[str]:
     """What the figures cannot tell, judged by how far the reference, opened twice, seems to differ from itself."""
-    floor = distance(noise)
     spans = [math.log(timing.ratio.high / timing.ratio.low) for timing in timings if timing.ratio]
     warnings = []
-    if floor > NOISY_ALIKE or max(spans, default=0.0) > NOISY_SPAN:
-        busy = (
-            "" if not interrupted else f" (other processes took the core in {format_percent(interrupted)} of the runs)"
+    if waiting is not None and waiting > BUSY:
+        warnings.append(
+            f"other processes held the core for {format_percent(waiting)} of the time: that is not counted, but they "
+            "slow caches and memory too, so that a quiet machine may give ratios outside these intervals"
         )
-        warnings.append(f"the machine is too busy for fine differences{busy}: stop what else runs and measure again")
+    if distance(noise) > NOISY_ALIKE or max(spans, default=0.0) > NOISY_SPAN:
+        warnings.append("the machine is too busy to tell small differences: stop what else runs and measure again")
     if not noise.low <= 1 <= noise.high:
         warnings.append(
             f"the reference, opened twice, differs from itself ({noise.low:.3f} to {noise.high:.3f}): "
@@ -216,7 +219,8 @@ class _Bench:
         paths = [*self.files.values(), next(iter(self.files.values()))]
         openers = [partial(open_run, path, self._batch(), self.provider, self.threads) for path in paths]
         rng = np.random.default_rng(self.settings.seed)
-        return measure_rounds(openers, self.settings.min_rounds, self.settings.max_seconds, rng, on_step)
+        on_core = has_core_time(self.provider, self.threads)
+        return measure_rounds(openers, on_core, self.settings.min_rounds, self.settings.max_seconds, rng, on_step)
 
     def _memory(self, path: Path, stage: Stage, index: int) -> int | None:
         stage.update(index)
@@ -236,6 +240,7 @@ class _Bench:
                 TimingRecord(
                     file=name,
                     median_ms=middle,
+                    wall_ms=float(np.median(rounds.wall_ms[..., index])),
                     p90_ms=float(np.percentile(samples, 90)),
                     p99_ms=float(np.percentile(samples, 99)),
                     images_per_second=1e3 * self.shape[0] / middle,
@@ -246,6 +251,7 @@ class _Bench:
                 )
             )
         noise = ratio_of(reference, times[..., -1], seed)
+        waiting = 1 - times.sum() / rounds.wall_ms.sum() if has_core_time(self.provider, self.threads) else None
         return SettingRecord(
             provider=self.provider,
             threads=self.threads,
@@ -253,10 +259,10 @@ class _Bench:
             rounds=reference.size,
             sessions=len(reference),
             noise=noise,
-            interrupted=rounds.interrupted,
+            waiting=waiting,
             timings=timings,
             profiles=profiles,
-            warnings=find_warnings(noise, rounds.interrupted, timings),
+            warnings=find_warnings(noise, waiting, timings),
         )
 
 

@@ -262,12 +262,14 @@ class FileRecord(Record):
 
 
 class TimingRecord(Record):
-    """One file in one setting: milliseconds for one batch. `load_ms` is the median of creating a session;
-    `peak_memory_bytes` what a fresh process that loads and runs the file alone takes above one that does not (null
-    where the system does not say); `ratio` is to the reference, null for the reference itself."""
+    """One file in one setting: milliseconds for one batch; `wall_ms` is the median by the clock on the wall where the
+    others leave out what other processes took of the core (see `SettingRecord`). `load_ms` is the median of creating a
+    session; `peak_memory_bytes` what a fresh process that loads and runs the file alone takes above one that does not
+    (null where the system does not say); `ratio` is to the reference, null for the reference itself."""
 
     file: str
     median_ms: float
+    wall_ms: float
     p90_ms: float
     p99_ms: float
     images_per_second: float
@@ -301,7 +303,8 @@ class ProfileRecord(Record):
 
 class SettingRecord(Record):
     """All files on one provider with one number of threads and one batch size. `noise` compares the reference with
-    itself, opened twice; `interrupted` is the share of runs in which another process took the core."""
+    itself, opened twice. With one thread on the CPU, times are the processor's, and `waiting` is the share of the time
+    on the wall in which other processes held the core; otherwise it is null and times are those on the wall."""
 
     provider: str
     threads: int
@@ -309,7 +312,7 @@ class SettingRecord(Record):
     rounds: int
     sessions: int
     noise: RatioRecord
-    interrupted: float | None
+    waiting: float | None
     timings: list[TimingRecord]
     profiles: list[ProfileRecord] = []
     warnings: list[str] = []

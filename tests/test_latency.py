@@ -1,5 +1,6 @@
 """Paired latency: the statistics on cases with known answers, the measurement on real files."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from benchmarks import latency
 from benchmarks.latency import (
     SESSIONS,
     bootstrap_interval,
+    has_core_time,
     measure_latency,
     measure_rounds,
     paired_ratio,
@@ -20,7 +22,7 @@ from benchmarks.latency import (
     ratio_of,
     summarise,
 )
-from benchmarks.sessions import CPU, Opened
+from benchmarks.sessions import CPU, CUDA, Opened
 from compressor.errors import BocompressError, InputError
 from compressor.records import LatencyRecord
 from exporters.onnx import export_onnx
@@ -159,6 +161,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seconds = [0.0]
     monkeypatch.setattr(latency.time, "perf_counter", lambda: seconds[0])
     monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: round(seconds[0] * 1e9))
+    monkeypatch.setattr(latency.time, "thread_time_ns", lambda: round(seconds[0] * 0.6e9))
     return seconds
 
 
@@ -166,7 +169,7 @@ def test_every_round_runs_all_files_in_an_order_of_its_own(clock: list[float]) -
     def orders(seed: int) -> list[str]:
         log: list[str] = []
         files = [FakeFile(name, clock, log, seconds) for name, seconds in (("a", 0.1), ("b", 0.2), ("c", 0.3))]
-        rounds = measure_rounds(files, 60, 120.0, np.random.default_rng(seed))
+        rounds = measure_rounds(files, False, 60, 120.0, np.random.default_rng(seed))
         assert np.allclose(rounds.times_ms, [100, 200, 300])
         joined = "".join(log)
         return [joined[start : start + 3] for start in range(0, len(joined), 3)]
@@ -178,7 +181,7 @@ def test_every_round_runs_all_files_in_an_order_of_its_own(clock: list[float]) -
 
 def test_files_are_opened_anew_and_every_session_counts(clock: list[float]) -> None:
     files = [FakeFile("a", clock, [], 0.1), FakeFile("b", clock, [], 0.1, slower=0.01)]
-    rounds = measure_rounds(files, 40, 20.0, np.random.default_rng(0))
+    rounds = measure_rounds(files, False, 40, 20.0, np.random.default_rng(0))
     assert rounds.times_ms.shape == (SESSIONS, 4, 2)
     assert rounds.load_ms.shape == (SESSIONS, 2)
     assert [file.opened for file in files] == [SESSIONS] * 2
@@ -189,7 +192,7 @@ def test_files_are_opened_anew_and_every_session_counts(clock: list[float]) -> N
 
 def test_the_time_limit_holds_but_a_few_slow_rounds_run(clock: list[float]) -> None:
     slow = [FakeFile(name, clock, [], 10.0) for name in "ab"]
-    rounds = measure_rounds(slow, 50, 20.0, np.random.default_rng(0))
+    rounds = measure_rounds(slow, False, 50, 20.0, np.random.default_rng(0))
     assert rounds.times_ms.shape == (2, 3, 2)  # opening takes longer than the time allowed: two sessions
 
 
@@ -200,14 +203,30 @@ def test_opening_takes_no_more_than_half_the_time_beside_the_rounds() -> None:
     assert plan_sessions(planned=5, opening_seconds=0.1, max_seconds=20.0) == 5
 
 
-def test_runs_that_lost_the_core_are_counted(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    switches = iter(range(10_000))
-    monkeypatch.setattr(latency, "_switches", lambda: next(switches))
-    rounds = measure_rounds([FakeFile("a", clock, [], 0.1)], 20, 20.0, np.random.default_rng(0))
-    assert rounds.interrupted == 1.0
-    monkeypatch.setattr(latency, "_switches", lambda: 7)
-    rounds = measure_rounds([FakeFile("a", clock, [], 0.1)], 20, 20.0, np.random.default_rng(0))
-    assert rounds.interrupted == 0.0
+def test_one_thread_on_the_cpu_is_timed_by_its_core(clock: list[float]) -> None:
+    """Another process holds the core for two fifths of the fake clock's time."""
+    rounds = measure_rounds([FakeFile("a", clock, [], 0.1)], True, 20, 20.0, np.random.default_rng(0))
+    assert np.allclose(rounds.times_ms, 60)
+    assert np.allclose(rounds.wall_ms, 100)
+    on_wall = measure_rounds([FakeFile("a", clock, [], 0.1)], False, 20, 20.0, np.random.default_rng(0))
+    assert np.allclose(on_wall.times_ms, 100)
+    assert has_core_time(CPU, 1)
+    assert not has_core_time(CPU, 2)
+    assert not has_core_time(CUDA, 1)
+
+
+def test_processor_time_is_not_the_time_spent_waiting() -> None:
+    """The real clocks: a run that sleeps takes no processor time, one that computes takes what the wall says."""
+
+    def compute() -> None:
+        began = time.thread_time()
+        while time.thread_time() - began < 0.002:
+            pass
+
+    files = [lambda: Opened(lambda: time.sleep(0.003), 1.0), lambda: Opened(compute, 1.0)]
+    rounds = measure_rounds(files, True, 20, 1.0, np.random.default_rng(0))
+    assert np.median(rounds.times_ms[..., 0]) < 1 < 3 <= np.median(rounds.wall_ms[..., 0])
+    assert 2 <= np.median(rounds.times_ms[..., 1]) < 2.5
 
 
 def test_bad_input_is_told(files: tuple[Path, Path], tmp_path: Path) -> None:
