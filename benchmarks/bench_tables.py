@@ -112,7 +112,7 @@ def describe_noise(setting: SettingRecord) -> str:
     )
     if setting.waiting is None:
         return f"{made}; times by the clock on the wall"
-    held = format_percent(max(setting.waiting, 0.0))
+    held = format_percent(setting.waiting)
     return f"{made}; processor time, while other processes held the core for {held} of the time on the wall"
 
 

@@ -37,9 +37,8 @@ AUTO = "auto"
 MIN_ROUNDS = 200  # ten sessions of twenty
 MAX_SECONDS = 20.0  # per setting
 
-# Twelve repeats of the same pair on two cores that up to three other processes kept busy: the reference seemed to
-# differ from itself by 1 to 3 %, the ratio's interval spanned 4 to 10 %; up to a tenth of waiting, ratios agreed within
-# 2 %, beyond they spread by 11 %.
+# Eighteen repeats of the same pair on two cores that others kept busy: the reference seemed to differ from itself by
+# at most 2 %, the ratio's interval spanned 8 %; up to a tenth of waiting, ratios agreed within 2 %, beyond within 11 %.
 BUSY = 0.1
 NOISY_ALIKE = 0.05
 NOISY_SPAN = 0.15
@@ -165,7 +164,7 @@ def find_warnings(noise: RatioRecord, waiting: float | None, timings: Sequence[T
     if waiting is not None and waiting > BUSY:
         warnings.append(
             f"other processes held the core for {format_percent(waiting)} of the time: that is not counted, but they "
-            "slow caches and memory too, so that a quiet machine may give ratios outside these intervals"
+            "slow caches and memory too, and the intervals are wider for it"
         )
     if distance(noise) > NOISY_ALIKE or max(spans, default=0.0) > NOISY_SPAN:
         warnings.append("the machine is too busy to tell small differences: stop what else runs and measure again")
@@ -246,12 +245,12 @@ class _Bench:
                     images_per_second=1e3 * self.shape[0] / middle,
                     load_ms=float(np.median(rounds.load_ms[:, index])),
                     peak_memory_bytes=memory[index],
-                    ratio=ratio_of(reference, samples, seed) if index else None,
+                    ratio=ratio_of(reference, samples, seed, rounds.waiting) if index else None,
                     samples_ms=samples.ravel().tolist(),
                 )
             )
         noise = ratio_of(reference, times[..., -1], seed)
-        waiting = 1 - times.sum() / rounds.wall_ms.sum() if has_core_time(self.provider, self.threads) else None
+        waiting = rounds.waiting if has_core_time(self.provider, self.threads) else None
         return SettingRecord(
             provider=self.provider,
             threads=self.threads,

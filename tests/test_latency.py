@@ -101,6 +101,15 @@ def test_the_summary_holds_the_figures_of_its_samples() -> None:
     assert LatencyRecord.model_validate_json(record.model_dump_json()) == record
 
 
+def test_a_busy_core_widens_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    reference, other = rng.normal(10, 0.1, (10, 20)), rng.normal(3, 0.1, (10, 20))
+    quiet, busy = ratio_of(reference, other), ratio_of(reference, other, waiting=0.5)
+    assert quiet.value == busy.value
+    assert quiet.low / busy.low == pytest.approx(np.exp(0.05))
+    assert busy.high / quiet.high == pytest.approx(np.exp(0.05))
+
+
 @pytest.mark.parametrize(
     ("round_seconds", "planned", "fewest"),
     [
@@ -208,8 +217,10 @@ def test_one_thread_on_the_cpu_is_timed_by_its_core(clock: list[float]) -> None:
     rounds = measure_rounds([FakeFile("a", clock, [], 0.1)], True, 20, 20.0, np.random.default_rng(0))
     assert np.allclose(rounds.times_ms, 60)
     assert np.allclose(rounds.wall_ms, 100)
+    assert rounds.waiting == pytest.approx(0.4)
     on_wall = measure_rounds([FakeFile("a", clock, [], 0.1)], False, 20, 20.0, np.random.default_rng(0))
     assert np.allclose(on_wall.times_ms, 100)
+    assert on_wall.waiting == 0
     assert has_core_time(CPU, 1)
     assert not has_core_time(CPU, 2)
     assert not has_core_time(CUDA, 1)
