@@ -67,7 +67,8 @@ bench-coverage: $(READY)  ## every torchvision classifier compressed at half of 
 bench: $(READY) $(FILES)  ## FILES="a.onnx b.onnx": size, time, memory, operators side by side (default: the demo's pair)
 	$(BIN)/bocompress benchmark $(FILES) --provider $(PROVIDER) --profile --out $(BENCH)
 
-bench-gpu:  ## FILES: the same on CUDA; says what is missing where there is no GPU
+bench-gpu: $(READY)  ## FILES: the same on CUDA; says what is missing where there is no GPU
+	@$(BIN)/python -c 'import sys; from benchmarks.compare import explain_absence; sys.exit(explain_absence(["cuda"]))'
 	@$(MAKE) --no-print-directory bench PROVIDER=cuda BENCH='$(BENCH)-gpu'
 
 bench-harness: $(READY) $(FILES)  ## FILES: ten repeats of the benchmark beside torch.utils.benchmark

@@ -81,10 +81,8 @@ def tabulate_operators(setting: SettingRecord) -> TextTable:
     rows = [(name, *(_share_cell(table.get(name)) for table in tables)) for name in types[:MOST_TYPES]]
     rows.append(("all nodes", *(format_ms(sum(entry.median_ms for entry in table.values())) for table in tables)))
     rows.append(("whole run", *(format_ms(profile.run_ms) for profile in setting.profiles)))
-    place = describe_setting(setting.provider, setting.threads, setting.batch_size)
-    return TextTable(
-        f"Where the time goes on {place}", ("operator", *(profile.file for profile in setting.profiles)), rows
-    )
+    title = f"Where the time goes on {describe_setting(setting.provider, setting.threads, setting.batch_size)}"
+    return TextTable(f"{title} (share, nodes)", ("operator", *(profile.file for profile in setting.profiles)), rows)
 
 
 def tabulate_nodes(profile: ProfileRecord) -> TextTable:

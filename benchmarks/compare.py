@@ -115,15 +115,27 @@ def choose_providers(asked: Sequence[str]) -> tuple[list[str], list[str]]:
         InputError: a provider asked for by name does not work here.
     """
     usable = available_providers()
-    missing = [name for name, provider in PROVIDERS.items() if provider not in usable]
-    absent = [name for name in asked if name in missing]
-    if absent:
-        raise InputError(
-            f"this ONNX Runtime {ort.__version__} cannot run on {join_words(absent)}: {_what_is_missing(absent)}; "
-            f"here there is {join_words([name for name in PROVIDERS if name not in missing])}"
-        )
+    if absence := explain_absence(asked):
+        raise InputError(absence)
     wanted = usable if AUTO in asked else [PROVIDERS[name] for name in asked]
+    missing = [name for name, provider in PROVIDERS.items() if provider not in usable]
     return list(dict.fromkeys(wanted)), missing if AUTO in asked else []
+
+
+def explain_absence(asked: Sequence[str]) -> str | None:
+    """What is missing to run on the providers asked for by name; None where nothing is."""
+    usable = available_providers()
+    absent = [name for name in asked if name != AUTO and PROVIDERS[name] not in usable]
+    if not absent:
+        return None
+    listed = [name for name in absent if PROVIDERS[name] in ort.get_available_providers()]
+    reason = (
+        f"it was built for {join_words(listed)}, but the driver or its libraries do not load"
+        if listed
+        else "that takes the package onnxruntime-gpu, a GPU and its driver and libraries"
+    )
+    here = join_words([name for name, provider in PROVIDERS.items() if provider in usable])
+    return f"this ONNX Runtime {ort.__version__} cannot run on {join_words(absent)}: {reason}; here there is {here}"
 
 
 def common_shape(paths: Sequence[Path], settings: Settings) -> tuple[int, ...]:
@@ -273,14 +285,6 @@ def _describe_file(name: str, path: Path) -> FileRecord:
         onnx_bytes=sum(map(file_bytes, parts)),
         gzip_bytes=sum(map(gzip_bytes, parts)),
     )
-
-
-def _what_is_missing(names: Sequence[str]) -> str:
-    listed = ort.get_available_providers()
-    broken = [name for name in names if PROVIDERS[name] in listed]
-    if broken:
-        return f"it was built for {join_words(broken)}, but the driver or its libraries do not load"
-    return "the package onnxruntime-gpu, the driver and their libraries are needed"
 
 
 def _input_shape(path: Path, settings: Settings) -> tuple[int, ...]:

@@ -1,6 +1,10 @@
 """`bocompress benchmark` underneath: files compared in real ONNX Runtime, and what it says of them."""
 
+import html
 import math
+import re
+import shutil
+import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -163,7 +167,9 @@ def test_auto_takes_what_is_there_and_names_the_rest(monkeypatch: pytest.MonkeyP
 def test_a_provider_asked_for_by_name_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compare, "available_providers", lambda: [CPU])
     monkeypatch.setattr(compare.ort, "get_available_providers", lambda: [CPU])
-    with pytest.raises(InputError, match=r"cannot run on cuda: the package onnxruntime-gpu.*here there is cpu"):
+    with pytest.raises(
+        InputError, match=r"cannot run on cuda: that takes the package onnxruntime-gpu.*here there is cpu"
+    ):
         choose_providers(["cpu", "cuda"])
     monkeypatch.setattr(compare.ort, "get_available_providers", lambda: [CUDA, CPU])
     with pytest.raises(InputError, match=r"cannot run on cuda: it was built for cuda, but the driver"):
@@ -283,3 +289,27 @@ def test_the_files_are_written_and_read_again(record: BenchmarkRecord, tmp_path:
     again = BenchmarkRecord.model_validate_json((tmp_path / "new" / "out" / "benchmark.json").read_text())
     assert again == record
     assert not math.isnan(again.seconds)
+
+
+FRAME = """<!doctype html><iframe id="phone" width="360" style="border:0" srcdoc="{page}"></iframe>
+<script>
+window.onload = () => {{
+  const inner = document.getElementById("phone").contentWindow;
+  document.body.dataset.scroll = inner.document.documentElement.scrollWidth;
+  document.body.dataset.inner = inner.innerWidth;
+}};
+</script>"""
+
+
+def test_the_page_fits_a_phone(record: BenchmarkRecord, tmp_path: Path) -> None:
+    """A frame of 360 px in a real browser, since a headless window may refuse to be that narrow."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium here to open the page with")
+    path = tmp_path / "frame.html"
+    path.write_text(FRAME.format(page=html.escape(render_page(record))), encoding="utf-8")
+    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    command = [browser, *quiet, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()]
+    dom = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode()
+    found = {key: int(value) for key, value in re.findall(r'data-(scroll|inner)="(\d+)"', dom)}
+    assert found["scroll"] <= found["inner"] == 360
