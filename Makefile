@@ -8,8 +8,11 @@ READY := $(VENV)/.ready
 MODEL ?= demo/resnet18-digits.pt
 DATA ?= demo/images
 SIZE ?= 32
+FILES ?= demo/compressed/original.onnx demo/compressed/model.onnx
+PROVIDER ?= cpu
+BENCH ?= build/benchmark
 
-.PHONY: help demo test lint docs bench-uniform bench-factors bench-search bench-certificates bench-overhead bench-coverage clean
+.PHONY: help demo test lint docs bench-uniform bench-factors bench-search bench-certificates bench-overhead bench-coverage bench bench-gpu bench-harness clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +27,11 @@ demo: $(READY)  ## train resnet18 on handwritten digits, compress it, export, ve
 	rm -rf demo
 	$(BIN)/python -m benchmarks.digits demo
 	$(BIN)/bocompress-export demo/resnet18-digits.pt --data demo/images --input-size 32 --out demo/compressed
+
+demo/compressed/original.onnx:
+	$(MAKE) demo
+
+demo/compressed/model.onnx: demo/compressed/original.onnx
 
 test: $(READY) lint  ## the whole suite, lint and types
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -55,6 +63,16 @@ bench-overhead: $(READY)  ## what the search costs beside its looks, at 16 and 5
 bench-coverage: $(READY)  ## every torchvision classifier compressed at half of every cap, exported, verified (an hour or more)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks.peers.coverage
+
+bench: $(READY) $(FILES)  ## FILES="a.onnx b.onnx": size, time, memory, operators side by side (default: the demo's pair)
+	$(BIN)/bocompress benchmark $(FILES) --provider $(PROVIDER) --profile --out $(BENCH)
+
+bench-gpu: $(READY)  ## FILES: the same on CUDA; says what is missing where there is no GPU
+	@$(BIN)/python -c 'import sys; from benchmarks.compare import explain_absence; sys.exit(explain_absence(["cuda"]))'
+	@$(MAKE) --no-print-directory bench PROVIDER=cuda BENCH='$(BENCH)-gpu'
+
+bench-harness: $(READY) $(FILES)  ## FILES: ten repeats of the benchmark beside torch.utils.benchmark
+	$(BIN)/python -m benchmarks.peers.harness $(FILES)
 
 clean:  ## remove the environment and the demo
 	rm -rf $(VENV) demo build

@@ -16,7 +16,10 @@ from compressor.options import (
     LARGEST_BATCH,
     LARGEST_INPUT,
     LARGEST_SEED,
+    LARGEST_THREADS,
     PATH,
+    Numbers,
+    Words,
     factor_options,
     image_options,
     layer_options,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from compressor.images import ImageSet
     from compressor.pipeline import Compressed, Settings, Source
     from compressor.progress import Progress
+    from compressor.records import BenchmarkRecord
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 NUM_DRAWN_IMAGES = 256
@@ -176,33 +180,56 @@ def apply_command(**options: Any) -> None:
 
 
 @main.command()
-@click.argument("original", type=PATH)
-@click.argument("compressed", type=PATH, required=False)
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads.")
-@click.option("--batch-size", type=click.IntRange(1, LARGEST_BATCH), default=1, show_default=True, help="Batch size.")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
+@click.option(
+    "--provider",
+    "providers",
+    type=Words("cpu", "cuda", "tensorrt", "auto"),
+    default="auto",
+    show_default=True,
+    help="Where to run; auto: all that work here.",
+)
+@click.option("--threads", type=Numbers(LARGEST_THREADS), default="1", show_default=True, help="Threads, a list.")
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    type=Numbers(LARGEST_BATCH),
+    default="1",
+    show_default=True,
+    help="Images in one run, a list.",
+)
 @click.option(
     "--input-size", type=click.IntRange(1, LARGEST_INPUT), help="Side of the input if the file leaves it open."
 )
-@click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help="Seed of the order.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+@click.option("--profile", is_flag=True, help="Say where the time goes, by operator and by node.")
+@click.option(
+    "--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help="Seed of inputs and orders."
+)
+@click.option("--out", type=PATH, help="Folder for benchmark.json, benchmark.md and benchmark.html.")
+@click.option("--json", "as_json", is_flag=True, help="Print benchmark.json on stdout in place of the tables.")
 @explain_errors
 def benchmark(**options: Any) -> None:
-    """Size and latency of an ONNX file, or of two compared by interleaved runs."""
-    from benchmarks.compare import compare_files
-    from compressor.tables import print_comparison
+    """Size, latency, load time and memory of ONNX files, side by side.
 
-    comparison = compare_files(
-        options["original"],
-        options["compressed"] or options["original"],
-        threads=options["threads"],
-        batch_size=options["batch_size"],
-        input_size=options["input_size"],
-        seed=options["seed"],
-    )
+    The first FILE is the reference: the others' times are given as ratios to its own, measured in interleaved runs.
+    Inputs are random, of the shape that the files want. Every combination of --provider, --threads and --batch-size is
+    measured. It says when the machine is too busy to tell files apart.
+    """
+    from benchmarks.bench_page import OUTPUTS, write_benchmark
+    from benchmarks.compare import Settings, benchmark_files
+    from compressor.files import check_folder
+
+    if options["out"]:
+        check_folder(options["out"], keep=OUTPUTS)
+    names = ("providers", "threads", "batch_sizes", "input_size", "profile", "seed")
+    settings = Settings(**{name: options[name] for name in names})
+    record = benchmark_files(options["files"], settings, _progress(), _command())
+    if options["out"]:
+        write_benchmark(record, options["out"])
     if options["as_json"]:
-        click.echo(comparison.model_dump_json(indent=2))
+        click.echo(record.model_dump_json(indent=2))
     else:
-        print_comparison(options["original"], options["compressed"], comparison)
+        _print_benchmark(record, options["out"])
 
 
 @main.command()
@@ -224,6 +251,10 @@ def _progress() -> "Progress":
     from compressor.progress import progress_for_stderr
 
     return progress_for_stderr()
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def _out(options: dict[str, Any]) -> Path:
@@ -338,8 +369,7 @@ def _source(loaded: "LoadedModel", images: "ImageSet", options: dict[str, Any]) 
     from compressor.pipeline import Source
 
     notes = [*loaded.notes, *([DRAWN] if options["data"] is None else [])]
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    return Source(loaded.arch, notes, command)
+    return Source(loaded.arch, notes, _command())
 
 
 def _print_result(result: "Compressed", as_json: bool) -> None:
@@ -349,3 +379,17 @@ def _print_result(result: "Compressed", as_json: bool) -> None:
         click.echo(result.report.model_dump_json(indent=2))
     else:
         print_report(result.report, result.folder)
+
+
+def _print_benchmark(record: "BenchmarkRecord", folder: Path | None) -> None:
+    from benchmarks.bench_page import OUTPUTS
+    from benchmarks.bench_tables import list_lines
+    from compressor.tables import print_cells
+
+    for entry in list_lines(record):
+        if isinstance(entry, str):
+            click.echo(entry)
+        else:
+            print_cells(entry.title, entry.header, entry.rows, entry.left)
+    if folder:
+        click.echo(f"page: {folder / OUTPUTS[-1]}")

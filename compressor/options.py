@@ -12,6 +12,7 @@ PATH = click.Path(path_type=Path)
 METHOD_NAMES = ("auto", "spatial", "tucker", "cp", "interpolative")
 LARGEST_INPUT = 4096
 LARGEST_BATCH = 1024
+LARGEST_THREADS = 1024
 LARGEST_SEED = 2**32 - 1
 LARGEST_MULTIPLE = 256
 SMALLEST_GAMMA, LARGEST_GAMMA = 1e-12, 1e12
@@ -100,6 +101,44 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number", param, ctx)
         return number
+
+
+class Numbers(click.ParamType):
+    """Whole numbers from 1 to `largest`, separated by commas; given twice, one counts once."""
+
+    name = "number,..."
+
+    def __init__(self, largest: int) -> None:
+        self._largest = largest
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        numbers = [int(part) for part in parts if part.isdecimal() and 1 <= int(part) <= self._largest]
+        if len(numbers) < len(parts):
+            self.fail(f"{value!r} is not a list of whole numbers from 1 to {self._largest:,}, such as 1,8", param, ctx)
+        return tuple(dict.fromkeys(numbers))
+
+
+class Words(click.ParamType):
+    """Some of the words offered, separated by commas; given twice, one counts once."""
+
+    name = "word,..."
+
+    def __init__(self, *offered: str) -> None:
+        self._offered = offered
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return ",".join(self._offered[:-1]) + f"|{self._offered[-1]}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip().lower() for word in str(value).split(",")]
+        if not set(words) <= set(self._offered):
+            self.fail(f"{value!r} is not a list of these: {', '.join(self._offered)}", param, ctx)
+        return tuple(dict.fromkeys(words))
 
 
 def _parse_float(value: Any) -> float | None:

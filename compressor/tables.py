@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from compressor.records import Comparison, LatencyRecord, LayerRecord, RecalibrationRecord, Report, SearchRecord
+from compressor.records import LatencyRecord, LayerRecord, RecalibrationRecord, Report, SearchRecord
 
 NARROWEST = 100  # a pipe has no width: wide enough for the longest row
 
@@ -66,13 +67,11 @@ def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[
     _console().print(table)
 
 
-def print_comparison(original: Path, compressed: Path | None, comparison: Comparison) -> None:
-    """The table of `bocompress benchmark`."""
-    table = _table(f"{original} and {compressed}" if compressed else str(original), "", "first", "second", "ratio")
-    for name, pair in {"bytes": comparison.onnx_bytes, "bytes, gzip": comparison.gzip_bytes}.items():
-        ratio = pair.compressed / pair.original
-        table.add_row(name, f"{pair.original:,}", f"{pair.compressed:,}", f"{ratio:.3f}")
-    _add_latency(table, comparison.latency)
+def print_cells(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> None:
+    """A table whose cells are text already; columns in `left` are flush left."""
+    table = _table(title, *header, left=left)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
     _console().print(table)
 
 

@@ -62,6 +62,7 @@ def results_page() -> str:
             ("search*.json", _search_section),
             ("certificates.json", _certificates_section),
             ("overhead.json", _overhead_section),
+            ("harness*.json", _harness_section),
             ("coverage.json", _coverage_section),
         )
         for path in sorted(RESULTS.glob(pattern))
@@ -238,6 +239,50 @@ def _overhead_section(path: Path) -> str:
         ),
     ]
     return "\n\n".join(lines)
+
+
+def _harness_section(path: Path) -> str:
+    study = json.loads(path.read_text(encoding="utf-8"))
+    summary, (first, second) = study["summary"], study["files"]
+    lines = [
+        f"## {path.stem}: `bocompress benchmark` beside another harness and its own repeats",
+        f"{second} over {first}, one thread, {len(study['rows'])} repeats. Of two repeats, the intervals of the ratio "
+        f"overlap in {100 * summary['overlap']:.0f} % of pairs, and one's ratio lies in the other's interval in "
+        f"{100 * summary['inside']:.0f} % (83 % is due where nothing but chance differs). torch.utils.benchmark, each "
+        f"file in a fresh process, gives medians {_signed(summary['first_apart'])} and "
+        f"{_signed(summary['second_apart'])} from these and the ratio {summary['other_ratio']:.3f} against "
+        f"{summary['ratio']:.3f} ({_signed(summary['ratio_apart'])}); its ratios scatter by "
+        f"{100 * summary['other_spread']:.1f} % over the repeats, these by {100 * summary['spread']:.1f} %. Times are "
+        f"the processor's; waiting: the share of the time on the wall in which other processes held the core. "
+        f"{_machine(study)}",
+        _table(
+            {
+                "seed": lambda r: str(r["seed"]),
+                "ratio": lambda r: _with_interval(r["ratio"]),
+                "first against itself": lambda r: _with_interval(r["noise"]),
+                "waiting": lambda r: f"{100 * r['waiting']:.0f} %",
+                "medians": lambda r: _milliseconds(r["median_ms"]),
+                "on the wall": lambda r: _milliseconds(r["wall_ms"]),
+                "other's ratio": lambda r: f"{r['other_ratio']:.3f}",
+                "other's medians": lambda r: _milliseconds(r["other_ms"]),
+                "other's on the wall": lambda r: _milliseconds(r["other_wall_ms"]),
+            },
+            study["rows"],
+        ),
+    ]
+    return "\n\n".join(lines)
+
+
+def _with_interval(ratio: dict[str, float]) -> str:
+    return f"{ratio['value']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"
+
+
+def _milliseconds(values: list[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values) + " ms"
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f} %"
 
 
 def _coverage_section(path: Path) -> str:

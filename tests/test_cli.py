@@ -521,6 +521,52 @@ def test_benchmark_of_what_is_no_network(refuse, tmp_path, finished):
         assert name in refuse("bocompress", "benchmark", finished / "model.onnx", tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--threads", "1,0", "not a list of whole numbers from 1"),
+        ("--threads", "two", "not a list of whole numbers from 1"),
+        ("--batch-size", "1,,2", "not a list of whole numbers from 1"),
+        ("--batch-size", "4096", "not a list of whole numbers from 1"),
+        ("--provider", "cpu,gpu", "not a list of these: cpu, cuda, tensorrt, auto"),
+        ("--provider", "tensorrt", "cannot run on tensorrt"),
+    ],
+)
+def test_benchmark_of_settings_that_cannot_be(refuse, finished, option, value, words):
+    if value == "tensorrt":
+        from benchmarks.sessions import TENSORRT, available_providers
+
+        if TENSORRT in available_providers():
+            pytest.skip("TensorRT is here")
+    assert words in refuse("bocompress", "benchmark", finished / "model.onnx", option, value)
+
+
+def test_benchmark_into_a_folder_of_something_else(refuse, finished, tmp_path):
+    (tmp_path / "here" / "note.txt").write_text("mine")
+    assert "already holds other files" in refuse(
+        "bocompress", "benchmark", finished / "model.onnx", "--out", tmp_path / "here"
+    )
+
+
+def test_benchmark_writes_its_pages_and_again(invoke, finished, tmp_path):
+    from compressor.records import BenchmarkRecord
+
+    files = [finished / "original.onnx", finished / "model.onnx"]
+    for batch_sizes in ("1", "1,2,1"):
+        arguments = [*files, "--provider", "cpu", "--batch-size", batch_sizes, "--out", tmp_path / "out"]
+        result = invoke("bocompress", "benchmark", *arguments)
+        assert result.exit_code == 0, result.output
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {
+            "benchmark.json",
+            "benchmark.md",
+            "benchmark.html",
+        }
+    record = BenchmarkRecord.model_validate_json((tmp_path / "out" / "benchmark.json").read_text())
+    assert [setting.batch_size for setting in record.settings] == [1, 2]
+    for words in ("original.onnx", "model.onnx", "interval", "against itself", str(tmp_path / "out")):
+        assert words in result.stdout
+
+
 # --- --resume ----------------------------------------------------------------------------------------------
 
 

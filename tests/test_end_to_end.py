@@ -24,7 +24,7 @@ from compressor.fidelity import FunctionNorm
 from compressor.images import load_folder
 from compressor.objective import default_gamma
 from compressor.pipeline import Settings
-from compressor.records import Comparison, Plan, Report
+from compressor.records import BenchmarkRecord, Plan, Report
 from compressor.search.loop import SearchSettings
 
 FILES = {"compressed.safetensors", "model.onnx", "original.onnx", "plan.json", "report.html", "report.json"}
@@ -358,13 +358,13 @@ def test_benchmark_measures_two_files_and_one(run, invoke):
     before = {path: path.read_bytes() for path in run.folder.iterdir()}
     result = invoke("bocompress", "benchmark", *both, "--input-size", 32, "--json")
     assert result.exit_code == 0, result.output
-    comparison = Comparison.model_validate_json(result.stdout)
-    assert comparison.onnx_bytes == run.report.onnx_bytes
-    assert comparison.gzip_bytes == run.report.gzip_bytes
-    assert all(row.original_ms > 0 and row.compressed_ms > 0 for row in comparison.latency.values())
+    record = BenchmarkRecord.model_validate_json(result.stdout)
+    assert [file.onnx_bytes for file in record.files] == list(run.report.onnx_bytes.model_dump().values())
+    assert [file.gzip_bytes for file in record.files] == list(run.report.gzip_bytes.model_dump().values())
+    assert all(timing.median_ms > 0 for setting in record.settings for timing in setting.timings)
     alone = invoke("bocompress", "benchmark", both[1], "--input-size", 32)
     assert alone.exit_code == 0
-    assert f"{comparison.onnx_bytes.compressed:,}" in alone.stdout
+    assert format_bytes(record.files[1].onnx_bytes) in alone.stdout
     assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
 
 

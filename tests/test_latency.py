@@ -1,5 +1,7 @@
 """Paired latency: the statistics on cases with known answers, the measurement on real files."""
 
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +12,18 @@ from torch import nn
 
 from benchmarks import latency
 from benchmarks.latency import (
-    CPU,
-    available_providers,
+    SESSIONS,
     bootstrap_interval,
+    has_core_time,
     measure_latency,
+    measure_rounds,
     paired_ratio,
-    plan_runs,
+    plan_rounds,
+    plan_sessions,
+    ratio_of,
     summarise,
-    tile_batch,
 )
+from benchmarks.sessions import CPU, CUDA, Opened
 from compressor.errors import BocompressError, InputError
 from compressor.records import LatencyRecord
 from exporters.onnx import export_onnx
@@ -63,6 +68,18 @@ def test_the_interval_covers_the_true_median_as_often_as_it_says() -> None:
     assert 0.92 <= covered <= 0.98  # 0.95 and three standard errors of 400 trials
 
 
+@pytest.mark.parametrize("sessions", [5, 10])
+def test_the_interval_covers_when_sessions_differ(sessions: int) -> None:
+    """Each session is off by an amount of its own, several times what its rounds scatter by."""
+    rng = np.random.default_rng(sessions)
+    trials = 300
+    samples = rng.normal(scale=0.03, size=(trials, sessions, 1)) + rng.normal(scale=0.02, size=(trials, sessions, 10))
+    covered = np.mean([low <= 0 <= high for low, high in (bootstrap_interval(one, resamples=500) for one in samples)])
+    alone = [bootstrap_interval(one.ravel(), resamples=500) for one in samples]
+    assert 0.92 <= covered <= 0.995
+    assert np.mean([low <= 0 <= high for low, high in alone]) < 0.75  # taking the rounds for independent
+
+
 def test_the_interval_is_reproducible_and_narrows() -> None:
     values = np.random.default_rng(0).lognormal(size=1000)
     low, high = bootstrap_interval(values, seed=3)
@@ -85,8 +102,17 @@ def test_the_summary_holds_the_figures_of_its_samples() -> None:
     assert LatencyRecord.model_validate_json(record.model_dump_json()) == record
 
 
+def test_a_busy_core_widens_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    reference, other = rng.normal(10, 0.1, (10, 20)), rng.normal(3, 0.1, (10, 20))
+    quiet, busy = ratio_of(reference, other), ratio_of(reference, other, waiting=0.5)
+    assert quiet.value == busy.value
+    assert quiet.low / busy.low == pytest.approx(np.exp(0.05))
+    assert busy.high / quiet.high == pytest.approx(np.exp(0.05))
+
+
 @pytest.mark.parametrize(
-    ("pair_seconds", "planned", "fewest"),
+    ("round_seconds", "planned", "fewest"),
     [
         (0.001, 1000, 20),  # a second of pairs
         (0.1, 50, 20),  # as many as asked for
@@ -95,16 +121,8 @@ def test_the_summary_holds_the_figures_of_its_samples() -> None:
         (10.0, 5, 5),  # very slow
     ],
 )
-def test_how_many_pairs_run(pair_seconds: float, planned: int, fewest: int) -> None:
-    assert plan_runs(pair_seconds, min_runs=50, max_seconds=20.0) == (planned, fewest)
-
-
-def test_images_are_repeated_or_cut_in_order() -> None:
-    images = np.arange(6).reshape(3, 2)
-    assert tile_batch(images, 5).tolist() == [[0, 1], [2, 3], [4, 5], [0, 1], [2, 3]]
-    assert tile_batch(images, 1).tolist() == [[0, 1]]
-    with pytest.raises(InputError, match="at least one image"):
-        tile_batch(images[:0], 2)
+def test_how_many_rounds_run(round_seconds: float, planned: int, fewest: int) -> None:
+    assert plan_rounds(round_seconds, min_rounds=50, max_seconds=20.0) == (planned, fewest)
 
 
 # --- measurement ---
@@ -130,50 +148,97 @@ def test_two_files_are_measured(files: tuple[Path, Path], example: np.ndarray | 
     assert len({planned for _, planned in steps}) == 1
 
 
-def test_both_orders_occur_and_the_seed_repeats_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    def orders(seed: int) -> list[bool]:
-        seen: list[bool] = []
+class FakeFile:
+    """Opened, it takes `seconds` on the fake clock, `slower` in every later session; the log holds who ran."""
 
-        def time_pair(original: object, compressed: object, original_first: bool = True) -> tuple[float, float]:
-            seen.append(original_first)
-            return 100.0, 50.0
+    def __init__(self, name: str, clock: list[float], log: list[str], seconds: float, slower: float = 0.0) -> None:
+        self.name, self.clock, self.log, self.seconds, self.slower = name, clock, log, seconds, slower
+        self.opened = 0
 
-        monkeypatch.setattr(latency, "_time_pair", time_pair)
-        rng = np.random.default_rng(seed)
-        latency._measure_pairs(lambda: None, lambda: None, 40, 20.0, rng, None)
-        return seen[-40:]
+    def __call__(self) -> Opened:
+        seconds = self.seconds + self.slower * self.opened
+        self.opened += 1
 
-    assert orders(0) == orders(0) != orders(1)
-    assert 8 < sum(orders(0)) < 32
+        def run() -> None:
+            self.clock[0] += seconds
+            self.log.append(self.name)
 
-
-def test_the_time_limit_holds_but_five_slow_pairs_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-
-    def slow() -> None:
-        clock[0] += 10.0
-
-    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: int(clock[0] * 1e9))
-    samples = latency._measure_pairs(slow, slow, 50, 20.0, np.random.default_rng(0), None)
-    assert samples.tolist() == [[10_000.0, 10_000.0]] * 5
+        return Opened(run, load_ms=1.0)
 
 
-def test_the_cpu_is_always_available() -> None:
-    assert available_providers()[0] == CPU
-    assert set(available_providers()) <= {CPU, latency.CUDA}
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    seconds = [0.0]
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: seconds[0])
+    monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: round(seconds[0] * 1e9))
+    monkeypatch.setattr(latency.time, "thread_time_ns", lambda: round(seconds[0] * 0.6e9))
+    return seconds
 
 
-def test_a_provider_that_falls_back_is_not_available(monkeypatch: pytest.MonkeyPatch) -> None:
-    class FallenBack:
-        def __init__(self, *arguments: object) -> None: ...
+def test_every_round_runs_all_files_in_an_order_of_its_own(clock: list[float]) -> None:
+    def orders(seed: int) -> list[str]:
+        log: list[str] = []
+        files = [FakeFile(name, clock, log, seconds) for name, seconds in (("a", 0.1), ("b", 0.2), ("c", 0.3))]
+        rounds = measure_rounds(files, False, 60, 120.0, np.random.default_rng(seed))
+        assert np.allclose(rounds.times_ms, [100, 200, 300])
+        return re.findall("(?:aa|bb|cc){3}", "".join(log))  # the first run of a turn is not timed; warm-ups are "abc"
 
-        def get_providers(self) -> list[str]:
-            return [CPU]
+    first, again, other = orders(0), orders(0), orders(1)
+    assert first == again != other
+    assert len(first) == 60
+    assert {turn[::2] for turn in first} == {"abc", "acb", "bac", "bca", "cab", "cba"}
 
-    monkeypatch.setattr(latency.ort, "get_available_providers", lambda: [latency.CUDA, CPU])
-    monkeypatch.setattr(latency.ort, "InferenceSession", FallenBack)
-    assert available_providers() == [CPU]
+
+def test_files_are_opened_anew_and_every_session_counts(clock: list[float]) -> None:
+    files = [FakeFile("a", clock, [], 0.1), FakeFile("b", clock, [], 0.1, slower=0.01)]
+    rounds = measure_rounds(files, False, 40, 20.0, np.random.default_rng(0))
+    assert rounds.times_ms.shape == (SESSIONS, 4, 2)
+    assert rounds.load_ms.shape == (SESSIONS, 2)
+    assert [file.opened for file in files] == [SESSIONS] * 2
+    assert np.allclose(rounds.times_ms[:, :, 1], 100 + 10 * np.arange(SESSIONS)[:, None])
+    ratio = ratio_of(rounds.times_ms[..., 0], rounds.times_ms[..., 1])
+    assert ratio.low < 1.3 < ratio.value < 1.6 < ratio.high
+
+
+def test_the_time_limit_holds_but_a_few_slow_rounds_run(clock: list[float]) -> None:
+    slow = [FakeFile(name, clock, [], 10.0) for name in "ab"]
+    rounds = measure_rounds(slow, False, 50, 20.0, np.random.default_rng(0))
+    assert rounds.times_ms.shape == (2, 3, 2)  # opening takes longer than the time allowed: two sessions
+
+
+def test_opening_takes_no_more_than_half_the_time_beside_the_rounds() -> None:
+    assert plan_sessions(planned=200, opening_seconds=0.1, max_seconds=20.0) == SESSIONS
+    assert plan_sessions(planned=200, opening_seconds=2.5, max_seconds=20.0) == 4
+    assert plan_sessions(planned=200, opening_seconds=60.0, max_seconds=20.0) == 2
+    assert plan_sessions(planned=5, opening_seconds=0.1, max_seconds=20.0) == 5
+
+
+def test_one_thread_on_the_cpu_is_timed_by_its_core(clock: list[float]) -> None:
+    """Another process holds the core for two fifths of the fake clock's time."""
+    rounds = measure_rounds([FakeFile("a", clock, [], 0.1)], True, 20, 20.0, np.random.default_rng(0))
+    assert np.allclose(rounds.times_ms, 60)
+    assert np.allclose(rounds.wall_ms, 100)
+    assert rounds.waiting == pytest.approx(0.4)
+    on_wall = measure_rounds([FakeFile("a", clock, [], 0.1)], False, 20, 20.0, np.random.default_rng(0))
+    assert np.allclose(on_wall.times_ms, 100)
+    assert on_wall.waiting == 0
+    assert has_core_time(CPU, 1)
+    assert not has_core_time(CPU, 2)
+    assert not has_core_time(CUDA, 1)
+
+
+def test_processor_time_is_not_the_time_spent_waiting() -> None:
+    """The real clocks: a run that sleeps takes no processor time, one that computes takes what the wall says."""
+
+    def compute() -> None:
+        began = time.thread_time()
+        while time.thread_time() - began < 0.002:
+            pass
+
+    files = [lambda: Opened(lambda: time.sleep(0.003), 1.0), lambda: Opened(compute, 1.0)]
+    rounds = measure_rounds(files, True, 20, 1.0, np.random.default_rng(0))
+    assert np.median(rounds.times_ms[..., 0]) < 1 < 3 <= np.median(rounds.wall_ms[..., 0])
+    assert 2 <= np.median(rounds.times_ms[..., 1]) < 2.5
 
 
 def test_bad_input_is_told(files: tuple[Path, Path], tmp_path: Path) -> None:

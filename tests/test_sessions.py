@@ -1,0 +1,62 @@
+"""Which providers count as there, and sessions that say what is wrong with a file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import sessions
+from benchmarks.sessions import CPU, CUDA, TENSORRT, available_providers, open_run, open_session, tile_batch
+from compressor.errors import BocompressError, InputError
+
+
+def test_the_cpu_is_always_available() -> None:
+    assert available_providers()[0] == CPU
+    assert set(available_providers()) <= {CPU, CUDA, TENSORRT}
+
+
+@pytest.mark.parametrize("provider", [CUDA, TENSORRT])
+def test_a_provider_that_falls_back_is_not_available(provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FallenBack:
+        def __init__(self, *arguments: object) -> None: ...
+
+        def get_providers(self) -> list[str]:
+            return [CPU]
+
+    class Real(FallenBack):
+        def get_providers(self) -> list[str]:
+            return [provider, CPU]
+
+    monkeypatch.setattr(sessions.ort, "get_available_providers", lambda: [provider, CPU])
+    monkeypatch.setattr(sessions.ort, "InferenceSession", FallenBack)
+    assert available_providers() == [CPU]
+    monkeypatch.setattr(sessions.ort, "InferenceSession", Real)
+    assert available_providers() == [CPU, provider]
+
+
+def test_images_are_repeated_or_cut_in_order() -> None:
+    images = np.arange(6).reshape(3, 2)
+    assert tile_batch(images, 5).tolist() == [[0, 1], [2, 3], [4, 5], [0, 1], [2, 3]]
+    assert tile_batch(images, 1).tolist() == [[0, 1]]
+    with pytest.raises(InputError, match="at least one image"):
+        tile_batch(images[:0], 2)
+
+
+def test_an_opened_file_runs_and_tells_its_load_time(tmp_path: Path) -> None:
+    path = tmp_path / "probe.onnx"
+    path.write_bytes(sessions.probe_model())
+    opened = open_run(path, np.ones(1, np.float32), CPU, threads=1)
+    opened.run()
+    assert 0 < opened.load_ms < 60_000
+    with pytest.raises(BocompressError, match=r"does not run on inputs of shape \[2, 2\]"):
+        open_run(path, np.ones((2, 2), np.float32), CPU, threads=1)
+
+
+def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"no network")
+    with pytest.raises(InputError, match="there is no file"):
+        open_session(tmp_path / "none.onnx", CPU, 1)
+    with pytest.raises(InputError, match="NoSuchProvider"):
+        open_session(tmp_path / "broken.onnx", "NoSuchProvider", 1)
+    with pytest.raises(BocompressError, match="cannot load"):
+        open_session(tmp_path / "broken.onnx", CPU, 1)
