@@ -297,6 +297,7 @@ def _settings(options: dict[str, Any]) -> "Settings":
     from compressor.search.settings import SearchSettings
 
     shared = {key: options[key] for key in ("device", "threads", "batch_size", "calibration", "recalibrate")}
+    shared["precisions"] = tuple(dict.fromkeys(name for names in options["precisions"] for name in names))
     shared["factors"] = None if options["factors"] == "plan" else options["factors"]
     if "gamma" not in options:  # apply: no search
         return Settings(search=SearchSettings(seed=options["seed"]), **shared)

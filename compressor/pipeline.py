@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,13 @@ from compressor.layers import FoundLayer, compressible, factorised_ranks, find_l
 from compressor.network import build_candidate, detach_from_original
 from compressor.objective import Objective, default_gamma
 from compressor.plan import make_plan, planned_layers
-from compressor.progress import Progress, Stage
+from compressor.precision import Judged, make_fidelity, precision_file, share, tell, write_precisions
+from compressor.progress import Progress
 from compressor.prune import prune_smallest
 from compressor.recalibrate import Recalibration
 from compressor.records import (
     FactorChoice,
     FactorKind,
-    FidelityRecord,
     LatencyRecord,
     Pair,
     ParityRecord,
@@ -71,6 +71,8 @@ OUTPUTS = (
     "compressed.safetensors",
     "original.onnx",
     "model.onnx",
+    precision_file("int8"),
+    precision_file("fp16"),
     "report.json",
     "report.html",
 )
@@ -317,7 +319,7 @@ def _rank_multiple(job: Job, earlier: Mapping[str, Any]) -> int:
     if isinstance(earlier.get("rank multiple"), int):
         return int(earlier["rank multiple"])
     with job.progress.stage("latency of ranks") as stage:
-        multiple, shares = measure_rank_multiple(job.settings.threads, _tell(stage, "shapes"))
+        multiple, shares = measure_rank_multiple(job.settings.threads, tell(stage, "shapes"))
     gain = 100 - 100 * shares[multiple]
     found = f"multiples of {multiple}, {gain:.0f} % faster here than ranks at large" if multiple > 1 else "as they come"
     job.progress.say(f"ranks: {found}")
@@ -365,7 +367,7 @@ def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
     network = detach_from_original(build_candidate(job.teacher, choice.factors, ranks))
     network, recalibration = _recalibrate(job, choice, network, norm)
     prune_smallest(network, plan.prune_fraction)
-    fidelity, top1 = _judge(job, network)
+    judged, top1 = _judge(job, network)
     network.cpu()
     original = job.teacher.cpu()
     write_text(job.folder / "plan.json", plan.model_dump_json(indent=2) + "\n")
@@ -373,7 +375,9 @@ def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
         partial.write_bytes(save({name: value.contiguous() for name, value in network.state_dict().items()}))
     parity = _export_both(job, original, network, plan)
     latency = _measure(job)
-    report = make_report(job, choice, Measured(network, recalibration, fidelity, top1, parity, latency))
+    precisions, failures = write_precisions(job, judged, _provenance(job, plan))
+    measured = Measured(network, recalibration, judged.fidelity, top1, parity, latency, precisions, failures)
+    report = make_report(job, choice, measured)
     write_text(job.folder / "report.json", report.model_dump_json(indent=2) + "\n")
     write_report(report, job.folder / "report.html")
     return Compressed(network, plan, report, job.folder)
@@ -403,26 +407,21 @@ def _recalibrate(
     return recalibration.network, record
 
 
-def _judge(job: Job, network: nn.Module) -> tuple[FidelityRecord, Pair[float] | None]:
+def _judge(job: Job, network: nn.Module) -> tuple[Judged, Pair[float] | None]:
     """Function norm and top-1 on the images the search never saw."""
     with job.progress.stage(f"judging on {len(job.held_out)} images outside the search"):
         norm = FunctionNorm(job.teacher, job.held_out, job.device)
         every = torch.arange(len(job.held_out))
         outputs = norm.outputs(network, every)
-    squares = norm.compare(outputs, every)
-    predictions, decisions = outputs.argmax(1).cpu(), norm.targets.argmax(1).cpu()
-    fidelity = FidelityRecord(
-        function_norm=float(squares.mean()),
-        stderr=float(squares.std(ddof=1) / np.sqrt(len(squares))),
-        relative=float(squares.mean() / norm.teacher_energy),
-        teacher_energy=norm.teacher_energy,
-        images=len(squares),
-        top1_agreement=_share(predictions == decisions),
-    )
+    squares = torch.from_numpy(norm.compare(outputs, every))
+    outputs, targets = outputs.cpu(), norm.targets.cpu()
+    fidelity = make_fidelity(squares, norm.teacher_energy, outputs, targets)
     labels = _usable_labels(job, outputs.shape[1])
+    judged = Judged(targets, outputs, fidelity, labels)
     if labels is None:
-        return fidelity, None
-    return fidelity, Pair[float](original=_share(decisions == labels), compressed=_share(predictions == labels))
+        return judged, None
+    top1 = Pair[float](original=share(targets.argmax(1) == labels), compressed=share(outputs.argmax(1) == labels))
+    return judged, top1
 
 
 def _usable_labels(job: Job, num_outputs: int) -> Tensor | None:
@@ -432,27 +431,26 @@ def _usable_labels(job: Job, num_outputs: int) -> Tensor | None:
     return job.held_out.labels
 
 
-def _share(hits: Tensor) -> float:
-    return float(hits.double().mean())
-
-
 def _export_both(job: Job, original: nn.Module, network: nn.Module, plan: Plan) -> ParityRecord:
     """original.onnx and model.onnx, each checked against torch before it takes its name."""
     images = job.held_out.batch(slice(0, VERIFY_IMAGES))
-    provenance = {
-        "version": compressor.__version__,
-        "architecture": job.source.arch,
-    }
+    with job.progress.stage("exporting and verifying ONNX", 2) as stage:
+        _export_verified(original, images, job.folder / "original.onnx", _provenance(job))
+        stage.update(1)
+        return _export_verified(network, images, job.folder / "model.onnx", _provenance(job, plan))
+
+
+def _provenance(job: Job, plan: Plan | None = None) -> dict[str, str]:
+    """What files carry of where they came from; those of the compressed network its plan, too."""
+    source = {"version": compressor.__version__, "architecture": job.source.arch}
+    if plan is None:
+        return source
     ranks = {layer.name: layer.rank for layer in plan.layers if layer.rank is not None}
-    compressed = provenance | {
+    return source | {
         "gamma": repr(plan.gamma),
         "ranks": json.dumps(ranks),
         "prune_fraction": repr(plan.prune_fraction),
     }
-    with job.progress.stage("exporting and verifying ONNX", 2) as stage:
-        _export_verified(original, images, job.folder / "original.onnx", provenance)
-        stage.update(1)
-        return _export_verified(network, images, job.folder / "model.onnx", compressed)
 
 
 def _export_verified(model: nn.Module, images: Tensor, path: Path, metadata: Mapping[str, str]) -> ParityRecord:
@@ -477,10 +475,6 @@ def _measure(job: Job) -> dict[str, LatencyRecord]:
                 threads=job.settings.threads,
                 batch_size=job.settings.batch_size,
                 seed=job.settings.search.seed,
-                on_step=_tell(stage),
+                on_step=tell(stage),
             )
     return records
-
-
-def _tell(stage: Stage, what: str = "runs") -> Callable[[int, int], None]:
-    return lambda done, total: stage.update(done, f"of {total} {what}")

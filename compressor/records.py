@@ -14,6 +14,8 @@ FactorKind = Literal["weight", "refit", "activation"]
 FactorChoice = Literal["auto", "weight", "refit", "activation"]
 StepKind = Literal["last factor", "both factors", "batch-norm statistics"]
 Certificate = Literal["joint", "pointwise"]
+Precision = Literal["fp32", "fp16", "int8"]
+CalibrationName = Literal["min-max", "percentile", "entropy"]
 Number = TypeVar("Number", int, float)
 
 
@@ -132,6 +134,49 @@ class ParityRecord(Record):
     images: int
     batch_sizes: list[int]
     tolerance: float
+
+
+class FloatLayer(Record):
+    """A layer that an int8 file keeps in float32, and the function norm it adds where it alone is in int8."""
+
+    name: str
+    added_norm: float = Field(ge=0)
+
+
+class QuantisationRecord(Record):
+    """How an int8 file came about. Function norms are against the float32 file, on `judge_images` of the search's:
+    `added_norm_all` with every layer in int8, `added_norm` with `float_layers` (costliest first, of `layers` in all)
+    left in float32 because `allowed_norm` was exceeded. `trials` counts the int8 networks that were run for it."""
+
+    calibration: CalibrationName
+    calibration_images: int
+    judge_images: int
+    added_norm: float = Field(ge=0)
+    added_norm_all: float = Field(ge=0)
+    allowed_norm: float = Field(ge=0)
+    layers: int
+    float_layers: list[FloatLayer]
+    trials: int
+
+
+class PrecisionRecord(Record):
+    """The compressed network in another precision, judged through ONNX Runtime on the images outside the search.
+
+    `fidelity` is against the original network; `norm_to_float32`, `agreement_to_float32` and `latency_to_float32`
+    against the compressed float32 file, whose times are that record's `original_ms`.
+    """
+
+    precision: Precision
+    file: str
+    onnx_bytes: int
+    gzip_bytes: int
+    fidelity: FidelityRecord
+    norm_to_float32: float = Field(ge=0)
+    agreement_to_float32: float = Field(ge=0, le=1)
+    top1: float | None = None
+    latency: dict[str, LatencyRecord]
+    latency_to_float32: dict[str, LatencyRecord]
+    quantisation: QuantisationRecord | None = None
 
 
 class JointRecord(Record):
@@ -256,7 +301,8 @@ class Report(Record):
     """`report.json`: everything the page shows, and enough to run it again.
 
     `ratio` is R, compressed/original parameters of the compressible layers; `top1` holds shares of correct decisions
-    on the images outside the search, null where the images carry no labels; `seconds` is the whole run.
+    on the images outside the search, null where the images carry no labels; `precisions` holds the compressed network
+    in precisions other than float32; `seconds` is the whole run.
     """
 
     version: str
@@ -280,6 +326,7 @@ class Report(Record):
     fidelity: FidelityRecord
     parity: ParityRecord
     top1: Pair[float] | None = None
+    precisions: list[PrecisionRecord] = []
     search: SearchRecord | None = None
     recalibration: RecalibrationRecord | None = None
     layers: list[LayerRecord]

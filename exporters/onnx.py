@@ -52,10 +52,8 @@ def export_onnx(
     _require_logits(frozen, batch)
     proto = _translate(frozen, batch, opset)
     _strip_traces(proto)
-    _sign(proto, metadata)
-    content = _serialize(proto)
-    with replace_when_whole(path) as partial:
-        partial.write_bytes(content)
+    sign(proto, metadata)
+    save_onnx(proto, path)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -97,7 +95,7 @@ def _require_logits(model: nn.Module, batch: Tensor) -> None:
 
 def _translate(model: nn.Module, batch: Tensor, opset: int | None) -> onnx.ModelProto:
     try:
-        with _silence():
+        with silence():
             program = torch.onnx.export(
                 model,
                 (batch,),
@@ -125,8 +123,8 @@ def _require_opset(proto: onnx.ModelProto, opset: int | None) -> None:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """The exporter reports its steps by print, warnings and logging, none of them meant for our user."""
+def silence() -> Iterator[None]:
+    """Exporter and quantiser report their steps by print, warnings and logging, none of them meant for our user."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -177,10 +175,23 @@ def _strip(messages: Iterable[Any]) -> None:
         message.ClearField("metadata_props")
 
 
-def _sign(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+def sign(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    """Our name as the producer's, and the provenance as the only metadata."""
     proto.producer_name = PRODUCER_NAME
     proto.producer_version = metadata.get("version", "")
     onnx.helper.set_model_props(proto, dict(metadata))
+
+
+def save_onnx(proto: onnx.ModelProto, path: Path) -> None:
+    """Check the network and write it to `path`, whole or not at all.
+
+    Raises:
+        BocompressError: it is not valid ONNX.
+        InputError: the file cannot be written.
+    """
+    content = _serialize(proto)
+    with replace_when_whole(path) as partial:
+        partial.write_bytes(content)
 
 
 def _serialize(proto: onnx.ModelProto) -> bytes:
@@ -188,7 +199,7 @@ def _serialize(proto: onnx.ModelProto) -> bytes:
         content = proto.SerializeToString(deterministic=True)
         onnx.checker.check_model(content, full_check=True)
     except Exception as error:
-        raise BocompressError(f"torch exported a graph that is not valid ONNX: {first_line(error)}") from error
+        raise BocompressError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
     return content
 
 

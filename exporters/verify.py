@@ -1,28 +1,21 @@
 """Does the exported file compute what the torch network computes?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.errors import InputError, VerificationError
 from compressor.records import ParityRecord
-from exporters.onnx import first_line, frozen_copy
+from exporters.onnx import frozen_copy
+from exporters.runtime import Logits, open_session, run_batches
 
 # Sixteen images at 1 and at 6 (6 + 6 + 4): three batch sizes, two passes; ResNet-18 at 224 px takes seconds.
 VERIFY_IMAGES = 16
 DEFAULT_BATCH_SIZES = (1, 6)
 TORCH_BATCH = 8
-SILENT = 4  # ONNX Runtime's severity for fatal errors only: failures are raised, they need not be printed too
-# Unless told otherwise the CUDA provider rounds to TensorFloat-32: 1e-3 away from torch by design.
-PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"CUDAExecutionProvider": {"use_tf32": "0"}}
-
-Logits = NDArray[np.floating[Any]]
 
 
 def verify_onnx(
@@ -58,8 +51,8 @@ def verify_onnx(
     """
     sizes = _sizes_to_run(len(images), batch_sizes)
     expected = _torch_logits(model, images)
-    session = _open_session(Path(path), provider)
-    found = [_onnx_logits(session, Path(path), images, size) for size in sizes]
+    session = open_session(Path(path), provider)
+    found = [run_batches(session, Path(path), images, size) for size in sizes]
     return _judge(Path(path), expected, found, _sizes_seen(len(images), sizes), tolerance)
 
 
@@ -83,43 +76,6 @@ def _torch_logits(model: nn.Module, images: Tensor) -> Logits:
     if not torch.isfinite(logits).all():
         raise VerificationError("the torch network itself gives NaN or infinity on the images")
     return logits.numpy()
-
-
-def _open_session(path: Path, provider: str) -> ort.InferenceSession:
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
-    if provider not in ort.get_available_providers():
-        raise InputError(f"this ONNX Runtime has no {provider}")
-    options = ort.SessionOptions()
-    options.log_severity_level = SILENT
-    options.intra_op_num_threads = torch.get_num_threads()
-    try:
-        session = ort.InferenceSession(path, options, [(provider, PROVIDER_OPTIONS.get(provider, {}))])
-    except Exception as error:
-        raise VerificationError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
-    _require_provider(session, provider)
-    return session
-
-
-def _require_provider(session: ort.InferenceSession, provider: str) -> None:
-    """ONNX Runtime falls back to the CPU without a word."""
-    used = session.get_providers()[0]
-    if used != provider:
-        raise InputError(f"{provider} cannot be used here: ONNX Runtime fell back to {used}")
-
-
-def _onnx_logits(session: ort.InferenceSession, path: Path, images: Tensor, size: int) -> Logits:
-    name = session.get_inputs()[0].name
-    try:
-        outputs = [session.run(None, {name: batch})[0] for batch in _batches(images, size)]
-    except Exception as error:
-        raise VerificationError(f"{path} does not run on batches of {size}: {first_line(error)}") from error
-    return np.concatenate(outputs)
-
-
-def _batches(images: Tensor, size: int) -> Iterator[Logits]:
-    for batch in images.detach().cpu().split(size):
-        yield batch.contiguous().numpy()
 
 
 def _judge(
