@@ -136,6 +136,33 @@ class ParityRecord(Record):
     tolerance: float
 
 
+class PartingRecord(Record):
+    """A tensor in which two files differ: its name, the layer (or operator) that gives it, and the largest difference
+    over the first file's largest magnitude."""
+
+    tensor: str
+    layer: str
+    relative_error: float = Field(ge=0)
+
+
+class DifferenceRecord(Record):
+    """Two files on the same images, as `bocompress verify` compares them; figures as in `ParityRecord`, with the first
+    file in torch's place. `function_norm` is the mean squared distance of the outputs, `worst_image` the number of the
+    image with the largest difference. On it `tensors_compared` tensors within were compared, up to the first that is
+    further apart than `tolerance`: `parting`, null where none is."""
+
+    max_abs_error: float = Field(ge=0)
+    max_rel_error: float = Field(ge=0)
+    function_norm: float = Field(ge=0)
+    top1_agreement: float = Field(ge=0, le=1)
+    images: int
+    worst_image: int
+    tolerance: float
+    same: bool
+    parting: PartingRecord | None
+    tensors_compared: int
+
+
 class FloatLayer(Record):
     """A layer that an int8 file keeps in float32, and the function norm it adds where it alone is in int8."""
 

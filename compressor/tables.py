@@ -8,6 +8,7 @@ from rich.table import Table
 
 from compressor.records import (
     Comparison,
+    DifferenceRecord,
     LatencyRecord,
     LayerRecord,
     Number,
@@ -131,6 +132,29 @@ def print_comparison(original: Path, compressed: Path | None, comparison: Compar
         table.add_row(name, f"{pair.original:,}", f"{pair.compressed:,}", f"{ratio:.3f}")
     _add_latency(table, comparison.latency)
     _console().print(table)
+
+
+def print_difference(first: Path, second: Path, difference: DifferenceRecord) -> None:
+    """The lines of `bocompress verify`."""
+    console = _console()
+    verdict = "the same" if difference.same else "not the same"
+    console.print(f"{first} and {second}: {verdict} (tolerance {difference.tolerance:g})", markup=False, soft_wrap=True)
+    table = _table("", "", "")
+    table.add_row("largest difference of outputs", f"{difference.max_abs_error:.3g}")
+    table.add_row("  over the largest output", f"{difference.max_rel_error:.3g}")
+    table.add_row("function norm", f"{difference.function_norm:.3g}")
+    table.add_row("same top-1 decision", _percent(difference.top1_agreement))
+    table.add_row("images", str(difference.images))
+    table.add_row("worst image", f"number {difference.worst_image}")
+    if not difference.same:
+        parting = difference.parting
+        place = (
+            f"{parting.layer} (tensor {parting.tensor}, by {parting.relative_error:.3g})"
+            if parting
+            else f"at the output; {difference.tensors_compared} tensors within agree"
+        )
+        table.add_row("part first", place)
+    console.print(table)
 
 
 def _add_latency(table: Table, latency: dict[str, LatencyRecord]) -> None:

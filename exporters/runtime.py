@@ -52,6 +52,23 @@ def open_session(path: Path, provider: str = CPU, optimise: bool = True) -> ort.
     return session
 
 
+def describe_input(path: Path) -> tuple[str, int | None]:
+    """The architecture in the file's metadata (empty if it has none), and the side of its square input, if fixed.
+
+    Raises:
+        InputError: the file cannot be loaded, or does not take one batch of float32 images.
+    """
+    try:
+        session = open_session(Path(path))
+    except VerificationError as error:
+        raise InputError(str(error)) from error
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
+        raise InputError(f"{path} does not take one batch of float32 images")
+    side = inputs[0].shape[-1]
+    return session.get_modelmeta().custom_metadata_map.get("architecture", ""), side if isinstance(side, int) else None
+
+
 def run_batches(session: ort.InferenceSession, path: Path, images: Tensor, size: int) -> Logits:
     """The first output (N, ...) for images (N, ...), run in batches of `size`; `path` is for the error's words.
 

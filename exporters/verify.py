@@ -1,4 +1,4 @@
-"""Does the exported file compute what the torch network computes?"""
+"""Does the exported file compute what the torch network computes? Do two files compute the same?"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,14 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import InputError, VerificationError
-from compressor.records import ParityRecord
+from compressor.records import DifferenceRecord, ParityRecord
 from exporters.onnx import frozen_copy
-from exporters.runtime import Logits, open_session, run_batches
+from exporters.parting import find_parting
+from exporters.runtime import CPU, Logits, open_session, run_batches, split_batches
 
 # Sixteen images at 1 and at 6 (6 + 6 + 4): three batch sizes, two passes; ResNet-18 at 224 px takes seconds.
 VERIFY_IMAGES = 16
 DEFAULT_BATCH_SIZES = (1, 6)
 TORCH_BATCH = 8
+FILE_BATCH = 8
+LARGEST = 1e30  # records hold no infinity
 
 
 def verify_onnx(
@@ -54,6 +57,56 @@ def verify_onnx(
     session = open_session(Path(path), provider)
     found = [run_batches(session, Path(path), images, size) for size in sizes]
     return _judge(Path(path), expected, found, _sizes_seen(len(images), sizes), tolerance)
+
+
+def verify_files(
+    first: Path, second: Path, images: Tensor, tolerance: float = 1e-4, provider: str = CPU
+) -> DifferenceRecord:
+    """Compare two files of any precision or format that ONNX Runtime loads, on the same images.
+
+    Args:
+        first: the file that is taken to be right.
+        second: the file that is compared with it.
+        images: real inputs (N, ...).
+        tolerance: the absolute difference of two outputs, as a share of the first file's largest output, up to which
+            they count as the same; also for the tensors within.
+        provider: the ONNX Runtime execution provider.
+
+    Returns:
+        What was found; `same` says whether it lies within the tolerance.
+
+    Raises:
+        InputError: no images, a file or a provider that is not there, or files with different outputs.
+        VerificationError: a file does not load or run, or the first gives NaN or infinity.
+    """
+    if not len(images):
+        raise InputError("the comparison needs at least one image")
+    expected, found = (
+        run_batches(open_session(Path(path), provider), Path(path), images, FILE_BATCH) for path in (first, second)
+    )
+    if expected.shape != found.shape:
+        shapes = list(expected.shape[1:]), list(found.shape[1:])
+        raise InputError(f"{first} gives outputs of shape {shapes[0]} and {second} of {shapes[1]}")
+    if not np.isfinite(expected).all():
+        raise VerificationError(f"{first} itself gives NaN or infinity on the images")
+    differences = np.abs(found.astype(np.float64) - expected)
+    per_image = np.nan_to_num(differences.reshape(len(images), -1).max(1), nan=np.inf)
+    worst, scale = int(per_image.argmax()), float(np.abs(expected).max()) or 1.0
+    same = bool(per_image[worst] / scale <= tolerance)
+    image = next(split_batches(images[worst : worst + 1], 1))
+    parting, compared = (None, 0) if same else find_parting(Path(first), Path(second), image, tolerance)
+    return DifferenceRecord(
+        max_abs_error=min(float(per_image[worst]), LARGEST),
+        max_rel_error=min(float(per_image[worst]) / scale, LARGEST),
+        function_norm=min(float(np.nan_to_num(np.square(differences).sum(1), nan=np.inf).mean()), LARGEST),
+        top1_agreement=_top1_agreement(found, expected),
+        images=len(images),
+        worst_image=worst,
+        tolerance=tolerance,
+        same=same,
+        parting=parting,
+        tensors_compared=compared,
+    )
 
 
 def _sizes_to_run(images: int, batch_sizes: Sequence[int]) -> list[int]:
