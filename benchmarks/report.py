@@ -19,6 +19,7 @@ _FILTERS = {
     "duration": formatting.format_duration,
     "plural": formatting.format_plural,
     "count": formatting.format_count,
+    "bytes": formatting.format_bytes,
     "shape": formatting.format_shape,
     "number": formatting.format_number,
     "provider": formatting.format_provider,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from compressor.progress import Progress
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
+SHARED_SETTINGS = ("device", "threads", "batch_size", "calibration", "recalibrate", "formats", "zip", "opset")
 NUM_DRAWN_IMAGES = 256
 NUM_VERIFY_IMAGES = 64
 SMALLEST_STD = 1e-6
@@ -352,7 +353,7 @@ def _settings(options: dict[str, Any]) -> "Settings":
     from compressor.pipeline import Settings
     from compressor.search.settings import SearchSettings
 
-    shared = {key: options[key] for key in ("device", "threads", "batch_size", "calibration", "recalibrate")}
+    shared = {key: options[key] for key in SHARED_SETTINGS}
     shared["precisions"] = tuple(dict.fromkeys(name for names in options["precisions"] for name in names))
     shared["factors"] = None if options["factors"] == "plan" else options["factors"]
     if "gamma" not in options:  # apply: no search

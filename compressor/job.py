@@ -11,7 +11,7 @@ from compressor.factors import Factors
 from compressor.images import ImageSet
 from compressor.layers import FoundLayer, MethodChoice
 from compressor.progress import Progress
-from compressor.records import FactorChoice, FactorKind, Form, Plan, Precision, Report, SearchRecord
+from compressor.records import FactorChoice, FactorKind, FileFormat, Form, Plan, Precision, Report, SearchRecord
 from compressor.search.loop import SearchSettings
 
 MAX_CALIBRATION_SHARE = 0.3  # of all images
@@ -27,7 +27,8 @@ class Settings:
     and `batch_size` are the latency measurement's. `factors` None takes those that a plan names, or "auto";
     ranks are multiples of `rank_multiple`, None for what suits ONNX Runtime on this machine (measured);
     `calibration` is the number of images that factors are fitted on, which neither search nor judge.
-    `precisions` are those to write; float32 always is.
+    `precisions` and `formats` are those to write; float32 and ONNX always are. `zip` adds zipped files, `opset` None
+    takes the exporter's choice.
     """
 
     gamma: float | None = None
@@ -44,6 +45,9 @@ class Settings:
     threads: int = 1
     batch_size: int = 1
     precisions: Sequence[Precision] = ("fp32",)
+    formats: Sequence[FileFormat] = ("onnx",)
+    zip: bool = False
+    opset: int | None = None
     search: SearchSettings = field(default_factory=SearchSettings)
 
     @property

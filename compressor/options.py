@@ -345,6 +345,22 @@ run_options = _options(
         help="Files to write (repeat, or separate by commas): model.onnx in float32 is always written; int8 and fp16 "
         "add model.int8.onnx, quantised on the calibration images, and model.fp16.onnx, float32 outside.",
     ),
+    click.option(
+        "--format",
+        "formats",
+        type=click.Choice(["onnx", "ort"]),
+        multiple=True,
+        default=["onnx"],
+        show_default=True,
+        help="ort adds files in ORT format, for a minimal build of ONNX Runtime, each with the list of operators that "
+        "the build needs; ONNX is always written.",
+    ),
+    click.option("--zip", is_flag=True, help="Add zipped files (.gz), where weights set to zero take no room."),
+    click.option(
+        "--opset",
+        type=click.IntRange(min=1),
+        help="ONNX operator set of the files. Left out: the exporter's own choice.",
+    ),
     click.option("--out", type=PATH, help="Folder to write, new or empty. Left out: MODEL's name with -compressed."),
     click.option("--json", "as_json", is_flag=True, help="Print report.json on stdout in place of the table."),
 )

@@ -27,7 +27,8 @@ from compressor.attention import open_attention
 from compressor.decompose import Decomposed, Decomposer
 from compressor.errors import InputError, VerificationError, first_line
 from compressor.fidelity import FunctionNorm
-from compressor.files import check_folder, prepare_folder, replace_when_whole, write_text
+from compressor.files import check_folder, prepare_folder, replace_files_when_whole, replace_when_whole, write_text
+from compressor.formats import write_formats
 from compressor.images import ImageSet, from_batches
 from compressor.job import (
     MAX_CALIBRATION_SHARE,
@@ -60,21 +61,21 @@ from compressor.search.journal import Journal, stored_header
 from compressor.search.loop import Search
 from compressor.search.space import RankSpace
 from compressor.summary import Measured, early_warnings, make_report
-from exporters.onnx import export_onnx, require_one_file_size
+from exporters.edge import CONFIG_SUFFIX, ORT_SUFFIX, ZIP_SUFFIX
+from exporters.onnx import DATA_SUFFIX, export_onnx, require_opset
 from exporters.verify import VERIFY_IMAGES, verify_onnx
 
 JOURNAL = "search.jsonl"
 # What a run leaves in its folder; --resume finds some of it there.
+NETWORKS = ("original.onnx", "model.onnx", precision_file("int8"), precision_file("fp16"))
 OUTPUTS = (
     JOURNAL,
     "plan.json",
     "compressed.safetensors",
-    "original.onnx",
-    "model.onnx",
-    precision_file("int8"),
-    precision_file("fp16"),
     "report.json",
     "report.html",
+    *(f"{name}{suffix}" for name in NETWORKS for suffix in ("", DATA_SUFFIX, ZIP_SUFFIX, DATA_SUFFIX + ZIP_SUFFIX)),
+    *(f"{Path(name).stem}{suffix}" for name in NETWORKS for suffix in (ORT_SUFFIX, CONFIG_SUFFIX)),
 )
 MAX_SEARCH_IMAGES = 500
 MAX_CHECK_IMAGES = 100  # of the search's images decide over recalibration
@@ -155,13 +156,14 @@ def _prepare(
         raise InputError(f"at least 4 images are needed, 2 to search with and 2 to judge, got {len(image_set)}")
     if settings.factors in ("refit", "activation") and not settings.calibration:
         raise InputError(f"{settings.factors} factors are fitted to images: --calibration must be above 0")
-    require_one_file_size(model)  # now, rather than after the search
     check_folder(Path(out), keep)
     calibration, search_images, held_out = _divide(image_set, settings)
     teacher = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
     example = search_images.batch([0]).to(settings.device)
     _require_input_fits(teacher, example)
     teacher = open_attention(teacher, example)
+    if settings.opset is not None:
+        require_opset(teacher, example, settings.opset)  # now, rather than after the search
     layers = find_layers(
         teacher,
         example,
@@ -376,7 +378,9 @@ def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
     parity = _export_both(job, original, network, plan)
     latency = _measure(job)
     precisions, failures = write_precisions(job, judged, _provenance(job, plan))
-    measured = Measured(network, recalibration, judged.fidelity, top1, parity, latency, precisions, failures)
+    files, unwritten = write_formats(job, network, precisions)
+    failures += unwritten
+    measured = Measured(network, recalibration, judged.fidelity, top1, parity, latency, precisions, failures, files)
     report = make_report(job, choice, measured)
     write_text(job.folder / "report.json", report.model_dump_json(indent=2) + "\n")
     write_report(report, job.folder / "report.html")
@@ -435,9 +439,9 @@ def _export_both(job: Job, original: nn.Module, network: nn.Module, plan: Plan) 
     """original.onnx and model.onnx, each checked against torch before it takes its name."""
     images = job.held_out.batch(slice(0, VERIFY_IMAGES))
     with job.progress.stage("exporting and verifying ONNX", 2) as stage:
-        _export_verified(original, images, job.folder / "original.onnx", _provenance(job))
+        _export_verified(original, images, job.folder / "original.onnx", _provenance(job), job.settings.opset)
         stage.update(1)
-        return _export_verified(network, images, job.folder / "model.onnx", _provenance(job, plan))
+        return _export_verified(network, images, job.folder / "model.onnx", _provenance(job, plan), job.settings.opset)
 
 
 def _provenance(job: Job, plan: Plan | None = None) -> dict[str, str]:
@@ -453,9 +457,11 @@ def _provenance(job: Job, plan: Plan | None = None) -> dict[str, str]:
     }
 
 
-def _export_verified(model: nn.Module, images: Tensor, path: Path, metadata: Mapping[str, str]) -> ParityRecord:
-    with replace_when_whole(path) as partial:
-        export_onnx(model, images[:2], partial, metadata)
+def _export_verified(
+    model: nn.Module, images: Tensor, path: Path, metadata: Mapping[str, str], opset: int | None
+) -> ParityRecord:
+    with replace_files_when_whole(path) as partial:
+        export_onnx(model, images[:2], partial, metadata, opset)
         try:
             return verify_onnx(partial, model, images)
         except VerificationError as error:

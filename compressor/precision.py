@@ -11,7 +11,7 @@ from torch import Tensor
 from benchmarks.latency import available_providers, measure_latency
 from benchmarks.size import file_bytes, gzip_bytes
 from compressor.errors import BocompressError, VerificationError
-from compressor.files import replace_when_whole
+from compressor.files import replace_files_when_whole
 from compressor.job import Job
 from compressor.progress import Stage
 from compressor.records import FidelityRecord, LatencyRecord, Precision, PrecisionRecord, QuantisationRecord
@@ -64,7 +64,7 @@ def write_precisions(
 def _write_precision(job: Job, precision: Precision, judged: Judged, provenance: Mapping[str, str]) -> PrecisionRecord:
     path = job.folder / precision_file(precision)
     signed = {**provenance, "precision": precision}
-    with replace_when_whole(path) as partial:
+    with replace_files_when_whole(path) as partial:
         if precision == "int8":
             quantisation = _quantise(job, partial, judged, signed)
         else:

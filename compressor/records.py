@@ -15,6 +15,7 @@ FactorChoice = Literal["auto", "weight", "refit", "activation"]
 StepKind = Literal["last factor", "both factors", "batch-norm statistics"]
 Certificate = Literal["joint", "pointwise"]
 Precision = Literal["fp32", "fp16", "int8"]
+FileFormat = Literal["onnx", "ort"]
 CalibrationName = Literal["min-max", "percentile", "entropy"]
 Number = TypeVar("Number", int, float)
 
@@ -206,6 +207,18 @@ class PrecisionRecord(Record):
     quantisation: QuantisationRecord | None = None
 
 
+class FileRecord(Record):
+    """A file made from another of the run: in ORT format (`max_rel_error` is against torch for float32, else against
+    `source`; `operators` names the list for a minimal build), or zipped, when both sizes are the same."""
+
+    file: str
+    source: str
+    size_bytes: int
+    gzip_bytes: int
+    max_rel_error: float | None = None
+    operators: str | None = None
+
+
 class JointRecord(Record):
     """`failures` of `paths` draws of the objective from the posterior had some plan, of those a search over the lattice
     finds, that beats the chosen one by more than delta; with `confidence` the probability is at most `upper`."""
@@ -329,7 +342,7 @@ class Report(Record):
 
     `ratio` is R, compressed/original parameters of the compressible layers; `top1` holds shares of correct decisions
     on the images outside the search, null where the images carry no labels; `precisions` holds the compressed network
-    in precisions other than float32; `seconds` is the whole run.
+    in precisions other than float32, `files` those made from its ONNX files; `seconds` is the whole run.
     """
 
     version: str
@@ -354,6 +367,7 @@ class Report(Record):
     parity: ParityRecord
     top1: Pair[float] | None = None
     precisions: list[PrecisionRecord] = []
+    files: list[FileRecord] = []
     search: SearchRecord | None = None
     recalibration: RecalibrationRecord | None = None
     layers: list[LayerRecord]

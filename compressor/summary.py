@@ -18,6 +18,7 @@ from compressor.layers import FoundLayer
 from compressor.macs import count_macs
 from compressor.records import (
     FidelityRecord,
+    FileRecord,
     ImagesRecord,
     LatencyRecord,
     LayerRecord,
@@ -42,6 +43,7 @@ class Measured:
     latency: dict[str, LatencyRecord]
     precisions: list[PrecisionRecord]
     failures: list[str]
+    files: list[FileRecord]
 
 
 def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
@@ -75,6 +77,7 @@ def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
         parity=measured.parity,
         top1=measured.top1,
         precisions=measured.precisions,
+        files=measured.files,
         search=choice.search,
         recalibration=measured.recalibration,
         layers=layers,

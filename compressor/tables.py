@@ -9,6 +9,7 @@ from rich.table import Table
 from compressor.records import (
     Comparison,
     DifferenceRecord,
+    FileRecord,
     LatencyRecord,
     LayerRecord,
     Number,
@@ -60,6 +61,8 @@ def print_report(report: Report, folder: Path) -> None:
     for record in report.precisions:
         if record.quantisation:
             console.print(_quantisation_line(record.quantisation), markup=False)
+    for file in report.files:
+        console.print(_file_line(file), markup=False)
     for warning in report.warnings:
         console.print(f"note: {warning}", markup=False)
     console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
@@ -201,6 +204,12 @@ def _quantisation_line(record: QuantisationRecord) -> str:
         f"{record.layers - len(record.float_layers)} of {record.layers} layers in int8"
         + (f"; left in float, with the function norm each adds alone: {kept}" if kept else "")
     )
+
+
+def _file_line(record: FileRecord) -> str:
+    checked = f", {record.max_rel_error:.1e} relative" if record.max_rel_error is not None else ""
+    needs = f", {record.operators}" if record.operators else ""
+    return f"{record.file}: {record.size_bytes:,} bytes{checked}{needs}"
 
 
 def _percent(share: float) -> str:

@@ -30,7 +30,7 @@ class _Reader(CalibrationDataReader):
 
 
 def calibrate(
-    path: Path, images: Tensor, method: CalibrationName, operators: Sequence[str], folder: Path
+    path: Path, images: Tensor, method: CalibrationName, operators: Sequence[str], folder: Path, large: bool = False
 ) -> TensorsData:
     """Ranges of the inputs and outputs of nodes of the given operators (empty: of all tensors).
 
@@ -40,18 +40,24 @@ def calibrate(
         method: what a range is: smallest and largest value, percentile, or the one of least relative entropy.
         operators: types of nodes.
         folder: for temporary files.
+        large: the weights lie outside the file.
     """
     kind, options = METHODS[method]
     augmented = str(folder / "augmented.onnx")
     calibrator = create_calibrator(
-        path, list(operators) or None, augmented, calibrate_method=kind, extra_options=options
+        path,
+        list(operators) or None,
+        augmented,
+        calibrate_method=kind,
+        use_external_data_format=large,
+        extra_options=options,
     )
     for batch in split_batches(images, BATCH):  # one by one: a calibrator keeps all activations that it is given
         calibrator.collect_data(_Reader([{INPUT_NAME: batch}]))
     return calibrator.compute_data()
 
 
-def tensor_ranges(path: Path, images: Tensor, folder: Path) -> dict[str, tuple[float, float]]:
+def tensor_ranges(path: Path, images: Tensor, folder: Path, large: bool) -> dict[str, tuple[float, float]]:
     """Smallest and largest value of every tensor on the images."""
-    found = calibrate(path, images, "min-max", (), folder)
+    found = calibrate(path, images, "min-max", (), folder, large)
     return {name: (float(np.min(data.lowest)), float(np.max(data.highest))) for name, data in found.items()}

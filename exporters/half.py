@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compressor.errors import BocompressError
 from exporters.calibration import tensor_ranges
-from exporters.onnx import first_line, save_onnx, sign, silence
+from exporters.onnx import first_line, needs_data_file, save_onnx, sign, silence
 
 LARGEST_FP16 = 65504.0
 RANGE_IMAGES = 64
@@ -33,10 +33,13 @@ def convert_fp16(source: Path, target: Path, images: Tensor, metadata: Mapping[s
     Raises:
         BocompressError: the network cannot be converted, or its values overflow.
     """
-    _require_range(source, images[:RANGE_IMAGES])
+    proto = onnx.load(source)
+    large = needs_data_file(proto)
+    _require_range(proto, source, images[:RANGE_IMAGES], large)
     try:
         with silence():
-            converted = ONNXModel(convert_float_to_float16(onnx.load(source), keep_io_types=True))
+            # Shapes of a network beyond 2 GB can only be inferred from its file.
+            converted = ONNXModel(convert_float_to_float16(str(source) if large else proto, keep_io_types=True))
             converted.topological_sort()  # casts of inputs come last otherwise, which ONNX forbids
     except Exception as error:
         name = type(error).__name__
@@ -45,15 +48,15 @@ def convert_fp16(source: Path, target: Path, images: Tensor, metadata: Mapping[s
     save_onnx(converted.model, target)
 
 
-def _require_range(source: Path, images: Tensor) -> None:
-    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(source).graph.initializer}
+def _require_range(proto: onnx.ModelProto, source: Path, images: Tensor, large: bool) -> None:
+    weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     largest = {
         name: float(np.abs(values).max())
         for name, values in weights.items()
         if values.size and np.issubdtype(values.dtype, np.floating)
     }
     with tempfile.TemporaryDirectory(prefix="bocompress.") as folder, silence():
-        for name, (low, high) in tensor_ranges(source, images, Path(folder)).items():
+        for name, (low, high) in tensor_ranges(source, images, Path(folder), large).items():
             largest[name] = max(abs(low), abs(high))
     worst = max(largest, key=lambda name: largest[name])
     if not largest[worst] <= LARGEST_FP16:

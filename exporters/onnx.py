@@ -1,4 +1,4 @@
-"""A torch network in, one self-contained ONNX file out."""
+"""A torch network in, an ONNX file out, with a second one where the weights are too large for it."""
 
 import contextlib
 import copy
@@ -22,6 +22,7 @@ BATCH_NAME = "batch"
 PRODUCER_NAME = "bocompress"
 # Protobuf refuses messages of 2 GiB and more; 16 MiB of that are left to the graph around the weights.
 MAX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
+DATA_SUFFIX = ".data"
 EXPORT_BATCH = 2  # torch.export takes a batch of one for a constant
 
 
@@ -30,9 +31,9 @@ def export_onnx(
 ) -> None:
     """Write `model` in eval mode as an ONNX file whose batch size is free.
 
-    The input is named `INPUT_NAME`, the output `OUTPUT_NAME`; all weights are inside the file. The same model
-    gives the same bytes again. The caller's model is neither moved nor changed, and what stood at `path`
-    stays there unless the whole new file is written.
+    The input is named `INPUT_NAME`, the output `OUTPUT_NAME`. All weights are inside the file; more of them than
+    `MAX_WEIGHT_BYTES` go into a second one (see `save_onnx`). The same model gives the same bytes again. The caller's
+    model is neither moved nor changed, and what stood at `path` stays there unless the whole new file is written.
 
     Args:
         model: a network from one tensor (N, ...) to one tensor (N, classes).
@@ -42,11 +43,9 @@ def export_onnx(
         opset: the ONNX operator set; None takes the exporter's own choice.
 
     Raises:
-        InputError: the network is too large for one ONNX file, does not give one tensor of logits, or the
-            file cannot be written.
+        InputError: the network does not give one tensor of logits, or the file cannot be written.
         BocompressError: torch could not translate the network, or the result is not valid ONNX.
     """
-    require_one_file_size(model)
     frozen = frozen_copy(model)
     batch = _export_batch(example)
     _require_logits(frozen, batch)
@@ -61,14 +60,12 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).cpu().eval().requires_grad_(False)
 
 
-def require_one_file_size(model: nn.Module) -> None:
-    """Raises InputError if the weights do not fit into one ONNX file."""
-    tensors = [*model.parameters(), *model.buffers()]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if size > MAX_WEIGHT_BYTES:
-        raise InputError(
-            f"the network holds {size / 1e9:.1f} GB of weights, and one ONNX file cannot hold more than 2 GB"
-        )
+def require_opset(model: nn.Module, example: Tensor, opset: int) -> None:
+    """Raises InputError if the network cannot be written with this operator set."""
+    try:
+        _translate(frozen_copy(model), _export_batch(example), opset)
+    except BocompressError as error:
+        raise InputError(str(error)) from error
 
 
 def _export_batch(example: Tensor) -> Tensor:
@@ -185,22 +182,55 @@ def sign(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
 def save_onnx(proto: onnx.ModelProto, path: Path) -> None:
     """Check the network and write it to `path`, whole or not at all.
 
+    Weights that one file cannot hold go into a second beside it, named `path` and `DATA_SUFFIX`. Both then come about
+    one after the other, and the caller sees to their appearing together.
+
     Raises:
         BocompressError: it is not valid ONNX.
         InputError: the file cannot be written.
     """
-    content = _serialize(proto)
-    with replace_when_whole(path) as partial:
-        partial.write_bytes(content)
+    if needs_data_file(proto):
+        write_with_data(proto, path)
+        _check(path)
+    else:
+        content = _serialize(proto)
+        with replace_when_whole(path) as partial:
+            partial.write_bytes(content)
+
+
+def needs_data_file(proto: onnx.ModelProto) -> bool:
+    """Whether the weights are too large for one file."""
+    return sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > MAX_WEIGHT_BYTES
+
+
+def write_with_data(proto: onnx.ModelProto, path: Path) -> None:
+    """Write the network and its weights in two files, unchecked; `proto` loses its weights to the second.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    data = path.with_name(path.name + DATA_SUFFIX)
+    try:
+        data.unlink(missing_ok=True)  # onnx would append to it
+        onnx.save(proto, path, save_as_external_data=True, location=data.name)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _serialize(proto: onnx.ModelProto) -> bytes:
     try:
         content = proto.SerializeToString(deterministic=True)
-        onnx.checker.check_model(content, full_check=True)
     except Exception as error:
         raise BocompressError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
+    _check(content)
     return content
+
+
+def _check(network: bytes | Path) -> None:
+    try:
+        onnx.checker.check_model(network, full_check=True)
+    except Exception as error:
+        raise BocompressError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from compressor.errors import BocompressError
 from compressor.records import CalibrationName, FloatLayer, QuantisationRecord
 from exporters.calibration import BATCH, METHODS, calibrate
-from exporters.onnx import first_line, save_onnx, sign, silence
+from exporters.onnx import first_line, needs_data_file, save_onnx, sign, silence, write_with_data
 from exporters.runtime import Logits, open_session, run_batches
 from exporters.sensitivity import WEIGHTED, choose_float_groups, group_nodes
 
@@ -102,7 +102,10 @@ class _Trials:
     def __init__(self, source: Path, folder: Path, judge: Tensor, on_step: OnStep) -> None:
         self._folder, self._judge, self._on_step = folder, judge, on_step
         self.prepared = folder / "prepared.onnx"
-        quant_pre_process(str(source), str(self.prepared))
+        whole = onnx.load(source)
+        self._large = needs_data_file(whole)
+        options = {"save_as_external_data": True, "all_tensors_to_one_file": True} if self._large else {}
+        quant_pre_process(str(source), str(self.prepared), **options)
         self.model = onnx.load(self.prepared)
         self.ranges: Any = None
         self.count = 0
@@ -111,7 +114,7 @@ class _Trials:
     def calibrate(self, method: CalibrationName, images: Tensor) -> TensorsData:
         """Ranges of all tensors that may be quantised."""
         self._tell(f"{method} ranges")
-        return calibrate(self.prepared, images, method, OPERATORS, self._folder)
+        return calibrate(self.prepared, images, method, OPERATORS, self._folder, self._large)
 
     def build(self, exclude: Sequence[str] = (), only: Sequence[str] = ()) -> onnx.ModelProto:
         """The network with all nodes of `only` (empty: all that can be) in int8, but those of `exclude`."""
@@ -137,7 +140,10 @@ class _Trials:
         self.count += 1
         self._tell(note)
         path = self._folder / "trial.onnx"
-        onnx.save(self.build(exclude, only), path)
+        if self._large:
+            write_with_data(self.build(exclude, only), path)
+        else:
+            onnx.save(self.build(exclude, only), path)
         return function_norm(self._run(path), self._expected)
 
     def _run(self, path: Path) -> Logits:
