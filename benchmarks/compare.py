@@ -24,8 +24,8 @@ from benchmarks.sessions import CPU, CUDA, TENSORRT, available_providers, open_r
 from benchmarks.size import file_bytes, gzip_bytes
 from compressor.errors import BocompressError, InputError
 from compressor.records import (
+    BenchmarkedFile,
     BenchmarkRecord,
-    FileRecord,
     ProfileRecord,
     RatioRecord,
     SettingRecord,
@@ -277,9 +277,9 @@ class _Bench:
         )
 
 
-def _describe_file(name: str, path: Path) -> FileRecord:
+def _describe_file(name: str, path: Path) -> BenchmarkedFile:
     parts = [path, *(beside for beside in [path.with_name(f"{path.name}.data")] if beside.is_file())]
-    return FileRecord(
+    return BenchmarkedFile(
         name=name,
         path=str(path),
         onnx_bytes=sum(map(file_bytes, parts)),

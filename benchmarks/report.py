@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup
 from pydantic import ValidationError
 
-from benchmarks import formatting, pictures, svg, wording
+from benchmarks import formatting, pictures, precisions, svg, wording
 from compressor.errors import InputError
 from compressor.files import write_text
 from compressor.records import LatencyRecord, Pair, Report
@@ -19,6 +19,7 @@ _FILTERS = {
     "duration": formatting.format_duration,
     "plural": formatting.format_plural,
     "count": formatting.format_count,
+    "bytes": formatting.format_bytes,
     "shape": formatting.format_shape,
     "number": formatting.format_number,
     "provider": formatting.format_provider,
@@ -62,6 +63,8 @@ def render_report(report: Report) -> str:
     return _load_template().render(
         report=report,
         rows=_list_rows(report),
+        precision_rows=precisions.list_precision_rows(report),
+        precisions=precisions,
         compressible=pictures.list_compressible(report.layers),
         skipped=[layer for layer in report.layers if layer.skipped is not None],
         layer_pictures=_draw_layers(report),

@@ -3,7 +3,7 @@
 from math import ceil
 
 from compressor.objective import default_gamma
-from compressor.records import CertificateRecord, FidelityRecord, Form
+from compressor.records import CertificateRecord, FidelityRecord, Form, PrecisionRecord
 
 # Below this share of the default gamma, destroying the output altogether costs less than a twentieth of R.
 FAINT_GAMMA = 0.05
@@ -95,3 +95,25 @@ def on_latency(provider: str, ratio_low: float) -> list[str]:
     if ratio_low < 1.0:
         return []
     return [f"on {provider} the compressed network is not faster than the original on this machine"]
+
+
+def on_precision(record: PrecisionRecord) -> list[str]:
+    """About a file in another precision that is not faster than the float32 one, or is much further away."""
+    name = record.precision
+    warnings = []
+    for provider, latency in record.latency_to_float32.items():
+        if latency.ratio_low > 1.0:
+            warnings.append(
+                f"on {provider} {record.file} is slower than the compressed float32 file on this machine: "
+                f"{latency.ratio:.2f} of its time ({latency.ratio_low:.2f} to {latency.ratio_high:.2f})"
+            )
+        elif latency.ratio_high >= 1.0:
+            warnings.append(f"on {provider} {record.file} is not faster than the compressed float32 file here")
+    quantisation = record.quantisation
+    if quantisation is not None and quantisation.added_norm > quantisation.allowed_norm:
+        warnings.append(
+            f"{name} adds a function norm of {quantisation.added_norm:.2g} to the float32 file's, more than the "
+            f"{quantisation.allowed_norm:.2g} meant for it, with {len(quantisation.float_layers)} of "
+            f"{quantisation.layers} layers left in float"
+        )
+    return warnings

@@ -18,6 +18,7 @@ from compressor.options import (
     LARGEST_SEED,
     LARGEST_THREADS,
     PATH,
+    FiniteRange,
     Numbers,
     Words,
     factor_options,
@@ -37,7 +38,9 @@ if TYPE_CHECKING:
     from compressor.records import BenchmarkRecord
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
+SHARED_SETTINGS = ("device", "threads", "batch_size", "calibration", "recalibrate", "formats", "zip", "opset")
 NUM_DRAWN_IMAGES = 256
+NUM_VERIFY_IMAGES = 64
 SMALLEST_STD = 1e-6
 LARGEST_IMAGES_GB = 8
 
@@ -233,6 +236,38 @@ def benchmark(**options: Any) -> None:
 
 
 @main.command()
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
+@image_options
+@click.option(
+    "--tolerance",
+    type=FiniteRange(min=0),
+    default=1e-4,
+    show_default=True,
+    help="Largest difference of two outputs that passes, as a share of the first file's largest output.",
+)
+@click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help="Seed of the images.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+@explain_errors
+def verify(**options: Any) -> None:
+    """Compare two ONNX (or ORT) files on real images: error, agreement, worst image, and where they part first.
+
+    Exits with 1 if they differ by more than --tolerance.
+    """
+    from compressor.tables import print_difference
+    from exporters.verify import verify_files
+
+    images = _images_for_file(options, _progress())
+    batch = images.batch(slice(0, len(images)))
+    difference = verify_files(options["first"], options["second"], batch, options["tolerance"])
+    if options["as_json"]:
+        click.echo(difference.model_dump_json(indent=2))
+    else:
+        print_difference(options["first"], options["second"], difference)
+    sys.exit(0 if difference.same else 1)
+
+
+@main.command()
 @click.argument("folder", type=PATH)
 @explain_errors
 def report(folder: Path) -> None:
@@ -266,9 +301,13 @@ def _patterns(values: tuple[str, ...]) -> list[str]:
 
 
 def _transform(loaded: "LoadedModel", options: dict[str, Any]) -> "Transform":
+    return _adapt(loaded.transform, options)
+
+
+def _adapt(transform: "Transform", options: dict[str, Any]) -> "Transform":
+    """The published transform with what the options say otherwise."""
     from dataclasses import replace
 
-    transform = loaded.transform
     if options.get("input_size"):
         transform = replace(transform, input_size=options["input_size"], resize_size=options["input_size"])
     if options.get("mean"):
@@ -278,6 +317,24 @@ def _transform(loaded: "LoadedModel", options: dict[str, Any]) -> "Transform":
     if any(value < SMALLEST_STD for value in transform.std):
         raise InputError(f"--std must be at least {SMALLEST_STD:g} in every channel")
     return transform
+
+
+def _images_for_file(options: dict[str, Any], progress: "Progress") -> "ImageSet":
+    """Images as the first file wants them: its own input size, the transform published for its architecture."""
+    from compressor.architectures import Transform, list_architectures, published_transform
+    from compressor.images import load_folder, procedural_images
+    from exporters.runtime import describe_input
+
+    architecture, side = describe_input(options["first"])
+    known = architecture in list_architectures()
+    transform = published_transform(architecture) if known else Transform()
+    size = options["input_size"] or side
+    transform = _adapt(transform, {**options, "input_size": size})
+    _require_memory(4 * options["max_images"], transform.input_size)  # all at once, as float32
+    if options["data"] is None:
+        progress.say(f"note: {DRAWN}")
+        return procedural_images(min(NUM_VERIFY_IMAGES, options["max_images"]), transform, options["seed"])
+    return load_folder(options["data"], transform, options["max_images"], options["seed"])
 
 
 def _load(options: dict[str, Any], progress: "Progress") -> "tuple[LoadedModel, ImageSet]":
@@ -327,7 +384,8 @@ def _settings(options: dict[str, Any]) -> "Settings":
     from compressor.pipeline import Settings
     from compressor.search.settings import SearchSettings
 
-    shared = {key: options[key] for key in ("device", "threads", "batch_size", "calibration", "recalibrate")}
+    shared = {key: options[key] for key in SHARED_SETTINGS}
+    shared["precisions"] = tuple(dict.fromkeys(name for names in options["precisions"] for name in names))
     shared["factors"] = None if options["factors"] == "plan" else options["factors"]
     if "gamma" not in options:  # apply: no search
         return Settings(search=SearchSettings(seed=options["seed"]), **shared)

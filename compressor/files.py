@@ -1,6 +1,7 @@
 """Files appear whole or not at all, in folders that hold nothing else."""
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,6 +30,29 @@ def replace_when_whole(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_files_when_whole(path: Path) -> Iterator[Path]:
+    """Like `replace_when_whole` for a file that names others beside it: give a path of the same name in a temporary
+    folder; move all that the block wrote there beside `path`, and the file itself last.
+
+    Raises:
+        InputError: the files could not be written (disk full, folder not writable).
+    """
+    path = Path(path)
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        folder.mkdir()
+        yield folder / path.name
+        for file in sorted(folder.iterdir(), key=lambda file: file.name == path.name):
+            with open(file, "rb+") as opened:
+                os.fsync(opened.fileno())
+            os.replace(file, path.with_name(file.name))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

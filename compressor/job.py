@@ -11,7 +11,17 @@ from compressor.factors import Factors
 from compressor.images import ImageSet
 from compressor.layers import FoundLayer, MethodChoice
 from compressor.progress import Progress
-from compressor.records import Cost, FactorChoice, FactorKind, Form, Plan, Report, SearchRecord
+from compressor.records import (
+    Cost,
+    FactorChoice,
+    FactorKind,
+    FileFormat,
+    Form,
+    Plan,
+    Precision,
+    Report,
+    SearchRecord,
+)
 from compressor.search.loop import SearchSettings
 
 MAX_CALIBRATION_SHARE = 0.3  # of all images
@@ -27,7 +37,8 @@ class Settings:
     pass sets to zero. `threads` and `batch_size` are the latency measurement's. `factors` None takes those that
     a plan names, or "auto"; ranks are multiples of `rank_multiple`, None for what suits ONNX Runtime on this
     machine (measured); `calibration` is the number of images that factors are fitted on, which neither search
-    nor judge see.
+    nor judge see. `precisions` and `formats` are those to write; float32 and ONNX always are. `zip`
+    adds zipped files, `opset` None takes the exporter's choice.
     """
 
     gamma: float | None = None
@@ -44,6 +55,10 @@ class Settings:
     device: str = "cpu"
     threads: int = 1
     batch_size: int = 1
+    precisions: Sequence[Precision] = ("fp32",)
+    formats: Sequence[FileFormat] = ("onnx",)
+    zip: bool = False
+    opset: int | None = None
     search: SearchSettings = field(default_factory=SearchSettings)
 
     @property

@@ -10,6 +10,7 @@ import click
 
 PATH = click.Path(path_type=Path)
 METHOD_NAMES = ("auto", "spatial", "tucker", "cp", "interpolative")
+PRECISION_NAMES = ("fp32", "fp16", "int8")
 LARGEST_INPUT = 4096
 LARGEST_BATCH = 1024
 LARGEST_THREADS = 1024
@@ -91,6 +92,19 @@ class Channels(click.ParamType):
         if len(known) != 3 or len(numbers) != 3:
             self.fail(f"{value!r} is not three numbers such as 0.485,0.456,0.406", param, ctx)
         return tuple(known)
+
+
+class Precisions(click.ParamType):
+    """Names of precisions, separated by commas."""
+
+    name = "fp32|fp16|int8"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        names = value if isinstance(value, tuple) else tuple(part for part in str(value).split(",") if part)
+        unknown = [name for name in names if name not in PRECISION_NAMES]
+        if unknown or not names:
+            self.fail(f"{value!r} is not one or more of {', '.join(PRECISION_NAMES)}", param, ctx)
+        return names
 
 
 class FiniteRange(click.FloatRange):
@@ -204,8 +218,8 @@ layer_options = _options(
         default="auto",
         show_default=True,
         help="auto: measured for every k x k convolution among spatial, Tucker-2, CP (unless --cost is "
-        "latency) and interpolative. spatial, tucker, cp: these for k x k convolutions. Linear and 1 x 1: SVD. interpolative: rows of any layer. Layers with "
-        "groups: spatial or SVD.",
+        "latency) and interpolative. spatial, tucker, cp: these for k x k convolutions. Linear and 1 x 1: SVD. "
+        "interpolative: rows of any layer. Layers with groups: spatial or SVD.",
     ),
 )
 FACTOR_KINDS = ("auto", "weight", "refit", "activation")
@@ -368,6 +382,32 @@ run_options = _options(
         default=1,
         show_default=True,
         help="Batch size while latency is measured.",
+    ),
+    click.option(
+        "--precision",
+        "precisions",
+        type=Precisions(),
+        multiple=True,
+        default=["fp32"],
+        show_default=True,
+        help="Files to write (repeat, or separate by commas): model.onnx in float32 is always written; int8 and fp16 "
+        "add model.int8.onnx, quantised on the calibration images, and model.fp16.onnx, float32 outside.",
+    ),
+    click.option(
+        "--format",
+        "formats",
+        type=click.Choice(["onnx", "ort"]),
+        multiple=True,
+        default=["onnx"],
+        show_default=True,
+        help="ort adds files in ORT format, for a minimal build of ONNX Runtime, each with the list of operators that "
+        "the build needs; ONNX is always written.",
+    ),
+    click.option("--zip", is_flag=True, help="Add zipped files (.gz), where weights set to zero take no room."),
+    click.option(
+        "--opset",
+        type=click.IntRange(min=1),
+        help="ONNX operator set of the files. Left out: the exporter's own choice.",
     ),
     click.option("--out", type=PATH, help="Folder to write, new or empty. Left out: MODEL's name with -compressed."),
     click.option("--json", "as_json", is_flag=True, help="Print report.json on stdout in place of the table."),

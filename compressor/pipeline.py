@@ -9,7 +9,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from compressor.costs import cost_tables, saves_nothing
 from compressor.decompose import FAST_RIVALS, RIVALS, Decomposed, Decomposer
 from compressor.errors import InputError, VerificationError, first_line
 from compressor.fidelity import FunctionNorm
-from compressor.files import check_folder, prepare_folder, replace_when_whole, write_text
+from compressor.files import check_folder, prepare_folder, replace_files_when_whole, replace_when_whole, write_text
+from compressor.formats import write_formats
 from compressor.images import ImageSet, from_batches
 from compressor.job import (
     MAX_CALIBRATION_SHARE,
@@ -45,14 +46,14 @@ from compressor.layers import FoundLayer, compressible, factorised_ranks, find_l
 from compressor.network import build_candidate, detach_from_original
 from compressor.objective import Objective, default_gamma
 from compressor.plan import make_plan, planned_layers
-from compressor.progress import Progress, Stage
+from compressor.precision import Judged, make_fidelity, precision_file, share, tell, write_precisions
+from compressor.progress import Progress
 from compressor.prune import prune_smallest
 from compressor.recalibrate import Recalibration
 from compressor.records import (
     COST_WORDS,
     FactorChoice,
     FactorKind,
-    FidelityRecord,
     LatencyRecord,
     Method,
     Pair,
@@ -65,19 +66,21 @@ from compressor.search.journal import Journal, stored_header
 from compressor.search.loop import Search
 from compressor.search.space import RankSpace
 from compressor.summary import Measured, early_warnings, make_report
-from exporters.onnx import export_onnx, layer_bytes, require_one_file_size
+from exporters.edge import CONFIG_SUFFIX, ORT_SUFFIX, ZIP_SUFFIX
+from exporters.onnx import DATA_SUFFIX, export_onnx, layer_bytes, require_opset
 from exporters.verify import VERIFY_IMAGES, verify_onnx
 
 JOURNAL = "search.jsonl"
 # What a run leaves in its folder; --resume finds some of it there.
+NETWORKS = ("original.onnx", "model.onnx", precision_file("int8"), precision_file("fp16"))
 OUTPUTS = (
     JOURNAL,
     "plan.json",
     "compressed.safetensors",
-    "original.onnx",
-    "model.onnx",
     "report.json",
     "report.html",
+    *(f"{name}{suffix}" for name in NETWORKS for suffix in ("", DATA_SUFFIX, ZIP_SUFFIX, DATA_SUFFIX + ZIP_SUFFIX)),
+    *(f"{Path(name).stem}{suffix}" for name in NETWORKS for suffix in (ORT_SUFFIX, CONFIG_SUFFIX)),
 )
 LATENCY_CACHE = "layer-latency.json"
 MAX_SEARCH_IMAGES = 500
@@ -159,13 +162,14 @@ def _prepare(
         raise InputError(f"at least 4 images are needed, 2 to search with and 2 to judge, got {len(image_set)}")
     if settings.factors in ("refit", "activation") and not settings.calibration:
         raise InputError(f"{settings.factors} factors are fitted to images: --calibration must be above 0")
-    require_one_file_size(model)  # now, rather than after the search
     check_folder(Path(out), keep)
     calibration, search_images, held_out = _divide(image_set, settings)
     teacher = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
     example = search_images.batch([0]).to(settings.device)
     _require_input_fits(teacher, example)
     teacher = open_attention(teacher, example)
+    if settings.opset is not None:
+        require_opset(teacher, example, settings.opset)  # now, rather than after the search
     layers = find_layers(
         teacher,
         example,
@@ -329,7 +333,7 @@ def _rank_multiple(job: Job, earlier: Mapping[str, Any]) -> int:
     if isinstance(earlier.get("rank multiple"), int):
         return int(earlier["rank multiple"])
     with job.progress.stage("latency of ranks") as stage:
-        multiple, shares = measure_rank_multiple(job.settings.threads, _tell(stage, "shapes"))
+        multiple, shares = measure_rank_multiple(job.settings.threads, tell(stage, "shapes"))
     gain = 100 - 100 * shares[multiple]
     found = f"multiples of {multiple}, {gain:.0f} % faster here than ranks at large" if multiple > 1 else "as they come"
     job.progress.say(f"ranks: {found}")
@@ -412,7 +416,7 @@ def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
     network = detach_from_original(build_candidate(job.teacher, choice.factors, ranks))
     network, recalibration = _recalibrate(job, choice, network, norm)
     prune_smallest(network, plan.prune_fraction)
-    fidelity, top1 = _judge(job, network)
+    judged, top1 = _judge(job, network)
     network.cpu()
     original = job.teacher.cpu()
     write_text(job.folder / "plan.json", plan.model_dump_json(indent=2) + "\n")
@@ -420,7 +424,11 @@ def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
         partial.write_bytes(save({name: value.contiguous() for name, value in network.state_dict().items()}))
     parity = _export_both(job, original, network, plan)
     latency = _measure(job)
-    report = make_report(job, choice, Measured(network, recalibration, fidelity, top1, parity, latency))
+    precisions, failures = write_precisions(job, judged, _provenance(job, plan))
+    files, unwritten = write_formats(job, network, precisions)
+    failures += unwritten
+    measured = Measured(network, recalibration, judged.fidelity, top1, parity, latency, precisions, failures, files)
+    report = make_report(job, choice, measured)
     write_text(job.folder / "report.json", report.model_dump_json(indent=2) + "\n")
     write_report(report, job.folder / "report.html")
     return Compressed(network, plan, report, job.folder)
@@ -450,26 +458,21 @@ def _recalibrate(
     return recalibration.network, record
 
 
-def _judge(job: Job, network: nn.Module) -> tuple[FidelityRecord, Pair[float] | None]:
+def _judge(job: Job, network: nn.Module) -> tuple[Judged, Pair[float] | None]:
     """Function norm and top-1 on the images the search never saw."""
     with job.progress.stage(f"judging on {len(job.held_out)} images outside the search"):
         norm = FunctionNorm(job.teacher, job.held_out, job.device)
         every = torch.arange(len(job.held_out))
         outputs = norm.outputs(network, every)
-    squares = norm.compare(outputs, every)
-    predictions, decisions = outputs.argmax(1).cpu(), norm.targets.argmax(1).cpu()
-    fidelity = FidelityRecord(
-        function_norm=float(squares.mean()),
-        stderr=float(squares.std(ddof=1) / np.sqrt(len(squares))),
-        relative=float(squares.mean() / norm.teacher_energy),
-        teacher_energy=norm.teacher_energy,
-        images=len(squares),
-        top1_agreement=_share(predictions == decisions),
-    )
+    squares = torch.from_numpy(norm.compare(outputs, every))
+    outputs, targets = outputs.cpu(), norm.targets.cpu()
+    fidelity = make_fidelity(squares, norm.teacher_energy, outputs, targets)
     labels = _usable_labels(job, outputs.shape[1])
+    judged = Judged(targets, outputs, fidelity, labels)
     if labels is None:
-        return fidelity, None
-    return fidelity, Pair[float](original=_share(decisions == labels), compressed=_share(predictions == labels))
+        return judged, None
+    top1 = Pair[float](original=share(targets.argmax(1) == labels), compressed=share(outputs.argmax(1) == labels))
+    return judged, top1
 
 
 def _usable_labels(job: Job, num_outputs: int) -> Tensor | None:
@@ -479,32 +482,33 @@ def _usable_labels(job: Job, num_outputs: int) -> Tensor | None:
     return job.held_out.labels
 
 
-def _share(hits: Tensor) -> float:
-    return float(hits.double().mean())
-
-
 def _export_both(job: Job, original: nn.Module, network: nn.Module, plan: Plan) -> ParityRecord:
     """original.onnx and model.onnx, each checked against torch before it takes its name."""
     images = job.held_out.batch(slice(0, VERIFY_IMAGES))
-    provenance = {
-        "version": compressor.__version__,
-        "architecture": job.source.arch,
-    }
+    with job.progress.stage("exporting and verifying ONNX", 2) as stage:
+        _export_verified(original, images, job.folder / "original.onnx", _provenance(job), job.settings.opset)
+        stage.update(1)
+        return _export_verified(network, images, job.folder / "model.onnx", _provenance(job, plan), job.settings.opset)
+
+
+def _provenance(job: Job, plan: Plan | None = None) -> dict[str, str]:
+    """What files carry of where they came from; those of the compressed network its plan, too."""
+    source = {"version": compressor.__version__, "architecture": job.source.arch}
+    if plan is None:
+        return source
     ranks = {layer.name: layer.rank for layer in plan.layers if layer.rank is not None}
-    compressed = provenance | {
+    return source | {
         "gamma": repr(plan.gamma),
         "ranks": json.dumps(ranks),
         "prune_fraction": repr(plan.prune_fraction),
     }
-    with job.progress.stage("exporting and verifying ONNX", 2) as stage:
-        _export_verified(original, images, job.folder / "original.onnx", provenance)
-        stage.update(1)
-        return _export_verified(network, images, job.folder / "model.onnx", compressed)
 
 
-def _export_verified(model: nn.Module, images: Tensor, path: Path, metadata: Mapping[str, str]) -> ParityRecord:
-    with replace_when_whole(path) as partial:
-        export_onnx(model, images[:2], partial, metadata)
+def _export_verified(
+    model: nn.Module, images: Tensor, path: Path, metadata: Mapping[str, str], opset: int | None
+) -> ParityRecord:
+    with replace_files_when_whole(path) as partial:
+        export_onnx(model, images[:2], partial, metadata, opset)
         try:
             return verify_onnx(partial, model, images)
         except VerificationError as error:
@@ -524,10 +528,6 @@ def _measure(job: Job) -> dict[str, LatencyRecord]:
                 threads=job.settings.threads,
                 batch_size=job.settings.batch_size,
                 seed=job.settings.search.seed,
-                on_step=_tell(stage),
+                on_step=tell(stage),
             )
     return records
-
-
-def _tell(stage: Stage, what: str = "runs") -> Callable[[int, int], None]:
-    return lambda done, total: stage.update(done, f"of {total} {what}")

@@ -21,6 +21,9 @@ FactorKind = Literal["weight", "refit", "activation"]
 FactorChoice = Literal["auto", "weight", "refit", "activation"]
 StepKind = Literal["last factor", "both factors", "batch-norm statistics"]
 Certificate = Literal["joint", "pointwise"]
+Precision = Literal["fp32", "fp16", "int8"]
+FileFormat = Literal["onnx", "ort"]
+CalibrationName = Literal["min-max", "percentile", "entropy"]
 Number = TypeVar("Number", int, float)
 
 
@@ -131,6 +134,88 @@ class ParityRecord(Record):
     images: int
     batch_sizes: list[int]
     tolerance: float
+
+
+class PartingRecord(Record):
+    """A tensor in which two files differ: its name, the layer (or operator) that gives it, and the largest difference
+    over the first file's largest magnitude."""
+
+    tensor: str
+    layer: str
+    relative_error: float = Field(ge=0)
+
+
+class DifferenceRecord(Record):
+    """Two files on the same images, as `bocompress verify` compares them; figures as in `ParityRecord`, with the first
+    file in torch's place. `function_norm` is the mean squared distance of the outputs, `worst_image` the number of the
+    image with the largest difference. On it `tensors_compared` tensors within were compared, up to the first that is
+    further apart than `tolerance`: `parting`, null where none is."""
+
+    max_abs_error: float = Field(ge=0)
+    max_rel_error: float = Field(ge=0)
+    function_norm: float = Field(ge=0)
+    top1_agreement: float = Field(ge=0, le=1)
+    images: int
+    worst_image: int
+    tolerance: float
+    same: bool
+    parting: PartingRecord | None
+    tensors_compared: int
+
+
+class FloatLayer(Record):
+    """A layer that an int8 file keeps in float32, and the function norm it adds where it alone is in int8."""
+
+    name: str
+    added_norm: float = Field(ge=0)
+
+
+class QuantisationRecord(Record):
+    """How an int8 file came about. Function norms are against the float32 file, on `judge_images` of the search's:
+    `added_norm_all` with every layer in int8, `added_norm` with `float_layers` (costliest first, of `layers` in all)
+    left in float32 because `allowed_norm` was exceeded. `trials` counts the int8 networks that were run for it."""
+
+    calibration: CalibrationName
+    calibration_images: int
+    judge_images: int
+    added_norm: float = Field(ge=0)
+    added_norm_all: float = Field(ge=0)
+    allowed_norm: float = Field(ge=0)
+    layers: int
+    float_layers: list[FloatLayer]
+    trials: int
+
+
+class PrecisionRecord(Record):
+    """The compressed network in another precision, judged through ONNX Runtime on the images outside the search.
+
+    `fidelity` is against the original network; `norm_to_float32`, `agreement_to_float32` and `latency_to_float32`
+    against the compressed float32 file, whose times are that record's `original_ms`.
+    """
+
+    precision: Precision
+    file: str
+    onnx_bytes: int
+    gzip_bytes: int
+    fidelity: FidelityRecord
+    norm_to_float32: float = Field(ge=0)
+    agreement_to_float32: float = Field(ge=0, le=1)
+    top1: float | None = None
+    latency: dict[str, LatencyRecord]
+    latency_to_float32: dict[str, LatencyRecord]
+    quantisation: QuantisationRecord | None = None
+
+
+class FileRecord(Record):
+    """A file made from another of the run: in ORT format (`max_rel_error` is against torch for float32, else against
+    `source`; `operators` names the list for a minimal build), or zipped, when both sizes are the same."""
+
+    file: str
+    source: str
+    size_bytes: int
+    gzip_bytes: int
+    max_rel_error: float | None = None
+    operators: str | None = None
 
 
 class JointRecord(Record):
@@ -259,7 +344,7 @@ class RatioRecord(Record):
     high: float = Field(gt=0)
 
 
-class FileRecord(Record):
+class BenchmarkedFile(Record):
     """One benchmarked ONNX file; data that it keeps in a file beside it counts."""
 
     name: str
@@ -334,7 +419,7 @@ class BenchmarkRecord(Record):
     seed: int
     seconds: float
     input_shape: list[int]
-    files: list[FileRecord] = Field(min_length=1)
+    files: list[BenchmarkedFile] = Field(min_length=1)
     settings: list[SettingRecord]
     skipped: list[str]
     machine: MachineRecord
@@ -344,7 +429,8 @@ class Report(Record):
     """`report.json`: everything the page shows, and enough to run it again.
 
     `ratio` is R, compressed/original `cost` of the layers searched; `top1` holds shares of correct decisions
-    on the images outside the search, null where the images carry no labels; `seconds` is the whole run.
+    on the images outside the search, null where the images carry no labels; `precisions` holds the compressed network
+    in precisions other than float32, `files` those made from its ONNX files; `seconds` is the whole run.
     """
 
     version: str
@@ -369,6 +455,8 @@ class Report(Record):
     fidelity: FidelityRecord
     parity: ParityRecord
     top1: Pair[float] | None = None
+    precisions: list[PrecisionRecord] = []
+    files: list[FileRecord] = []
     search: SearchRecord | None = None
     recalibration: RecalibrationRecord | None = None
     layers: list[LayerRecord]

@@ -18,11 +18,13 @@ from compressor.layers import FoundLayer
 from compressor.macs import count_macs
 from compressor.records import (
     FidelityRecord,
+    FileRecord,
     ImagesRecord,
     LatencyRecord,
     LayerRecord,
     Pair,
     ParityRecord,
+    PrecisionRecord,
     RecalibrationRecord,
     Report,
 )
@@ -30,7 +32,8 @@ from compressor.records import (
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured after the search; `network` is the compressed network, on the CPU like the original."""
+    """What was measured after the search; `network` is the compressed network, on the CPU like the original.
+    `failures` says which precisions could not be had."""
 
     network: nn.Module
     recalibration: RecalibrationRecord | None
@@ -38,6 +41,9 @@ class Measured:
     top1: Pair[float] | None
     parity: ParityRecord
     latency: dict[str, LatencyRecord]
+    precisions: list[PrecisionRecord]
+    failures: list[str]
+    files: list[FileRecord]
 
 
 def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
@@ -71,6 +77,8 @@ def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
         fidelity=measured.fidelity,
         parity=measured.parity,
         top1=measured.top1,
+        precisions=measured.precisions,
+        files=measured.files,
         search=choice.search,
         recalibration=measured.recalibration,
         layers=layers,
@@ -152,6 +160,9 @@ def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
         warnings += advice.on_labels(len(class_names), outputs)
     for provider, record in measured.latency.items():
         warnings += advice.on_latency(provider, record.ratio_low)
+    for precision in measured.precisions:
+        warnings += advice.on_precision(precision)
+    warnings += measured.failures
     return warnings
 
 

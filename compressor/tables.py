@@ -7,7 +7,18 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from compressor.records import LatencyRecord, LayerRecord, RecalibrationRecord, Report, SearchRecord
+from compressor.records import (
+    DifferenceRecord,
+    FileRecord,
+    LatencyRecord,
+    LayerRecord,
+    Number,
+    Pair,
+    QuantisationRecord,
+    RecalibrationRecord,
+    Report,
+    SearchRecord,
+)
 
 NARROWEST = 100  # a pipe has no width: wide enough for the longest row
 
@@ -40,14 +51,63 @@ def print_report(report: Report, folder: Path) -> None:
     table.add_row("ONNX Runtime against torch", "", f"{parity.max_rel_error:.1e} relative", "")
     console = _console()
     console.print(table)
+    if report.precisions:
+        console.print(_precision_table(report))
     if report.search:
         for line in _certificate_lines(report.search):
             console.print(line, markup=False)
     if report.recalibration:
         console.print(_recalibration_line(report.recalibration))
+    for record in report.precisions:
+        if record.quantisation:
+            console.print(_quantisation_line(record.quantisation), markup=False)
+    for file in report.files:
+        console.print(_file_line(file), markup=False)
     for warning in report.warnings:
         console.print(f"note: {warning}", markup=False)
     console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _precision_table(report: Report) -> Table:
+    """The original, the compressed float32 file and its other precisions side by side."""
+    others = report.precisions
+    table = _table("precisions", "", "original", "float32", *(record.precision for record in others))
+    sizes, packed, fidelity = report.onnx_bytes, report.gzip_bytes, report.fidelity
+    rows: list[tuple[str, Sequence[str]]] = [
+        ("ONNX bytes", [f"{size:,}" for size in (*_both(sizes), *(record.onnx_bytes for record in others))]),
+        ("ONNX bytes, gzip", [f"{size:,}" for size in (*_both(packed), *(record.gzip_bytes for record in others))]),
+        *_latency_rows(report),
+        ("function norm", ["0", *(f"{f.function_norm:.4g}" for f in (fidelity, *(r.fidelity for r in others)))]),
+        ("  against float32", ["", "0", *(f"{record.norm_to_float32:.2g}" for record in others)]),
+        ("same top-1 decision", ["", *(_percent(f.top1_agreement) for f in (fidelity, *(r.fidelity for r in others)))]),
+        ("  as float32's", ["", "", *(_percent(record.agreement_to_float32) for record in others)]),
+    ]
+    if report.top1:
+        tops = [*_both(report.top1), *(record.top1 for record in others)]
+        rows.append(("top-1", ["" if top is None else _percent(top) for top in tops]))
+    for name, cells in rows:
+        table.add_row(name, *cells)
+    return table
+
+
+def _latency_rows(report: Report) -> list[tuple[str, Sequence[str]]]:
+    """Paired ratios only: milliseconds of different runs do not compare."""
+    rows: list[tuple[str, Sequence[str]]] = []
+    for provider, float32 in report.latency.items():
+        name = f"{provider.removesuffix('ExecutionProvider')} time of original"
+        beside = [record.latency.get(provider) for record in report.precisions]
+        rows.append((name, ["1", *map(_interval, (float32, *beside))]))
+        within = [_interval(record.latency_to_float32.get(provider)) for record in report.precisions]
+        rows.append(("  of float32", ["", "1", *within]))
+    return rows
+
+
+def _interval(record: LatencyRecord | None) -> str:
+    return f"{record.ratio:.3f} ({record.ratio_low:.3f} to {record.ratio_high:.3f})" if record else ""
+
+
+def _both(pair: Pair[Number]) -> tuple[Number, Number]:
+    return pair.original, pair.compressed
 
 
 def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[LayerRecord]) -> None:
@@ -73,6 +133,29 @@ def print_cells(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     _console().print(table)
+
+
+def print_difference(first: Path, second: Path, difference: DifferenceRecord) -> None:
+    """The lines of `bocompress verify`."""
+    console = _console()
+    verdict = "the same" if difference.same else "not the same"
+    console.print(f"{first} and {second}: {verdict} (tolerance {difference.tolerance:g})", markup=False, soft_wrap=True)
+    table = _table("", "", "")
+    table.add_row("largest difference of outputs", f"{difference.max_abs_error:.3g}")
+    table.add_row("  over the largest output", f"{difference.max_rel_error:.3g}")
+    table.add_row("function norm", f"{difference.function_norm:.3g}")
+    table.add_row("same top-1 decision", _percent(difference.top1_agreement))
+    table.add_row("images", str(difference.images))
+    table.add_row("worst image", f"number {difference.worst_image}")
+    if not difference.same:
+        parting = difference.parting
+        place = (
+            f"{parting.layer} (tensor {parting.tensor}, by {parting.relative_error:.3g})"
+            if parting
+            else f"at the output; {difference.tensors_compared} tensors within agree"
+        )
+        table.add_row("part first", place)
+    console.print(table)
 
 
 def _add_latency(table: Table, latency: dict[str, LatencyRecord]) -> None:
@@ -110,6 +193,21 @@ def _recalibration_line(record: RecalibrationRecord) -> str:
         f"recalibration: function norm {record.before:.4g} -> {record.after:.4g} on {record.check_images} images, "
         f"{kept} of {len(record.steps)} steps kept, {record.seconds:.0f} s"
     )
+
+
+def _quantisation_line(record: QuantisationRecord) -> str:
+    kept = ", ".join(f"{layer.name} ({layer.added_norm:.2g})" for layer in record.float_layers)
+    return (
+        f"int8: {record.calibration} ranges of {record.calibration_images} images; "
+        f"{record.layers - len(record.float_layers)} of {record.layers} layers in int8"
+        + (f"; left in float, with the function norm each adds alone: {kept}" if kept else "")
+    )
+
+
+def _file_line(record: FileRecord) -> str:
+    checked = f", {record.max_rel_error:.1e} relative" if record.max_rel_error is not None else ""
+    needs = f", {record.operators}" if record.operators else ""
+    return f"{record.file}: {record.size_bytes:,} bytes{checked}{needs}"
 
 
 def _percent(share: float) -> str:

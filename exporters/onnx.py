@@ -1,4 +1,4 @@
-"""A torch network in, one self-contained ONNX file out."""
+"""A torch network in, an ONNX file out, with a second one where the weights are too large for it."""
 
 import contextlib
 import copy
@@ -23,6 +23,7 @@ BATCH_NAME = "batch"
 PRODUCER_NAME = "bocompress"
 # Protobuf refuses messages of 2 GiB and more; 16 MiB of that are left to the graph around the weights.
 MAX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
+DATA_SUFFIX = ".data"
 EXPORT_BATCH = 2  # torch.export takes a batch of one for a constant
 
 
@@ -31,9 +32,9 @@ def export_onnx(
 ) -> None:
     """Write `model` in eval mode as an ONNX file whose batch size is free.
 
-    The input is named `INPUT_NAME`, the output `OUTPUT_NAME`; all weights are inside the file. The same model
-    gives the same bytes again. The caller's model is neither moved nor changed, and what stood at `path`
-    stays there unless the whole new file is written.
+    The input is named `INPUT_NAME`, the output `OUTPUT_NAME`. All weights are inside the file; more of them than
+    `MAX_WEIGHT_BYTES` go into a second one (see `save_onnx`). The same model gives the same bytes again. The caller's
+    model is neither moved nor changed, and what stood at `path` stays there unless the whole new file is written.
 
     Args:
         model: a network from one tensor (N, ...) to one tensor (N, classes).
@@ -43,20 +44,16 @@ def export_onnx(
         opset: the ONNX operator set; None takes the exporter's own choice.
 
     Raises:
-        InputError: the network is too large for one ONNX file, does not give one tensor of logits, or the
-            file cannot be written.
+        InputError: the network does not give one tensor of logits, or the file cannot be written.
         BocompressError: torch could not translate the network, or the result is not valid ONNX.
     """
-    require_one_file_size(model)
     frozen = frozen_copy(model)
     batch = _export_batch(example)
     _require_logits(frozen, batch)
     proto = _translate(frozen, batch, opset)
     _strip_traces(proto)
-    _sign(proto, metadata)
-    content = _serialize(proto)
-    with replace_when_whole(path) as partial:
-        partial.write_bytes(content)
+    sign(proto, metadata)
+    save_onnx(proto, path)
 
 
 def layer_bytes(layer: nn.Module, example: Tensor) -> bytes:
@@ -67,7 +64,7 @@ def layer_bytes(layer: nn.Module, example: Tensor) -> bytes:
     """
     frozen, value = frozen_copy(layer), example.detach().cpu()
     # The older exporter takes a tenth of a second where the newer takes two, and layers have nothing it gets wrong.
-    with contextlib.suppress(Exception), _silence(), tempfile.TemporaryDirectory() as folder:
+    with contextlib.suppress(Exception), silence(), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.onnx"
         torch.onnx.export(frozen, (value,), path, dynamo=False)
         return path.read_bytes()
@@ -79,14 +76,12 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).cpu().eval().requires_grad_(False)
 
 
-def require_one_file_size(model: nn.Module) -> None:
-    """Raises InputError if the weights do not fit into one ONNX file."""
-    tensors = [*model.parameters(), *model.buffers()]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if size > MAX_WEIGHT_BYTES:
-        raise InputError(
-            f"the network holds {size / 1e9:.1f} GB of weights, and one ONNX file cannot hold more than 2 GB"
-        )
+def require_opset(model: nn.Module, example: Tensor, opset: int) -> None:
+    """Raises InputError if the network cannot be written with this operator set."""
+    try:
+        _translate(frozen_copy(model), _export_batch(example), opset)
+    except BocompressError as error:
+        raise InputError(str(error)) from error
 
 
 def _export_batch(example: Tensor) -> Tensor:
@@ -114,7 +109,7 @@ def _require_logits(model: nn.Module, batch: Tensor) -> None:
 def _translate(model: nn.Module, batch: Tensor, opset: int | None, fixed: bool = False) -> onnx.ModelProto:
     """The network for any batch size, or `fixed` for the one of `batch`."""
     try:
-        with _silence():
+        with silence():
             program = torch.onnx.export(
                 model,
                 (batch,),
@@ -142,8 +137,8 @@ def _require_opset(proto: onnx.ModelProto, opset: int | None) -> None:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """The exporter reports its steps by print, warnings and logging, none of them meant for our user."""
+def silence() -> Iterator[None]:
+    """Exporter and quantiser report their steps by print, warnings and logging, none of them meant for our user."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -194,19 +189,65 @@ def _strip(messages: Iterable[Any]) -> None:
         message.ClearField("metadata_props")
 
 
-def _sign(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+def sign(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
+    """Our name as the producer's, and the provenance as the only metadata."""
     proto.producer_name = PRODUCER_NAME
     proto.producer_version = metadata.get("version", "")
     onnx.helper.set_model_props(proto, dict(metadata))
 
 
+def save_onnx(proto: onnx.ModelProto, path: Path) -> None:
+    """Check the network and write it to `path`, whole or not at all.
+
+    Weights that one file cannot hold go into a second beside it, named `path` and `DATA_SUFFIX`. Both then come about
+    one after the other, and the caller sees to their appearing together.
+
+    Raises:
+        BocompressError: it is not valid ONNX.
+        InputError: the file cannot be written.
+    """
+    if needs_data_file(proto):
+        write_with_data(proto, path)
+        _check(path)
+    else:
+        content = _serialize(proto)
+        with replace_when_whole(path) as partial:
+            partial.write_bytes(content)
+
+
+def needs_data_file(proto: onnx.ModelProto) -> bool:
+    """Whether the weights are too large for one file."""
+    return sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > MAX_WEIGHT_BYTES
+
+
+def write_with_data(proto: onnx.ModelProto, path: Path) -> None:
+    """Write the network and its weights in two files, unchecked; `proto` loses its weights to the second.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    data = path.with_name(path.name + DATA_SUFFIX)
+    try:
+        data.unlink(missing_ok=True)  # onnx would append to it
+        onnx.save(proto, path, save_as_external_data=True, location=data.name)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def _serialize(proto: onnx.ModelProto) -> bytes:
     try:
         content = proto.SerializeToString(deterministic=True)
-        onnx.checker.check_model(content, full_check=True)
     except Exception as error:
-        raise BocompressError(f"torch exported a graph that is not valid ONNX: {first_line(error)}") from error
+        raise BocompressError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
+    _check(content)
     return content
+
+
+def _check(network: bytes | Path) -> None:
+    try:
+        onnx.checker.check_model(network, full_check=True)
+    except Exception as error:
+        raise BocompressError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -1,28 +1,24 @@
-"""Does the exported file compute what the torch network computes?"""
+"""Does the exported file compute what the torch network computes? Do two files compute the same?"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.errors import InputError, VerificationError
-from compressor.records import ParityRecord
-from exporters.onnx import first_line, frozen_copy
+from compressor.records import DifferenceRecord, ParityRecord
+from exporters.onnx import frozen_copy
+from exporters.parting import find_parting
+from exporters.runtime import CPU, Logits, open_session, run_batches, split_batches
 
 # Sixteen images at 1 and at 6 (6 + 6 + 4): three batch sizes, two passes; ResNet-18 at 224 px takes seconds.
 VERIFY_IMAGES = 16
 DEFAULT_BATCH_SIZES = (1, 6)
 TORCH_BATCH = 8
-SILENT = 4  # ONNX Runtime's severity for fatal errors only: failures are raised, they need not be printed too
-# Unless told otherwise the CUDA provider rounds to TensorFloat-32: 1e-3 away from torch by design.
-PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"CUDAExecutionProvider": {"use_tf32": "0"}}
-
-Logits = NDArray[np.floating[Any]]
+FILE_BATCH = 8
+LARGEST = 1e30  # records hold no infinity
 
 
 def verify_onnx(
@@ -58,9 +54,59 @@ def verify_onnx(
     """
     sizes = _sizes_to_run(len(images), batch_sizes)
     expected = _torch_logits(model, images)
-    session = _open_session(Path(path), provider)
-    found = [_onnx_logits(session, Path(path), images, size) for size in sizes]
+    session = open_session(Path(path), provider)
+    found = [run_batches(session, Path(path), images, size) for size in sizes]
     return _judge(Path(path), expected, found, _sizes_seen(len(images), sizes), tolerance)
+
+
+def verify_files(
+    first: Path, second: Path, images: Tensor, tolerance: float = 1e-4, provider: str = CPU
+) -> DifferenceRecord:
+    """Compare two files of any precision or format that ONNX Runtime loads, on the same images.
+
+    Args:
+        first: the file that is taken to be right.
+        second: the file that is compared with it.
+        images: real inputs (N, ...).
+        tolerance: the absolute difference of two outputs, as a share of the first file's largest output, up to which
+            they count as the same; also for the tensors within.
+        provider: the ONNX Runtime execution provider.
+
+    Returns:
+        What was found; `same` says whether it lies within the tolerance.
+
+    Raises:
+        InputError: no images, a file or a provider that is not there, or files with different outputs.
+        VerificationError: a file does not load or run, or the first gives NaN or infinity.
+    """
+    if not len(images):
+        raise InputError("the comparison needs at least one image")
+    expected, found = (
+        run_batches(open_session(Path(path), provider), Path(path), images, FILE_BATCH) for path in (first, second)
+    )
+    if expected.shape != found.shape:
+        shapes = list(expected.shape[1:]), list(found.shape[1:])
+        raise InputError(f"{first} gives outputs of shape {shapes[0]} and {second} of {shapes[1]}")
+    if not np.isfinite(expected).all():
+        raise VerificationError(f"{first} itself gives NaN or infinity on the images")
+    differences = np.abs(found.astype(np.float64) - expected)
+    per_image = np.nan_to_num(differences.reshape(len(images), -1).max(1), nan=np.inf)
+    worst, scale = int(per_image.argmax()), float(np.abs(expected).max()) or 1.0
+    same = bool(per_image[worst] / scale <= tolerance)
+    image = next(split_batches(images[worst : worst + 1], 1))
+    parting, compared = (None, 0) if same else find_parting(Path(first), Path(second), image, tolerance)
+    return DifferenceRecord(
+        max_abs_error=min(float(per_image[worst]), LARGEST),
+        max_rel_error=min(float(per_image[worst]) / scale, LARGEST),
+        function_norm=min(float(np.nan_to_num(np.square(differences).sum(1), nan=np.inf).mean()), LARGEST),
+        top1_agreement=_top1_agreement(found, expected),
+        images=len(images),
+        worst_image=worst,
+        tolerance=tolerance,
+        same=same,
+        parting=parting,
+        tensors_compared=compared,
+    )
 
 
 def _sizes_to_run(images: int, batch_sizes: Sequence[int]) -> list[int]:
@@ -83,43 +129,6 @@ def _torch_logits(model: nn.Module, images: Tensor) -> Logits:
     if not torch.isfinite(logits).all():
         raise VerificationError("the torch network itself gives NaN or infinity on the images")
     return logits.numpy()
-
-
-def _open_session(path: Path, provider: str) -> ort.InferenceSession:
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
-    if provider not in ort.get_available_providers():
-        raise InputError(f"this ONNX Runtime has no {provider}")
-    options = ort.SessionOptions()
-    options.log_severity_level = SILENT
-    options.intra_op_num_threads = torch.get_num_threads()
-    try:
-        session = ort.InferenceSession(path, options, [(provider, PROVIDER_OPTIONS.get(provider, {}))])
-    except Exception as error:
-        raise VerificationError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
-    _require_provider(session, provider)
-    return session
-
-
-def _require_provider(session: ort.InferenceSession, provider: str) -> None:
-    """ONNX Runtime falls back to the CPU without a word."""
-    used = session.get_providers()[0]
-    if used != provider:
-        raise InputError(f"{provider} cannot be used here: ONNX Runtime fell back to {used}")
-
-
-def _onnx_logits(session: ort.InferenceSession, path: Path, images: Tensor, size: int) -> Logits:
-    name = session.get_inputs()[0].name
-    try:
-        outputs = [session.run(None, {name: batch})[0] for batch in _batches(images, size)]
-    except Exception as error:
-        raise VerificationError(f"{path} does not run on batches of {size}: {first_line(error)}") from error
-    return np.concatenate(outputs)
-
-
-def _batches(images: Tensor, size: int) -> Iterator[Logits]:
-    for batch in images.detach().cpu().split(size):
-        yield batch.contiguous().numpy()
 
 
 def _judge(

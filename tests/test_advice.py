@@ -4,7 +4,15 @@ import pytest
 
 from compressor import advice
 from compressor.job import MAX_CALIBRATION_SHARE, MIN_CALIBRATION_IMAGES, Settings
-from compressor.records import CertificateRecord, JointRecord
+from compressor.records import (
+    CertificateRecord,
+    FidelityRecord,
+    FloatLayer,
+    JointRecord,
+    LatencyRecord,
+    PrecisionRecord,
+    QuantisationRecord,
+)
 
 LIMITS = (MIN_CALIBRATION_IMAGES, MAX_CALIBRATION_SHARE)
 
@@ -44,3 +52,54 @@ def test_a_certificate_not_met_is_said_with_the_figure_that_was_asked_for() -> N
     (warning,) = advice.on_certificate(CertificateRecord(**figures, asked="pointwise", met=False), "time spent")
     assert warning.endswith("a given other plan may be better by more than 0.01 with probability 0.003")
     assert advice.on_certificate(CertificateRecord(**figures, asked="joint", met=True), "") == []
+
+
+def int8_record(low: float, high: float, added_norm: float) -> PrecisionRecord:
+    times = {f"{file}_{figure}_ms": 1.0 for file in ("original", "compressed") for figure in ("p90", "p99")}
+    latency = LatencyRecord(
+        original_ms=1,
+        compressed_ms=1,
+        ratio=(low + high) / 2,
+        ratio_low=low,
+        ratio_high=high,
+        runs=50,
+        threads=1,
+        batch_size=1,
+        **times,
+    )
+    quantisation = QuantisationRecord(
+        calibration="entropy",
+        calibration_images=64,
+        judge_images=48,
+        added_norm=added_norm,
+        added_norm_all=0.5,
+        allowed_norm=0.1,
+        layers=21,
+        float_layers=[FloatLayer(name="conv1", added_norm=0.4)],
+        trials=30,
+    )
+    return PrecisionRecord(
+        precision="int8",
+        file="model.int8.onnx",
+        onnx_bytes=1,
+        gzip_bytes=1,
+        fidelity=FidelityRecord(
+            function_norm=1, stderr=0.1, relative=0.1, teacher_energy=10, images=50, top1_agreement=0.9
+        ),
+        norm_to_float32=0.1,
+        agreement_to_float32=0.99,
+        latency={},
+        latency_to_float32={"CPUExecutionProvider": latency},
+        quantisation=quantisation,
+    )
+
+
+def test_a_precision_that_is_slower_or_further_away_than_meant_is_said() -> None:
+    assert advice.on_precision(int8_record(0.6, 0.7, 0.05)) == []
+    (slower,) = advice.on_precision(int8_record(1.2, 1.4, 0.05))
+    assert slower.startswith("on CPUExecutionProvider model.int8.onnx is slower than the compressed float32 file")
+    assert "1.30 of its time (1.20 to 1.40)" in slower
+    (equal,) = advice.on_precision(int8_record(0.9, 1.1, 0.05))
+    assert "is not faster than the compressed float32 file" in equal
+    (further,) = advice.on_precision(int8_record(0.6, 0.7, 0.2))
+    assert "more than the 0.1 meant for it, with 1 of 21 layers left in float" in further

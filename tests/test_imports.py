@@ -38,7 +38,7 @@ STAGES = [
     "search.stopping",
     "search.loop",
     "tables options job",
-    "summary",
+    "summary precision formats",
     "pipeline",
     "cli",
 ]
@@ -163,7 +163,7 @@ def test_only_the_driver_and_the_command_line_import_the_other_rooms() -> None:
         if name.startswith("compressor")
         and any(other.startswith(("exporters", "benchmarks")) for other in our_imports(SOURCES[name]))
     }
-    assert importers <= {"compressor.pipeline", "compressor.summary", "compressor.cli"}
+    assert importers <= {f"compressor.{name}" for name in ("pipeline", "precision", "formats", "summary", "cli")}
 
 
 @pytest.mark.parametrize("name", sorted(HOUSE))

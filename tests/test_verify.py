@@ -5,16 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 import torchvision
+from click.testing import Result
 from onnx import numpy_helper
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from compressor.errors import InputError, VerificationError
+from exporters.half import convert_fp16
 from exporters.onnx import export_onnx
-from exporters.verify import VERIFY_IMAGES, verify_onnx
+from exporters.verify import VERIFY_IMAGES, verify_files, verify_onnx
 
 
 def digit_images(count: int, size: int) -> Tensor:
@@ -162,3 +165,70 @@ def test_bad_input_is_told(exported: Path, model: nn.Module, images: Tensor, tmp
         verify_onnx(tmp_path / "none.onnx", model, images)
     with pytest.raises(InputError, match="NoSuchProvider"):
         verify_onnx(exported, model, images, provider="NoSuchProvider")
+
+
+def test_a_file_is_the_same_as_itself(exported: Path, images: Tensor) -> None:
+    record = verify_files(exported, exported, images)
+    assert (record.same, record.max_abs_error, record.top1_agreement, record.parting) == (True, 0.0, 1.0, None)
+
+
+@pytest.mark.parametrize("layer", ["layer2.1.conv1", "fc"])
+def test_two_files_part_at_the_layer_that_differs(exported: Path, images: Tensor, tmp_path: Path, layer: str) -> None:
+    def disturb(weight: np.ndarray) -> None:
+        weight *= 1.5
+
+    changed = damage(exported, tmp_path / "x.onnx", lambda proto: change_weight(proto, f"{layer}.weight", disturb))
+    record = verify_files(exported, changed, images)
+    assert not record.same
+    assert record.parting is not None
+    assert record.parting.layer == layer
+    assert record.parting.relative_error > record.tolerance
+    ours, theirs = (
+        ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": images.numpy()})[0]
+        for path in (exported, changed)
+    )
+    assert record.max_abs_error == pytest.approx(np.abs(ours - theirs).max(), rel=1e-4)
+    assert record.worst_image == np.abs(ours - theirs).max(1).argmax()
+    assert record.function_norm == pytest.approx(np.square(ours - theirs).sum(1).mean(), rel=1e-4)
+
+
+def test_files_of_other_precision_are_compared_within_a_tolerance(
+    exported: Path, images: Tensor, tmp_path: Path
+) -> None:
+    convert_fp16(exported, tmp_path / "half.onnx", images, {})
+    assert verify_files(exported, tmp_path / "half.onnx", images, tolerance=0.02).same
+    record = verify_files(exported, tmp_path / "half.onnx", images, tolerance=1e-7)
+    assert not record.same
+    assert record.tensors_compared >= 1
+
+
+def test_outputs_that_are_no_numbers_are_never_the_same(exported: Path, images: Tensor, tmp_path: Path) -> None:
+    def spoil(weight: np.ndarray) -> None:
+        weight[3] = np.nan
+
+    changed = damage(exported, tmp_path / "x.onnx", lambda proto: change_weight(proto, "fc.weight", spoil))
+    record = verify_files(exported, changed, images)
+    assert not record.same
+    assert record.parting is not None
+    assert record.parting.layer == "fc"
+    with pytest.raises(VerificationError, match="itself gives NaN"):
+        verify_files(changed, exported, images)
+
+
+def test_verify_says_so_by_its_exit_code(
+    exported: Path, tmp_path: Path, invoke: Callable[..., Result], digit_images: Path
+) -> None:
+    def disturb(weight: np.ndarray) -> None:
+        weight *= 1.5
+
+    changed = damage(exported, tmp_path / "x.onnx", lambda proto: change_weight(proto, "fc.weight", disturb))
+    options = ["--data", digit_images, "--max-images", 8, "--input-size", 32]
+    assert invoke("bocompress", "verify", exported, exported, *options).exit_code == 0
+    result = invoke("bocompress", "verify", exported, changed, *options)
+    assert result.exit_code == 1
+    assert "not the same" in result.stdout
+    assert "fc (tensor logits" in result.stdout
+    assert invoke("bocompress", "verify", exported, changed, *options, "--tolerance", 1).exit_code == 0
+    missing = invoke("bocompress", "verify", tmp_path / "none.onnx", exported, *options)
+    assert missing.exit_code == 2
+    assert missing.stderr == f"error: there is no file {tmp_path / 'none.onnx'}\n"
