@@ -15,15 +15,16 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from benchmarks.latency import has_core_time
 from benchmarks.machine import describe_machine
+from benchmarks.sessions import CPU, session_options
 from compressor.errors import InputError
 from compressor.files import write_text
 
 WARM_UP = 3
-MIN_ROUNDS = 15
+MIN_ROUNDS = 25
 MAX_ROUNDS = 200
 MAX_SECONDS = 1.0  # for the rounds beyond the least
-SILENT = 4
 
 
 class LayerClock:
@@ -54,8 +55,9 @@ class LayerClock:
 
 
 def time_in_turn(models: Sequence[bytes], inputs: NDArray[Any], threads: int) -> list[float]:
-    """Median milliseconds of each model (n,), all of them run once per round, in a new order each round."""
-    sessions = [_session(model, threads) for model in models]
+    """Median milliseconds of each model (n,) on the CPU, all of them run once per round, in a new order each round."""
+    sessions = [ort.InferenceSession(model, session_options(threads), [CPU]) for model in models]
+    clock = time.thread_time_ns if has_core_time(CPU, threads) else time.perf_counter_ns
     feeds = [{session.get_inputs()[0].name: inputs} for session in sessions]
     for session, feed in zip(sessions, feeds, strict=True):
         for _ in range(WARM_UP):
@@ -66,17 +68,10 @@ def time_in_turn(models: Sequence[bytes], inputs: NDArray[Any], threads: int) ->
         if number >= MIN_ROUNDS and time.perf_counter() > deadline:
             break
         for which in np.random.default_rng(number).permutation(len(sessions)).tolist():
-            began = time.perf_counter_ns()
+            began = clock()
             sessions[which].run(None, feeds[which])
-            samples[which].append((time.perf_counter_ns() - began) / 1e6)
+            samples[which].append((clock() - began) / 1e6)
     return [round(float(np.median(values)), 6) for values in samples]
-
-
-def _session(model: bytes, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = SILENT
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _read(cache: Path | None) -> dict[str, list[float]]:

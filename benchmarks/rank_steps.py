@@ -5,22 +5,19 @@ are fastest on a CPU take some multiples only. What they are depends on the proc
 measured: every rank of a range, in turn, for a few shapes of layers.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import onnxruntime as ort
 from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from benchmarks.layer_latency import time_in_turn
 
 CANDIDATES = (1, 2, 4, 8, 16)
 RANKS = tuple(range(12, 52))
-ROUNDS = 25
-WARM_UP = 3
 GOOD_ENOUGH = 0.01  # a finer lattice is preferred to a coarser one that is no more than this much faster
 # Channels and side of the input of a pair of convolutions: kh x 1 and 1 x kw, as the spatial method gives.
 SHAPES = ((64, 28), (128, 14), (256, 7))
 OPSET, IR_VERSION = 17, 9
-SILENT = 4
 
 
 def measure_rank_multiple(
@@ -54,18 +51,9 @@ def shares_of_multiples(latencies_ms: Mapping[int, float]) -> dict[int, float]:
 
 def measure_ranks(channels: int, side: int, ranks: Sequence[int], threads: int) -> dict[int, float]:
     """Median latency in milliseconds at every rank, the ranks being run in turn in a new order each round."""
-    sessions = {rank: _session(pair_of_convolutions(channels, side, rank), threads) for rank in ranks}
-    feed = {"x": np.random.default_rng(0).standard_normal((1, channels, side, side), dtype=np.float32)}
-    for session in sessions.values():
-        for _ in range(WARM_UP):
-            session.run(None, feed)
-    samples: dict[int, list[float]] = {rank: [] for rank in ranks}
-    for number in range(ROUNDS):
-        for rank in np.random.default_rng(number).permutation(ranks).tolist():
-            began = time.perf_counter()
-            sessions[rank].run(None, feed)
-            samples[rank].append(1e3 * (time.perf_counter() - began))
-    return {rank: float(np.median(values)) for rank, values in samples.items()}
+    value = np.random.default_rng(0).standard_normal((1, channels, side, side), dtype=np.float32)
+    models = [pair_of_convolutions(channels, side, rank) for rank in ranks]
+    return dict(zip(ranks, time_in_turn(models, value, threads), strict=True))
 
 
 def pair_of_convolutions(channels: int, side: int, rank: int) -> bytes:
@@ -92,10 +80,3 @@ def pair_of_convolutions(channels: int, side: int, rank: int) -> bytes:
     graph = helper.make_graph(nodes, "pair", [image], [output], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     return model.SerializeToString()
-
-
-def _session(model: bytes, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = SILENT
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
