@@ -62,7 +62,7 @@ def tabulate_timings(setting: SettingRecord) -> TextTable:
             NONE if timing.peak_memory_bytes is None else format_bytes(timing.peak_memory_bytes)
         ),
     }
-    if setting.waiting is None:  # all times are the wall's
+    if not setting.on_core:  # all times are the wall's
         del rows["median on the wall"]
     return TextTable(
         f"Time on {describe_setting(setting.provider, setting.threads, setting.batch_size)}",
@@ -108,10 +108,9 @@ def describe_noise(setting: SettingRecord) -> str:
         f"{format_plural(setting.rounds, 'round')} in {format_plural(setting.sessions, 'session')} per file; "
         f"the first file against itself: {format_ratio_interval(setting.noise)}"
     )
-    if setting.waiting is None:
-        return f"{made}; times by the clock on the wall"
-    held = format_percent(setting.waiting)
-    return f"{made}; processor time, while other processes held the core for {held} of the time on the wall"
+    clock = "processor time" if setting.on_core else "time on the wall"
+    taken = "" if setting.others is None else f"; other processes took {format_percent(setting.others)} of the machine"
+    return f"{made}; {clock}{taken}"
 
 
 def list_notes(record: BenchmarkRecord) -> list[str]:

@@ -37,8 +37,8 @@ AUTO = "auto"
 MIN_ROUNDS = 200  # ten sessions of twenty
 MAX_SECONDS = 20.0  # per setting
 
-# Eighteen repeats of the same pair on two cores that others kept busy: the reference seemed to differ from itself by
-# at most 2 %, the ratio's interval spanned 8 %; up to a tenth of waiting, ratios agreed within 2 %, beyond within 11 %.
+# With a third to two thirds of two cores taken by others, ratios of one pair spread by 3 to 4 %, the reference seemed
+# to differ from itself by at most 3 %, and intervals of processor time spanned up to 20 %, those of wall time far more.
 BUSY = 0.1
 NOISY_ALIKE = 0.05
 NOISY_SPAN = 0.15
@@ -169,14 +169,14 @@ def describe_setting(provider: str, threads: int, batch_size: int) -> str:
     return f"{format_provider(provider)}, {format_plural(threads, 'thread')}, batch {batch_size}"
 
 
-def find_warnings(noise: RatioRecord, waiting: float | None, timings: Sequence[TimingRecord]) -> list[str]:
+def find_warnings(noise: RatioRecord, others: float | None, timings: Sequence[TimingRecord]) -> list[str]:
     """What the figures cannot tell, judged by how far the reference, opened twice, seems to differ from itself."""
     spans = [math.log(timing.ratio.high / timing.ratio.low) for timing in timings if timing.ratio]
     warnings = []
-    if waiting is not None and waiting > BUSY:
+    if others is not None and others > BUSY:
         warnings.append(
-            f"other processes held the core for {format_percent(waiting)} of the time: that is not counted, but they "
-            "slow caches and memory too, and the intervals are wider for it"
+            f"other processes took {format_percent(others)} of the machine: they slow caches and memory, and not for "
+            "all files alike; a quiet machine may give other ratios, and the intervals are wider for it"
         )
     if distance(noise) > NOISY_ALIKE or max(spans, default=0.0) > NOISY_SPAN:
         warnings.append("the machine is too busy to tell small differences: stop what else runs and measure again")
@@ -257,12 +257,11 @@ class _Bench:
                     images_per_second=1e3 * self.shape[0] / middle,
                     load_ms=float(np.median(rounds.load_ms[:, index])),
                     peak_memory_bytes=memory[index],
-                    ratio=ratio_of(reference, samples, seed, rounds.waiting) if index else None,
+                    ratio=ratio_of(reference, samples, seed, rounds.others or 0.0) if index else None,
                     samples_ms=samples.ravel().tolist(),
                 )
             )
         noise = ratio_of(reference, times[..., -1], seed)
-        waiting = rounds.waiting if has_core_time(self.provider, self.threads) else None
         return SettingRecord(
             provider=self.provider,
             threads=self.threads,
@@ -270,10 +269,11 @@ class _Bench:
             rounds=reference.size,
             sessions=len(reference),
             noise=noise,
-            waiting=waiting,
+            on_core=has_core_time(self.provider, self.threads),
+            others=rounds.others,
             timings=timings,
             profiles=profiles,
-            warnings=find_warnings(noise, waiting, timings),
+            warnings=find_warnings(noise, rounds.others, timings),
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from benchmarks.machine import core_seconds
 from benchmarks.sessions import CPU, Opened, Run, available_providers, open_run, tile_batch
 from compressor.errors import InputError
 from compressor.records import LatencyRecord, RatioRecord
@@ -35,10 +36,8 @@ SESSIONS = 10
 FEWEST_SESSIONS = 2
 OPENING_SHARE = 0.5  # of the time allowed for rounds, that opening sessions anew may take beside it
 
-# What others take of the core is not counted, but while they hold it they also empty caches and slow memory, and not of
-# all networks alike. Eighteen repeats of a pair on two cores, others holding them for 1 to 59 % of the time: ratios
-# spread by 3 %, and a repeat's lay in another's interval in 55 % of pairs where 83 % are due; with this allowance, per
-# share of time, in 85 %. Intervals from independent runs in place of sessions: in 19 %.
+# What others take of a core is not counted, but they also empty shared caches and slow memory, and not for all networks
+# alike. Ten repeats of a pair on two cores, others holding a third to two thirds of both: see docs/results.md.
 DISTURBANCE = 0.1
 
 RESAMPLES = 2000
@@ -48,22 +47,20 @@ FINEST_TICK = 1e-6  # seconds that a clock of processor time may count in; some 
 
 Opener = Callable[[], Opened]
 OnStep = Callable[[int, int], None]
+CoreUse = tuple[tuple[float, float] | None, float]
 Samples = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Rounds:
     """What was measured: `times_ms` and, by the clock on the wall, `wall_ms` (sessions, rounds, files) of one run each,
-    and `load_ms` (sessions, files) of creating a session."""
+    `load_ms` (sessions, files) of creating a session, and the share of all cores' time that other processes took
+    (None where the system does not say)."""
 
     times_ms: Samples
     wall_ms: Samples
     load_ms: Samples
-
-    @property
-    def waiting(self) -> float:
-        """Share of the time on the wall that is not in `times_ms`: other processes held the core."""
-        return max(0.0, 1.0 - float(self.times_ms.sum() / self.wall_ms.sum()))
+    others: float | None
 
 
 def measure_latency(
@@ -106,7 +103,7 @@ def measure_latency(
     on_core = has_core_time(provider, threads)
     rounds = measure_rounds(openers, on_core, min_runs, max_seconds, np.random.default_rng(seed), on_step)
     times = rounds.times_ms
-    return summarise(times[..., 0], times[..., 1], threads, batch_size, seed, rounds.waiting)
+    return summarise(times[..., 0], times[..., 1], threads, batch_size, seed, rounds.others or 0.0)
 
 
 def has_core_time(provider: str, threads: int) -> bool:
@@ -144,7 +141,7 @@ def measure_rounds(
         rng: draws the orders.
         on_step: called with (rounds done, rounds planned) after every round.
     """
-    began = time.perf_counter()
+    began, started = time.perf_counter(), (core_seconds(), time.process_time())
     opened = _open_all(openers, rng)
     round_seconds = 2 * _warm_up([one.run for one in opened], max_seconds)
     planned, fewest = plan_rounds(round_seconds, min_rounds, max_seconds)
@@ -168,20 +165,21 @@ def measure_rounds(
         if spent_ms > 1e3 * max_seconds and (session + 1) * in_session >= fewest:
             break
     both = np.asarray(times).round(DECIMALS)
-    return Rounds(both[..., 0], both[..., 1], np.asarray(loads))
+    others = share_of_others(started, (core_seconds(), time.process_time()))
+    return Rounds(both[..., 0], both[..., 1], np.asarray(loads), others)
 
 
 # --- statistics: pure functions of the samples ---
 
 
-def ratio_of(reference_ms: Samples, other_ms: Samples, seed: int = 0, waiting: float = 0.0) -> RatioRecord:
+def ratio_of(reference_ms: Samples, other_ms: Samples, seed: int = 0, others: float = 0.0) -> RatioRecord:
     """Median of the paired ratios other/reference and its interval, from samples (sessions, rounds).
 
-    `waiting`, the share of the time in which others held the core, widens the interval: see `DISTURBANCE`.
+    `others`, the share of the machine that other processes took, widens the interval: see `DISTURBANCE`.
     """
     ratios = _ratios(reference_ms, other_ms)
     low, high = bootstrap_interval(ratios, seed=seed)
-    allowance = math.exp(DISTURBANCE * waiting)
+    allowance = math.exp(DISTURBANCE * others)
     return RatioRecord(value=float(np.median(ratios)), low=low / allowance, high=high * allowance)
 
 
@@ -218,11 +216,11 @@ def _tail(share: float, sessions: int) -> float:
 
 
 def summarise(
-    original_ms: ArrayLike, compressed_ms: ArrayLike, threads: int, batch_size: int, seed: int = 0, waiting: float = 0.0
+    original_ms: ArrayLike, compressed_ms: ArrayLike, threads: int, batch_size: int, seed: int = 0, others: float = 0.0
 ) -> LatencyRecord:
     """Medians, tails and the paired ratio with its interval, from paired samples (sessions, pairs) or (pairs,)."""
     original, compressed = np.atleast_2d(original_ms), np.atleast_2d(compressed_ms)
-    ratio = ratio_of(original, compressed, seed, waiting)
+    ratio = ratio_of(original, compressed, seed, others)
     return LatencyRecord(
         original_ms=float(np.median(original)),
         compressed_ms=float(np.median(compressed)),
@@ -254,6 +252,15 @@ def plan_sessions(planned: int, opening_seconds: float, max_seconds: float) -> i
     """How often to open the files, when opening and warming up all of them takes `opening_seconds`."""
     affordable = int(OPENING_SHARE * max_seconds / opening_seconds)
     return min(max(affordable, FEWEST_SESSIONS), SESSIONS, planned)
+
+
+def share_of_others(started: CoreUse, ended: CoreUse) -> float | None:
+    """Of all cores' time between two readings of (core_seconds(), time.process_time()), what other processes took."""
+    (first, own_before), (last, own_after) = started, ended
+    if first is None or last is None or last[1] <= first[1]:
+        return None
+    worked = last[0] - first[0] - (own_after - own_before)
+    return min(max(worked / (last[1] - first[1]), 0.0), 1.0)
 
 
 def require_counts(**counts: int) -> None:

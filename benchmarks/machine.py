@@ -29,6 +29,18 @@ def describe_machine() -> MachineRecord:
     )
 
 
+def core_seconds() -> tuple[float, float] | None:
+    """Seconds that all cores together have worked (for whomever, other virtual machines included) and seconds that they
+    have had, since the machine started. None where the system does not say: Linux does."""
+    statistics = Path("/proc/stat")
+    if not statistics.exists():
+        return None
+    ticks = [int(word) for word in statistics.read_text().split("\n", 1)[0].split()[1:9]]  # guests are in user already
+    per_second = os.sysconf("SC_CLK_TCK")
+    idle = ticks[3] + ticks[4]
+    return (sum(ticks) - idle) / per_second, sum(ticks) / per_second
+
+
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -395,8 +395,8 @@ class ProfileRecord(Record):
 
 class SettingRecord(Record):
     """All files on one provider with one number of threads and one batch size. `noise` compares the reference with
-    itself, opened twice. With one thread on the CPU, times are the processor's, and `waiting` is the share of the time
-    on the wall in which other processes held the core; otherwise it is null and times are those on the wall."""
+    itself, opened twice. `on_core`: times are the processor's, as with one thread on the CPU, not those on the wall;
+    `others` is the share of all cores' time that other processes took, null where the system does not say."""
 
     provider: str
     threads: int
@@ -404,7 +404,8 @@ class SettingRecord(Record):
     rounds: int
     sessions: int
     noise: RatioRecord
-    waiting: float | None
+    on_core: bool
+    others: float | None
     timings: list[TimingRecord]
     profiles: list[ProfileRecord] = []
     warnings: list[str] = []

@@ -253,14 +253,14 @@ def _harness_section(path: Path) -> str:
         f"{_signed(summary['second_apart'])} from these and the ratio {summary['other_ratio']:.3f} against "
         f"{summary['ratio']:.3f} ({_signed(summary['ratio_apart'])}); its ratios scatter by "
         f"{100 * summary['other_spread']:.1f} % over the repeats, these by {100 * summary['spread']:.1f} %. Times are "
-        f"the processor's; waiting: the share of the time on the wall in which other processes held the core. "
+        f"the processor's; others: what other processes took of all cores meanwhile. "
         f"{_machine(study)}",
         _table(
             {
                 "seed": lambda r: str(r["seed"]),
                 "ratio": lambda r: _with_interval(r["ratio"]),
                 "first against itself": lambda r: _with_interval(r["noise"]),
-                "waiting": lambda r: f"{100 * r['waiting']:.0f} %",
+                "others": lambda r: f"{100 * r['others']:.0f} %",
                 "medians": lambda r: _milliseconds(r["median_ms"]),
                 "on the wall": lambda r: _milliseconds(r["wall_ms"]),
                 "other's ratio": lambda r: f"{r['other_ratio']:.3f}",

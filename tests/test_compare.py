@@ -230,7 +230,7 @@ def test_files_within_the_noise_are_named(ratio: tuple[float, float, float]) -> 
 def test_a_busy_machine_is_told() -> None:
     wide = RatioRecord(value=1.0, low=0.9, high=1.05)
     first, second = find_warnings(wide, 0.4, [timing("b", 0.5, 0.49, 0.51)])
-    assert first.startswith("other processes held the core for 40.0\u202f% of the time")
+    assert first.startswith("other processes took 40.0\u202f% of the machine")
     assert "too busy" in second
     (warning,) = find_warnings(QUIET, None, [timing("b", 0.5, 0.45, 0.55)])
     assert "too busy to tell small differences: stop" in warning

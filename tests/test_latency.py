@@ -21,8 +21,10 @@ from benchmarks.latency import (
     plan_rounds,
     plan_sessions,
     ratio_of,
+    share_of_others,
     summarise,
 )
+from benchmarks.machine import core_seconds
 from benchmarks.sessions import CPU, CUDA, Opened
 from compressor.errors import BocompressError, InputError
 from compressor.records import LatencyRecord
@@ -105,7 +107,7 @@ def test_the_summary_holds_the_figures_of_its_samples() -> None:
 def test_a_busy_core_widens_the_interval() -> None:
     rng = np.random.default_rng(0)
     reference, other = rng.normal(10, 0.1, (10, 20)), rng.normal(3, 0.1, (10, 20))
-    quiet, busy = ratio_of(reference, other), ratio_of(reference, other, waiting=0.5)
+    quiet, busy = ratio_of(reference, other), ratio_of(reference, other, others=0.5)
     assert quiet.value == busy.value
     assert quiet.low / busy.low == pytest.approx(np.exp(0.05))
     assert busy.high / quiet.high == pytest.approx(np.exp(0.05))
@@ -218,13 +220,23 @@ def test_one_thread_on_the_cpu_is_timed_by_its_core(clock: list[float]) -> None:
     rounds = measure_rounds([FakeFile("a", clock, [], 0.1)], True, 20, 20.0, np.random.default_rng(0))
     assert np.allclose(rounds.times_ms, 60)
     assert np.allclose(rounds.wall_ms, 100)
-    assert rounds.waiting == pytest.approx(0.4)
     on_wall = measure_rounds([FakeFile("a", clock, [], 0.1)], False, 20, 20.0, np.random.default_rng(0))
     assert np.allclose(on_wall.times_ms, 100)
-    assert on_wall.waiting == 0
     assert has_core_time(CPU, 1)
     assert not has_core_time(CPU, 2)
     assert not has_core_time(CUDA, 1)
+
+
+def test_what_others_take_of_the_machine_is_what_this_process_does_not() -> None:
+    assert share_of_others(((10.0, 100.0), 5.0), ((16.0, 120.0), 7.0)) == pytest.approx(0.2)
+    assert share_of_others(((10.0, 100.0), 5.0), ((11.9, 120.0), 7.0)) == 0.0  # the clocks differ a little
+    assert share_of_others((None, 5.0), (None, 7.0)) is None
+    first = core_seconds()
+    time.sleep(0.05)
+    second = core_seconds()
+    assert (first is None) == (second is None)
+    if first is not None and second is not None:
+        assert 0 <= second[0] - first[0] <= second[1] - first[1]
 
 
 def test_processor_time_is_not_the_time_spent_waiting() -> None:

@@ -62,7 +62,7 @@ def measure(paths: Sequence[Path], seed: int, input_size: int | None) -> dict[st
     alone = [time_alone(path, [1, *record.input_shape]) for path in paths]
     return {
         "seed": seed,
-        "waiting": setting.waiting,
+        "others": setting.others,
         "median_ms": [first.median_ms, second.median_ms],
         "wall_ms": [first.wall_ms, second.wall_ms],
         "ratio": second.ratio.model_dump(),
