@@ -31,7 +31,8 @@ def test_an_edge_target_runs_with_the_demo_and_with_a_network_of_ones_own(target
     assert own.endswith("--gamma 0.03")
     assert "demo" not in own
     assert "rm -rf" not in own
-    assert '--data "photos" --input-size 64' in " ".join(dry_run(target, "MODEL=m.pt", "DATA=photos", "SIZE=64").split())
+    given = " ".join(dry_run(target, "MODEL=m.pt", "DATA=photos", "SIZE=64").split())
+    assert '--data "photos" --input-size 64' in given
 
 
 def test_the_demos_network_is_trained_where_it_is_missing() -> None:
