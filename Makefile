@@ -11,11 +11,21 @@ SIZE ?= 32
 FILES ?= demo/compressed/original.onnx demo/compressed/model.onnx
 PROVIDER ?= cpu
 BENCH ?= build/benchmark
+OUT ?= build/$@
+ARGS ?=
 
-.PHONY: help demo test lint docs bench-uniform bench-factors bench-search bench-certificates bench-overhead bench-coverage bench bench-gpu bench-harness clean
+# What the demo's files are to the demo's network, they are not to another: its images are asked for, or drawn.
+OTHER := $(filter-out file,$(origin MODEL))
+IMAGES = $(if $(and $(OTHER),$(filter file,$(origin DATA))),,--data "$(DATA)") \
+	$(if $(and $(OTHER),$(filter file,$(origin SIZE))),,--input-size $(SIZE))
+TRAINED = $(if $(OTHER),,demo/resnet18-digits.pt)
+FRESH = $(if $(filter file,$(origin OUT)),rm -rf "$(OUT)")
+EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
+
+.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test lint docs bench-uniform bench-factors bench-search bench-certificates bench-overhead bench-coverage bench bench-gpu bench-harness clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "bocompress needs Python 3.11 or later; set PYTHON=...")'
@@ -32,6 +42,33 @@ demo/compressed/original.onnx:
 	$(MAKE) demo
 
 demo/compressed/model.onnx: demo/compressed/original.onnx
+
+demo/resnet18-digits.pt: | $(READY)
+	$(BIN)/python -m benchmarks.digits demo
+
+edge-cpu: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE, OUT, ARGS: float32 for this machine's CPU, ranks in steps that suit it
+	$(FRESH)
+	$(EXPORT) --rank-multiple auto $(ARGS)
+
+edge-int8: $(READY) $(TRAINED)  ## likewise: and model.int8.onnx, quantised, judged and timed beside it
+	$(FRESH)
+	$(EXPORT) --precision int8 $(ARGS)
+
+edge-ort: $(READY) $(TRAINED)  ## likewise: float32 and int8 in ORT format, with the operators a minimal build needs
+	$(FRESH)
+	$(EXPORT) --precision int8 --format ort $(ARGS)
+
+edge-smallest: $(READY) $(TRAINED)  ## likewise: the fewest bytes to ship: low rank, smallest weights zero, int8, zipped
+	$(FRESH)
+	$(EXPORT) --prune 0.2 --precision int8 --zip $(ARGS)
+
+edge-fastest: $(READY) $(TRAINED)  ## likewise: ranks searched for measured time in place of parameters
+	$(FRESH)
+	$(EXPORT) --cost latency --rank-multiple auto $(ARGS)
+
+report: $(READY) $(TRAINED)  ## OUT: the page of a run anew; without one, of edge-cpu with MODEL, DATA, SIZE
+	test -e "$(OUT)/report.json" || $(MAKE) edge-cpu OUT="$(OUT)"
+	$(BIN)/bocompress report "$(OUT)"
 
 test: $(READY) lint  ## the whole suite, lint and types
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -48,8 +48,8 @@ def test_pages_name_only_files_and_targets_that_exist(page: str) -> None:
         r"`((?:compressor|exporters|benchmarks|tests|docs)/[\w/.]*)`", text.replace("NAME.json", "")
     ):
         assert (ROOT / source).exists(), source
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:`|    )make ([a-z-]+)", text)) <= targets
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|    )make ([a-z0-9-]+)", text)) <= targets
 
 
 def test_every_option_has_help_and_every_command_says_what_it_does() -> None:
