@@ -13,6 +13,7 @@ from compressor.layers import FoundLayer, MethodChoice
 from compressor.progress import Progress
 from compressor.records import FactorChoice, FactorKind, Form, Plan, Report, SearchRecord
 from compressor.search.loop import SearchSettings
+from compressor.search.workers import DEFAULT_BACKEND
 
 MAX_CALIBRATION_SHARE = 0.3  # of all images
 MIN_CALIBRATION_IMAGES = 8
@@ -26,7 +27,8 @@ class Settings:
     name patterns; `prune_fraction` is the share of weights the final magnitude pass sets to zero. `threads`
     and `batch_size` are the latency measurement's. `factors` None takes those that a plan names, or "auto";
     ranks are multiples of `rank_multiple`, None for what suits ONNX Runtime on this machine (measured);
-    `calibration` is the number of images that factors are fitted on, which neither search nor judge.
+    `calibration` is the number of images that factors are fitted on, which neither search nor judge. `workers` evaluate
+    candidates at once, through the joblib backend of this name; neither changes what is found.
     """
 
     gamma: float | None = None
@@ -42,6 +44,8 @@ class Settings:
     device: str = "cpu"
     threads: int = 1
     batch_size: int = 1
+    workers: int = 1
+    backend: str = DEFAULT_BACKEND
     search: SearchSettings = field(default_factory=SearchSettings)
 
     @property

@@ -6,6 +6,7 @@
 """
 
 import copy
+import functools
 import hashlib
 import json
 import time
@@ -26,7 +27,7 @@ from benchmarks.report import write_report
 from compressor.attention import open_attention
 from compressor.decompose import Decomposed, Decomposer
 from compressor.errors import InputError, VerificationError, first_line
-from compressor.fidelity import FunctionNorm
+from compressor.fidelity import FunctionNorm, Losses
 from compressor.files import check_folder, prepare_folder, replace_when_whole, write_text
 from compressor.images import ImageSet, from_batches
 from compressor.job import (
@@ -59,6 +60,7 @@ from compressor.records import (
 from compressor.search.journal import Journal, stored_header
 from compressor.search.loop import Search
 from compressor.search.space import RankSpace
+from compressor.search.workers import Workers
 from compressor.summary import Measured, early_warnings, make_report
 from exporters.onnx import export_onnx, require_one_file_size
 from exporters.verify import VERIFY_IMAGES, verify_onnx
@@ -269,11 +271,12 @@ def _search(job: Job, norm: FunctionNorm, resume: bool) -> Choice:
     found = compressible(job.layers)
     if not found:
         raise InputError("no layer is left to compress; `bocompress inspect` lists the reasons")
-    settings = job.settings
+    settings, teacher = job.settings, job.teacher
     gamma = settings.gamma if settings.gamma is not None else default_gamma(norm.teacher_energy)
     objective = Objective(gamma, settings.form)
     for warning in early_warnings(job, gamma, norm.teacher_energy):
         job.progress.say(f"note: {warning}")
+    workers = _workers(settings)
     prepare_folder(job.folder)
     earlier = stored_header(job.folder / JOURNAL) if resume else {}
     parts = _parts(job, found, norm, earlier)
@@ -287,15 +290,30 @@ def _search(job: Job, norm: FunctionNorm, resume: bool) -> Choice:
     )
     journal = Journal(job.folder / JOURNAL, _fingerprint(job, parts, gamma, multiple), resume)
 
-    def evaluate(ranks: np.ndarray, indices: np.ndarray) -> Any:
-        return norm.losses(build_candidate(job.teacher, factors, factorised_ranks(layers, ranks)), indices)
+    def evaluate(ranks: np.ndarray, indices: np.ndarray) -> Losses:
+        return norm.losses(build_candidate(teacher, factors, factorised_ranks(layers, ranks)), indices)
 
-    with job.progress.stage("searching ranks", settings.search.max_evaluations) as stage:
-        search = Search(space, objective, evaluate, len(job.search_images), settings.search, journal, stage.update)
+    with workers, job.progress.stage("searching ranks", settings.search.max_evaluations) as stage:
+        search = Search(
+            space,
+            objective,
+            evaluate,
+            len(job.search_images),
+            settings.search,
+            journal,
+            on_look=stage.update,
+            workers=workers,
+        )
         ranks, record = search.run()
     kinds = {part.layer.name: part.kind for part in parts}
     plan = make_plan(layers, ranks.tolist(), kinds, job.source.arch, gamma, settings.prune_fraction)
     return _choice(parts, ranks.tolist(), gamma, plan, record, multiple)
+
+
+def _workers(settings: Settings) -> Workers:
+    """The workers that evaluate candidates; each process takes its share of the threads that torch has here."""
+    share = max(1, torch.get_num_threads() // settings.workers)
+    return Workers(settings.workers, settings.backend, functools.partial(torch.set_num_threads, share))
 
 
 def _parts(job: Job, found: Sequence[FoundLayer], norm: FunctionNorm, earlier: Mapping[str, Any]) -> list[Decomposed]:
@@ -331,7 +349,7 @@ def _fingerprint(job: Job, parts: Sequence[Decomposed], gamma: float, multiple: 
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
     return {
-        "journal_version": 2,
+        "journal_version": 3,
         "weights": _hash(job.teacher.state_dict().values()),
         "images": _hash_images(job.search_images),
         "calibration": _hash_images(job.calibration),
