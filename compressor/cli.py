@@ -400,6 +400,7 @@ def _settings(options: dict[str, Any]) -> "Settings":
                 "certificate",
                 "acquisition",
                 "samples",
+                "candidates",
                 "start",
                 "surrogate",
                 "coordinates",
@@ -418,6 +419,8 @@ def _settings(options: dict[str, Any]) -> "Settings":
         layers=_patterns(options["layers"]),
         skip=_patterns(options["skip"]),
         prune_fraction=options["prune"],
+        workers=options["workers"],
+        backend=options["backend"],
         search=search,
         **shared,
     )

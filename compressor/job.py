@@ -23,6 +23,7 @@ from compressor.records import (
     SearchRecord,
 )
 from compressor.search.loop import SearchSettings
+from compressor.search.workers import DEFAULT_BACKEND
 
 MAX_CALIBRATION_SHARE = 0.3  # of all images
 MIN_CALIBRATION_IMAGES = 8
@@ -38,7 +39,8 @@ class Settings:
     a plan names, or "auto"; ranks are multiples of `rank_multiple`, None for what suits ONNX Runtime on this
     machine (measured); `calibration` is the number of images that factors are fitted on, which neither search
     nor judge see. `precisions` and `formats` are those to write; float32 and ONNX always are. `zip`
-    adds zipped files, `opset` None takes the exporter's choice.
+    adds zipped files, `opset` None takes the exporter's choice. `workers` evaluate
+    candidates at once, through the joblib backend of this name; neither changes what is found.
     """
 
     gamma: float | None = None
@@ -59,6 +61,8 @@ class Settings:
     formats: Sequence[FileFormat] = ("onnx",)
     zip: bool = False
     opset: int | None = None
+    workers: int = 1
+    backend: str = DEFAULT_BACKEND
     search: SearchSettings = field(default_factory=SearchSettings)
 
     @property

@@ -347,6 +347,28 @@ search_options = _options(
         help="Ranks from this number on are multiples of it. auto: measured, what ONNX Runtime runs fastest here.",
     ),
     click.option(
+        "--candidates",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Plans proposed at once, so that workers need not wait; a few more are looked at than one by one.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Processes that look at layers and candidates at once, each with the network in its memory. The plan "
+        "found depends on --candidates, not on this.",
+    ),
+    click.option(
+        "--backend",
+        default="loky",
+        show_default=True,
+        help="joblib's backend for the workers: loky or threading on this machine; dask, ray, spark or any other that "
+        "is installed and registered.",
+    ),
+    click.option(
         "--max-evaluations",
         type=click.IntRange(min=1),
         default=200,

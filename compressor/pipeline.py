@@ -6,6 +6,7 @@
 """
 
 import copy
+import functools
 import hashlib
 import json
 import time
@@ -29,7 +30,7 @@ from compressor.attention import open_attention
 from compressor.costs import cost_tables, saves_nothing
 from compressor.decompose import FAST_RIVALS, RIVALS, Decomposed, Decomposer
 from compressor.errors import InputError, VerificationError, first_line
-from compressor.fidelity import FunctionNorm
+from compressor.fidelity import FunctionNorm, Losses
 from compressor.files import check_folder, prepare_folder, replace_files_when_whole, replace_when_whole, write_text
 from compressor.formats import write_formats
 from compressor.images import ImageSet, from_batches
@@ -65,6 +66,7 @@ from compressor.records import (
 from compressor.search.journal import Journal, stored_header
 from compressor.search.loop import Search
 from compressor.search.space import RankSpace
+from compressor.search.workers import Workers
 from compressor.summary import Measured, early_warnings, make_report
 from exporters.edge import CONFIG_SUFFIX, ORT_SUFFIX, ZIP_SUFFIX
 from exporters.onnx import DATA_SUFFIX, export_onnx, layer_bytes, require_opset
@@ -283,11 +285,12 @@ def _search(job: Job, norm: FunctionNorm, resume: bool) -> Choice:
     found = compressible(job.layers)
     if not found:
         raise InputError("no layer is left to compress; `bocompress inspect` lists the reasons")
-    settings = job.settings
+    settings, teacher = job.settings, job.teacher
     gamma = settings.gamma if settings.gamma is not None else default_gamma(norm.teacher_energy)
     objective = Objective(gamma, settings.form)
     for warning in early_warnings(job, gamma, norm.teacher_energy):
         job.progress.say(f"note: {warning}")
+    workers = _workers(settings)
     prepare_folder(job.folder)
     earlier = stored_header(job.folder / JOURNAL) if resume else {}
     every_part = _parts(job, found, norm, earlier)
@@ -302,16 +305,31 @@ def _search(job: Job, norm: FunctionNorm, resume: bool) -> Choice:
     space = RankSpace(names, [tables[name] for name in names], settings.search.coordinates, multiple)
     journal = Journal(job.folder / JOURNAL, _fingerprint(job, every_part, gamma, multiple, tables), resume)
 
-    def evaluate(ranks: np.ndarray, indices: np.ndarray) -> Any:
-        return norm.losses(build_candidate(job.teacher, factors, factorised_ranks(layers, ranks)), indices)
+    def evaluate(ranks: np.ndarray, indices: np.ndarray) -> Losses:
+        return norm.losses(build_candidate(teacher, factors, factorised_ranks(layers, ranks)), indices)
 
-    with job.progress.stage("searching ranks", settings.search.max_evaluations) as stage:
-        search = Search(space, objective, evaluate, len(job.search_images), settings.search, journal, stage.update)
+    with workers, job.progress.stage("searching ranks", settings.search.max_evaluations) as stage:
+        search = Search(
+            space,
+            objective,
+            evaluate,
+            len(job.search_images),
+            settings.search,
+            journal,
+            on_look=stage.update,
+            workers=workers,
+        )
         ranks, record = search.run()
     kinds = {part.layer.name: part.kind for part in parts}
     plan = make_plan(layers, ranks.tolist(), kinds, job.source.arch, gamma, settings.prune_fraction)
     choice = _choice(parts, ranks.tolist(), gamma, plan, record, multiple)
     return replace(choice, cost=settings.cost, ratio=float(space.ratio(ranks[None])[0]), left=left)
+
+
+def _workers(settings: Settings) -> Workers:
+    """The workers that evaluate candidates; each process takes its share of the threads that torch has here."""
+    share = max(1, torch.get_num_threads() // settings.workers)
+    return Workers(settings.workers, settings.backend, functools.partial(torch.set_num_threads, share))
 
 
 def _parts(job: Job, found: Sequence[FoundLayer], norm: FunctionNorm, earlier: Mapping[str, Any]) -> list[Decomposed]:

@@ -387,12 +387,12 @@ def test_apply_plan_gives_the_run_again(run, digits, held_out, pictures, tmp_pat
 # --- A small network: the same seed, kill and resume -------------------------------------------------------
 
 # A delta and an epsilon so small that only the number of evaluations ends the search.
-LONG = ("--max-evaluations", 30, "--samples", 6, "--delta", 1e-6, "--epsilon", 1e-9)
+LONG = ("--max-evaluations", 30, "--samples", 6, "--candidates", 2, "--delta", 1e-6, "--epsilon", 1e-9)
 
 
 @pytest.fixture(scope="module")
 def tiny_run(tiny_checkpoint, digit_images, invoke, tmp_path_factory) -> Path:
-    """A search without interruption."""
+    """A search without interruption, by one worker."""
     folder = tmp_path_factory.mktemp("tiny-run") / "out"
     result = invoke("bocompress-export", *tiny_arguments(tiny_checkpoint, digit_images, folder))
     assert result.exit_code == 0, result.output
@@ -403,14 +403,14 @@ def tiny_arguments(checkpoint: Path, images: Path, out: Path) -> list[object]:
     return [checkpoint, "--trust-pickle", "--data", images, "--input-size", 32, *LONG, "--out", out]
 
 
-def test_a_killed_search_goes_on_as_if_nothing_had_happened(
+def test_a_search_of_two_workers_killed_goes_on_as_if_nothing_had_happened(
     tiny_run, tiny_checkpoint, digit_images, start_command, invoke, tmp_path
 ):
     out = tmp_path / "out"
     journal = out / "search.jsonl"
     expected = (tiny_run / "search.jsonl").read_text()
     arguments = tiny_arguments(tiny_checkpoint, digit_images, out)
-    process = start_command("bocompress-export", *arguments)
+    process = start_command("bocompress-export", *arguments, "--workers", 2)
     try:
         # After the probes of single layers, in the middle of the plans.
         middle = len(expected.splitlines()) - 25
@@ -433,6 +433,21 @@ def test_a_killed_search_goes_on_as_if_nothing_had_happened(
     assert again.history == first.history
     assert (again.evaluations, again.image_passes) == (first.evaluations, first.image_passes)
     assert again.certificate == first.certificate
+
+
+def test_a_resumed_search_needs_as_many_candidates_at_once(tiny_run, tiny_checkpoint, digit_images, invoke):
+    arguments = tiny_arguments(tiny_checkpoint, digit_images, tiny_run)
+    result = invoke("bocompress-export", *arguments, "--candidates", 3, "--resume")
+    assert result.exit_code == 2
+    assert "was written with other search settings; --resume needs the same" in result.stderr
+
+
+def test_an_unknown_backend_is_said_before_the_search(tiny_checkpoint, digit_images, invoke, tmp_path):
+    arguments = tiny_arguments(tiny_checkpoint, digit_images, tmp_path / "out")
+    result = invoke("bocompress-export", *arguments, "--workers", 2, "--backend", "nobody")
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1].startswith("error: --backend nobody cannot be used")
+    assert not (tmp_path / "out").exists()
 
 
 def test_ctrl_c_says_how_to_go_on(tiny_checkpoint, digit_images, invoke, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ STAGES = [
     "decompose recalibrate",
     "search",
     "search.space search.gp",
-    "search.belief search.start search.journal",
+    "search.belief search.start search.journal search.workers",
     "search.settings search.acquisition search.paths",
     "search.improvement search.certificate",
     "search.stopping",

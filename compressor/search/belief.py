@@ -57,6 +57,19 @@ class Surrogate(ABC):
     def belief(self, process: GaussianProcess) -> "Belief":
         """The belief about J that `process` (fitted to `targets`) implies."""
 
+    def expect_look(self, belief: "Belief", ranks: Ranks, noise: float) -> "Belief":
+        """The belief after a look at `ranks` (d,) that finds what `belief` expects, with this noise variance.
+
+        No mean moves, only variances shrink: what is to be looked at beside a look under way (Ginsbourger et al. 2010,
+        "Kriging is well-suited to parallelize optimization").
+        """
+        process, theta = belief.process, self.space.encode(ranks[None])
+        count = len(process.targets)
+        total = np.zeros((count + 1, count + 1))
+        total[:count, :count], total[count, count] = process.noise, noise
+        targets = np.append(process.targets, process.project(theta)[0])
+        return self.belief(GaussianProcess(np.concatenate([process.thetas, theta]), targets, total, process.hyper))
+
     @abstractmethod
     def look_noise(self, relative_variance: float, function_norms: Array) -> Array:
         """Noise variances (m,), in the targets' units, of looks where L is about `function_norms` (m,).

@@ -1,7 +1,7 @@
 """The search loop: look, fit, propose, test, until the certificate holds or the budget is spent."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -18,8 +18,8 @@ from compressor.search.journal import Journal
 from compressor.search.settings import SearchSettings as SearchSettings
 from compressor.search.space import Ranks, RankSpace
 from compressor.search.stopping import StopRule, StopTest
+from compressor.search.workers import Evaluate, Workers
 
-Evaluate = Callable[[Ranks, np.ndarray], Losses]
 REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many looks
 FRESH_GROWTH = 1.5  # likewise from fixed first guesses beside the last fit
 START_STREAM = 3  # keeps the random streams of one seed apart
@@ -27,6 +27,19 @@ START_STREAM = 3  # keeps the random streams of one seed apart
 
 class BudgetSpent(Exception):
     """The budget ended before the start was complete."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A plan to look at, ranks (d,), on the images with these indices (m,), and who asked for it.
+
+    `is_glance`: at a plan that differs in one layer from the start's best; no budget counts it.
+    """
+
+    source: str
+    ranks: Ranks
+    images: np.ndarray
+    is_glance: bool = False
 
 
 @dataclass
@@ -49,6 +62,7 @@ class Search:
         journal: keeps every look, and answers the ones an earlier run made.
         on_look: told after each look how many there were and how the search stands.
         on_incumbent: told after each test the image passes so far and the ranks (d,) of the plan then best.
+        workers: evaluate looks that do not depend on one another, None for one after the other.
     """
 
     def __init__(
@@ -61,6 +75,7 @@ class Search:
         journal: Journal,
         on_look: Callable[[int, str], None] = lambda count, text: None,
         on_incumbent: Callable[[int, Ranks], None] = lambda image_passes, ranks: None,
+        workers: Workers | None = None,
     ) -> None:
         self._space = space
         self._objective = objective
@@ -70,11 +85,11 @@ class Search:
         self._journal = journal
         self._on_look = on_look
         self._on_incumbent = on_incumbent
+        self._workers = workers or Workers()
         self._sampler = ImageSampler(num_images, settings.samples, settings.seed)
         self._state = SearchState()
         self._noise = NoiseModel(num_images)
         self._image_passes = 0
-        self._num_probes = 0
         self._num_glances = 0
         self._started = False
         self._began = time.perf_counter()
@@ -99,46 +114,61 @@ class Search:
                 reason = self._reason_to_stop(test, following)
                 if reason or following is None:
                     break
-                self._look(*following)
+                self._look_at(self._with_fantasies(test, following))
             record = self._record(self._complete(test), reason)
         return test.score.incumbent, record
 
     # Looks
 
-    def _first_look(self, source: str, ranks: Ranks, images: np.ndarray | None = None) -> float:
-        """Evaluate a plan of the start on these images, or on the next ones; returns the observed J."""
+    def _first_look(self, ranks: Ranks) -> float:
+        """The J observed of a plan of the start on the next images."""
+        (losses,) = self._first_looks([Look("start", ranks, self._sampler.draw(len(self._state.ranks)))])
+        return self._observed_objective(ranks, losses)
+
+    def _first_looks(self, looks: Sequence[Look]) -> list[Losses]:
+        """Losses of looks of the start, as long as the budget lasts."""
         if self._spent_budget():
             raise BudgetSpent
-        return self._look(source, ranks, self._sampler.draw(len(self._state.ranks)) if images is None else images)
+        return self._look_at(looks)
 
-    def _look(self, source: str, ranks: Ranks, images: np.ndarray) -> float:
-        """Evaluate a plan on the images with these indices; returns the observed J."""
-        losses = self._observe(source, ranks, images)
-        self._state.ranks.append(ranks)
+    def _look_at(self, looks: Sequence[Look]) -> list[Losses]:
+        """Losses of plans that do not depend on one another."""
+        all_losses = []
+        for look, losses in zip(looks, self._observe(looks), strict=True):
+            self._keep(look, losses)
+            all_losses.append(losses)
+            if len(all_losses) < len(looks) and not self._started and self._spent_budget():
+                raise BudgetSpent
+        return all_losses
+
+    def _keep(self, look: Look, losses: Losses) -> None:
+        self._state.ranks.append(look.ranks)
         self._state.losses.append(losses)
         self._state.norms.append(losses.mean)
-        self._state.sources.append(source)
+        self._state.sources.append(look.source)
         self._noise.add(losses)
-        observed = self._observed_objective(ranks, losses)
-        self._on_look(self._num_evaluations, f"{source}: J {observed:.4f}, ratio {self._ratio(ranks):.3f}")
-        return observed
+        self._num_glances += look.is_glance
+        observed = self._observed_objective(look.ranks, losses)
+        self._on_look(self._num_evaluations, f"{look.source}: J {observed:.4f}, ratio {self._ratio(look.ranks):.3f}")
 
-    def _probe(self, ranks: Ranks) -> Losses:
+    def _probe(self, plans: list[Ranks]) -> Iterator[Losses]:
         images = np.arange(min(start.PROBE_IMAGES, self._num_images))
-        losses = self._observe("probe", ranks, images)
-        self._num_probes += 1
-        self._on_look(0, f"measuring layers one at a time, {self._num_probes} looks so far")
-        return losses
+        for number, losses in enumerate(self._observe([Look("probe", ranks, images) for ranks in plans]), 1):
+            self._on_look(0, f"measuring layers one at a time, {number} looks so far")
+            yield losses
 
-    def _observe(self, source: str, ranks: Ranks, indices: np.ndarray) -> Losses:
-        self._image_passes += len(indices)
-        known = self._journal.recall(ranks, indices)
-        if known is not None:
-            return known
-        losses = self._evaluate(ranks, indices)
-        observed = self._observed_objective(ranks, losses)
-        self._journal.append(source, ranks, losses, self._ratio(ranks), observed)
-        return losses
+    def _observe(self, looks: Sequence[Look]) -> Iterator[Losses]:
+        """Losses in the looks' order: the journal's, as long as it has any, then new ones, which it gets."""
+        missing = list(looks)
+        while missing and (known := self._journal.recall(missing[0].ranks, missing[0].images)) is not None:
+            self._image_passes += len(missing.pop(0).images)
+            yield known
+        found = self._workers.run(self._evaluate, [(look.ranks, look.images) for look in missing])
+        for look, losses in zip(missing, found, strict=True):
+            self._image_passes += len(look.images)
+            observed = self._observed_objective(look.ranks, losses)
+            self._journal.append(look.source, look.ranks, losses, self._ratio(look.ranks), observed)
+            yield losses
 
     def _ratio(self, ranks: Ranks) -> float:
         return float(self._space.ratio(ranks[None])[0])
@@ -154,7 +184,7 @@ class Search:
             self._surrogate = self._choose_surrogate(None)
             rng = np.random.default_rng([self._settings.seed, START_STREAM])
             for ranks in space.sample(2 * space.num_dims + 2, rng):
-                self._first_look("start", ranks)
+                self._first_look(ranks)
             return
         sensitivities = start.probe_sensitivities(space, self._probe)
         self._surrogate = self._choose_surrogate(sensitivities)
@@ -170,14 +200,12 @@ class Search:
         if not len(images):
             return plan
 
-        def look(ranks: Ranks, some: np.ndarray = images) -> Losses:
-            self._first_look("start", ranks, some)
-            return self._state.losses[-1]
+        def look(ranks: Ranks) -> Losses:
+            return self._first_looks([Look("start", ranks, images)])[0]
 
-        def glance(ranks: Ranks) -> Losses:
-            losses = look(ranks, images[: start.CONTEXT_IMAGES])
-            self._num_glances += 1
-            return losses
+        def glance(plans: list[Ranks]) -> list[Losses]:
+            some = images[: start.CONTEXT_IMAGES]
+            return self._first_looks([Look("start", ranks, some, is_glance=True) for ranks in plans])
 
         return start.reallocate(self._space, self._objective, plan, look, glance)
 
@@ -215,31 +243,60 @@ class Search:
         self._surrogate_seconds += time.perf_counter() - began
         return complete
 
-    def _next_look(self, test: StopTest) -> tuple[str, Ranks, np.ndarray] | None:
-        """What to look at next and on which images; None where neither plan has images left that it has not seen."""
+    def _next_look(self, test: StopTest, pending: Sequence[Look] = ()) -> Look | None:
+        """What to look at next, beside what is under way; None where neither plan has images that it has not seen."""
         looks = [("candidate", test.candidate), ("re-measure", test.score.incumbent)]
         if measure_again(test.score, test.candidate, self._expected_noise(test)):
             looks.reverse()
         for source, ranks in looks:
-            images = self._images_for(ranks)
+            images = self._images_for(ranks, pending)
             if len(images):
-                return source, ranks, images
+                return Look(source, ranks, images)
         return None
 
-    def _images_for(self, ranks: Ranks) -> np.ndarray:
+    def _with_fantasies(self, test: StopTest, first: Look) -> list[Look]:
+        """`first` and the looks to follow it, each proposed as if those before it had found what is expected of them.
+
+        The first few of a batch do not depend on how many follow.
+        """
+        count = min(self._settings.candidates, self._settings.max_evaluations - self._num_evaluations)
+        looks = [first]
+        began = time.perf_counter()
+        while len(looks) < count:
+            belief = test.score.belief
+            belief = self._surrogate.expect_look(belief, looks[-1].ranks, self._expected_variance(belief, looks[-1]))
+            test = self._rule.propose(belief, np.array([*self._state.ranks, *(look.ranks for look in looks)]))
+            following = self._next_look(test, looks)
+            if following is None:
+                break
+            looks.append(following)
+        self._surrogate_seconds += time.perf_counter() - began
+        return looks
+
+    def _images_for(self, ranks: Ranks, pending: Sequence[Look] = ()) -> np.ndarray:
         """The next images of the pool, or for a plan looked at before, images that it has not seen."""
-        number = len(self._state.ranks)
-        again = (np.array(self._state.ranks).reshape(number, -1) == ranks).all(1).nonzero()[0]
-        seen = [self._state.losses[index].indices for index in again]
+        state = self._state
+        number = len(state.ranks) + len(pending)
+        again = (np.array(state.ranks).reshape(len(state.ranks), -1) == ranks).all(1).nonzero()[0]
+        seen = [state.losses[index].indices for index in again]
+        seen += [look.images for look in pending if np.array_equal(look.ranks, ranks)]
         return self._sampler.draw_unseen(number, np.concatenate(seen)) if seen else self._sampler.draw(number)
 
     def _expected_noise(self, test: StopTest) -> np.ndarray:
         """Variances of one more look at the candidate and at the incumbent."""
-        expected, _ = test.score.belief.function_norm(np.stack([test.candidate, test.score.incumbent]))
-        relative_variance = self._noise.relative_variance / self._sampler.samples
+        plans = np.stack([test.candidate, test.score.incumbent])
+        return self._look_noise(test.score.belief, plans, self._sampler.samples)
+
+    def _expected_variance(self, belief: Belief, look: Look) -> float:
+        return float(self._look_noise(belief, look.ranks[None], len(look.images))[0])
+
+    def _look_noise(self, belief: Belief, ranks: Ranks, num_images: int) -> np.ndarray:
+        """Expected noise variances (m,) of looks at ranks (m, d)."""
+        expected, _ = belief.function_norm(ranks)
+        relative_variance = self._noise.relative_variance / num_images
         return self._surrogate.look_noise(relative_variance, np.maximum(expected, min(self._state.norms)))
 
-    def _reason_to_stop(self, test: StopTest, following: tuple[str, Ranks, np.ndarray] | None) -> str:
+    def _reason_to_stop(self, test: StopTest, following: Look | None) -> str:
         if test.met:
             return "certificate met"
         return self._spent_budget() or ("" if following else "no images left that could tell more")

@@ -19,7 +19,8 @@ class SearchSettings:
 
     `certificate` is what stops the search: Eq. (12) for each single plan, or the same for all plans at once. `epsilon`
     None is the certificate's own: 0.05 for joint, the paper's 0.005 for pointwise. `samples` images per look;
-    `max_evaluations` looks at joint plans (probes of single layers come before).
+    `max_evaluations` looks at joint plans (probes of single layers come before). `candidates` plans are proposed at
+    once, so that several workers have something to do.
     """
 
     delta: float = 0.05
@@ -28,6 +29,7 @@ class SearchSettings:
     certificate: Certificate = "joint"
     acquisition: Acquisition = "pac"
     samples: int = 50
+    candidates: int = 1
     max_evaluations: int = 200
     max_seconds: float | None = None
     coordinates: Coordinates = "log"

@@ -6,7 +6,7 @@ layers exceed the sum of the single ones several times. Around the best of them 
 more, each within the plan, and the ranks allocated anew.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -23,11 +23,12 @@ NUM_REFINEMENTS = 3
 NUM_REALLOCATIONS = 2
 CONTEXT_IMAGES = 20
 CONTEXT_STEP = 1.4  # in rank, up and down
+CONTEXT_STEPS = (1 / CONTEXT_STEP, CONTEXT_STEP)
 SHARES_OF_THE_WAY = (0.35, 0.7)
 LOSS_FLOOR = 1e-12
 
-Probe = Callable[[Ranks], Losses]
-Look = Callable[[str, Ranks], float]
+Probe = Callable[[list[Ranks]], Iterable[Losses]]
+Look = Callable[[Ranks], float]
 
 
 def probe_sensitivities(space: RankSpace, probe: Probe) -> list[Array]:
@@ -35,16 +36,19 @@ def probe_sensitivities(space: RankSpace, probe: Probe) -> list[Array]:
 
     Measured at geometrically spaced ranks, log-linear in between, never increasing with the rank.
     """
-    tables = []
-    for layer, cap in enumerate(space.caps):
-        grid = _geometric(space.choices[layer], cap)
-        norms = []
-        for rank in grid:
-            ranks = space.caps.copy()
-            ranks[layer] = rank
-            norms.append(probe(ranks).mean)
-        tables.append(every_rank(grid, np.array(norms), int(cap)))
-    return tables
+    grids = [_geometric(choices, cap) for choices, cap in zip(space.choices, space.caps, strict=True)]
+    norms = iter(probe([_with_rank(space.caps, layer, rank) for layer, grid in enumerate(grids) for rank in grid]))
+    return [
+        every_rank(grid, np.array([next(norms).mean for _ in grid]), int(cap))
+        for grid, cap in zip(grids, space.caps, strict=True)
+    ]
+
+
+def _with_rank(plan: Ranks, layer: int, rank: int) -> Ranks:
+    """The plan (d,) with another rank of one layer."""
+    changed = plan.copy()
+    changed[layer] = rank
+    return changed
 
 
 def every_rank(ranks: Ranks, norms: Array, cap: int) -> Array:
@@ -92,7 +96,7 @@ def look_along_curve(space: RankSpace, objective: Objective, sensitivities: list
     def visit(weight: float) -> None:
         ranks = allocate(space, sensitivities, weight * objective.gamma)
         if ranks.tobytes() not in seen:
-            seen[ranks.tobytes()] = (look("start", ranks), weight, ranks)
+            seen[ranks.tobytes()] = (look(ranks), weight, ranks)
 
     for weight in CURVE_WEIGHTS:
         visit(weight)
@@ -121,9 +125,13 @@ def reallocate(
     """
     losses = {plan.tobytes(): look(plan)}
     here = float(losses[plan.tobytes()].values[:CONTEXT_IMAGES].mean())
+    around = [_around(choices, int(rank)) for choices, rank in zip(space.choices, plan, strict=True)]
+    changed = [_with_rank(plan, layer, rank) for layer, ranks in enumerate(around) for rank in ranks]
+    norms = iter([one.mean for one in glance(changed)])
     target = plan.copy()
-    for layer in range(space.num_dims):
-        target[layer] = _best_in_context(space, objective, plan, layer, here, glance)
+    for layer, others in enumerate(around):
+        known = {int(plan[layer]): here} | {rank: next(norms) for rank in others}
+        target[layer] = _best_in_context(space, objective, plan, layer, known)
     plans = {ranks.tobytes(): ranks for ranks in _between(space, plan, target)}
     for key, ranks in plans.items():
         if key not in losses:
@@ -136,18 +144,15 @@ def reallocate(
     return plans[max(plans, key=observed)]
 
 
-def _best_in_context(
-    space: RankSpace, objective: Objective, plan: Ranks, layer: int, here: float, glance: Probe
-) -> int:
-    """The rank of one layer that maximises J between a step down and up, log L being linear in log rank between."""
-    choices, rank = space.choices[layer], int(plan[layer])
-    norms = {rank: here}
-    for step in (1 / CONTEXT_STEP, CONTEXT_STEP):
-        neighbour = int(choices[np.abs(np.log(choices) - np.log(rank * step)).argmin()])
-        if neighbour not in norms:
-            changed = plan.copy()
-            changed[layer] = neighbour
-            norms[neighbour] = glance(changed).mean
+def _around(choices: Ranks, rank: int) -> list[int]:
+    """A layer's choices a step below and above its rank, without the rank itself."""
+    steps = [int(choices[np.abs(np.log(choices) - np.log(rank * step)).argmin()]) for step in CONTEXT_STEPS]
+    return [other for other in dict.fromkeys(steps) if other != rank]
+
+
+def _best_in_context(space: RankSpace, objective: Objective, plan: Ranks, layer: int, norms: dict[int, float]) -> int:
+    """The rank of one layer that maximises J between the ranks whose L is known, log L being linear in log rank."""
+    choices = space.choices[layer]
     known = np.array(sorted(norms))
     between = choices[(choices >= known[0]) & (choices <= known[-1])]
     expected = interpolate(between, known, np.array([norms[int(value)] for value in known]))

@@ -54,15 +54,17 @@ class StopRule:
             self._next_test = count + TEST_EVERY
             test = self._test_pointwise(test, count)
         if kind != "pac":
-            proposed, _ = maximise(
-                Improvement(test.score, kind), belief.space, test.anchors, self._rng(ACQUISITION_STREAM, count)
-            )
-            test = replace(test, candidate=proposed)
+            test = self._improve(test, count)
         if not may_stop or test.pointwise is None or test.pointwise > self._settings.risk:
             return test
         if self._settings.certificate == "pointwise":
             return replace(test, met=True)
         return self._test_jointly(test, count) if count >= self._next_joint else test
+
+    def propose(self, belief: Belief, visited: Ranks) -> StopTest:
+        """The next candidate alone, without any test of the certificates."""
+        test = self._incumbent(belief, visited)
+        return (self._test_pointwise if self._settings.acquisition == "pac" else self._improve)(test, len(visited))
 
     def complete(self, test: StopTest, visited: Ranks, may_stop: bool) -> StopTest:
         """The last test with both figures, for the record."""
@@ -90,6 +92,12 @@ class StopRule:
         space = test.score.belief.space
         rival, value = maximise(test.score, space, test.anchors, self._rng(ACQUISITION_STREAM, count))
         return replace(test, candidate=rival, rival=rival, pointwise=float(np.exp(value)))
+
+    def _improve(self, test: StopTest, count: int) -> StopTest:
+        """The test with the candidate that another acquisition than Eq. (11) proposes."""
+        improvement, space = Improvement(test.score, self._settings.acquisition), test.score.belief.space
+        proposed, _ = maximise(improvement, space, test.anchors, self._rng(ACQUISITION_STREAM, count))
+        return replace(test, candidate=proposed)
 
     def _test_jointly(self, test: StopTest, count: int) -> StopTest:
         joint = self._certify(test, count)

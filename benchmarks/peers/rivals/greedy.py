@@ -61,7 +61,7 @@ def lagrange_linear(attempt: Attempt) -> Iterator[Step]:
 def lagrange_cheap(attempt: Attempt) -> Iterator[Step]:
     """Lagrangian allocation on eight geometric ranks per layer and the same five images for all."""
     images = np.arange(min(start.PROBE_IMAGES, attempt.problem.num_images))
-    tables = start.probe_sensitivities(attempt.space, lambda ranks: attempt.look(ranks, images))
+    tables = start.probe_sensitivities(attempt.space, lambda plans: (attempt.look(ranks, images) for ranks in plans))
     yield from _allocate(attempt, tables)
 
 
