@@ -25,6 +25,7 @@ JITTER = 1e-10
 SQRT_5 = float(np.sqrt(5.0))
 SPECTRAL_FREEDOM = 5  # of the t distribution that is Matern 5/2's spectral density: twice nu
 TINY = 1e-24  # a variance, where all targets are alike and free of noise
+LIKELIHOOD_TOLERANCE = 1e-6  # relative; a fit that creeps on changes nothing in what is proposed
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def fit(
             jac=True,
             method="L-BFGS-B",
             bounds=bounds,
-            options={"maxiter": 60},
+            options={"maxiter": 60, "ftol": LIKELIHOOD_TOLERANCE},
         )
         for guess in first_guesses
     ]
