@@ -120,7 +120,8 @@ def _factors_section(path: Path) -> str:
         f"## {path.stem}: what the factors alone are worth",
         f"{study['network']}, {study['layers']} layers ({study['patterns']}), every layer at the same fraction of its "
         f"cap (other methods at as many parameters), no search, no fine-tuning. Function norm and top-1 on "
-        f"{study['judged_on']} images outside calibration. {_machine(study)}",
+        f"{study['judged_on']} images outside calibration; time is the median over the original's, one image on one "
+        f"thread. {_machine(study)}",
         _table(
             {
                 "fraction": lambda r: f"{r['fraction']:g}",
@@ -132,6 +133,7 @@ def _factors_section(path: Path) -> str:
                 "relative": lambda r: f"{r['relative']:.4f}",
                 "top-1": lambda r: _points(r["top1_original"], r["top1"]),
                 "steps kept": lambda r: f"{r['kept']} of {r['steps']}" if r["recalibrated"] else "",
+                "time": lambda r: f"{r['latency_ratio']:.2f}" if "latency_ratio" in r else "",
             },
             sorted(study["rows"], key=lambda row: -row["fraction"]),
         ),
