@@ -14,20 +14,26 @@ ENOUGH = 1.1  # where the budget is out of reach: within a tenth of the best fou
 
 
 def group_nodes(model: onnx.ModelProto, layers: Sequence[str]) -> dict[str, list[str]]:
-    """Names of the nodes with a kernel of int8 multiplications, by the layer of the network they belong to.
+    """Names of nodes by the layer of the network they belong to: its multiplications, and what follows them (sums,
+    activations, poolings) up to the next layer's, whose rounding would otherwise stay when the layer is left in float.
 
     A layer's factors are one group. A product without weights (attention's) is a group of its own, under its node's
-    name. Neighbours are merged until at most `MAX_GROUPS` are left.
+    name. Neighbours are merged until at most `MAX_GROUPS` are left. The nodes must be in topological order.
     """
     tensors = {tensor.name for tensor in model.graph.initializer}
     sums = [node for node in model.graph.node if node.op_type == "Add"]
     addends = {name: _module_tensor(node, tensors) for node in sums for name in node.input}
     groups: dict[str, list[str]] = {}
+    owner: dict[str, str] = {}
     for node in model.graph.node:
+        group = next((owner[name] for name in node.input if name in owner), "")
         if node.op_type in WEIGHTED:
             # A linear layer's transposed weight has a name of the exporter's; its bias keeps its own.
             tensor = _module_tensor(node, tensors) or addends.get(node.output[0], "")
-            groups.setdefault(_layer_of(tensor, layers) or node.name, []).append(node.name)
+            group = _layer_of(tensor, layers) or node.name
+        if group:
+            groups.setdefault(group, []).append(node.name)
+            owner.update(dict.fromkeys(node.output, group))
     return _merge_neighbours(groups)
 
 
