@@ -111,6 +111,7 @@ CHAINS = {
     "refit": "weight, last factor refitted",
     "activation": "activation-aware, refitted",
     "auto": "measured per layer",
+    "auto without cp": "measured per layer, CP not among the methods",
 }
 
 
@@ -126,7 +127,7 @@ def _factors_section(path: Path) -> str:
             {
                 "fraction": lambda r: f"{r['fraction']:g}",
                 "factors": lambda r: CHAINS[r["chain"]] + (", recalibrated" if r["recalibrated"] else ""),
-                "method": lambda r: "measured" if r["chain"] == "auto" else r["method"],
+                "method": lambda r: "measured" if r["chain"].startswith("auto") else r["method"],
                 "fitted on": lambda r: "" if r["chain"] == "weight" and not r["recalibrated"] else _fitted_on(r),
                 "parameters": lambda r: f"{r['params']:,}",
                 "function norm": lambda r: f"{r['function_norm']:.3f} ± {r['stderr']:.3f}",
