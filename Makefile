@@ -60,7 +60,7 @@ edge-ort: $(READY) $(TRAINED)  ## likewise: float32 and int8 in ORT format, with
 
 edge-smallest: $(READY) $(TRAINED)  ## likewise: the fewest bytes to ship: low rank, smallest weights zero, int8, zipped
 	$(FRESH)
-	$(EXPORT) --prune 0.2 --precision int8 --zip $(ARGS)
+	$(EXPORT) --method auto+cp --prune 0.2 --precision int8 --zip $(ARGS)
 
 edge-fastest: $(READY) $(TRAINED)  ## likewise: ranks searched for measured time in place of parameters
 	$(FRESH)

@@ -15,7 +15,7 @@ from compressor.factors import break_even_rank, num_params_table
 from compressor.macs import count_macs
 from compressor.records import Kind, LayerRecord, Method
 
-MethodChoice = Literal["auto", "spatial", "tucker", "cp", "interpolative"]
+MethodChoice = Literal["auto", "auto+cp", "spatial", "tucker", "cp", "interpolative"]
 
 # The layer sets of the paper's experiments (Sec. 4); Table 1 counts a ninth for ResNet-18 but names none.
 PAPER_LAYERS = {"resnet": "layer*.conv2", "vgg": "*", "fc": "*"}
@@ -92,8 +92,8 @@ def find_layers(
     Args:
         model: the network, in eval mode.
         example: one input batch, used for one forward pass (MACs, and which layers are called at all).
-        method: "auto" splits k x k convolutions spatially; "tucker" and "cp" decompose those without groups;
-            "interpolative" keeps rows of every layer without groups. Where a method does not apply: as "auto".
+        method: "auto" and "auto+cp" split k x k convolutions spatially; "tucker" and "cp" decompose those without
+            groups; "interpolative" keeps rows of every layer without groups. Where a method does not apply: as "auto".
         include: name patterns (fnmatch); empty means every layer; "paper" is the paper's set for `arch`.
         skip: name patterns to leave out.
 

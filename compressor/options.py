@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 PATH = click.Path(path_type=Path)
-METHOD_NAMES = ("auto", "spatial", "tucker", "cp", "interpolative")
+METHOD_NAMES = ("auto", "auto+cp", "spatial", "tucker", "cp", "interpolative")
 PRECISION_NAMES = ("fp32", "fp16", "int8")
 LARGEST_INPUT = 4096
 LARGEST_BATCH = 1024
@@ -217,9 +217,9 @@ layer_options = _options(
         type=click.Choice(METHOD_NAMES),
         default="auto",
         show_default=True,
-        help="auto: measured for every k x k convolution among spatial, Tucker-2, CP (unless --cost is "
-        "latency) and interpolative. spatial, tucker, cp: these for k x k convolutions. Linear and 1 x 1: SVD. "
-        "interpolative: rows of any layer. Layers with groups: spatial or SVD.",
+        help="auto: measured for every k x k convolution among spatial, Tucker-2 and interpolative. auto+cp: and CP, "
+        "which loses less at one size and runs slower. spatial, tucker, cp: these for k x k convolutions. Linear and "
+        "1 x 1: SVD. interpolative: rows of any layer. Layers with groups: spatial or SVD.",
     ),
 )
 FACTOR_KINDS = ("auto", "weight", "refit", "activation")

@@ -28,7 +28,7 @@ from benchmarks.report import write_report
 from compressor.architectures import user_cache_dir
 from compressor.attention import open_attention
 from compressor.costs import cost_tables, saves_nothing
-from compressor.decompose import FAST_RIVALS, RIVALS, Decomposed, Decomposer
+from compressor.decompose import RIVALS, Decomposed, Decomposer
 from compressor.errors import InputError, VerificationError, first_line
 from compressor.fidelity import FunctionNorm, Losses
 from compressor.files import check_folder, prepare_folder, replace_files_when_whole, replace_when_whole, write_text
@@ -340,8 +340,7 @@ def _parts(job: Job, found: Sequence[FoundLayer], norm: FunctionNorm, earlier: M
         layers = [with_method(layer, chosen[layer.name][0]) for layer in found]
         kinds: dict[str, FactorKind] = {name: kind for name, (_, kind) in chosen.items()}
     except (KeyError, TypeError, ValueError):  # no journal, or one that will be refused
-        rivals = FAST_RIVALS if job.settings.cost == "latency" else RIVALS
-        return _decompose(job, found, norm, {}, rivals if job.settings.method == "auto" and not earlier else ())
+        return _decompose(job, found, norm, {}, () if earlier else RIVALS.get(job.settings.method, ()))
     return _decompose(job, layers, norm, kinds)
 
 

@@ -111,7 +111,7 @@ CHAINS = {
     "refit": "weight, last factor refitted",
     "activation": "activation-aware, refitted",
     "auto": "measured per layer",
-    "auto without cp": "measured per layer, CP not among the methods",
+    "auto+cp": "measured per layer, CP among the methods",
 }
 
 

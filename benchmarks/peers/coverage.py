@@ -40,6 +40,7 @@ from exporters.verify import verify_onnx
 NUM_IMAGES = 4
 SECONDS_PER_ARCH = 3600
 NOTHING = 1e-3
+VIT_SIZE = 224
 COUNTED = ("conv", "linear", "addmm", "matmul", "bmm", "einsum", "mm")
 
 
@@ -49,11 +50,10 @@ def cover(arch: str) -> dict[str, Any]:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "model.pt"
-        transform = published_transform(arch)
-        images = procedural_images(NUM_IMAGES, transform, seed=0).batch(slice(None))
         # Vision transformers take one size only, and that of the published weights is not always the default.
-        size = {"image_size": transform.input_size} if arch.startswith("vit") else {}
-        torch.save(settled(import_torchvision().models.get_model(arch, weights=None, **size), images), checkpoint)
+        size = VIT_SIZE if arch.startswith("vit") else None
+        images = procedural_images(NUM_IMAGES, published_transform(arch, size), seed=0).batch(slice(None))
+        torch.save(settled(import_torchvision().models.get_model(arch, weights=None), images), checkpoint)
         loaded = load_model(checkpoint)
         row = {"arch": arch, "recognised": loaded.arch, "input_size": images.shape[-1]}
         row |= compress_half(loaded.model.eval().requires_grad_(False), images, Path(folder) / "model.onnx")

@@ -39,7 +39,7 @@ from exporters.onnx import export_onnx
 CPU = torch.device("cpu")
 NUM_CALIBRATION, NUM_CHECK, NUM_JUDGES = 400, 100, 2000
 FRACTIONS = (0.5, 0.3, 0.2)
-CHAINS: tuple[FactorChoice, ...] = ("weight", "refit", "activation", "auto")
+CHAINS: tuple[str, ...] = ("weight", "refit", "activation", "auto", "auto+cp")
 MIDDLE = 0.3  # the fraction at which methods and calibration images are compared
 
 
@@ -65,15 +65,16 @@ class Study:
         export_onnx(model, self._example, path, {})
         return path
 
-    def run(self, fractions: Iterable[float], choice: FactorChoice, images: "Calibration", method: str = "") -> None:
-        """Rows for one choice of factors at some fractions of the caps, before and after recalibration."""
+    def run(self, fractions: Iterable[float], chain: str, images: "Calibration", method: str = "") -> None:
+        """Rows for one chain (factors, "+cp": with CP among the methods) at some fractions of the caps."""
         began = time.perf_counter()
         check = FunctionNorm(self.model, images.check, CPU)
         layers = [with_method(layer, method) if _applies(layer, method) else layer for layer in self.layers]  # type: ignore[arg-type]
-        decomposer = Decomposer(self.model, images.fit, check, CPU, choice, rivals=RIVALS if choice == "auto" else ())
+        choice: FactorChoice = chain.removesuffix("+cp")  # type: ignore[assignment]
+        decomposer = Decomposer(self.model, images.fit, check, CPU, choice, rivals=RIVALS.get(chain, ()))
         parts = decomposer.run(layers)
         seconds = time.perf_counter() - began
-        about = {"chain": choice, "method": method or "svd, spatial", "images": images.name, "fit_on": len(images.fit)}
+        about = {"chain": chain, "method": method or "svd, spatial", "images": images.name, "fit_on": len(images.fit)}
         for fraction in fractions:
             ranks = self._ranks(parts, fraction)
             factors = {part.layer.name: part.factors for part in parts}
