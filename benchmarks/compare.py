@@ -278,13 +278,7 @@ class _Bench:
 
 
 def _describe_file(name: str, path: Path) -> BenchmarkedFile:
-    parts = [path, *(beside for beside in [path.with_name(f"{path.name}.data")] if beside.is_file())]
-    return BenchmarkedFile(
-        name=name,
-        path=str(path),
-        onnx_bytes=sum(map(file_bytes, parts)),
-        gzip_bytes=sum(map(gzip_bytes, parts)),
-    )
+    return BenchmarkedFile(name=name, path=str(path), onnx_bytes=file_bytes(path), gzip_bytes=gzip_bytes(path))
 
 
 def _input_shape(path: Path, settings: Settings) -> tuple[int, ...]:
