@@ -371,7 +371,8 @@ def _cost_tables(job: Job, parts: Sequence[Decomposed], earlier: Mapping[str, An
     count = job.settings.batch_size if cost == "latency" else 1
     example = job.search_images.batch([number % len(job.search_images) for number in range(count)])
     factors = {part.layer.name: part.factors for part in parts}
-    with job.progress.stage(f"costs of ranks in {cost}", len(layers)) as stage:
+    words = "latency of layers" if cost == "latency" else f"{COST_WORDS[cost]} of layers"
+    with job.progress.stage(words, len(layers)) as stage:
         tables = cost_tables(cost, job.teacher, layers, factors, example.to(job.device), measure, stage.update)
     return {layer.name: table for layer, table in zip(layers, tables, strict=True)}
 
