@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
 from benchmarks import bench_pictures, formatting, svg
@@ -19,11 +19,11 @@ from benchmarks.bench_tables import (
     tabulate_timings,
 )
 from benchmarks.compare import describe_setting, is_alike
+from benchmarks.templating import load_template
 from compressor.files import prepare_folder, write_text
 from compressor.records import BenchmarkRecord, SettingRecord
 
 OUTPUTS = ("benchmark.json", "benchmark.md", "benchmark.html")
-_TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -122,16 +122,8 @@ def _draw(setting: SettingRecord) -> Pictures:
 
 @cache
 def _load_template(name: str, escape: bool) -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=escape,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(duration=formatting.format_duration, plural=formatting.format_plural, cell=_escape_cell)
-    return environment.get_template(name)
+    filters = {"duration": formatting.format_duration, "plural": formatting.format_plural, "cell": _escape_cell}
+    return load_template(name, filters, escape, keep_trailing_newline=True)
 
 
 def _escape_cell(text: str) -> str:

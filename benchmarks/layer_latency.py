@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,14 @@ class LayerClock:
     def __init__(self, threads: int = 1, cache: Path | None = None) -> None:
         self._threads = threads
         self._cache = cache
-        self._machine = f"{describe_machine().model_dump_json()} {threads} threads"
-        self._known = _read(cache)
+
+    @cached_property
+    def _machine(self) -> str:
+        return f"{describe_machine().model_dump_json()} {self._threads} threads"
+
+    @cached_property
+    def _known(self) -> dict[str, list[float]]:
+        return _read(self._cache)
 
     def measure(self, key: str, models: Callable[[], Sequence[bytes]], inputs: NDArray[Any]) -> list[float]:
         """Milliseconds (n,) of the models; `key` names them, so that they are made and timed once only."""

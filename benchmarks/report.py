@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 from pydantic import ValidationError
 
 from benchmarks import formatting, pictures, precisions, svg, wording
+from benchmarks.templating import load_template
 from compressor.errors import InputError
 from compressor.files import write_text
 from compressor.records import LatencyRecord, Pair, Report
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _FILTERS = {
     "duration": formatting.format_duration,
     "plural": formatting.format_plural,
@@ -79,16 +79,7 @@ def render_report(report: Report) -> str:
 
 @cache
 def _load_template() -> Template:
-    # Autoescape is switched on outright: jinja's choice by file ending would leave it off for ".jinja".
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(_FILTERS)
-    return environment.get_template("report.html.jinja")
+    return load_template("report.html.jinja", _FILTERS)
 
 
 def _describe_first(error: ValidationError) -> str:

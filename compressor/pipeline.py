@@ -21,7 +21,6 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 import compressor
-from benchmarks.latency import available_providers, measure_latency
 from benchmarks.layer_latency import LayerClock
 from benchmarks.rank_steps import measure_rank_multiple
 from benchmarks.report import write_report
@@ -47,7 +46,7 @@ from compressor.layers import FoundLayer, compressible, factorised_ranks, find_l
 from compressor.network import build_candidate, detach_from_original
 from compressor.objective import Objective, default_gamma
 from compressor.plan import make_plan, planned_layers
-from compressor.precision import Judged, make_fidelity, precision_file, share, tell, write_precisions
+from compressor.precision import Judged, latency_beside, make_fidelity, precision_file, share, tell, write_precisions
 from compressor.progress import Progress
 from compressor.prune import prune_smallest
 from compressor.recalibrate import Recalibration
@@ -55,7 +54,6 @@ from compressor.records import (
     COST_WORDS,
     FactorChoice,
     FactorKind,
-    LatencyRecord,
     Method,
     Pair,
     ParityRecord,
@@ -441,7 +439,7 @@ def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
     with replace_when_whole(job.folder / "compressed.safetensors") as partial:
         partial.write_bytes(save({name: value.contiguous() for name, value in network.state_dict().items()}))
     parity = _export_both(job, original, network, plan)
-    latency = _measure(job)
+    latency = latency_beside(job, "original.onnx", "model.onnx", "latency")
     precisions, failures = write_precisions(job, judged, _provenance(job, plan))
     files, unwritten = write_formats(job, network, precisions)
     failures += unwritten
@@ -531,21 +529,3 @@ def _export_verified(
             return verify_onnx(partial, model, images)
         except VerificationError as error:
             raise VerificationError(str(error).replace(str(partial), str(path))) from error
-
-
-def _measure(job: Job) -> dict[str, LatencyRecord]:
-    records = {}
-    providers = available_providers()
-    for provider in providers:
-        with job.progress.stage(f"latency on {provider}") as stage:
-            records[provider] = measure_latency(
-                job.folder / "original.onnx",
-                job.folder / "model.onnx",
-                job.example,
-                provider,
-                threads=job.settings.threads,
-                batch_size=job.settings.batch_size,
-                seed=job.settings.search.seed,
-                on_step=tell(stage),
-            )
-    return records

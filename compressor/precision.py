@@ -155,12 +155,19 @@ def _agreement(outputs: Tensor, targets: Tensor) -> float:
 
 def _measure(job: Job, against: str, path: Path) -> dict[str, LatencyRecord]:
     """Latency beside another file of the run, without every single sample: the report has those of the float files."""
+    records = latency_beside(job, against, path.name, f"latency of {path.name} beside {against}")
+    without: dict[str, list[float]] = {"original_samples_ms": [], "compressed_samples_ms": []}
+    return {provider: record.model_copy(update=without) for provider, record in records.items()}
+
+
+def latency_beside(job: Job, against: str, name: str, words: str) -> dict[str, LatencyRecord]:
+    """Latency of two files of the run's folder, in turn, on every provider; `words` for the progress."""
     records = {}
     for provider in available_providers():
-        with job.progress.stage(f"latency of {path.name} beside {against} on {provider}") as stage:
-            record = measure_latency(
+        with job.progress.stage(f"{words} on {provider}") as stage:
+            records[provider] = measure_latency(
                 job.folder / against,
-                path,
+                job.folder / name,
                 job.example,
                 provider,
                 threads=job.settings.threads,
@@ -168,7 +175,6 @@ def _measure(job: Job, against: str, path: Path) -> dict[str, LatencyRecord]:
                 seed=job.settings.search.seed,
                 on_step=tell(stage),
             )
-        records[provider] = record.model_copy(update={"original_samples_ms": [], "compressed_samples_ms": []})
     return records
 
 

@@ -53,7 +53,7 @@ def runs(images: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (pipeline, precision):
-            patch.setattr(module, "_measure", lambda *_: {})
+            patch.setattr(module, "latency_beside", lambda *_: {})
         usual = run("usual", formats=("onnx", "ort"), opset=18)
         patch.setattr(exporter, "MAX_WEIGHT_BYTES", 2000)
         return usual, run("large")

@@ -57,7 +57,7 @@ def write_nothing(job: Job, *_: object) -> ParityRecord:
 def unmeasured() -> Iterator[None]:
     """Export and latency are other tests', and take most of a small run's time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "_measure", lambda _job: {})
+        patch.setattr(pipeline, "latency_beside", lambda *_: {})
         patch.setattr(pipeline, "_export_both", write_nothing)
         yield
 

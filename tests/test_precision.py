@@ -56,7 +56,7 @@ def result(inputs: tuple[torch.Tensor, torch.Tensor], tmp_path_factory: pytest.T
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (precision, pipeline):
-        monkeypatch.setattr(module, "_measure", lambda *_: {})
+        monkeypatch.setattr(module, "latency_beside", lambda *_: {})
 
 
 def infer(path: Path, images: np.ndarray) -> np.ndarray:
