@@ -72,7 +72,7 @@ def explain_errors(command: Command) -> Command:
 
 def _describe_stop(options: dict[str, Any]) -> str:
     if "resume" in options:
-        from compressor.pipeline import JOURNAL
+        from compressor.job import JOURNAL
 
         journal = _out(options) / JOURNAL
         if journal.exists():

@@ -25,6 +25,7 @@ from compressor.records import (
 from compressor.search.loop import SearchSettings
 from compressor.search.workers import DEFAULT_BACKEND
 
+JOURNAL = "search.jsonl"
 MAX_CALIBRATION_SHARE = 0.3  # of all images
 MIN_CALIBRATION_IMAGES = 8
 
