@@ -39,7 +39,8 @@ STAGES = [
     "search.loop",
     "tables options job",
     "summary precision formats",
-    "rank_search",
+    "rank_search realise",
+    "targets",
     "pipeline",
     "cli",
 ]
@@ -164,7 +165,7 @@ def test_only_the_driver_and_the_command_line_import_the_other_rooms() -> None:
         if name.startswith("compressor")
         and any(other.startswith(("exporters", "benchmarks")) for other in our_imports(SOURCES[name]))
     }
-    drivers = ("pipeline", "rank_search", "precision", "formats", "summary", "cli")
+    drivers = ("pipeline", "rank_search", "targets", "precision", "formats", "summary", "cli")
     assert importers <= {f"compressor.{name}" for name in drivers}
 
 
