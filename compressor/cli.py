@@ -27,6 +27,7 @@ from compressor.options import (
     model_options,
     run_options,
     search_options,
+    tune_options,
 )
 
 if TYPE_CHECKING:
@@ -72,11 +73,11 @@ def explain_errors(command: Command) -> Command:
 
 def _describe_stop(options: dict[str, Any]) -> str:
     if "resume" in options:
-        from compressor.pipeline import JOURNAL
+        from compressor.pipeline import CHECKPOINT, JOURNAL
 
-        journal = _out(options) / JOURNAL
-        if journal.exists():
-            return f"stopped; {journal} is kept: the same command with --resume goes on from there"
+        for kept in (_out(options) / CHECKPOINT, _out(options) / JOURNAL):
+            if kept.exists():
+                return f"stopped; {kept} is kept: the same command with --resume goes on from there"
     return "stopped"
 
 
@@ -92,8 +93,13 @@ def main() -> None:
 @search_options
 @layer_options
 @factor_options(FACTOR_KINDS, "auto")
+@tune_options
 @run_options
-@click.option("--resume", is_flag=True, help="Go on with the search whose journal lies in --out.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the search, and the fine-tuning, whose journal and checkpoint lie in --out.",
+)
 @click.version_option(compressor.__version__, prog_name="bocompress-export")
 @explain_errors
 def export(**options: Any) -> None:
@@ -116,7 +122,8 @@ def export(**options: Any) -> None:
         _settings(options),
         _source(loaded, images, options),
         progress,
-        resume=options["resume"],
+        options["resume"],
+        _train_images(loaded, options, progress),
     )
     _print_result(result, options["as_json"])
 
@@ -164,21 +171,33 @@ def inspect(**options: Any) -> None:
 @click.argument("plan", type=PATH)
 @image_options
 @factor_options(("plan", *FACTOR_KINDS), "plan", "plan: as the plan says. ")
+@tune_options
 @run_options
+@click.option("--resume", is_flag=True, help="Go on with the fine-tuning whose checkpoint lies in --out.")
 @explain_errors
 def apply_command(**options: Any) -> None:
     """Apply PLAN (a plan.json, searched or edited by hand) to MODEL without a search; writes what export does."""
     from compressor.files import check_folder
-    from compressor.pipeline import apply_plan
+    from compressor.pipeline import OUTPUTS, apply_plan
     from compressor.plan import read_plan
 
     progress, out = _progress(), _out(options)
-    check_folder(out)
+    check_folder(out, keep=OUTPUTS if options["resume"] else ())
     plan = read_plan(options["plan"])
     loaded, images = _load(options, progress)
     if plan.arch != loaded.arch:
         raise InputError(f"the plan is for {plan.arch}, the checkpoint is {loaded.arch}")
-    result = apply_plan(loaded.model, images, plan, out, _settings(options), _source(loaded, images, options), progress)
+    result = apply_plan(
+        loaded.model,
+        images,
+        plan,
+        out,
+        _settings(options),
+        _source(loaded, images, options),
+        progress,
+        options["resume"],
+        _train_images(loaded, options, progress),
+    )
     _print_result(result, options["as_json"])
 
 
@@ -338,6 +357,7 @@ def _images_for_file(options: dict[str, Any], progress: "Progress") -> "ImageSet
 
 
 def _load(options: dict[str, Any], progress: "Progress") -> "tuple[LoadedModel, ImageSet]":
+    _check_tuning(options)
     from compressor.checkpoint import load_model
     from compressor.images import list_images, load_folder, procedural_images
 
@@ -365,6 +385,36 @@ def _load(options: dict[str, Any], progress: "Progress") -> "tuple[LoadedModel, 
     return loaded, images
 
 
+def _check_tuning(options: dict[str, Any]) -> None:
+    """Options of a fine-tuning that is not asked for, or has nothing to learn from; said before anything is loaded."""
+    given = [name for name in ("train_data", "learning_rate") if options[name] is not None]
+    if not options["finetune"] and given:
+        raise InputError(f"--{given[0].replace('_', '-')} is for fine-tuning: give --finetune EPOCHS, too")
+    if options["finetune"] and options["data"] is None and options["train_data"] is None:
+        raise InputError("--finetune needs images of the task: give --data or --train-data")
+    if options["train_data"] is not None:
+        from compressor.images import list_images
+
+        list_images(options["train_data"])
+
+
+def _train_images(loaded: "LoadedModel", options: dict[str, Any], progress: "Progress") -> "ImageSet | None":
+    """The images of --train-data, as the network wants them."""
+    from compressor.images import list_images, load_folder
+
+    if options["train_data"] is None:
+        return None
+    transform, count = _transform(loaded, options), options["max_train_images"]
+    count = min(count, len(list_images(options["train_data"]).files))
+    _require_memory(count, transform.input_size)
+    with progress.stage("reading images to train on", count) as stage:
+        images = load_folder(
+            options["train_data"], transform, count, options["seed"], lambda done, _: stage.update(done)
+        )
+    progress.say(f"to train on: {images.source}")
+    return images
+
+
 def _require_memory(num_images: int, input_size: int) -> None:
     needed_gb = 3 * num_images * input_size**2 / 1e9
     if needed_gb > LARGEST_IMAGES_GB:
@@ -381,12 +431,20 @@ DRAWN = (
 
 
 def _settings(options: dict[str, Any]) -> "Settings":
+    from compressor.finetune import TuneSettings
     from compressor.pipeline import Settings
     from compressor.search.settings import SearchSettings
 
     shared = {key: options[key] for key in SHARED_SETTINGS}
     shared["precisions"] = tuple(dict.fromkeys(name for names in options["precisions"] for name in names))
     shared["factors"] = None if options["factors"] == "plan" else options["factors"]
+    shared["tune"] = TuneSettings(
+        epochs=options["finetune"],
+        by=options["finetune_by"],
+        schedule=options["schedule"],
+        learning_rate=options["learning_rate"],
+        autocast=options["autocast"],
+    )
     if "gamma" not in options:  # apply: no search
         return Settings(search=SearchSettings(seed=options["seed"]), **shared)
     delta, relative = options["delta"]

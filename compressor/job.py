@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.factors import Factors
+from compressor.finetune import TuneSettings
 from compressor.images import ImageSet
 from compressor.layers import FoundLayer, MethodChoice
 from compressor.progress import Progress
@@ -24,6 +25,7 @@ from compressor.records import (
 )
 from compressor.search.loop import SearchSettings
 from compressor.search.workers import DEFAULT_BACKEND
+from compressor.training import TrainingImages
 
 MAX_CALIBRATION_SHARE = 0.3  # of all images
 MIN_CALIBRATION_IMAGES = 8
@@ -40,7 +42,8 @@ class Settings:
     machine (measured); `calibration` is the number of images that factors are fitted on, which neither search
     nor judge see. `precisions` and `formats` are those to write; float32 and ONNX always are. `zip`
     adds zipped files, `opset` None takes the exporter's choice. `workers` evaluate
-    candidates at once, through the joblib backend of this name; neither changes what is found.
+    candidates at once, through the joblib backend of this name; neither changes what is found. `tune` says how the
+    compressed network is fine-tuned, by default not at all.
     """
 
     gamma: float | None = None
@@ -64,6 +67,7 @@ class Settings:
     workers: int = 1
     backend: str = DEFAULT_BACKEND
     search: SearchSettings = field(default_factory=SearchSettings)
+    tune: TuneSettings = field(default_factory=TuneSettings)
 
     @property
     def calibration_wanted(self) -> int:
@@ -92,7 +96,8 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Job:
-    """What every stage after loading needs."""
+    """What every stage after loading needs. `training` is there where the network is to be fine-tuned; with `resume`
+    stages go on from what an earlier run left in `folder`."""
 
     teacher: nn.Module
     calibration: ImageSet
@@ -104,6 +109,8 @@ class Job:
     source: Source
     progress: Progress
     began: float
+    training: TrainingImages | None = None
+    resume: bool = False
 
     @property
     def device(self) -> torch.device:

@@ -7,7 +7,6 @@
 
 import copy
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,6 +31,7 @@ from compressor.errors import InputError, VerificationError, first_line
 from compressor.fidelity import FunctionNorm, Losses
 from compressor.files import check_folder, prepare_folder, replace_files_when_whole, replace_when_whole, write_text
 from compressor.formats import write_formats
+from compressor.hashing import hash_images, hash_tensors
 from compressor.images import ImageSet, from_batches
 from compressor.job import (
     MAX_CALIBRATION_SHARE,
@@ -66,6 +66,9 @@ from compressor.search.loop import Search
 from compressor.search.space import RankSpace
 from compressor.search.workers import Workers
 from compressor.summary import Measured, early_warnings, make_report
+from compressor.training import divide_training, require_trainable
+from compressor.tuning import CHECKPOINT as CHECKPOINT
+from compressor.tuning import tune_as_asked
 from exporters.edge import CONFIG_SUFFIX, ORT_SUFFIX, ZIP_SUFFIX
 from exporters.onnx import DATA_SUFFIX, export_onnx, layer_bytes, require_opset
 from exporters.verify import VERIFY_IMAGES, verify_onnx
@@ -75,6 +78,7 @@ JOURNAL = "search.jsonl"
 NETWORKS = ("original.onnx", "model.onnx", precision_file("int8"), precision_file("fp16"))
 OUTPUTS = (
     JOURNAL,
+    CHECKPOINT,
     "plan.json",
     "compressed.safetensors",
     "report.json",
@@ -86,6 +90,7 @@ LATENCY_CACHE = "layer-latency.json"
 MAX_SEARCH_IMAGES = 500
 MAX_CHECK_IMAGES = 100  # of the search's images decide over recalibration
 MAX_IMAGES = 1500
+MAX_TRAIN_IMAGES = 50_000
 
 
 def compress(
@@ -96,6 +101,7 @@ def compress(
     source: Source | None = None,
     progress: Progress | None = None,
     resume: bool = False,
+    train_images: ImageSet | Iterable[Any] | None = None,
 ) -> Compressed:
     """Search ranks, build the compressed network, export, verify and measure it, and write the report.
 
@@ -104,13 +110,14 @@ def compress(
         images: batches (N, ...) or (batch, labels) pairs, or an `ImageSet`. A part is kept out of the search.
         out: folder to write, new or empty (or holding the search to resume).
         settings, source, progress: see there.
-        resume: go on from the journal in `out`.
+        resume: go on from the journal in `out`, and from the fine-tuning's checkpoint.
+        train_images: to fine-tune on, of the same kind as `images`; None for those of `images` that do not judge.
 
     Raises:
         InputError: something about the input, the settings or the folder is not usable.
         VerificationError: the exported file does not compute what the network computes.
     """
-    job = _prepare(model, images, out, settings, source, progress, keep=OUTPUTS if resume else ())
+    job = _prepare(model, images, out, settings, source, progress, resume, train_images)
     norm = _norm(job)
     return _finish(job, _search(job, norm, resume), norm)
 
@@ -123,13 +130,15 @@ def apply_plan(
     settings: Settings | None = None,
     source: Source | None = None,
     progress: Progress | None = None,
+    resume: bool = False,
+    train_images: ImageSet | Iterable[Any] | None = None,
 ) -> Compressed:
     """The same job with a given plan instead of a search; arguments and errors as `compress`.
 
     Without settings the factors are those that the plan names.
     """
     settings = settings or Settings(factors=None)
-    job = _prepare(model, images, out, settings, source, progress)
+    job = _prepare(model, images, out, settings, source, progress, resume, train_images)
     layers, ranks = planned_layers(plan, job.layers)
     prepare_folder(job.folder)
     norm = _norm(job)
@@ -153,23 +162,30 @@ def _prepare(
     settings: Settings | None,
     source: Source | None,
     progress: Progress | None,
-    keep: Sequence[str] = (),
+    resume: bool = False,
+    train_images: ImageSet | Iterable[Any] | None = None,
 ) -> Job:
     began = time.perf_counter()
     settings = settings or Settings()
-    image_set = images if isinstance(images, ImageSet) else from_batches(images, MAX_IMAGES)
+    image_set = _as_image_set(images, MAX_IMAGES)
     if len(image_set) < 4:
         raise InputError(f"at least 4 images are needed, 2 to search with and 2 to judge, got {len(image_set)}")
     if settings.factors in ("refit", "activation") and not settings.calibration:
         raise InputError(f"{settings.factors} factors are fitted to images: --calibration must be above 0")
-    check_folder(Path(out), keep)
+    check_folder(Path(out), keep=OUTPUTS if resume else ())
     calibration, search_images, held_out = _divide(image_set, settings)
+    training = None
+    if settings.tune.epochs:
+        given = None if train_images is None else _as_image_set(train_images, MAX_TRAIN_IMAGES)
+        training = divide_training(given, calibration, search_images, held_out, settings.search.seed)
     teacher = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
     example = search_images.batch([0]).to(settings.device)
     _require_input_fits(teacher, example)
     teacher = open_attention(teacher, example)
     if settings.opset is not None:
         require_opset(teacher, example, settings.opset)  # now, rather than after the search
+    if training:
+        require_trainable(training, settings.tune.by, teacher, example)
     layers = find_layers(
         teacher,
         example,
@@ -189,7 +205,13 @@ def _prepare(
         source=source or Source(type(model).__name__, command="compressor.compress(...)"),
         progress=progress or Progress(),
         began=began,
+        training=training,
+        resume=resume,
     )
+
+
+def _as_image_set(images: ImageSet | Iterable[Any], limit: int) -> ImageSet:
+    return images if isinstance(images, ImageSet) else from_batches(images, limit)
 
 
 def _device(name: str) -> torch.device:
@@ -397,9 +419,9 @@ def _fingerprint(
     del searching["max_evaluations"], searching["max_seconds"]
     return {
         "journal_version": 3,
-        "weights": _hash(job.teacher.state_dict().values()),
-        "images": _hash_images(job.search_images),
-        "calibration": _hash_images(job.calibration),
+        "weights": hash_tensors(job.teacher.state_dict().values()),
+        "images": hash_images(job.search_images),
+        "calibration": hash_images(job.calibration),
         "layers": [[part.layer.name, part.layer.method, part.layer.cap, part.kind] for part in parts],
         "method": settings.method,
         "factors": settings.factors,
@@ -412,17 +434,6 @@ def _fingerprint(
     }
 
 
-def _hash_images(images: ImageSet) -> str:
-    return _hash(images.batch(slice(start, start + 64)) for start in range(0, len(images), 64))
-
-
-def _hash(tensors: Iterable[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 # After the search
 
 
@@ -432,6 +443,7 @@ def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
     network = detach_from_original(build_candidate(job.teacher, choice.factors, ranks))
     network, recalibration = _recalibrate(job, choice, network, norm)
     prune_smallest(network, plan.prune_fraction)
+    network, tuning = tune_as_asked(job, choice, network)
     judged, top1 = _judge(job, network)
     network.cpu()
     original = job.teacher.cpu()
@@ -443,7 +455,9 @@ def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
     precisions, failures = write_precisions(job, judged, _provenance(job, plan))
     files, unwritten = write_formats(job, network, precisions)
     failures += unwritten
-    measured = Measured(network, recalibration, judged.fidelity, top1, parity, latency, precisions, failures, files)
+    measured = Measured(
+        network, recalibration, tuning, judged.fidelity, top1, parity, latency, precisions, failures, files
+    )
     report = make_report(job, choice, measured)
     write_text(job.folder / "report.json", report.model_dump_json(indent=2) + "\n")
     write_report(report, job.folder / "report.html")

@@ -24,6 +24,8 @@ Certificate = Literal["joint", "pointwise"]
 Precision = Literal["fp32", "fp16", "int8"]
 FileFormat = Literal["onnx", "ort"]
 CalibrationName = Literal["min-max", "percentile", "entropy"]
+TuneTarget = Literal["teacher", "labels"]
+Schedule = Literal["cosine", "step", "cyclic"]
 Number = TypeVar("Number", int, float)
 
 
@@ -315,6 +317,50 @@ class RecalibrationRecord(Record):
     steps: list[RecalibrationStep]
 
 
+class TuneEpoch(Record):
+    """One epoch of a fine-tuning; epoch 0 is the network before it. Losses are those trained on (null where they were
+    not finite), `check_loss` and `function_norm` on the check images; `learning_rate` is that of the last step."""
+
+    epoch: int
+    learning_rate: float
+    train_loss: float | None
+    check_loss: float | None
+    function_norm: float
+    seconds: float
+
+
+class Judgement(Record):
+    """A network on the images outside the search; accuracies are null without labels, top-5 without five classes."""
+
+    function_norm: float
+    top1: float | None = None
+    top5: float | None = None
+
+
+class TuneRecord(Record):
+    """A fine-tuning: what it learnt from (`by`), how, and what every epoch brought. The weights of `kept_epoch` were
+    kept, those with the lowest loss on the check images, which are outside training and judging.
+
+    `before` and `after` are on the images outside the search; `excluded` counts images that were left out of the
+    training because they judge."""
+
+    by: TuneTarget
+    schedule: Schedule
+    learning_rate: float
+    batch_size: int
+    autocast: bool
+    epochs: int
+    train_images: int
+    check_images: int
+    excluded: int = 0
+    kept_epoch: int
+    stopped_because: str
+    seconds: float
+    rows: list[TuneEpoch]
+    before: Judgement | None = None
+    after: Judgement | None = None
+
+
 class ImagesRecord(Record):
     """Where the images came from and how they were used."""
 
@@ -460,6 +506,7 @@ class Report(Record):
     files: list[FileRecord] = []
     search: SearchRecord | None = None
     recalibration: RecalibrationRecord | None = None
+    tuning: TuneRecord | None = None
     layers: list[LayerRecord]
     images: ImagesRecord
     machine: MachineRecord

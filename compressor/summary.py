@@ -27,6 +27,7 @@ from compressor.records import (
     PrecisionRecord,
     RecalibrationRecord,
     Report,
+    TuneRecord,
 )
 
 
@@ -37,6 +38,7 @@ class Measured:
 
     network: nn.Module
     recalibration: RecalibrationRecord | None
+    tuning: TuneRecord | None
     fidelity: FidelityRecord
     top1: Pair[float] | None
     parity: ParityRecord
@@ -81,6 +83,7 @@ def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
         files=measured.files,
         search=choice.search,
         recalibration=measured.recalibration,
+        tuning=measured.tuning,
         layers=layers,
         images=_images_record(job),
         machine=describe_machine(),
@@ -153,6 +156,8 @@ def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
         warnings += advice.on_certificate(choice.search.certificate, choice.search.stopped_because)
         warnings += advice.on_prune(choice.plan.prune_fraction)
         warnings += advice.on_samples(job.settings.search.samples, len(job.search_images))
+    if measured.tuning is not None:
+        warnings += advice.on_tuning(measured.tuning)
     warnings += advice.on_fidelity(fidelity)
     class_names = job.held_out.class_names
     if class_names is not None:

@@ -18,6 +18,7 @@ from compressor.records import (
     RecalibrationRecord,
     Report,
     SearchRecord,
+    TuneRecord,
 )
 
 NARROWEST = 100  # a pipe has no width: wide enough for the longest row
@@ -58,6 +59,8 @@ def print_report(report: Report, folder: Path) -> None:
             console.print(line, markup=False)
     if report.recalibration:
         console.print(_recalibration_line(report.recalibration))
+    if report.tuning:
+        console.print(_tuning_line(report.tuning), markup=False)
     for record in report.precisions:
         if record.quantisation:
             console.print(_quantisation_line(record.quantisation), markup=False)
@@ -193,6 +196,16 @@ def _recalibration_line(record: RecalibrationRecord) -> str:
         f"recalibration: function norm {record.before:.4g} -> {record.after:.4g} on {record.check_images} images, "
         f"{kept} of {len(record.steps)} steps kept, {record.seconds:.0f} s"
     )
+
+
+def _tuning_line(record: TuneRecord) -> str:
+    """What it brought on the images outside the search."""
+    parts = [f"fine-tuning: epoch {record.kept_epoch} of {record.epochs} kept"]
+    if record.before and record.after:
+        parts.append(f"function norm {record.before.function_norm:.4g} -> {record.after.function_norm:.4g}")
+        if record.before.top1 is not None and record.after.top1 is not None:
+            parts.append(f"top-1 {_percent(record.before.top1)} -> {_percent(record.after.top1)}")
+    return ", ".join([*parts, f"{record.train_images} images, {record.seconds:.0f} s"])
 
 
 def _quantisation_line(record: QuantisationRecord) -> str:
