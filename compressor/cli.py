@@ -73,7 +73,7 @@ def explain_errors(command: Command) -> Command:
 
 def _describe_stop(options: dict[str, Any]) -> str:
     if "resume" in options:
-        from compressor.pipeline import CHECKPOINT, JOURNAL
+        from compressor.job import CHECKPOINT, JOURNAL
 
         for kept in (_out(options) / CHECKPOINT, _out(options) / JOURNAL):
             if kept.exists():

@@ -27,6 +27,8 @@ from compressor.search.loop import SearchSettings
 from compressor.search.workers import DEFAULT_BACKEND
 from compressor.training import TrainingImages
 
+JOURNAL = "search.jsonl"
+CHECKPOINT = "finetune.safetensors"
 MAX_CALIBRATION_SHARE = 0.3  # of all images
 MIN_CALIBRATION_IMAGES = 8
 

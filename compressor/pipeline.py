@@ -6,34 +6,27 @@
 """
 
 import copy
-import functools
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 import compressor
-from benchmarks.layer_latency import LayerClock
-from benchmarks.rank_steps import measure_rank_multiple
 from benchmarks.report import write_report
-from compressor.architectures import user_cache_dir
 from compressor.attention import open_attention
-from compressor.costs import cost_tables, saves_nothing
-from compressor.decompose import RIVALS, Decomposed, Decomposer
 from compressor.errors import InputError, VerificationError, first_line
-from compressor.fidelity import FunctionNorm, Losses
+from compressor.fidelity import FunctionNorm
 from compressor.files import check_folder, prepare_folder, replace_files_when_whole, replace_when_whole, write_text
 from compressor.formats import write_formats
-from compressor.hashing import hash_images, hash_tensors
 from compressor.images import ImageSet, from_batches
 from compressor.job import (
+    CHECKPOINT,
+    JOURNAL,
     MAX_CALIBRATION_SHARE,
     MIN_CALIBRATION_IMAGES,
     Choice,
@@ -42,38 +35,28 @@ from compressor.job import (
     Settings,
     Source,
 )
-from compressor.layers import FoundLayer, compressible, factorised_ranks, find_layers, with_method
+from compressor.layers import factorised_ranks, find_layers
 from compressor.network import build_candidate, detach_from_original
-from compressor.objective import Objective, default_gamma
-from compressor.plan import make_plan, planned_layers
-from compressor.precision import Judged, latency_beside, make_fidelity, precision_file, share, tell, write_precisions
+from compressor.objective import default_gamma
+from compressor.plan import planned_layers
+from compressor.precision import Judged, latency_beside, make_fidelity, precision_file, share, write_precisions
 from compressor.progress import Progress
 from compressor.prune import prune_smallest
+from compressor.rank_search import RankSearch, decompose_layers, make_choice
 from compressor.recalibrate import Recalibration
 from compressor.records import (
-    COST_WORDS,
-    FactorChoice,
-    FactorKind,
-    Method,
     Pair,
     ParityRecord,
     Plan,
     RecalibrationRecord,
-    SearchRecord,
 )
-from compressor.search.journal import Journal, stored_header
-from compressor.search.loop import Search
-from compressor.search.space import RankSpace
-from compressor.search.workers import Workers
-from compressor.summary import Measured, early_warnings, make_report
+from compressor.summary import Measured, make_report
 from compressor.training import divide_training, require_trainable
-from compressor.tuning import CHECKPOINT as CHECKPOINT
 from compressor.tuning import tune_as_asked
 from exporters.edge import CONFIG_SUFFIX, ORT_SUFFIX, ZIP_SUFFIX
-from exporters.onnx import DATA_SUFFIX, export_onnx, layer_bytes, require_opset
+from exporters.onnx import DATA_SUFFIX, export_onnx, require_opset
 from exporters.verify import VERIFY_IMAGES, verify_onnx
 
-JOURNAL = "search.jsonl"
 # What a run leaves in its folder; --resume finds some of it there.
 NETWORKS = ("original.onnx", "model.onnx", precision_file("int8"), precision_file("fp16"))
 OUTPUTS = (
@@ -86,7 +69,6 @@ OUTPUTS = (
     *(f"{name}{suffix}" for name in NETWORKS for suffix in ("", DATA_SUFFIX, ZIP_SUFFIX, DATA_SUFFIX + ZIP_SUFFIX)),
     *(f"{Path(name).stem}{suffix}" for name in NETWORKS for suffix in (ORT_SUFFIX, CONFIG_SUFFIX)),
 )
-LATENCY_CACHE = "layer-latency.json"
 MAX_SEARCH_IMAGES = 500
 MAX_CHECK_IMAGES = 100  # of the search's images decide over recalibration
 MAX_IMAGES = 1500
@@ -119,7 +101,9 @@ def compress(
     """
     job = _prepare(model, images, out, settings, source, progress, resume, train_images)
     norm = _norm(job)
-    return _finish(job, _search(job, norm, resume), norm)
+    with RankSearch(job, norm, resume) as search:
+        choice = search.run()
+    return _finish(job, choice, norm)
 
 
 def apply_plan(
@@ -143,13 +127,13 @@ def apply_plan(
     prepare_folder(job.folder)
     norm = _norm(job)
     kinds = {row.name: row.factors for row in plan.layers if row.factors} if job.settings.factors is None else {}
-    parts = _decompose(job, layers, norm, kinds)
+    parts = decompose_layers(job, layers, norm, kinds)
     gamma = plan.gamma or job.settings.gamma or default_gamma(norm.teacher_energy)
     caps = {layer.name: layer.cap for layer in layers}
     used = {part.layer.name: part.kind for part in parts}
     rows = [row.model_copy(update={"cap": caps[row.name], "factors": used[row.name]}) for row in plan.layers]
     kept = plan.model_copy(update={"arch": job.source.arch, "gamma": gamma, "layers": rows})
-    return _finish(job, _choice(parts, ranks, gamma, kept), norm)
+    return _finish(job, make_choice(parts, ranks, gamma, kept), norm)
 
 
 # Before the search
@@ -248,190 +232,6 @@ def _norm(job: Job) -> FunctionNorm:
     """The function norm on the images that search and choices of factors may see."""
     with job.progress.stage("outputs of the original"):
         return FunctionNorm(job.teacher, job.search_images, job.device)
-
-
-def _decompose(
-    job: Job,
-    layers: Sequence[FoundLayer],
-    norm: FunctionNorm,
-    kinds: Mapping[str, FactorKind],
-    rivals: tuple[Method, ...] = (),
-) -> list[Decomposed]:
-    with job.progress.stage("factorising layers", len(layers)) as stage:
-        decomposer = Decomposer(
-            model=job.teacher,
-            calibration=job.calibration,
-            judge=norm,
-            device=job.device,
-            choice=_factor_choice(job),
-            kinds=kinds,
-            rivals=rivals,
-            seed=job.settings.search.seed,
-            on_step=stage.update,
-        )
-        return decomposer.run(layers)
-
-
-def _factor_choice(job: Job) -> FactorChoice:
-    """On drawn images other factors look better than they are (docs/results.md), and the search would believe it."""
-    choice = job.settings.factors or "auto"
-    return "weight" if choice == "auto" and job.calibration.drawn else choice
-
-
-def _choice(
-    parts: Sequence[Decomposed],
-    ranks: Sequence[int],
-    gamma: float,
-    plan: Plan,
-    search: SearchRecord | None = None,
-    rank_multiple: int = 1,
-) -> Choice:
-    return Choice(
-        layers=[part.layer for part in parts],
-        ranks=list(ranks),
-        factors={part.layer.name: part.factors for part in parts},
-        kinds={part.layer.name: part.kind for part in parts},
-        gamma=gamma,
-        search=search,
-        rank_multiple=rank_multiple,
-        plan=plan,
-    )
-
-
-# The search
-
-
-def _search(job: Job, norm: FunctionNorm, resume: bool) -> Choice:
-    found = compressible(job.layers)
-    if not found:
-        raise InputError("no layer is left to compress; `bocompress inspect` lists the reasons")
-    settings, teacher = job.settings, job.teacher
-    gamma = settings.gamma if settings.gamma is not None else default_gamma(norm.teacher_energy)
-    objective = Objective(gamma, settings.form)
-    for warning in early_warnings(job, gamma, norm.teacher_energy):
-        job.progress.say(f"note: {warning}")
-    workers = _workers(settings)
-    prepare_folder(job.folder)
-    earlier = stored_header(job.folder / JOURNAL) if resume else {}
-    every_part = _parts(job, found, norm, earlier)
-    multiple = _rank_multiple(job, earlier)
-    tables = _cost_tables(job, every_part, earlier)
-    left = {name: _why_left(job, table) for name, table in tables.items() if saves_nothing(table)}
-    parts = [part for part in every_part if part.layer.name not in left]
-    if not parts:
-        raise InputError(f"no layer is left to compress: {next(iter(left.values()))}")
-    layers, factors = [part.layer for part in parts], {part.layer.name: part.factors for part in parts}
-    names = list(factors)
-    space = RankSpace(names, [tables[name] for name in names], settings.search.coordinates, multiple)
-    journal = Journal(job.folder / JOURNAL, _fingerprint(job, every_part, gamma, multiple, tables), resume)
-
-    def evaluate(ranks: np.ndarray, indices: np.ndarray) -> Losses:
-        return norm.losses(build_candidate(teacher, factors, factorised_ranks(layers, ranks)), indices)
-
-    with workers, job.progress.stage("searching ranks", settings.search.max_evaluations) as stage:
-        search = Search(
-            space,
-            objective,
-            evaluate,
-            len(job.search_images),
-            settings.search,
-            journal,
-            on_look=stage.update,
-            workers=workers,
-        )
-        ranks, record = search.run()
-    kinds = {part.layer.name: part.kind for part in parts}
-    plan = make_plan(layers, ranks.tolist(), kinds, job.source.arch, gamma, settings.prune_fraction)
-    choice = _choice(parts, ranks.tolist(), gamma, plan, record, multiple)
-    return replace(choice, cost=settings.cost, ratio=float(space.ratio(ranks[None])[0]), left=left)
-
-
-def _workers(settings: Settings) -> Workers:
-    """The workers that evaluate candidates; each process takes its share of the threads that torch has here."""
-    share = max(1, torch.get_num_threads() // settings.workers)
-    return Workers(settings.workers, settings.backend, functools.partial(torch.set_num_threads, share))
-
-
-def _parts(job: Job, found: Sequence[FoundLayer], norm: FunctionNorm, earlier: Mapping[str, Any]) -> list[Decomposed]:
-    """The layers decomposed; a resumed search keeps the methods and factors that were measured to be best."""
-    rows = earlier.get("layers")
-    try:
-        chosen = {name: (method, kind) for name, method, _, kind in rows or []}
-        layers = [with_method(layer, chosen[layer.name][0]) for layer in found]
-        kinds: dict[str, FactorKind] = {name: kind for name, (_, kind) in chosen.items()}
-    except (KeyError, TypeError, ValueError):  # no journal, or one that will be refused
-        return _decompose(job, found, norm, {}, () if earlier else RIVALS.get(job.settings.method, ()))
-    return _decompose(job, layers, norm, kinds)
-
-
-def _rank_multiple(job: Job, earlier: Mapping[str, Any]) -> int:
-    if job.settings.rank_multiple is not None:
-        return job.settings.rank_multiple
-    if isinstance(earlier.get("rank multiple"), int):
-        return int(earlier["rank multiple"])
-    with job.progress.stage("latency of ranks") as stage:
-        multiple, shares = measure_rank_multiple(job.settings.threads, tell(stage, "shapes"))
-    gain = 100 - 100 * shares[multiple]
-    found = f"multiples of {multiple}, {gain:.0f} % faster here than ranks at large" if multiple > 1 else "as they come"
-    job.progress.say(f"ranks: {found}")
-    return multiple
-
-
-def _cost_tables(job: Job, parts: Sequence[Decomposed], earlier: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Costs by layer; a resumed search keeps the times that were measured."""
-    layers, cost = [part.layer for part in parts], job.settings.cost
-    measured = earlier.get("milliseconds")
-    if cost == "latency" and isinstance(measured, dict) and {layer.name for layer in layers} <= set(measured):
-        return {layer.name: measured[layer.name] for layer in layers}
-    clock = LayerClock(job.settings.threads, _latency_cache())
-
-    def measure(key: str, modules: Sequence[nn.Module], value: Tensor) -> list[float]:
-        return clock.measure(key, lambda: [layer_bytes(module, value) for module in modules], value.cpu().numpy())
-
-    count = job.settings.batch_size if cost == "latency" else 1
-    example = job.search_images.batch([number % len(job.search_images) for number in range(count)])
-    factors = {part.layer.name: part.factors for part in parts}
-    words = "latency of layers" if cost == "latency" else f"{COST_WORDS[cost]} of layers"
-    with job.progress.stage(words, len(layers)) as stage:
-        tables = cost_tables(cost, job.teacher, layers, factors, example.to(job.device), measure, stage.update)
-    return {layer.name: table for layer, table in zip(layers, tables, strict=True)}
-
-
-def _latency_cache() -> Path | None:
-    try:
-        return user_cache_dir() / LATENCY_CACHE
-    except RuntimeError:  # no home directory
-        return None
-
-
-def _why_left(job: Job, table: Sequence[float]) -> str:
-    share = min(table[:-1]) / table[-1]
-    return f"at best its factors cost {share:.2f} times as much {COST_WORDS[job.settings.cost]} as the layer itself"
-
-
-def _fingerprint(
-    job: Job, parts: Sequence[Decomposed], gamma: float, multiple: int, tables: Mapping[str, list[float]]
-) -> dict[str, Any]:
-    """What the search depends on; a journal with another fingerprint is refused."""
-    settings = job.settings
-    searching = asdict(settings.search)
-    # Budgets only say when to stop: a resumed search may be given more.
-    del searching["max_evaluations"], searching["max_seconds"]
-    return {
-        "journal_version": 3,
-        "weights": hash_tensors(job.teacher.state_dict().values()),
-        "images": hash_images(job.search_images),
-        "calibration": hash_images(job.calibration),
-        "layers": [[part.layer.name, part.layer.method, part.layer.cap, part.kind] for part in parts],
-        "method": settings.method,
-        "factors": settings.factors,
-        "rank multiple": multiple,
-        "gamma": gamma,
-        "form": settings.form,
-        "cost": settings.cost,
-        "milliseconds": tables if settings.cost == "latency" else None,
-        "search settings": searching,
-    }
 
 
 # After the search

@@ -11,12 +11,10 @@ from compressor.fidelity import FunctionNorm
 from compressor.finetune import FineTuning, TuneSettings
 from compressor.hashing import hash_images, hash_tensors
 from compressor.images import ImageSet
-from compressor.job import Choice, Job
+from compressor.job import CHECKPOINT, Choice, Job
 from compressor.layers import factorised_ranks
 from compressor.precision import share
 from compressor.records import Judgement, TuneRecord
-
-CHECKPOINT = "finetune.safetensors"
 
 
 class Judge:

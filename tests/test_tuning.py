@@ -13,11 +13,10 @@ from compressor import apply_plan, compress, pipeline
 from compressor.errors import InputError
 from compressor.finetune import FineTuning, TuneSettings
 from compressor.images import ImageSet, from_batches
-from compressor.job import Compressed, Job, Settings
+from compressor.job import CHECKPOINT, Compressed, Job, Settings
 from compressor.records import ParityRecord, Report
 from compressor.search.loop import SearchSettings
 from compressor.tables import print_report
-from compressor.tuning import CHECKPOINT
 from tests.test_cli import listing, the_sentence
 
 SEARCH = SearchSettings(max_evaluations=4, samples=8, seed=1)

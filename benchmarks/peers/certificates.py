@@ -9,14 +9,16 @@ point is sought by many climbs on the drawn function itself.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.study import write_results
+from benchmarks.study import read_results, write_results
 from compressor.objective import Objective
 from compressor.records import Certificate
 from compressor.search import gp
@@ -128,7 +130,7 @@ def run_problem(family: Family, number: int) -> dict[str, Run]:
         ended[rule] = (*run_rule(problem, number, rule), time.perf_counter() - began)
     largest = problem.largest(np.concatenate([visited for *_, visited, _ in ended.values()]))
     return {
-        rule: Run(looks, stopped, largest - float(problem.value(incumbent[None])[0]), seconds)
+        rule: Run(looks, stopped, round(largest - float(problem.value(incumbent[None])[0]), 5), round(seconds, 2))
         for rule, (looks, stopped, incumbent, _, seconds) in ended.items()
     }
 
@@ -157,22 +159,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--problems", type=int, default=200, help="per number of dimensions")
     parser.add_argument("--name", default="certificates", help="of the file in benchmarks/results")
+    parser.add_argument("--add", action="store_true", help="go on from the problems that the results file holds")
     arguments = parser.parse_args()
     began = time.perf_counter()
-    about = {
+    about: dict[str, Any] = {
         "epsilon": EPSILON,
         "look_noise": LOOK_NOISE,
         "max_looks": MAX_LOOKS,
         "levels": NUM_LEVELS,
         "features_of_the_truth": TRUTH_FEATURES,
     }
-    runs: dict[tuple[Family, str], list[Run]] = {(family, rule): [] for family in FAMILIES for rule in RULES}
+    pairs = [(family, rule) for family in FAMILIES for rule in RULES]
+    runs: dict[tuple[Family, str], list[Run]] = {pair: [] for pair in pairs}
+    if arguments.add:
+        earlier = read_results(arguments.name)
+        began -= earlier["seconds"]
+        runs = {
+            pair: [Run(*run) for run in json.loads(done)] for pair, done in zip(pairs, earlier["runs"], strict=True)
+        }
     with threadpool_limits(limits=1):
-        for number in range(arguments.problems):
+        for number in range(len(runs[pairs[0]]), arguments.problems):
             for family in FAMILIES:
                 for rule, run in run_problem(family, number).items():
                     runs[family, rule].append(run)
             rows = [summarise(family, rule, done) for (family, rule), done in runs.items()]
+            about["runs"] = [json.dumps([astuple(run) for run in done]) for done in runs.values()]
             write_results(arguments.name, about, rows, began)
             print(number + 1, [(row["stopped"], row["wrong"]) for row in rows], flush=True)
 

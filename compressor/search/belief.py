@@ -245,9 +245,13 @@ class LogSurrogate(Surrogate):
         saturation: float = np.inf,
     ) -> None:
         super().__init__(space, objective)
-        self.offset = RESOLUTION / objective.gamma
         self._sum = sum_of_sensitivities
         self._saturation = saturation
+
+    @property
+    def offset(self) -> float:
+        """c: what is added to L before its logarithm is taken."""
+        return RESOLUTION / self.objective.gamma
 
     def prior_mean(self, ranks: Ranks) -> Array:
         """log(S + c) (...,) at ranks (..., d), or zero where no layer was measured alone."""

@@ -1,9 +1,10 @@
 """The search loop: look, fit, propose, test, until the certificate holds or the budget is spent."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -12,17 +13,20 @@ from compressor.fidelity import ImageSampler, Losses, NoiseModel
 from compressor.objective import Objective
 from compressor.records import CalibrationRecord, CertificateRecord, EvaluationRecord, JointRecord, SearchRecord
 from compressor.search import gp, start
-from compressor.search.acquisition import measure_again
+from compressor.search.acquisition import maximise, measure_again
 from compressor.search.belief import Belief, LogSurrogate, PlainSurrogate, Surrogate
 from compressor.search.journal import Journal
 from compressor.search.settings import SearchSettings as SearchSettings
 from compressor.search.space import Ranks, RankSpace
 from compressor.search.stopping import StopRule, StopTest
+from compressor.search.target import Landing, Target, first_gamma, solve_gamma
 from compressor.search.workers import Evaluate, Workers
 
 REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many looks
 FRESH_GROWTH = 1.5  # likewise from fixed first guesses beside the last fit
-START_STREAM = 3  # keeps the random streams of one seed apart
+START_STREAM, AIM_STREAM, LANDING_STREAM = 3, 6, 7  # keep the random streams of one seed apart
+NUM_ANCHORS = 5
+WORTH_A_LANDING = 0.5  # of delta
 
 
 class BudgetSpent(Exception):
@@ -63,6 +67,7 @@ class Search:
         on_look: told after each look how many there were and how the search stands.
         on_incumbent: told after each test the image passes so far and the ranks (d,) of the plan then best.
         workers: evaluate looks that do not depend on one another, None for one after the other.
+        target: gamma is chosen to meet it; the objective's own then does not matter.
     """
 
     def __init__(
@@ -76,9 +81,11 @@ class Search:
         on_look: Callable[[int, str], None] = lambda count, text: None,
         on_incumbent: Callable[[int, Ranks], None] = lambda image_passes, ranks: None,
         workers: Workers | None = None,
+        target: Target | None = None,
     ) -> None:
         self._space = space
-        self._objective = objective
+        self.objective = objective
+        self._target = target
         self._evaluate = evaluate
         self._num_images = num_images
         self._settings = settings
@@ -94,11 +101,12 @@ class Search:
         self._started = False
         self._began = time.perf_counter()
         self._surrogate_seconds = 0.0
-        self._rule = StopRule(settings)
+        self._rule = StopRule(settings, target)
         self._surrogate: Surrogate = PlainSurrogate(space, objective)
         self._hyper: gp.Hyperparameters | None = None
         self._fitted_at = 0
         self._fitted_afresh_at = 0
+        self._aimed_at = 0
 
     def run(self) -> tuple[Ranks, SearchRecord]:
         """Search until the certificate holds, `max_evaluations` or `max_seconds`; at least one plan is looked at."""
@@ -107,23 +115,35 @@ class Search:
             with suppress(BudgetSpent):
                 self._start()
                 self._started = True
-            while True:
-                test = self._test()
-                self._on_incumbent(self._image_passes, test.score.incumbent)
-                following = self._next_look(test)
-                reason = self._reason_to_stop(test, following)
-                if reason or following is None:
-                    break
-                self._look_at(self._with_fantasies(test, following))
-            record = self._record(self._complete(test), reason)
+            return self._go_on()
+
+    def aim_at(self, target: Target) -> tuple[Ranks, SearchRecord]:
+        """After `run`, the same for another target: all looks so far count, and time goes on."""
+        self._target = self._rule.target = target
+        with threadpool_limits(limits=1, user_api="blas"):
+            self._aim()
+            return self._go_on()
+
+    def _go_on(self) -> tuple[Ranks, SearchRecord]:
+        while True:
+            test = self._test()
+            self._on_incumbent(self._image_passes, test.score.incumbent)
+            following = self._next_look(test)
+            reason = self._reason_to_stop(test, following)
+            if reason or following is None:
+                break
+            self._look_at(self._with_fantasies(test, following))
+        record = self._record(self._complete(test), reason)
         return test.score.incumbent, record
 
     # Looks
 
     def _first_look(self, ranks: Ranks) -> float:
-        """The J observed of a plan of the start on the next images."""
+        """The J observed of a plan of the start on the next images, or how near it lies to the target."""
         (losses,) = self._first_looks([Look("start", ranks, self._sampler.draw(len(self._state.ranks)))])
-        return self._observed_objective(ranks, losses)
+        if self._target is None:
+            return self._observed_objective(ranks, losses)
+        return self._target.nearness(self._ratio(ranks), losses.mean)
 
     def _first_looks(self, looks: Sequence[Look]) -> list[Losses]:
         """Losses of looks of the start, as long as the budget lasts."""
@@ -174,7 +194,7 @@ class Search:
         return float(self._space.ratio(ranks[None])[0])
 
     def _observed_objective(self, ranks: Ranks, losses: Losses) -> float:
-        return float(self._objective.value(np.array(losses.mean), np.array(self._ratio(ranks))))
+        return float(self.objective.value(np.array(losses.mean), np.array(self._ratio(ranks))))
 
     # Start
 
@@ -187,12 +207,15 @@ class Search:
                 self._first_look(ranks)
             return
         sensitivities = start.probe_sensitivities(space, self._probe)
+        if self._target is not None:
+            allocate = functools.partial(start.allocate, space, sensitivities)
+            self._set_gamma(first_gamma(self._target, space, allocate, start.sum_of(sensitivities)))
         self._surrogate = self._choose_surrogate(sensitivities)
-        best = start.look_along_curve(space, self._objective, sensitivities, self._first_look)
+        best = start.look_along_curve(space, self.objective, sensitivities, self._first_look)
         saturation = max(start.LOSS_FLOOR, *self._state.norms)
         self._surrogate = self._choose_surrogate(sensitivities, saturation)
         for _ in range(start.NUM_REALLOCATIONS):
-            best = self._reallocate(best)
+            best = self._reallocate(self._best_for_target() if self._target else best)
 
     def _reallocate(self, plan: Ranks) -> Ranks:
         """`start.reallocate` on images that the plan has not been looked at with, if there are any left."""
@@ -207,14 +230,48 @@ class Search:
             some = images[: start.CONTEXT_IMAGES]
             return self._first_looks([Look("start", ranks, some, is_glance=True) for ranks in plans])
 
-        return start.reallocate(self._space, self._objective, plan, look, glance)
+        return start.reallocate(self._space, self.objective, plan, look, glance)
+
+    def _best_for_target(self) -> Ranks:
+        """The plan (d,) looked at that the target prefers, gamma having been found for it."""
+        self._aim()
+        return self._rule.rank(self._believe(), np.array(self._state.ranks))[0]
 
     def _choose_surrogate(self, sensitivities: list[np.ndarray] | None, saturation: float = np.inf) -> Surrogate:
         if self._settings.surrogate == "plain":
-            return PlainSurrogate(self._space, self._objective)
+            return PlainSurrogate(self._space, self.objective)
         if sensitivities is None:
-            return LogSurrogate(self._space, self._objective, None)
-        return LogSurrogate(self._space, self._objective, start.sum_of(sensitivities), saturation)
+            return LogSurrogate(self._space, self.objective, None)
+        return LogSurrogate(self._space, self.objective, start.sum_of(sensitivities), saturation)
+
+    # Target
+
+    def _aim(self) -> None:
+        """Choose gamma for the target by what is believed now."""
+        assert self._target is not None
+        visited = np.array(self._state.ranks)
+        belief = self._believe()
+        rng = np.random.default_rng([self._settings.seed, AIM_STREAM, len(visited)])
+        anchors = self._rule.rank(belief, visited)[:NUM_ANCHORS]
+        self._set_gamma(solve_gamma(self._target, belief, anchors, rng))
+
+    def _set_gamma(self, gamma: float) -> None:
+        self.objective = self._surrogate.objective = replace(self.objective, gamma=gamma)
+        if isinstance(self._surrogate, PlainSurrogate):
+            self._hyper, self._fitted_afresh_at = None, 0  # its targets are gamma times as large
+
+    def _landing(self, test: StopTest) -> Ranks | None:
+        """A plan (d,) that is expected to keep to the target and to be better than the incumbent, by what matters."""
+        if self._target is None:
+            return None
+        count = len(self._state.ranks)
+        rng = np.random.default_rng([self._settings.seed, LANDING_STREAM, count])
+        belief, landing = test.score.belief, Landing(self._target, test.score.belief)
+        plan, value = maximise(landing, self._space, test.anchors, rng)
+        known = (np.array(self._state.ranks) == plan).all(1).any()
+        if known or self._target.of(belief, plan[None])[0] > self._target.most:
+            return None
+        return plan if value > landing(test.score.incumbent[None])[0] + WORTH_A_LANDING * test.score.delta else None
 
     # Surrogate and acquisition
 
@@ -233,6 +290,9 @@ class Search:
 
     def _test(self) -> StopTest:
         began = time.perf_counter()
+        if self._target is not None and len(self._state.ranks) >= REFIT_GROWTH * self._aimed_at:
+            self._aim()
+            self._aimed_at = len(self._state.ranks)
         test = self._rule.test(self._believe(), np.array(self._state.ranks), self._may_stop())
         self._surrogate_seconds += time.perf_counter() - began
         return test
@@ -245,6 +305,9 @@ class Search:
 
     def _next_look(self, test: StopTest, pending: Sequence[Look] = ()) -> Look | None:
         """What to look at next, beside what is under way; None where neither plan has images that it has not seen."""
+        landing = self._landing(test)
+        if landing is not None and not pending:
+            return Look("target", landing, self._images_for(landing))
         looks = [("candidate", test.candidate), ("re-measure", test.score.incumbent)]
         if measure_again(test.score, test.candidate, self._expected_noise(test)):
             looks.reverse()
@@ -297,7 +360,7 @@ class Search:
         return self._surrogate.look_noise(relative_variance, np.maximum(expected, min(self._state.norms)))
 
     def _reason_to_stop(self, test: StopTest, following: Look | None) -> str:
-        if test.met:
+        if test.met and not (following and following.source == "target"):
             return "certificate met"
         return self._spent_budget() or ("" if following else "no images left that could tell more")
 

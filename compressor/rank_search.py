@@ -1,0 +1,256 @@
+"""From layers to the plan: factors for each, what each rank costs, and the search with its journal."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from benchmarks.layer_latency import LayerClock
+from benchmarks.rank_steps import measure_rank_multiple
+from compressor.architectures import user_cache_dir
+from compressor.costs import cost_tables, saves_nothing
+from compressor.decompose import RIVALS, Decomposed, Decomposer
+from compressor.errors import InputError
+from compressor.fidelity import FunctionNorm, Losses
+from compressor.files import prepare_folder
+from compressor.hashing import hash_images, hash_tensors
+from compressor.job import JOURNAL, Choice, Job, Settings
+from compressor.layers import FoundLayer, compressible, factorised_ranks, with_method
+from compressor.network import build_candidate
+from compressor.objective import Objective, default_gamma
+from compressor.plan import make_plan
+from compressor.precision import tell
+from compressor.records import COST_WORDS, FactorChoice, FactorKind, Method, Plan, SearchRecord
+from compressor.search.journal import Journal, stored_header
+from compressor.search.loop import Search
+from compressor.search.space import Ranks, RankSpace
+from compressor.search.workers import Evaluate, Workers
+from compressor.summary import early_warnings
+from exporters.onnx import layer_bytes
+
+LATENCY_CACHE = "layer-latency.json"
+
+
+class RankSearch:
+    """The search of one job, prepared; workers live as long as the `with` block around it.
+
+    Args:
+        norm: the function norm on the images that search and choices of factors may see.
+        resume: go on from the journal in the job's folder.
+
+    Raises:
+        InputError: nothing to compress, or a journal that is not this job's.
+    """
+
+    def __init__(self, job: Job, norm: FunctionNorm, resume: bool) -> None:
+        found = compressible(job.layers)
+        if not found:
+            raise InputError("no layer is left to compress; `bocompress inspect` lists the reasons")
+        self._job = job
+        self._norm = norm
+        settings = job.settings
+        gamma = settings.gamma if settings.gamma is not None else default_gamma(norm.teacher_energy)
+        for warning in early_warnings(job, gamma, norm.teacher_energy):
+            job.progress.say(f"note: {warning}")
+        self._workers = _workers(settings)
+        prepare_folder(job.folder)
+        earlier = stored_header(job.folder / JOURNAL) if resume else {}
+        every_part = _parts(job, found, norm, earlier)
+        self._multiple = _rank_multiple(job, earlier)
+        tables = _cost_tables(job, every_part, earlier)
+        self._left = {name: _why_left(job, table) for name, table in tables.items() if saves_nothing(table)}
+        self._parts = [part for part in every_part if part.layer.name not in self._left]
+        if not self._parts:
+            raise InputError(f"no layer is left to compress: {next(iter(self._left.values()))}")
+        names = [part.layer.name for part in self._parts]
+        self.space = RankSpace(names, [tables[name] for name in names], settings.search.coordinates, self._multiple)
+        self._search = Search(
+            self.space,
+            Objective(gamma, settings.form),
+            _evaluation(norm, job.teacher, self._parts),
+            len(job.search_images),
+            settings.search,
+            Journal(job.folder / JOURNAL, _fingerprint(job, every_part, gamma, self._multiple, tables), resume),
+            on_look=self._tell,
+            workers=self._workers,
+        )
+
+    def __enter__(self) -> "RankSearch":
+        self._workers.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._workers.__exit__(kind, error, trace)
+
+    def run(self) -> Choice:
+        """The plan found."""
+        job, settings = self._job, self._job.settings
+        with job.progress.stage("searching ranks", settings.search.max_evaluations) as stage:
+            self._stage = stage
+            ranks, record = self._search.run()
+        layers = [part.layer for part in self._parts]
+        kinds = {part.layer.name: part.kind for part in self._parts}
+        gamma = self._search.objective.gamma
+        plan = make_plan(layers, ranks.tolist(), kinds, job.source.arch, gamma, settings.prune_fraction)
+        choice = make_choice(self._parts, ranks.tolist(), gamma, plan, record, self._multiple)
+        ratio = float(self.space.ratio(ranks[None])[0])
+        return replace(choice, cost=settings.cost, ratio=ratio, left=self._left)
+
+    def _tell(self, count: int, text: str) -> None:
+        self._stage.update(count, text)
+
+
+def _evaluation(norm: FunctionNorm, teacher: nn.Module, parts: Sequence[Decomposed]) -> Evaluate:
+    """A function of its own, so that workers are sent what it needs alone."""
+    layers, factors = [part.layer for part in parts], {part.layer.name: part.factors for part in parts}
+
+    def evaluate(ranks: Ranks, indices: np.ndarray) -> Losses:
+        return norm.losses(build_candidate(teacher, factors, factorised_ranks(layers, ranks)), indices)
+
+    return evaluate
+
+
+def decompose_layers(
+    job: Job,
+    layers: Sequence[FoundLayer],
+    norm: FunctionNorm,
+    kinds: Mapping[str, FactorKind],
+    rivals: tuple[Method, ...] = (),
+) -> list[Decomposed]:
+    """Factors for `layers`, as the job wants them (see `Decomposer`)."""
+    with job.progress.stage("factorising layers", len(layers)) as stage:
+        decomposer = Decomposer(
+            model=job.teacher,
+            calibration=job.calibration,
+            judge=norm,
+            device=job.device,
+            choice=_factor_choice(job),
+            kinds=kinds,
+            rivals=rivals,
+            seed=job.settings.search.seed,
+            on_step=stage.update,
+        )
+        return decomposer.run(layers)
+
+
+def _factor_choice(job: Job) -> FactorChoice:
+    """On drawn images other factors look better than they are (docs/results.md), and the search would believe it."""
+    choice = job.settings.factors or "auto"
+    return "weight" if choice == "auto" and job.calibration.drawn else choice
+
+
+def make_choice(
+    parts: Sequence[Decomposed],
+    ranks: Sequence[int],
+    gamma: float,
+    plan: Plan,
+    search: SearchRecord | None = None,
+    rank_multiple: int = 1,
+) -> Choice:
+    """The plan at `ranks` with the factors that realise it."""
+    return Choice(
+        layers=[part.layer for part in parts],
+        ranks=list(ranks),
+        factors={part.layer.name: part.factors for part in parts},
+        kinds={part.layer.name: part.kind for part in parts},
+        gamma=gamma,
+        search=search,
+        rank_multiple=rank_multiple,
+        plan=plan,
+    )
+
+
+def _workers(settings: Settings) -> Workers:
+    """The workers that evaluate candidates; each process takes its share of the threads that torch has here."""
+    share = max(1, torch.get_num_threads() // settings.workers)
+    return Workers(settings.workers, settings.backend, functools.partial(torch.set_num_threads, share))
+
+
+def _parts(job: Job, found: Sequence[FoundLayer], norm: FunctionNorm, earlier: Mapping[str, Any]) -> list[Decomposed]:
+    """The layers decomposed; a resumed search keeps the methods and factors that were measured to be best."""
+    rows = earlier.get("layers")
+    try:
+        chosen = {name: (method, kind) for name, method, _, kind in rows or []}
+        layers = [with_method(layer, chosen[layer.name][0]) for layer in found]
+        kinds: dict[str, FactorKind] = {name: kind for name, (_, kind) in chosen.items()}
+    except (KeyError, TypeError, ValueError):  # no journal, or one that will be refused
+        return decompose_layers(job, found, norm, {}, () if earlier else RIVALS.get(job.settings.method, ()))
+    return decompose_layers(job, layers, norm, kinds)
+
+
+def _rank_multiple(job: Job, earlier: Mapping[str, Any]) -> int:
+    if job.settings.rank_multiple is not None:
+        return job.settings.rank_multiple
+    if isinstance(earlier.get("rank multiple"), int):
+        return int(earlier["rank multiple"])
+    with job.progress.stage("latency of ranks") as stage:
+        multiple, shares = measure_rank_multiple(job.settings.threads, tell(stage, "shapes"))
+    gain = 100 - 100 * shares[multiple]
+    found = f"multiples of {multiple}, {gain:.0f} % faster here than ranks at large" if multiple > 1 else "as they come"
+    job.progress.say(f"ranks: {found}")
+    return multiple
+
+
+def _cost_tables(job: Job, parts: Sequence[Decomposed], earlier: Mapping[str, Any]) -> dict[str, list[float]]:
+    """Costs by layer; a resumed search keeps the times that were measured."""
+    layers, cost = [part.layer for part in parts], job.settings.cost
+    measured = earlier.get("milliseconds")
+    if cost == "latency" and isinstance(measured, dict) and {layer.name for layer in layers} <= set(measured):
+        return {layer.name: measured[layer.name] for layer in layers}
+    clock = LayerClock(job.settings.threads, _latency_cache())
+
+    def measure(key: str, modules: Sequence[nn.Module], value: Tensor) -> list[float]:
+        return clock.measure(key, lambda: [layer_bytes(module, value) for module in modules], value.cpu().numpy())
+
+    count = job.settings.batch_size if cost == "latency" else 1
+    example = job.search_images.batch([number % len(job.search_images) for number in range(count)])
+    factors = {part.layer.name: part.factors for part in parts}
+    words = "latency of layers" if cost == "latency" else f"{COST_WORDS[cost]} of layers"
+    with job.progress.stage(words, len(layers)) as stage:
+        tables = cost_tables(cost, job.teacher, layers, factors, example.to(job.device), measure, stage.update)
+    return {layer.name: table for layer, table in zip(layers, tables, strict=True)}
+
+
+def _latency_cache() -> Path | None:
+    try:
+        return user_cache_dir() / LATENCY_CACHE
+    except RuntimeError:  # no home directory
+        return None
+
+
+def _why_left(job: Job, table: Sequence[float]) -> str:
+    share = min(table[:-1]) / table[-1]
+    return f"at best its factors cost {share:.2f} times as much {COST_WORDS[job.settings.cost]} as the layer itself"
+
+
+def _fingerprint(
+    job: Job, parts: Sequence[Decomposed], gamma: float, multiple: int, tables: Mapping[str, list[float]]
+) -> dict[str, Any]:
+    """What the search depends on; a journal with another fingerprint is refused."""
+    settings = job.settings
+    searching = asdict(settings.search)
+    # Budgets only say when to stop: a resumed search may be given more.
+    del searching["max_evaluations"], searching["max_seconds"]
+    return {
+        "journal_version": 3,
+        "weights": hash_tensors(job.teacher.state_dict().values()),
+        "images": hash_images(job.search_images),
+        "calibration": hash_images(job.calibration),
+        "layers": [[part.layer.name, part.layer.method, part.layer.cap, part.kind] for part in parts],
+        "method": settings.method,
+        "factors": settings.factors,
+        "rank multiple": multiple,
+        "gamma": gamma,
+        "form": settings.form,
+        "cost": settings.cost,
+        "milliseconds": tables if settings.cost == "latency" else None,
+        "search settings": searching,
+    }
