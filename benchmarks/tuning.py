@@ -1,7 +1,10 @@
-"""The report's words on fine-tuning."""
+"""The report's words on fine-tuning and on the stages of a recipe."""
 
-from benchmarks.formatting import format_duration, format_number, format_percent, format_plural
-from compressor.records import Judgement, TuneRecord
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.formatting import format_count, format_duration, format_number, format_percent, format_plural
+from compressor.records import Judgement, StageRecord, TuneRecord
 
 _TARGETS = {
     "teacher": "towards the original’s outputs, without labels",
@@ -46,3 +49,29 @@ def describe_tuning_limits(record: TuneRecord) -> str:
         f"held out, was taken; the weights {which} had the lowest. It ended for this reason: {record.stopped_because}. "
         "Ranks, zeros and the statistics of batch norms did not change."
     )
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One line of the table of stages, ready to print."""
+
+    name: str
+    cells: list[str]
+    what: str
+
+
+def list_stage_rows(stages: Sequence[StageRecord]) -> list[StageRow]:
+    """Top-1, top-5, ratio, weights that are not zero, function norm and time of the network after each stage."""
+    return [StageRow(stage.name, _stage_cells(stage), stage.what) for stage in stages]
+
+
+def _stage_cells(stage: StageRecord) -> list[str]:
+    judgement = stage.judgement
+    tops = [judgement.top1, judgement.top5]
+    return [
+        *("—" if top is None else format_percent(top) for top in tops),
+        format_percent(stage.ratio),
+        format_count(stage.nonzero_params),
+        "—" if stage.kind == "original" else format_number(judgement.function_norm),
+        "—" if stage.kind == "original" else format_duration(stage.seconds),
+    ]

@@ -173,7 +173,7 @@ def describe_images(report: Report) -> str:
     images = report.images
     uses = {
         "for calibration": images.calibration,
-        "for the search" if report.search is not None else "to check with": images.search,
+        "for the search" if report.search is not None or report.stages else "to check with": images.search,
         "held out": images.held_out,
         "unreadable": images.unreadable,
     }

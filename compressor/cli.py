@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 import compressor
 from compressor.errors import BocompressError, InputError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from compressor.images import ImageSet
     from compressor.pipeline import Compressed, Settings, Source
     from compressor.progress import Progress
+    from compressor.recipe import Recipe
     from compressor.records import BenchmarkRecord
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
@@ -44,6 +46,9 @@ NUM_DRAWN_IMAGES = 256
 NUM_VERIFY_IMAGES = 64
 SMALLEST_STD = 1e-6
 LARGEST_IMAGES_GB = 8
+OF_TUNING = ("train_data", "max_train_images", "finetune_by", "schedule", "learning_rate", "autocast")
+# What the stages of a recipe say for themselves.
+OF_STAGES = ("finetune", "finetune_by", "schedule", "learning_rate", "prune", "method", "layers", "skip")
 
 
 Command = Callable[..., Any]
@@ -73,9 +78,9 @@ def explain_errors(command: Command) -> Command:
 
 def _describe_stop(options: dict[str, Any]) -> str:
     if "resume" in options:
-        from compressor.job import CHECKPOINT, JOURNAL
+        from compressor.job import CHECKPOINT, JOURNAL, STAGES
 
-        for kept in (_out(options) / CHECKPOINT, _out(options) / JOURNAL):
+        for kept in (_out(options) / name for name in (STAGES, CHECKPOINT, JOURNAL)):
             if kept.exists():
                 return f"stopped; {kept} is kept: the same command with --resume goes on from there"
     return "stopped"
@@ -96,6 +101,12 @@ def main() -> None:
 @tune_options
 @run_options
 @click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    help="Stages in place of one search: vgg, the paper's (convolutions, tune, linear layers, tune, prune), or a TOML "
+    "file like it; `bocompress recipes vgg` prints it.",
+)
+@click.option(
     "--resume",
     is_flag=True,
     help="Go on with the search, and the fine-tuning, whose journal and checkpoint lie in --out.",
@@ -111,20 +122,23 @@ def export(**options: Any) -> None:
     """
     from compressor.files import check_folder
     from compressor.pipeline import OUTPUTS, compress
+    from compressor.staged import compress_by_recipe
 
     progress, out = _progress(), _out(options)
+    recipe = _recipe(options)
     check_folder(out, keep=OUTPUTS if options["resume"] else ())
-    loaded, images = _load(options, progress)
-    result = compress(
-        loaded.model,
-        images,
-        out,
-        _settings(options),
-        _source(loaded, images, options),
-        progress,
-        options["resume"],
-        _train_images(loaded, options, progress),
-    )
+    loaded, images = _load(options, progress, tuned=recipe is not None and recipe.tunes)
+    arguments = {
+        "settings": _settings(options),
+        "source": _source(loaded, images, options),
+        "progress": progress,
+        "resume": options["resume"],
+        "train_images": _train_images(loaded, options, progress),
+    }
+    if recipe is not None:
+        result = compress_by_recipe(loaded.model, images, out, recipe, **arguments)
+    else:
+        result = compress(loaded.model, images, out, **arguments)
     _print_result(result, options["as_json"])
 
 
@@ -164,6 +178,20 @@ def inspect(**options: Any) -> None:
         click.echo(TypeAdapter(list[LayerRecord]).dump_json(records, indent=2))
     else:
         print_layers(loaded.arch, loaded.num_classes, transform.input_size, records)
+
+
+@main.command()
+@click.argument("name", required=False)
+@explain_errors
+def recipes(name: str | None) -> None:
+    """Print the recipe NAME, to be copied and changed; without NAME, list the recipes."""
+    from compressor.recipe import list_recipes, load_recipe, recipe_text
+
+    if name is not None:
+        click.echo(recipe_text(name), nl=False)
+        return
+    for known in list_recipes():
+        click.echo(f"{known}: {load_recipe(known).description}")
 
 
 @main.command(name="apply")
@@ -356,8 +384,8 @@ def _images_for_file(options: dict[str, Any], progress: "Progress") -> "ImageSet
     return load_folder(options["data"], transform, options["max_images"], options["seed"])
 
 
-def _load(options: dict[str, Any], progress: "Progress") -> "tuple[LoadedModel, ImageSet]":
-    _check_tuning(options)
+def _load(options: dict[str, Any], progress: "Progress", tuned: bool = False) -> "tuple[LoadedModel, ImageSet]":
+    _check_tuning(options, tuned or options["finetune"] > 0)
     from compressor.checkpoint import load_model
     from compressor.images import list_images, load_folder, procedural_images
 
@@ -385,13 +413,34 @@ def _load(options: dict[str, Any], progress: "Progress") -> "tuple[LoadedModel, 
     return loaded, images
 
 
-def _check_tuning(options: dict[str, Any]) -> None:
+def _recipe(options: dict[str, Any]) -> "Recipe | None":
+    """The recipe asked for, where no option says what only its stages may say."""
+    from compressor.recipe import load_recipe
+
+    if options["recipe"] is None:
+        return None
+    recipe = load_recipe(options["recipe"])
+    for name in OF_STAGES:
+        if _is_given(name):
+            raise InputError(f"--recipe and --{name.replace('_', '-')} contradict each other: the stages say that")
+    if _is_given("gamma") and recipe.names_every_gamma:
+        raise InputError("--recipe and --gamma contradict each other: every stage that compresses names its own gamma")
+    return recipe
+
+
+def _is_given(name: str) -> bool:
+    """Whether an option was typed."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _check_tuning(options: dict[str, Any], tuned: bool) -> None:
     """Options of a fine-tuning that is not asked for, or has nothing to learn from; said before anything is loaded."""
-    given = [name for name in ("train_data", "learning_rate") if options[name] is not None]
-    if not options["finetune"] and given:
+    given = [name for name in OF_TUNING if _is_given(name)]
+    if not tuned and given:
         raise InputError(f"--{given[0].replace('_', '-')} is for fine-tuning: give --finetune EPOCHS, too")
-    if options["finetune"] and options["data"] is None and options["train_data"] is None:
-        raise InputError("--finetune needs images of the task: give --data or --train-data")
+    if tuned and options["data"] is None and options["train_data"] is None:
+        what = "--finetune" if options["finetune"] else "a recipe that tunes"
+        raise InputError(f"{what} needs images of the task: give --data or --train-data")
     if options["train_data"] is not None:
         from compressor.images import list_images
 

@@ -29,6 +29,7 @@ from compressor.training import TrainingImages
 
 JOURNAL = "search.jsonl"
 CHECKPOINT = "finetune.safetensors"
+STAGES = "stages"  # a folder
 MAX_CALIBRATION_SHARE = 0.3  # of all images
 MIN_CALIBRATION_IMAGES = 8
 

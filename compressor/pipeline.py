@@ -29,6 +29,7 @@ from compressor.job import (
     JOURNAL,
     MAX_CALIBRATION_SHARE,
     MIN_CALIBRATION_IMAGES,
+    STAGES,
     Choice,
     Compressed,
     Job,
@@ -50,7 +51,7 @@ from compressor.records import (
     Plan,
     RecalibrationRecord,
 )
-from compressor.summary import Measured, make_report
+from compressor.summary import Made, Measured, make_report
 from compressor.training import divide_training, require_trainable
 from compressor.tuning import tune_as_asked
 from exporters.edge import CONFIG_SUFFIX, ORT_SUFFIX, ZIP_SUFFIX
@@ -62,6 +63,7 @@ NETWORKS = ("original.onnx", "model.onnx", precision_file("int8"), precision_fil
 OUTPUTS = (
     JOURNAL,
     CHECKPOINT,
+    STAGES,
     "plan.json",
     "compressed.safetensors",
     "report.json",
@@ -99,8 +101,8 @@ def compress(
         InputError: something about the input, the settings or the folder is not usable.
         VerificationError: the exported file does not compute what the network computes.
     """
-    job = _prepare(model, images, out, settings, source, progress, resume, train_images)
-    norm = _norm(job)
+    job = prepare(model, images, out, settings, source, progress, resume, train_images)
+    norm = function_norm(job)
     with RankSearch(job, norm, resume) as search:
         choice = search.run()
     return _finish(job, choice, norm)
@@ -122,10 +124,10 @@ def apply_plan(
     Without settings the factors are those that the plan names.
     """
     settings = settings or Settings(factors=None)
-    job = _prepare(model, images, out, settings, source, progress, resume, train_images)
+    job = prepare(model, images, out, settings, source, progress, resume, train_images)
     layers, ranks = planned_layers(plan, job.layers)
     prepare_folder(job.folder)
-    norm = _norm(job)
+    norm = function_norm(job)
     kinds = {row.name: row.factors for row in plan.layers if row.factors} if job.settings.factors is None else {}
     parts = decompose_layers(job, layers, norm, kinds)
     gamma = plan.gamma or job.settings.gamma or default_gamma(norm.teacher_energy)
@@ -139,7 +141,7 @@ def apply_plan(
 # Before the search
 
 
-def _prepare(
+def prepare(
     model: nn.Module,
     images: ImageSet | Iterable[Any],
     out: str | Path,
@@ -149,6 +151,7 @@ def _prepare(
     resume: bool = False,
     train_images: ImageSet | Iterable[Any] | None = None,
 ) -> Job:
+    """The job, with everything checked that can be before long work; arguments and errors as `compress`."""
     began = time.perf_counter()
     settings = settings or Settings()
     image_set = _as_image_set(images, MAX_IMAGES)
@@ -228,7 +231,7 @@ def _divide(images: ImageSet, settings: Settings) -> tuple[ImageSet, ImageSet, I
     return calibration, search_images, held_out
 
 
-def _norm(job: Job) -> FunctionNorm:
+def function_norm(job: Job) -> FunctionNorm:
     """The function norm on the images that search and choices of factors may see."""
     with job.progress.stage("outputs of the original"):
         return FunctionNorm(job.teacher, job.search_images, job.device)
@@ -238,12 +241,17 @@ def _norm(job: Job) -> FunctionNorm:
 
 
 def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
-    plan = choice.plan
     ranks = factorised_ranks(choice.layers, choice.ranks)
     network = detach_from_original(build_candidate(job.teacher, choice.factors, ranks))
-    network, recalibration = _recalibrate(job, choice, network, norm)
-    prune_smallest(network, plan.prune_fraction)
+    network, recalibration = recalibrate(job, choice, network, norm)
+    prune_smallest(network, choice.plan.prune_fraction)
     network, tuning = tune_as_asked(job, choice, network)
+    return deliver(job, choice, Made(network, recalibration, tuning))
+
+
+def deliver(job: Job, choice: Choice, made: Made) -> Compressed:
+    """Judge the network, write it in all its forms, verify and measure the files, and report."""
+    network, plan = made.network, choice.plan
     judged, top1 = _judge(job, network)
     network.cpu()
     original = job.teacher.cpu()
@@ -255,16 +263,14 @@ def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
     precisions, failures = write_precisions(job, judged, _provenance(job, plan))
     files, unwritten = write_formats(job, network, precisions)
     failures += unwritten
-    measured = Measured(
-        network, recalibration, tuning, judged.fidelity, top1, parity, latency, precisions, failures, files
-    )
+    measured = Measured(made, judged.fidelity, top1, parity, latency, precisions, failures, files)
     report = make_report(job, choice, measured)
     write_text(job.folder / "report.json", report.model_dump_json(indent=2) + "\n")
     write_report(report, job.folder / "report.html")
     return Compressed(network, plan, report, job.folder)
 
 
-def _recalibrate(
+def recalibrate(
     job: Job, choice: Choice, network: nn.Module, norm: FunctionNorm
 ) -> tuple[nn.Module, RecalibrationRecord | None]:
     """The network with its factorised layers refitted, where that is wanted and there are images to fit on."""

@@ -361,6 +361,23 @@ class TuneRecord(Record):
     after: Judgement | None = None
 
 
+class StageRecord(Record):
+    """One stage of a recipe, and the network as it left it, on the images outside the search; the first row of a report
+    is the original. `ratio` counts weights that are not zero, over the original's; `what` says what was done."""
+
+    name: str
+    kind: Literal["original", "compress", "finetune", "prune"]
+    what: str
+    nonzero_params: int
+    ratio: float
+    judgement: Judgement
+    seconds: float
+    gamma: float | None = None
+    search: SearchRecord | None = None
+    recalibration: RecalibrationRecord | None = None
+    tuning: TuneRecord | None = None
+
+
 class ImagesRecord(Record):
     """Where the images came from and how they were used."""
 
@@ -477,7 +494,8 @@ class Report(Record):
 
     `ratio` is R, compressed/original `cost` of the layers searched; `top1` holds shares of correct decisions
     on the images outside the search, null where the images carry no labels; `precisions` holds the compressed network
-    in precisions other than float32, `files` those made from its ONNX files; `seconds` is the whole run.
+    in precisions other than float32, `files` those made from its ONNX files; `stages` are those of a recipe, each with
+    its own search and fine-tuning; `seconds` is the whole run.
     """
 
     version: str
@@ -507,6 +525,7 @@ class Report(Record):
     search: SearchRecord | None = None
     recalibration: RecalibrationRecord | None = None
     tuning: TuneRecord | None = None
+    stages: list[StageRecord] = []
     layers: list[LayerRecord]
     images: ImagesRecord
     machine: MachineRecord

@@ -27,18 +27,27 @@ from compressor.records import (
     PrecisionRecord,
     RecalibrationRecord,
     Report,
+    StageRecord,
     TuneRecord,
 )
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was measured after the search; `network` is the compressed network, on the CPU like the original.
-    `failures` says which precisions could not be had."""
+class Made:
+    """The compressed network and how its weights came about; `stages` are those of a recipe."""
 
     network: nn.Module
-    recalibration: RecalibrationRecord | None
-    tuning: TuneRecord | None
+    recalibration: RecalibrationRecord | None = None
+    tuning: TuneRecord | None = None
+    stages: Sequence[StageRecord] = ()
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured after the search; the network made is on the CPU like the original. `failures` says which
+    precisions could not be had."""
+
+    made: Made
     fidelity: FidelityRecord
     top1: Pair[float] | None
     parity: ParityRecord
@@ -50,7 +59,8 @@ class Measured:
 
 def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
     """The report of a run whose files lie in the job's folder."""
-    network, original = measured.network, job.teacher
+    made, original = measured.made, job.teacher
+    network = made.network
     total_macs, _ = count_macs(original, job.example)
     compressed_macs, macs = count_macs(network, job.example)
     layers = [_layer_record(layer, choice, macs) for layer in job.layers]
@@ -82,8 +92,9 @@ def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
         precisions=measured.precisions,
         files=measured.files,
         search=choice.search,
-        recalibration=measured.recalibration,
-        tuning=measured.tuning,
+        recalibration=made.recalibration,
+        tuning=made.tuning,
+        stages=list(made.stages),
         layers=layers,
         images=_images_record(job),
         machine=describe_machine(),
@@ -156,8 +167,10 @@ def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
         warnings += advice.on_certificate(choice.search.certificate, choice.search.stopped_because)
         warnings += advice.on_prune(choice.plan.prune_fraction)
         warnings += advice.on_samples(job.settings.search.samples, len(job.search_images))
-    if measured.tuning is not None:
-        warnings += advice.on_tuning(measured.tuning)
+    if measured.made.tuning is not None:
+        warnings += advice.on_tuning(measured.made.tuning)
+    for stage in measured.made.stages:
+        warnings += [f"stage {stage.name}: {warning}" for warning in _stage_warnings(stage)]
     warnings += advice.on_fidelity(fidelity)
     class_names = job.held_out.class_names
     if class_names is not None:
@@ -168,6 +181,15 @@ def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
     for precision in measured.precisions:
         warnings += advice.on_precision(precision)
     warnings += measured.failures
+    return warnings
+
+
+def _stage_warnings(stage: StageRecord) -> list[str]:
+    warnings = []
+    if stage.search is not None:
+        warnings += advice.on_certificate(stage.search.certificate, stage.search.stopped_because)
+    if stage.tuning is not None:
+        warnings += advice.on_tuning(stage.tuning)
     return warnings
 
 

@@ -18,6 +18,7 @@ from compressor.records import (
     RecalibrationRecord,
     Report,
     SearchRecord,
+    StageRecord,
     TuneRecord,
 )
 
@@ -54,6 +55,8 @@ def print_report(report: Report, folder: Path) -> None:
     console.print(table)
     if report.precisions:
         console.print(_precision_table(report))
+    if report.stages:
+        console.print(_stage_table(report.stages))
     if report.search:
         for line in _certificate_lines(report.search):
             console.print(line, markup=False)
@@ -196,6 +199,20 @@ def _recalibration_line(record: RecalibrationRecord) -> str:
         f"recalibration: function norm {record.before:.4g} -> {record.after:.4g} on {record.check_images} images, "
         f"{kept} of {len(record.steps)} steps kept, {record.seconds:.0f} s"
     )
+
+
+def _stage_table(stages: Sequence[StageRecord]) -> Table:
+    """The columns of the paper's Table 5, and how far each network is from the original."""
+    table = _table(
+        "stages", "network", "top-1", "top-5", "ratio", "function norm", "time", "what was done", left=(0, 6)
+    )
+    for stage in stages:
+        judgement = stage.judgement
+        tops = ["" if top is None else _percent(top) for top in (judgement.top1, judgement.top5)]
+        seconds = f"{stage.seconds:.0f} s" if stage.kind != "original" else ""
+        figures = [*tops, _percent(stage.ratio), f"{judgement.function_norm:.4g}", seconds]
+        table.add_row(escape(stage.name), *figures, escape(stage.what))
+    return table
 
 
 def _tuning_line(record: TuneRecord) -> str:

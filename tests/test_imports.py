@@ -27,6 +27,7 @@ STAGES = [
     "factors.svd factors.spatial factors.alternate",
     "factors",
     "layers network prune",
+    "structure",
     "fidelity objective training hashing",
     "plan advice calibrate costs",
     "decompose recalibrate finetune",
@@ -38,9 +39,10 @@ STAGES = [
     "search.stopping",
     "search.loop",
     "tables options job",
-    "summary precision formats",
+    "summary precision formats recipe",
     "tuning rank_search",
     "pipeline",
+    "staged",
     "cli",
 ]
 STAGE_OF = {f"compressor.{name}": number for number, line in enumerate(STAGES) for name in line.split()}
