@@ -26,6 +26,7 @@ FileFormat = Literal["onnx", "ort"]
 CalibrationName = Literal["min-max", "percentile", "entropy"]
 TuneTarget = Literal["teacher", "labels"]
 Schedule = Literal["cosine", "step", "cyclic"]
+StageKind = Literal["original", "compress", "finetune", "prune"]
 Number = TypeVar("Number", int, float)
 
 
@@ -366,7 +367,7 @@ class StageRecord(Record):
     is the original. `ratio` counts weights that are not zero, over the original's; `what` says what was done."""
 
     name: str
-    kind: Literal["original", "compress", "finetune", "prune"]
+    kind: StageKind
     what: str
     nonzero_params: int
     ratio: float

@@ -17,7 +17,6 @@ from typing import Any, cast
 from pydantic import ValidationError
 from torch import nn
 
-from benchmarks.size import count_nonzero_params
 from compressor.errors import InputError
 from compressor.files import prepare_folder, write_text
 from compressor.finetune import TuneSettings
@@ -33,10 +32,10 @@ from compressor.progress import Progress
 from compressor.prune import prune_smallest
 from compressor.rank_search import RankSearch
 from compressor.recipe import CompressStage, FinetuneStage, PruneStage, Recipe, recipe_content
-from compressor.records import Judgement, LayerPlan, Plan, StageRecord
+from compressor.records import LayerPlan, Plan, StageRecord
 from compressor.search.settings import SearchSettings
 from compressor.structure import factorised_names, load_network, save_network
-from compressor.summary import Made
+from compressor.summary import Made, make_stage
 from compressor.tuning import Judge, tune_network
 
 ABOUT, STAGE, NETWORK, PLAN = "recipe.json", "stage.json", "network.safetensors", "plan.json"
@@ -65,7 +64,7 @@ def compress_by_recipe(
     prepare_folder(job.folder / STAGES)
     _keep_about(job, recipe)
     judge = Judge(job)
-    original = _record("original", "original", job.source.arch, job, job.teacher, judge.judge(job.teacher), 0.0)
+    original = make_stage("original", "original", job.source.arch, job, job.teacher, judge.judge(job.teacher), 0.0)
     run = _Run(job, judge, job.teacher, [original], [])
     for number, (stage, folder) in enumerate(zip(recipe.stage, recipe.folders, strict=True), 1):
         job.progress.say(f"stage {number} of {len(recipe.stage)}, {folder.partition('-')[2]} ({stage.kind})")
@@ -119,22 +118,6 @@ def _keep_about(job: Job, recipe: Recipe) -> None:
     write_text(path, json.dumps(about, indent=2) + "\n")
 
 
-def _record(
-    name: str, kind: Any, what: str, job: Job, network: nn.Module, judgement: Judgement, seconds: float, **more: Any
-) -> StageRecord:
-    nonzero = count_nonzero_params(network)
-    return StageRecord(
-        name=name,
-        kind=kind,
-        what=what,
-        nonzero_params=nonzero,
-        ratio=nonzero / count_nonzero_params(job.teacher),
-        judgement=judgement,
-        seconds=seconds,
-        **more,
-    )
-
-
 @dataclass
 class _Run:
     """The network after the stages so far, their records, and what the searches decided on each layer."""
@@ -159,7 +142,7 @@ class _Run:
             save_network(self.job.teacher, self.network, folder / NETWORK)
             judgement, seconds = self.judge.judge(self.network), time.perf_counter() - began
             name = folder.name.partition("-")[2]
-            record = _record(name, stage.kind, what, self.job, self.network, judgement, seconds, **more)
+            record = make_stage(name, stage.kind, what, self.job, self.network, judgement, seconds, **more)
             self.records.append(record)
             write_text(folder / STAGE, record.model_dump_json(indent=2) + "\n")  # last: it says that the stage is done
         self._say()

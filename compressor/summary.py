@@ -20,6 +20,7 @@ from compressor.records import (
     FidelityRecord,
     FileRecord,
     ImagesRecord,
+    Judgement,
     LatencyRecord,
     LayerRecord,
     Pair,
@@ -27,6 +28,7 @@ from compressor.records import (
     PrecisionRecord,
     RecalibrationRecord,
     Report,
+    StageKind,
     StageRecord,
     TuneRecord,
 )
@@ -99,6 +101,30 @@ def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
         images=_images_record(job),
         machine=describe_machine(),
         warnings=_all_warnings(job, choice, measured),
+    )
+
+
+def make_stage(
+    name: str,
+    kind: StageKind,
+    what: str,
+    job: Job,
+    network: nn.Module,
+    judgement: Judgement,
+    seconds: float,
+    **more: Any,
+) -> StageRecord:
+    """The line of a recipe's stage that left `network`; `more` are the record's further fields."""
+    nonzero = count_nonzero_params(network)
+    return StageRecord(
+        name=name,
+        kind=kind,
+        what=what,
+        nonzero_params=nonzero,
+        ratio=nonzero / count_nonzero_params(job.teacher),
+        judgement=judgement,
+        seconds=seconds,
+        **more,
     )
 
 
