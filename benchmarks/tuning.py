@@ -47,7 +47,8 @@ def describe_tuning_limits(record: TuneRecord) -> str:
     return (
         f"After each epoch the loss on {format_plural(record.check_images, 'check image')}, neither trained on nor "
         f"held out, was taken; the weights {which} had the lowest. It ended for this reason: {record.stopped_because}. "
-        "Ranks, zeros and the statistics of batch norms did not change."
+        "Ranks, zeros and the statistics of batch norms did not change; a search and its certificate speak of the "
+        "network before."
     )
 
 

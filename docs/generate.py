@@ -326,9 +326,9 @@ def _finetune_section(path: Path) -> str:
     lines = [
         f"## {path.stem}: what fine-tuning gives back",
         f"{study['network']} at {100 * study['share']:.1f} % of its convolutions' weights (ranks of a search at gamma "
-        f"{study['gamma']:g}, all scaled by one factor), recalibrated; {study['epochs']} epochs. Function norm and top-1 "
-        f"on {study['judged_on']} images that neither search nor tuning saw. Won back: the share of the drop in top-1. "
-        f"{_machine(study)}",
+        f"{study['gamma']:g}, all scaled by one factor), recalibrated; {study['epochs']} epochs. Function norm "
+        f"and top-1 on {study['judged_on']} images that neither search nor tuning saw. Won back: the share of the drop "
+        f"in top-1. {_machine(study)}",
         _table(
             {
                 "learns from, schedule": lambda r: r["way"].rpartition(", 0.")[0] or r["way"],
@@ -358,9 +358,10 @@ def _recipe_section(path: Path) -> str:
     lines = [
         f"## {path.stem}: the paper's stages on a small VGG",
         f"Six convolutions with batch norms and three linear layers, {study['params']:,} parameters, trained here on "
-        f"{study['trained_on']:,} CIFAR-10 images of 32 px; `--recipe {study['recipe']}`, tuned on {study['tuned_on']:,} "
-        f"of the training images. Accuracies on {study['judged_on']} images that no stage learns from; the ratio counts "
-        f"weights that are not zero, over the original's (the columns of the paper's Table 5). Killed in {killed} and "
+        f"{study['trained_on']:,} CIFAR-10 images of 32 px; `--recipe {study['recipe']}`, tuned on "
+        f"{study['tuned_on']:,} of the training images. Accuracies on {study['judged_on']} images that no stage learns "
+        f"from; the ratio counts weights that are not zero, over the original's (the columns of the paper's Table 5). "
+        f"Killed in {killed} and "
         f"gone on with `--resume`: {ending} as a run that was not. The last network's time is "
         f"{study['latency_ratio']:.2f} of the original's, its file within {study['parity']:.0e} of torch. "
         f"{_machine(study)}",
