@@ -10,7 +10,7 @@ import copy
 import json
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +39,8 @@ from compressor.summary import Made, make_stage
 from compressor.tuning import Judge, tune_network
 
 ABOUT, STAGE, NETWORK, PLAN = "recipe.json", "stage.json", "network.safetensors", "plan.json"
+ON_STAGES = ("gamma", "form", "cost", "factors", "calibration", "recalibrate", "rank_multiple")
+BUDGETS = ("max_evaluations", "max_seconds")
 SEARCH_KEYS = {field.name for field in fields(SearchSettings)}
 
 
@@ -98,24 +100,30 @@ def _check_layers(job: Job, recipe: Recipe) -> None:
 
 def _keep_about(job: Job, recipe: Recipe) -> None:
     """Write what the stages depend on, or hold what an earlier run wrote against it."""
-    settings = job.settings
     about = {
         "recipe": recipe_content(recipe),
         "weights": hash_tensors(job.teacher.state_dict().values()),
         "images": [hash_images(images) for images in (job.calibration, job.search_images, job.held_out)],
         "images to train on": hash_images(job.training.train) if job.training else None,
-        "seed": settings.search.seed,
+        "settings": _chosen(job.settings),
     }
     path = job.folder / STAGES / ABOUT
     if job.resume and path.exists():
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-            different = sorted(key for key in about if stored.get(key) != about[key])
+            now = json.loads(json.dumps(about))  # tuples are lists there
+            different = sorted(key for key in now if stored.get(key) != now[key])
         except (OSError, ValueError, AttributeError) as error:
             raise InputError(f"{path} cannot be read; choose another --out") from error
         if different:
-            raise InputError(f"{path} was written with another {', '.join(different)}; --resume needs the same")
+            raise InputError(f"{path} was written with other {', '.join(different)}; --resume needs the same")
     write_text(path, json.dumps(about, indent=2) + "\n")
+
+
+def _chosen(settings: Settings) -> dict[str, Any]:
+    """What stages find depends on these; budgets and how the files are made may be others when a run goes on."""
+    searching = {key: value for key, value in asdict(settings.search).items() if key not in BUDGETS}
+    return {name: getattr(settings, name) for name in ON_STAGES} | searching | {"autocast": settings.tune.autocast}
 
 
 @dataclass

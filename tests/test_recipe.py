@@ -197,10 +197,12 @@ def test_a_recipe_is_not_resumed_with_another(
     assert again.plan == run.plan
     assert listing(run.folder / "stages") == before
     other = parse_recipe(SMALL.replace("epochs = 2", "epochs = 3"), "small")
-    with pytest.raises(InputError, match="was written with another recipe; --resume needs the same"):
+    with pytest.raises(InputError, match="was written with other recipe; --resume needs the same"):
         compress_by_recipe(network, images, run.folder, other, SETTINGS, resume=True)
-    with pytest.raises(InputError, match="was written with another images"):
+    with pytest.raises(InputError, match="was written with other images"):
         compress_by_recipe(network, images.subset(range(100)), run.folder, commented, SETTINGS, resume=True)
+    with pytest.raises(InputError, match="was written with other settings"):
+        compress_by_recipe(network, images, run.folder, commented, replace(SETTINGS, gamma=2.0), resume=True)
     assert listing(run.folder / "stages") == before
 
 
