@@ -38,7 +38,7 @@ LOWEST_CYCLIC_RATE = 1e-7
 STEP_FACTOR = 10.0
 PAPER_RATE = 1e-4
 # Rates at which the schedules did best on ResNet-18 at 5 % of its weights, see docs/method.md.
-DEFAULT_RATES: dict[Schedule, float] = {"cosine": 0.01, "step": PAPER_RATE, "cyclic": PAPER_RATE}
+DEFAULT_RATES: dict[Schedule, float] = {"cosine": 0.003, "step": PAPER_RATE, "cyclic": PAPER_RATE}
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ class FineTuning:
         self._optimiser = torch.optim.SGD(self._network.parameters(), lr=0.0, momentum=MOMENTUM)
         self._best = _weights(self._network)
         self._rows: list[TuneEpoch] = []
+        self._first_step: tuple[int, float] | None = None
         if not self._restore():
             self._rows.append(self._checked(0, math.nan, 0.0))
         self._masks = _zero_masks(self._network)
@@ -139,8 +140,10 @@ class FineTuning:
         losses, rate = [], 0.0
         for step, indices in self._batches(number):
             rate = self._set_rate(step)
-            losses.append(self._step(indices) * len(indices))
-            self.on_step(step + 1, f"epoch {number} of {self.settings.epochs}, loss {losses[-1] / len(indices):.3g}")
+            loss = self._step(indices)
+            losses.append(loss * len(indices))
+            left = _in_words(self._seconds_left(step + 1))
+            self.on_step(step + 1, f"epoch {number} of {self.settings.epochs}, loss {loss:.3g}, {left} left")
             if not math.isfinite(losses[-1]):
                 break
         return self._checked(number, sum(losses) / len(self.images), rate)
@@ -154,6 +157,15 @@ class FineTuning:
     @property
     def _steps_per_epoch(self) -> int:
         return math.ceil(len(self.images) / self.settings.batch_size)
+
+    def _seconds_left(self, done: int) -> float:
+        """To the end of all epochs, by the steps that this process has done."""
+        now = time.perf_counter()
+        if self._first_step is None:
+            self._first_step = done, now
+        first, began = self._first_step
+        per_step = (now - began) / max(1, done - first)
+        return per_step * (self._steps_per_epoch * self.settings.epochs - done)
 
     def _set_rate(self, step: int) -> float:
         settings = self.settings
@@ -295,6 +307,10 @@ def _zero_masks(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
     weights = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     masks = [(weight, (weight.detach() != 0).to(weight.dtype)) for weight in weights]
     return [(weight, mask) for weight, mask in masks if not mask.all()]
+
+
+def _in_words(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _finite(value: float) -> float | None:

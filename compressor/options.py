@@ -429,7 +429,7 @@ tune_options = _options(
     click.option(
         "--learning-rate",
         type=FiniteRange(min=0, max=10, min_open=True),
-        help="Highest learning rate. Left out: 0.01 for cosine, the paper's 1e-4 for step and cyclic.",
+        help="Highest learning rate. Left out: 0.003 for cosine, the paper's 1e-4 for step and cyclic.",
     ),
     click.option(
         "--autocast",

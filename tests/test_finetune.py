@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def test_an_interrupted_fine_tuning_goes_on_as_if_nothing_had_happened(
     path = tmp_path / "finetune.safetensors"
     with pytest.raises(Stopped):
         tune(student, teacher, train, check, settings, checkpoint=path, on_step=stop)
-    steps: list[int] = []
+    steps: list[tuple[int, str]] = []
     resumed, record = tune(
         student,
         teacher,
@@ -146,9 +147,10 @@ def test_an_interrupted_fine_tuning_goes_on_as_if_nothing_had_happened(
         settings,
         checkpoint=path,
         resume=True,
-        on_step=lambda done, note: steps.append(done),
+        on_step=lambda done, note: steps.append((done, note)),
     )
-    assert min(steps) >= 2 * math.ceil(len(train) / settings.batch_size)
+    assert min(steps)[0] >= 2 * math.ceil(len(train) / settings.batch_size)
+    assert re.fullmatch(r"epoch 3 of 3, loss [\d.e-]+, 0 s left", steps[-1][1])
     assert all(torch.equal(value, wanted.state_dict()[name]) for name, value in resumed.state_dict().items())
     assert [row.model_copy(update={"seconds": 0}) for row in record.rows] == [
         row.model_copy(update={"seconds": 0}) for row in whole.rows

@@ -62,7 +62,7 @@ learning_rate = 0.001
 kind = "prune"
 fraction = 0.2
 """
-SETTINGS = Settings(search=SearchSettings(max_evaluations=3, samples=8, seed=1), gamma=0.5)
+SETTINGS = Settings(search=SearchSettings(max_evaluations=3, samples=8, certificate="pointwise", seed=1), gamma=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +324,7 @@ def test_the_command_line_runs_a_recipe_copied_and_changed(
     assert invoke("bocompress", "recipes").stdout.startswith("vgg: ")
     path = tmp_path / "mine.toml"
     path.write_text(printed.replace("epochs = 5", "epochs = 1"))
-    looks = ("--max-evaluations", 1, "--samples", 4, "--gamma", 0.01)
+    looks = ("--max-evaluations", 1, "--samples", 4, "--gamma", 0.01, "--factors", "weight", "--no-recalibrate")
     command = (tiny_checkpoint, "--trust-pickle", "--input-size", 32, "--data", digit_images, "--max-images", 60)
     result = invoke("bocompress-export", *command, *looks, "--recipe", path, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output

@@ -19,7 +19,7 @@ from compressor.search.loop import SearchSettings
 from compressor.tables import print_report
 from tests.test_cli import listing, the_sentence
 
-SEARCH = SearchSettings(max_evaluations=4, samples=8, seed=1)
+SEARCH = SearchSettings(max_evaluations=4, samples=8, certificate="pointwise", seed=1)
 TUNE = TuneSettings(epochs=2, learning_rate=0.01, batch_size=8)
 SETTINGS = Settings(search=SEARCH, tune=TUNE, gamma=1.0, prune_fraction=0.2)
 
@@ -166,7 +166,7 @@ def test_wrong_options_are_one_sentence(
 
 def test_the_command_line_tunes(invoke: Callable, tiny_checkpoint: Path, digit_images: Path, tmp_path: Path) -> None:
     command = (tiny_checkpoint, "--trust-pickle", "--input-size", 32, "--data", digit_images, "--out", tmp_path / "out")
-    looks = ("--max-evaluations", 1, "--samples", 4)
+    looks = ("--max-evaluations", 1, "--samples", 4, "--factors", "weight", "--no-recalibrate")
     tuning = ("--finetune", 1, "--schedule", "cyclic", "--learning-rate", 0.001, "--finetune-by", "labels")
     result = invoke("bocompress-export", *command, *looks, *tuning)
     assert result.exit_code == 0, result.output
