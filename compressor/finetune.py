@@ -142,8 +142,8 @@ class FineTuning:
             rate = self._set_rate(step)
             loss = self._step(indices)
             losses.append(loss * len(indices))
-            left = _in_words(self._seconds_left(step + 1))
-            self.on_step(step + 1, f"epoch {number} of {self.settings.epochs}, loss {loss:.3g}, {left} left")
+            left = self._time_left(step + 1)
+            self.on_step(step + 1, f"epoch {number} of {self.settings.epochs}, loss {loss:.3g}{left}")
             if not math.isfinite(losses[-1]):
                 break
         return self._checked(number, sum(losses) / len(self.images), rate)
@@ -158,14 +158,15 @@ class FineTuning:
     def _steps_per_epoch(self) -> int:
         return math.ceil(len(self.images) / self.settings.batch_size)
 
-    def _seconds_left(self, done: int) -> float:
-        """To the end of all epochs, by the steps that this process has done."""
+    def _time_left(self, done: int) -> str:
+        """To the end of all epochs, by the steps that this process has done; nothing after the first."""
         now = time.perf_counter()
         if self._first_step is None:
             self._first_step = done, now
+            return ""
         first, began = self._first_step
-        per_step = (now - began) / max(1, done - first)
-        return per_step * (self._steps_per_epoch * self.settings.epochs - done)
+        seconds = (now - began) / (done - first) * (self._steps_per_epoch * self.settings.epochs - done)
+        return f", {seconds:.0f} s left" if seconds < 90 else f", {seconds / 60:.0f} min left"
 
     def _set_rate(self, step: int) -> float:
         settings = self.settings
@@ -307,10 +308,6 @@ def _zero_masks(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
     weights = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     masks = [(weight, (weight.detach() != 0).to(weight.dtype)) for weight in weights]
     return [(weight, mask) for weight, mask in masks if not mask.all()]
-
-
-def _in_words(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def _finite(value: float) -> float | None:
