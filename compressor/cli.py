@@ -5,12 +5,13 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from click.core import ParameterSource
 
 import compressor
+from compressor.choices import check_tuning, choose_recipe, tune_settings
 from compressor.errors import BocompressError, InputError
 from compressor.options import (
     FACTOR_KINDS,
@@ -28,6 +29,7 @@ from compressor.options import (
     model_options,
     run_options,
     search_options,
+    target_options,
     tune_options,
 )
 
@@ -35,10 +37,10 @@ if TYPE_CHECKING:
     from compressor.architectures import Transform
     from compressor.checkpoint import LoadedModel
     from compressor.images import ImageSet
+    from compressor.job import Wanted
     from compressor.pipeline import Compressed, Settings, Source
     from compressor.progress import Progress
-    from compressor.recipe import Recipe
-    from compressor.records import BenchmarkRecord
+    from compressor.records import BenchmarkRecord, Cost
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 SHARED_SETTINGS = ("device", "threads", "batch_size", "calibration", "recalibrate", "formats", "zip", "opset")
@@ -46,9 +48,6 @@ NUM_DRAWN_IMAGES = 256
 NUM_VERIFY_IMAGES = 64
 SMALLEST_STD = 1e-6
 LARGEST_IMAGES_GB = 8
-OF_TUNING = ("train_data", "max_train_images", "finetune_by", "schedule", "learning_rate", "autocast")
-# What the stages of a recipe say for themselves.
-OF_STAGES = ("finetune", "finetune_by", "schedule", "learning_rate", "prune", "method", "layers", "skip")
 
 
 Command = Callable[..., Any]
@@ -95,6 +94,7 @@ def main() -> None:
 @click.command(name="export")
 @model_options
 @image_options
+@target_options
 @search_options
 @layer_options
 @factor_options(FACTOR_KINDS, "auto")
@@ -125,11 +125,12 @@ def export(**options: Any) -> None:
     from compressor.staged import compress_by_recipe
 
     progress, out = _progress(), _out(options)
-    recipe = _recipe(options)
+    recipe = choose_recipe(options)
+    settings = _settings(options)
     check_folder(out, keep=OUTPUTS if options["resume"] else ())
     loaded, images = _load(options, progress, tuned=recipe is not None and recipe.tunes)
     arguments = {
-        "settings": _settings(options),
+        "settings": settings,
         "source": _source(loaded, images, options),
         "progress": progress,
         "resume": options["resume"],
@@ -385,7 +386,7 @@ def _images_for_file(options: dict[str, Any], progress: "Progress") -> "ImageSet
 
 
 def _load(options: dict[str, Any], progress: "Progress", tuned: bool = False) -> "tuple[LoadedModel, ImageSet]":
-    _check_tuning(options, tuned or options["finetune"] > 0)
+    check_tuning(options, tuned or options["finetune"] > 0)
     from compressor.checkpoint import load_model
     from compressor.images import list_images, load_folder, procedural_images
 
@@ -411,40 +412,6 @@ def _load(options: dict[str, Any], progress: "Progress", tuned: bool = False) ->
         )
     progress.say(images.source)
     return loaded, images
-
-
-def _recipe(options: dict[str, Any]) -> "Recipe | None":
-    """The recipe asked for, where no option says what only its stages may say."""
-    from compressor.recipe import load_recipe
-
-    if options["recipe"] is None:
-        return None
-    recipe = load_recipe(options["recipe"])
-    for name in OF_STAGES:
-        if _is_given(name):
-            raise InputError(f"--recipe and --{name.replace('_', '-')} contradict each other: the stages say that")
-    if _is_given("gamma") and recipe.names_every_gamma:
-        raise InputError("--recipe and --gamma contradict each other: every stage that compresses names its own gamma")
-    return recipe
-
-
-def _is_given(name: str) -> bool:
-    """Whether an option was typed."""
-    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
-
-
-def _check_tuning(options: dict[str, Any], tuned: bool) -> None:
-    """Options of a fine-tuning that is not asked for, or has nothing to learn from; said before anything is loaded."""
-    given = [name for name in OF_TUNING if _is_given(name)]
-    if not tuned and given:
-        raise InputError(f"--{given[0].replace('_', '-')} is for fine-tuning: give --finetune EPOCHS, too")
-    if tuned and options["data"] is None and options["train_data"] is None:
-        what = "--finetune" if options["finetune"] else "a recipe that tunes"
-        raise InputError(f"{what} needs images of the task: give --data or --train-data")
-    if options["train_data"] is not None:
-        from compressor.images import list_images
-
-        list_images(options["train_data"])
 
 
 def _train_images(loaded: "LoadedModel", options: dict[str, Any], progress: "Progress") -> "ImageSet | None":
@@ -480,20 +447,13 @@ DRAWN = (
 
 
 def _settings(options: dict[str, Any]) -> "Settings":
-    from compressor.finetune import TuneSettings
     from compressor.pipeline import Settings
     from compressor.search.settings import SearchSettings
 
     shared = {key: options[key] for key in SHARED_SETTINGS}
     shared["precisions"] = tuple(dict.fromkeys(name for names in options["precisions"] for name in names))
     shared["factors"] = None if options["factors"] == "plan" else options["factors"]
-    shared["tune"] = TuneSettings(
-        epochs=options["finetune"],
-        by=options["finetune_by"],
-        schedule=options["schedule"],
-        learning_rate=options["learning_rate"],
-        autocast=options["autocast"],
-    )
+    shared["tune"] = tune_settings(options)
     if "gamma" not in options:  # apply: no search
         return Settings(search=SearchSettings(seed=options["seed"]), **shared)
     delta, relative = options["delta"]
@@ -517,10 +477,12 @@ def _settings(options: dict[str, Any]) -> "Settings":
             )
         },
     )
+    target = _wanted(options)
     return Settings(
         gamma=options["gamma"],
+        target=target,
         form=options["form"],
-        cost=options["cost"],
+        cost=_cost(options, target),
         method=options["method"],
         rank_multiple=options["rank_multiple"],
         layers=_patterns(options["layers"]),
@@ -531,6 +493,45 @@ def _settings(options: dict[str, Any]) -> "Settings":
         search=search,
         **shared,
     )
+
+
+def _wanted(options: dict[str, Any]) -> "Wanted | None":
+    """The one target given.
+
+    Raises:
+        InputError: there are several, or one beside what it stands for.
+    """
+    from compressor.job import Wanted
+    from compressor.records import WISH_OPTIONS
+
+    values = {wish: options[name.strip("-").replace("-", "_")] for wish, name in WISH_OPTIONS.items()}
+    given = {wish: name for wish, name in WISH_OPTIONS.items() if values[wish] is not None}
+    if not given:
+        return None
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given.values())} contradict each other: each says what to stop at; give one")
+    ((wish, name),) = given.items()
+    if options["gamma"] is not None:
+        raise InputError(f"{name} and --gamma contradict each other: the target finds gamma; give one of them")
+    if options["form"] != "ratio":
+        raise InputError(f"{name} needs --form ratio: the dual is that of Eq. (3)")
+    return Wanted(wish, values[wish])
+
+
+def _cost(options: dict[str, Any], target: "Wanted | None") -> "Cost":
+    """What size means: as given, or what the target is about.
+
+    Raises:
+        InputError: they are not the same.
+    """
+    from compressor.records import WISH_OPTIONS
+
+    wish = target.wish if target else "ratio"
+    implied: Cost | None = None if wish in ("ratio", "drop") else cast("Cost", wish)
+    is_given = click.get_current_context().get_parameter_source("cost") is not ParameterSource.DEFAULT
+    if implied and is_given and options["cost"] != implied:
+        raise InputError(f"{WISH_OPTIONS[wish]} and --cost {options['cost']} contradict each other")
+    return implied or options["cost"]
 
 
 def _source(loaded: "LoadedModel", images: "ImageSet", options: dict[str, Any]) -> "Source":

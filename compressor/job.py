@@ -20,8 +20,13 @@ from compressor.records import (
     Form,
     Plan,
     Precision,
+    RecalibrationRecord,
     Report,
     SearchRecord,
+    StageRecord,
+    TargetRecord,
+    TuneRecord,
+    Wish,
 )
 from compressor.search.loop import SearchSettings
 from compressor.search.workers import DEFAULT_BACKEND
@@ -35,21 +40,29 @@ MIN_CALIBRATION_IMAGES = 8
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """A target in place of gamma, in the units of `TargetRecord`; at most `value`."""
+
+    wish: Wish
+    value: float
+
+
+@dataclass(frozen=True)
 class Settings:
     """What a person may choose; the defaults are the command line's.
 
-    `gamma` None weighs the whole output against the whole size (see `default_gamma`). `cost` is what size
-    means. `layers` and `skip` are name patterns; `prune_fraction` is the share of weights the final magnitude
-    pass sets to zero. `threads` and `batch_size` are the latency measurement's. `factors` None takes those that
-    a plan names, or "auto"; ranks are multiples of `rank_multiple`, None for what suits ONNX Runtime on this
-    machine (measured); `calibration` is the number of images that factors are fitted on, which neither search
-    nor judge see. `precisions` and `formats` are those to write; float32 and ONNX always are. `zip`
-    adds zipped files, `opset` None takes the exporter's choice. `workers` evaluate
-    candidates at once, through the joblib backend of this name; neither changes what is found. `tune` says how the
-    compressed network is fine-tuned, by default not at all.
+    `gamma` None weighs the whole output against the whole size (see `default_gamma`); with a `target` it is found.
+    `cost` is what size means. `layers` and `skip` are name patterns; `prune_fraction` is the share of weights the final
+    magnitude pass sets to zero. `threads` and `batch_size` are the latency measurement's. `factors` None takes those
+    that a plan names, or "auto"; ranks are multiples of `rank_multiple`, None for what suits ONNX Runtime on this
+    machine (measured); `calibration` is the number of images that factors are fitted on, which neither search nor judge
+    see. `precisions` and `formats` are those to write; float32 and ONNX always are. `zip` adds zipped files, `opset`
+    None takes the exporter's choice. `workers` evaluate candidates at once, through the joblib backend of this name;
+    neither changes what is found. `tune` says how the compressed network is fine-tuned, by default not at all.
     """
 
     gamma: float | None = None
+    target: Wanted | None = None
     form: Form = "ratio"
     cost: Cost = "params"
     method: MethodChoice = "auto"
@@ -99,8 +112,9 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Job:
-    """What every stage after loading needs. `training` is there where the network is to be fine-tuned; with `resume`
-    stages go on from what an earlier run left in `folder`."""
+    """What every stage after loading needs. `deciding` images, outside the search, say whether a target is kept;
+    `training` is there where the network is to be fine-tuned. With `resume` stages go on from what an earlier run left
+    in `folder`."""
 
     teacher: nn.Module
     calibration: ImageSet
@@ -112,6 +126,7 @@ class Job:
     source: Source
     progress: Progress
     began: float
+    deciding: ImageSet | None = None
     training: TrainingImages | None = None
     resume: bool = False
 
@@ -142,3 +157,17 @@ class Choice:
     cost: Cost = "params"
     ratio: float | None = None
     left: Mapping[str, str] = field(default_factory=dict)
+    front: Mapping[str, Plan] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Realised:
+    """A choice as a network, and what recalibration and fine-tuning brought; `target` says whether one was met, and
+    `stages` are those of a recipe."""
+
+    choice: Choice
+    network: nn.Module
+    recalibration: RecalibrationRecord | None
+    target: TargetRecord | None = None
+    tuning: TuneRecord | None = None
+    stages: Sequence[StageRecord] = ()

@@ -30,28 +30,26 @@ from compressor.job import (
     MAX_CALIBRATION_SHARE,
     MIN_CALIBRATION_IMAGES,
     STAGES,
-    Choice,
     Compressed,
     Job,
+    Realised,
     Settings,
     Source,
 )
-from compressor.layers import factorised_ranks, find_layers
-from compressor.network import build_candidate, detach_from_original
+from compressor.layers import find_layers
 from compressor.objective import default_gamma
-from compressor.plan import planned_layers
+from compressor.plan import planned_layers, write_plans
 from compressor.precision import Judged, latency_beside, make_fidelity, precision_file, share, write_precisions
 from compressor.progress import Progress
-from compressor.prune import prune_smallest
-from compressor.rank_search import RankSearch, decompose_layers, make_choice
-from compressor.recalibrate import Recalibration
+from compressor.rank_search import PLANS, RankSearch, decompose_layers, make_choice
+from compressor.realise import realise
 from compressor.records import (
     Pair,
     ParityRecord,
     Plan,
-    RecalibrationRecord,
 )
-from compressor.summary import Made, Measured, make_report
+from compressor.summary import Measured, make_report
+from compressor.targets import reach_target, usable_labels
 from compressor.training import divide_training, require_trainable
 from compressor.tuning import tune_as_asked
 from exporters.edge import CONFIG_SUFFIX, ORT_SUFFIX, ZIP_SUFFIX
@@ -65,6 +63,7 @@ OUTPUTS = (
     CHECKPOINT,
     STAGES,
     "plan.json",
+    PLANS,
     "compressed.safetensors",
     "report.json",
     "report.html",
@@ -72,7 +71,6 @@ OUTPUTS = (
     *(f"{Path(name).stem}{suffix}" for name in NETWORKS for suffix in (ORT_SUFFIX, CONFIG_SUFFIX)),
 )
 MAX_SEARCH_IMAGES = 500
-MAX_CHECK_IMAGES = 100  # of the search's images decide over recalibration
 MAX_IMAGES = 1500
 MAX_TRAIN_IMAGES = 50_000
 
@@ -104,8 +102,8 @@ def compress(
     job = prepare(model, images, out, settings, source, progress, resume, train_images)
     norm = function_norm(job)
     with RankSearch(job, norm, resume) as search:
-        choice = search.run()
-    return _finish(job, choice, norm)
+        realised = reach_target(job, search, norm) if job.settings.target else realise(job, search.run(), norm)
+    return _finish(job, realised)
 
 
 def apply_plan(
@@ -135,7 +133,7 @@ def apply_plan(
     used = {part.layer.name: part.kind for part in parts}
     rows = [row.model_copy(update={"cap": caps[row.name], "factors": used[row.name]}) for row in plan.layers]
     kept = plan.model_copy(update={"arch": job.source.arch, "gamma": gamma, "layers": rows})
-    return _finish(job, make_choice(parts, ranks, gamma, kept), norm)
+    return _finish(job, realise(job, make_choice(parts, ranks, gamma, kept), norm))
 
 
 # Before the search
@@ -165,6 +163,11 @@ def prepare(
     if settings.tune.epochs:
         given = None if train_images is None else _as_image_set(train_images, MAX_TRAIN_IMAGES)
         training = divide_training(given, calibration, search_images, held_out, settings.search.seed)
+    deciding = None
+    if settings.target is not None and settings.target.wish == "drop":
+        if len(held_out) < 4:
+            raise InputError(f"--max-drop needs more images than {len(image_set)}: to search, to decide and to judge")
+        deciding, held_out = held_out.split(len(held_out) // 2, settings.search.seed)
     teacher = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
     example = search_images.batch([0]).to(settings.device)
     _require_input_fits(teacher, example)
@@ -192,6 +195,7 @@ def prepare(
         source=source or Source(type(model).__name__, command="compressor.compress(...)"),
         progress=progress or Progress(),
         began=began,
+        deciding=deciding,
         training=training,
         resume=resume,
     )
@@ -240,22 +244,18 @@ def function_norm(job: Job) -> FunctionNorm:
 # After the search
 
 
-def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
-    ranks = factorised_ranks(choice.layers, choice.ranks)
-    network = detach_from_original(build_candidate(job.teacher, choice.factors, ranks))
-    network, recalibration = recalibrate(job, choice, network, norm)
-    prune_smallest(network, choice.plan.prune_fraction)
-    network, tuning = tune_as_asked(job, choice, network)
-    return deliver(job, choice, Made(network, recalibration, tuning))
+def _finish(job: Job, realised: Realised) -> Compressed:
+    return deliver(job, tune_as_asked(job, realised))
 
 
-def deliver(job: Job, choice: Choice, made: Made) -> Compressed:
+def deliver(job: Job, realised: Realised) -> Compressed:
     """Judge the network, write it in all its forms, verify and measure the files, and report."""
-    network, plan = made.network, choice.plan
+    choice, network = realised.choice, realised.network
+    plan = choice.plan
     judged, top1 = _judge(job, network)
     network.cpu()
     original = job.teacher.cpu()
-    write_text(job.folder / "plan.json", plan.model_dump_json(indent=2) + "\n")
+    write_plans(job.folder, plan, choice.front)
     with replace_when_whole(job.folder / "compressed.safetensors") as partial:
         partial.write_bytes(save({name: value.contiguous() for name, value in network.state_dict().items()}))
     parity = _export_both(job, original, network, plan)
@@ -263,35 +263,11 @@ def deliver(job: Job, choice: Choice, made: Made) -> Compressed:
     precisions, failures = write_precisions(job, judged, _provenance(job, plan))
     files, unwritten = write_formats(job, network, precisions)
     failures += unwritten
-    measured = Measured(made, judged.fidelity, top1, parity, latency, precisions, failures, files)
-    report = make_report(job, choice, measured)
+    measured = Measured(realised, judged.fidelity, top1, parity, latency, precisions, failures, files)
+    report = make_report(job, measured)
     write_text(job.folder / "report.json", report.model_dump_json(indent=2) + "\n")
     write_report(report, job.folder / "report.html")
     return Compressed(network, plan, report, job.folder)
-
-
-def recalibrate(
-    job: Job, choice: Choice, network: nn.Module, norm: FunctionNorm
-) -> tuple[nn.Module, RecalibrationRecord | None]:
-    """The network with its factorised layers refitted, where that is wanted and there are images to fit on."""
-    ranks = factorised_ranks(choice.layers, choice.ranks)
-    layers = [layer for layer in choice.layers if layer.name in ranks]
-    if not (job.settings.recalibrate and layers and len(job.calibration)):
-        return network, None
-    check = norm.subset(min(MAX_CHECK_IMAGES, len(job.search_images)))
-    with job.progress.stage("recalibrating layers", len(layers)) as stage:
-        recalibration = Recalibration(
-            original=job.teacher,
-            network=network,
-            layers=layers,
-            calibration=job.calibration,
-            judge=check,
-            device=job.device,
-            seed=job.settings.search.seed,
-            on_step=stage.update,
-        )
-        record = recalibration.run()
-    return recalibration.network, record
 
 
 def _judge(job: Job, network: nn.Module) -> tuple[Judged, Pair[float] | None]:
@@ -303,19 +279,12 @@ def _judge(job: Job, network: nn.Module) -> tuple[Judged, Pair[float] | None]:
     squares = torch.from_numpy(norm.compare(outputs, every))
     outputs, targets = outputs.cpu(), norm.targets.cpu()
     fidelity = make_fidelity(squares, norm.teacher_energy, outputs, targets)
-    labels = _usable_labels(job, outputs.shape[1])
+    labels = usable_labels(job.held_out, outputs.shape[1])
     judged = Judged(targets, outputs, fidelity, labels)
     if labels is None:
         return judged, None
     top1 = Pair[float](original=share(targets.argmax(1) == labels), compressed=share(outputs.argmax(1) == labels))
     return judged, top1
-
-
-def _usable_labels(job: Job, num_outputs: int) -> Tensor | None:
-    names = job.held_out.class_names
-    if job.held_out.labels is None or (names is not None and len(names) != num_outputs):
-        return None
-    return job.held_out.labels
 
 
 def _export_both(job: Job, original: nn.Module, network: nn.Module, plan: Plan) -> ParityRecord:

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,14 +25,16 @@ from compressor.network import build_candidate
 from compressor.objective import Objective, default_gamma
 from compressor.plan import make_plan
 from compressor.precision import tell
-from compressor.records import COST_WORDS, FactorChoice, FactorKind, Method, Plan, SearchRecord
+from compressor.records import COST_WORDS, FactorChoice, FactorKind, FrontRecord, Method, Plan, SearchRecord
 from compressor.search.journal import Journal, stored_header
 from compressor.search.loop import Search
 from compressor.search.space import Ranks, RankSpace
+from compressor.search.target import Target
 from compressor.search.workers import Evaluate, Workers
 from compressor.summary import early_warnings
 from exporters.onnx import layer_bytes
 
+PLANS = "plans"
 LATENCY_CACHE = "layer-latency.json"
 
 
@@ -55,57 +56,82 @@ class RankSearch:
         self._job = job
         self._norm = norm
         settings = job.settings
-        gamma = settings.gamma if settings.gamma is not None else default_gamma(norm.teacher_energy)
-        for warning in early_warnings(job, gamma, norm.teacher_energy):
+        self._gamma = settings.gamma if settings.gamma is not None else default_gamma(norm.teacher_energy)
+        for warning in early_warnings(job, self._gamma, norm.teacher_energy):
             job.progress.say(f"note: {warning}")
         self._workers = _workers(settings)
         prepare_folder(job.folder)
-        earlier = stored_header(job.folder / JOURNAL) if resume else {}
-        every_part = _parts(job, found, norm, earlier)
-        self._multiple = _rank_multiple(job, earlier)
-        tables = _cost_tables(job, every_part, earlier)
-        self._left = {name: _why_left(job, table) for name, table in tables.items() if saves_nothing(table)}
-        self._parts = [part for part in every_part if part.layer.name not in self._left]
-        if not self._parts:
+        self._earlier = stored_header(job.folder / JOURNAL) if resume else {}
+        self._resume = resume
+        self._every_part = _parts(job, found, norm, self._earlier)
+        self._multiple = _rank_multiple(job, self._earlier)
+        self._tables = _cost_tables(job, self._every_part, self._earlier)
+        self._left = {name: _why_left(job, table) for name, table in self._tables.items() if saves_nothing(table)}
+        self.parts = [part for part in self._every_part if part.layer.name not in self._left]
+        if not self.parts:
             raise InputError(f"no layer is left to compress: {next(iter(self._left.values()))}")
-        names = [part.layer.name for part in self._parts]
-        self.space = RankSpace(names, [tables[name] for name in names], settings.search.coordinates, self._multiple)
-        self._search = Search(
-            self.space,
-            Objective(gamma, settings.form),
-            _evaluation(norm, job.teacher, self._parts),
-            len(job.search_images),
-            settings.search,
-            Journal(job.folder / JOURNAL, _fingerprint(job, every_part, gamma, self._multiple, tables), resume),
-            on_look=self._tell,
-            workers=self._workers,
-        )
+        names = [part.layer.name for part in self.parts]
+        tables = [self._tables[name] for name in names]
+        self.space = RankSpace(names, tables, settings.search.coordinates, self._multiple)
+        self._search: Search | None = None
 
     def __enter__(self) -> "RankSearch":
         self._workers.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._workers.__exit__(kind, error, trace)
+    def __exit__(self, *_: object) -> None:
+        self._workers.__exit__()
 
-    def run(self) -> Choice:
-        """The plan found."""
-        job, settings = self._job, self._job.settings
-        with job.progress.stage("searching ranks", settings.search.max_evaluations) as stage:
+    def run(self, target: Target | None = None) -> Choice:
+        """The plan found; called again, it goes on for another target."""
+        with self._job.progress.stage("searching ranks", self._job.settings.search.max_evaluations) as stage:
             self._stage = stage
-            ranks, record = self._search.run()
-        layers = [part.layer for part in self._parts]
-        kinds = {part.layer.name: part.kind for part in self._parts}
-        gamma = self._search.objective.gamma
-        plan = make_plan(layers, ranks.tolist(), kinds, job.source.arch, gamma, settings.prune_fraction)
-        choice = make_choice(self._parts, ranks.tolist(), gamma, plan, record, self._multiple)
-        ratio = float(self.space.ratio(ranks[None])[0])
-        return replace(choice, cost=settings.cost, ratio=ratio, left=self._left)
+            if self._search is None or target is None:
+                self._search = self._prepare_search(target)
+                ranks, record = self._search.run()
+            else:
+                ranks, record = self._search.aim_at(target)
+        front = [(self._plan(found.ranks, "seen by the search"), found) for found in self._search.front()]
+        files = [f"{PLANS}/{number:02d}-ratio-{found.ratio:.4f}.json" for number, (_, found) in enumerate(front, 1)]
+        rows = [
+            FrontRecord(
+                file=file,
+                ratio=found.ratio,
+                function_norm=max(found.function_norm, 0.0),
+                function_norm_sd=found.function_norm_sd,
+            )
+            for file, (_, found) in zip(files, front, strict=True)
+        ]
+        plan, gamma = self._plan(ranks, "chosen by the search"), self._search.objective.gamma
+        record = record.model_copy(update={"front": rows})
+        return replace(
+            make_choice(self.parts, ranks.tolist(), gamma, plan, record, self._multiple),
+            cost=self._job.settings.cost,
+            ratio=float(self.space.ratio(ranks[None])[0]),
+            left=self._left,
+            front=dict(zip(files, [plan for plan, _ in front], strict=True)),
+        )
 
-    def _tell(self, count: int, text: str) -> None:
-        self._stage.update(count, text)
+    def _prepare_search(self, target: Target | None) -> Search:
+        job = self._job
+        header = _fingerprint(job, self._every_part, self._gamma, self._multiple, self._tables)
+        return Search(
+            self.space,
+            Objective(self._gamma, job.settings.form),
+            _evaluation(self._norm, job.teacher, self.parts),
+            len(job.search_images),
+            job.settings.search,
+            Journal(job.folder / JOURNAL, header, self._resume),
+            on_look=lambda count, text: self._stage.update(count, text),
+            workers=self._workers,
+            target=target,
+        )
+
+    def _plan(self, ranks: Ranks, why: str) -> Plan:
+        assert self._search is not None
+        layers, kinds = [part.layer for part in self.parts], {part.layer.name: part.kind for part in self.parts}
+        gamma, job = self._search.objective.gamma, self._job
+        return make_plan(layers, ranks.tolist(), kinds, job.source.arch, gamma, job.settings.prune_fraction, why)
 
 
 def _evaluation(norm: FunctionNorm, teacher: nn.Module, parts: Sequence[Decomposed]) -> Evaluate:
@@ -248,7 +274,8 @@ def _fingerprint(
         "method": settings.method,
         "factors": settings.factors,
         "rank multiple": multiple,
-        "gamma": gamma,
+        "gamma": None if settings.target else gamma,
+        "target": asdict(settings.target) if settings.target else None,
         "form": settings.form,
         "cost": settings.cost,
         "milliseconds": tables if settings.cost == "latency" else None,

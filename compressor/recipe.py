@@ -27,7 +27,8 @@ Gamma = Annotated[float, Field(ge=1e-12, le=1e12)]
 
 class CompressStage(Record):
     """A search over the layers that kind and patterns name, as they are after the stages before. What is not said is
-    taken from the run's settings."""
+    taken from the run's settings. `target_ratio`, in place of gamma: parameters left, over those of the network that
+    the stage is given."""
 
     kind: Literal["compress"]
     name: str = ""
@@ -36,6 +37,7 @@ class CompressStage(Record):
     skip: tuple[str, ...] = ()
     method: Literal["auto", "auto+cp", "svd", "spatial", "tucker", "cp", "interpolative"] = "auto"
     gamma: Gamma | None = None
+    target_ratio: float | None = Field(default=None, gt=0, lt=1)
     form: Form | None = None
     cost: Cost | None = None
     factors: FactorChoice | None = None
@@ -86,7 +88,8 @@ class Recipe(Record):
     @property
     def names_every_gamma(self) -> bool:
         """Whether nothing is left for a gamma that holds for all stages."""
-        return all(stage.gamma is not None for stage in self.stage if isinstance(stage, CompressStage))
+        stages = [stage for stage in self.stage if isinstance(stage, CompressStage)]
+        return all(stage.gamma is not None or stage.target_ratio is not None for stage in stages)
 
     @property
     def folders(self) -> list[str]:
@@ -147,6 +150,8 @@ def parse_recipe(text: str, source: str) -> Recipe:
     for number, stage in enumerate(recipe.stage, 1):
         if not re.fullmatch(r"[\w.-]*", stage.name):
             raise InputError(f"{source}: the name of stage {number} may have letters, digits, '.', '_' and '-' only")
+        if isinstance(stage, CompressStage) and stage.gamma is not None and stage.target_ratio is not None:
+            raise InputError(f"{source}: stage {number} has both gamma and target_ratio: give one of them")
     return recipe
 
 

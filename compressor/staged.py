@@ -22,20 +22,21 @@ from compressor.files import prepare_folder, write_text
 from compressor.finetune import TuneSettings
 from compressor.hashing import hash_images, hash_tensors
 from compressor.images import ImageSet
-from compressor.job import CHECKPOINT, STAGES, Choice, Compressed, Job, Settings, Source
+from compressor.job import CHECKPOINT, STAGES, Choice, Compressed, Job, Realised, Settings, Source, Wanted
 from compressor.layers import FoundLayer, MethodChoice, compressible, factorised_ranks, find_layers
-from compressor.network import build_candidate, detach_from_original
 from compressor.objective import default_gamma
-from compressor.pipeline import deliver, function_norm, prepare, recalibrate
+from compressor.pipeline import deliver, function_norm, prepare
 from compressor.plan import planned_layers, read_plan
 from compressor.progress import Progress
 from compressor.prune import prune_smallest
 from compressor.rank_search import RankSearch
+from compressor.realise import realise
 from compressor.recipe import CompressStage, FinetuneStage, PruneStage, Recipe, recipe_content
 from compressor.records import LayerPlan, Plan, StageRecord
 from compressor.search.settings import SearchSettings
 from compressor.structure import factorised_names, load_network, save_network
-from compressor.summary import Made, make_stage
+from compressor.summary import make_stage
+from compressor.targets import reach_target
 from compressor.tuning import Judge, tune_network
 
 ABOUT, STAGE, NETWORK, PLAN = "recipe.json", "stage.json", "network.safetensors", "plan.json"
@@ -71,7 +72,7 @@ def compress_by_recipe(
     for number, (stage, folder) in enumerate(zip(recipe.stage, recipe.folders, strict=True), 1):
         job.progress.say(f"stage {number} of {len(recipe.stage)}, {folder.partition('-')[2]} ({stage.kind})")
         run.do(stage, job.folder / STAGES / folder)
-    return deliver(job, _final_choice(run, recipe), Made(run.network, stages=run.records))
+    return deliver(job, Realised(_final_choice(run, recipe), run.network, recalibration=None, stages=run.records))
 
 
 def _with_tuning(settings: Settings, recipe: Recipe) -> Settings:
@@ -182,14 +183,13 @@ class _Run:
         job = replace(self.job, teacher=self.network, layers=layers, folder=folder, settings=settings)
         norm = function_norm(job)
         with RankSearch(job, norm, job.resume) as search:
-            choice = search.run()
-        ranks = factorised_ranks(choice.layers, choice.ranks)
-        network = detach_from_original(build_candidate(self.network, choice.factors, ranks))
-        self.network, recalibration = recalibrate(job, choice, network, norm)
+            realised = reach_target(job, search, norm) if settings.target else realise(job, search.run(), norm)
+        self.network, choice = realised.network, realised.choice
         self.plans.append(choice.plan)
         write_text(folder / PLAN, choice.plan.model_dump_json(indent=2) + "\n")
-        what = f"{len(ranks)} of {len(choice.layers)} layers factorised, gamma {choice.gamma:.3g}"
-        return what, {"gamma": choice.gamma, "search": choice.search, "recalibration": recalibration}
+        count = len(factorised_ranks(choice.layers, choice.ranks))
+        what = f"{count} of {len(choice.layers)} layers factorised, gamma {choice.gamma:.3g}"
+        return what, {"gamma": choice.gamma, "search": choice.search, "recalibration": realised.recalibration}
 
     def _tune(self, stage: FinetuneStage, folder: Path) -> tuple[str, dict[str, Any]]:
         settings = _tune_settings(self.job.settings.tune, stage)
@@ -222,6 +222,9 @@ def _search_settings(settings: Settings, stage: CompressStage) -> Settings:
     own = stage.model_dump(exclude={"kind", "name", "of", "layers", "skip"}, exclude_none=True)
     searching = {key: value for key, value in own.items() if key in SEARCH_KEYS}
     others = {key: value for key, value in own.items() if key not in SEARCH_KEYS}
+    if stage.target_ratio is not None:
+        del others["target_ratio"]
+        others |= {"target": Wanted("ratio", stage.target_ratio), "gamma": None, "cost": "params"}
     return replace(settings, **others, search=replace(settings.search, **searching))
 
 

@@ -13,7 +13,7 @@ import compressor
 from benchmarks.machine import describe_machine
 from benchmarks.size import count_nonzero_params, count_params, file_bytes, gzip_bytes
 from compressor import advice
-from compressor.job import MAX_CALIBRATION_SHARE, MIN_CALIBRATION_IMAGES, Choice, Job
+from compressor.job import MAX_CALIBRATION_SHARE, MIN_CALIBRATION_IMAGES, Choice, Job, Realised
 from compressor.layers import FoundLayer
 from compressor.macs import count_macs
 from compressor.records import (
@@ -26,30 +26,18 @@ from compressor.records import (
     Pair,
     ParityRecord,
     PrecisionRecord,
-    RecalibrationRecord,
     Report,
     StageKind,
     StageRecord,
-    TuneRecord,
 )
 
 
 @dataclass(frozen=True)
-class Made:
-    """The compressed network and how its weights came about; `stages` are those of a recipe."""
-
-    network: nn.Module
-    recalibration: RecalibrationRecord | None = None
-    tuning: TuneRecord | None = None
-    stages: Sequence[StageRecord] = ()
-
-
-@dataclass(frozen=True)
 class Measured:
-    """What was measured after the search; the network made is on the CPU like the original. `failures` says which
+    """What was measured after the search; the compressed network is on the CPU like the original. `failures` says which
     precisions could not be had."""
 
-    made: Made
+    realised: Realised
     fidelity: FidelityRecord
     top1: Pair[float] | None
     parity: ParityRecord
@@ -59,10 +47,10 @@ class Measured:
     files: list[FileRecord]
 
 
-def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
+def make_report(job: Job, measured: Measured) -> Report:
     """The report of a run whose files lie in the job's folder."""
-    made, original = measured.made, job.teacher
-    network = made.network
+    realised, original = measured.realised, job.teacher
+    choice, network = realised.choice, realised.network
     total_macs, _ = count_macs(original, job.example)
     compressed_macs, macs = count_macs(network, job.example)
     layers = [_layer_record(layer, choice, macs) for layer in job.layers]
@@ -94,9 +82,10 @@ def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
         precisions=measured.precisions,
         files=measured.files,
         search=choice.search,
-        recalibration=made.recalibration,
-        tuning=made.tuning,
-        stages=list(made.stages),
+        target=realised.target,
+        recalibration=realised.recalibration,
+        tuning=realised.tuning,
+        stages=list(realised.stages),
         layers=layers,
         images=_images_record(job),
         machine=describe_machine(),
@@ -168,6 +157,7 @@ def _images_record(job: Job) -> ImagesRecord:
         source=images.source,
         calibration=len(job.calibration),
         search=len(images),
+        deciding=len(job.deciding) if job.deciding else 0,
         held_out=len(job.held_out),
         unreadable=images.unreadable,
         labelled=images.labels is not None,
@@ -177,13 +167,15 @@ def _images_record(job: Job) -> ImagesRecord:
 
 def early_warnings(job: Job, gamma: float, teacher_energy: float) -> list[str]:
     """What can be said before the search."""
-    return advice.on_gamma(gamma, teacher_energy) + advice.on_form(job.settings.form)
+    return advice.on_gamma(gamma, teacher_energy) * (job.settings.target is None) + advice.on_form(job.settings.form)
 
 
 def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
     fidelity = measured.fidelity
     warnings = [*job.source.notes]
     warnings += advice.on_unreadable(job.search_images.unreadable)
+    if measured.realised.target is not None:
+        warnings += advice.on_target(measured.realised.target)
     if not job.calibration:
         num_images = len(job.search_images) + len(job.held_out)
         wanted = job.settings.calibration_wanted
@@ -193,9 +185,9 @@ def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
         warnings += advice.on_certificate(choice.search.certificate, choice.search.stopped_because)
         warnings += advice.on_prune(choice.plan.prune_fraction)
         warnings += advice.on_samples(job.settings.search.samples, len(job.search_images))
-    if measured.made.tuning is not None:
-        warnings += advice.on_tuning(measured.made.tuning)
-    for stage in measured.made.stages:
+    if measured.realised.tuning is not None:
+        warnings += advice.on_tuning(measured.realised.tuning)
+    for stage in measured.realised.stages:
         warnings += [f"stage {stage.name}: {warning}" for warning in _stage_warnings(stage)]
     warnings += advice.on_fidelity(fidelity)
     class_names = job.held_out.class_names

@@ -1,6 +1,7 @@
 """Fine-tuning within a run: where its checkpoint lies, and what it brought on images outside the search."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ from torch import nn
 from compressor.fidelity import FunctionNorm
 from compressor.finetune import FineTuning, TuneSettings
 from compressor.hashing import hash_images, hash_tensors
-from compressor.images import ImageSet
-from compressor.job import CHECKPOINT, Choice, Job
+from compressor.job import CHECKPOINT, Job, Realised
 from compressor.layers import factorised_ranks
 from compressor.precision import share
 from compressor.records import Judgement, TuneRecord
+from compressor.targets import usable_labels
 
 
 class Judge:
@@ -39,24 +40,18 @@ class Judge:
         )
 
 
-def usable_labels(images: ImageSet, num_outputs: int) -> torch.Tensor | None:
-    """Labels (n,) that name outputs of the network, or None."""
-    names = images.class_names
-    if images.labels is None or (names is not None and len(names) != num_outputs):
-        return None
-    return images.labels
-
-
-def tune_as_asked(job: Job, choice: Choice, network: nn.Module) -> tuple[nn.Module, TuneRecord | None]:
+def tune_as_asked(job: Job, realised: Realised) -> Realised:
     """The network fine-tuned, where the settings say so; weights that were pruned stay zero."""
     if not job.settings.tune.epochs:
-        return network, None
+        return realised
+    choice = realised.choice
     about = {
         "weights": hash_tensors(job.teacher.state_dict().values()),
         "ranks": factorised_ranks(choice.layers, choice.ranks),
         "pruned share": choice.plan.prune_fraction,
     }
-    return tune_network(job, network, job.settings.tune, job.folder / CHECKPOINT, about)
+    network, record = tune_network(job, realised.network, job.settings.tune, job.folder / CHECKPOINT, about)
+    return replace(realised, network=network, tuning=record)
 
 
 def tune_network(

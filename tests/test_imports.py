@@ -40,7 +40,10 @@ STAGES = [
     "search.loop",
     "tables options job",
     "summary precision formats recipe",
-    "tuning rank_search",
+    "choices",
+    "rank_search realise",
+    "targets",
+    "tuning",
     "pipeline",
     "staged",
     "cli",
@@ -166,7 +169,7 @@ def test_only_the_driver_and_the_command_line_import_the_other_rooms() -> None:
         if name.startswith("compressor")
         and any(other.startswith(("exporters", "benchmarks")) for other in our_imports(SOURCES[name]))
     }
-    drivers = ("pipeline", "rank_search", "precision", "formats", "summary", "cli")
+    drivers = ("pipeline", "rank_search", "targets", "precision", "formats", "summary", "cli")
     assert importers <= {f"compressor.{name}" for name in drivers}
 
 

@@ -148,7 +148,7 @@ def test_every_stage_leaves_its_line_and_its_checkpoint(
     [
         ("1-convs", Search, "_keep", 2),
         ("2-tune", FineTuning, "_epoch", 2),
-        ("3-linears", staged, "recalibrate", 2),
+        ("3-linears", staged, "realise", 2),
         ("4-tune-again", FineTuning, "_epoch", 3),
         ("5-prune", staged, "prune_smallest", 1),
         ("the files", staged, "deliver", 1),

@@ -33,6 +33,7 @@ from compressor.search.stopping import StopRule
 EPSILON = 0.05
 INTERVAL_TAIL = 0.025  # of the 95 % intervals, on either side
 NUM_LEVELS = 17  # ranks per layer
+HAIR = 1e-9
 LOOK_NOISE = 0.1  # standard deviation of a look; the process's own is 1
 MAX_LOOKS = 250
 TRUTH_FEATURES = 2048
@@ -63,8 +64,9 @@ class Problem:
     def __init__(self, family: Family, number: int) -> None:
         self.family = family
         names = [str(layer) for layer in range(family.num_dims)]
-        # All ranks cost the same: J is the process itself, less 1.
-        self.space = RankSpace(names, [[1] * NUM_LEVELS] * family.num_dims, coordinates="linear")
+        # All ranks cost the same but for a hair, for which dense is more: J is the process itself, less 1.
+        costs = [1.0] * (NUM_LEVELS - 1) + [1.0 + HAIR]
+        self.space = RankSpace(names, [costs] * family.num_dims, coordinates="linear")
         self.surrogate = PlainSurrogate(self.space, Objective(1.0))
         self.hyper = gp.Hyperparameters(np.full(family.num_dims, family.length_scale), 1.0, 0.0, 0.0)
         self.rng = np.random.default_rng([TRUTH_STREAM, family.num_dims, number])

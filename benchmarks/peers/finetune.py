@@ -23,11 +23,11 @@ from compressor.checkpoint import load_model
 from compressor.finetune import TuneSettings
 from compressor.images import load_folder
 from compressor.job import Choice, Job, Settings
-from compressor.layers import FoundLayer, factorised_ranks
-from compressor.network import build_candidate, detach_from_original
-from compressor.pipeline import function_norm, prepare, recalibrate
+from compressor.layers import FoundLayer
+from compressor.pipeline import function_norm, prepare
 from compressor.progress import progress_for_stderr
 from compressor.rank_search import RankSearch
+from compressor.realise import realise
 from compressor.tuning import Judge, tune_network
 
 FACTOR_STEP = 0.01
@@ -66,9 +66,7 @@ def compressed_to(job: Job, share: float) -> tuple[nn.Module, Choice]:
     with RankSearch(job, norm, resume=False) as search:
         found = search.run()
     choice = replace(found, ranks=scale_ranks(found.layers, found.ranks, share))
-    ranks = factorised_ranks(choice.layers, choice.ranks)
-    network = detach_from_original(build_candidate(job.teacher, choice.factors, ranks))
-    return recalibrate(job, choice, network, norm)[0], choice
+    return realise(job, choice, norm).network, choice
 
 
 def run_way(job: Job, network: nn.Module, way: str, settings: TuneSettings) -> dict[str, Any]:

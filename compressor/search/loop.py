@@ -46,6 +46,16 @@ class Look:
     is_glance: bool = False
 
 
+@dataclass(frozen=True)
+class FrontPlan:
+    """Ranks (d,) with their R, and what is believed of their L."""
+
+    ranks: Ranks
+    ratio: float
+    function_norm: float
+    function_norm_sd: float
+
+
 @dataclass
 class SearchState:
     """All looks so far, in order; `ranks` (n, d) and their losses on the images seen."""
@@ -268,10 +278,13 @@ class Search:
         rng = np.random.default_rng([self._settings.seed, LANDING_STREAM, count])
         belief, landing = test.score.belief, Landing(self._target, test.score.belief)
         plan, value = maximise(landing, self._space, test.anchors, rng)
-        known = (np.array(self._state.ranks) == plan).all(1).any()
-        if known or self._target.of(belief, plan[None])[0] > self._target.most:
+        incumbent = test.score.incumbent[None]
+        of_plan, of_incumbent = self._target.of(belief, np.concatenate([plan[None], incumbent]))
+        if of_plan > self._target.most or (np.array(self._state.ranks) == plan).all(1).any():
             return None
-        return plan if value > landing(test.score.incumbent[None])[0] + WORTH_A_LANDING * test.score.delta else None
+        wasteful = of_incumbent < self._target.least <= of_plan
+        gain = value - landing(incumbent)[0]
+        return plan if gain > (0.0 if wasteful else WORTH_A_LANDING * test.score.delta) else None
 
     # Surrogate and acquisition
 
@@ -386,6 +399,19 @@ class Search:
         return time.perf_counter() - self._began
 
     # Record
+
+    def front(self) -> list[FrontPlan]:
+        """Plans looked at that no other beats in both R and the posterior mean of L, smallest first."""
+        ranks = np.unique(np.array(self._state.ranks), axis=0)
+        norms, deviations = self._believe().function_norm(ranks)
+        ratios = self._space.ratio(ranks)
+        order = np.lexsort([norms, ratios])
+        lowest = np.minimum.accumulate(np.concatenate([[np.inf], norms[order][:-1]]))
+        return [
+            FrontPlan(ranks[index], float(ratios[index]), float(norms[index]), float(deviations[index]))
+            for index, other in zip(order, lowest, strict=True)
+            if norms[index] < other
+        ]
 
     def _record(self, test: StopTest, reason: str) -> SearchRecord:
         belief, incumbent = test.score.belief, test.score.incumbent[None]

@@ -18,10 +18,9 @@ from compressor.search.space import Ranks, RankSpace
 
 Measure = Literal["ratio", "loss"]
 
-STEEPNESS = 4.0  # of the penalty beyond a target, in units of J per J: the objective alone pulls with at most about 1
 OUT_OF_REACH = 1e6
-MAX_GAMMA_STEPS = 12
-WIDEST_STEP = 4.0
+MAX_GAMMA_STEPS = 20
+FIRST_STEP = 2.0
 SMALLEST_GAMMA, LARGEST_GAMMA = 1e-9, 1e9
 SMALLEST_LOSS = 1e-12
 TIGHTEST_RATIO, RELATIVE_TOLERANCE = 0.01, 0.05
@@ -77,12 +76,7 @@ class Landing:
         self._belief = belief
 
     def __call__(self, ranks: Ranks) -> Array:
-        norms = self._belief.function_norm(ranks)[0]
-        losses, ratios = self._belief.objective.gamma * norms, self._belief.space.ratio(ranks)
-        if self._target.measure == "ratio":
-            return -losses - STEEPNESS * np.maximum(ratios - self._target.most, 0.0)
-        most = self._belief.objective.gamma * self._target.most
-        return -ratios - STEEPNESS * np.maximum(losses - most, 0.0)
+        return self._target.preference(self._belief, ranks)
 
     def exact(self, ranks: Ranks) -> Array:
         return self(ranks)
@@ -122,11 +116,11 @@ def solve_gamma(target: Target, belief: Belief, anchors: Ranks, rng: np.random.G
 def solve_dual(measured: Callable[[float], float], target: Target, gamma: float) -> float:
     """The gamma at which `measured`, rising with gamma for a ratio and falling for a loss, meets the target.
 
-    From a first guess, steps in log gamma until the target lies between two, then halves.
+    From a first guess, steps in log gamma that double until the target lies between two, then halves.
     """
     sign = 1.0 if target.measure == "ratio" else -1.0
     low, high = np.log(SMALLEST_GAMMA), np.log(LARGEST_GAMMA)
-    place, step, bracketed = float(np.log(gamma)), float(np.log(WIDEST_STEP)), False
+    place, step, bracketed = float(np.log(gamma)), float(np.log(FIRST_STEP)), False
     for _ in range(MAX_GAMMA_STEPS):
         value = measured(float(np.exp(place)))
         if target.least <= value <= target.most:
@@ -134,9 +128,8 @@ def solve_dual(measured: Callable[[float], float], target: Target, gamma: float)
         too_large = sign * (value - target.middle) > 0
         low, high = (low, min(high, place)) if too_large else (max(low, place), high)
         bracketed = bracketed or (low > np.log(SMALLEST_GAMMA) and high < np.log(LARGEST_GAMMA))
-        place = (
-            (low + high) / 2 if bracketed else float(np.clip(place - step if too_large else place + step, low, high))
-        )
+        outward = place - step if too_large else place + step
+        place, step = (low + high) / 2 if bracketed else float(np.clip(outward, low, high)), 2 * step
     return float(np.exp(place))
 
 
