@@ -22,7 +22,7 @@ TRAINED = $(if $(OTHER),,demo/resnet18-digits.pt)
 FRESH = $(if $(filter file,$(origin OUT)),rm -rf "$(OUT)")
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
 
-.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test lint docs bench-uniform bench-factors bench-search bench-certificates bench-overhead bench-coverage bench bench-gpu bench-harness clean
+.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test lint docs bench-uniform bench-factors bench-search bench-certificates bench-overhead bench-coverage bench-finetune bench-recipe bench bench-gpu bench-harness clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,6 +100,12 @@ bench-overhead: $(READY)  ## what the search costs beside its looks, at 16 and 5
 bench-coverage: $(READY)  ## every torchvision classifier compressed at half of every cap, exported, verified (an hour or more)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks.peers.coverage
+
+bench-finetune: $(READY)  ## MODEL, DATA, TRAIN, SIZE: what fine-tuning gives back at 5 % of the convolutions' weights (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.finetune $(MODEL) $(DATA) $(TRAIN) --input-size $(SIZE)
+
+bench-recipe: $(READY)  ## TRAIN, DATA: the paper's VGG recipe on a small VGG trained here, killed at every stage and resumed
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.recipe $(TRAIN) $(DATA)
 
 bench: $(READY) $(FILES)  ## FILES="a.onnx b.onnx": size, time, memory, operators side by side (default: the demo's pair)
 	$(BIN)/bocompress benchmark $(FILES) --provider $(PROVIDER) --profile --out $(BENCH)

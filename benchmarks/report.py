@@ -9,7 +9,7 @@ from jinja2 import Template
 from markupsafe import Markup
 from pydantic import ValidationError
 
-from benchmarks import formatting, pictures, precisions, svg, wording
+from benchmarks import formatting, pictures, precisions, svg, tuning, wording
 from benchmarks.templating import load_template
 from compressor.errors import InputError
 from compressor.files import write_text
@@ -65,6 +65,7 @@ def render_report(report: Report) -> str:
         rows=_list_rows(report),
         precision_rows=precisions.list_precision_rows(report),
         precisions=precisions,
+        tuning=tuning,
         compressible=pictures.list_compressible(report.layers),
         skipped=[layer for layer in report.layers if layer.skipped is not None],
         layer_pictures=_draw_layers(report),

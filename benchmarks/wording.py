@@ -214,7 +214,7 @@ def describe_images(report: Report) -> str:
     images = report.images
     uses = {
         "for calibration": images.calibration,
-        "for the search" if report.search is not None else "to check with": images.search,
+        "for the search" if report.search is not None or report.stages else "to check with": images.search,
         "to decide over the target": images.deciding,
         "held out": images.held_out,
         "unreadable": images.unreadable,

@@ -10,6 +10,7 @@ from compressor.records import (
     Form,
     PrecisionRecord,
     TargetRecord,
+    TuneRecord,
 )
 
 # Below this share of the default gamma, destroying the output altogether costs less than a twentieth of R.
@@ -110,6 +111,21 @@ def on_latency(provider: str, ratio_low: float) -> list[str]:
     if ratio_low < 1.0:
         return []
     return [f"on {provider} the compressed network is not faster than the original on this machine"]
+
+
+def on_tuning(record: TuneRecord) -> list[str]:
+    """About a fine-tuning that went wrong, or brought nothing."""
+    warnings = []
+    if record.rows[-1].train_loss is None and record.rows[-1].epoch:
+        warnings.append(f"fine-tuning stopped early: {record.stopped_because}")
+    if record.kept_epoch == 0:
+        warnings.append(
+            "fine-tuning did not lower the loss on other images: the weights from before it were kept (try a lower "
+            "--learning-rate or more images)"
+        )
+    if record.excluded:
+        warnings.append(f"{record.excluded} images of --train-data check or judge, and were left out of the training")
+    return warnings
 
 
 def on_precision(record: PrecisionRecord) -> list[str]:

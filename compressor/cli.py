@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 import compressor
+from compressor.choices import check_tuning, choose_recipe, tune_settings
 from compressor.errors import BocompressError, InputError
 from compressor.options import (
     FACTOR_KINDS,
@@ -29,6 +30,7 @@ from compressor.options import (
     run_options,
     search_options,
     target_options,
+    tune_options,
 )
 
 if TYPE_CHECKING:
@@ -76,11 +78,11 @@ def explain_errors(command: Command) -> Command:
 
 def _describe_stop(options: dict[str, Any]) -> str:
     if "resume" in options:
-        from compressor.job import JOURNAL
+        from compressor.job import CHECKPOINT, JOURNAL, STAGES
 
-        journal = _out(options) / JOURNAL
-        if journal.exists():
-            return f"stopped; {journal} is kept: the same command with --resume goes on from there"
+        for kept in (_out(options) / name for name in (STAGES, CHECKPOINT, JOURNAL)):
+            if kept.exists():
+                return f"stopped; {kept} is kept: the same command with --resume goes on from there"
     return "stopped"
 
 
@@ -97,8 +99,19 @@ def main() -> None:
 @search_options
 @layer_options
 @factor_options(FACTOR_KINDS, "auto")
+@tune_options
 @run_options
-@click.option("--resume", is_flag=True, help="Go on with the search whose journal lies in --out.")
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    help="Stages in place of one search: vgg, the paper's (convolutions, tune, linear layers, tune, prune), or a TOML "
+    "file like it; `bocompress recipes vgg` prints it.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the search, and the fine-tuning, whose journal and checkpoint lie in --out.",
+)
 @click.version_option(compressor.__version__, prog_name="bocompress-export")
 @explain_errors
 def export(**options: Any) -> None:
@@ -110,20 +123,24 @@ def export(**options: Any) -> None:
     """
     from compressor.files import check_folder
     from compressor.pipeline import OUTPUTS, compress
+    from compressor.staged import compress_by_recipe
 
     progress, out = _progress(), _out(options)
+    recipe = choose_recipe(options)
     settings = _settings(options)
     check_folder(out, keep=OUTPUTS if options["resume"] else ())
-    loaded, images = _load(options, progress)
-    result = compress(
-        loaded.model,
-        images,
-        out,
-        settings,
-        _source(loaded, images, options),
-        progress,
-        resume=options["resume"],
-    )
+    loaded, images = _load(options, progress, tuned=recipe is not None and recipe.tunes)
+    arguments = {
+        "settings": settings,
+        "source": _source(loaded, images, options),
+        "progress": progress,
+        "resume": options["resume"],
+        "train_images": _train_images(loaded, options, progress),
+    }
+    if recipe is not None:
+        result = compress_by_recipe(loaded.model, images, out, recipe, **arguments)
+    else:
+        result = compress(loaded.model, images, out, **arguments)
     _print_result(result, options["as_json"])
 
 
@@ -165,26 +182,52 @@ def inspect(**options: Any) -> None:
         print_layers(loaded.arch, loaded.num_classes, transform.input_size, records)
 
 
+@main.command()
+@click.argument("name", required=False)
+@explain_errors
+def recipes(name: str | None) -> None:
+    """Print the recipe NAME, to be copied and changed; without NAME, list the recipes."""
+    from compressor.recipe import list_recipes, load_recipe, recipe_text
+
+    if name is not None:
+        click.echo(recipe_text(name), nl=False)
+        return
+    for known in list_recipes():
+        click.echo(f"{known}: {load_recipe(known).description}")
+
+
 @main.command(name="apply")
 @model_options
 @click.argument("plan", type=PATH)
 @image_options
 @factor_options(("plan", *FACTOR_KINDS), "plan", "plan: as the plan says. ")
+@tune_options
 @run_options
+@click.option("--resume", is_flag=True, help="Go on with the fine-tuning whose checkpoint lies in --out.")
 @explain_errors
 def apply_command(**options: Any) -> None:
     """Apply PLAN (a plan.json, searched or edited by hand) to MODEL without a search; writes what export does."""
     from compressor.files import check_folder
-    from compressor.pipeline import apply_plan
+    from compressor.pipeline import OUTPUTS, apply_plan
     from compressor.plan import read_plan
 
     progress, out = _progress(), _out(options)
-    check_folder(out)
+    check_folder(out, keep=OUTPUTS if options["resume"] else ())
     plan = read_plan(options["plan"])
     loaded, images = _load(options, progress)
     if plan.arch != loaded.arch:
         raise InputError(f"the plan is for {plan.arch}, the checkpoint is {loaded.arch}")
-    result = apply_plan(loaded.model, images, plan, out, _settings(options), _source(loaded, images, options), progress)
+    result = apply_plan(
+        loaded.model,
+        images,
+        plan,
+        out,
+        _settings(options),
+        _source(loaded, images, options),
+        progress,
+        options["resume"],
+        _train_images(loaded, options, progress),
+    )
     _print_result(result, options["as_json"])
 
 
@@ -344,7 +387,8 @@ def _images_for_file(options: dict[str, Any], progress: "Progress") -> "ImageSet
     return load_folder(options["data"], transform, options["max_images"], options["seed"])
 
 
-def _load(options: dict[str, Any], progress: "Progress") -> "tuple[LoadedModel, ImageSet]":
+def _load(options: dict[str, Any], progress: "Progress", tuned: bool = False) -> "tuple[LoadedModel, ImageSet]":
+    check_tuning(options, tuned or options["finetune"] > 0)
     from compressor.checkpoint import load_model
     from compressor.images import list_images, load_folder, procedural_images
 
@@ -378,6 +422,23 @@ def _max_images(options: dict[str, Any]) -> int:
     return int(options["max_images"] or (MAX_IMAGES_TO_DECIDE if options.get("max_drop") else MAX_IMAGES))
 
 
+def _train_images(loaded: "LoadedModel", options: dict[str, Any], progress: "Progress") -> "ImageSet | None":
+    """The images of --train-data, as the network wants them."""
+    from compressor.images import list_images, load_folder
+
+    if options["train_data"] is None:
+        return None
+    transform, count = _transform(loaded, options), options["max_train_images"]
+    count = min(count, len(list_images(options["train_data"]).files))
+    _require_memory(count, transform.input_size)
+    with progress.stage("reading images to train on", count) as stage:
+        images = load_folder(
+            options["train_data"], transform, count, options["seed"], lambda done, _: stage.update(done)
+        )
+    progress.say(f"to train on: {images.source}")
+    return images
+
+
 def _require_memory(num_images: int, input_size: int) -> None:
     needed_gb = 3 * num_images * input_size**2 / 1e9
     if needed_gb > LARGEST_IMAGES_GB:
@@ -400,6 +461,7 @@ def _settings(options: dict[str, Any]) -> "Settings":
     shared = {key: options[key] for key in SHARED_SETTINGS}
     shared["precisions"] = tuple(dict.fromkeys(name for names in options["precisions"] for name in names))
     shared["factors"] = None if options["factors"] == "plan" else options["factors"]
+    shared["tune"] = tune_settings(options)
     if "gamma" not in options:  # apply: no search
         return Settings(search=SearchSettings(seed=options["seed"]), **shared)
     delta, relative = options["delta"]

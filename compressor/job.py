@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.factors import Factors
+from compressor.finetune import TuneSettings
 from compressor.images import ImageSet
 from compressor.layers import FoundLayer, MethodChoice
 from compressor.progress import Progress
@@ -22,13 +23,18 @@ from compressor.records import (
     RecalibrationRecord,
     Report,
     SearchRecord,
+    StageRecord,
     TargetRecord,
+    TuneRecord,
     Wish,
 )
 from compressor.search.loop import SearchSettings
 from compressor.search.workers import DEFAULT_BACKEND
+from compressor.training import TrainingImages
 
 JOURNAL = "search.jsonl"
+CHECKPOINT = "finetune.safetensors"
+STAGES = "stages"  # a folder
 MAX_CALIBRATION_SHARE = 0.3  # of all images
 MIN_CALIBRATION_IMAGES = 8
 
@@ -52,7 +58,7 @@ class Settings:
     machine (measured); `calibration` is the number of images that factors are fitted on, which neither search nor judge
     see. `precisions` and `formats` are those to write; float32 and ONNX always are. `zip` adds zipped files, `opset`
     None takes the exporter's choice. `workers` evaluate candidates at once, through the joblib backend of this name;
-    neither changes what is found.
+    neither changes what is found. `tune` says how the compressed network is fine-tuned, by default not at all.
     """
 
     gamma: float | None = None
@@ -77,6 +83,7 @@ class Settings:
     workers: int = 1
     backend: str = DEFAULT_BACKEND
     search: SearchSettings = field(default_factory=SearchSettings)
+    tune: TuneSettings = field(default_factory=TuneSettings)
 
     @property
     def calibration_wanted(self) -> int:
@@ -105,7 +112,9 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Job:
-    """What every stage after loading needs. `deciding` images, outside the search, say whether a target is kept."""
+    """What every stage after loading needs. `deciding` images, outside the search, say whether a target is kept;
+    `training` is there where the network is to be fine-tuned. With `resume` stages go on from what an earlier run left
+    in `folder`."""
 
     teacher: nn.Module
     calibration: ImageSet
@@ -118,6 +127,8 @@ class Job:
     progress: Progress
     began: float
     deciding: ImageSet | None = None
+    training: TrainingImages | None = None
+    resume: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -151,9 +162,12 @@ class Choice:
 
 @dataclass(frozen=True)
 class Realised:
-    """A choice as a network, and what recalibration brought; `target` says whether one was met."""
+    """A choice as a network, and what recalibration and fine-tuning brought; `target` says whether one was met, and
+    `stages` are those of a recipe."""
 
     choice: Choice
     network: nn.Module
     recalibration: RecalibrationRecord | None
     target: TargetRecord | None = None
+    tuning: TuneRecord | None = None
+    stages: Sequence[StageRecord] = ()

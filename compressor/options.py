@@ -430,6 +430,55 @@ search_options = _options(
         help="Final pass: set this share of all weights, the smallest, to zero.",
     ),
 )
+tune_options = _options(
+    click.option(
+        "--finetune",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        metavar="EPOCHS",
+        help="Train the compressed network's weights for this many epochs; ranks stay, and so do pruned zeros.",
+    ),
+    click.option(
+        "--train-data",
+        type=PATH,
+        help="Folder of images to fine-tune on; those that search or judge are left out. Left out: the images of "
+        "--data that do not judge.",
+    ),
+    click.option(
+        "--max-train-images",
+        type=click.IntRange(min=8),
+        default=20_000,
+        show_default=True,
+        help="Use at most this many images of --train-data.",
+    ),
+    click.option(
+        "--finetune-by",
+        type=click.Choice(["teacher", "labels"]),
+        default="teacher",
+        show_default=True,
+        help="teacher: towards the original's outputs, which needs no labels. labels: cross-entropy; the folders' "
+        "subfolders are the classes.",
+    ),
+    click.option(
+        "--schedule",
+        type=click.Choice(["cosine", "step", "cyclic"]),
+        default="cosine",
+        show_default=True,
+        help="Learning rate. cosine: from the highest to zero. step: divided by 10 each epoch. cyclic: between 1e-7 "
+        "and the highest, once an epoch. The last two are the paper's.",
+    ),
+    click.option(
+        "--learning-rate",
+        type=FiniteRange(min=0, max=10, min_open=True),
+        help="Highest learning rate. Left out: 0.003 for cosine, the paper's 1e-4 for step and cyclic.",
+    ),
+    click.option(
+        "--autocast",
+        is_flag=True,
+        help="Fine-tune with passes in bfloat16: faster on GPUs and on CPUs that have it; weights stay in float32.",
+    ),
+)
 run_options = _options(
     click.option("--device", default="cpu", show_default=True, help="Where candidates run: cpu, cuda, cuda:1."),
     click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help="Seed of all."),

@@ -8,7 +8,7 @@
 import copy
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ from compressor.files import check_folder, prepare_folder, replace_files_when_wh
 from compressor.formats import write_formats
 from compressor.images import ImageSet, from_batches
 from compressor.job import (
+    CHECKPOINT,
     JOURNAL,
     MAX_CALIBRATION_SHARE,
     MIN_CALIBRATION_IMAGES,
+    STAGES,
     Compressed,
     Job,
     Realised,
@@ -48,6 +50,8 @@ from compressor.records import (
 )
 from compressor.summary import Measured, make_report
 from compressor.targets import reach_target, usable_labels
+from compressor.training import divide_training, require_trainable
+from compressor.tuning import tune_as_asked
 from exporters.edge import CONFIG_SUFFIX, ORT_SUFFIX, ZIP_SUFFIX
 from exporters.onnx import DATA_SUFFIX, export_onnx, require_opset
 from exporters.verify import VERIFY_IMAGES, verify_onnx
@@ -56,6 +60,8 @@ from exporters.verify import VERIFY_IMAGES, verify_onnx
 NETWORKS = ("original.onnx", "model.onnx", precision_file("int8"), precision_file("fp16"))
 OUTPUTS = (
     JOURNAL,
+    CHECKPOINT,
+    STAGES,
     "plan.json",
     PLANS,
     "compressed.safetensors",
@@ -66,6 +72,7 @@ OUTPUTS = (
 )
 MAX_SEARCH_IMAGES = 500
 MAX_IMAGES = 1500
+MAX_TRAIN_IMAGES = 50_000
 
 
 def compress(
@@ -76,6 +83,7 @@ def compress(
     source: Source | None = None,
     progress: Progress | None = None,
     resume: bool = False,
+    train_images: ImageSet | Iterable[Any] | None = None,
 ) -> Compressed:
     """Search ranks, build the compressed network, export, verify and measure it, and write the report.
 
@@ -84,14 +92,15 @@ def compress(
         images: batches (N, ...) or (batch, labels) pairs, or an `ImageSet`. A part is kept out of the search.
         out: folder to write, new or empty (or holding the search to resume).
         settings, source, progress: see there.
-        resume: go on from the journal in `out`.
+        resume: go on from the journal in `out`, and from the fine-tuning's checkpoint.
+        train_images: to fine-tune on, of the same kind as `images`; None for those of `images` that do not judge.
 
     Raises:
         InputError: something about the input, the settings or the folder is not usable.
         VerificationError: the exported file does not compute what the network computes.
     """
-    job = _prepare(model, images, out, settings, source, progress, keep=OUTPUTS if resume else ())
-    norm = _norm(job)
+    job = prepare(model, images, out, settings, source, progress, resume, train_images)
+    norm = function_norm(job)
     with RankSearch(job, norm, resume) as search:
         realised = reach_target(job, search, norm) if job.settings.target else realise(job, search.run(), norm)
     return _finish(job, realised)
@@ -105,16 +114,18 @@ def apply_plan(
     settings: Settings | None = None,
     source: Source | None = None,
     progress: Progress | None = None,
+    resume: bool = False,
+    train_images: ImageSet | Iterable[Any] | None = None,
 ) -> Compressed:
     """The same job with a given plan instead of a search; arguments and errors as `compress`.
 
     Without settings the factors are those that the plan names.
     """
     settings = settings or Settings(factors=None)
-    job = _prepare(model, images, out, settings, source, progress)
+    job = prepare(model, images, out, settings, source, progress, resume, train_images)
     layers, ranks = planned_layers(plan, job.layers)
     prepare_folder(job.folder)
-    norm = _norm(job)
+    norm = function_norm(job)
     kinds = {row.name: row.factors for row in plan.layers if row.factors} if job.settings.factors is None else {}
     parts = decompose_layers(job, layers, norm, kinds)
     gamma = plan.gamma or job.settings.gamma or default_gamma(norm.teacher_energy)
@@ -128,24 +139,30 @@ def apply_plan(
 # Before the search
 
 
-def _prepare(
+def prepare(
     model: nn.Module,
     images: ImageSet | Iterable[Any],
     out: str | Path,
     settings: Settings | None,
     source: Source | None,
     progress: Progress | None,
-    keep: Sequence[str] = (),
+    resume: bool = False,
+    train_images: ImageSet | Iterable[Any] | None = None,
 ) -> Job:
+    """The job, with everything checked that can be before long work; arguments and errors as `compress`."""
     began = time.perf_counter()
     settings = settings or Settings()
-    image_set = images if isinstance(images, ImageSet) else from_batches(images, MAX_IMAGES)
+    image_set = _as_image_set(images, MAX_IMAGES)
     if len(image_set) < 4:
         raise InputError(f"at least 4 images are needed, 2 to search with and 2 to judge, got {len(image_set)}")
     if settings.factors in ("refit", "activation") and not settings.calibration:
         raise InputError(f"{settings.factors} factors are fitted to images: --calibration must be above 0")
-    check_folder(Path(out), keep)
+    check_folder(Path(out), keep=OUTPUTS if resume else ())
     calibration, search_images, held_out = _divide(image_set, settings)
+    training = None
+    if settings.tune.epochs:
+        given = None if train_images is None else _as_image_set(train_images, MAX_TRAIN_IMAGES)
+        training = divide_training(given, calibration, search_images, held_out, settings.search.seed)
     deciding = None
     if settings.target is not None and settings.target.wish == "drop":
         if len(held_out) < 4:
@@ -157,6 +174,8 @@ def _prepare(
     teacher = open_attention(teacher, example)
     if settings.opset is not None:
         require_opset(teacher, example, settings.opset)  # now, rather than after the search
+    if training:
+        require_trainable(training, settings.tune.by, teacher, example)
     layers = find_layers(
         teacher,
         example,
@@ -177,7 +196,13 @@ def _prepare(
         progress=progress or Progress(),
         began=began,
         deciding=deciding,
+        training=training,
+        resume=resume,
     )
+
+
+def _as_image_set(images: ImageSet | Iterable[Any], limit: int) -> ImageSet:
+    return images if isinstance(images, ImageSet) else from_batches(images, limit)
 
 
 def _device(name: str) -> torch.device:
@@ -210,7 +235,7 @@ def _divide(images: ImageSet, settings: Settings) -> tuple[ImageSet, ImageSet, I
     return calibration, search_images, held_out
 
 
-def _norm(job: Job) -> FunctionNorm:
+def function_norm(job: Job) -> FunctionNorm:
     """The function norm on the images that search and choices of factors may see."""
     with job.progress.stage("outputs of the original"):
         return FunctionNorm(job.teacher, job.search_images, job.device)
@@ -220,6 +245,11 @@ def _norm(job: Job) -> FunctionNorm:
 
 
 def _finish(job: Job, realised: Realised) -> Compressed:
+    return deliver(job, tune_as_asked(job, realised))
+
+
+def deliver(job: Job, realised: Realised) -> Compressed:
+    """Judge the network, write it in all its forms, verify and measure the files, and report."""
     choice, network = realised.choice, realised.network
     plan = choice.plan
     judged, top1 = _judge(job, network)

@@ -3,14 +3,18 @@
 from torch import nn
 from torch.nn.utils import prune
 
+from compressor.balance import balance_factors
+
 
 def prune_smallest(model: nn.Module, fraction: float) -> nn.Module:
     """Set the smallest `fraction` of all conv and linear weights to zero, in place; returns `model`.
 
-    One threshold holds for the whole network; biases and normalisation layers are left alone.
+    One threshold holds for the whole network; biases and normalisation layers are left alone. Factors of one layer are
+    brought to one scale before.
     """
     if fraction == 0:
         return model
+    balance_factors(model)
     weights = [(layer, "weight") for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=fraction)
     for layer, name in weights:

@@ -1,8 +1,7 @@
 """From layers to the plan: factors for each, what each rank costs, and the search with its journal."""
 
 import functools
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from compressor.decompose import RIVALS, Decomposed, Decomposer
 from compressor.errors import InputError
 from compressor.fidelity import FunctionNorm, Losses
 from compressor.files import prepare_folder
-from compressor.images import ImageSet
+from compressor.hashing import hash_images, hash_tensors
 from compressor.job import JOURNAL, Choice, Job, Settings
 from compressor.layers import FoundLayer, compressible, factorised_ranks, with_method
 from compressor.network import build_candidate
@@ -268,9 +267,9 @@ def _fingerprint(
     del searching["max_evaluations"], searching["max_seconds"]
     return {
         "journal_version": 3,
-        "weights": _hash(job.teacher.state_dict().values()),
-        "images": _hash_images(job.search_images),
-        "calibration": _hash_images(job.calibration),
+        "weights": hash_tensors(job.teacher.state_dict().values()),
+        "images": hash_images(job.search_images),
+        "calibration": hash_images(job.calibration),
         "layers": [[part.layer.name, part.layer.method, part.layer.cap, part.kind] for part in parts],
         "method": settings.method,
         "factors": settings.factors,
@@ -282,14 +281,3 @@ def _fingerprint(
         "milliseconds": tables if settings.cost == "latency" else None,
         "search settings": searching,
     }
-
-
-def _hash_images(images: ImageSet) -> str:
-    return _hash(images.batch(slice(start, start + 64)) for start in range(0, len(images), 64))
-
-
-def _hash(tensors: Iterable[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

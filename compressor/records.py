@@ -24,6 +24,9 @@ Certificate = Literal["joint", "pointwise"]
 Precision = Literal["fp32", "fp16", "int8"]
 FileFormat = Literal["onnx", "ort"]
 CalibrationName = Literal["min-max", "percentile", "entropy"]
+TuneTarget = Literal["teacher", "labels"]
+Schedule = Literal["cosine", "step", "cyclic"]
+StageKind = Literal["original", "compress", "finetune", "prune"]
 Wish = Literal["ratio", "bytes", "macs", "latency", "drop"]
 WISH_OPTIONS: dict[Wish, str] = {
     "ratio": "--target-ratio",
@@ -363,6 +366,67 @@ class RecalibrationRecord(Record):
     steps: list[RecalibrationStep]
 
 
+class TuneEpoch(Record):
+    """One epoch of a fine-tuning; epoch 0 is the network before it. Losses are those trained on (null where they were
+    not finite), `check_loss` and `function_norm` on the check images; `learning_rate` is that of the last step."""
+
+    epoch: int
+    learning_rate: float
+    train_loss: float | None
+    check_loss: float | None
+    function_norm: float
+    seconds: float
+
+
+class Judgement(Record):
+    """A network on the images outside the search; accuracies are null without labels, top-5 without five classes."""
+
+    function_norm: float
+    top1: float | None = None
+    top5: float | None = None
+
+
+class TuneRecord(Record):
+    """A fine-tuning: what it learnt from (`by`), how, and what every epoch brought. The weights of `kept_epoch` were
+    kept, those with the lowest loss on the check images, which are outside training and judging.
+
+    `before` and `after` are on the images outside the search; `excluded` counts images that were left out of the
+    training because they judge."""
+
+    by: TuneTarget
+    schedule: Schedule
+    learning_rate: float
+    batch_size: int
+    autocast: bool
+    epochs: int
+    train_images: int
+    check_images: int
+    excluded: int = 0
+    kept_epoch: int
+    stopped_because: str
+    seconds: float
+    rows: list[TuneEpoch]
+    before: Judgement | None = None
+    after: Judgement | None = None
+
+
+class StageRecord(Record):
+    """One stage of a recipe, and the network as it left it, on the images outside the search; the first row of a report
+    is the original. `ratio` counts weights that are not zero, over the original's; `what` says what was done."""
+
+    name: str
+    kind: StageKind
+    what: str
+    nonzero_params: int
+    ratio: float
+    judgement: Judgement
+    seconds: float
+    gamma: float | None = None
+    search: SearchRecord | None = None
+    recalibration: RecalibrationRecord | None = None
+    tuning: TuneRecord | None = None
+
+
 class ImagesRecord(Record):
     """Where the images came from and how they were used."""
 
@@ -480,7 +544,8 @@ class Report(Record):
 
     `ratio` is R, compressed/original `cost` of the layers searched; `top1` holds shares of correct decisions
     on the images outside the search, null where the images carry no labels; `precisions` holds the compressed network
-    in precisions other than float32, `files` those made from its ONNX files; `seconds` is the whole run.
+    in precisions other than float32, `files` those made from its ONNX files; `stages` are those of a recipe, each with
+    its own search and fine-tuning; `seconds` is the whole run.
     """
 
     version: str
@@ -510,6 +575,8 @@ class Report(Record):
     search: SearchRecord | None = None
     target: TargetRecord | None = None
     recalibration: RecalibrationRecord | None = None
+    tuning: TuneRecord | None = None
+    stages: list[StageRecord] = []
     layers: list[LayerRecord]
     images: ImagesRecord
     machine: MachineRecord

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
+from torch import nn
 
 import compressor
 from benchmarks.machine import describe_machine
@@ -19,12 +20,15 @@ from compressor.records import (
     FidelityRecord,
     FileRecord,
     ImagesRecord,
+    Judgement,
     LatencyRecord,
     LayerRecord,
     Pair,
     ParityRecord,
     PrecisionRecord,
     Report,
+    StageKind,
+    StageRecord,
 )
 
 
@@ -80,10 +84,36 @@ def make_report(job: Job, measured: Measured) -> Report:
         search=choice.search,
         target=realised.target,
         recalibration=realised.recalibration,
+        tuning=realised.tuning,
+        stages=list(realised.stages),
         layers=layers,
         images=_images_record(job),
         machine=describe_machine(),
         warnings=_all_warnings(job, choice, measured),
+    )
+
+
+def make_stage(
+    name: str,
+    kind: StageKind,
+    what: str,
+    job: Job,
+    network: nn.Module,
+    judgement: Judgement,
+    seconds: float,
+    **more: Any,
+) -> StageRecord:
+    """The line of a recipe's stage that left `network`; `more` are the record's further fields."""
+    nonzero = count_nonzero_params(network)
+    return StageRecord(
+        name=name,
+        kind=kind,
+        what=what,
+        nonzero_params=nonzero,
+        ratio=nonzero / count_nonzero_params(job.teacher),
+        judgement=judgement,
+        seconds=seconds,
+        **more,
     )
 
 
@@ -155,6 +185,10 @@ def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
         warnings += advice.on_certificate(choice.search.certificate, choice.search.stopped_because)
         warnings += advice.on_prune(choice.plan.prune_fraction)
         warnings += advice.on_samples(job.settings.search.samples, len(job.search_images))
+    if measured.realised.tuning is not None:
+        warnings += advice.on_tuning(measured.realised.tuning)
+    for stage in measured.realised.stages:
+        warnings += [f"stage {stage.name}: {warning}" for warning in _stage_warnings(stage)]
     warnings += advice.on_fidelity(fidelity)
     class_names = job.held_out.class_names
     if class_names is not None:
@@ -165,6 +199,15 @@ def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
     for precision in measured.precisions:
         warnings += advice.on_precision(precision)
     warnings += measured.failures
+    return warnings
+
+
+def _stage_warnings(stage: StageRecord) -> list[str]:
+    warnings = []
+    if stage.search is not None:
+        warnings += advice.on_certificate(stage.search.certificate, stage.search.stopped_because)
+    if stage.tuning is not None:
+        warnings += advice.on_tuning(stage.tuning)
     return warnings
 
 

@@ -19,7 +19,9 @@ from compressor.records import (
     RecalibrationRecord,
     Report,
     SearchRecord,
+    StageRecord,
     TargetRecord,
+    TuneRecord,
 )
 
 NARROWEST = 100  # a pipe has no width: wide enough for the longest row
@@ -55,6 +57,8 @@ def print_report(report: Report, folder: Path) -> None:
     console.print(table)
     if report.precisions:
         console.print(_precision_table(report))
+    if report.stages:
+        console.print(_stage_table(report.stages))
     if report.target:
         console.print(_target_line(report.target), markup=False)
     if report.search:
@@ -62,6 +66,8 @@ def print_report(report: Report, folder: Path) -> None:
             console.print(line, markup=False)
     if report.recalibration:
         console.print(_recalibration_line(report.recalibration))
+    if report.tuning:
+        console.print(_tuning_line(report.tuning), markup=False)
     for record in report.precisions:
         if record.quantisation:
             console.print(_quantisation_line(record.quantisation), markup=False)
@@ -204,6 +210,30 @@ def _recalibration_line(record: RecalibrationRecord) -> str:
         f"recalibration: function norm {record.before:.4g} -> {record.after:.4g} on {record.check_images} images, "
         f"{kept} of {len(record.steps)} steps kept, {record.seconds:.0f} s"
     )
+
+
+def _stage_table(stages: Sequence[StageRecord]) -> Table:
+    """The columns of the paper's Table 5, and how far each network is from the original."""
+    table = _table(
+        "stages", "network", "top-1", "top-5", "ratio", "function norm", "time", "what was done", left=(0, 6)
+    )
+    for stage in stages:
+        judgement = stage.judgement
+        tops = ["" if top is None else _percent(top) for top in (judgement.top1, judgement.top5)]
+        seconds = f"{stage.seconds:.0f} s" if stage.kind != "original" else ""
+        figures = [*tops, _percent(stage.ratio), f"{judgement.function_norm:.4g}", seconds]
+        table.add_row(escape(stage.name), *figures, escape(stage.what))
+    return table
+
+
+def _tuning_line(record: TuneRecord) -> str:
+    """What it brought on the images outside the search."""
+    parts = [f"fine-tuning: epoch {record.kept_epoch} of {record.epochs} kept"]
+    if record.before and record.after:
+        parts.append(f"function norm {record.before.function_norm:.4g} -> {record.after.function_norm:.4g}")
+        if record.before.top1 is not None and record.after.top1 is not None:
+            parts.append(f"top-1 {_percent(record.before.top1)} -> {_percent(record.after.top1)}")
+    return ", ".join([*parts, f"{record.train_images} images, {record.seconds:.0f} s"])
 
 
 def _quantisation_line(record: QuantisationRecord) -> str:

@@ -63,6 +63,8 @@ def results_page() -> str:
             ("certificates.json", _certificates_section),
             ("overhead.json", _overhead_section),
             ("harness*.json", _harness_section),
+            ("finetune*.json", _finetune_section),
+            ("recipe*.json", _recipe_section),
             ("coverage.json", _coverage_section),
         )
         for path in sorted(RESULTS.glob(pattern))
@@ -315,6 +317,66 @@ def _coverage_section(path: Path) -> str:
             passed,
         ),
         *(f"- {row['arch']} failed: {row['failed']}" for row in failed),
+    ]
+    return "\n\n".join(lines)
+
+
+def _finetune_section(path: Path) -> str:
+    study = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        f"## {path.stem}: what fine-tuning gives back",
+        f"{study['network']} at {100 * study['share']:.1f} % of its convolutions' weights (ranks of a search at gamma "
+        f"{study['gamma']:g}, all scaled by one factor), recalibrated; {study['epochs']} epochs. Function norm "
+        f"and top-1 on {study['judged_on']} images that neither search nor tuning saw. Won back: the share of the drop "
+        f"in top-1. {_machine(study)}",
+        _table(
+            {
+                "learns from, schedule": lambda r: r["way"].rpartition(", 0.")[0] or r["way"],
+                "highest rate": lambda r: f"{r['learning_rate']:g}",
+                "images": lambda r: f"{r['train_images']:,}",
+                "epoch kept": lambda r: f"{r['kept_epoch']} of {r['epochs']}",
+                "function norm": lambda r: f"{r['norm_before']:.3f} → {r['norm_after']:.3f}",
+                "original's top-1": lambda r: f"{100 * r['top1_original']:.2f}",
+                "top-1": lambda r: f"{100 * r['top1_before']:.2f} → {100 * r['top1_after']:.2f}",
+                "won back": lambda r: f"{100 * _won_back(r):.0f} %",
+                "s": lambda r: f"{r['seconds']:.0f}",
+            },
+            study["rows"],
+        ),
+    ]
+    return "\n\n".join(lines)
+
+
+def _won_back(row: dict[str, Any]) -> float:
+    return float((row["top1_after"] - row["top1_before"]) / (row["top1_original"] - row["top1_before"]))
+
+
+def _recipe_section(path: Path) -> str:
+    study = json.loads(path.read_text(encoding="utf-8"))
+    killed = ", ".join(study["killed"])
+    ending = "the same weights to the last bit" if study["same_as_undisturbed"] else "OTHER weights"
+    lines = [
+        f"## {path.stem}: the paper's stages on a small VGG",
+        f"Six convolutions with batch norms and three linear layers, {study['params']:,} parameters, trained here on "
+        f"{study['trained_on']:,} CIFAR-10 images of 32 px; `--recipe {study['recipe']}`, tuned on "
+        f"{study['tuned_on']:,} of the training images. Accuracies on {study['judged_on']} images that no stage learns "
+        f"from; the ratio counts weights that are not zero, over the original's (the columns of the paper's Table 5). "
+        f"Killed in {killed} and "
+        f"gone on with `--resume`: {ending} as a run that was not. The last network's time is "
+        f"{study['latency_ratio']:.2f} of the original's, its file within {study['parity']:.0e} of torch. "
+        f"{_machine(study)}",
+        _table(
+            {
+                "network": lambda r: r["network"],
+                "top-1": lambda r: f"{100 * r['top1']:.2f}",
+                "top-5": lambda r: f"{100 * r['top5']:.2f}",
+                "ratio": lambda r: f"{100 * r['ratio']:.2f}",
+                "function norm": lambda r: f"{r['function_norm']:.3f}",
+                "s": lambda r: f"{r['seconds']:.0f}",
+                "what": lambda r: r["what"],
+            },
+            study["rows"],
+        ),
     ]
     return "\n\n".join(lines)
 

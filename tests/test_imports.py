@@ -18,7 +18,7 @@ MAX_FUNCTION_LINES = 60
 
 # Modules of compressor, earlier stages first. A module imports from the lines above its own only.
 STAGES = [
-    "errors records",
+    "errors records balance",
     "files progress macs attention",
     "architectures",
     "checkpoint factors.base factors.metric",
@@ -27,9 +27,10 @@ STAGES = [
     "factors.svd factors.spatial factors.alternate",
     "factors",
     "layers network prune",
-    "fidelity objective",
+    "structure",
+    "fidelity objective training hashing",
     "plan advice calibrate costs",
-    "decompose recalibrate",
+    "decompose recalibrate finetune",
     "search",
     "search.space search.gp",
     "search.belief search.start search.journal search.workers",
@@ -38,10 +39,13 @@ STAGES = [
     "search.stopping",
     "search.loop",
     "tables options job",
-    "summary precision formats",
+    "summary precision formats recipe",
+    "choices",
     "rank_search realise",
     "targets",
+    "tuning",
     "pipeline",
+    "staged",
     "cli",
 ]
 STAGE_OF = {f"compressor.{name}": number for number, line in enumerate(STAGES) for name in line.split()}
