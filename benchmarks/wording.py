@@ -17,6 +17,7 @@ from benchmarks.formatting import (
 )
 from compressor.records import (
     COST_WORDS,
+    FIDELITY_WORDS,
     FactorKind,
     FidelityRecord,
     LatencyRecord,
@@ -137,8 +138,8 @@ def describe_objective(report: Report) -> str:
     multiple = report.rank_multiple
     lattice = f" Ranks from {multiple} on are multiples of {multiple}." if multiple > 1 else ""
     return (
-        f"The search maximises J = {formula} with {_equal('γ', report.gamma)}: L is the function norm, "
-        f"estimated on a few images at a time, and R the share of the searched "
+        f"The search maximises J = {formula} with {_equal('γ', report.gamma)}: L is "
+        f"{FIDELITY_WORDS[report.searched]}, estimated on a few images at a time, and R the share of the searched "
         f"layers’ {COST_WORDS[report.cost]} that is left{measured}."
         f"{lattice}"
     )

@@ -413,6 +413,7 @@ def _settings(options: dict[str, Any]) -> "Settings":
     return Settings(
         gamma=options["gamma"],
         form=options["form"],
+        fidelity=options["fidelity"],
         cost=options["cost"],
         method=options["method"],
         rank_multiple=options["rank_multiple"],

@@ -15,6 +15,7 @@ from compressor.records import (
     Cost,
     FactorChoice,
     FactorKind,
+    Fidelity,
     FileFormat,
     Form,
     Plan,
@@ -33,10 +34,10 @@ MIN_CALIBRATION_IMAGES = 8
 class Settings:
     """What a person may choose; the defaults are the command line's.
 
-    `gamma` None weighs the whole output against the whole size (see `default_gamma`). `cost` is what size
-    means. `layers` and `skip` are name patterns; `prune_fraction` is the share of weights the final magnitude
-    pass sets to zero. `threads` and `batch_size` are the latency measurement's. `factors` None takes those that
-    a plan names, or "auto"; ranks are multiples of `rank_multiple`, None for what suits ONNX Runtime on this
+    `gamma` None weighs the whole output against the whole size (see `default_gamma`). `fidelity` is what L
+    is, `cost` what size means. `layers` and `skip` are name patterns; `prune_fraction` is the share of weights the
+    final magnitude pass sets to zero. `threads` and `batch_size` are the latency measurement's. `factors` None takes
+    those that a plan names, or "auto"; ranks are multiples of `rank_multiple`, None for what suits ONNX Runtime on this
     machine (measured); `calibration` is the number of images that factors are fitted on, which neither search
     nor judge see. `precisions` and `formats` are those to write; float32 and ONNX always are. `zip`
     adds zipped files, `opset` None takes the exporter's choice. `workers` evaluate
@@ -45,6 +46,7 @@ class Settings:
 
     gamma: float | None = None
     form: Form = "ratio"
+    fidelity: Fidelity = "norm"
     cost: Cost = "params"
     method: MethodChoice = "auto"
     factors: FactorChoice | None = "auto"

@@ -262,8 +262,17 @@ search_options = _options(
         type=Gamma(),
         default="auto",
         show_default=True,
-        help="Weight of the function norm against the size: larger keeps more. auto: 1 / E||f*||^2, so that "
-        "losing the whole output costs as much as the whole size.",
+        help="Weight of L, the fidelity, against the size: larger keeps more. auto: losing the whole output costs as "
+        "much as the whole size, 1 / E||f*||^2 for the function norm, 1 / log C for the risk and 1 / (1 - 1 / C) for "
+        "the error of C classes.",
+    ),
+    click.option(
+        "--fidelity",
+        type=click.Choice(["norm", "risk", "error"]),
+        default="norm",
+        show_default=True,
+        help="What L is. norm: the squared distance of the two networks' outputs, which needs no labels. risk, error: "
+        "cross-entropy or share of wrong decisions above the original's, on labelled images.",
     ),
     click.option(
         "--form",

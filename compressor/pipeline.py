@@ -61,6 +61,7 @@ from compressor.records import (
     RecalibrationRecord,
     SearchRecord,
 )
+from compressor.risk import Risk, compare_risks, fitting_labels, require_labelled
 from compressor.search.journal import Journal, stored_header
 from compressor.search.loop import Search
 from compressor.search.space import RankSpace
@@ -112,7 +113,8 @@ def compress(
     """
     job = _prepare(model, images, out, settings, source, progress, keep=OUTPUTS if resume else ())
     norm = _norm(job)
-    return _finish(job, _search(job, norm, resume), norm)
+    measure = norm if job.settings.fidelity == "norm" else Risk(norm, job.settings.fidelity)
+    return _finish(job, _search(job, norm, measure, resume), norm)
 
 
 def apply_plan(
@@ -162,6 +164,7 @@ def _prepare(
         raise InputError(f"at least 4 images are needed, 2 to search with and 2 to judge, got {len(image_set)}")
     if settings.factors in ("refit", "activation") and not settings.calibration:
         raise InputError(f"{settings.factors} factors are fitted to images: --calibration must be above 0")
+    require_labelled(image_set, settings.fidelity)
     check_folder(Path(out), keep)
     calibration, search_images, held_out = _divide(image_set, settings)
     teacher = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
@@ -279,14 +282,14 @@ def _choice(
 # The search
 
 
-def _search(job: Job, norm: FunctionNorm, resume: bool) -> Choice:
+def _search(job: Job, norm: FunctionNorm, measure: FunctionNorm | Risk, resume: bool) -> Choice:
     found = compressible(job.layers)
     if not found:
         raise InputError("no layer is left to compress; `bocompress inspect` lists the reasons")
     settings, teacher = job.settings, job.teacher
-    gamma = settings.gamma if settings.gamma is not None else default_gamma(norm.teacher_energy)
+    gamma = settings.gamma if settings.gamma is not None else default_gamma(measure.loss_when_lost)
     objective = Objective(gamma, settings.form)
-    for warning in early_warnings(job, gamma, norm.teacher_energy):
+    for warning in early_warnings(job, gamma, measure.loss_when_lost):
         job.progress.say(f"note: {warning}")
     workers = _workers(settings)
     prepare_folder(job.folder)
@@ -304,7 +307,7 @@ def _search(job: Job, norm: FunctionNorm, resume: bool) -> Choice:
     journal = Journal(job.folder / JOURNAL, _fingerprint(job, every_part, gamma, multiple, tables), resume)
 
     def evaluate(ranks: np.ndarray, indices: np.ndarray) -> Losses:
-        return norm.losses(build_candidate(teacher, factors, factorised_ranks(layers, ranks)), indices)
+        return measure.losses(build_candidate(teacher, factors, factorised_ranks(layers, ranks)), indices)
 
     with workers, job.progress.stage("searching ranks", settings.search.max_evaluations) as stage:
         search = Search(
@@ -316,10 +319,11 @@ def _search(job: Job, norm: FunctionNorm, resume: bool) -> Choice:
             journal,
             on_look=stage.update,
             workers=workers,
+            law=measure.law,
         )
         ranks, record = search.run()
     kinds = {part.layer.name: part.kind for part in parts}
-    plan = make_plan(layers, ranks.tolist(), kinds, job.source.arch, gamma, settings.prune_fraction)
+    plan = make_plan(layers, ranks.tolist(), kinds, job.source.arch, gamma, settings.prune_fraction, settings.fidelity)
     choice = _choice(parts, ranks.tolist(), gamma, plan, record, multiple)
     return replace(choice, cost=settings.cost, ratio=float(space.ratio(ranks[None])[0]), left=left)
 
@@ -391,7 +395,7 @@ def _fingerprint(
     job: Job, parts: Sequence[Decomposed], gamma: float, multiple: int, tables: Mapping[str, list[float]]
 ) -> dict[str, Any]:
     """What the search depends on; a journal with another fingerprint is refused."""
-    settings = job.settings
+    settings, labels = job.settings, job.search_images.labels
     searching = asdict(settings.search)
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
@@ -406,6 +410,8 @@ def _fingerprint(
         "rank multiple": multiple,
         "gamma": gamma,
         "form": settings.form,
+        "fidelity": settings.fidelity,
+        "labels": None if settings.fidelity == "norm" or labels is None else labels.tolist(),
         "cost": settings.cost,
         "milliseconds": tables if settings.cost == "latency" else None,
         "search settings": searching,
@@ -432,7 +438,7 @@ def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
     network = detach_from_original(build_candidate(job.teacher, choice.factors, ranks))
     network, recalibration = _recalibrate(job, choice, network, norm)
     prune_smallest(network, plan.prune_fraction)
-    judged, top1 = _judge(job, network)
+    judged, top1, risk = _judge(job, network)
     network.cpu()
     original = job.teacher.cpu()
     write_text(job.folder / "plan.json", plan.model_dump_json(indent=2) + "\n")
@@ -443,7 +449,9 @@ def _finish(job: Job, choice: Choice, norm: FunctionNorm) -> Compressed:
     precisions, failures = write_precisions(job, judged, _provenance(job, plan))
     files, unwritten = write_formats(job, network, precisions)
     failures += unwritten
-    measured = Measured(network, recalibration, judged.fidelity, top1, parity, latency, precisions, failures, files)
+    measured = Measured(
+        network, recalibration, judged.fidelity, top1, risk, parity, latency, precisions, failures, files
+    )
     report = make_report(job, choice, measured)
     write_text(job.folder / "report.json", report.model_dump_json(indent=2) + "\n")
     write_report(report, job.folder / "report.html")
@@ -474,8 +482,8 @@ def _recalibrate(
     return recalibration.network, record
 
 
-def _judge(job: Job, network: nn.Module) -> tuple[Judged, Pair[float] | None]:
-    """Function norm and top-1 on the images the search never saw."""
+def _judge(job: Job, network: nn.Module) -> tuple[Judged, Pair[float] | None, Pair[float] | None]:
+    """Function norm, top-1 and cross-entropy on the images the search never saw."""
     with job.progress.stage(f"judging on {len(job.held_out)} images outside the search"):
         norm = FunctionNorm(job.teacher, job.held_out, job.device)
         every = torch.arange(len(job.held_out))
@@ -483,19 +491,12 @@ def _judge(job: Job, network: nn.Module) -> tuple[Judged, Pair[float] | None]:
     squares = torch.from_numpy(norm.compare(outputs, every))
     outputs, targets = outputs.cpu(), norm.targets.cpu()
     fidelity = make_fidelity(squares, norm.teacher_energy, outputs, targets)
-    labels = _usable_labels(job, outputs.shape[1])
+    labels = fitting_labels(job.held_out, outputs.shape[1])
     judged = Judged(targets, outputs, fidelity, labels)
     if labels is None:
-        return judged, None
+        return judged, None, None
     top1 = Pair[float](original=share(targets.argmax(1) == labels), compressed=share(outputs.argmax(1) == labels))
-    return judged, top1
-
-
-def _usable_labels(job: Job, num_outputs: int) -> Tensor | None:
-    names = job.held_out.class_names
-    if job.held_out.labels is None or (names is not None and len(names) != num_outputs):
-        return None
-    return job.held_out.labels
+    return judged, top1, compare_risks(targets, outputs, labels)
 
 
 def _export_both(job: Job, original: nn.Module, network: nn.Module, plan: Plan) -> ParityRecord:

@@ -16,6 +16,7 @@ from compressor import advice
 from compressor.job import MAX_CALIBRATION_SHARE, MIN_CALIBRATION_IMAGES, Choice, Job
 from compressor.layers import FoundLayer
 from compressor.macs import count_macs
+from compressor.objective import loss_of_guessing
 from compressor.records import (
     FidelityRecord,
     FileRecord,
@@ -39,6 +40,7 @@ class Measured:
     recalibration: RecalibrationRecord | None
     fidelity: FidelityRecord
     top1: Pair[float] | None
+    risk: Pair[float] | None
     parity: ParityRecord
     latency: dict[str, LatencyRecord]
     precisions: list[PrecisionRecord]
@@ -63,6 +65,7 @@ def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
         arch=job.source.arch,
         gamma=choice.gamma,
         form=job.settings.form,
+        searched=choice.plan.fidelity,
         cost=choice.cost,
         ratio=params.compressed / params.original if choice.ratio is None else choice.ratio,
         rank_multiple=choice.rank_multiple,
@@ -77,6 +80,7 @@ def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
         fidelity=measured.fidelity,
         parity=measured.parity,
         top1=measured.top1,
+        risk=measured.risk,
         precisions=measured.precisions,
         files=measured.files,
         search=choice.search,
@@ -135,9 +139,9 @@ def _images_record(job: Job) -> ImagesRecord:
     )
 
 
-def early_warnings(job: Job, gamma: float, teacher_energy: float) -> list[str]:
+def early_warnings(job: Job, gamma: float, loss_when_lost: float) -> list[str]:
     """What can be said before the search."""
-    return advice.on_gamma(gamma, teacher_energy) + advice.on_form(job.settings.form)
+    return advice.on_gamma(gamma, loss_when_lost, job.settings.fidelity) + advice.on_form(job.settings.form)
 
 
 def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
@@ -149,7 +153,9 @@ def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
         wanted = job.settings.calibration_wanted
         warnings += advice.on_calibration(num_images, wanted, MIN_CALIBRATION_IMAGES, MAX_CALIBRATION_SHARE)
     if choice.search is not None:
-        warnings += early_warnings(job, choice.gamma, fidelity.teacher_energy)
+        kind = job.settings.fidelity
+        lost = fidelity.teacher_energy if kind == "norm" else loss_of_guessing(kind, _num_outputs(job))
+        warnings += early_warnings(job, choice.gamma, lost)
         warnings += advice.on_certificate(choice.search.certificate, choice.search.stopped_because)
         warnings += advice.on_prune(choice.plan.prune_fraction)
         warnings += advice.on_samples(job.settings.search.samples, len(job.search_images))

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from compressor.fidelity import ImageSampler, Losses, NoiseModel
+from compressor.fidelity import ImageSampler, Losses, LossLaw, NoiseModel
 from compressor.objective import Objective
 from compressor.records import CalibrationRecord, CertificateRecord, EvaluationRecord, JointRecord, SearchRecord
 from compressor.search import gp, start
 from compressor.search.acquisition import measure_again
 from compressor.search.belief import Belief, LogSurrogate, PlainSurrogate, Surrogate
 from compressor.search.journal import Journal
+from compressor.search.norms import NormModel
 from compressor.search.settings import SearchSettings as SearchSettings
 from compressor.search.space import Ranks, RankSpace
 from compressor.search.stopping import StopRule, StopTest
@@ -22,6 +23,9 @@ from compressor.search.workers import Evaluate, Workers
 
 REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many looks
 FRESH_GROWTH = 1.5  # likewise from fixed first guesses beside the last fit
+# A risk departs from what the function norm says, there are such departures even where noise hides them, and those of
+# mild plans, which are known well, say little about others.
+DEPARTURES = {"least_signal": 0.1, "longest": 1.0}
 START_STREAM = 3  # keeps the random streams of one seed apart
 
 
@@ -48,7 +52,8 @@ class SearchState:
 
     ranks: list[Ranks] = field(default_factory=list)
     losses: list[Losses] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)  # estimates of L
+    function_norms: list[float] = field(default_factory=list)  # the same where L is the function norm
     sources: list[str] = field(default_factory=list)
 
 
@@ -63,6 +68,7 @@ class Search:
         on_look: told after each look how many there were and how the search stands.
         on_incumbent: told after each test the image passes so far and the ranks (d,) of the plan then best.
         workers: evaluate looks that do not depend on one another, None for one after the other.
+        law: how the losses behave, None for those of the function norm.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Search:
         on_look: Callable[[int, str], None] = lambda count, text: None,
         on_incumbent: Callable[[int, Ranks], None] = lambda image_passes, ranks: None,
         workers: Workers | None = None,
+        law: LossLaw | None = None,
     ) -> None:
         self._space = space
         self._objective = objective
@@ -88,7 +95,9 @@ class Search:
         self._workers = workers or Workers()
         self._sampler = ImageSampler(num_images, settings.samples, settings.seed)
         self._state = SearchState()
-        self._noise = NoiseModel(num_images)
+        self._law = law or LossLaw()
+        self._noise = NoiseModel(num_images, self._law)
+        self._norms = NormModel(space, num_images)
         self._image_passes = 0
         self._num_glances = 0
         self._started = False
@@ -145,8 +154,10 @@ class Search:
         self._state.ranks.append(look.ranks)
         self._state.losses.append(losses)
         self._state.norms.append(losses.mean)
+        self._state.function_norms.append(losses.function_norm)
         self._state.sources.append(look.source)
         self._noise.add(losses)
+        self._norms.add(losses)
         self._num_glances += look.is_glance
         observed = self._observed_objective(look.ranks, losses)
         self._on_look(self._num_evaluations, f"{look.source}: J {observed:.4f}, ratio {self._ratio(look.ranks):.3f}")
@@ -186,10 +197,12 @@ class Search:
             for ranks in space.sample(2 * space.num_dims + 2, rng):
                 self._first_look(ranks)
             return
-        sensitivities = start.probe_sensitivities(space, self._probe)
+        alone = start.probe_sensitivities(space, self._probe)
+        sensitivities = [self._law.per_norm * table for table in alone]
         self._surrogate = self._choose_surrogate(sensitivities)
         best = start.look_along_curve(space, self._objective, sensitivities, self._first_look)
         saturation = max(start.LOSS_FLOOR, *self._state.norms)
+        self._norms.begin(alone, max(start.LOSS_FLOOR, *self._state.function_norms))
         self._surrogate = self._choose_surrogate(sensitivities, saturation)
         for _ in range(start.NUM_REALLOCATIONS):
             best = self._reallocate(best)
@@ -207,14 +220,16 @@ class Search:
             some = images[: start.CONTEXT_IMAGES]
             return self._first_looks([Look("start", ranks, some, is_glance=True) for ranks in plans])
 
-        return start.reallocate(self._space, self._objective, plan, look, glance)
+        per_norm = start.loss_per_norm(self._state.losses)
+        return start.reallocate(self._space, self._objective, plan, look, glance, per_norm)
 
     def _choose_surrogate(self, sensitivities: list[np.ndarray] | None, saturation: float = np.inf) -> Surrogate:
         if self._settings.surrogate == "plain":
             return PlainSurrogate(self._space, self._objective)
         if sensitivities is None:
-            return LogSurrogate(self._space, self._objective, None)
-        return LogSurrogate(self._space, self._objective, start.sum_of(sensitivities), saturation)
+            return LogSurrogate(self._space, self._objective, None, floor=self._law.floor)
+        total = start.sum_of(sensitivities)
+        return LogSurrogate(self._space, self._objective, total, saturation, self._law.floor)
 
     # Surrogate and acquisition
 
@@ -222,11 +237,17 @@ class Search:
         state = self._state
         ranks = np.array(state.ranks)
         thetas = self._space.encode(ranks)
-        norms = np.array(state.norms)
-        targets = self._surrogate.targets(ranks, norms, self._noise.covariance(norms))
+        norms, function_norms = np.array(state.norms), np.array(state.function_norms)
+        per_norm = start.loss_per_norm(state.losses)
+        levels = per_norm * function_norms
+        if self._law.floor and self._settings.surrogate == "log":
+            expected = self._norms.predict(ranks, function_norms, per_norm, self._objective)
+            self._surrogate = LogSurrogate(self._space, self._objective, expected, floor=self._law.floor)
+        targets = self._surrogate.targets(ranks, norms, self._noise.covariance(function_norms), levels)
         if self._hyper is None or len(norms) >= REFIT_GROWTH * self._fitted_at:
             afresh = len(norms) >= FRESH_GROWTH * self._fitted_afresh_at
-            self._hyper = gp.fit(thetas, targets.values, targets.noise, start=self._hyper, restarts=2 if afresh else 0)
+            limits = DEPARTURES if self._law.floor else {}
+            self._hyper = gp.fit(thetas, targets.values, targets.noise, self._hyper, 2 if afresh else 0, **limits)
             self._fitted_at = len(norms)
             self._fitted_afresh_at = len(norms) if afresh else self._fitted_afresh_at
         return self._surrogate.belief(gp.GaussianProcess(thetas, targets.values, targets.noise, self._hyper))
@@ -292,9 +313,10 @@ class Search:
 
     def _look_noise(self, belief: Belief, ranks: Ranks, num_images: int) -> np.ndarray:
         """Expected noise variances (m,) of looks at ranks (m, d)."""
-        expected, _ = belief.function_norm(ranks)
-        relative_variance = self._noise.relative_variance / num_images
-        return self._surrogate.look_noise(relative_variance, np.maximum(expected, min(self._state.norms)))
+        expected = np.maximum(belief.function_norm(ranks)[0], min(self._state.norms))
+        per_norm = start.loss_per_norm(self._state.losses)
+        function_norms = np.maximum(expected / per_norm, min(self._state.function_norms))
+        return self._surrogate.look_noise(self._noise.variance(function_norms) / num_images, expected)
 
     def _reason_to_stop(self, test: StopTest, following: Look | None) -> str:
         if test.met:
