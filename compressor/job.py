@@ -34,13 +34,13 @@ MIN_CALIBRATION_IMAGES = 8
 class Settings:
     """What a person may choose; the defaults are the command line's.
 
-    `gamma` None weighs the whole output against the whole size (see `default_gamma`). `fidelity` is what L
-    is, `cost` what size means. `layers` and `skip` are name patterns; `prune_fraction` is the share of weights the
-    final magnitude pass sets to zero. `threads` and `batch_size` are the latency measurement's. `factors` None takes
-    those that a plan names, or "auto"; ranks are multiples of `rank_multiple`, None for what suits ONNX Runtime on this
-    machine (measured); `calibration` is the number of images that factors are fitted on, which neither search
-    nor judge see. `precisions` and `formats` are those to write; float32 and ONNX always are. `zip`
-    adds zipped files, `opset` None takes the exporter's choice. `workers` evaluate
+    `gamma` None weighs the whole output against the whole size (see `default_gamma`). `fidelity` is what L is,
+    `cost` what size means. `layers` and `skip` are name patterns; `prune_fraction` is the share of weights the
+    final magnitude pass sets to zero, None to search for it. `threads` and `batch_size` are the latency
+    measurement's. `factors` None takes those that a plan names, or "auto"; ranks are multiples of `rank_multiple`,
+    None for what suits ONNX Runtime on this machine (measured); `calibration` is the number of images that factors
+    are fitted on, which neither search nor judge see. `precisions` and `formats` are those to write; float32 and
+    ONNX always are. `zip` adds zipped files, `opset` None takes the exporter's choice. `workers` evaluate
     candidates at once, through the joblib backend of this name; neither changes what is found.
     """
 
@@ -55,7 +55,7 @@ class Settings:
     rank_multiple: int | None = 1
     layers: Sequence[str] = ()
     skip: Sequence[str] = ()
-    prune_fraction: float = 0.0
+    prune_fraction: float | None = 0.0
     device: str = "cpu"
     threads: int = 1
     batch_size: int = 1

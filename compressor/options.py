@@ -68,14 +68,16 @@ class Delta(click.ParamType):
 
 
 class Fraction(click.ParamType):
-    """A share from 0 to below 1, or "none"."""
+    """A share from 0 to below 1, "none", or "auto"."""
 
-    name = "none|fraction"
+    name = "none|auto|fraction"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        if value == "auto":
+            return None
         number = 0.0 if value == "none" else _parse_float(value)
         if number is None or not 0 <= number < 1:
-            self.fail(f"{value!r} is neither 'none' nor a fraction from 0 to below 1", param, ctx)
+            self.fail(f"{value!r} is neither 'none', 'auto' nor a fraction from 0 to below 1", param, ctx)
         return number
 
 
@@ -394,7 +396,8 @@ search_options = _options(
         type=Fraction(),
         default="none",
         show_default=True,
-        help="Final pass: set this share of all weights, the smallest, to zero.",
+        help="Final pass: set this share of all weights, the smallest, to zero. auto: searched with the ranks, R "
+        "counting the weights that are not zero (--cost params only).",
     ),
 )
 run_options = _options(

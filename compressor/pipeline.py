@@ -48,7 +48,7 @@ from compressor.objective import Objective, default_gamma
 from compressor.plan import make_plan, planned_layers
 from compressor.precision import Judged, latency_beside, make_fidelity, precision_file, share, tell, write_precisions
 from compressor.progress import Progress
-from compressor.prune import prune_smallest
+from compressor.prune import count_prunable, prune_smallest, pruned_copy
 from compressor.recalibrate import Recalibration
 from compressor.records import (
     COST_WORDS,
@@ -65,6 +65,7 @@ from compressor.risk import Risk, compare_risks, fitting_labels, require_labelle
 from compressor.search.journal import Journal, stored_header
 from compressor.search.loop import Search
 from compressor.search.space import RankSpace
+from compressor.search.sparsity import SparsitySpace
 from compressor.search.workers import Workers
 from compressor.summary import Measured, early_warnings, make_report
 from exporters.edge import CONFIG_SUFFIX, ORT_SUFFIX, ZIP_SUFFIX
@@ -165,6 +166,8 @@ def _prepare(
     if settings.factors in ("refit", "activation") and not settings.calibration:
         raise InputError(f"{settings.factors} factors are fitted to images: --calibration must be above 0")
     require_labelled(image_set, settings.fidelity)
+    if settings.prune_fraction is None and settings.cost != "params":
+        raise InputError(f"--prune auto counts weights that are not zero: it needs --cost params, not {settings.cost}")
     check_folder(Path(out), keep)
     calibration, search_images, held_out = _divide(image_set, settings)
     teacher = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
@@ -304,10 +307,13 @@ def _search(job: Job, norm: FunctionNorm, measure: FunctionNorm | Risk, resume: 
     layers, factors = [part.layer for part in parts], {part.layer.name: part.factors for part in parts}
     names = list(factors)
     space = RankSpace(names, [tables[name] for name in names], settings.search.coordinates, multiple)
+    if settings.prune_fraction is None:
+        space = SparsitySpace(space, count_prunable(teacher) - sum(layer.params for layer in layers))
     journal = Journal(job.folder / JOURNAL, _fingerprint(job, every_part, gamma, multiple, tables), resume)
 
     def evaluate(ranks: np.ndarray, indices: np.ndarray) -> Losses:
-        return measure.losses(build_candidate(teacher, factors, factorised_ranks(layers, ranks)), indices)
+        candidate = build_candidate(teacher, factors, factorised_ranks(layers, space.layer_ranks(ranks)))
+        return measure.losses(pruned_copy(candidate, space.prune_fraction(ranks)), indices)
 
     with workers, job.progress.stage("searching ranks", settings.search.max_evaluations) as stage:
         search = Search(
@@ -323,8 +329,10 @@ def _search(job: Job, norm: FunctionNorm, measure: FunctionNorm | Risk, resume: 
         )
         ranks, record = search.run()
     kinds = {part.layer.name: part.kind for part in parts}
-    plan = make_plan(layers, ranks.tolist(), kinds, job.source.arch, gamma, settings.prune_fraction, settings.fidelity)
-    choice = _choice(parts, ranks.tolist(), gamma, plan, record, multiple)
+    chosen = space.layer_ranks(ranks).tolist()
+    fraction = space.prune_fraction(ranks) if settings.prune_fraction is None else settings.prune_fraction
+    plan = make_plan(layers, chosen, kinds, job.source.arch, gamma, fraction, settings.fidelity)
+    choice = _choice(parts, chosen, gamma, plan, record, multiple)
     return replace(choice, cost=settings.cost, ratio=float(space.ratio(ranks[None])[0]), left=left)
 
 
@@ -411,6 +419,7 @@ def _fingerprint(
         "gamma": gamma,
         "form": settings.form,
         "fidelity": settings.fidelity,
+        "sparsity": "searched" if settings.prune_fraction is None else None,
         "labels": None if settings.fidelity == "norm" or labels is None else labels.tolist(),
         "cost": settings.cost,
         "milliseconds": tables if settings.cost == "latency" else None,

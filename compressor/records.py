@@ -270,7 +270,7 @@ class CalibrationRecord(Record):
 class EvaluationRecord(Record):
     """One look at a candidate: its ranks (in the order of the plan's layers; null means dense), the estimate of L
     (`function_norm`, whatever the search took for L), the variance of that estimate, the ratio R, the objective J and
-    where the candidate came from. `index` counts from 0."""
+    where the candidate came from; `prune_fraction` is that of a search for sparsity. `index` counts from 0."""
 
     index: int
     source: str
@@ -280,6 +280,7 @@ class EvaluationRecord(Record):
     ratio: float
     objective: float
     images: int
+    prune_fraction: float = 0.0
 
 
 class SearchRecord(Record):
@@ -439,7 +440,8 @@ class Report(Record):
 
     `ratio` is R, compressed/original `cost` of the layers searched; `top1` holds shares of correct decisions
     on the images outside the search, null where the images carry no labels, `risk` the mean cross-entropy on them;
-    `searched` is what L was in the search. `precisions` holds the compressed network
+    `searched` is what L was in the search; where `prune_searched`, `ratio` counts the weights that are not zero.
+    `precisions` holds the compressed network
     in precisions other than float32, `files` those made from its ONNX files; `seconds` is the whole run.
     """
 
@@ -456,6 +458,7 @@ class Report(Record):
     ratio: float
     rank_multiple: int = 1
     prune_fraction: float
+    prune_searched: bool = False
     params: Pair[int]
     params_compressible: Pair[int]
     nonzero_params: Pair[int]

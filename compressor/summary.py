@@ -70,6 +70,7 @@ def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
         ratio=params.compressed / params.original if choice.ratio is None else choice.ratio,
         rank_multiple=choice.rank_multiple,
         prune_fraction=choice.plan.prune_fraction,
+        prune_searched=choice.search is not None and job.settings.prune_fraction is None,
         params=_pair(count_params, original, network),
         params_compressible=params,
         nonzero_params=_pair(count_nonzero_params, original, network),
@@ -157,7 +158,7 @@ def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
         lost = fidelity.teacher_energy if kind == "norm" else loss_of_guessing(kind, _num_outputs(job))
         warnings += early_warnings(job, choice.gamma, lost)
         warnings += advice.on_certificate(choice.search.certificate, choice.search.stopped_because)
-        warnings += advice.on_prune(choice.plan.prune_fraction)
+        warnings += advice.on_prune(job.settings.prune_fraction or 0.0)
         warnings += advice.on_samples(job.settings.search.samples, len(job.search_images))
     warnings += advice.on_fidelity(fidelity)
     class_names = job.held_out.class_names

@@ -163,8 +163,8 @@ class Search:
         self._on_look(self._num_evaluations, f"{look.source}: J {observed:.4f}, ratio {self._ratio(look.ranks):.3f}")
 
     def _probe(self, plans: list[Ranks]) -> Iterator[Losses]:
-        images = np.arange(min(start.PROBE_IMAGES, self._num_images))
-        for number, losses in enumerate(self._observe([Look("probe", ranks, images) for ranks in plans]), 1):
+        images, complete = np.arange(min(start.PROBE_IMAGES, self._num_images)), self._space.complete
+        for number, losses in enumerate(self._observe([Look("probe", complete(ranks), images) for ranks in plans]), 1):
             self._on_look(0, f"measuring layers one at a time, {number} looks so far")
             yield losses
 
@@ -197,15 +197,33 @@ class Search:
             for ranks in space.sample(2 * space.num_dims + 2, rng):
                 self._first_look(ranks)
             return
-        alone = start.probe_sensitivities(space, self._probe)
+        alone = start.probe_sensitivities(space.layers, self._probe)
         sensitivities = [self._law.per_norm * table for table in alone]
-        self._surrogate = self._choose_surrogate(sensitivities)
-        best = start.look_along_curve(space, self._objective, sensitivities, self._first_look)
+        if space.layers is space:
+            self._surrogate = self._choose_surrogate(sensitivities)
+        best = start.look_along_curve(
+            space.layers, self._objective, sensitivities, lambda ranks: self._first_look(space.complete(ranks))
+        )
+        best = space.complete(best)
         saturation = max(start.LOSS_FLOOR, *self._state.norms)
+        if space.layers is not space:
+            best, added = self._choose_sparsity(best)
+            alone, sensitivities = [*alone, added], [*sensitivities, self._law.per_norm * added]
         self._norms.begin(alone, max(start.LOSS_FLOOR, *self._state.function_norms))
         self._surrogate = self._choose_surrogate(sensitivities, saturation)
         for _ in range(start.NUM_REALLOCATIONS):
             best = self._reallocate(best)
+
+    def _choose_sparsity(self, plan: Ranks) -> tuple[Ranks, np.ndarray]:
+        """`start.choose_sparsity` on images that the plan has not been looked at with, if there are enough left."""
+        images = self._images_for(plan)
+        images = (images if len(images) else self._sampler.draw(0))[: start.CONTEXT_IMAGES]
+
+        def glance(plans: list[Ranks]) -> list[Losses]:
+            return self._first_looks([Look("start", ranks, images, is_glance=True) for ranks in plans])
+
+        per_norm = start.loss_per_norm(self._state.losses)
+        return start.choose_sparsity(self._space, self._objective, plan, glance, per_norm)
 
     def _reallocate(self, plan: Ranks) -> Ranks:
         """`start.reallocate` on images that the plan has not been looked at with, if there are any left."""
@@ -382,8 +400,10 @@ class Search:
             index=index,
             source=self._state.sources[index],
             ranks=[
-                None if rank == dense else rank for rank, dense in zip(ranks.tolist(), self._space.caps, strict=True)
+                None if rank == dense else rank
+                for rank, dense in zip(self._space.layer_ranks(ranks).tolist(), self._space.layers.caps, strict=True)
             ],
+            prune_fraction=self._space.prune_fraction(ranks),
             function_norm=losses.mean,
             variance=losses.variance,
             ratio=self._ratio(ranks),

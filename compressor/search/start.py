@@ -25,6 +25,7 @@ CONTEXT_IMAGES = 20
 CONTEXT_STEP = 1.4  # in rank, up and down
 CONTEXT_STEPS = (1 / CONTEXT_STEP, CONTEXT_STEP)
 SHARES_OF_THE_WAY = (0.35, 0.7)
+SPARSITY_LEVELS = (3, 5, 7, 10, 13, 16, 18)
 LOSS_FLOOR = 1e-12
 LEAST_PER_NORM = 1e-6  # where compression seems to lower the risk
 
@@ -111,6 +112,24 @@ def look_along_curve(space: RankSpace, objective: Objective, sensitivities: list
         visit(best_weight / step)
         step **= 0.5
     return max(seen.values(), key=lambda row: row[0])[2]
+
+
+def choose_sparsity(
+    space: RankSpace, objective: Objective, plan: Ranks, glance: Probe, per_norm: float = 1.0
+) -> tuple[Ranks, Array]:
+    """The plan (d,) with the best level of its last coordinate, and the function norm that every level adds (levels,).
+
+    Pruning takes more from a network whose layers are compressed than from the original: it is looked at within the
+    plan, at some levels on images that all glances share, log-linear in between.
+    """
+    levels = SPARSITY_LEVELS
+    norms = [one.function_norm for one in glance([plan, *(_with_rank(plan, -1, level) for level in levels)])]
+    here, cap = norms[0], int(space.caps[-1])
+    added = every_rank(np.array(levels), np.maximum(np.array(norms[1:]) - here, LOSS_FLOOR), cap)
+    choices = space.choices[-1]
+    plans = np.where(np.arange(space.num_dims) == space.num_dims - 1, choices[:, None], plan)
+    values = objective.value(per_norm * (here + added[choices - 1]), space.ratio(plans))
+    return plans[np.argmax(values)], added
 
 
 def loss_per_norm(all_losses: list[Losses], norms: Array | None = None) -> float:
