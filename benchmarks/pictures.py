@@ -13,6 +13,7 @@ from benchmarks.formatting import format_count, format_ms
 from benchmarks.svg import LIGHT, new_axes, page_style, to_inline_svg
 from compressor.records import (
     EvaluationRecord,
+    FrontRecord,
     LatencyRecord,
     LayerRecord,
     RecalibrationRecord,
@@ -105,6 +106,7 @@ def draw_tradeoff(report: Report) -> str:
         axes.set_yscale("log")
         for entries, style in _group_by_source(history):
             _draw_points(axes, entries, style, floor)
+        _draw_front(axes, report.search.front if report.search else [], floor)
         _ring_middle(axes, [(entry.ratio, max(entry.function_norm, floor)) for entry in _list_chosen(report)])
         _draw_equal_objective(axes, report)
         _format_log_axis(axes)
@@ -254,6 +256,14 @@ def _draw_points(axes: Axes, entries: Sequence[EvaluationRecord], style: dict[st
     norms = [max(entry.function_norm, floor) for entry in entries]
     ratios = [entry.ratio for entry in entries]
     axes.plot(ratios, norms, linestyle="none", markersize=4.5, alpha=0.85, markeredgewidth=0, **style)
+
+
+def _draw_front(axes: Axes, front: Sequence[FrontRecord], floor: float) -> None:
+    """Steps through the plans that none seen beats in both, as the Gaussian process sees them."""
+    if front:
+        norms = [max(plan.function_norm, floor) for plan in front]
+        ratios = [plan.ratio for plan in front]
+        axes.step(ratios, norms, where="post", color=LIGHT["ink"], linewidth=0.9, alpha=0.7, label="front", zorder=1)
 
 
 def _draw_running_best(axes: Axes, history: Sequence[EvaluationRecord]) -> None:

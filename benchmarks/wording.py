@@ -1,12 +1,14 @@
 """The report's sentences: the figures in words, and no more than they can bear."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from benchmarks.formatting import (
     GAP,
     format_bytes,
+    format_count,
     format_duration,
     format_interval,
+    format_ms,
     format_number,
     format_percent,
     format_plural,
@@ -18,6 +20,8 @@ from benchmarks.formatting import (
 from compressor.records import (
     COST_WORDS,
     FIDELITY_WORDS,
+    WISH_OPTIONS,
+    Cost,
     FactorKind,
     FidelityRecord,
     LatencyRecord,
@@ -27,6 +31,8 @@ from compressor.records import (
     RecalibrationRecord,
     Report,
     SearchRecord,
+    TargetRecord,
+    Wish,
 )
 
 _METHODS: dict[Method, str] = {
@@ -106,6 +112,41 @@ def describe_search(search: SearchRecord) -> str:
     )
 
 
+def describe_target(target: TargetRecord, cost: Cost) -> str:
+    """What was asked in place of gamma, and what came of it."""
+    unit, show = _TARGET_UNITS[target.wish](target, cost), _TARGET_FORMATS[target.wish]
+    reached = f"{show(target.reached)} {unit}"
+    if target.wish == "drop":
+        reached += (
+            f" on {format_plural(target.images, 'image')} outside the fit, at most {show(target.at_most)} "
+            f"with 90{GAP}% confidence"
+        )
+    return (
+        f"Asked for: {WISH_OPTIONS[target.wish]} {target.asked:g}. {'Kept' if target.met else 'Not kept'}: {reached}. "
+        f"γ was found for it."
+    )
+
+
+def _describe_drop_unit(target: TargetRecord, _: Cost) -> str:
+    return "points of top-1 lost" if target.labelled else f"{GAP}% of the original outputs’ energy lost"
+
+
+_TARGET_UNITS: dict[Wish, Callable[[TargetRecord, Cost], str]] = {
+    "ratio": lambda _, cost: f"of the whole network’s {COST_WORDS[cost]}",
+    "bytes": lambda *_: "in model.onnx",
+    "macs": lambda *_: "multiply-accumulates",
+    "latency": lambda *_: "in the median",
+    "drop": _describe_drop_unit,
+}
+_TARGET_FORMATS: dict[Wish, Callable[[float], str]] = {
+    "ratio": format_number,
+    "bytes": format_bytes,
+    "macs": format_count,
+    "latency": format_ms,
+    "drop": format_number,
+}
+
+
 def describe_layers(report: Report) -> str:
     """How many layers changed, and what is left of their parameters."""
     layers = [layer for layer in report.layers if layer.skipped is None]
@@ -179,6 +220,7 @@ def describe_images(report: Report) -> str:
     uses = {
         "for calibration": images.calibration,
         "for the search" if report.search is not None else "to check with": images.search,
+        "to decide over the target": images.deciding,
         "held out": images.held_out,
         "unreadable": images.unreadable,
     }

@@ -3,7 +3,15 @@
 from math import ceil
 
 from compressor.objective import default_gamma
-from compressor.records import CertificateRecord, Fidelity, FidelityRecord, Form, PrecisionRecord
+from compressor.records import (
+    WISH_OPTIONS,
+    CertificateRecord,
+    Fidelity,
+    FidelityRecord,
+    Form,
+    PrecisionRecord,
+    TargetRecord,
+)
 
 # Below this share of the default gamma, destroying the output altogether costs less than a twentieth of R.
 FAINT_GAMMA = 0.05
@@ -59,6 +67,14 @@ def on_certificate(certificate: CertificateRecord, stopped_because: str) -> list
         joint = certificate.joint
         return [f"{before}: some plan is {margin} {joint.estimate:.2g}, at most {joint.upper:.2g}"]
     return [f"{before}: a given other plan may be {margin} {certificate.pointwise:.2g}"]
+
+
+def on_target(target: TargetRecord) -> list[str]:
+    """About a target that the result does not keep to."""
+    if target.met:
+        return []
+    known = f", at most {target.at_most:.4g} with 90 % confidence" if target.wish == "drop" else ""
+    return [f"{WISH_OPTIONS[target.wish]} {target.asked:g} is not kept: the best found has {target.reached:.4g}{known}"]
 
 
 def on_prune(fraction: float) -> list[str]:

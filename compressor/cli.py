@@ -5,9 +5,10 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
+from click.core import ParameterSource
 
 import compressor
 from compressor.errors import BocompressError, InputError
@@ -27,15 +28,17 @@ from compressor.options import (
     model_options,
     run_options,
     search_options,
+    target_options,
 )
 
 if TYPE_CHECKING:
     from compressor.architectures import Transform
     from compressor.checkpoint import LoadedModel
     from compressor.images import ImageSet
+    from compressor.job import Wanted
     from compressor.pipeline import Compressed, Settings, Source
     from compressor.progress import Progress
-    from compressor.records import BenchmarkRecord
+    from compressor.records import BenchmarkRecord, Cost
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 SHARED_SETTINGS = ("device", "threads", "batch_size", "calibration", "recalibrate", "formats", "zip", "opset")
@@ -72,7 +75,7 @@ def explain_errors(command: Command) -> Command:
 
 def _describe_stop(options: dict[str, Any]) -> str:
     if "resume" in options:
-        from compressor.pipeline import JOURNAL
+        from compressor.job import JOURNAL
 
         journal = _out(options) / JOURNAL
         if journal.exists():
@@ -89,6 +92,7 @@ def main() -> None:
 @click.command(name="export")
 @model_options
 @image_options
+@target_options
 @search_options
 @layer_options
 @factor_options(FACTOR_KINDS, "auto")
@@ -107,13 +111,14 @@ def export(**options: Any) -> None:
     from compressor.pipeline import OUTPUTS, compress
 
     progress, out = _progress(), _out(options)
+    settings = _settings(options)
     check_folder(out, keep=OUTPUTS if options["resume"] else ())
     loaded, images = _load(options, progress)
     result = compress(
         loaded.model,
         images,
         out,
-        _settings(options),
+        settings,
         _source(loaded, images, options),
         progress,
         resume=options["resume"],
@@ -410,11 +415,13 @@ def _settings(options: dict[str, Any]) -> "Settings":
             )
         },
     )
+    target = _wanted(options)
     return Settings(
         gamma=options["gamma"],
+        target=target,
         form=options["form"],
         fidelity=options["fidelity"],
-        cost=options["cost"],
+        cost=_cost(options, target),
         method=options["method"],
         rank_multiple=options["rank_multiple"],
         layers=_patterns(options["layers"]),
@@ -425,6 +432,45 @@ def _settings(options: dict[str, Any]) -> "Settings":
         search=search,
         **shared,
     )
+
+
+def _wanted(options: dict[str, Any]) -> "Wanted | None":
+    """The one target given.
+
+    Raises:
+        InputError: there are several, or one beside what it stands for.
+    """
+    from compressor.job import Wanted
+    from compressor.records import WISH_OPTIONS
+
+    values = {wish: options[name.strip("-").replace("-", "_")] for wish, name in WISH_OPTIONS.items()}
+    given = {wish: name for wish, name in WISH_OPTIONS.items() if values[wish] is not None}
+    if not given:
+        return None
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given.values())} contradict each other: each says what to stop at; give one")
+    ((wish, name),) = given.items()
+    if options["gamma"] is not None:
+        raise InputError(f"{name} and --gamma contradict each other: the target finds gamma; give one of them")
+    if options["form"] != "ratio":
+        raise InputError(f"{name} needs --form ratio: the dual is that of Eq. (3)")
+    return Wanted(wish, values[wish])
+
+
+def _cost(options: dict[str, Any], target: "Wanted | None") -> "Cost":
+    """What size means: as given, or what the target is about.
+
+    Raises:
+        InputError: they are not the same.
+    """
+    from compressor.records import WISH_OPTIONS
+
+    wish = target.wish if target else "ratio"
+    implied: Cost | None = None if wish in ("ratio", "drop") else cast("Cost", wish)
+    is_given = click.get_current_context().get_parameter_source("cost") is not ParameterSource.DEFAULT
+    if implied and is_given and options["cost"] != implied:
+        raise InputError(f"{WISH_OPTIONS[wish]} and --cost {options['cost']} contradict each other")
+    return implied or options["cost"]
 
 
 def _source(loaded: "LoadedModel", images: "ImageSet", options: dict[str, Any]) -> "Source":

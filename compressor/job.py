@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import InputError
 from compressor.factors import Factors
 from compressor.images import ImageSet
 from compressor.layers import FoundLayer, MethodChoice
@@ -20,31 +21,44 @@ from compressor.records import (
     Form,
     Plan,
     Precision,
+    RecalibrationRecord,
     Report,
     SearchRecord,
+    TargetRecord,
+    Wish,
 )
 from compressor.search.loop import SearchSettings
 from compressor.search.workers import DEFAULT_BACKEND
 
+JOURNAL = "search.jsonl"
 MAX_CALIBRATION_SHARE = 0.3  # of all images
 MIN_CALIBRATION_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A target in place of gamma, in the units of `TargetRecord`; at most `value`."""
+
+    wish: Wish
+    value: float
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a person may choose; the defaults are the command line's.
 
-    `gamma` None weighs the whole output against the whole size (see `default_gamma`). `fidelity` is what L is,
-    `cost` what size means. `layers` and `skip` are name patterns; `prune_fraction` is the share of weights the
-    final magnitude pass sets to zero, None to search for it. `threads` and `batch_size` are the latency
-    measurement's. `factors` None takes those that a plan names, or "auto"; ranks are multiples of `rank_multiple`,
-    None for what suits ONNX Runtime on this machine (measured); `calibration` is the number of images that factors
-    are fitted on, which neither search nor judge see. `precisions` and `formats` are those to write; float32 and
-    ONNX always are. `zip` adds zipped files, `opset` None takes the exporter's choice. `workers` evaluate
-    candidates at once, through the joblib backend of this name; neither changes what is found.
+    `gamma` None weighs the whole output against the whole size (see `default_gamma`); with a `target` it is found.
+    `fidelity` is what L is, `cost` what size means. `layers` and `skip` are name patterns; `prune_fraction` is the
+    share of weights the final magnitude pass sets to zero, None to search for it. `threads` and `batch_size` are
+    the latency measurement's. `factors` None takes those that a plan names, or "auto"; ranks are multiples of
+    `rank_multiple`, None for what suits ONNX Runtime on this machine (measured); `calibration` is the number of
+    images that factors are fitted on, which neither search nor judge see. `precisions` and `formats` are those to
+    write; float32 and ONNX always are. `zip` adds zipped files, `opset` None takes the exporter's choice. `workers`
+    evaluate candidates at once, through the joblib backend of this name; neither changes what is found.
     """
 
     gamma: float | None = None
+    target: Wanted | None = None
     form: Form = "ratio"
     fidelity: Fidelity = "norm"
     cost: Cost = "params"
@@ -94,7 +108,7 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Job:
-    """What every stage after loading needs."""
+    """What every stage after loading needs. `deciding` images, outside the search, say whether a target is kept."""
 
     teacher: nn.Module
     calibration: ImageSet
@@ -106,6 +120,7 @@ class Job:
     source: Source
     progress: Progress
     began: float
+    deciding: ImageSet | None = None
 
     @property
     def device(self) -> torch.device:
@@ -134,3 +149,31 @@ class Choice:
     cost: Cost = "params"
     ratio: float | None = None
     left: Mapping[str, str] = field(default_factory=dict)
+    front: Mapping[str, Plan] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Realised:
+    """A choice as a network, and what recalibration brought; `target` says whether one was met."""
+
+    choice: Choice
+    network: nn.Module
+    recalibration: RecalibrationRecord | None
+    target: TargetRecord | None = None
+
+
+def require_compatible(settings: Settings) -> None:
+    """Refuse choices that do not go together.
+
+    Raises:
+        InputError: as said.
+    """
+    if settings.prune_fraction is None and settings.cost != "params":
+        raise InputError(f"--prune auto counts weights that are not zero: it needs --cost params, not {settings.cost}")
+    if settings.prune_fraction is None and settings.target is not None:
+        raise InputError("--prune auto needs a gamma to weigh zeros by: it cannot be searched for a target")
+    if settings.fidelity != "norm" and settings.target is not None and settings.target.wish == "drop":
+        raise InputError(
+            f"--max-drop measures the drop of finished networks and searches by the function norm: leave out "
+            f"--fidelity {settings.fidelity}"
+        )

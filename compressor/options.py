@@ -109,6 +109,28 @@ class Precisions(click.ParamType):
         return names
 
 
+class Amount(click.ParamType):
+    """A positive number, perhaps with a unit after it."""
+
+    def __init__(self, name: str, example: str, units: dict[str, float]) -> None:
+        self.name = name
+        self._example = example
+        self._units = units
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip().lower()
+        # The longest unit first: "mib" ends in "b", too.
+        unit = next((unit for unit in sorted(self._units, key=len, reverse=True) if text.endswith(unit)), "")
+        number = _parse_float(text.removesuffix(unit))
+        if number is None or not (math.isfinite(number) and number > 0):
+            self.fail(f"{value!r} is not a positive number such as {self._example}", param, ctx)
+        return number * self._units.get(unit, 1.0)
+
+
+FILE_BYTES = Amount("bytes", "4MB", {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30})
+MACS = Amount("macs", "300M", {"k": 1e3, "m": 1e6, "g": 1e9})
+
+
 class FiniteRange(click.FloatRange):
     """A range that `nan` does not slip through."""
 
@@ -258,6 +280,27 @@ def factor_options(choices: tuple[str, ...], default: str, extra_help: str = "")
     )
 
 
+target_options = _options(
+    click.option(
+        "--target-ratio",
+        type=FiniteRange(0, 1, min_open=True, max_open=True),
+        help="In place of --gamma: the whole network's size over the original's, at most, in what --cost counts.",
+    ),
+    click.option("--target-bytes", type=FILE_BYTES, help="In place of --gamma: bytes of model.onnx at most, as 4MB."),
+    click.option("--target-macs", type=MACS, help="In place of --gamma: multiply-accumulates at most, as 300M."),
+    click.option(
+        "--target-latency-ms",
+        type=FiniteRange(min=0, min_open=True),
+        help="In place of --gamma: median milliseconds at most, in ONNX Runtime on this machine's CPU.",
+    ),
+    click.option(
+        "--max-drop",
+        type=FiniteRange(0, 100, min_open=True, max_open=True),
+        help="In place of --gamma: what may be lost, with 90 % confidence, by images outside the search: points of "
+        "top-1 where --data has labels, else the function norm in per cent of the output energy. The smallest network "
+        "that keeps to it is sought; more images (--max-images) let it be smaller.",
+    ),
+)
 search_options = _options(
     click.option(
         "--gamma",

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from compressor.errors import InputError
+from compressor.files import prepare_folder, write_text
 from compressor.layers import FoundLayer, possible_methods, with_method
 from compressor.records import FactorKind, Fidelity, LayerPlan, Plan
 
@@ -19,18 +20,21 @@ def make_plan(
     gamma: float | None,
     prune_fraction: float,
     fidelity: Fidelity = "norm",
+    why: str = "chosen by the search",
 ) -> Plan:
-    """The plan for `layers` at `ranks`; a layer's `dense_rank` leaves it dense."""
+    """The plan for `layers` at `ranks`; a layer's `dense_rank` leaves it dense. `why` the others have their rank."""
     return Plan(
         arch=arch,
         gamma=gamma,
         fidelity=fidelity,
         prune_fraction=prune_fraction,
-        layers=[_plan_layer(layer, int(rank), kinds[layer.name]) for layer, rank in zip(layers, ranks, strict=True)],
+        layers=[
+            _plan_layer(layer, int(rank), kinds[layer.name], why) for layer, rank in zip(layers, ranks, strict=True)
+        ],
     )
 
 
-def _plan_layer(layer: FoundLayer, rank: int, kind: FactorKind) -> LayerPlan:
+def _plan_layer(layer: FoundLayer, rank: int, kind: FactorKind, why: str) -> LayerPlan:
     assert layer.method is not None
     dense = rank >= layer.dense_rank
     return LayerPlan(
@@ -39,8 +43,19 @@ def _plan_layer(layer: FoundLayer, rank: int, kind: FactorKind) -> LayerPlan:
         rank=None if dense else rank,
         factors=kind,
         cap=layer.cap,
-        why="the search kept it dense" if dense else "chosen by the search",
+        why="the search kept it dense" if dense else why,
     )
+
+
+def write_plans(folder: Path, plan: Plan, others: Mapping[str, Plan]) -> None:
+    """plan.json and, under their names, other plans; those that an earlier run left beside them go."""
+    write_text(folder / "plan.json", plan.model_dump_json(indent=2) + "\n")
+    for parent in {(folder / name).parent for name in others}:
+        prepare_folder(parent)
+        for old in parent.glob("*.json"):
+            old.unlink()
+    for name, other in others.items():
+        write_text(folder / name, other.model_dump_json(indent=2) + "\n")
 
 
 def read_plan(path: Path) -> Plan:

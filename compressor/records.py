@@ -30,6 +30,14 @@ Certificate = Literal["joint", "pointwise"]
 Precision = Literal["fp32", "fp16", "int8"]
 FileFormat = Literal["onnx", "ort"]
 CalibrationName = Literal["min-max", "percentile", "entropy"]
+Wish = Literal["ratio", "bytes", "macs", "latency", "drop"]
+WISH_OPTIONS: dict[Wish, str] = {
+    "ratio": "--target-ratio",
+    "bytes": "--target-bytes",
+    "macs": "--target-macs",
+    "latency": "--target-latency-ms",
+    "drop": "--max-drop",
+}
 Number = TypeVar("Number", int, float)
 
 
@@ -283,12 +291,51 @@ class EvaluationRecord(Record):
     prune_fraction: float = 0.0
 
 
+class FrontRecord(Record):
+    """A plan looked at by the search that no other beats in both R and L, by the Gaussian process: its `function_norm`
+    and the deviation of that; `file` holds the plan, relative to the report."""
+
+    file: str
+    ratio: float
+    function_norm: float
+    function_norm_sd: float
+
+
+class TargetStep(Record):
+    """A plan that was built to see whether it keeps to a target: its R in what was searched, what was measured, and
+    with what that was compared (`at_most`, an upper bound where it is known with noise)."""
+
+    gamma: float
+    ratio: float
+    measured: float
+    at_most: float
+
+
+class TargetRecord(Record):
+    """What was asked in place of gamma, at most `asked`, and what the result has, all in one unit: the whole network's
+    share of the original (of what `cost` counts), bytes of model.onnx, multiply-accumulates, milliseconds, or a drop
+    in points: of top-1 where `labelled`, else of the function norm in per cent of the original's output energy.
+
+    `reached` is on `images` images, `at_most` its upper bound, which must keep to a drop with 90 % confidence; `steps`
+    are the plans that were built and measured on the way, `image_passes` what the measuring took."""
+
+    wish: Wish
+    asked: float
+    reached: float
+    at_most: float
+    met: bool
+    labelled: bool = False
+    images: int = 0
+    image_passes: int = 0
+    steps: list[TargetStep] = []
+
+
 class SearchRecord(Record):
     """How the plan was found. `evaluations` counts looks at whole plans; `history` holds, too, the start's looks at
     plans that differ from its best in one layer, on fewer images. `image_passes` counts images times candidate
     networks, start included; `seconds` is the time of this process: a resumed search leaves out what came before.
 
-    `calibration` is the leave-one-out check of the Gaussian process."""
+    `calibration` is the leave-one-out check of the Gaussian process, `front` the plans that are worth applying."""
 
     evaluations: int
     image_passes: int
@@ -300,6 +347,7 @@ class SearchRecord(Record):
     certificate: CertificateRecord
     calibration: CalibrationRecord
     history: list[EvaluationRecord]
+    front: list[FrontRecord] = []
 
 
 class RecalibrationStep(Record):
@@ -330,6 +378,7 @@ class ImagesRecord(Record):
     source: str
     calibration: int = 0
     search: int
+    deciding: int = 0
     held_out: int
     unreadable: int
     labelled: bool
@@ -473,6 +522,7 @@ class Report(Record):
     precisions: list[PrecisionRecord] = []
     files: list[FileRecord] = []
     search: SearchRecord | None = None
+    target: TargetRecord | None = None
     recalibration: RecalibrationRecord | None = None
     layers: list[LayerRecord]
     images: ImagesRecord

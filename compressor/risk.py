@@ -59,6 +59,15 @@ class Risk:
         return Losses(indices, values, self._norm.compare(outputs, chosen))
 
 
+def make_measure(norm: FunctionNorm, kind: Fidelity) -> FunctionNorm | Risk:
+    """What the search takes for L, on the images of `norm`.
+
+    Raises:
+        InputError: a risk is asked for, and the images carry no labels that fit the network's outputs.
+    """
+    return norm if kind == "norm" else Risk(norm, kind)
+
+
 def losses_of(outputs: Tensor, labels: Tensor, kind: Fidelity) -> NDArray[np.float64]:
     """Cross-entropy, or 0 and 1, (m,) of outputs (m, classes) for labels (m,)."""
     if kind == "error":

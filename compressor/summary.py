@@ -7,13 +7,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import torch
-from torch import nn
 
 import compressor
 from benchmarks.machine import describe_machine
 from benchmarks.size import count_nonzero_params, count_params, file_bytes, gzip_bytes
 from compressor import advice
-from compressor.job import MAX_CALIBRATION_SHARE, MIN_CALIBRATION_IMAGES, Choice, Job
+from compressor.job import MAX_CALIBRATION_SHARE, MIN_CALIBRATION_IMAGES, Choice, Job, Realised
 from compressor.layers import FoundLayer
 from compressor.macs import count_macs
 from compressor.objective import loss_of_guessing
@@ -26,18 +25,16 @@ from compressor.records import (
     Pair,
     ParityRecord,
     PrecisionRecord,
-    RecalibrationRecord,
     Report,
 )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured after the search; `network` is the compressed network, on the CPU like the original.
-    `failures` says which precisions could not be had."""
+    """What was measured after the search; the compressed network is on the CPU like the original. `failures` says which
+    precisions could not be had."""
 
-    network: nn.Module
-    recalibration: RecalibrationRecord | None
+    realised: Realised
     fidelity: FidelityRecord
     top1: Pair[float] | None
     risk: Pair[float] | None
@@ -48,9 +45,10 @@ class Measured:
     files: list[FileRecord]
 
 
-def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
+def make_report(job: Job, measured: Measured) -> Report:
     """The report of a run whose files lie in the job's folder."""
-    network, original = measured.network, job.teacher
+    realised, original = measured.realised, job.teacher
+    choice, network = realised.choice, realised.network
     total_macs, _ = count_macs(original, job.example)
     compressed_macs, macs = count_macs(network, job.example)
     layers = [_layer_record(layer, choice, macs) for layer in job.layers]
@@ -85,7 +83,8 @@ def make_report(job: Job, choice: Choice, measured: Measured) -> Report:
         precisions=measured.precisions,
         files=measured.files,
         search=choice.search,
-        recalibration=measured.recalibration,
+        target=realised.target,
+        recalibration=realised.recalibration,
         layers=layers,
         images=_images_record(job),
         machine=describe_machine(),
@@ -133,6 +132,7 @@ def _images_record(job: Job) -> ImagesRecord:
         source=images.source,
         calibration=len(job.calibration),
         search=len(images),
+        deciding=len(job.deciding) if job.deciding else 0,
         held_out=len(job.held_out),
         unreadable=images.unreadable,
         labelled=images.labels is not None,
@@ -142,13 +142,16 @@ def _images_record(job: Job) -> ImagesRecord:
 
 def early_warnings(job: Job, gamma: float, loss_when_lost: float) -> list[str]:
     """What can be said before the search."""
-    return advice.on_gamma(gamma, loss_when_lost, job.settings.fidelity) + advice.on_form(job.settings.form)
+    on_gamma = [] if job.settings.target else advice.on_gamma(gamma, loss_when_lost, job.settings.fidelity)
+    return on_gamma + advice.on_form(job.settings.form)
 
 
 def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
     fidelity = measured.fidelity
     warnings = [*job.source.notes]
     warnings += advice.on_unreadable(job.search_images.unreadable)
+    if measured.realised.target is not None:
+        warnings += advice.on_target(measured.realised.target)
     if not job.calibration:
         num_images = len(job.search_images) + len(job.held_out)
         wanted = job.settings.calibration_wanted

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from compressor.records import (
+    WISH_OPTIONS,
     DifferenceRecord,
     FileRecord,
     LatencyRecord,
@@ -18,6 +19,7 @@ from compressor.records import (
     RecalibrationRecord,
     Report,
     SearchRecord,
+    TargetRecord,
 )
 
 NARROWEST = 100  # a pipe has no width: wide enough for the longest row
@@ -56,6 +58,8 @@ def print_report(report: Report, folder: Path) -> None:
     console.print(table)
     if report.precisions:
         console.print(_precision_table(report))
+    if report.target:
+        console.print(_target_line(report.target), markup=False)
     if report.search:
         for line in _certificate_lines(report.search):
             console.print(line, markup=False)
@@ -172,6 +176,12 @@ def _add_latency(table: Table, latency: dict[str, LatencyRecord]) -> None:
         )
 
 
+def _target_line(target: TargetRecord) -> str:
+    bound = f", at most {target.at_most:.4g} with 90 % confidence ({target.images} images)" if target.images else ""
+    verdict = "kept" if target.met else "not kept"
+    return f"target {WISH_OPTIONS[target.wish]} {target.asked:g} {verdict}: {target.reached:.4g}{bound}"
+
+
 def _certificate_lines(search: SearchRecord) -> list[str]:
     """Both figures, the one that was to stop the search beside its epsilon, and what they rest on."""
     certificate, joint = search.certificate, search.certificate.joint
@@ -185,6 +195,7 @@ def _certificate_lines(search: SearchRecord) -> list[str]:
         f"{asked}",
         *(f"  {name}: {figure}" for name, figure in figures.items()),
         f"  given the Gaussian process: its errors are {search.calibration.z_rms:.2g} times as large as it predicts",
+        *([f"front: {len(search.front)} plans in plans/ that no other seen beats in both"] if search.front else []),
         f"search: {search.evaluations} evaluations, {search.image_passes:,} image passes, {search.seconds:.0f} s",
     ]
     return lines

@@ -201,9 +201,9 @@ def _objectives_section(path: Path) -> str:
     lines = [
         "## objectives: function norm, risk and error as fidelity, and searched sparsity",
         f"{study['network']}, SVD of the weights, no recalibration; medians over {study['seeds']} seeds, judged on "
-        f"{study['judged_on']:,} images outside the search. gamma: as multiple of the fidelity's own default. J is each "
-        f"fidelity's own and not comparable between them; believed: what the search says of its plan on its own images, "
-        f"with the deviation it claims. Fixed prune: the best of five shares for the plan found without. The "
+        f"{study['judged_on']:,} images outside the search. gamma: times the fidelity's default. J is each "
+        f"fidelity's own and not comparable between them; believed: what the search says of its plan, with the "
+        f"deviation it claims. Fixed prune: the best of five shares for the plan found without. The "
         f"paper (its Tables 3 and 4, MNIST, gamma 0.001 to 0.02 and 0.9 to 1.1): norm 97.80 % at ratio 11.96 in 71 s, "
         f"error 97.73 % at 11.20 in 366 s, of 98.20 %. {_machine(study)}",
         _table(

@@ -1,6 +1,11 @@
 """What the tests share: a cache of their own, a small trained network, and the two commands as people call them."""
 
 import os
+
+# Before numpy and torch are loaded: threads of small products spin, and two test processes share two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import shutil
 import subprocess
 import sys

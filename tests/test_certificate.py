@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from benchmarks.peers.certificates import RULES, Family, run_problem
 from compressor.objective import Objective
 from compressor.search import gp
 from compressor.search.acquisition import maximise
@@ -193,3 +194,12 @@ def test_epsilon_is_the_certificates_own() -> None:
     assert SearchSettings().risk == 0.05
     assert SearchSettings(certificate="pointwise").risk == 0.005
     assert SearchSettings(certificate="pointwise", epsilon=0.2).risk == 0.2
+
+
+def test_the_study_of_certificates_runs_its_rules_on_a_draw() -> None:
+    runs = run_problem(Family(2, 1.0, 0.4), number=0)
+    assert set(runs) == set(RULES)
+    for run in runs.values():
+        assert run.stopped
+        assert run.regret + 1e-6 >= 0
+        assert run.looks < 100

@@ -22,6 +22,7 @@ from compressor.records import LayerRecord, Plan, Report
 
 SMALL = ("--input-size", 32, "--max-evaluations", 1, "--samples", 4)
 ALL_FILES = {
+    "plans",
     "compressed.safetensors",
     "model.onnx",
     "original.onnx",

@@ -115,7 +115,7 @@ def rebuild(folder: Path, model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def test_a_run_leaves_its_files_and_nothing_else(run, digits):
-    assert {path.name for path in run.folder.iterdir()} == FILES | {"search.jsonl"}
+    assert {path.name for path in run.folder.iterdir()} == FILES | {"plans", "search.jsonl"}
     assert sorted(path.name for path in digits.checkpoint.parent.iterdir()) == ["digits.pt", "images"]
     assert all(path.stat().st_size > 0 for path in run.folder.iterdir())
 
@@ -581,7 +581,7 @@ def test_compress_takes_any_network_and_any_batches(tmp_path):
     batches = [(torch.randn(16, 20), torch.randint(4, (16,))) for _ in range(5)]
     settings = Settings(search=SearchSettings(max_evaluations=12, samples=10))
     result = compress(network, iter(batches), tmp_path / "out", settings)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | {"search.jsonl"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | {"plans", "search.jsonl"}
     assert network.training
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     x = batches[0][0]

@@ -34,11 +34,13 @@ STAGES = [
     "search.space search.gp",
     "search.belief search.start search.journal search.workers",
     "search.settings search.acquisition search.paths search.norms search.sparsity",
-    "search.improvement search.certificate",
+    "search.improvement search.certificate search.target",
     "search.stopping",
     "search.loop",
     "tables options job",
     "summary precision formats",
+    "rank_search realise",
+    "targets",
     "pipeline",
     "cli",
 ]
@@ -163,7 +165,8 @@ def test_only_the_driver_and_the_command_line_import_the_other_rooms() -> None:
         if name.startswith("compressor")
         and any(other.startswith(("exporters", "benchmarks")) for other in our_imports(SOURCES[name]))
     }
-    assert importers <= {f"compressor.{name}" for name in ("pipeline", "precision", "formats", "summary", "cli")}
+    drivers = ("pipeline", "rank_search", "targets", "precision", "formats", "summary", "cli")
+    assert importers <= {f"compressor.{name}" for name in drivers}
 
 
 @pytest.mark.parametrize("name", sorted(HOUSE))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from compressor import apply_plan, compress, pipeline
+from compressor import apply_plan, compress, pipeline, rank_search
 from compressor.decompose import Decomposer
 from compressor.errors import InputError
 from compressor.images import ImageSet, from_batches
@@ -284,12 +284,12 @@ def test_a_search_is_not_resumed_with_other_choices(
 def test_a_resumed_search_keeps_its_measured_choices(
     network: nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "measure_rank_multiple", lambda *_: (4, {4: 0.9}))
+    monkeypatch.setattr(rank_search, "measure_rank_multiple", lambda *_: (4, {4: 0.9}))
     settings = Settings(rank_multiple=None, search=SEARCH)
     first = compress(network, images, tmp_path / "out", settings)
     assert first.report.rank_multiple == 4
     assert all(rank is None or rank < 4 or rank % 4 == 0 for rank in (layer.rank for layer in first.plan.layers))
-    monkeypatch.setattr(pipeline, "measure_rank_multiple", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(rank_search, "measure_rank_multiple", lambda *_: pytest.fail("measured again"))
     monkeypatch.setattr(Decomposer, "_loss", lambda *_: pytest.fail("a trial"))
     again = compress(network, images, tmp_path / "out", settings, resume=True)
     assert again.plan == first.plan

@@ -185,3 +185,20 @@ def test_prune_auto_from_the_command_line(
     assert done.exit_code == 0, done.output
     fraction = json.loads((tmp_path / "out" / "plan.json").read_text())["prune_fraction"]
     assert fraction in FRACTIONS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--prune", "auto", "--target-ratio", 0.5], "--prune auto needs a gamma"),
+        (["--fidelity", "error", "--max-drop", 1], "leave out --fidelity error"),
+    ],
+)
+def test_what_does_not_go_with_a_target(
+    invoke: Invoke, tiny_checkpoint: Path, digit_images: Path, tmp_path: Path, arguments: list[object], sentence: str
+) -> None:
+    result = invoke("bocompress-export", tiny_checkpoint, "--trust-pickle", "--data", digit_images, "--input-size", 32,
+                    "--out", tmp_path / "out", *arguments)  # fmt: skip
+    assert result.exit_code == 2
+    assert sentence in result.output
+    assert not (tmp_path / "out").exists()

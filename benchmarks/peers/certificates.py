@@ -9,14 +9,16 @@ point is sought by many climbs on the drawn function itself.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.study import write_results
+from benchmarks.study import read_results, write_results
 from compressor.objective import Objective
 from compressor.records import Certificate
 from compressor.search import gp
@@ -31,6 +33,7 @@ from compressor.search.stopping import StopRule
 EPSILON = 0.05
 INTERVAL_TAIL = 0.025  # of the 95 % intervals, on either side
 NUM_LEVELS = 17  # ranks per layer
+HAIR = 1e-9
 LOOK_NOISE = 0.1  # standard deviation of a look; the process's own is 1
 MAX_LOOKS = 250
 TRUTH_FEATURES = 2048
@@ -61,8 +64,9 @@ class Problem:
     def __init__(self, family: Family, number: int) -> None:
         self.family = family
         names = [str(layer) for layer in range(family.num_dims)]
-        # All ranks cost the same: J is the process itself, less 1.
-        self.space = RankSpace(names, [[1] * NUM_LEVELS] * family.num_dims, coordinates="linear")
+        # All ranks cost the same but for a hair, for which dense is more: J is the process itself, less 1.
+        costs = [1.0] * (NUM_LEVELS - 1) + [1.0 + HAIR]
+        self.space = RankSpace(names, [costs] * family.num_dims, coordinates="linear")
         self.surrogate = PlainSurrogate(self.space, Objective(1.0))
         self.hyper = gp.Hyperparameters(np.full(family.num_dims, family.length_scale), 1.0, 0.0, 0.0)
         self.rng = np.random.default_rng([TRUTH_STREAM, family.num_dims, number])
@@ -128,7 +132,7 @@ def run_problem(family: Family, number: int) -> dict[str, Run]:
         ended[rule] = (*run_rule(problem, number, rule), time.perf_counter() - began)
     largest = problem.largest(np.concatenate([visited for *_, visited, _ in ended.values()]))
     return {
-        rule: Run(looks, stopped, largest - float(problem.value(incumbent[None])[0]), seconds)
+        rule: Run(looks, stopped, round(largest - float(problem.value(incumbent[None])[0]), 5), round(seconds, 2))
         for rule, (looks, stopped, incumbent, _, seconds) in ended.items()
     }
 
@@ -157,22 +161,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--problems", type=int, default=200, help="per number of dimensions")
     parser.add_argument("--name", default="certificates", help="of the file in benchmarks/results")
+    parser.add_argument("--add", action="store_true", help="go on from the problems that the results file holds")
     arguments = parser.parse_args()
     began = time.perf_counter()
-    about = {
+    about: dict[str, Any] = {
         "epsilon": EPSILON,
         "look_noise": LOOK_NOISE,
         "max_looks": MAX_LOOKS,
         "levels": NUM_LEVELS,
         "features_of_the_truth": TRUTH_FEATURES,
     }
-    runs: dict[tuple[Family, str], list[Run]] = {(family, rule): [] for family in FAMILIES for rule in RULES}
+    pairs = [(family, rule) for family in FAMILIES for rule in RULES]
+    runs: dict[tuple[Family, str], list[Run]] = {pair: [] for pair in pairs}
+    if arguments.add:
+        earlier = read_results(arguments.name)
+        began -= earlier["seconds"]
+        runs = {
+            pair: [Run(*run) for run in json.loads(done)] for pair, done in zip(pairs, earlier["runs"], strict=True)
+        }
     with threadpool_limits(limits=1):
-        for number in range(arguments.problems):
+        for number in range(len(runs[pairs[0]]), arguments.problems):
             for family in FAMILIES:
                 for rule, run in run_problem(family, number).items():
                     runs[family, rule].append(run)
             rows = [summarise(family, rule, done) for (family, rule), done in runs.items()]
+            about["runs"] = [json.dumps([astuple(run) for run in done]) for done in runs.values()]
             write_results(arguments.name, about, rows, began)
             print(number + 1, [(row["stopped"], row["wrong"]) for row in rows], flush=True)
 

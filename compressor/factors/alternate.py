@@ -78,10 +78,12 @@ def _conjugate_gradients(quadratic: _Quadratic, wanted: Tensor, first: Tensor) -
     step = quadratic.precondition(residual)
     size = begin = _dot(residual, step)
     for _ in range(CONJUGATE_STEPS):
-        if bool((size <= ENOUGH * begin).all()):
+        going = size > ENOUGH * begin
+        if not bool(going.any()):
             break
         seen = quadratic.apply(step)
-        length = size / _dot(step, seen).clamp_min(1e-30)
+        # A group that has converged stays where it is: rounding would carry it off.
+        length = torch.where(going, size / _dot(step, seen).clamp_min(1e-30), 0.0)
         first = first + length * step
         residual = residual - length * seen
         preconditioned = quadratic.precondition(residual)

@@ -252,9 +252,14 @@ class LogSurrogate(Surrogate):
         floor: float = 0.0,
     ) -> None:
         super().__init__(space, objective)
-        self.offset = RESOLUTION / objective.gamma + floor
+        self._floor = floor
         self._sum = sum_of_sensitivities
         self._saturation = saturation
+
+    @property
+    def offset(self) -> float:
+        """c: what is added to L before its logarithm is taken."""
+        return RESOLUTION / self.objective.gamma + self._floor
 
     def prior_mean(self, ranks: Ranks) -> Array:
         """log(S + c) (...,) at ranks (..., d), or zero where no layer was measured alone."""

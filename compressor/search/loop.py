@@ -1,9 +1,10 @@
 """The search loop: look, fit, propose, test, until the certificate holds or the budget is spent."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -12,13 +13,14 @@ from compressor.fidelity import ImageSampler, Losses, LossLaw, NoiseModel
 from compressor.objective import Objective
 from compressor.records import CalibrationRecord, CertificateRecord, EvaluationRecord, JointRecord, SearchRecord
 from compressor.search import gp, start
-from compressor.search.acquisition import measure_again
+from compressor.search.acquisition import maximise, measure_again
 from compressor.search.belief import Belief, LogSurrogate, PlainSurrogate, Surrogate
 from compressor.search.journal import Journal
 from compressor.search.norms import NormModel
 from compressor.search.settings import SearchSettings as SearchSettings
 from compressor.search.space import Ranks, RankSpace
 from compressor.search.stopping import StopRule, StopTest
+from compressor.search.target import Landing, Target, first_gamma, solve_gamma
 from compressor.search.workers import Evaluate, Workers
 
 REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many looks
@@ -26,7 +28,9 @@ FRESH_GROWTH = 1.5  # likewise from fixed first guesses beside the last fit
 # A risk departs from what the function norm says, there are such departures even where noise hides them, and those of
 # mild plans, which are known well, say little about others.
 DEPARTURES = {"least_signal": 0.1, "longest": 1.0}
-START_STREAM = 3  # keeps the random streams of one seed apart
+START_STREAM, AIM_STREAM, LANDING_STREAM = 3, 6, 7  # keep the random streams of one seed apart
+NUM_ANCHORS = 5
+WORTH_A_LANDING = 0.5  # of delta
 
 
 class BudgetSpent(Exception):
@@ -44,6 +48,16 @@ class Look:
     ranks: Ranks
     images: np.ndarray
     is_glance: bool = False
+
+
+@dataclass(frozen=True)
+class FrontPlan:
+    """Ranks (d,) with their R, and what is believed of their L."""
+
+    ranks: Ranks
+    ratio: float
+    function_norm: float
+    function_norm_sd: float
 
 
 @dataclass
@@ -69,6 +83,7 @@ class Search:
         on_incumbent: told after each test the image passes so far and the ranks (d,) of the plan then best.
         workers: evaluate looks that do not depend on one another, None for one after the other.
         law: how the losses behave, None for those of the function norm.
+        target: gamma is chosen to meet it; the objective's own then does not matter.
     """
 
     def __init__(
@@ -83,9 +98,11 @@ class Search:
         on_incumbent: Callable[[int, Ranks], None] = lambda image_passes, ranks: None,
         workers: Workers | None = None,
         law: LossLaw | None = None,
+        target: Target | None = None,
     ) -> None:
         self._space = space
-        self._objective = objective
+        self.objective = objective
+        self._target = target
         self._evaluate = evaluate
         self._num_images = num_images
         self._settings = settings
@@ -103,11 +120,12 @@ class Search:
         self._started = False
         self._began = time.perf_counter()
         self._surrogate_seconds = 0.0
-        self._rule = StopRule(settings)
+        self._rule = StopRule(settings, target)
         self._surrogate: Surrogate = PlainSurrogate(space, objective)
         self._hyper: gp.Hyperparameters | None = None
         self._fitted_at = 0
         self._fitted_afresh_at = 0
+        self._aimed_at = 0
 
     def run(self) -> tuple[Ranks, SearchRecord]:
         """Search until the certificate holds, `max_evaluations` or `max_seconds`; at least one plan is looked at."""
@@ -116,23 +134,35 @@ class Search:
             with suppress(BudgetSpent):
                 self._start()
                 self._started = True
-            while True:
-                test = self._test()
-                self._on_incumbent(self._image_passes, test.score.incumbent)
-                following = self._next_look(test)
-                reason = self._reason_to_stop(test, following)
-                if reason or following is None:
-                    break
-                self._look_at(self._with_fantasies(test, following))
-            record = self._record(self._complete(test), reason)
+            return self._go_on()
+
+    def aim_at(self, target: Target) -> tuple[Ranks, SearchRecord]:
+        """After `run`, the same for another target: all looks so far count, and time goes on."""
+        self._target = self._rule.target = target
+        with threadpool_limits(limits=1, user_api="blas"):
+            self._aim()
+            return self._go_on()
+
+    def _go_on(self) -> tuple[Ranks, SearchRecord]:
+        while True:
+            test = self._test()
+            self._on_incumbent(self._image_passes, test.score.incumbent)
+            following = self._next_look(test)
+            reason = self._reason_to_stop(test, following)
+            if reason or following is None:
+                break
+            self._look_at(self._with_fantasies(test, following))
+        record = self._record(self._complete(test), reason)
         return test.score.incumbent, record
 
     # Looks
 
     def _first_look(self, ranks: Ranks) -> float:
-        """The J observed of a plan of the start on the next images."""
+        """The J observed of a plan of the start on the next images, or how near it lies to the target."""
         (losses,) = self._first_looks([Look("start", ranks, self._sampler.draw(len(self._state.ranks)))])
-        return self._observed_objective(ranks, losses)
+        if self._target is None:
+            return self._observed_objective(ranks, losses)
+        return self._target.nearness(self._ratio(ranks), losses.mean)
 
     def _first_looks(self, looks: Sequence[Look]) -> list[Losses]:
         """Losses of looks of the start, as long as the budget lasts."""
@@ -185,7 +215,7 @@ class Search:
         return float(self._space.ratio(ranks[None])[0])
 
     def _observed_objective(self, ranks: Ranks, losses: Losses) -> float:
-        return float(self._objective.value(np.array(losses.mean), np.array(self._ratio(ranks))))
+        return float(self.objective.value(np.array(losses.mean), np.array(self._ratio(ranks))))
 
     # Start
 
@@ -199,10 +229,13 @@ class Search:
             return
         alone = start.probe_sensitivities(space.layers, self._probe)
         sensitivities = [self._law.per_norm * table for table in alone]
+        if self._target is not None:
+            allocate = functools.partial(start.allocate, space, sensitivities)
+            self._set_gamma(first_gamma(self._target, space, allocate, start.sum_of(sensitivities)))
         if space.layers is space:
             self._surrogate = self._choose_surrogate(sensitivities)
         best = start.look_along_curve(
-            space.layers, self._objective, sensitivities, lambda ranks: self._first_look(space.complete(ranks))
+            space.layers, self.objective, sensitivities, lambda ranks: self._first_look(space.complete(ranks))
         )
         best = space.complete(best)
         saturation = max(start.LOSS_FLOOR, *self._state.norms)
@@ -212,7 +245,7 @@ class Search:
         self._norms.begin(alone, max(start.LOSS_FLOOR, *self._state.function_norms))
         self._surrogate = self._choose_surrogate(sensitivities, saturation)
         for _ in range(start.NUM_REALLOCATIONS):
-            best = self._reallocate(best)
+            best = self._reallocate(self._best_for_target() if self._target else best)
 
     def _choose_sparsity(self, plan: Ranks) -> tuple[Ranks, np.ndarray]:
         """`start.choose_sparsity` on images that the plan has not been looked at with, if there are enough left."""
@@ -223,7 +256,7 @@ class Search:
             return self._first_looks([Look("start", ranks, images, is_glance=True) for ranks in plans])
 
         per_norm = start.loss_per_norm(self._state.losses)
-        return start.choose_sparsity(self._space, self._objective, plan, glance, per_norm)
+        return start.choose_sparsity(self._space, self.objective, plan, glance, per_norm)
 
     def _reallocate(self, plan: Ranks) -> Ranks:
         """`start.reallocate` on images that the plan has not been looked at with, if there are any left."""
@@ -239,15 +272,52 @@ class Search:
             return self._first_looks([Look("start", ranks, some, is_glance=True) for ranks in plans])
 
         per_norm = start.loss_per_norm(self._state.losses)
-        return start.reallocate(self._space, self._objective, plan, look, glance, per_norm)
+        return start.reallocate(self._space, self.objective, plan, look, glance, per_norm)
+
+    def _best_for_target(self) -> Ranks:
+        """The plan (d,) looked at that the target prefers, gamma having been found for it."""
+        self._aim()
+        return self._rule.rank(self._believe(), np.array(self._state.ranks))[0]
 
     def _choose_surrogate(self, sensitivities: list[np.ndarray] | None, saturation: float = np.inf) -> Surrogate:
         if self._settings.surrogate == "plain":
-            return PlainSurrogate(self._space, self._objective)
+            return PlainSurrogate(self._space, self.objective)
         if sensitivities is None:
-            return LogSurrogate(self._space, self._objective, None, floor=self._law.floor)
+            return LogSurrogate(self._space, self.objective, None, floor=self._law.floor)
         total = start.sum_of(sensitivities)
-        return LogSurrogate(self._space, self._objective, total, saturation, self._law.floor)
+        return LogSurrogate(self._space, self.objective, total, saturation, self._law.floor)
+
+    # Target
+
+    def _aim(self) -> None:
+        """Choose gamma for the target by what is believed now."""
+        assert self._target is not None
+        visited = np.array(self._state.ranks)
+        belief = self._believe()
+        rng = np.random.default_rng([self._settings.seed, AIM_STREAM, len(visited)])
+        anchors = self._rule.rank(belief, visited)[:NUM_ANCHORS]
+        self._set_gamma(solve_gamma(self._target, belief, anchors, rng))
+
+    def _set_gamma(self, gamma: float) -> None:
+        self.objective = self._surrogate.objective = replace(self.objective, gamma=gamma)
+        if isinstance(self._surrogate, PlainSurrogate):
+            self._hyper, self._fitted_afresh_at = None, 0  # its targets are gamma times as large
+
+    def _landing(self, test: StopTest) -> Ranks | None:
+        """A plan (d,) that is expected to keep to the target and to be better than the incumbent, by what matters."""
+        if self._target is None:
+            return None
+        count = len(self._state.ranks)
+        rng = np.random.default_rng([self._settings.seed, LANDING_STREAM, count])
+        belief, landing = test.score.belief, Landing(self._target, test.score.belief)
+        plan, value = maximise(landing, self._space, test.anchors, rng)
+        incumbent = test.score.incumbent[None]
+        of_plan, of_incumbent = self._target.of(belief, np.concatenate([plan[None], incumbent]))
+        if of_plan > self._target.most or (np.array(self._state.ranks) == plan).all(1).any():
+            return None
+        wasteful = of_incumbent < self._target.least <= of_plan
+        gain = value - landing(incumbent)[0]
+        return plan if gain > (0.0 if wasteful else WORTH_A_LANDING * test.score.delta) else None
 
     # Surrogate and acquisition
 
@@ -259,8 +329,8 @@ class Search:
         per_norm = start.loss_per_norm(state.losses)
         levels = per_norm * function_norms
         if self._law.floor and self._settings.surrogate == "log":
-            expected = self._norms.predict(ranks, function_norms, per_norm, self._objective)
-            self._surrogate = LogSurrogate(self._space, self._objective, expected, floor=self._law.floor)
+            expected = self._norms.predict(ranks, function_norms, per_norm, self.objective)
+            self._surrogate = LogSurrogate(self._space, self.objective, expected, floor=self._law.floor)
         targets = self._surrogate.targets(ranks, norms, self._noise.covariance(function_norms), levels)
         if self._hyper is None or len(norms) >= REFIT_GROWTH * self._fitted_at:
             afresh = len(norms) >= FRESH_GROWTH * self._fitted_afresh_at
@@ -272,6 +342,9 @@ class Search:
 
     def _test(self) -> StopTest:
         began = time.perf_counter()
+        if self._target is not None and len(self._state.ranks) >= REFIT_GROWTH * self._aimed_at:
+            self._aim()
+            self._aimed_at = len(self._state.ranks)
         test = self._rule.test(self._believe(), np.array(self._state.ranks), self._may_stop())
         self._surrogate_seconds += time.perf_counter() - began
         return test
@@ -284,6 +357,9 @@ class Search:
 
     def _next_look(self, test: StopTest, pending: Sequence[Look] = ()) -> Look | None:
         """What to look at next, beside what is under way; None where neither plan has images that it has not seen."""
+        landing = self._landing(test)
+        if landing is not None and not pending:
+            return Look("target", landing, self._images_for(landing))
         looks = [("candidate", test.candidate), ("re-measure", test.score.incumbent)]
         if measure_again(test.score, test.candidate, self._expected_noise(test)):
             looks.reverse()
@@ -337,7 +413,7 @@ class Search:
         return self._surrogate.look_noise(self._noise.variance(function_norms) / num_images, expected)
 
     def _reason_to_stop(self, test: StopTest, following: Look | None) -> str:
-        if test.met:
+        if test.met and not (following and following.source == "target"):
             return "certificate met"
         return self._spent_budget() or ("" if following else "no images left that could tell more")
 
@@ -363,6 +439,19 @@ class Search:
         return time.perf_counter() - self._began
 
     # Record
+
+    def front(self) -> list[FrontPlan]:
+        """Plans looked at that no other beats in both R and the posterior mean of L, smallest first."""
+        ranks = np.unique(np.array(self._state.ranks), axis=0)
+        norms, deviations = self._believe().function_norm(ranks)
+        ratios = self._space.ratio(ranks)
+        order = np.lexsort([norms, ratios])
+        lowest = np.minimum.accumulate(np.concatenate([[np.inf], norms[order][:-1]]))
+        return [
+            FrontPlan(ranks[index], float(ratios[index]), float(norms[index]), float(deviations[index]))
+            for index, other in zip(order, lowest, strict=True)
+            if norms[index] < other
+        ]
 
     def _record(self, test: StopTest, reason: str) -> SearchRecord:
         belief, incumbent = test.score.belief, test.score.incumbent[None]

@@ -47,7 +47,7 @@ class RankSpace:
                 for name, cap in zip(self.names, self.caps, strict=True)
             ]
         )
-        self._dense_cost = sum(float(table[-1]) for table in self.tables)
+        self.dense_cost = sum(float(table[-1]) for table in self.tables)
         # All layers' tables in one array each: a look-up for many plans is then one step.
         self._offsets = np.cumsum([-1, *self.caps[:-1]])
         self._cost_table = np.concatenate(self.tables)
@@ -152,11 +152,11 @@ class RankSpace:
 
     def ratio(self, ranks: Ranks) -> NDArray[np.float64]:
         """R (...,): the cost at ranks (..., d) over that of the dense layers."""
-        return self.cost(ranks) / self._dense_cost
+        return self.cost(ranks) / self.dense_cost
 
     def layer_ratio(self, layer: int) -> NDArray[np.float64]:
         """Share of the dense layers' cost (cap,) that one layer takes at ranks 1..cap."""
-        return np.asarray(self.tables[layer] / self._dense_cost)
+        return np.asarray(self.tables[layer] / self.dense_cost)
 
 
 def _lattice(costs: NDArray[np.float64], multiple: int) -> Ranks:

@@ -31,7 +31,7 @@ class SparsitySpace(RankSpace):
         self.choices = [*layers.choices, np.arange(FEWEST, LEVELS + 1)]
         self._layers = layers
         self._other_weights = other_weights
-        self._dense_cost = float(layers.cost(layers.caps)) + other_weights
+        self.dense_cost = float(layers.cost(layers.caps)) + other_weights
 
     @property
     def layers(self) -> RankSpace:

@@ -10,6 +10,7 @@ from compressor.search.certificate import STAGES, JointTest, certify_jointly
 from compressor.search.improvement import Improvement
 from compressor.search.settings import SearchSettings
 from compressor.search.space import Ranks
+from compressor.search.target import Target
 
 NUM_ANCHORS = 5
 TEST_EVERY = 5  # looks between the tests of Eq. (12) under acquisitions that do not compute it
@@ -40,7 +41,8 @@ class StopRule:
     The joint probability is never below the pointwise one, so that it is computed only where Eq. (12) holds already.
     """
 
-    def __init__(self, settings: SearchSettings) -> None:
+    def __init__(self, settings: SearchSettings, target: Target | None = None) -> None:
+        self.target = target
         self._settings = settings
         self._num_joint = 0
         self._next_test = 0
@@ -61,6 +63,11 @@ class StopRule:
             return replace(test, met=True)
         return self._test_jointly(test, count) if count >= self._next_joint else test
 
+    def rank(self, belief: Belief, visited: Ranks) -> Ranks:
+        """The plans `visited` (n, d), best first: by the posterior mean of J, or as the target prefers them."""
+        values = belief.mean(visited) if self.target is None else self.target.preference(belief, visited)
+        return visited[np.argsort(-values, kind="stable")]
+
     def propose(self, belief: Belief, visited: Ranks) -> StopTest:
         """The next candidate alone, without any test of the certificates."""
         test = self._incumbent(belief, visited)
@@ -80,13 +87,11 @@ class StopRule:
         return may_stop and self._settings.certificate == "joint" and joint.met
 
     def _incumbent(self, belief: Belief, visited: Ranks) -> StopTest:
-        means = belief.mean(visited)
-        order = np.argsort(-means, kind="stable")
+        best = self.rank(belief, visited)
         delta = self._settings.delta
         if self._settings.delta_is_relative:
-            delta *= abs(float(means[order[0]]))
-        incumbent = visited[order[0]]
-        return StopTest(incumbent, belief.score(incumbent, delta), visited[order[:NUM_ANCHORS]])
+            delta *= abs(float(belief.mean(best[:1])[0]))
+        return StopTest(best[0], belief.score(best[0], delta), best[:NUM_ANCHORS])
 
     def _test_pointwise(self, test: StopTest, count: int) -> StopTest:
         space = test.score.belief.space
