@@ -56,7 +56,7 @@ class Seed:
         wanted = None if wish is None else Wanted(wish, value)
         settings = replace(self.job.settings, target=wanted, gamma=value if wish is None else None)
         job = replace(self.job, settings=settings, folder=self.folder / f"{wish}-{value:g}")
-        with self._cached_factors(), RankSearch(job, self._norm, resume=False) as search:
+        with self._cached_factors(), RankSearch(job, self._norm, self._norm, resume=False) as search:
             self._parts = search._every_part
             realised = reach_target(job, search, self._norm) if wanted else realise(job, search.run(), self._norm)
         return self._row(realised) | {"wish": wish or "gamma", "asked": value, "seconds": time.perf_counter() - began}
