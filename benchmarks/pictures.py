@@ -102,7 +102,7 @@ def draw_tradeoff(report: Report) -> str:
         return ""
     floor = _find_smallest_norm(history)
     with page_style("tradeoff"):
-        axes = _start_plot(290, top=42, xlabel="ratio R, compressed / original", ylabel="function norm L")
+        axes = _start_plot(290, top=42, xlabel="ratio R, compressed / original", ylabel=f"{_name_loss(report)} L")
         axes.set_yscale("log")
         for entries, style in _group_by_source(history):
             _draw_points(axes, entries, style, floor)
@@ -111,7 +111,11 @@ def draw_tradeoff(report: Report) -> str:
         _draw_equal_objective(axes, report)
         _format_log_axis(axes)
         _add_legend(axes)
-        return to_inline_svg(axes, f"Ratio against function norm of {len(history)} evaluations")
+        return to_inline_svg(axes, f"Ratio against {_name_loss(report)} of {len(history)} evaluations")
+
+
+def _name_loss(report: Report) -> str:
+    return "function norm" if report.searched == "norm" else f"excess {report.searched}"
 
 
 def draw_recalibration(record: RecalibrationRecord) -> str:

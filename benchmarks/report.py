@@ -129,6 +129,8 @@ def _list_rows(report: Report) -> list[Row]:
         rows += _list_latency_rows(formatting.format_provider(provider), record)
     if report.top1 is not None:
         rows.append(_compare_top1(report.top1))
+    if report.risk is not None:
+        rows.append(_compare_risk(report.risk))
     return rows
 
 
@@ -157,3 +159,11 @@ def _compare_top1(top1: Pair[float]) -> Row:
     show = formatting.format_percent
     points = f"{100 * (top1.compressed - top1.original):+.1f} points".replace("-", "−")
     return Row("Top-1 accuracy", show(top1.original), show(top1.compressed), points)
+
+
+def _compare_risk(risk: Pair[float]) -> Row:
+    """Cross-entropy, likewise a difference: the original's may be near zero."""
+    show = formatting.format_number
+    change = risk.compressed - risk.original
+    sign = "−" if change < 0 else "+"
+    return Row("Cross-entropy", show(risk.original), show(risk.compressed), f"{sign}{show(abs(change))}", part=True)

@@ -19,6 +19,7 @@ from benchmarks.formatting import (
 )
 from compressor.records import (
     COST_WORDS,
+    FIDELITY_WORDS,
     WISH_OPTIONS,
     Cost,
     FactorKind,
@@ -155,8 +156,12 @@ def describe_layers(report: Report) -> str:
     changes = f"{format_plural(changed, 'layer was', 'layers were')} factorised"
     return (
         f"{changes}, {kept} kept dense and {skipped} left out; compressed to original, the ratio R is "
-        f"{format_number(report.ratio)} in {COST_WORDS[report.cost]}.{pruned if report.prune_fraction else ''}"
+        f"{format_number(report.ratio)} in {_name_cost(report)}.{pruned if report.prune_fraction else ''}"
     )
+
+
+def _name_cost(report: Report) -> str:
+    return "weights that are not zero" if report.prune_searched else COST_WORDS[report.cost]
 
 
 def explain_methods(layers: Sequence[LayerRecord]) -> dict[str, str]:
@@ -178,9 +183,9 @@ def describe_objective(report: Report) -> str:
     multiple = report.rank_multiple
     lattice = f" Ranks from {multiple} on are multiples of {multiple}." if multiple > 1 else ""
     return (
-        f"The search maximises J = {formula} with {_equal('γ', report.gamma)}: L is the function norm, "
-        f"estimated on a few images at a time, and R the share of the searched "
-        f"layers’ {COST_WORDS[report.cost]} that is left{measured}."
+        f"The search maximises J = {formula} with {_equal('γ', report.gamma)}: L is "
+        f"{FIDELITY_WORDS[report.searched]}, estimated on a few images at a time, and R the share of the searched "
+        f"layers’ {_name_cost(report)} that is left{measured}."
         f"{lattice}"
     )
 

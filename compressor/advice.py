@@ -6,6 +6,7 @@ from compressor.objective import default_gamma
 from compressor.records import (
     WISH_OPTIONS,
     CertificateRecord,
+    Fidelity,
     FidelityRecord,
     Form,
     PrecisionRecord,
@@ -25,14 +26,18 @@ def on_unreadable(count: int) -> list[str]:
     return [f"{count} {'image' if count == 1 else 'images'} could not be read and were left out"]
 
 
-def on_gamma(gamma: float, teacher_energy: float) -> list[str]:
+WHOLE_OUTPUT: dict[Fidelity, str] = {"norm": "E||f*||^2", "risk": "log C", "error": "1 - 1 / C"}
+
+
+def on_gamma(gamma: float, loss_when_lost: float, fidelity: Fidelity = "norm") -> list[str]:
     """About a gamma that hardly weighs this network's outputs."""
-    suited = default_gamma(teacher_energy)
+    suited = default_gamma(loss_when_lost)
     if gamma >= FAINT_GAMMA * suited:
         return []
+    whole = f"{WHOLE_OUTPUT[fidelity]} = {loss_when_lost:.3g}"
     return [
-        f"gamma {gamma:g} is small for this network: losing its whole output (E||f*||^2 = {teacher_energy:.3g}) "
-        f"costs no more than {gamma * teacher_energy:.2g} of ratio; a gamma near {suited:.2g} keeps it useful"
+        f"gamma {gamma:g} is small for this network: losing its whole output ({whole}) "
+        f"costs no more than {gamma * loss_when_lost:.2g} of ratio; a gamma near {suited:.2g} keeps it useful"
     ]
 
 

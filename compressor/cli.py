@@ -490,6 +490,7 @@ def _settings(options: dict[str, Any]) -> "Settings":
         gamma=options["gamma"],
         target=target,
         form=options["form"],
+        fidelity=options["fidelity"],
         cost=_cost(options, target),
         method=options["method"],
         rank_multiple=options["rank_multiple"],

@@ -1,4 +1,4 @@
-"""The function norm as a U-statistic: mean, variance and covariance of per-image losses (Sec. 3.1, Eq. 5)."""
+"""Fidelity as a U-statistic: mean, variance and covariance of per-image losses (Sec. 3.1, Eq. 5)."""
 
 import copy
 from collections.abc import Collection
@@ -14,15 +14,20 @@ from compressor.images import ImageSet
 
 BATCH_SIZE = 64
 HUGE = 1e12
+SMALLEST_NORM = 1e-12
 IMAGE_STREAM, UNSEEN_STREAM = 1, 2  # keep the random streams of one seed apart
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Per-image losses l_i = ||f~(x_i) - f*(x_i)||^2 of one candidate on the images `indices`; both (m,)."""
+    """Per-image losses of one candidate on the images `indices`; both (m,).
+
+    l_i = ||f~(x_i) - f*(x_i)||^2, or another loss; then `squares` (m,) holds these squared distances.
+    """
 
     indices: NDArray[np.int64]
     values: NDArray[np.float64]
+    squares: NDArray[np.float64] | None = None
 
     @property
     def mean(self) -> float:
@@ -33,6 +38,33 @@ class Losses:
     def variance(self) -> float:
         """Variance of the estimate: sample variance over m."""
         return float(self.values.var(ddof=1) / len(self.values))
+
+    @property
+    def distances(self) -> NDArray[np.float64]:
+        """The squared distances of the outputs (m,), whatever the loss is."""
+        return self.values if self.squares is None else self.squares
+
+    @property
+    def function_norm(self) -> float:
+        """The function norm on these images, whatever the loss is."""
+        return float(self.distances.mean())
+
+
+@dataclass(frozen=True)
+class LossLaw:
+    """How a loss behaves, as far as a search needs to know beforehand.
+
+    `floor`: what the loss of the original itself is taken to be, so that L + `floor` is positive.
+    `noise_power`: the deviation of the losses grows as this power of the function norm.
+    `likeness_power`: two plans' losses on an image are the less alike the more their function norms differ: the
+    correlation goes with this power of the smaller over the larger.
+    `per_norm`: a first guess of how much L comes with a function norm of 1.
+    """
+
+    floor: float = 0.0
+    noise_power: float = 1.0
+    likeness_power: float = 0.0
+    per_norm: float = 1.0
 
 
 class FunctionNorm:
@@ -51,6 +83,16 @@ class FunctionNorm:
         if not torch.isfinite(self.targets).all():
             raise InputError("the network's outputs on these images are not finite")
         self.teacher_energy = _energy(self.targets)
+
+    @property
+    def law(self) -> LossLaw:
+        """Losses of different plans scatter alike relative to L."""
+        return LossLaw()
+
+    @property
+    def loss_when_lost(self) -> float:
+        """L of a network that says nothing."""
+        return self.teacher_energy
 
     def subset(self, count: int) -> "FunctionNorm":
         """The same on the first `count` images, without running the teacher again."""
@@ -86,21 +128,26 @@ class NoiseModel:
 
     Two numbers, estimated over all looks together, stand for the whole matrix: the relative variance of the losses,
     and their correlation between two plans on the same image. A look on m images has the variance
-    L^2 relative_variance / m; images that two looks share make their noise correlated,
-    cov = L_i L_j relative_variance correlation |S_i & S_j| / (m_i m_j).
+    s^2 relative_variance / m, s being its function norm to the power `noise_power` (1 for the function norm itself);
+    images that two looks share make their noise correlated,
+    cov = s_i s_j relative_variance correlation q_ij |S_i & S_j| / (m_i m_j), q_ij being the smaller over the larger
+    function norm to the power `likeness_power` (0 for the function norm itself).
 
     The sample covariance has a number of its own for every entry, but a hundred plans on the same 20 images give it
     rank 19: most differences between plans would then count as known exactly. And a look's own sample variance is low
     where by chance its losses are, so that lucky looks would count most. Measured, see docs/method.md.
     """
 
-    def __init__(self, num_images: int) -> None:
+    def __init__(self, num_images: int, law: LossLaw | None = None) -> None:
+        self._law = law or LossLaw()
+        self._norms: list[float] = []
         self._sizes: list[int] = []
         self._indices = np.zeros(0, dtype=np.int64)  # of all looks' images, one look after the other
         self._shared = np.zeros((0, 0))
         # Sums over the looks that saw an image
         self._counts = np.zeros(num_images)
         self._relative_squares = np.zeros(num_images)
+        self._score_counts = np.zeros(num_images)
         self._scores = np.zeros(num_images)
         self._score_squares = np.zeros(num_images)
 
@@ -108,11 +155,14 @@ class NoiseModel:
         """One more look."""
         indices, size = losses.indices, len(losses.indices)
         self._append_shared(indices)
+        self._norms.append(losses.function_norm)
         deviations = losses.values - losses.mean
-        spread = float(deviations.std())
-        if spread > 0.0:  # a plan without any loss has no noise, and says nothing about that of others
+        scale, spread = losses.function_norm**self._law.noise_power, float(deviations.std())
+        if scale > 0.0:  # a plan without any loss has no noise, and says nothing about that of others
             self._counts[indices] += 1.0
-            self._relative_squares[indices] += (deviations / losses.mean) ** 2 * size / (size - 1)
+            self._relative_squares[indices] += (deviations / scale) ** 2 * size / (size - 1)
+        if spread > 0.0:
+            self._score_counts[indices] += 1.0
             self._scores[indices] += deviations / spread
             self._score_squares[indices] += (deviations / spread) ** 2
 
@@ -129,24 +179,36 @@ class NoiseModel:
 
     @property
     def relative_variance(self) -> float:
-        """Variance of the losses over L^2, each image counted once."""
+        """Variance of the losses over s^2, each image counted once."""
         seen = self._counts > 0
         return float((self._relative_squares[seen] / self._counts[seen]).mean()) if seen.any() else 0.0
 
     @property
     def correlation(self) -> float:
         """Mean correlation of two plans' losses on an image, over the images that several looks saw."""
-        several = self._counts > 1
-        pairs = (self._scores[several] ** 2 - self._score_squares[several]) / (self._counts[several] - 1.0)
+        several = self._score_counts > 1
+        pairs = (self._scores[several] ** 2 - self._score_squares[several]) / (self._score_counts[several] - 1.0)
         total = float(self._score_squares[several].sum())
         return float(np.clip(pairs.sum() / total, 0.0, 1.0)) if total > 0 else 0.0
 
-    def covariance(self, norms: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Covariance (n, n) of the looks added so far, whose estimates of L are `norms` (n,)."""
+    def _likeness(self) -> NDArray[np.float64]:
+        """q_ij (n, n)."""
+        norms = np.log(np.maximum(self._norms, SMALLEST_NORM))
+        return np.exp(-self._law.likeness_power * np.abs(norms[:, None] - norms))
+
+    def variance(self, function_norms: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Variance (m,) of the losses on one image of plans with these function norms (m,)."""
+        return np.asarray(self.relative_variance * function_norms ** (2.0 * self._law.noise_power))
+
+    def covariance(self, function_norms: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Covariance (n, n) of the looks added so far, which found these function norms (n,)."""
         sizes = np.array(self._sizes, dtype=float)
         matrix = self.correlation * self._shared / np.outer(sizes, sizes)
+        if self._law.likeness_power > 0.0:
+            matrix *= self._likeness()
         matrix[np.diag_indices_from(matrix)] = 1.0 / sizes
-        return self.relative_variance * matrix * np.outer(norms, norms)
+        scales = function_norms**self._law.noise_power
+        return self.relative_variance * matrix * np.outer(scales, scales)
 
 
 class ImageSampler:

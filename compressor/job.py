@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import InputError
 from compressor.factors import Factors
 from compressor.finetune import TuneSettings
 from compressor.images import ImageSet
@@ -16,6 +17,7 @@ from compressor.records import (
     Cost,
     FactorChoice,
     FactorKind,
+    Fidelity,
     FileFormat,
     Form,
     Plan,
@@ -52,18 +54,20 @@ class Settings:
     """What a person may choose; the defaults are the command line's.
 
     `gamma` None weighs the whole output against the whole size (see `default_gamma`); with a `target` it is found.
-    `cost` is what size means. `layers` and `skip` are name patterns; `prune_fraction` is the share of weights the final
-    magnitude pass sets to zero. `threads` and `batch_size` are the latency measurement's. `factors` None takes those
-    that a plan names, or "auto"; ranks are multiples of `rank_multiple`, None for what suits ONNX Runtime on this
-    machine (measured); `calibration` is the number of images that factors are fitted on, which neither search nor judge
-    see. `precisions` and `formats` are those to write; float32 and ONNX always are. `zip` adds zipped files, `opset`
-    None takes the exporter's choice. `workers` evaluate candidates at once, through the joblib backend of this name;
-    neither changes what is found. `tune` says how the compressed network is fine-tuned, by default not at all.
+    `fidelity` is what L is, `cost` what size means. `layers` and `skip` are name patterns; `prune_fraction` is the
+    share of weights the final magnitude pass sets to zero, None to search for it. `threads` and `batch_size` are
+    the latency measurement's. `factors` None takes those that a plan names, or "auto"; ranks are multiples of
+    `rank_multiple`, None for what suits ONNX Runtime on this machine (measured); `calibration` is the number of
+    images that factors are fitted on, which neither search nor judge see. `precisions` and `formats` are those to
+    write; float32 and ONNX always are. `zip` adds zipped files, `opset` None takes the exporter's choice. `workers`
+    evaluate candidates at once, through the joblib backend of this name; neither changes what is found. `tune` says how
+    the compressed network is fine-tuned, by default not at all.
     """
 
     gamma: float | None = None
     target: Wanted | None = None
     form: Form = "ratio"
+    fidelity: Fidelity = "norm"
     cost: Cost = "params"
     method: MethodChoice = "auto"
     factors: FactorChoice | None = "auto"
@@ -72,7 +76,7 @@ class Settings:
     rank_multiple: int | None = 1
     layers: Sequence[str] = ()
     skip: Sequence[str] = ()
-    prune_fraction: float = 0.0
+    prune_fraction: float | None = 0.0
     device: str = "cpu"
     threads: int = 1
     batch_size: int = 1
@@ -171,3 +175,20 @@ class Realised:
     target: TargetRecord | None = None
     tuning: TuneRecord | None = None
     stages: Sequence[StageRecord] = ()
+
+
+def require_compatible(settings: Settings) -> None:
+    """Refuse choices that do not go together.
+
+    Raises:
+        InputError: as said.
+    """
+    if settings.prune_fraction is None and settings.cost != "params":
+        raise InputError(f"--prune auto counts weights that are not zero: it needs --cost params, not {settings.cost}")
+    if settings.prune_fraction is None and settings.target is not None:
+        raise InputError("--prune auto needs a gamma to weigh zeros by: it cannot be searched for a target")
+    if settings.fidelity != "norm" and settings.target is not None and settings.target.wish == "drop":
+        raise InputError(
+            f"--max-drop measures the drop of finished networks and searches by the function norm: leave out "
+            f"--fidelity {settings.fidelity}"
+        )

@@ -1,20 +1,21 @@
 """The objective J(theta): fidelity against size, Eqs. (2) and (3), always to be maximised."""
 
 from dataclasses import dataclass
+from math import log
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import InputError
-from compressor.records import Form
+from compressor.records import Fidelity, Form
 
 
 @dataclass(frozen=True)
 class Objective:
     """J = -gamma L - R (form "ratio", Eq. 3 with gamma for kappa) or J = -gamma L + 1/R (form "rate", Eq. 2).
 
-    L is the function norm (only known with noise), R the compressed/original parameters of the compressible
-    layers (known exactly). The rate form is unbounded as R goes to 0: with a small gamma it prefers a
+    L is the function norm or another loss (only known with noise), R the compressed/original parameters of the
+    compressible layers (known exactly). The rate form is unbounded as R goes to 0: with a small gamma it prefers a
     destroyed network to any useful one.
 
     Raises:
@@ -37,12 +38,20 @@ class Objective:
         return self.size_term(ratio) - self.gamma * function_norm
 
 
-def default_gamma(teacher_energy: float) -> float:
-    """gamma at which losing the whole output, L = E||f*||^2, costs as much as the whole size, R = 1.
+def default_gamma(loss_when_lost: float) -> float:
+    """gamma at which losing the whole output costs as much as the whole size, R = 1.
+
+    Args:
+        loss_when_lost: L of a network that says nothing: E||f*||^2 for the function norm, else `loss_of_guessing`.
 
     Raises:
         InputError: the outputs are all zero.
     """
-    if teacher_energy <= 0:
+    if loss_when_lost <= 0:
         raise InputError("the network's outputs on these images are all zero: there is nothing to preserve")
-    return 1.0 / teacher_energy
+    return 1.0 / loss_when_lost
+
+
+def loss_of_guessing(kind: Fidelity, num_classes: int) -> float:
+    """Risk of a network that gives all classes the same output: its cross-entropy, or its share of wrong decisions."""
+    return 1.0 - 1.0 / num_classes if kind == "error" else log(num_classes)

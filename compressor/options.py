@@ -68,14 +68,16 @@ class Delta(click.ParamType):
 
 
 class Fraction(click.ParamType):
-    """A share from 0 to below 1, or "none"."""
+    """A share from 0 to below 1, "none", or "auto"."""
 
-    name = "none|fraction"
+    name = "none|auto|fraction"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        if value == "auto":
+            return None
         number = 0.0 if value == "none" else _parse_float(value)
         if number is None or not 0 <= number < 1:
-            self.fail(f"{value!r} is neither 'none' nor a fraction from 0 to below 1", param, ctx)
+            self.fail(f"{value!r} is neither 'none', 'auto' nor a fraction from 0 to below 1", param, ctx)
         return number
 
 
@@ -304,8 +306,17 @@ search_options = _options(
         type=Gamma(),
         default="auto",
         show_default=True,
-        help="Weight of the function norm against the size: larger keeps more. auto: 1 / E||f*||^2, so that "
-        "losing the whole output costs as much as the whole size.",
+        help="Weight of L, the fidelity, against the size: larger keeps more. auto: losing the whole output costs as "
+        "much as the whole size, 1 / E||f*||^2 for the function norm, 1 / log C for the risk and 1 / (1 - 1 / C) for "
+        "the error of C classes.",
+    ),
+    click.option(
+        "--fidelity",
+        type=click.Choice(["norm", "risk", "error"]),
+        default="norm",
+        show_default=True,
+        help="What L is. norm: the squared distance of the two networks' outputs, which needs no labels. risk, error: "
+        "cross-entropy or share of wrong decisions above the original's, on labelled images.",
     ),
     click.option(
         "--form",
@@ -427,7 +438,8 @@ search_options = _options(
         type=Fraction(),
         default="none",
         show_default=True,
-        help="Final pass: set this share of all weights, the smallest, to zero.",
+        help="Final pass: set this share of all weights, the smallest, to zero. auto: searched with the ranks, R "
+        "counting the weights that are not zero (--cost params only).",
     ),
 )
 tune_options = _options(

@@ -35,6 +35,7 @@ from compressor.job import (
     Realised,
     Settings,
     Source,
+    require_compatible,
 )
 from compressor.layers import find_layers
 from compressor.objective import default_gamma
@@ -48,8 +49,9 @@ from compressor.records import (
     ParityRecord,
     Plan,
 )
+from compressor.risk import compare_risks, fitting_labels, require_labelled
 from compressor.summary import Measured, make_report
-from compressor.targets import reach_target, usable_labels
+from compressor.targets import reach_target
 from compressor.training import divide_training, require_trainable
 from compressor.tuning import tune_as_asked
 from exporters.edge import CONFIG_SUFFIX, ORT_SUFFIX, ZIP_SUFFIX
@@ -157,6 +159,8 @@ def prepare(
         raise InputError(f"at least 4 images are needed, 2 to search with and 2 to judge, got {len(image_set)}")
     if settings.factors in ("refit", "activation") and not settings.calibration:
         raise InputError(f"{settings.factors} factors are fitted to images: --calibration must be above 0")
+    require_labelled(image_set, settings.fidelity)
+    require_compatible(settings)
     check_folder(Path(out), keep=OUTPUTS if resume else ())
     calibration, search_images, held_out = _divide(image_set, settings)
     training = None
@@ -252,7 +256,7 @@ def deliver(job: Job, realised: Realised) -> Compressed:
     """Judge the network, write it in all its forms, verify and measure the files, and report."""
     choice, network = realised.choice, realised.network
     plan = choice.plan
-    judged, top1 = _judge(job, network)
+    judged, top1, risk = _judge(job, network)
     network.cpu()
     original = job.teacher.cpu()
     write_plans(job.folder, plan, choice.front)
@@ -263,15 +267,15 @@ def deliver(job: Job, realised: Realised) -> Compressed:
     precisions, failures = write_precisions(job, judged, _provenance(job, plan))
     files, unwritten = write_formats(job, network, precisions)
     failures += unwritten
-    measured = Measured(realised, judged.fidelity, top1, parity, latency, precisions, failures, files)
+    measured = Measured(realised, judged.fidelity, top1, risk, parity, latency, precisions, failures, files)
     report = make_report(job, measured)
     write_text(job.folder / "report.json", report.model_dump_json(indent=2) + "\n")
     write_report(report, job.folder / "report.html")
     return Compressed(network, plan, report, job.folder)
 
 
-def _judge(job: Job, network: nn.Module) -> tuple[Judged, Pair[float] | None]:
-    """Function norm and top-1 on the images the search never saw."""
+def _judge(job: Job, network: nn.Module) -> tuple[Judged, Pair[float] | None, Pair[float] | None]:
+    """Function norm, top-1 and cross-entropy on the images the search never saw."""
     with job.progress.stage(f"judging on {len(job.held_out)} images outside the search"):
         norm = FunctionNorm(job.teacher, job.held_out, job.device)
         every = torch.arange(len(job.held_out))
@@ -279,12 +283,12 @@ def _judge(job: Job, network: nn.Module) -> tuple[Judged, Pair[float] | None]:
     squares = torch.from_numpy(norm.compare(outputs, every))
     outputs, targets = outputs.cpu(), norm.targets.cpu()
     fidelity = make_fidelity(squares, norm.teacher_energy, outputs, targets)
-    labels = usable_labels(job.held_out, outputs.shape[1])
+    labels = fitting_labels(job.held_out, outputs.shape[1])
     judged = Judged(targets, outputs, fidelity, labels)
     if labels is None:
-        return judged, None
+        return judged, None, None
     top1 = Pair[float](original=share(targets.argmax(1) == labels), compressed=share(outputs.argmax(1) == labels))
-    return judged, top1
+    return judged, top1, compare_risks(targets, outputs, labels)
 
 
 def _export_both(job: Job, original: nn.Module, network: nn.Module, plan: Plan) -> ParityRecord:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from compressor.errors import InputError
 from compressor.files import prepare_folder, write_text
 from compressor.layers import FoundLayer, possible_methods, with_method
-from compressor.records import FactorKind, LayerPlan, Plan
+from compressor.records import FactorKind, Fidelity, LayerPlan, Plan
 
 
 def make_plan(
@@ -19,12 +19,14 @@ def make_plan(
     arch: str,
     gamma: float | None,
     prune_fraction: float,
+    fidelity: Fidelity = "norm",
     why: str = "chosen by the search",
 ) -> Plan:
     """The plan for `layers` at `ranks`; a layer's `dense_rank` leaves it dense. `why` the others have their rank."""
     return Plan(
         arch=arch,
         gamma=gamma,
+        fidelity=fidelity,
         prune_fraction=prune_fraction,
         layers=[
             _plan_layer(layer, int(rank), kinds[layer.name], why) for layer, rank in zip(layers, ranks, strict=True)

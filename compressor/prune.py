@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from compressor.balance import balance_factors
+from compressor.network import detach_from_original
 
 
 def prune_smallest(model: nn.Module, fraction: float) -> nn.Module:
@@ -15,8 +16,22 @@ def prune_smallest(model: nn.Module, fraction: float) -> nn.Module:
     if fraction == 0:
         return model
     balance_factors(model)
-    weights = [(layer, "weight") for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    weights = [(layer, "weight") for layer in _prunable(model)]
     prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=fraction)
     for layer, name in weights:
         prune.remove(layer, name)
     return model
+
+
+def pruned_copy(candidate: nn.Module, fraction: float) -> nn.Module:
+    """The same for a candidate that shares tensors with the original, which stays as it is."""
+    return prune_smallest(detach_from_original(candidate), fraction) if fraction else candidate
+
+
+def count_prunable(model: nn.Module) -> int:
+    """How many weights the pass chooses from."""
+    return sum(layer.weight.numel() for layer in _prunable(model))
+
+
+def _prunable(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
+    return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]

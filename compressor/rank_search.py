@@ -25,10 +25,13 @@ from compressor.network import build_candidate
 from compressor.objective import Objective, default_gamma
 from compressor.plan import make_plan
 from compressor.precision import tell
+from compressor.prune import count_prunable, pruned_copy
 from compressor.records import COST_WORDS, FactorChoice, FactorKind, FrontRecord, Method, Plan, SearchRecord
+from compressor.risk import Risk, make_measure
 from compressor.search.journal import Journal, stored_header
 from compressor.search.loop import Search
 from compressor.search.space import Ranks, RankSpace
+from compressor.search.sparsity import SparsitySpace
 from compressor.search.target import Target
 from compressor.search.workers import Evaluate, Workers
 from compressor.summary import early_warnings
@@ -54,10 +57,10 @@ class RankSearch:
         if not found:
             raise InputError("no layer is left to compress; `bocompress inspect` lists the reasons")
         self._job = job
-        self._norm = norm
         settings = job.settings
-        self._gamma = settings.gamma if settings.gamma is not None else default_gamma(norm.teacher_energy)
-        for warning in early_warnings(job, self._gamma, norm.teacher_energy):
+        self._measure = measure = make_measure(norm, settings.fidelity)
+        self._gamma = settings.gamma if settings.gamma is not None else default_gamma(measure.loss_when_lost)
+        for warning in early_warnings(job, self._gamma, measure.loss_when_lost):
             job.progress.say(f"note: {warning}")
         self._workers = _workers(settings)
         prepare_folder(job.folder)
@@ -73,6 +76,9 @@ class RankSearch:
         names = [part.layer.name for part in self.parts]
         tables = [self._tables[name] for name in names]
         self.space = RankSpace(names, tables, settings.search.coordinates, self._multiple)
+        if settings.prune_fraction is None:
+            searched = sum(part.layer.params for part in self.parts)
+            self.space = SparsitySpace(self.space, count_prunable(job.teacher) - searched)
         self._search: Search | None = None
 
     def __enter__(self) -> "RankSearch":
@@ -105,7 +111,7 @@ class RankSearch:
         plan, gamma = self._plan(ranks, "chosen by the search"), self._search.objective.gamma
         record = record.model_copy(update={"front": rows})
         return replace(
-            make_choice(self.parts, ranks.tolist(), gamma, plan, record, self._multiple),
+            make_choice(self.parts, self.space.layer_ranks(ranks).tolist(), gamma, plan, record, self._multiple),
             cost=self._job.settings.cost,
             ratio=float(self.space.ratio(ranks[None])[0]),
             left=self._left,
@@ -118,28 +124,36 @@ class RankSearch:
         return Search(
             self.space,
             Objective(self._gamma, job.settings.form),
-            _evaluation(self._norm, job.teacher, self.parts),
+            _evaluation(self._measure, job.teacher, self.parts, self.space),
             len(job.search_images),
             job.settings.search,
             Journal(job.folder / JOURNAL, header, self._resume),
             on_look=lambda count, text: self._stage.update(count, text),
             workers=self._workers,
             target=target,
+            law=self._measure.law,
         )
 
     def _plan(self, ranks: Ranks, why: str) -> Plan:
         assert self._search is not None
         layers, kinds = [part.layer for part in self.parts], {part.layer.name: part.kind for part in self.parts}
-        gamma, job = self._search.objective.gamma, self._job
-        return make_plan(layers, ranks.tolist(), kinds, job.source.arch, gamma, job.settings.prune_fraction, why)
+        gamma, settings, arch = self._search.objective.gamma, self._job.settings, self._job.source.arch
+        fraction = settings.prune_fraction
+        if fraction is None:
+            fraction = self.space.prune_fraction(ranks)
+        chosen = self.space.layer_ranks(ranks).tolist()
+        return make_plan(layers, chosen, kinds, arch, gamma, fraction, settings.fidelity, why)
 
 
-def _evaluation(norm: FunctionNorm, teacher: nn.Module, parts: Sequence[Decomposed]) -> Evaluate:
+def _evaluation(
+    measure: FunctionNorm | Risk, teacher: nn.Module, parts: Sequence[Decomposed], space: RankSpace
+) -> Evaluate:
     """A function of its own, so that workers are sent what it needs alone."""
     layers, factors = [part.layer for part in parts], {part.layer.name: part.factors for part in parts}
 
     def evaluate(ranks: Ranks, indices: np.ndarray) -> Losses:
-        return norm.losses(build_candidate(teacher, factors, factorised_ranks(layers, ranks)), indices)
+        candidate = build_candidate(teacher, factors, factorised_ranks(layers, space.layer_ranks(ranks)))
+        return measure.losses(pruned_copy(candidate, space.prune_fraction(ranks)), indices)
 
     return evaluate
 
@@ -261,7 +275,7 @@ def _fingerprint(
     job: Job, parts: Sequence[Decomposed], gamma: float, multiple: int, tables: Mapping[str, list[float]]
 ) -> dict[str, Any]:
     """What the search depends on; a journal with another fingerprint is refused."""
-    settings = job.settings
+    settings, labels = job.settings, job.search_images.labels
     searching = asdict(settings.search)
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
@@ -277,6 +291,9 @@ def _fingerprint(
         "gamma": None if settings.target else gamma,
         "target": asdict(settings.target) if settings.target else None,
         "form": settings.form,
+        "fidelity": settings.fidelity,
+        "sparsity": "searched" if settings.prune_fraction is None else None,
+        "labels": None if settings.fidelity == "norm" or labels is None else labels.tolist(),
         "cost": settings.cost,
         "milliseconds": tables if settings.cost == "latency" else None,
         "search settings": searching,

@@ -17,6 +17,12 @@ COST_WORDS: dict[Cost, str] = {
     "macs": "multiply-accumulates",
     "latency": "time",
 }
+Fidelity = Literal["norm", "risk", "error"]
+FIDELITY_WORDS: dict[Fidelity, str] = {
+    "norm": "the function norm",
+    "risk": "the cross-entropy above the original’s",
+    "error": "the share of wrong decisions above the original’s",
+}
 FactorKind = Literal["weight", "refit", "activation"]
 FactorChoice = Literal["auto", "weight", "refit", "activation"]
 StepKind = Literal["last factor", "both factors", "batch-norm statistics"]
@@ -66,11 +72,13 @@ class LayerPlan(Record):
 
 
 class Plan(Record):
-    """`plan.json`: a rank for every compressible layer. Can be edited by hand and applied again."""
+    """`plan.json`: a rank for every compressible layer. Can be edited by hand and applied again. `gamma` weighs
+    `fidelity`, both of the search that made the plan."""
 
     version: Literal[1] = 1
     arch: str
     gamma: float | None = Field(default=None, gt=0)
+    fidelity: Fidelity = "norm"
     prune_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     layers: list[LayerPlan] = Field(min_length=1)
 
@@ -271,9 +279,9 @@ class CalibrationRecord(Record):
 
 
 class EvaluationRecord(Record):
-    """One look at a candidate: its ranks (in the order of the plan's layers; null means dense), the estimated
-    function norm, the variance of that estimate, the ratio R, the objective J and where the candidate came from.
-    `index` counts from 0."""
+    """One look at a candidate: its ranks (in the order of the plan's layers; null means dense), the estimate of L
+    (`function_norm`, whatever the search took for L), the variance of that estimate, the ratio R, the objective J and
+    where the candidate came from; `prune_fraction` is that of a search for sparsity. `index` counts from 0."""
 
     index: int
     source: str
@@ -283,6 +291,7 @@ class EvaluationRecord(Record):
     ratio: float
     objective: float
     images: int
+    prune_fraction: float = 0.0
 
 
 class FrontRecord(Record):
@@ -543,9 +552,10 @@ class Report(Record):
     """`report.json`: everything the page shows, and enough to run it again.
 
     `ratio` is R, compressed/original `cost` of the layers searched; `top1` holds shares of correct decisions
-    on the images outside the search, null where the images carry no labels; `precisions` holds the compressed network
-    in precisions other than float32, `files` those made from its ONNX files; `stages` are those of a recipe, each with
-    its own search and fine-tuning; `seconds` is the whole run.
+    on the images outside the search, null where the images carry no labels, `risk` the mean cross-entropy on them;
+    `searched` is what L was in the search; where `prune_searched`, `ratio` counts the weights that are not zero.
+    `precisions` holds the compressed network in precisions other than float32, `files` those made from its ONNX files;
+    `stages` are those of a recipe, each with its own search and fine-tuning; `seconds` is the whole run.
     """
 
     version: str
@@ -556,10 +566,12 @@ class Report(Record):
     arch: str
     gamma: float
     form: Form
+    searched: Fidelity = "norm"
     cost: Cost = "params"
     ratio: float
     rank_multiple: int = 1
     prune_fraction: float
+    prune_searched: bool = False
     params: Pair[int]
     params_compressible: Pair[int]
     nonzero_params: Pair[int]
@@ -570,6 +582,7 @@ class Report(Record):
     fidelity: FidelityRecord
     parity: ParityRecord
     top1: Pair[float] | None = None
+    risk: Pair[float] | None = None
     precisions: list[PrecisionRecord] = []
     files: list[FileRecord] = []
     search: SearchRecord | None = None

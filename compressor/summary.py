@@ -16,6 +16,7 @@ from compressor import advice
 from compressor.job import MAX_CALIBRATION_SHARE, MIN_CALIBRATION_IMAGES, Choice, Job, Realised
 from compressor.layers import FoundLayer
 from compressor.macs import count_macs
+from compressor.objective import loss_of_guessing
 from compressor.records import (
     FidelityRecord,
     FileRecord,
@@ -40,6 +41,7 @@ class Measured:
     realised: Realised
     fidelity: FidelityRecord
     top1: Pair[float] | None
+    risk: Pair[float] | None
     parity: ParityRecord
     latency: dict[str, LatencyRecord]
     precisions: list[PrecisionRecord]
@@ -65,10 +67,12 @@ def make_report(job: Job, measured: Measured) -> Report:
         arch=job.source.arch,
         gamma=choice.gamma,
         form=job.settings.form,
+        searched=choice.plan.fidelity,
         cost=choice.cost,
         ratio=params.compressed / params.original if choice.ratio is None else choice.ratio,
         rank_multiple=choice.rank_multiple,
         prune_fraction=choice.plan.prune_fraction,
+        prune_searched=choice.search is not None and job.settings.prune_fraction is None,
         params=_pair(count_params, original, network),
         params_compressible=params,
         nonzero_params=_pair(count_nonzero_params, original, network),
@@ -79,6 +83,7 @@ def make_report(job: Job, measured: Measured) -> Report:
         fidelity=measured.fidelity,
         parity=measured.parity,
         top1=measured.top1,
+        risk=measured.risk,
         precisions=measured.precisions,
         files=measured.files,
         search=choice.search,
@@ -165,9 +170,10 @@ def _images_record(job: Job) -> ImagesRecord:
     )
 
 
-def early_warnings(job: Job, gamma: float, teacher_energy: float) -> list[str]:
+def early_warnings(job: Job, gamma: float, loss_when_lost: float) -> list[str]:
     """What can be said before the search."""
-    return advice.on_gamma(gamma, teacher_energy) * (job.settings.target is None) + advice.on_form(job.settings.form)
+    on_gamma = [] if job.settings.target else advice.on_gamma(gamma, loss_when_lost, job.settings.fidelity)
+    return on_gamma + advice.on_form(job.settings.form)
 
 
 def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
@@ -181,9 +187,11 @@ def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
         wanted = job.settings.calibration_wanted
         warnings += advice.on_calibration(num_images, wanted, MIN_CALIBRATION_IMAGES, MAX_CALIBRATION_SHARE)
     if choice.search is not None:
-        warnings += early_warnings(job, choice.gamma, fidelity.teacher_energy)
+        kind = job.settings.fidelity
+        lost = fidelity.teacher_energy if kind == "norm" else loss_of_guessing(kind, _num_outputs(job))
+        warnings += early_warnings(job, choice.gamma, lost)
         warnings += advice.on_certificate(choice.search.certificate, choice.search.stopped_because)
-        warnings += advice.on_prune(choice.plan.prune_fraction)
+        warnings += advice.on_prune(job.settings.prune_fraction or 0.0)
         warnings += advice.on_samples(job.settings.search.samples, len(job.search_images))
     if measured.realised.tuning is not None:
         warnings += advice.on_tuning(measured.realised.tuning)

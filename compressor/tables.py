@@ -44,6 +44,9 @@ def print_report(report: Report, folder: Path) -> None:
     if report.top1:
         change = 100 * (report.top1.compressed - report.top1.original)
         table.add_row("top-1", _percent(report.top1.original), _percent(report.top1.compressed), f"{change:+.2f} pt")
+    if report.risk:
+        change = report.risk.compressed - report.risk.original
+        table.add_row("cross-entropy", f"{report.risk.original:.4f}", f"{report.risk.compressed:.4f}", f"{change:+.4f}")
     fidelity, parity = report.fidelity, report.parity
     table.add_row(
         "function norm",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.latency import measure_latency
 from benchmarks.size import count_params, file_bytes
@@ -28,6 +28,7 @@ from compressor.network import build_candidate
 from compressor.rank_search import RankSearch
 from compressor.realise import realise
 from compressor.records import COST_WORDS, WISH_OPTIONS, Cost, TargetRecord, TargetStep
+from compressor.risk import fitting_labels
 from compressor.search.target import Target
 from exporters.onnx import export_onnx
 
@@ -245,7 +246,7 @@ class DropGauge:
         self._norms = [FunctionNorm(teacher, part, device) for part in images if len(part)]
         self.num_images = sum(len(norm.images) for norm in self._norms)
         outputs = self._norms[0].targets.shape[1]
-        self.is_labelled = all(usable_labels(norm.images, outputs) is not None for norm in self._norms)
+        self.is_labelled = all(fitting_labels(norm.images, outputs) is not None for norm in self._norms)
         energies = [norm.teacher_energy * len(norm.images) for norm in self._norms]
         self._energy = sum(energies) / self.num_images
 
@@ -257,18 +258,11 @@ class DropGauge:
     def _losses(self, norm: FunctionNorm, network: nn.Module) -> np.ndarray:
         every = torch.arange(len(norm.images))
         outputs = norm.outputs(network, every)
-        labels = usable_labels(norm.images, outputs.shape[1]) if self.is_labelled else None
+        labels = fitting_labels(norm.images, outputs.shape[1]) if self.is_labelled else None
         if labels is None:
             return np.asarray(100 * norm.compare(outputs, every) / self._energy)
         before, after = (rows.cpu().argmax(1) == labels for rows in (norm.targets, outputs))
         return np.asarray(100.0 * (before.double() - after.double()).numpy())
-
-
-def usable_labels(images: ImageSet, num_outputs: int) -> Tensor | None:
-    """Labels (N,) that speak of the network's outputs; None where there are none, or of another number of classes."""
-    if images.labels is None or (images.class_names is not None and len(images.class_names) != num_outputs):
-        return None
-    return images.labels
 
 
 def upper_mean(losses: np.ndarray, padded: bool) -> tuple[float, float]:

@@ -15,7 +15,7 @@ from compressor.job import CHECKPOINT, Job, Realised
 from compressor.layers import factorised_ranks
 from compressor.precision import share
 from compressor.records import Judgement, TuneRecord
-from compressor.targets import usable_labels
+from compressor.risk import fitting_labels
 
 
 class Judge:
@@ -23,7 +23,7 @@ class Judge:
 
     def __init__(self, job: Job) -> None:
         self._norm = FunctionNorm(job.teacher, job.held_out, job.device)
-        self._labels = usable_labels(job.held_out, self._norm.targets.shape[1])
+        self._labels = fitting_labels(job.held_out, self._norm.targets.shape[1])
 
     def judge(self, network: nn.Module) -> Judgement:
         """Function norm to the original, and accuracies where there are labels."""

@@ -24,6 +24,7 @@ SumOfSensitivities = Callable[[Ranks], Array]
 
 VANISHING = 1e-12  # variance of a difference, relative to the signal's, that counts as no difference
 VANISHING_QUICKLY = 1e-5  # likewise in single precision
+LEAST_SHARE = 0.25  # of c: a lucky look at a loss that may be negative counts as no less than this
 RESOLUTION = 1e-4  # differences of J below this are of no interest: log L is taken of L + RESOLUTION / gamma
 
 # Quadrature over a standard normal: a few Gauss-Hermite nodes steer the acquisition; the certificate, whose integrand
@@ -50,8 +51,11 @@ class Surrogate(ABC):
         self.objective = objective
 
     @abstractmethod
-    def targets(self, ranks: Ranks, function_norms: Array, noise: Array) -> Targets:
-        """Targets from estimates of L (n,) at ranks (n, d) with noise covariance (n, n)."""
+    def targets(self, ranks: Ranks, function_norms: Array, noise: Array, levels: Array | None = None) -> Targets:
+        """Targets from estimates of L (n,) at ranks (n, d) with noise covariance (n, n).
+
+        `levels` (n,) say about how large each L is where its estimate is too noisy to; None takes the estimates.
+        """
 
     @abstractmethod
     def belief(self, process: GaussianProcess) -> "Belief":
@@ -71,10 +75,10 @@ class Surrogate(ABC):
         return self.belief(GaussianProcess(np.concatenate([process.thetas, theta]), targets, total, process.hyper))
 
     @abstractmethod
-    def look_noise(self, relative_variance: float, function_norms: Array) -> Array:
+    def look_noise(self, variances: Array, function_norms: Array) -> Array:
         """Noise variances (m,), in the targets' units, of looks where L is about `function_norms` (m,).
 
-        `relative_variance` is var(L estimate) / L^2.
+        `variances` (m,) are those of the estimates of L.
         """
 
 
@@ -179,15 +183,15 @@ class Score(ABC):
 class PlainSurrogate(Surrogate):
     """Targets are -gamma L."""
 
-    def targets(self, ranks: Ranks, function_norms: Array, noise: Array) -> Targets:
+    def targets(self, ranks: Ranks, function_norms: Array, noise: Array, levels: Array | None = None) -> Targets:
         gamma = self.objective.gamma
         return Targets(-gamma * function_norms, gamma**2 * noise)
 
     def belief(self, process: GaussianProcess) -> "PlainBelief":
         return PlainBelief(self, process)
 
-    def look_noise(self, relative_variance: float, function_norms: Array) -> Array:
-        return relative_variance * (self.objective.gamma * function_norms) ** 2
+    def look_noise(self, variances: Array, function_norms: Array) -> Array:
+        return self.objective.gamma**2 * variances
 
 
 class PlainBelief(Belief):
@@ -230,7 +234,9 @@ class PlainScore(Score):
 
 
 class LogSurrogate(Surrogate):
-    """Targets are log(L + c) less the prior mean log(S + c), c = RESOLUTION / gamma.
+    """Targets are log(L + c) less the prior mean log(S + c), c = RESOLUTION / gamma + `floor`.
+
+    `floor` is what the loss of the original itself is taken to be (see `LossLaw`); L may then lie a little below zero.
 
     S is the sum of the layers' sensitivities, bent towards the loss of a network that is destroyed already, which more
     damage hardly raises: 1 / S = 1 / sum + 1 / saturation. Noise goes over to the logarithm to first order, with the
@@ -243,15 +249,17 @@ class LogSurrogate(Surrogate):
         objective: Objective,
         sum_of_sensitivities: SumOfSensitivities | None,
         saturation: float = np.inf,
+        floor: float = 0.0,
     ) -> None:
         super().__init__(space, objective)
+        self._floor = floor
         self._sum = sum_of_sensitivities
         self._saturation = saturation
 
     @property
     def offset(self) -> float:
         """c: what is added to L before its logarithm is taken."""
-        return RESOLUTION / self.objective.gamma
+        return RESOLUTION / self.objective.gamma + self._floor
 
     def prior_mean(self, ranks: Ranks) -> Array:
         """log(S + c) (...,) at ranks (..., d), or zero where no layer was measured alone."""
@@ -260,16 +268,21 @@ class LogSurrogate(Surrogate):
         total = self._sum(ranks)
         return np.log(total / (1.0 + total / self._saturation) + self.offset)
 
-    def targets(self, ranks: Ranks, function_norms: Array, noise: Array) -> Targets:
-        shifted = function_norms + self.offset
-        relative = noise / np.outer(shifted, shifted)
+    def targets(self, ranks: Ranks, function_norms: Array, noise: Array, levels: Array | None = None) -> Targets:
+        shifted = self._shifted(function_norms)
+        scales = shifted if levels is None else self._shifted(levels)
+        relative = noise / np.outer(scales, scales)
         return Targets(np.log(shifted) + 0.5 * np.diag(relative) - self.prior_mean(ranks), relative)
+
+    def _shifted(self, function_norms: Array) -> Array:
+        """L + c (m,), which chance cannot bring near zero."""
+        return np.maximum(function_norms + self.offset, LEAST_SHARE * self.offset)
 
     def belief(self, process: GaussianProcess) -> "LogBelief":
         return LogBelief(self, process)
 
-    def look_noise(self, relative_variance: float, function_norms: Array) -> Array:
-        return np.full(len(function_norms), relative_variance)
+    def look_noise(self, variances: Array, function_norms: Array) -> Array:
+        return variances / self._shifted(function_norms) ** 2
 
 
 class LogBelief(Belief):

@@ -19,7 +19,8 @@ from compressor.search.space import Ranks
 
 
 class Row(Record):
-    """One look: the ranks tried, the images seen, the loss on each, and what follows from them."""
+    """One look: the ranks tried, the images seen, the loss on each, and what follows from them; `function_norm` is the
+    estimate of L, `squares` are the squared distances of the outputs where the losses are others."""
 
     look: int
     source: str
@@ -30,6 +31,7 @@ class Row(Record):
     objective: float
     images: list[int]
     losses: list[float]
+    squares: list[float] | None = None
 
 
 def stored_header(path: Path) -> dict[str, Any]:
@@ -85,7 +87,8 @@ class Journal:
                 "version or on another machine; choose another --out"
             )
         self._count += 1
-        return Losses(indices, np.array(row.losses))
+        squares = None if row.squares is None else np.array(row.squares)
+        return Losses(indices, np.array(row.losses), squares)
 
     def append(self, source: str, ranks: Ranks, losses: Losses, ratio: float, objective: float) -> None:
         """Write one look and push it to the disk."""
@@ -102,8 +105,9 @@ class Journal:
             objective=objective,
             images=losses.indices.tolist(),
             losses=losses.values.tolist(),
+            squares=None if losses.squares is None else losses.squares.tolist(),
         )
-        self._write_line(row.model_dump(), mode="a")
+        self._write_line(row.model_dump(exclude_none=True), mode="a")
 
     def _read(self, path: Path) -> list[Row]:
         try:

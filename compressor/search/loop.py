@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from compressor.fidelity import ImageSampler, Losses, NoiseModel
+from compressor.fidelity import ImageSampler, Losses, LossLaw, NoiseModel
 from compressor.objective import Objective
 from compressor.records import CalibrationRecord, CertificateRecord, EvaluationRecord, JointRecord, SearchRecord
 from compressor.search import gp, start
 from compressor.search.acquisition import maximise, measure_again
 from compressor.search.belief import Belief, LogSurrogate, PlainSurrogate, Surrogate
 from compressor.search.journal import Journal
+from compressor.search.norms import NormModel
 from compressor.search.settings import SearchSettings as SearchSettings
 from compressor.search.space import Ranks, RankSpace
 from compressor.search.stopping import StopRule, StopTest
@@ -24,6 +25,9 @@ from compressor.search.workers import Evaluate, Workers
 
 REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many looks
 FRESH_GROWTH = 1.5  # likewise from fixed first guesses beside the last fit
+# A risk departs from what the function norm says, there are such departures even where noise hides them, and those of
+# mild plans, which are known well, say little about others.
+DEPARTURES = {"least_signal": 0.1, "longest": 1.0}
 START_STREAM, AIM_STREAM, LANDING_STREAM = 3, 6, 7  # keep the random streams of one seed apart
 NUM_ANCHORS = 5
 WORTH_A_LANDING = 0.5  # of delta
@@ -62,7 +66,8 @@ class SearchState:
 
     ranks: list[Ranks] = field(default_factory=list)
     losses: list[Losses] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)  # estimates of L
+    function_norms: list[float] = field(default_factory=list)  # the same where L is the function norm
     sources: list[str] = field(default_factory=list)
 
 
@@ -77,6 +82,7 @@ class Search:
         on_look: told after each look how many there were and how the search stands.
         on_incumbent: told after each test the image passes so far and the ranks (d,) of the plan then best.
         workers: evaluate looks that do not depend on one another, None for one after the other.
+        law: how the losses behave, None for those of the function norm.
         target: gamma is chosen to meet it; the objective's own then does not matter.
     """
 
@@ -91,6 +97,7 @@ class Search:
         on_look: Callable[[int, str], None] = lambda count, text: None,
         on_incumbent: Callable[[int, Ranks], None] = lambda image_passes, ranks: None,
         workers: Workers | None = None,
+        law: LossLaw | None = None,
         target: Target | None = None,
     ) -> None:
         self._space = space
@@ -105,7 +112,9 @@ class Search:
         self._workers = workers or Workers()
         self._sampler = ImageSampler(num_images, settings.samples, settings.seed)
         self._state = SearchState()
-        self._noise = NoiseModel(num_images)
+        self._law = law or LossLaw()
+        self._noise = NoiseModel(num_images, self._law)
+        self._norms = NormModel(space, num_images)
         self._image_passes = 0
         self._num_glances = 0
         self._started = False
@@ -175,15 +184,17 @@ class Search:
         self._state.ranks.append(look.ranks)
         self._state.losses.append(losses)
         self._state.norms.append(losses.mean)
+        self._state.function_norms.append(losses.function_norm)
         self._state.sources.append(look.source)
         self._noise.add(losses)
+        self._norms.add(losses)
         self._num_glances += look.is_glance
         observed = self._observed_objective(look.ranks, losses)
         self._on_look(self._num_evaluations, f"{look.source}: J {observed:.4f}, ratio {self._ratio(look.ranks):.3f}")
 
     def _probe(self, plans: list[Ranks]) -> Iterator[Losses]:
-        images = np.arange(min(start.PROBE_IMAGES, self._num_images))
-        for number, losses in enumerate(self._observe([Look("probe", ranks, images) for ranks in plans]), 1):
+        images, complete = np.arange(min(start.PROBE_IMAGES, self._num_images)), self._space.complete
+        for number, losses in enumerate(self._observe([Look("probe", complete(ranks), images) for ranks in plans]), 1):
             self._on_look(0, f"measuring layers one at a time, {number} looks so far")
             yield losses
 
@@ -216,16 +227,36 @@ class Search:
             for ranks in space.sample(2 * space.num_dims + 2, rng):
                 self._first_look(ranks)
             return
-        sensitivities = start.probe_sensitivities(space, self._probe)
+        alone = start.probe_sensitivities(space.layers, self._probe)
+        sensitivities = [self._law.per_norm * table for table in alone]
         if self._target is not None:
             allocate = functools.partial(start.allocate, space, sensitivities)
             self._set_gamma(first_gamma(self._target, space, allocate, start.sum_of(sensitivities)))
-        self._surrogate = self._choose_surrogate(sensitivities)
-        best = start.look_along_curve(space, self.objective, sensitivities, self._first_look)
+        if space.layers is space:
+            self._surrogate = self._choose_surrogate(sensitivities)
+        best = start.look_along_curve(
+            space.layers, self.objective, sensitivities, lambda ranks: self._first_look(space.complete(ranks))
+        )
+        best = space.complete(best)
         saturation = max(start.LOSS_FLOOR, *self._state.norms)
+        if space.layers is not space:
+            best, added = self._choose_sparsity(best)
+            alone, sensitivities = [*alone, added], [*sensitivities, self._law.per_norm * added]
+        self._norms.begin(alone, max(start.LOSS_FLOOR, *self._state.function_norms))
         self._surrogate = self._choose_surrogate(sensitivities, saturation)
         for _ in range(start.NUM_REALLOCATIONS):
             best = self._reallocate(self._best_for_target() if self._target else best)
+
+    def _choose_sparsity(self, plan: Ranks) -> tuple[Ranks, np.ndarray]:
+        """`start.choose_sparsity` on images that the plan has not been looked at with, if there are enough left."""
+        images = self._images_for(plan)
+        images = (images if len(images) else self._sampler.draw(0))[: start.CONTEXT_IMAGES]
+
+        def glance(plans: list[Ranks]) -> list[Losses]:
+            return self._first_looks([Look("start", ranks, images, is_glance=True) for ranks in plans])
+
+        per_norm = start.loss_per_norm(self._state.losses)
+        return start.choose_sparsity(self._space, self.objective, plan, glance, per_norm)
 
     def _reallocate(self, plan: Ranks) -> Ranks:
         """`start.reallocate` on images that the plan has not been looked at with, if there are any left."""
@@ -240,7 +271,8 @@ class Search:
             some = images[: start.CONTEXT_IMAGES]
             return self._first_looks([Look("start", ranks, some, is_glance=True) for ranks in plans])
 
-        return start.reallocate(self._space, self.objective, plan, look, glance)
+        per_norm = start.loss_per_norm(self._state.losses)
+        return start.reallocate(self._space, self.objective, plan, look, glance, per_norm)
 
     def _best_for_target(self) -> Ranks:
         """The plan (d,) looked at that the target prefers, gamma having been found for it."""
@@ -251,8 +283,9 @@ class Search:
         if self._settings.surrogate == "plain":
             return PlainSurrogate(self._space, self.objective)
         if sensitivities is None:
-            return LogSurrogate(self._space, self.objective, None)
-        return LogSurrogate(self._space, self.objective, start.sum_of(sensitivities), saturation)
+            return LogSurrogate(self._space, self.objective, None, floor=self._law.floor)
+        total = start.sum_of(sensitivities)
+        return LogSurrogate(self._space, self.objective, total, saturation, self._law.floor)
 
     # Target
 
@@ -292,11 +325,17 @@ class Search:
         state = self._state
         ranks = np.array(state.ranks)
         thetas = self._space.encode(ranks)
-        norms = np.array(state.norms)
-        targets = self._surrogate.targets(ranks, norms, self._noise.covariance(norms))
+        norms, function_norms = np.array(state.norms), np.array(state.function_norms)
+        per_norm = start.loss_per_norm(state.losses)
+        levels = per_norm * function_norms
+        if self._law.floor and self._settings.surrogate == "log":
+            expected = self._norms.predict(ranks, function_norms, per_norm, self.objective)
+            self._surrogate = LogSurrogate(self._space, self.objective, expected, floor=self._law.floor)
+        targets = self._surrogate.targets(ranks, norms, self._noise.covariance(function_norms), levels)
         if self._hyper is None or len(norms) >= REFIT_GROWTH * self._fitted_at:
             afresh = len(norms) >= FRESH_GROWTH * self._fitted_afresh_at
-            self._hyper = gp.fit(thetas, targets.values, targets.noise, start=self._hyper, restarts=2 if afresh else 0)
+            limits = DEPARTURES if self._law.floor else {}
+            self._hyper = gp.fit(thetas, targets.values, targets.noise, self._hyper, 2 if afresh else 0, **limits)
             self._fitted_at = len(norms)
             self._fitted_afresh_at = len(norms) if afresh else self._fitted_afresh_at
         return self._surrogate.belief(gp.GaussianProcess(thetas, targets.values, targets.noise, self._hyper))
@@ -368,9 +407,10 @@ class Search:
 
     def _look_noise(self, belief: Belief, ranks: Ranks, num_images: int) -> np.ndarray:
         """Expected noise variances (m,) of looks at ranks (m, d)."""
-        expected, _ = belief.function_norm(ranks)
-        relative_variance = self._noise.relative_variance / num_images
-        return self._surrogate.look_noise(relative_variance, np.maximum(expected, min(self._state.norms)))
+        expected = np.maximum(belief.function_norm(ranks)[0], min(self._state.norms))
+        per_norm = start.loss_per_norm(self._state.losses)
+        function_norms = np.maximum(expected / per_norm, min(self._state.function_norms))
+        return self._surrogate.look_noise(self._noise.variance(function_norms) / num_images, expected)
 
     def _reason_to_stop(self, test: StopTest, following: Look | None) -> str:
         if test.met and not (following and following.source == "target"):
@@ -449,8 +489,10 @@ class Search:
             index=index,
             source=self._state.sources[index],
             ranks=[
-                None if rank == dense else rank for rank, dense in zip(ranks.tolist(), self._space.caps, strict=True)
+                None if rank == dense else rank
+                for rank, dense in zip(self._space.layer_ranks(ranks).tolist(), self._space.layers.caps, strict=True)
             ],
+            prune_fraction=self._space.prune_fraction(ranks),
             function_norm=losses.mean,
             variance=losses.variance,
             ratio=self._ratio(ranks),

@@ -38,8 +38,8 @@ class RankSpace:
         self.names = list(names)
         self.coordinates = coordinates
         self.caps: Ranks = np.array([len(table) for table in costs], dtype=np.int64)
-        self._costs = [np.asarray(table, dtype=np.float64) for table in costs]
-        self.choices: list[Ranks] = [_lattice(table, multiple) for table in self._costs]
+        self.tables = [np.asarray(table, dtype=np.float64) for table in costs]
+        self.choices: list[Ranks] = [_lattice(table, multiple) for table in self.tables]
         prior = "log-uniform" if coordinates == "log" else "uniform"
         self.space = Space(
             [
@@ -47,10 +47,10 @@ class RankSpace:
                 for name, cap in zip(self.names, self.caps, strict=True)
             ]
         )
-        self.dense_cost = sum(float(table[-1]) for table in self._costs)
+        self.dense_cost = sum(float(table[-1]) for table in self.tables)
         # All layers' tables in one array each: a look-up for many plans is then one step.
         self._offsets = np.cumsum([-1, *self.caps[:-1]])
-        self._cost_table = np.concatenate(self._costs)
+        self._cost_table = np.concatenate(self.tables)
         self._theta_table = np.concatenate(
             [self._theta(layer, np.arange(1, cap + 1)) for layer, cap in enumerate(self.caps)]
         )
@@ -58,8 +58,25 @@ class RankSpace:
 
     @property
     def num_dims(self) -> int:
-        """d, the number of layers."""
+        """d, the number of layers (and one where sparsity is searched)."""
         return len(self.names)
+
+    @property
+    def layers(self) -> "RankSpace":
+        """The space of the layers' ranks alone."""
+        return self
+
+    def complete(self, ranks: Ranks) -> Ranks:
+        """The point (d,) of a plan for the layers, nothing pruned."""
+        return ranks
+
+    def layer_ranks(self, ranks: Ranks) -> Ranks:
+        """The layers' ranks of a point (d,)."""
+        return ranks
+
+    def prune_fraction(self, ranks: Ranks) -> float:
+        """The share of weights set to zero at a point (d,)."""
+        return 0.0
 
     def encode(self, ranks: Ranks) -> Thetas:
         """theta (n, d) of ranks (n, d)."""
@@ -139,7 +156,7 @@ class RankSpace:
 
     def layer_ratio(self, layer: int) -> NDArray[np.float64]:
         """Share of the dense layers' cost (cap,) that one layer takes at ranks 1..cap."""
-        return np.asarray(self._costs[layer] / self.dense_cost)
+        return np.asarray(self.tables[layer] / self.dense_cost)
 
 
 def _lattice(costs: NDArray[np.float64], multiple: int) -> Ranks:

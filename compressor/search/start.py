@@ -25,7 +25,9 @@ CONTEXT_IMAGES = 20
 CONTEXT_STEP = 1.4  # in rank, up and down
 CONTEXT_STEPS = (1 / CONTEXT_STEP, CONTEXT_STEP)
 SHARES_OF_THE_WAY = (0.35, 0.7)
+SPARSITY_LEVELS = (3, 5, 7, 10, 13, 16, 18)
 LOSS_FLOOR = 1e-12
+LEAST_PER_NORM = 1e-6  # where compression seems to lower the risk
 
 Probe = Callable[[list[Ranks]], Iterable[Losses]]
 Look = Callable[[Ranks], float]
@@ -34,12 +36,14 @@ Look = Callable[[Ranks], float]
 def probe_sensitivities(space: RankSpace, probe: Probe) -> list[Array]:
     """Function norm with one layer factorised and all others dense, for every layer at ranks 1..cap (cap,).
 
+    Whatever the loss of the search is: what a layer alone adds to a risk is lost in the noise of a few images.
+
     Measured at geometrically spaced ranks, log-linear in between, never increasing with the rank.
     """
     grids = [_geometric(choices, cap) for choices, cap in zip(space.choices, space.caps, strict=True)]
     norms = iter(probe([_with_rank(space.caps, layer, rank) for layer, grid in enumerate(grids) for rank in grid]))
     return [
-        every_rank(grid, np.array([next(norms).mean for _ in grid]), int(cap))
+        every_rank(grid, np.array([next(norms).function_norm for _ in grid]), int(cap))
         for grid, cap in zip(grids, space.caps, strict=True)
     ]
 
@@ -110,8 +114,44 @@ def look_along_curve(space: RankSpace, objective: Objective, sensitivities: list
     return max(seen.values(), key=lambda row: row[0])[2]
 
 
+def choose_sparsity(
+    space: RankSpace, objective: Objective, plan: Ranks, glance: Probe, per_norm: float = 1.0
+) -> tuple[Ranks, Array]:
+    """The plan (d,) with the best level of its last coordinate, and the function norm that every level adds (levels,).
+
+    Pruning takes more from a network whose layers are compressed than from the original: it is looked at within the
+    plan, at some levels on images that all glances share, log-linear in between.
+    """
+    levels = SPARSITY_LEVELS
+    norms = [one.function_norm for one in glance([plan, *(_with_rank(plan, -1, level) for level in levels)])]
+    here, cap = norms[0], int(space.caps[-1])
+    added = every_rank(np.array(levels), np.maximum(np.array(norms[1:]) - here, LOSS_FLOOR), cap)
+    choices = space.choices[-1]
+    plans = np.where(np.arange(space.num_dims) == space.num_dims - 1, choices[:, None], plan)
+    values = objective.value(per_norm * (here + added[choices - 1]), space.ratio(plans))
+    return plans[np.argmax(values)], added
+
+
+def loss_per_norm(all_losses: list[Losses], norms: Array | None = None) -> float:
+    """How much L comes with a function norm of 1, over the half of the looks that lose least; 1 for the function norm.
+
+    A destroyed network cannot be destroyed further, and would say little about a useful one. `norms` (n,) are those of
+    the looks, or what is to stand for them.
+    """
+    found = np.array([losses.function_norm for losses in all_losses])
+    means = np.array([losses.mean for losses in all_losses])
+    least = found <= np.median(found)
+    total = (found if norms is None else norms)[least].sum()
+    return max(float(means[least].sum() / total), LEAST_PER_NORM) if total > 0 else 1.0
+
+
 def reallocate(
-    space: RankSpace, objective: Objective, plan: Ranks, look: Callable[[Ranks], Losses], glance: Probe
+    space: RankSpace,
+    objective: Objective,
+    plan: Ranks,
+    look: Callable[[Ranks], Losses],
+    glance: Probe,
+    per_norm: float = 1.0,
 ) -> Ranks:
     """Allocate ranks anew with the sensitivities that layers have within `plan` (d,); the best plan by observation.
 
@@ -122,12 +162,13 @@ def reallocate(
     Args:
         look: a plan's losses on images that all looks of this call share.
         glance: the same on the first CONTEXT_IMAGES of these images.
+        per_norm: how much L comes with a function norm of 1; what one layer adds is seen in the function norm alone.
     """
     losses = {plan.tobytes(): look(plan)}
-    here = float(losses[plan.tobytes()].values[:CONTEXT_IMAGES].mean())
+    here = per_norm * float(losses[plan.tobytes()].distances[:CONTEXT_IMAGES].mean())
     around = [_around(choices, int(rank)) for choices, rank in zip(space.choices, plan, strict=True)]
     changed = [_with_rank(plan, layer, rank) for layer, ranks in enumerate(around) for rank in ranks]
-    norms = iter([one.mean for one in glance(changed)])
+    norms = iter([per_norm * one.function_norm for one in glance(changed)])
     target = plan.copy()
     for layer, others in enumerate(around):
         known = {int(plan[layer]): here} | {rank: next(norms) for rank in others}
