@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 SHARED_SETTINGS = ("device", "threads", "batch_size", "calibration", "recalibrate", "formats", "zip", "opset")
 NUM_DRAWN_IMAGES = 256
+MAX_IMAGES, MAX_IMAGES_TO_DECIDE = 1500, 10_000
 NUM_VERIFY_IMAGES = 64
 SMALLEST_STD = 1e-6
 LARGEST_IMAGES_GB = 8
@@ -373,6 +374,7 @@ def _images_for_file(options: dict[str, Any], progress: "Progress") -> "ImageSet
     from compressor.images import load_folder, procedural_images
     from exporters.runtime import describe_input
 
+    options = {**options, "max_images": _max_images(options)}
     architecture, side = describe_input(options["first"])
     known = architecture in list_architectures()
     transform = published_transform(architecture) if known else Transform()
@@ -390,6 +392,7 @@ def _load(options: dict[str, Any], progress: "Progress", tuned: bool = False) ->
     from compressor.checkpoint import load_model
     from compressor.images import list_images, load_folder, procedural_images
 
+    options = {**options, "max_images": _max_images(options)}
     num_images = options["max_images"] if options["data"] is not None else min(NUM_DRAWN_IMAGES, options["max_images"])
     if options["data"] is not None:
         # A wrong folder is said at once, not after the network is loaded.
@@ -429,6 +432,11 @@ def _train_images(loaded: "LoadedModel", options: dict[str, Any], progress: "Pro
         )
     progress.say(f"to train on: {images.source}")
     return images
+
+
+def _max_images(options: dict[str, Any]) -> int:
+    """As asked for; by default more where a drop is to be bounded."""
+    return int(options["max_images"] or (MAX_IMAGES_TO_DECIDE if options.get("max_drop") else MAX_IMAGES))
 
 
 def _require_memory(num_images: int, input_size: int) -> None:

@@ -220,10 +220,9 @@ image_options = _options(
     click.option(
         "--max-images",
         type=click.IntRange(min=4),
-        default=1500,
-        show_default=True,
         help="Use at most this many images: --calibration of them fit factors, up to half of the others, and at most "
-        "500, search, and the rest judge.",
+        "500, search, and the rest judge. Left out: 1,500; 10,000 with --max-drop, which is bounded the more closely "
+        "the more images there are.",
     ),
 )
 layer_options = _options(
@@ -296,7 +295,7 @@ target_options = _options(
         type=FiniteRange(0, 100, min_open=True, max_open=True),
         help="In place of --gamma: what may be lost, with 90 % confidence, by images outside the search: points of "
         "top-1 where --data has labels, else the function norm in per cent of the output energy. The smallest network "
-        "that keeps to it is sought; more images (--max-images) let it be smaller.",
+        "that keeps to it is sought.",
     ),
 )
 search_options = _options(

@@ -32,6 +32,7 @@ from compressor.search.target import Target
 from exporters.onnx import export_onnx
 
 MAX_STEPS = 4
+MOST_STEPS = 7  # while nothing keeps to the wish
 FLOAT_BYTES = 4
 # A step that keeps to the wish and uses this share of it is good enough.
 GOOD_SHARE_OF_TIME, GOOD_SHARE_OF_DROP = 0.95, 0.85
@@ -199,7 +200,7 @@ class _Drop:
     def reach(self) -> Realised:
         asked, tries = self._wanted.value, list[_Try]()
         limit = NORM_PER_POINT * asked * self._norm.teacher_energy
-        for _ in range(MAX_STEPS):
+        while len(tries) < MAX_STEPS or (len(tries) < MOST_STEPS and min(one.step.at_most for one in tries) > asked):
             tries.append(self._try(limit))
             self._say(tries[-1].step)
             if GOOD_SHARE_OF_DROP * asked <= tries[-1].step.at_most <= asked:

@@ -1,0 +1,180 @@
+"""Do targets hold outside the run, and is finding gamma for one worth more than a sweep of gammas?
+
+    python -m benchmarks.peers.targets MODEL DATA --input-size 64
+
+Every seed draws its own images to fit, search and decide with; the others judge. Each seed runs one search at a given
+gamma, one per target, and some seeds a sweep of eight gammas, whose best is the smallest network that the judges find
+to have kept to the drop asked for: knowledge that nobody has beforehand. Factors are computed once per seed.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import numpy as np
+from torch import nn
+
+from benchmarks.size import count_params
+from benchmarks.study import read_results, write_results
+from compressor import pipeline, rank_search
+from compressor.architectures import Transform
+from compressor.checkpoint import load_model
+from compressor.images import ImageSet, load_folder
+from compressor.job import Job, Realised, Settings, Source, Wanted
+from compressor.progress import Progress, progress_for_stderr
+from compressor.rank_search import RankSearch
+from compressor.realise import realise
+from compressor.records import Wish
+from compressor.search.loop import SearchSettings
+from compressor.targets import DropGauge, reach_target
+
+NUM_GAMMAS = 8
+Ask = tuple[Wish | None, float]  # a wish, or None with a gamma
+
+
+@dataclass
+class Seed:
+    """All runs on one draw of images; `gauge` measures drops on those outside."""
+
+    job: Job
+    gauge: DropGauge
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self._norm = pipeline._norm(self.job)
+        self._parts: Sequence[Any] | None = None
+        self._original = count_params(self.job.teacher)
+
+    def run(self, wish: Wish | None, value: float) -> dict[str, Any]:
+        """The row of one target or gamma."""
+        began = time.perf_counter()
+        wanted = None if wish is None else Wanted(wish, value)
+        settings = replace(self.job.settings, target=wanted, gamma=value if wish is None else None)
+        job = replace(self.job, settings=settings, folder=self.folder / f"{wish}-{value:g}")
+        with self._cached_factors(), RankSearch(job, self._norm, resume=False) as search:
+            self._parts = search._every_part
+            realised = reach_target(job, search, self._norm) if wanted else realise(job, search.run(), self._norm)
+        return self._row(realised) | {"wish": wish or "gamma", "asked": value, "seconds": time.perf_counter() - began}
+
+    def _cached_factors(self) -> Any:
+        known = self._parts
+        original = rank_search._parts
+        return mock.patch.object(rank_search, "_parts", lambda *given: known or original(*given))
+
+    def _row(self, realised: Realised) -> dict[str, Any]:
+        record, target = realised.choice.search, realised.target
+        assert record is not None
+        drop, _ = self.gauge.measure(realised.network)
+        return {
+            "ratio": count_params(realised.network) / self._original,
+            "drop_outside": drop,
+            "gamma": realised.choice.gamma,
+            "evaluations": record.evaluations,
+            "image_passes": record.image_passes,
+            "certificate_met": record.certificate.met,
+            "reached": target.reached if target else None,
+            "at_most": target.at_most if target else None,
+            "met": target.met if target else None,
+            "steps": len(target.steps) if target else 0,
+            "deciding_passes": target.image_passes if target else 0,
+        }
+
+
+def seed_of(
+    model: nn.Module,
+    arch: str,
+    images: tuple[ImageSet, ImageSet],
+    seed: int,
+    recalibrate: bool,
+    folder: Path,
+    progress: Progress,
+) -> Seed:
+    """The job of one seed on its images, with the images that judge it."""
+    mine, judges = images
+    settings = Settings(target=Wanted("drop", 1.0), recalibrate=recalibrate, search=SearchSettings(seed=seed))
+    job = pipeline._prepare(model, mine, folder / "job", settings, Source(arch), progress)
+    return Seed(job, DropGauge(job.teacher, [judges], job.device), folder)
+
+
+def best_of_sweep(rows: Sequence[Mapping[str, Any]], seed: int, drop: float) -> float | None:
+    """The smallest ratio of the sweep's networks that lost at most `drop` points outside; None where none did."""
+    kept = [row["ratio"] for row in rows if row["seed"] == seed and row["sweep"] and row["drop_outside"] <= drop]
+    return min(kept, default=None)
+
+
+@click.command()
+@click.argument("model_path", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--input-size", type=int, required=True)
+@click.option("--images", "num_images", default=3000, show_default=True, help="That a run gets; the others judge.")
+@click.option("--seeds", default=10, show_default=True)
+@click.option("--sweeps", default=2, show_default=True, help="Seeds that run ratios, a given gamma and the sweep, too.")
+@click.option("--ratios", default="0.4,0.15", show_default=True)
+@click.option("--drop", default=1.0, show_default=True, help="Points of top-1.")
+@click.option("--gamma", default=0.03, show_default=True, help="Of the plain search that passes are compared with.")
+@click.option("--gammas", nargs=2, type=float, default=(0.005, 0.5), show_default=True, help="Ends of the sweep.")
+@click.option("--recalibrate/--no-recalibrate", default=False, show_default=True)
+@click.option("--add", is_flag=True, help="Keep the rows that the results file holds already.")
+@click.option("--name", default="targets", show_default=True, help="Name of the results file.")
+def main(
+    model_path: Path,
+    data: Path,
+    input_size: int,
+    num_images: int,
+    seeds: int,
+    sweeps: int,
+    ratios: str,
+    drop: float,
+    gamma: float,
+    gammas: tuple[float, float],
+    recalibrate: bool,
+    add: bool,
+    name: str,
+) -> None:
+    """Run the study and write benchmarks/results/NAME.json, anew after every run."""
+    began, progress = time.perf_counter(), progress_for_stderr()
+    loaded = load_model(model_path)
+    transform = Transform(input_size, input_size, loaded.transform.mean, loaded.transform.std)
+    images = load_folder(data, transform, 10**6, seed=0)
+    about = {
+        "network": loaded.arch,
+        "images": num_images,
+        "judged_on": len(images) - num_images,
+        "recalibrated": recalibrate,
+        "drop": drop,
+    }
+    rows: list[dict[str, Any]] = []
+    if add:
+        earlier = read_results(name)
+        rows, began = earlier["rows"], began - earlier["seconds"]
+    asked_once: list[Ask] = [("drop", drop)]
+    asks: list[Ask] = [(None, gamma), *(("ratio", float(ratio)) for ratio in ratios.split(","))]
+    swept: list[Ask] = [(None, float(value)) for value in np.geomspace(*gammas, NUM_GAMMAS)]
+    known = {(row["seed"], row["wish"], row["asked"]) for row in rows}
+    for seed in range(seeds):
+        todo = [(ask, False) for ask in asked_once]
+        if seed < sweeps:
+            todo += [(ask, False) for ask in asks] + [(ask, True) for ask in swept]
+        todo = [(ask, sweep) for ask, sweep in todo if (seed, ask[0] or "gamma", ask[1]) not in known]
+        if not todo:
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            one = seed_of(
+                loaded.model, loaded.arch, images.split(num_images, seed), seed, recalibrate, Path(folder), progress
+            )
+            for (wish, value), sweep in todo:
+                rows.append({"seed": seed, "sweep": sweep} | one.run(wish, value))
+                progress.say(str(rows[-1]))
+                write_results(name, about, rows, began)
+        best = best_of_sweep(rows, seed, drop)
+        if best is not None:
+            progress.say(f"seed {seed}: the best gamma of the sweep keeps to the drop at ratio {best:.4f}")
+
+
+if __name__ == "__main__":
+    main()
