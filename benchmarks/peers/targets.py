@@ -46,7 +46,7 @@ class Seed:
     folder: Path
 
     def __post_init__(self) -> None:
-        self._norm = pipeline._norm(self.job)
+        self._norm = pipeline.function_norm(self.job)
         self._parts: Sequence[Any] | None = None
         self._original = count_params(self.job.teacher)
 
@@ -97,7 +97,7 @@ def seed_of(
     """The job of one seed on its images, with the images that judge it."""
     mine, judges = images
     settings = Settings(target=Wanted("drop", 1.0), recalibrate=recalibrate, search=SearchSettings(seed=seed))
-    job = pipeline._prepare(model, mine, folder / "job", settings, Source(arch), progress)
+    job = pipeline.prepare(model, mine, folder / "job", settings, Source(arch), progress)
     return Seed(job, DropGauge(job.teacher, [judges], job.device), folder)
 
 
