@@ -22,7 +22,7 @@ TRAINED = $(if $(OTHER),,demo/resnet18-digits.pt)
 FRESH = $(if $(filter file,$(origin OUT)),rm -rf "$(OUT)")
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
 
-.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test lint docs bench-uniform bench-factors bench-search bench-objectives bench-certificates bench-overhead bench-coverage bench-finetune bench-recipe bench bench-gpu bench-harness clean
+.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test lint docs bench-uniform bench-factors bench-search bench-objectives bench-targets bench-certificates bench-overhead bench-coverage bench-finetune bench-recipe bench bench-gpu bench-harness clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ bench-search: $(READY)  ## MODEL, DATA, SIZE: bocompress's search beside random,
 
 bench-objectives: $(READY)  ## FC3 on Fashion-MNIST by function norm, risk and error, with and without searched sparsity
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.objectives
+
+bench-targets: $(READY)  ## MODEL, DATA, SIZE: whether targets hold outside the run (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.targets $(MODEL) $(DATA) --input-size $(SIZE)
 
 bench-certificates: $(READY)  ## how often stopped searches are wrong where the Gaussian process is right (an hour)
 	$(BIN)/python -m benchmarks.peers.certificates

@@ -167,11 +167,7 @@ def prepare(
     if settings.tune.epochs:
         given = None if train_images is None else _as_image_set(train_images, MAX_TRAIN_IMAGES)
         training = divide_training(given, calibration, search_images, held_out, settings.search.seed)
-    deciding = None
-    if settings.target is not None and settings.target.wish == "drop":
-        if len(held_out) < 4:
-            raise InputError(f"--max-drop needs more images than {len(image_set)}: to search, to decide and to judge")
-        deciding, held_out = held_out.split(len(held_out) // 2, settings.search.seed)
+    deciding, held_out = _set_aside(held_out, settings)
     teacher = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
     example = search_images.batch([0]).to(settings.device)
     _require_input_fits(teacher, example)
@@ -237,6 +233,15 @@ def _divide(images: ImageSet, settings: Settings) -> tuple[ImageSet, ImageSet, I
     calibration, others = images.split(num_calibration, settings.search.seed)
     search_images, held_out = others.split(min(MAX_SEARCH_IMAGES, len(others) // 2), settings.search.seed)
     return calibration, search_images, held_out
+
+
+def _set_aside(held_out: ImageSet, settings: Settings) -> tuple[ImageSet | None, ImageSet]:
+    """Images to decide over a drop, where one is asked for, and those that judge."""
+    if settings.target is None or settings.target.wish != "drop":
+        return None, held_out
+    if len(held_out) < 4:
+        raise InputError("--max-drop needs more images: to search, to decide and to judge")
+    return held_out.split(len(held_out) // 2, settings.search.seed)
 
 
 def function_norm(job: Job) -> FunctionNorm:

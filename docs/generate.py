@@ -62,6 +62,7 @@ def results_page() -> str:
             ("factors*.json", _factors_section),
             ("search*.json", _search_section),
             ("objectives*.json", _objectives_section),
+            ("targets*.json", _targets_section),
             ("certificates.json", _certificates_section),
             ("overhead.json", _overhead_section),
             ("harness*.json", _harness_section),
@@ -239,6 +240,35 @@ def _objectives_section(path: Path) -> str:
 
 def _median(rows: list[dict[str, Any]], name: str) -> float:
     return median(float(row[name]) for row in rows)
+
+
+def _targets_section(path: Path) -> str:
+    study = json.loads(path.read_text(encoding="utf-8"))
+    how = "recalibrated" if study["recalibrated"] else "no recalibration"
+    rows = sorted(study["rows"], key=lambda r: (r["wish"] == "gamma", r["wish"], r["sweep"], r["asked"], r["seed"]))
+    lines = [
+        f"## {path.stem}: what is asked for, and what it is outside the run",
+        f"{study['network']}, {how}. Every seed gives a run its own {study['images']:,} images; the drop, in points "
+        f"of top-1, is on the {study['judged_on']:,} others. Bound: what the run itself found it to be at most, with "
+        f"90 % confidence. Image passes: of the search, and of measuring drops. {_machine(study)}",
+        _table(
+            {
+                "asked": lambda r: f"{r['wish']} {r['asked']:.3g}" + (" (sweep)" if r["sweep"] else ""),
+                "seed": lambda r: str(r["seed"]),
+                "ratio": lambda r: f"{r['ratio']:.4f}",
+                "drop outside": lambda r: f"{r['drop_outside']:.2f}",
+                "bound": lambda r: f"{r['at_most']:.2f}" if r["wish"] == "drop" else "",
+                "kept by the run": lambda r: "" if r["met"] is None else ("yes" if r["met"] else "no"),
+                "gamma": lambda r: f"{r['gamma']:.3g}",
+                "plans built": lambda r: str(r["steps"] or 1),
+                "evaluations": lambda r: str(r["evaluations"]),
+                "image passes": lambda r: f"{r['image_passes']:,} + {r['deciding_passes']:,}",
+                "s": lambda r: f"{r['seconds']:.0f}",
+            },
+            rows,
+        ),
+    ]
+    return "\n\n".join(lines)
 
 
 def _certificates_section(path: Path) -> str:

@@ -121,7 +121,7 @@ def test_a_run_leaves_its_files_and_nothing_else(run, digits):
 
 
 def test_files_can_be_read_by_everyone_who_may_read_the_others(run):
-    assert len({oct(path.stat().st_mode) for path in run.folder.iterdir()}) == 1
+    assert len({oct(path.stat().st_mode) for path in run.folder.rglob("*") if path.is_file()}) == 1
 
 
 def test_the_table_is_on_stdout_and_progress_on_stderr(run):
@@ -355,7 +355,7 @@ def test_report_writes_the_same_page_again(run, invoke, tmp_path):
 
 def test_benchmark_measures_two_files_and_one(run, invoke):
     both = [run.folder / "original.onnx", run.folder / "model.onnx"]
-    before = {path: path.read_bytes() for path in run.folder.iterdir()}
+    before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
     result = invoke("bocompress", "benchmark", *both, "--input-size", 32, "--json")
     assert result.exit_code == 0, result.output
     record = BenchmarkRecord.model_validate_json(result.stdout)
@@ -365,7 +365,7 @@ def test_benchmark_measures_two_files_and_one(run, invoke):
     alone = invoke("bocompress", "benchmark", both[1], "--input-size", 32)
     assert alone.exit_code == 0
     assert format_bytes(record.files[1].onnx_bytes) in alone.stdout
-    assert {path: path.read_bytes() for path in run.folder.iterdir()} == before
+    assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
 
 
 def test_apply_plan_gives_the_run_again(run, digits, held_out, pictures, tmp_path):

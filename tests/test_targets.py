@@ -322,4 +322,4 @@ def test_too_few_images_for_a_drop(invoke, tiny_checkpoint, digit_images, tmp_pa
         *("--max-drop", 5, "--max-images", 5),
     )
     assert done.exit_code == 2
-    assert "--max-drop needs more images than 5" in done.stderr
+    assert "--max-drop needs more images" in done.stderr
