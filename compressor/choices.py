@@ -31,9 +31,9 @@ def choose_recipe(options: dict[str, Any]) -> "Recipe | None":
         return None
     recipe = load_recipe(options["recipe"])
     for name in OF_STAGES:
-        if _is_given(name):
+        if is_given(name):
             raise InputError(f"--recipe and {_option(name)} contradict each other: the stages say that")
-    if _is_given("gamma") and recipe.names_every_gamma:
+    if is_given("gamma") and recipe.names_every_gamma:
         raise InputError("--recipe and --gamma contradict each other: every stage that compresses names its own gamma")
     return recipe
 
@@ -46,7 +46,7 @@ def check_tuning(options: dict[str, Any], tuned: bool) -> None:
     """
     from compressor.images import list_images
 
-    given = [name for name in OF_TUNING if _is_given(name)]
+    given = [name for name in OF_TUNING if is_given(name)]
     if not tuned and given:
         raise InputError(f"{_option(given[0])} is for fine-tuning: give --finetune EPOCHS, too")
     if tuned and options["data"] is None and options["train_data"] is None:
@@ -69,7 +69,7 @@ def tune_settings(options: dict[str, Any]) -> "TuneSettings":
     )
 
 
-def _is_given(name: str) -> bool:
+def is_given(name: str) -> bool:
     """Whether an option was typed."""
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
-from click.core import ParameterSource
 
 import compressor
-from compressor.choices import check_tuning, choose_recipe, tune_settings
+from compressor.choices import check_tuning, choose_recipe, is_given, tune_settings
 from compressor.errors import BocompressError, InputError
 from compressor.options import (
     FACTOR_KINDS,
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 SHARED_SETTINGS = ("device", "threads", "batch_size", "calibration", "recalibrate", "formats", "zip", "opset")
 NUM_DRAWN_IMAGES = 256
-MAX_IMAGES, MAX_IMAGES_TO_DECIDE = 1500, 10_000
+MAX_IMAGES_TO_DECIDE = 10_000
 NUM_VERIFY_IMAGES = 64
 SMALLEST_STD = 1e-6
 LARGEST_IMAGES_GB = 8
@@ -419,6 +418,8 @@ def _load(options: dict[str, Any], progress: "Progress", tuned: bool = False) ->
 
 def _max_images(options: dict[str, Any]) -> int:
     """As asked for; by default more where a drop is to be bounded."""
+    from compressor.images import MAX_IMAGES
+
     return int(options["max_images"] or (MAX_IMAGES_TO_DECIDE if options.get("max_drop") else MAX_IMAGES))
 
 
@@ -537,8 +538,7 @@ def _cost(options: dict[str, Any], target: "Wanted | None") -> "Cost":
 
     wish = target.wish if target else "ratio"
     implied: Cost | None = None if wish in ("ratio", "drop") else cast("Cost", wish)
-    is_given = click.get_current_context().get_parameter_source("cost") is not ParameterSource.DEFAULT
-    if implied and is_given and options["cost"] != implied:
+    if implied and is_given("cost") and options["cost"] != implied:
         raise InputError(f"{WISH_OPTIONS[wish]} and --cost {options['cost']} contradict each other")
     return implied or options["cost"]
 

@@ -25,6 +25,7 @@ Progress = Callable[[int, int], None]
 Indices = slice | Tensor | Sequence[int]
 Array = NDArray[np.float32]
 
+MAX_IMAGES = 1500  # of a run, where nothing else is said
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".webp", ".avif"}
 )

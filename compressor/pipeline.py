@@ -23,7 +23,7 @@ from compressor.errors import InputError, VerificationError, first_line
 from compressor.fidelity import FunctionNorm
 from compressor.files import check_folder, prepare_folder, replace_files_when_whole, replace_when_whole, write_text
 from compressor.formats import write_formats
-from compressor.images import ImageSet, from_batches
+from compressor.images import MAX_IMAGES, ImageSet, from_batches
 from compressor.job import (
     CHECKPOINT,
     JOURNAL,
@@ -73,7 +73,6 @@ OUTPUTS = (
     *(f"{Path(name).stem}{suffix}" for name in NETWORKS for suffix in (ORT_SUFFIX, CONFIG_SUFFIX)),
 )
 MAX_SEARCH_IMAGES = 500
-MAX_IMAGES = 1500
 MAX_TRAIN_IMAGES = 50_000
 
 

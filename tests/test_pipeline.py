@@ -18,10 +18,11 @@ from compressor import apply_plan, compress, pipeline, rank_search
 from compressor.decompose import Decomposer
 from compressor.errors import InputError
 from compressor.images import ImageSet, from_batches
-from compressor.job import Compressed, Job, Settings
+from compressor.job import Compressed, Settings
 from compressor.pipeline import MIN_CALIBRATION_IMAGES
-from compressor.records import ParityRecord, Plan
+from compressor.records import Plan
 from compressor.search.loop import SearchSettings
+from tests.unmeasured import without_measuring
 
 SEARCH = SearchSettings(max_evaluations=6, samples=8, seed=1)
 
@@ -47,18 +48,10 @@ def images() -> ImageSet:
     return from_batches([nn.functional.interpolate(torch.randn(100, 3, 3, 3) + 0.5, size=8, mode="bilinear")], 100)
 
 
-def write_nothing(job: Job, *_: object) -> ParityRecord:
-    for name in ("original.onnx", "model.onnx"):
-        (job.folder / name).write_bytes(b"no network")
-    return ParityRecord(max_abs_error=0, max_rel_error=0, top1_agreement=1, images=2, batch_sizes=[1], tolerance=1)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def unmeasured() -> Iterator[None]:
     """Export and latency are other tests', and take most of a small run's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "latency_beside", lambda *_: {})
-        patch.setattr(pipeline, "_export_both", write_nothing)
+    with without_measuring():
         yield
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from benchmarks.report import render_report
-from compressor import pipeline, staged
+from compressor import staged
 from compressor.errors import InputError
 from compressor.factors import METHODS
 from compressor.finetune import FineTuning
@@ -27,7 +27,7 @@ from compressor.staged import STAGE, compress_by_recipe
 from compressor.structure import factorised_names, load_network, save_network
 from compressor.tables import print_report
 from tests.test_cli import listing, the_sentence
-from tests.test_tuning import write_nothing
+from tests.unmeasured import without_measuring
 
 SMALL = """
 [[stage]]
@@ -93,9 +93,7 @@ def images(network: nn.Module) -> ImageSet:
 
 @pytest.fixture(scope="module", autouse=True)
 def unmeasured() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "latency_beside", lambda *_: {})
-        patch.setattr(pipeline, "_export_both", write_nothing)
+    with without_measuring():
         yield
 
 

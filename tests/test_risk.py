@@ -1,7 +1,7 @@
 """The risk as fidelity: its losses and their statistics against direct computation, searches by it, and bad labels."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,18 +12,19 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import log_loss
 from torch import nn
 
-from compressor import compress, pipeline
+from compressor import compress
 from compressor.errors import InputError
 from compressor.fidelity import FunctionNorm, Losses, LossLaw, NoiseModel
 from compressor.images import ImageSet, from_batches
-from compressor.job import Job, Settings
+from compressor.job import Settings
 from compressor.objective import default_gamma, loss_of_guessing
-from compressor.records import Fidelity, ParityRecord, Plan, Report
+from compressor.records import Fidelity, Plan, Report
 from compressor.risk import Risk, compare_risks, fitting_labels
 from compressor.search.journal import Journal
 from compressor.search.loop import Search, SearchSettings
 from compressor.search.norms import NormModel
 from tests.test_search import Problem
+from tests.unmeasured import without_measuring
 
 CPU = torch.device("cpu")
 KINDS: tuple[Fidelity, ...] = ("risk", "error")
@@ -212,17 +213,11 @@ def test_the_norm_model_follows_the_norms_it_saw() -> None:
     assert expected(fresh.reshape(8, 5, -1)).shape == (8, 5)
 
 
-def write_nothing(job: Job, *_: object) -> ParityRecord:
-    for name in ("original.onnx", "model.onnx"):
-        (job.folder / name).write_bytes(b"no network")
-    return ParityRecord(max_abs_error=0, max_rel_error=0, top1_agreement=1, images=2, batch_sizes=[1], tolerance=1)
-
-
 @pytest.fixture
-def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+def unmeasured() -> Iterator[None]:
     """Export and latency are other tests'."""
-    monkeypatch.setattr(pipeline, "latency_beside", lambda *_: {})
-    monkeypatch.setattr(pipeline, "_export_both", write_nothing)
+    with without_measuring():
+        yield
 
 
 @pytest.mark.usefixtures("unmeasured")

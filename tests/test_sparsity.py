@@ -1,7 +1,7 @@
 """Sparsity as one more coordinate: R against counted zeros, the start, certificates, resuming, and what it refuses."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,20 +11,20 @@ import torch
 import torchvision
 from click.testing import Result
 
-from compressor import apply_plan, compress, pipeline
+from compressor import apply_plan, compress
 from compressor.errors import InputError
 from compressor.factors import METHODS
 from compressor.images import from_batches
-from compressor.job import Job, Settings
+from compressor.job import Settings
 from compressor.layers import FoundLayer, compressible, factorised_ranks, find_layers, with_method
 from compressor.network import build_candidate
 from compressor.prune import count_prunable, pruned_copy
-from compressor.records import ParityRecord
 from compressor.search.journal import Journal
 from compressor.search.loop import Search, SearchSettings
 from compressor.search.space import Ranks, RankSpace
 from compressor.search.sparsity import FEWEST, FRACTIONS, LEVELS, SparsitySpace
 from tests.test_search import NUM_IMAGES, Problem
+from tests.unmeasured import without_measuring
 
 Invoke = Callable[..., Result]
 
@@ -134,17 +134,11 @@ def test_a_pool_seen_by_the_plan_still_lets_sparsity_be_chosen() -> None:
 # The whole job
 
 
-def write_nothing(job: Job, *_: object) -> ParityRecord:
-    for name in ("original.onnx", "model.onnx"):
-        (job.folder / name).write_bytes(b"no network")
-    return ParityRecord(max_abs_error=0, max_rel_error=0, top1_agreement=1, images=2, batch_sizes=[1], tolerance=1)
-
-
 @pytest.fixture
-def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+def unmeasured() -> Iterator[None]:
     """Export and latency are other tests'."""
-    monkeypatch.setattr(pipeline, "latency_beside", lambda *_: {})
-    monkeypatch.setattr(pipeline, "_export_both", write_nothing)
+    with without_measuring():
+        yield
 
 
 @pytest.mark.usefixtures("unmeasured")

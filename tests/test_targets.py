@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks.size import count_params, file_bytes
-from compressor import apply_plan, compress, pipeline, rank_search, targets
+from compressor import apply_plan, compress, rank_search, targets
 from compressor.architectures import Transform
 from compressor.errors import InputError
 from compressor.images import ImageSet, load_folder
@@ -24,8 +24,8 @@ from compressor.search.loop import Search, SearchSettings
 from compressor.search.space import Ranks
 from compressor.search.target import Target, solve_dual
 from compressor.targets import DropGauge, next_limit, upper_mean
-from tests.test_pipeline import write_nothing
 from tests.test_search import NUM_IMAGES, Problem
+from tests.unmeasured import without_measuring
 
 QUICK = (
     "--input-size",
@@ -180,9 +180,7 @@ def pictures(digit_images) -> ImageSet:
 def compressed(network: nn.Module, images: ImageSet, out: Path, wish: Wish, value: float, **others: Any) -> Report:
     """The job without what is measured after the search, which other tests look at."""
     chosen = {"calibration": 0, "recalibrate": False, "search": SearchSettings(samples=10), **others}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "latency_beside", lambda *_: {})
-        patch.setattr(pipeline, "_export_both", write_nothing)
+    with without_measuring():
         return compress(network, images, out, Settings(target=Wanted(wish, value), **chosen)).report
 
 
@@ -254,9 +252,7 @@ def test_a_target_resumed_is_the_same(tiny, pictures, tmp_path) -> None:
     out = tmp_path / "out"
     first = compressed(tiny, pictures, out, "ratio", 0.4)
     journal = (out / "search.jsonl").read_text()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "latency_beside", lambda *_: {})
-        patch.setattr(pipeline, "_export_both", write_nothing)
+    with without_measuring():
         settings = Settings(
             target=Wanted("ratio", 0.4), calibration=0, recalibrate=False, search=SearchSettings(samples=10)
         )

@@ -9,15 +9,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from benchmarks.report import render_report
-from compressor import apply_plan, compress, pipeline
+from compressor import apply_plan, compress
 from compressor.errors import InputError
 from compressor.finetune import FineTuning, TuneSettings
 from compressor.images import ImageSet, from_batches
-from compressor.job import CHECKPOINT, Compressed, Job, Settings
-from compressor.records import ParityRecord, Report
+from compressor.job import CHECKPOINT, Compressed, Settings
+from compressor.records import Report
 from compressor.search.loop import SearchSettings
 from compressor.tables import print_report
 from tests.test_cli import listing, the_sentence
+from tests.unmeasured import without_measuring
 
 SEARCH = SearchSettings(max_evaluations=4, samples=8, certificate="pointwise", seed=1)
 TUNE = TuneSettings(epochs=2, learning_rate=0.01, batch_size=8)
@@ -47,18 +48,10 @@ def images(network: nn.Module) -> ImageSet:
     return from_batches([(inputs, labels.clone())], 120)
 
 
-def write_nothing(job: Job, *_: object) -> ParityRecord:
-    for name in ("original.onnx", "model.onnx"):
-        (job.folder / name).write_bytes(b"no network")
-    return ParityRecord(max_abs_error=0, max_rel_error=0, top1_agreement=1, images=2, batch_sizes=[1], tolerance=1)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def unmeasured() -> Iterator[None]:
     """Export and latency are other tests'."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "latency_beside", lambda *_: {})
-        patch.setattr(pipeline, "_export_both", write_nothing)
+    with without_measuring():
         yield
 
 

@@ -21,12 +21,12 @@ from compressor.architectures import Transform
 from compressor.checkpoint import load_model
 from compressor.factors import METHODS
 from compressor.fidelity import FunctionNorm, Losses
-from compressor.images import ImageSet, load_folder
+from compressor.images import MAX_IMAGES, ImageSet, load_folder
 from compressor.job import Settings
 from compressor.layers import FoundLayer, compressible, factorised_ranks, find_layers
 from compressor.network import build_candidate
 from compressor.objective import Objective
-from compressor.pipeline import MAX_IMAGES, compress
+from compressor.pipeline import compress
 from compressor.progress import progress_for_stderr
 from compressor.records import Report
 from compressor.search.loop import SearchSettings

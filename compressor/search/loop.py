@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from compressor.search.journal import Journal
 from compressor.search.norms import NormModel
 from compressor.search.settings import SearchSettings as SearchSettings
 from compressor.search.space import Ranks, RankSpace
-from compressor.search.stopping import StopRule, StopTest
+from compressor.search.stopping import NUM_ANCHORS, StopRule, StopTest
 from compressor.search.target import Landing, Target, first_gamma, solve_gamma
 from compressor.search.workers import Evaluate, Workers
 
@@ -29,7 +29,6 @@ FRESH_GROWTH = 1.5  # likewise from fixed first guesses beside the last fit
 # mild plans, which are known well, say little about others.
 DEPARTURES = {"least_signal": 0.1, "longest": 1.0}
 START_STREAM, AIM_STREAM, LANDING_STREAM = 3, 6, 7  # keep the random streams of one seed apart
-NUM_ANCHORS = 5
 WORTH_A_LANDING = 0.5  # of delta
 
 
@@ -140,14 +139,16 @@ class Search:
         """After `run`, the same for another target: all looks so far count, and time goes on."""
         self._target = self._rule.target = target
         with threadpool_limits(limits=1, user_api="blas"):
-            self._aim()
+            with self._thinking():
+                self._aim()
             return self._go_on()
 
     def _go_on(self) -> tuple[Ranks, SearchRecord]:
         while True:
             test = self._test()
             self._on_incumbent(self._image_passes, test.score.incumbent)
-            following = self._next_look(test)
+            with self._thinking():
+                following = self._next_look(test)
             reason = self._reason_to_stop(test, following)
             if reason or following is None:
                 break
@@ -276,8 +277,9 @@ class Search:
 
     def _best_for_target(self) -> Ranks:
         """The plan (d,) looked at that the target prefers, gamma having been found for it."""
-        self._aim()
-        return self._rule.rank(self._believe(), np.array(self._state.ranks))[0]
+        with self._thinking():
+            self._aim()
+            return self._rule.rank(self._believe(), np.array(self._state.ranks))[0]
 
     def _choose_surrogate(self, sensitivities: list[np.ndarray] | None, saturation: float = np.inf) -> Surrogate:
         if self._settings.surrogate == "plain":
@@ -341,24 +343,27 @@ class Search:
         return self._surrogate.belief(gp.GaussianProcess(thetas, targets.values, targets.noise, self._hyper))
 
     def _test(self) -> StopTest:
-        began = time.perf_counter()
-        if self._target is not None and len(self._state.ranks) >= REFIT_GROWTH * self._aimed_at:
-            self._aim()
-            self._aimed_at = len(self._state.ranks)
-        test = self._rule.test(self._believe(), np.array(self._state.ranks), self._may_stop())
-        self._surrogate_seconds += time.perf_counter() - began
-        return test
+        with self._thinking():
+            if self._target is not None and len(self._state.ranks) >= REFIT_GROWTH * self._aimed_at:
+                self._aim()
+                self._aimed_at = len(self._state.ranks)
+            return self._rule.test(self._believe(), np.array(self._state.ranks), self._may_stop())
 
     def _complete(self, test: StopTest) -> StopTest:
+        with self._thinking():
+            return self._rule.complete(test, np.array(self._state.ranks), self._may_stop())
+
+    @contextmanager
+    def _thinking(self) -> Iterator[None]:
+        """What runs within counts as the surrogate's time."""
         began = time.perf_counter()
-        complete = self._rule.complete(test, np.array(self._state.ranks), self._may_stop())
+        yield
         self._surrogate_seconds += time.perf_counter() - began
-        return complete
 
     def _next_look(self, test: StopTest, pending: Sequence[Look] = ()) -> Look | None:
         """What to look at next, beside what is under way; None where neither plan has images that it has not seen."""
-        landing = self._landing(test)
-        if landing is not None and not pending:
+        landing = None if pending else self._landing(test)
+        if landing is not None:
             return Look("target", landing, self._images_for(landing))
         looks = [("candidate", test.candidate), ("re-measure", test.score.incumbent)]
         if measure_again(test.score, test.candidate, self._expected_noise(test)):
@@ -376,16 +381,15 @@ class Search:
         """
         count = min(self._settings.candidates, self._settings.max_evaluations - self._num_evaluations)
         looks = [first]
-        began = time.perf_counter()
-        while len(looks) < count:
-            belief = test.score.belief
-            belief = self._surrogate.expect_look(belief, looks[-1].ranks, self._expected_variance(belief, looks[-1]))
-            test = self._rule.propose(belief, np.array([*self._state.ranks, *(look.ranks for look in looks)]))
-            following = self._next_look(test, looks)
-            if following is None:
-                break
-            looks.append(following)
-        self._surrogate_seconds += time.perf_counter() - began
+        with self._thinking():
+            while len(looks) < count:
+                belief, last = test.score.belief, looks[-1]
+                belief = self._surrogate.expect_look(belief, last.ranks, self._expected_variance(belief, last))
+                test = self._rule.propose(belief, np.array([*self._state.ranks, *(look.ranks for look in looks)]))
+                following = self._next_look(test, looks)
+                if following is None:
+                    break
+                looks.append(following)
         return looks
 
     def _images_for(self, ranks: Ranks, pending: Sequence[Look] = ()) -> np.ndarray:

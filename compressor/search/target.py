@@ -107,7 +107,7 @@ def solve_gamma(target: Target, belief: Belief, anchors: Ranks, rng: np.random.G
     def measured(gamma: float) -> float:
         nonlocal found
         best, _ = maximise(MeanObjective(belief, gamma), belief.space, found, rng)
-        found = np.unique(np.concatenate([best[None], found]), axis=0)[: len(anchors) + MAX_GAMMA_STEPS]
+        found = np.unique(np.concatenate([best[None], found]), axis=0)
         return float(target.of(belief, best[None])[0])
 
     return solve_dual(measured, target, belief.objective.gamma)

@@ -1,0 +1,24 @@
+"""Runs without what is measured after the search: export and latency are other tests', and take most of the time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from compressor import pipeline
+from compressor.job import Job
+from compressor.records import ParityRecord
+
+
+def write_nothing(job: Job, *_: object) -> ParityRecord:
+    for name in ("original.onnx", "model.onnx"):
+        (job.folder / name).write_bytes(b"no network")
+    return ParityRecord(max_abs_error=0, max_rel_error=0, top1_agreement=1, images=2, batch_sizes=[1], tolerance=1)
+
+
+@contextmanager
+def without_measuring() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "latency_beside", lambda *_: {})
+        patch.setattr(pipeline, "_export_both", write_nothing)
+        yield
