@@ -3,8 +3,8 @@
     python -m benchmarks.fashion FOLDER
 
 The paper trains it on MNIST; Fashion-MNIST has the same shape and is in a distribution's archive (the package
-`dataset-fashion-mnist`). Inputs are the pixels over 255, flat (n, 784). The checkpoint that is written holds a whole
-network: its architecture is not torchvision's.
+`dataset-fashion-mnist`). Inputs are the pixels over 255, flat (n, 784). FOLDER gets what users hold: a checkpoint
+that takes pictures, a whole network as its architecture is not torchvision's, and the test images in class folders.
 """
 
 import gzip
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from benchmarks.training import OnStep, train_classifier
@@ -24,6 +25,7 @@ FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CACHE = Path("build/fc3-fashion.pt")
 EPOCHS, BATCH_SIZE, MAX_LR = 10, 256, 0.1
 PREFIXES = {True: "train", False: "t10k"}
+SIDE = 28
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -88,12 +90,30 @@ def tell(done: int, total: int, loss: float) -> None:
         print(f"training FC3 on Fashion-MNIST: step {done} of {total}, loss {loss:.3f}", file=sys.stderr)
 
 
+def with_picture_input(fc3: nn.Module) -> nn.Sequential:
+    """FC3 for pictures (n, 3, 28, 28) of values between 0 and 1, whose colours it takes the mean of."""
+    grey = nn.Conv2d(3, 1, 1, bias=False)
+    nn.init.constant_(grey.weight, 1 / 3)
+    return nn.Sequential(grey, nn.Flatten(), fc3).eval()
+
+
+def write_image_folder(folder: Path) -> None:
+    """Write the test images as PNG files in class subfolders 0 to 9."""
+    inputs, labels = load_fashion(train=False)
+    pixels = (255 * inputs).round().to(torch.uint8).reshape(-1, SIDE, SIDE).numpy()
+    for index, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
+        place = folder / str(label)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{index:05d}.png")
+
+
 def main(folder: Path) -> None:
-    """Train, write `fc3-fashion.pt` into `folder`, and say how good the network is."""
+    """Train, write `fc3-fashion.pt` and `images/` into `folder`, and say how good the network is."""
     folder.mkdir(parents=True, exist_ok=True)
-    model = trained_fc3(folder / "fc3-fashion-weights.pt")
+    model = trained_fc3()
     with replace_when_whole(folder / "fc3-fashion.pt") as partial:
-        torch.save(model, partial)
+        torch.save(with_picture_input(model), partial)
+    write_image_folder(folder / "images")
     inputs, labels = load_fashion(train=False)
     with torch.inference_mode():
         correct = float((model(inputs).argmax(1) == labels).double().mean())

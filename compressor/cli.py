@@ -12,8 +12,7 @@ import click
 import compressor
 from compressor.choices import check_tuning, choose_recipe, is_given, tune_settings
 from compressor.errors import BocompressError, InputError
-from compressor.options import (
-    FACTOR_KINDS,
+from compressor.option_types import (
     LARGEST_BATCH,
     LARGEST_INPUT,
     LARGEST_SEED,
@@ -22,6 +21,10 @@ from compressor.options import (
     FiniteRange,
     Numbers,
     Words,
+)
+from compressor.options import (
+    FACTOR_KINDS,
+    GroupedCommand,
     factor_options,
     image_options,
     layer_options,
@@ -91,7 +94,7 @@ def main() -> None:
     """Make trained vision networks small and fast enough for the edge."""
 
 
-@click.command(name="export")
+@click.command(name="export", cls=GroupedCommand)
 @model_options
 @image_options
 @target_options
@@ -195,7 +198,7 @@ def recipes(name: str | None) -> None:
         click.echo(f"{known}: {load_recipe(known).description}")
 
 
-@main.command(name="apply")
+@main.command(name="apply", cls=GroupedCommand)
 @model_options
 @click.argument("plan", type=PATH)
 @image_options

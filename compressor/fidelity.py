@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compressor.errors import InputError
 from compressor.images import ImageSet
+from compressor.labels import fitting_labels
 
 BATCH_SIZE = 64
 HUGE = 1e12
@@ -22,12 +23,14 @@ IMAGE_STREAM, UNSEEN_STREAM = 1, 2  # keep the random streams of one seed apart
 class Losses:
     """Per-image losses of one candidate on the images `indices`; both (m,).
 
-    l_i = ||f~(x_i) - f*(x_i)||^2, or another loss; then `squares` (m,) holds these squared distances.
+    l_i = ||f~(x_i) - f*(x_i)||^2, or another loss; then `squares` (m,) holds these squared distances. With labels,
+    `harms` (m,) are 1 where only the original decides rightly, -1 where only the candidate does, else 0.
     """
 
     indices: NDArray[np.int64]
     values: NDArray[np.float64]
     squares: NDArray[np.float64] | None = None
+    harms: NDArray[np.float64] | None = None
 
     @property
     def mean(self) -> float:
@@ -83,6 +86,7 @@ class FunctionNorm:
         if not torch.isfinite(self.targets).all():
             raise InputError("the network's outputs on these images are not finite")
         self.teacher_energy = _energy(self.targets)
+        self._labels = fitting_labels(images, self.targets.shape[1])
 
     @property
     def law(self) -> LossLaw:
@@ -100,6 +104,7 @@ class FunctionNorm:
         part.images = self.images.subset(range(count))
         part.targets = self.targets[:count]
         part.teacher_energy = _energy(part.targets)
+        part._labels = None if self._labels is None else self._labels[:count]
         return part
 
     def outputs(self, network: nn.Module, indices: Tensor) -> Tensor:
@@ -113,7 +118,8 @@ class FunctionNorm:
     def losses(self, network: nn.Module, indices: NDArray[np.int64]) -> Losses:
         """Squared distance to the teacher for each of the images `indices`."""
         chosen = torch.from_numpy(indices)
-        return Losses(indices, self.compare(self.outputs(network, chosen), chosen))
+        outputs = self.outputs(network, chosen)
+        return Losses(indices, self.compare(outputs, chosen), harms=self._harms(outputs, chosen))
 
     def compare(self, outputs: Tensor, indices: Tensor) -> NDArray[np.float64]:
         """Squared distances (m,) of `outputs` (m, num_outputs) to the teacher's on the images `indices` (m,)."""
@@ -121,6 +127,13 @@ class FunctionNorm:
         values = differences.double().square().sum(1).cpu().numpy()
         # A destroyed candidate may overflow; a huge finite loss keeps the search going and away from it.
         return np.minimum(np.nan_to_num(values, nan=HUGE, posinf=HUGE), HUGE)
+
+    def _harms(self, outputs: Tensor, indices: Tensor) -> NDArray[np.float64] | None:
+        if self._labels is None:
+            return None
+        labels, targets = self._labels[indices], self.targets[indices.to(self.targets.device)]
+        before, after = (rows.cpu().argmax(1) == labels for rows in (targets, outputs))
+        return (before.double() - after.double()).numpy()
 
 
 class NoiseModel:

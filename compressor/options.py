@@ -1,202 +1,57 @@
 """The command line's options: their types, and the groups that commands share, in the order help shows them."""
 
 import functools
-import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
-PATH = click.Path(path_type=Path)
-METHOD_NAMES = ("auto", "auto+cp", "spatial", "tucker", "cp", "interpolative")
-PRECISION_NAMES = ("fp32", "fp16", "int8")
-LARGEST_INPUT = 4096
-LARGEST_BATCH = 1024
-LARGEST_THREADS = 1024
-LARGEST_SEED = 2**32 - 1
-LARGEST_MULTIPLE = 256
-SMALLEST_GAMMA, LARGEST_GAMMA = 1e-12, 1e12
-
-
-class Gamma(click.ParamType):
-    """A positive number, or "auto"."""
-
-    name = "number|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        if value == "auto":
-            return None
-        number = _parse_float(value)
-        if number is None or not number > 0 or math.isinf(number):
-            self.fail(f"{value!r} is neither a positive number nor 'auto'", param, ctx)
-        if not SMALLEST_GAMMA <= number <= LARGEST_GAMMA:
-            self.fail(f"{value} lies outside {SMALLEST_GAMMA:g} to {LARGEST_GAMMA:g}", param, ctx)
-        return number
-
-
-class RankMultiple(click.ParamType):
-    """A positive whole number, or "auto"."""
-
-    name = "number|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if value == "auto":
-            return None
-        try:
-            number = int(value)
-        except (TypeError, ValueError):
-            number = 0
-        if not 1 <= number <= LARGEST_MULTIPLE:
-            self.fail(f"{value!r} is neither a whole number from 1 to {LARGEST_MULTIPLE} nor 'auto'", param, ctx)
-        return number
-
-
-class Delta(click.ParamType):
-    """A positive number, or a percentage of the best objective."""
-
-    name = "number|percent%"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, bool]:
-        if isinstance(value, tuple):
-            return value
-        relative = str(value).endswith("%")
-        number = _parse_float(str(value).removesuffix("%"))
-        if number is None or not (math.isfinite(number) and number > 0):
-            self.fail(f"{value!r} is neither a positive number nor a percentage", param, ctx)
-        return (number / 100 if relative else number), relative
-
-
-class Fraction(click.ParamType):
-    """A share from 0 to below 1, "none", or "auto"."""
-
-    name = "none|auto|fraction"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
-        if value == "auto":
-            return None
-        number = 0.0 if value == "none" else _parse_float(value)
-        if number is None or not 0 <= number < 1:
-            self.fail(f"{value!r} is neither 'none', 'auto' nor a fraction from 0 to below 1", param, ctx)
-        return number
-
-
-class Channels(click.ParamType):
-    """One finite number per colour channel, separated by commas."""
-
-    name = "r,g,b"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        numbers = [_parse_float(part) for part in str(value).split(",")]
-        known = [number for number in numbers if number is not None and math.isfinite(number)]
-        if len(known) != 3 or len(numbers) != 3:
-            self.fail(f"{value!r} is not three numbers such as 0.485,0.456,0.406", param, ctx)
-        return tuple(known)
-
-
-class Precisions(click.ParamType):
-    """Names of precisions, separated by commas."""
-
-    name = "fp32|fp16|int8"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        names = value if isinstance(value, tuple) else tuple(part for part in str(value).split(",") if part)
-        unknown = [name for name in names if name not in PRECISION_NAMES]
-        if unknown or not names:
-            self.fail(f"{value!r} is not one or more of {', '.join(PRECISION_NAMES)}", param, ctx)
-        return names
-
-
-class Amount(click.ParamType):
-    """A positive number, perhaps with a unit after it."""
-
-    def __init__(self, name: str, example: str, units: dict[str, float]) -> None:
-        self.name = name
-        self._example = example
-        self._units = units
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        text = str(value).strip().lower()
-        # The longest unit first: "mib" ends in "b", too.
-        unit = next((unit for unit in sorted(self._units, key=len, reverse=True) if text.endswith(unit)), "")
-        number = _parse_float(text.removesuffix(unit))
-        if number is None or not (math.isfinite(number) and number > 0):
-            self.fail(f"{value!r} is not a positive number such as {self._example}", param, ctx)
-        return number * self._units.get(unit, 1.0)
-
-
-FILE_BYTES = Amount("bytes", "4MB", {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30})
-MACS = Amount("macs", "300M", {"k": 1e3, "m": 1e6, "g": 1e9})
-
-
-class FiniteRange(click.FloatRange):
-    """A range that `nan` does not slip through."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number", param, ctx)
-        return number
-
-
-class Numbers(click.ParamType):
-    """Whole numbers from 1 to `largest`, separated by commas; given twice, one counts once."""
-
-    name = "number,..."
-
-    def __init__(self, largest: int) -> None:
-        self._largest = largest
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = [part.strip() for part in str(value).split(",")]
-        numbers = [int(part) for part in parts if part.isdecimal() and 1 <= int(part) <= self._largest]
-        if len(numbers) < len(parts):
-            self.fail(f"{value!r} is not a list of whole numbers from 1 to {self._largest:,}, such as 1,8", param, ctx)
-        return tuple(dict.fromkeys(numbers))
-
-
-class Words(click.ParamType):
-    """Some of the words offered, separated by commas; given twice, one counts once."""
-
-    name = "word,..."
-
-    def __init__(self, *offered: str) -> None:
-        self._offered = offered
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
-        return ",".join(self._offered[:-1]) + f"|{self._offered[-1]}"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
-        if isinstance(value, tuple):
-            return value
-        words = [word.strip().lower() for word in str(value).split(",")]
-        if not set(words) <= set(self._offered):
-            self.fail(f"{value!r} is not a list of these: {', '.join(self._offered)}", param, ctx)
-        return tuple(dict.fromkeys(words))
-
-
-def _parse_float(value: Any) -> float | None:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
-
+from compressor.option_types import (
+    FILE_BYTES,
+    LARGEST_BATCH,
+    LARGEST_INPUT,
+    LARGEST_SEED,
+    MACS,
+    METHOD_NAMES,
+    PATH,
+    Channels,
+    Delta,
+    FiniteRange,
+    Fraction,
+    Gamma,
+    Precisions,
+    RankMultiple,
+)
 
 Command = Callable[..., Any]
 
 
-def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+class GroupedCommand(click.Command):
+    """A command whose help shows its options under the titles of their groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            row = parameter.get_help_record(ctx)
+            if row is not None:
+                groups.setdefault(getattr(parameter, "group", "Other"), []).append(row)
+        for title, rows in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
+def _options(title: str, *decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
-        return functools.reduce(lambda wrapped, option: option(wrapped), reversed(decorators), command)
+        decorated = functools.reduce(lambda wrapped, option: option(wrapped), reversed(decorators), command)
+        for parameter in getattr(decorated, "__click_params__", ())[-len(decorators) :]:
+            parameter.group = title
+        return decorated
 
     return decorate
 
 
 model_options = _options(
+    "Model",
     click.argument("model", type=PATH),
     click.option("--arch", help="torchvision name of the architecture; recognised from the weights if left out."),
     click.option(
@@ -206,6 +61,7 @@ model_options = _options(
     ),
 )
 image_options = _options(
+    "Images",
     click.option(
         "--data",
         type=PATH,
@@ -228,6 +84,7 @@ image_options = _options(
     ),
 )
 layer_options = _options(
+    "Layers",
     click.option(
         "--layers",
         "layers",
@@ -256,6 +113,7 @@ FACTOR_HELP = (
 def factor_options(choices: tuple[str, ...], default: str, extra_help: str = "") -> Callable[[Command], Command]:
     """How factors are fitted to images, before and after the plan is chosen."""
     return _options(
+        "Factors",
         click.option(
             "--factors",
             type=click.Choice(choices),
@@ -280,6 +138,7 @@ def factor_options(choices: tuple[str, ...], default: str, extra_help: str = "")
 
 
 target_options = _options(
+    "Target",
     click.option(
         "--target-ratio",
         type=FiniteRange(0, 1, min_open=True, max_open=True),
@@ -301,6 +160,7 @@ target_options = _options(
     ),
 )
 search_options = _options(
+    "Search",
     click.option(
         "--gamma",
         type=Gamma(),
@@ -443,6 +303,7 @@ search_options = _options(
     ),
 )
 tune_options = _options(
+    "Fine-tuning",
     click.option(
         "--finetune",
         type=click.IntRange(min=0),
@@ -486,12 +347,19 @@ tune_options = _options(
         help="Highest learning rate. Left out: 0.003 for cosine, the paper's 1e-4 for step and cyclic.",
     ),
     click.option(
+        "--augment/--no-augment",
+        default=None,
+        help="Fine-tune on mirrored and shifted images, too. Left out: by teacher, which says what it makes of them; "
+        "not by labels, which a mirrored letter would not keep.",
+    ),
+    click.option(
         "--autocast",
         is_flag=True,
         help="Fine-tune with passes in bfloat16: faster on GPUs and on CPUs that have it; weights stay in float32.",
     ),
 )
 run_options = _options(
+    "Machine and files",
     click.option("--device", default="cpu", show_default=True, help="Where candidates run: cpu, cuda, cuda:1."),
     click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help="Seed of all."),
     click.option(

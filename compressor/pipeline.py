@@ -37,6 +37,7 @@ from compressor.job import (
     Source,
     require_compatible,
 )
+from compressor.labels import fitting_labels, require_labelled
 from compressor.layers import find_layers
 from compressor.objective import default_gamma
 from compressor.plan import planned_layers, write_plans
@@ -49,7 +50,7 @@ from compressor.records import (
     ParityRecord,
     Plan,
 )
-from compressor.risk import compare_risks, fitting_labels, require_labelled
+from compressor.risk import compare_risks
 from compressor.summary import Measured, make_report
 from compressor.targets import reach_target
 from compressor.training import divide_training, require_trainable
@@ -73,6 +74,7 @@ OUTPUTS = (
     *(f"{Path(name).stem}{suffix}" for name in NETWORKS for suffix in (ORT_SUFFIX, CONFIG_SUFFIX)),
 )
 MAX_SEARCH_IMAGES = 500
+DECIDING_SHARE = 2 / 3  # of the images outside the search, where a drop is asked for; the others judge
 MAX_TRAIN_IMAGES = 50_000
 
 
@@ -240,7 +242,7 @@ def _set_aside(held_out: ImageSet, settings: Settings) -> tuple[ImageSet | None,
         return None, held_out
     if len(held_out) < 4:
         raise InputError("--max-drop needs more images: to search, to decide and to judge")
-    return held_out.split(len(held_out) // 2, settings.search.seed)
+    return held_out.split(int(DECIDING_SHARE * len(held_out)), settings.search.seed)
 
 
 def function_norm(job: Job) -> FunctionNorm:

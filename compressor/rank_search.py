@@ -118,6 +118,12 @@ class RankSearch:
             front=dict(zip(files, [plan for plan, _ in front], strict=True)),
         )
 
+    @property
+    def target(self) -> Target | None:
+        """What the search aims at, after what it has learnt."""
+        assert self._search is not None
+        return self._search.target
+
     def _prepare_search(self, target: Target | None) -> Search:
         job = self._job
         header = _fingerprint(job, self._every_part, self._gamma, self._multiple, self._tables)
@@ -276,11 +282,12 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """What the search depends on; a journal with another fingerprint is refused."""
     settings, labels = job.settings, job.search_images.labels
+    judged_by_labels = settings.fidelity != "norm" or (settings.target is not None and settings.target.wish == "drop")
     searching = asdict(settings.search)
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
     return {
-        "journal_version": 3,
+        "journal_version": 4,
         "weights": hash_tensors(job.teacher.state_dict().values()),
         "images": hash_images(job.search_images),
         "calibration": hash_images(job.calibration),
@@ -293,7 +300,7 @@ def _fingerprint(
         "form": settings.form,
         "fidelity": settings.fidelity,
         "sparsity": "searched" if settings.prune_fraction is None else None,
-        "labels": None if settings.fidelity == "norm" or labels is None else labels.tolist(),
+        "labels": labels.tolist() if judged_by_labels and labels is not None else None,
         "cost": settings.cost,
         "milliseconds": tables if settings.cost == "latency" else None,
         "search settings": searching,

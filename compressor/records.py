@@ -406,6 +406,7 @@ class TuneRecord(Record):
     schedule: Schedule
     learning_rate: float
     batch_size: int
+    augmented: bool = False
     autocast: bool
     epochs: int
     train_images: int

@@ -12,10 +12,10 @@ from compressor.fidelity import FunctionNorm
 from compressor.finetune import FineTuning, TuneSettings
 from compressor.hashing import hash_images, hash_tensors
 from compressor.job import CHECKPOINT, Job, Realised
+from compressor.labels import fitting_labels
 from compressor.layers import factorised_ranks
 from compressor.precision import share
 from compressor.records import Judgement, TuneRecord
-from compressor.risk import fitting_labels
 
 
 class Judge:

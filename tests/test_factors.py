@@ -15,7 +15,7 @@ from torch import nn
 from compressor.factors import METHODS, Factors, break_even_rank, cp, num_params_table
 from compressor.factors.interpolative import Interpolated
 from compressor.layers import MethodChoice, find_layers
-from compressor.options import METHOD_NAMES
+from compressor.option_types import METHOD_NAMES
 from compressor.records import Method
 
 MODES = ("zeros", "reflect", "replicate", "circular")

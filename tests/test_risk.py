@@ -17,9 +17,10 @@ from compressor.errors import InputError
 from compressor.fidelity import FunctionNorm, Losses, LossLaw, NoiseModel
 from compressor.images import ImageSet, from_batches
 from compressor.job import Settings
+from compressor.labels import fitting_labels
 from compressor.objective import default_gamma, loss_of_guessing
 from compressor.records import Fidelity, Plan, Report
-from compressor.risk import Risk, compare_risks, fitting_labels
+from compressor.risk import Risk, compare_risks
 from compressor.search.journal import Journal
 from compressor.search.loop import Search, SearchSettings
 from compressor.search.norms import NormModel

@@ -12,18 +12,20 @@ from torch import nn
 from benchmarks.size import count_params, file_bytes
 from compressor import apply_plan, compress, rank_search, targets
 from compressor.architectures import Transform
+from compressor.drops import DropCurve, DropGauge, Measurement, sampling_weights
 from compressor.errors import InputError
+from compressor.fidelity import Losses
 from compressor.images import ImageSet, load_folder
 from compressor.job import Settings, Wanted
 from compressor.layers import find_layers
 from compressor.macs import count_macs
 from compressor.plan import planned_layers, read_plan
 from compressor.records import Report, Wish
+from compressor.search.drop_target import DROP_EXPONENT, drop_target
 from compressor.search.journal import Journal
 from compressor.search.loop import Search, SearchSettings
 from compressor.search.space import Ranks
 from compressor.search.target import Target, solve_dual
-from compressor.targets import DropGauge, next_limit, upper_mean
 from tests.test_search import NUM_IMAGES, Problem
 from tests.unmeasured import without_measuring
 
@@ -126,24 +128,49 @@ def test_the_dual_is_solved_from_any_first_guess(exponent: float) -> None:
         assert gamma**exponent / (1 + gamma**exponent) == pytest.approx(target.middle, abs=0.02)
 
 
+def decisions(rng: np.random.Generator, rate: float, count: int) -> np.ndarray:
+    """Points lost on each image where `rate` of the decisions change, three fifths of them for the worse."""
+    return rng.choice([100.0, 0.0, -100.0], p=[0.6 * rate, 1.0 - rate, 0.4 * rate], size=count)
+
+
 def test_the_bound_of_a_drop_holds_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     kept = 0
     for _ in range(500):
-        losses = rng.choice([100.0, 0.0, -100.0], p=[0.03, 0.95, 0.02], size=400)
-        kept += upper_mean(losses, padded=True)[1] >= 1.0
-    assert 0.87 <= kept / 500 <= 0.97
+        curve = DropCurve([Measurement(2.0, decisions(rng, 0.05, 400))], labelled=True)
+        kept += curve.at_most(2.0) >= 1.0
+    assert 0.92 <= kept / 500 <= 0.995
 
 
-def test_limits_close_in_on_the_drop_asked_for() -> None:
-    def drop(limit: float) -> float:
-        return 3.0 * limit**0.5
+def test_the_bound_holds_for_the_luckiest_of_several_networks() -> None:
+    """Four networks that lose the same, each measured on the same images; the bound of the smallest is asked for."""
+    rng = np.random.default_rng(1)
+    kept = 0
+    for _ in range(300):
+        measured = [Measurement(loss, decisions(rng, 0.05, 400)) for loss in (1.0, 1.01, 1.02, 1.03)]
+        best = min(measured, key=lambda each: each.drop)
+        kept += DropCurve(measured, labelled=True).at_most(best.loss) >= 0.98
+    assert kept / 300 >= 0.92
 
-    tried = [(1.0, drop(1.0))]
-    for _ in range(3):
-        limit = next_limit(tried, asked=1.2)
-        tried.append((limit, drop(limit)))
-    assert min(abs(value - 1.2) for _, value in tried) < 0.12
+
+def test_a_limit_is_where_the_bound_is_what_is_asked() -> None:
+    rng = np.random.default_rng(2)
+    curve = DropCurve([Measurement(loss, decisions(rng, 0.03 * loss**0.5, 2000)) for loss in (0.5, 2.0)], labelled=True)
+    assert curve.at_most(curve.limit(1.2)) == pytest.approx(1.2)
+    nothing = DropCurve([Measurement(1.0, np.full(50, -3.0))], labelled=False)
+    assert nothing.limit(1.0) == np.inf
+
+
+def test_close_decisions_are_all_looked_at_and_the_others_are_stood_for() -> None:
+    targets = torch.randn(1000, 10, generator=torch.Generator().manual_seed(0))
+    margins = targets.topk(2).values.diff(dim=1).abs().squeeze(1).numpy()
+    weights = [sampling_weights(targets, np.random.default_rng(seed)) for seed in range(200)]
+    assert (weights[0][np.argsort(margins)[:300]] == 1).all()
+    assert (weights[0] > 0).sum() == 370
+    assert weights[0].sum() == pytest.approx(1000)
+    harms = (margins > np.quantile(margins, 0.9)).astype(float)  # where hardly any image is looked at
+    found = [float((each * harms).mean()) for each in weights]
+    assert np.mean(found) == pytest.approx(harms.mean(), abs=3 * np.std(found) / 200**0.5)
 
 
 def test_a_drop_is_of_top1_with_labels_and_of_the_output_without() -> None:
@@ -156,12 +183,35 @@ def test_a_drop_is_of_top1_with_labels_and_of_the_output_without() -> None:
     with_labels = DropGauge(teacher, [ImageSet(inputs, "", labels=labels)], device)
     assert with_labels.is_labelled
     wrong = float((changed.argmax(1) != labels).double().mean())
-    assert with_labels.measure(other)[0] == pytest.approx(100 * wrong)
+    measured = with_labels.measure(other)
+    assert measured.drop == pytest.approx(100 * wrong)
+    assert measured.loss == pytest.approx(float((changed - outputs).square().sum(1).mean()), rel=1e-5)
     without = DropGauge(teacher, [ImageSet(inputs, "")], device)
     expected = 100 * float((changed - outputs).square().sum() / outputs.square().sum())
-    assert without.measure(other)[0] == pytest.approx(expected, rel=1e-5)
+    assert without.measure(other).drop == pytest.approx(expected, rel=1e-5)
     foreign = DropGauge(teacher, [ImageSet(inputs, "", labels=labels, class_names=["a", "b"])], device)
     assert not foreign.is_labelled
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.3, 1.0])
+def test_looks_tell_at_which_loss_a_drop_comes(rate: float) -> None:
+    """Decisions of a network of known law: what is learnt from many looks is near what the law gives."""
+    rng = np.random.default_rng(3)
+    looks = []
+    for loss in np.geomspace(0.05, 5.0, 100):
+        changes = decisions(rng, rate * (loss / 20.0) ** DROP_EXPONENT, 100) / 100
+        looks.append(Losses(np.arange(100), np.full(100, loss), harms=changes))
+    target = drop_target(asked=1.0, energy=20.0, num_images=10**9, deviations=1.64, gain=1.0)
+    for _ in range(3):
+        target = target.learn(looks)
+    truth = 20.0 * (1.0 / (100 * rate * 0.2)) ** (1 / DROP_EXPONENT)
+    assert truth / 3 <= target.most <= 3 * truth
+    careful = drop_target(asked=1.0, energy=20.0, num_images=500, deviations=1.64, gain=1.0).learn(looks)
+    assert careful.most < target.most
+    assert (
+        target.learn([replace(look, harms=None) for look in looks]).most
+        == drop_target(1.0, 20.0, 10**9, 1.64, 1.0).most
+    )
 
 
 # The whole job
@@ -234,7 +284,7 @@ def test_a_drop_is_bounded_on_images_that_the_report_does_not_judge_by(tiny, pic
     assert target.images == report.images.search + report.images.deciding
     assert target.met == (target.at_most <= 12)
     assert target.reached <= target.at_most
-    assert target.image_passes == len(target.steps) * target.images
+    assert target.image_passes <= 0.5 * len(target.steps) * target.images
     assert report.images.deciding + report.images.search + report.images.held_out == len(pictures)
 
 

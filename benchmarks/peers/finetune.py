@@ -33,6 +33,7 @@ from compressor.tuning import Judge, tune_network
 FACTOR_STEP = 0.01
 WAYS = {
     "teacher, cosine": TuneSettings(),
+    "teacher, cosine, images as they are": TuneSettings(augment=False),
     "teacher, step": TuneSettings(schedule="step"),
     "teacher, cyclic": TuneSettings(schedule="cyclic"),
     "labels, step": TuneSettings(by="labels", schedule="step"),
@@ -99,7 +100,7 @@ def run_way(job: Job, network: nn.Module, way: str, settings: TuneSettings) -> d
 @click.option("--gamma", default=0.03, show_default=True, help="Of the search, before ranks are scaled.")
 @click.option("--share", default=0.05, show_default=True, help="Of the convolutions' weights that is left.")
 @click.option("--epochs", default=5, show_default=True)
-@click.option("--max-images", default=4000, show_default=True, help="Of DATA.")
+@click.option("--max-images", default=10_000, show_default=True, help="Of DATA.")
 @click.option("--train-images", default=20_000, show_default=True, help="Of TRAIN, at most.")
 @click.option("--ways", default=";".join(WAYS), show_default=True, help="Separated by semicolons.")
 @click.option("--add", is_flag=True, help="Keep the rows that the results file holds already.")

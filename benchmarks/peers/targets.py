@@ -24,6 +24,7 @@ from benchmarks.study import read_results, write_results
 from compressor import pipeline, rank_search
 from compressor.architectures import Transform
 from compressor.checkpoint import load_model
+from compressor.drops import DropGauge
 from compressor.images import ImageSet, load_folder
 from compressor.job import Job, Realised, Settings, Source, Wanted
 from compressor.progress import Progress, progress_for_stderr
@@ -31,7 +32,7 @@ from compressor.rank_search import RankSearch
 from compressor.realise import realise
 from compressor.records import Wish
 from compressor.search.loop import SearchSettings
-from compressor.targets import DropGauge, reach_target
+from compressor.targets import reach_target
 
 NUM_GAMMAS = 8
 Ask = tuple[Wish | None, float]  # a wish, or None with a gamma
@@ -69,7 +70,7 @@ class Seed:
     def _row(self, realised: Realised) -> dict[str, Any]:
         record, target = realised.choice.search, realised.target
         assert record is not None
-        drop, _ = self.gauge.measure(realised.network)
+        drop = self.gauge.measure(realised.network).drop
         return {
             "ratio": count_params(realised.network) / self._original,
             "drop_outside": drop,

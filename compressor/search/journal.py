@@ -32,6 +32,7 @@ class Row(Record):
     images: list[int]
     losses: list[float]
     squares: list[float] | None = None
+    harms: list[float] | None = None
 
 
 def stored_header(path: Path) -> dict[str, Any]:
@@ -87,8 +88,8 @@ class Journal:
                 "version or on another machine; choose another --out"
             )
         self._count += 1
-        squares = None if row.squares is None else np.array(row.squares)
-        return Losses(indices, np.array(row.losses), squares)
+        squares, harms = (None if values is None else np.array(values) for values in (row.squares, row.harms))
+        return Losses(indices, np.array(row.losses), squares, harms)
 
     def append(self, source: str, ranks: Ranks, losses: Losses, ratio: float, objective: float) -> None:
         """Write one look and push it to the disk."""
@@ -106,6 +107,7 @@ class Journal:
             images=losses.indices.tolist(),
             losses=losses.values.tolist(),
             squares=None if losses.squares is None else losses.squares.tolist(),
+            harms=None if losses.harms is None else losses.harms.tolist(),
         )
         self._write_line(row.model_dump(exclude_none=True), mode="a")
 

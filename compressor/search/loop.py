@@ -101,7 +101,7 @@ class Search:
     ) -> None:
         self._space = space
         self.objective = objective
-        self._target = target
+        self.target = target
         self._evaluate = evaluate
         self._num_images = num_images
         self._settings = settings
@@ -137,7 +137,7 @@ class Search:
 
     def aim_at(self, target: Target) -> tuple[Ranks, SearchRecord]:
         """After `run`, the same for another target: all looks so far count, and time goes on."""
-        self._target = self._rule.target = target
+        self.target = self._rule.target = target
         with threadpool_limits(limits=1, user_api="blas"):
             with self._thinking():
                 self._aim()
@@ -161,9 +161,9 @@ class Search:
     def _first_look(self, ranks: Ranks) -> float:
         """The J observed of a plan of the start on the next images, or how near it lies to the target."""
         (losses,) = self._first_looks([Look("start", ranks, self._sampler.draw(len(self._state.ranks)))])
-        if self._target is None:
+        if self.target is None:
             return self._observed_objective(ranks, losses)
-        return self._target.nearness(self._ratio(ranks), losses.mean)
+        return self.target.nearness(self._ratio(ranks), losses.mean)
 
     def _first_looks(self, looks: Sequence[Look]) -> list[Losses]:
         """Losses of looks of the start, as long as the budget lasts."""
@@ -230,9 +230,9 @@ class Search:
             return
         alone = start.probe_sensitivities(space.layers, self._probe)
         sensitivities = [self._law.per_norm * table for table in alone]
-        if self._target is not None:
+        if self.target is not None:
             allocate = functools.partial(start.allocate, space, sensitivities)
-            self._set_gamma(first_gamma(self._target, space, allocate, start.sum_of(sensitivities)))
+            self._set_gamma(first_gamma(self.target, space, allocate, start.sum_of(sensitivities)))
         if space.layers is space:
             self._surrogate = self._choose_surrogate(sensitivities)
         best = start.look_along_curve(
@@ -246,7 +246,7 @@ class Search:
         self._norms.begin(alone, max(start.LOSS_FLOOR, *self._state.function_norms))
         self._surrogate = self._choose_surrogate(sensitivities, saturation)
         for _ in range(start.NUM_REALLOCATIONS):
-            best = self._reallocate(self._best_for_target() if self._target else best)
+            best = self._reallocate(self._best_for_target() if self.target else best)
 
     def _choose_sparsity(self, plan: Ranks) -> tuple[Ranks, np.ndarray]:
         """`start.choose_sparsity` on images that the plan has not been looked at with, if there are enough left."""
@@ -293,12 +293,14 @@ class Search:
 
     def _aim(self) -> None:
         """Choose gamma for the target by what is believed now."""
-        assert self._target is not None
+        assert self.target is not None
+        if not self._started:  # later on, a target that moves would keep the certificate from ever being met
+            self.target = self._rule.target = self.target.learn(self._state.losses)
         visited = np.array(self._state.ranks)
         belief = self._believe()
         rng = np.random.default_rng([self._settings.seed, AIM_STREAM, len(visited)])
         anchors = self._rule.rank(belief, visited)[:NUM_ANCHORS]
-        self._set_gamma(solve_gamma(self._target, belief, anchors, rng))
+        self._set_gamma(solve_gamma(self.target, belief, anchors, rng))
 
     def _set_gamma(self, gamma: float) -> None:
         self.objective = self._surrogate.objective = replace(self.objective, gamma=gamma)
@@ -307,17 +309,17 @@ class Search:
 
     def _landing(self, test: StopTest) -> Ranks | None:
         """A plan (d,) that is expected to keep to the target and to be better than the incumbent, by what matters."""
-        if self._target is None:
+        if self.target is None:
             return None
         count = len(self._state.ranks)
         rng = np.random.default_rng([self._settings.seed, LANDING_STREAM, count])
-        belief, landing = test.score.belief, Landing(self._target, test.score.belief)
+        belief, landing = test.score.belief, Landing(self.target, test.score.belief)
         plan, value = maximise(landing, self._space, test.anchors, rng)
         incumbent = test.score.incumbent[None]
-        of_plan, of_incumbent = self._target.of(belief, np.concatenate([plan[None], incumbent]))
-        if of_plan > self._target.most or (np.array(self._state.ranks) == plan).all(1).any():
+        of_plan, of_incumbent = self.target.of(belief, np.concatenate([plan[None], incumbent]))
+        if of_plan > self.target.most or (np.array(self._state.ranks) == plan).all(1).any():
             return None
-        wasteful = of_incumbent < self._target.least <= of_plan
+        wasteful = of_incumbent < self.target.least <= of_plan
         gain = value - landing(incumbent)[0]
         return plan if gain > (0.0 if wasteful else WORTH_A_LANDING * test.score.delta) else None
 
@@ -344,7 +346,7 @@ class Search:
 
     def _test(self) -> StopTest:
         with self._thinking():
-            if self._target is not None and len(self._state.ranks) >= REFIT_GROWTH * self._aimed_at:
+            if self.target is not None and len(self._state.ranks) >= REFIT_GROWTH * self._aimed_at:
                 self._aim()
                 self._aimed_at = len(self._state.ranks)
             return self._rule.test(self._believe(), np.array(self._state.ranks), self._may_stop())

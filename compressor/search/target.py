@@ -5,12 +5,13 @@ gamma whose best plan, by the posterior mean, just keeps to the target is found 
 again whenever the hyperparameters are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from compressor.fidelity import Losses
 from compressor.search.acquisition import maximise
 from compressor.search.belief import Belief
 from compressor.search.gp import Array
@@ -23,7 +24,7 @@ MAX_GAMMA_STEPS = 20
 FIRST_STEP = 2.0
 SMALLEST_GAMMA, LARGEST_GAMMA = 1e-9, 1e9
 SMALLEST_LOSS = 1e-12
-TIGHTEST_RATIO, RELATIVE_TOLERANCE = 0.01, 0.05
+TIGHTEST_RATIO, RATIO_TOLERANCE, LOSS_TOLERANCE = 0.01, 0.05, 0.15
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,18 @@ class Target:
     @property
     def least(self) -> float:
         """Where a plan begins to make good use of what the target allows."""
-        slack = RELATIVE_TOLERANCE * self.most
-        return self.most - (min(slack, TIGHTEST_RATIO) if self.measure == "ratio" else slack)
+        if self.measure == "ratio":
+            return self.most - min(RATIO_TOLERANCE * self.most, TIGHTEST_RATIO)
+        return self.most - LOSS_TOLERANCE * self.most
 
     @property
     def middle(self) -> float:
         """What gamma aims at, so that plans near its optimum keep to the target."""
         return (self.least + self.most) / 2
+
+    def learn(self, looks: Sequence[Losses]) -> "Target":
+        """What to aim at after these looks of the start."""
+        return self
 
     def nearness(self, ratio: float, loss: float) -> float:
         """The larger, the nearer a plan of this ratio, seen to lose this much, lies to the target."""
