@@ -93,6 +93,7 @@ bench-search: $(READY)  ## MODEL, DATA, SIZE: bocompress's search beside random,
 
 bench-objectives: $(READY)  ## FC3 on Fashion-MNIST by function norm, risk and error, with and without searched sparsity
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.objectives
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.exported
 
 bench-targets: $(READY)  ## MODEL, DATA, SIZE: whether targets hold outside the run (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.targets $(MODEL) $(DATA) --input-size $(SIZE)

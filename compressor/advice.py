@@ -74,7 +74,7 @@ def on_target(target: TargetRecord) -> list[str]:
     """About a target that the result does not keep to."""
     if target.met:
         return []
-    known = f", at most {target.at_most:.4g} with 90 % confidence" if target.wish == "drop" else ""
+    known = f", at most {target.at_most:.4g} with 95 % confidence" if target.wish == "drop" else ""
     return [f"{WISH_OPTIONS[target.wish]} {target.asked:g} is not kept: the best found has {target.reached:.4g}{known}"]
 
 

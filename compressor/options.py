@@ -154,7 +154,7 @@ target_options = _options(
     click.option(
         "--max-drop",
         type=FiniteRange(0, 100, min_open=True, max_open=True),
-        help="In place of --gamma: what may be lost, with 90 % confidence, by images outside the search: points of "
+        help="In place of --gamma: what may be lost, with 95 % confidence, by images outside the search: points of "
         "top-1 where --data has labels, else the function norm in per cent of the output energy. The smallest network "
         "that keeps to it is sought.",
     ),

@@ -183,7 +183,7 @@ def _add_latency(table: Table, latency: dict[str, LatencyRecord]) -> None:
 
 
 def _target_line(target: TargetRecord) -> str:
-    bound = f", at most {target.at_most:.4g} with 90 % confidence ({target.images} images)" if target.images else ""
+    bound = f", at most {target.at_most:.4g} with 95 % confidence ({target.images} images)" if target.images else ""
     verdict = "kept" if target.met else "not kept"
     return f"target {WISH_OPTIONS[target.wish]} {target.asked:g} {verdict}: {target.reached:.4g}{bound}"
 

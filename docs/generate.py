@@ -62,6 +62,7 @@ def results_page() -> str:
             ("factors*.json", _factors_section),
             ("search*.json", _search_section),
             ("objectives*.json", _objectives_section),
+            ("exported*.json", _exported_section),
             ("targets*.json", _targets_section),
             ("certificates.json", _certificates_section),
             ("overhead.json", _overhead_section),
@@ -238,6 +239,34 @@ def _objectives_section(path: Path) -> str:
     return "\n\n".join(lines)
 
 
+def _exported_section(path: Path) -> str:
+    study = json.loads(path.read_text(encoding="utf-8"))
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for row in study["rows"]:
+        groups.setdefault((row["fidelity"], row["factor"]), []).append(row)
+    lines = [
+        f"## {path.stem}: the same network from the command line",
+        f"{study['network']} by `bocompress-export`, with factors fitted and recalibrated; medians over "
+        f"{study['seeds']} seeds, judged on {study['rows'][0]['judged_on']:,} images. gamma: times the fidelity's "
+        f"default. Whole run: with export, verification, latency and report. {_machine(study)}",
+        _table(
+            {
+                "fidelity": lambda r: r[0]["fidelity"],
+                "gamma": lambda r: f"{r[0]['gamma']:.3g} ({r[0]['factor']:g})",
+                "ratio %": lambda r: f"{100 * _median(r, 'ratio'):.2f}",
+                "top-1": lambda r: _points(r[0]["top1_original"], _median(r, "top1")),
+                "evaluations": lambda r: f"{_median(r, 'evaluations'):.0f}",
+                "image passes": lambda r: f"{_median(r, 'image_passes'):,.0f}",
+                "search s": lambda r: f"{_median(r, 'search_seconds'):.0f}",
+                "whole run s": lambda r: f"{_median(r, 'seconds'):.0f}",
+                "certified": lambda r: f"{sum(x['certified'] for x in r)} of {len(r)}",
+            },
+            list(groups.values()),
+        ),
+    ]
+    return "\n\n".join(lines)
+
+
 def _median(rows: list[dict[str, Any]], name: str) -> float:
     return median(float(row[name]) for row in rows)
 
@@ -250,7 +279,7 @@ def _targets_section(path: Path) -> str:
         f"## {path.stem}: what is asked for, and what it is outside the run",
         f"{study['network']}, {how}. Every seed gives a run its own {study['images']:,} images; the drop, in points "
         f"of top-1, is on the {study['judged_on']:,} others. Bound: what the run itself found it to be at most, with "
-        f"90 % confidence. Image passes: of the search, and of measuring drops. {_machine(study)}",
+        f"95 % confidence. Image passes: of the search, and of measuring drops. {_machine(study)}",
         _table(
             {
                 "asked": lambda r: f"{r['wish']} {r['asked']:.3g}" + (" (sweep)" if r["sweep"] else ""),

@@ -30,6 +30,7 @@ FRESH_GROWTH = 1.5  # likewise from fixed first guesses beside the last fit
 DEPARTURES = {"least_signal": 0.1, "longest": 1.0}
 START_STREAM, AIM_STREAM, LANDING_STREAM = 3, 6, 7  # keep the random streams of one seed apart
 WORTH_A_LANDING = 0.5  # of delta
+SHARE_OF_ANOTHER_TARGET = 0.15  # of the looks so far, at most
 
 
 class BudgetSpent(Exception):
@@ -125,6 +126,7 @@ class Search:
         self._fitted_at = 0
         self._fitted_afresh_at = 0
         self._aimed_at = 0
+        self._max_looks = settings.max_evaluations
 
     def run(self) -> tuple[Ranks, SearchRecord]:
         """Search until the certificate holds, `max_evaluations` or `max_seconds`; at least one plan is looked at."""
@@ -136,8 +138,13 @@ class Search:
             return self._go_on()
 
     def aim_at(self, target: Target) -> tuple[Ranks, SearchRecord]:
-        """After `run`, the same for another target: all looks so far count, and time goes on."""
-        self.target = self._rule.target = target
+        """After `run`, the same for another target: all looks so far count, and time goes on.
+
+        The certificate speaks of this target alone, and its schedule of risks begins anew. It may not be met within
+        the looks that are allowed for it, a share of those so far.
+        """
+        self.target, self._rule = target, StopRule(self._settings, target)
+        self._max_looks = self._num_evaluations + int(np.ceil(SHARE_OF_ANOTHER_TARGET * self._num_evaluations))
         with threadpool_limits(limits=1, user_api="blas"):
             with self._thinking():
                 self._aim()
@@ -432,6 +439,8 @@ class Search:
         settings, looks = self._settings, self._num_evaluations
         if looks >= settings.max_evaluations:
             return f"{settings.max_evaluations} evaluations spent"
+        if looks >= self._max_looks:
+            return f"{looks} evaluations spent, as many as another target is worth"
         if looks and settings.max_seconds is not None and self._seconds() >= settings.max_seconds:
             return f"{settings.max_seconds:g} seconds spent"
         return ""
