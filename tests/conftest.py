@@ -1,5 +1,6 @@
 """What the tests share: a cache of their own, a small trained network, and the two commands as people call them."""
 
+import functools
 import os
 
 # Before numpy and torch are loaded: threads of small products spin, and two test processes share two cores.
@@ -18,11 +19,13 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
+from benchmarks import latency
 from benchmarks.digits import save_checkpoint, train_resnet18, write_image_folder
 from compressor import architectures
 from compressor.cli import export, main
 
 NUM_IMAGES = 120
+ABOUT_LATENCY = {"test_latency", "test_compare", "test_sessions"}
 COMMANDS = {"bocompress": main, "bocompress-export": export}
 
 
@@ -39,6 +42,25 @@ def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         torch.set_num_threads(1)
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def brief_latency(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Latency from fewer runs in this process, but where it is what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__.rpartition(".")[2] not in ABOUT_LATENCY:
+            patch.setattr(latency, "SETTLE_SECONDS", 0.1)
+            patch.setattr(latency, "SESSIONS", 2)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_read_once() -> Iterator[None]:
+    """torch.onnx parses the sources of its 500 operators anew for every export: a third of a small run's time."""
+    registry = pytest.importorskip("torch.onnx._internal.exporter._registration").ONNXRegistry
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
+        yield
 
 
 @pytest.fixture(scope="session")
