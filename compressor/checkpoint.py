@@ -379,8 +379,9 @@ def adopt_module(module: nn.Module, path: Path, arch: str | None, notes: list[st
     weights = module.state_dict()
     check_finite(weights, path)
     if arch is None and not fits_registry(module):
-        notes.append(f"{type(module).__name__} is no classifier of torchvision: 224-pixel images assumed")
-        name = type(module).__name__.lower()
+        name = type(module).__name__
+        notes.append(f"{name} is no classifier of torchvision: 224-pixel images, unless --input-size says otherwise")
+        name = name.lower()
         return LoadedModel(name, count_outputs(module, path), freeze(module.float()), Transform(), notes)
     name, free = identify(shapes_of(tidy_names(weights)), arch, str(path))
     transform = published_transform(name, image_size_of(free, weights))

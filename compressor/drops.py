@@ -131,9 +131,9 @@ class DropCurve:
 
 @dataclass(frozen=True)
 class _Try:
-    """A realised plan, found for a limit of L."""
+    """A realised plan; `believed`: its L before recalibration, as the search has it."""
 
-    limit: float
+    believed: float
     realised: Realised
     measured: Measurement
 
@@ -176,19 +176,16 @@ class _Drop:
         return Target("loss", asked / 100.0 * gauge.energy / gain)
 
     def _try(self, target: Target) -> _Try:
-        choice = self._search.run(target)
-        aimed = self._search.target
-        assert aimed is not None
-        realised = realise(self._job, choice, self._norm)
+        realised = realise(self._job, self._search.run(target), self._norm)
         with self._job.progress.stage(f"measuring the drop on {self._gauge.num_images} images"):
-            return _Try(aimed.most, realised, self._gauge.measure(realised.network))
+            return _Try(self._search.believed_loss, realised, self._gauge.measure(realised.network))
 
     def _next_limit(self, tries: Sequence[_Try], curve: DropCurve) -> float:
         """The limit of L to search with, from the network nearest to what is wanted of one that is built."""
         wanted = curve.limit(AIM * self._asked)
         nearest = min(tries, key=lambda one: abs(np.log(wanted / one.measured.loss)))
         move = np.clip(wanted / nearest.measured.loss, 1 / LARGEST_MOVE, LARGEST_MOVE)
-        return float(nearest.limit * move)
+        return float(nearest.believed * move)
 
     def _worth(self, one: _Try, curve: DropCurve) -> tuple[bool, float]:
         """Those that keep to the wish first, the smaller the better; then those that nearly do."""

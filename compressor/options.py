@@ -79,8 +79,8 @@ image_options = _options(
         "--max-images",
         type=click.IntRange(min=4),
         help="Use at most this many images: --calibration of them fit factors, up to half of the others, and at most "
-        "500, search, and the rest judge. Left out: 1,500; 10,000 with --max-drop, which is bounded the more closely "
-        "the more images there are.",
+        "500 (2,000 by risk or error), search, and the rest judge. Left out: 1,500; 10,000 with --max-drop, which is "
+        "bounded the more closely the more images there are.",
     ),
 )
 layer_options = _options(

@@ -74,6 +74,7 @@ OUTPUTS = (
     *(f"{Path(name).stem}{suffix}" for name in NETWORKS for suffix in (ORT_SUFFIX, CONFIG_SUFFIX)),
 )
 MAX_SEARCH_IMAGES = 500
+MAX_SEARCH_IMAGES_OF_RISK = 2000  # risks scatter more than function norms do
 DECIDING_SHARE = 2 / 3  # of the images outside the search, where a drop is asked for; the others judge
 MAX_TRAIN_IMAGES = 50_000
 
@@ -232,7 +233,8 @@ def _divide(images: ImageSet, settings: Settings) -> tuple[ImageSet, ImageSet, I
     if num_calibration < MIN_CALIBRATION_IMAGES:
         num_calibration = 0
     calibration, others = images.split(num_calibration, settings.search.seed)
-    search_images, held_out = others.split(min(MAX_SEARCH_IMAGES, len(others) // 2), settings.search.seed)
+    limit = MAX_SEARCH_IMAGES if settings.fidelity == "norm" else MAX_SEARCH_IMAGES_OF_RISK
+    search_images, held_out = others.split(min(limit, len(others) // 2), settings.search.seed)
     return calibration, search_images, held_out
 
 

@@ -97,6 +97,7 @@ class RankSearch:
                 ranks, record = self._search.run()
             else:
                 ranks, record = self._search.aim_at(target)
+        self._found = ranks
         front = [(self._plan(found.ranks, "seen by the search"), found) for found in self._search.front()]
         files = [f"{PLANS}/{number:02d}-ratio-{found.ratio:.4f}.json" for number, (_, found) in enumerate(front, 1)]
         rows = [
@@ -119,10 +120,10 @@ class RankSearch:
         )
 
     @property
-    def target(self) -> Target | None:
-        """What the search aims at, after what it has learnt."""
+    def believed_loss(self) -> float:
+        """The posterior mean of L of the plan found last."""
         assert self._search is not None
-        return self._search.target
+        return self._search.believed_loss(self._found)
 
     def _prepare_search(self, target: Target | None) -> Search:
         job = self._job

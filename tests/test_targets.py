@@ -79,13 +79,15 @@ def test_a_ratio_is_kept_used_and_spent_well(ratio: float) -> None:
     assert loss <= 1.15 * least_loss(problem, ratio)
 
 
-def test_a_loss_is_kept_at_the_least_size() -> None:
+def test_gamma_is_that_at_which_the_best_plan_has_the_loss() -> None:
     problem = Problem()
-    ranks, _ = search(problem, Target("loss", 0.5)).run()
+    done = search(problem, Target("loss", 0.5))
+    ranks, record = done.run()
+    assert record.certificate.met
     loss = float(problem.norm(ranks[None])[0] * problem.factors.mean())
-    assert 0.4 <= loss <= 0.55  # the mean of what is believed is held to 0.5, and the truth may lie beside it
+    assert 0.35 <= loss <= 0.65  # what is believed is brought to 0.5, and the truth may lie beside it
     smaller = float(problem.space.ratio(ranks[None])[0]) - 0.05
-    assert least_loss(problem, smaller) > 0.5
+    assert least_loss(problem, smaller) > loss
 
 
 def test_going_on_for_another_target_uses_the_looks_already_made() -> None:

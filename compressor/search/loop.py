@@ -301,7 +301,7 @@ class Search:
     def _aim(self) -> None:
         """Choose gamma for the target by what is believed now."""
         assert self.target is not None
-        if not self._started:  # later on, a target that moves would keep the certificate from ever being met
+        if not self._started:
             self.target = self._rule.target = self.target.learn(self._state.losses)
         visited = np.array(self._state.ranks)
         belief = self._believe()
@@ -315,8 +315,8 @@ class Search:
             self._hyper, self._fitted_afresh_at = None, 0  # its targets are gamma times as large
 
     def _landing(self, test: StopTest) -> Ranks | None:
-        """A plan (d,) that is expected to keep to the target and to be better than the incumbent, by what matters."""
-        if self.target is None:
+        """A plan (d,) that is expected to keep to a ratio and to be better than the incumbent, by what matters."""
+        if self.target is None or self.target.measure == "loss":
             return None
         count = len(self._state.ranks)
         rng = np.random.default_rng([self._settings.seed, LANDING_STREAM, count])
@@ -353,7 +353,8 @@ class Search:
 
     def _test(self) -> StopTest:
         with self._thinking():
-            if self.target is not None and len(self._state.ranks) >= REFIT_GROWTH * self._aimed_at:
+            keeps = self.target is not None and self.target.measure == "ratio"
+            if keeps and len(self._state.ranks) >= REFIT_GROWTH * self._aimed_at:
                 self._aim()
                 self._aimed_at = len(self._state.ranks)
             return self._rule.test(self._believe(), np.array(self._state.ranks), self._may_stop())
@@ -454,6 +455,10 @@ class Search:
         return time.perf_counter() - self._began
 
     # Record
+
+    def believed_loss(self, ranks: Ranks) -> float:
+        """The posterior mean of L of a plan (d,)."""
+        return float(self._believe().function_norm(ranks[None])[0][0])
 
     def front(self) -> list[FrontPlan]:
         """Plans looked at that no other beats in both R and the posterior mean of L, smallest first."""

@@ -29,9 +29,11 @@ TIGHTEST_RATIO, RATIO_TOLERANCE, LOSS_TOLERANCE = 0.01, 0.05, 0.15
 
 @dataclass(frozen=True)
 class Target:
-    """R ("ratio") or the posterior mean of L ("loss") of the plan must be at most `most`; the other one is minimised.
+    """R ("ratio") of the plan must be at most `most`, and L is minimised; or gamma is to be that at which the posterior
+    mean of L ("loss") of the best plan comes to `most`. A plan is near enough from `least` on.
 
-    A plan is near enough from `least` on.
+    A ratio is known, and kept to. An L is only believed: plans chosen for being the smallest that keep to one are those
+    believed in wrongly, and looking at each can cost more than the whole search.
     """
 
     measure: Measure
@@ -63,19 +65,16 @@ class Target:
         return belief.space.ratio(ranks) if self.measure == "ratio" else belief.function_norm(ranks)[0]
 
     def preference(self, belief: Belief, ranks: Ranks) -> Array:
-        """Large (m,) for plans (m, d) that keep to the target and lose or cost little; next, those that nearly do."""
-        excess = self.of(belief, ranks) - self.most
-        return np.where(excess <= 0, self._other(belief, ranks), -OUT_OF_REACH * (1.0 + np.maximum(excess, 0.0)))
-
-    def _other(self, belief: Belief, ranks: Ranks) -> Array:
-        """The part of J (m,) that the target leaves free."""
+        """Large (m,) for plans (m, d) that keep to a ratio and lose little, and next for those that nearly do; for a
+        loss, which is not kept to, the posterior mean of J."""
         if self.measure == "loss":
-            return -belief.space.ratio(ranks)
-        return -belief.objective.gamma * belief.function_norm(ranks)[0]
+            return belief.mean(ranks)
+        excess, losses = self.of(belief, ranks) - self.most, belief.objective.gamma * belief.function_norm(ranks)[0]
+        return np.where(excess <= 0, -losses, -OUT_OF_REACH * (1.0 + np.maximum(excess, 0.0)))
 
 
 class Landing:
-    """A criterion whose maximum is the best plan that keeps to the target, by the posterior mean."""
+    """A criterion whose maximum is the best plan that keeps to a ratio, by the posterior mean."""
 
     def __init__(self, target: Target, belief: Belief) -> None:
         self._target = target
