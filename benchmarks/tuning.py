@@ -24,7 +24,7 @@ def describe_tuning(record: TuneRecord) -> str:
         f"The weights of the compressed network were trained {_TARGETS[record.by]} for {format_plural(done, 'epoch')} "
         f"of {format_plural(record.train_images, 'image')}, {format_duration(record.seconds)} in all, at learning "
         f"rates of at most {record.learning_rate:g}, {_SCHEDULES[record.schedule]}"
-        f"{', mirrored and shifted' if record.augmented else ''}{', in bfloat16' if record.autocast else ''}. "
+        f"{', in bfloat16' if record.autocast else ''}. "
     )
     if record.kept_epoch == 0:
         return f"{how}The loss on the check images did not fall, and the weights from before were kept."

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from compressor.finetune import TuneSettings
     from compressor.recipe import Recipe
 
-OF_TUNING = ("train_data", "max_train_images", "finetune_by", "schedule", "learning_rate", "augment", "autocast")
+OF_TUNING = ("train_data", "max_train_images", "finetune_by", "schedule", "learning_rate", "autocast")
 # What the stages of a recipe say for themselves.
 OF_STAGES = (
     *("finetune", "finetune_by", "schedule", "learning_rate", "prune", "method", "layers", "skip"),
@@ -65,7 +65,6 @@ def tune_settings(options: dict[str, Any]) -> "TuneSettings":
         by=options["finetune_by"],
         schedule=options["schedule"],
         learning_rate=options["learning_rate"],
-        augment=options["augment"],
         autocast=options["autocast"],
     )
 

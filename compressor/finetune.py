@@ -26,14 +26,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from compressor.augment import augment
 from compressor.errors import InputError
 from compressor.fidelity import FunctionNorm
 from compressor.files import replace_when_whole
 from compressor.images import ImageSet
 from compressor.records import Schedule, TuneEpoch, TuneRecord, TuneTarget
 
-ORDER_STREAM, AUGMENT_STREAM = 4, 8  # keep the random streams of one seed apart
+ORDER_STREAM = 4  # keeps the random streams of one seed apart
 MOMENTUM = 0.9
 LOWEST_CYCLIC_RATE = 1e-7
 STEP_FACTOR = 10.0
@@ -48,10 +47,8 @@ class TuneSettings:
 
     `by` is what it learns from: the original's outputs ("teacher": squared distance over the outputs' energy), which
     needs no labels, or labels (cross-entropy). `learning_rate` is the highest, None for the schedule's own. It stops
-    early when the loss on the check images has not been the lowest for `patience` epochs. `augment`: learn from
-    mirrored and shifted images, too; None where the teacher says what it makes of them, as a mirrored letter keeps no
-    label. `autocast`: forward and backward passes in bfloat16 where torch holds that safe; weights and the check stay
-    in float32.
+    early when the loss on the check images has not been the lowest for `patience` epochs. `autocast`: forward and
+    backward passes in bfloat16 where torch holds that safe; weights and the check stay in float32.
     """
 
     epochs: int = 0
@@ -60,18 +57,12 @@ class TuneSettings:
     learning_rate: float | None = None
     batch_size: int = 32
     patience: int = 3
-    augment: bool | None = None
     autocast: bool = False
 
     @property
     def highest_rate(self) -> float:
         """The learning rate that the schedule begins with or comes back to."""
         return DEFAULT_RATES[self.schedule] if self.learning_rate is None else self.learning_rate
-
-    @property
-    def augments(self) -> bool:
-        """Whether images are mirrored and shifted."""
-        return self.by == "teacher" if self.augment is None else self.augment
 
 
 def rate_at(schedule: Schedule, highest: float, step: int, steps_per_epoch: int, epochs: int) -> float:
@@ -130,10 +121,11 @@ class FineTuning:
         self._best = _weights(self._network)
         self._rows: list[TuneEpoch] = []
         self._first_step: tuple[int, float] | None = None
-        self._targets: Tensor | None = None
         if not self._restore():
             self._rows.append(self._checked(0, math.nan, 0.0))
         self._masks = _zero_masks(self._network)
+        if not self._reason_to_stop():
+            self._targets = self._training_targets()
         while not (reason := self._reason_to_stop()):
             self._rows.append(self._epoch(len(self._rows)))
             if self._best_epoch() == len(self._rows) - 1:
@@ -148,7 +140,7 @@ class FineTuning:
         losses, rate = [], 0.0
         for step, indices in self._batches(number):
             rate = self._set_rate(step)
-            loss = self._step(step, indices)
+            loss = self._step(indices)
             losses.append(loss * len(indices))
             left = self._time_left(step + 1)
             self.on_step(step + 1, f"epoch {number} of {self.settings.epochs}, loss {loss:.3g}{left}")
@@ -183,13 +175,11 @@ class FineTuning:
             group["lr"] = rate
         return rate
 
-    def _step(self, step: int, indices: Tensor) -> float:
+    def _step(self, indices: Tensor) -> float:
         inputs = self.images.batch(indices).to(self.device)
-        if self.settings.augments:
-            inputs = augment(inputs, np.random.default_rng([self.seed, AUGMENT_STREAM, step]))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.autocast):
             outputs = self._network(inputs)
-        loss = self._loss(outputs.float().reshape(len(indices), -1), self._targets_of(inputs, indices))
+        loss = self._loss(outputs.float().reshape(len(indices), -1), self._targets[indices].to(self.device))
         self._optimiser.zero_grad()
         loss.backward()
         self._optimiser.step()
@@ -203,18 +193,13 @@ class FineTuning:
             return nn.functional.cross_entropy(outputs, targets)
         return (outputs - targets).square().sum(1).mean() / self._judge.teacher_energy
 
-    def _targets_of(self, inputs: Tensor, indices: Tensor) -> Tensor:
-        """Labels (n,), or the original's outputs (n, num_outputs): computed once where the images stay the same."""
+    def _training_targets(self) -> Tensor:
+        """Labels (n,), or the original's outputs (n, num_outputs), computed once."""
         if self.settings.by == "labels":
             assert self.images.labels is not None
-            return self.images.labels[indices].to(self.device)
-        if self.settings.augments:
-            with torch.no_grad():
-                return self.teacher(inputs).float().reshape(len(inputs), -1)
-        if self._targets is None:
-            self.on_step(self._steps_per_epoch * (len(self._rows) - 1), "outputs of the original")
-            self._targets = FunctionNorm(self.teacher, self.images, self.device).targets.cpu().clone()
-        return self._targets[indices].to(self.device)
+            return self.images.labels
+        self.on_step(self._steps_per_epoch * (len(self._rows) - 1), "outputs of the original")
+        return FunctionNorm(self.teacher, self.images, self.device).targets.cpu().clone()
 
     # After an epoch
 
@@ -263,7 +248,6 @@ class FineTuning:
             schedule=settings.schedule,
             learning_rate=settings.highest_rate,
             batch_size=settings.batch_size,
-            augmented=settings.augments,
             autocast=settings.autocast,
             epochs=settings.epochs,
             train_images=len(self.images),

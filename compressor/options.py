@@ -347,12 +347,6 @@ tune_options = _options(
         help="Highest learning rate. Left out: 0.003 for cosine, the paper's 1e-4 for step and cyclic.",
     ),
     click.option(
-        "--augment/--no-augment",
-        default=None,
-        help="Fine-tune on mirrored and shifted images, too. Left out: by teacher, which says what it makes of them; "
-        "not by labels, which a mirrored letter would not keep.",
-    ),
-    click.option(
         "--autocast",
         is_flag=True,
         help="Fine-tune with passes in bfloat16: faster on GPUs and on CPUs that have it; weights stay in float32.",

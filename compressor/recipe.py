@@ -61,7 +61,6 @@ class FinetuneStage(Record):
     learning_rate: float | None = Field(default=None, gt=0, le=10)
     batch_size: int = Field(default=32, ge=1)
     patience: int = Field(default=3, ge=1)
-    augment: bool | None = None
 
 
 class PruneStage(Record):

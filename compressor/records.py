@@ -406,7 +406,6 @@ class TuneRecord(Record):
     schedule: Schedule
     learning_rate: float
     batch_size: int
-    augmented: bool = False
     autocast: bool
     epochs: int
     train_images: int

@@ -433,11 +433,12 @@ def _finetune_section(path: Path) -> str:
     lines = [
         f"## {path.stem}: what fine-tuning gives back",
         f"{study['network']} at {100 * study['share']:.1f} % of its convolutions' weights (ranks of a search at gamma "
-        f"{study['gamma']:g}, all scaled by one factor), recalibrated; {study['epochs']} epochs. Function norm "
+        f"{study['gamma']:g}, all scaled by one factor); {study['epochs']} epochs. Function norm "
         f"and top-1 on {study['judged_on']} images that neither search nor tuning saw. Won back: the share of the drop "
         f"in top-1. {_machine(study)}",
         _table(
             {
+                "start": lambda r: "recalibrated" if r["recalibrated"] else "factors alone",
                 "learns from, schedule": lambda r: r["way"].rpartition(", 0.")[0] or r["way"],
                 "highest rate": lambda r: f"{r['learning_rate']:g}",
                 "images": lambda r: f"{r['train_images']:,}",

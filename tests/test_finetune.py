@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from benchmarks.digits import MEAN, STD, as_inputs, load_digits_images
 from benchmarks.training import train_classifier
-from compressor.augment import augment
 from compressor.errors import InputError
 from compressor.factors import METHODS
 from compressor.fidelity import FunctionNorm
@@ -93,48 +92,6 @@ def tune(
 def norm_on_unseen(network: nn.Module, teacher: nn.Module) -> float:
     norm = FunctionNorm(teacher, digit_set(1300, 1600), CPU)
     return norm.losses(network, np.arange(300)).mean
-
-
-def test_augmented_images_are_the_given_ones_mirrored_and_moved() -> None:
-    images = torch.arange(2 * 3 * 16 * 24, dtype=torch.float32).reshape(2, 3, 16, 24)
-    mirrored, moves = set(), set()
-    for seed in range(60):
-        other = augment(images, np.random.default_rng(seed))
-        assert other.shape == images.shape
-        for image, change in zip(images, other, strict=True):
-            places = [
-                (flip, top, left)
-                for flip in (False, True)
-                for top in range(-2, 3)
-                for left in range(-3, 4)
-                if torch.equal(change[:, 2:-2, 3:-3], moved(image.flip(2) if flip else image, top, left))
-            ]
-            assert len(places) == 1
-            mirrored.add(places[0][0])
-            moves.add(places[0][1:])
-    assert mirrored == {False, True}
-    assert {top for top, _ in moves} == set(range(-2, 3))
-    assert {left for _, left in moves} == set(range(-3, 4))
-    flat = torch.rand(4, 10)
-    assert augment(flat, np.random.default_rng(0)) is flat
-
-
-def moved(image: Tensor, top: int, left: int) -> Tensor:
-    """The inner part of an image that was moved so far."""
-    height, width = image.shape[1:]
-    return image[:, 2 + top : height - 2 + top, 3 + left : width - 3 + left]
-
-
-def test_the_teacher_is_asked_about_augmented_images(
-    student: nn.Module, teacher: nn.Module, train: ImageSet, check: ImageSet
-) -> None:
-    """Nothing is to be learnt of a student that is the teacher, whatever is done to the images."""
-    settings = replace(SETTINGS, epochs=1, augment=True)
-    _, record = tune(copy.deepcopy(teacher), teacher, train, check, settings)
-    assert record.augmented
-    assert record.rows[1].train_loss == pytest.approx(0.0, abs=1e-9)
-    by_labels = replace(SETTINGS, epochs=1, by="labels")
-    assert not tune(student, teacher, train, check, by_labels)[1].augmented
 
 
 def test_distillation_brings_the_network_nearer_to_the_original(

@@ -18,7 +18,7 @@ MAX_FUNCTION_LINES = 60
 
 # Modules of compressor, earlier stages first. A module imports from the lines above its own only.
 STAGES = [
-    "errors records balance augment",
+    "errors records balance",
     "files progress macs attention",
     "architectures",
     "checkpoint factors.base factors.metric",

@@ -3,8 +3,8 @@
     python -m benchmarks.peers.finetune MODEL DATA TRAIN --input-size 64
 
 A plan is searched, and all its ranks are scaled by one factor until the convolutions hold a given share of their
-weights. The recalibrated network is tuned in several ways from the same start, on images of TRAIN; function norm and
-top-1 are on images of DATA that neither search nor tuning saw.
+weights. The network, recalibrated or of the bare factors as in the paper, is tuned in several ways from the same start,
+on images of TRAIN; function norm and top-1 are on images of DATA that neither search nor tuning saw.
 """
 
 import tempfile
@@ -33,7 +33,6 @@ from compressor.tuning import Judge, tune_network
 FACTOR_STEP = 0.01
 WAYS = {
     "teacher, cosine": TuneSettings(),
-    "teacher, cosine, images as they are": TuneSettings(augment=False),
     "teacher, step": TuneSettings(schedule="step"),
     "teacher, cyclic": TuneSettings(schedule="cyclic"),
     "labels, step": TuneSettings(by="labels", schedule="step"),
@@ -79,6 +78,7 @@ def run_way(job: Job, network: nn.Module, way: str, settings: TuneSettings) -> d
     assert after is not None
     return {
         "way": way,
+        "recalibrated": job.settings.recalibrate,
         "epochs": record.rows[-1].epoch,
         "kept_epoch": record.kept_epoch,
         "learning_rate": record.learning_rate,
@@ -102,6 +102,7 @@ def run_way(job: Job, network: nn.Module, way: str, settings: TuneSettings) -> d
 @click.option("--epochs", default=5, show_default=True)
 @click.option("--max-images", default=10_000, show_default=True, help="Of DATA.")
 @click.option("--train-images", default=20_000, show_default=True, help="Of TRAIN, at most.")
+@click.option("--recalibrate/--no-recalibrate", default=True, show_default=True, help="Before tuning.")
 @click.option("--ways", default=";".join(WAYS), show_default=True, help="Separated by semicolons.")
 @click.option("--add", is_flag=True, help="Keep the rows that the results file holds already.")
 @click.option("--name", default="finetune", show_default=True, help="Name of the results file.")
@@ -115,6 +116,7 @@ def main(
     epochs: int,
     max_images: int,
     train_images: int,
+    recalibrate: bool,
     ways: str,
     add: bool,
     name: str,
@@ -125,9 +127,12 @@ def main(
     transform = Transform(input_size, input_size, loaded.transform.mean, loaded.transform.std)
     images = load_folder(data, transform, max_images, seed=0)
     to_train_on = load_folder(train, transform, train_images, seed=0)
-    rows = read_results(name)["rows"] if add else []
+    rows = list[dict[str, Any]]()
+    if add:
+        earlier = read_results(name)
+        rows, began = earlier["rows"], began - earlier["seconds"]
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(gamma=gamma, tune=TuneSettings(epochs=epochs))
+        settings = Settings(gamma=gamma, recalibrate=recalibrate, tune=TuneSettings(epochs=epochs))
         job = prepare(
             loaded.model, images, Path(folder) / "out", settings, None, progress_for_stderr(), False, to_train_on
         )
