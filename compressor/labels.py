@@ -9,7 +9,7 @@ from compressor.records import Fidelity
 
 def fitting_labels(images: ImageSet, num_outputs: int) -> Tensor | None:
     """The images' labels (m,), where there are as many classes as outputs."""
-    return None if images.labels is None or _misfit(images, num_outputs) else images.labels
+    return None if images.labels is None or misfit(images, num_outputs) else images.labels
 
 
 def require_labels(images: ImageSet, num_outputs: int, kind: Fidelity) -> Tensor:
@@ -19,9 +19,9 @@ def require_labels(images: ImageSet, num_outputs: int, kind: Fidelity) -> Tensor
         InputError: there are none, or they do not fit the network's outputs.
     """
     require_labelled(images, kind)
-    misfit = _misfit(images, num_outputs)
-    if misfit:
-        raise InputError(f"--fidelity {kind} needs one class for each output of the network: {misfit}")
+    why = misfit(images, num_outputs)
+    if why:
+        raise InputError(f"--fidelity {kind} needs one class for each output of the network: {why}")
     assert images.labels is not None
     return images.labels
 
@@ -41,7 +41,7 @@ def require_labelled(images: ImageSet, kind: Fidelity) -> None:
     )
 
 
-def _misfit(images: ImageSet, num_outputs: int) -> str:
+def misfit(images: ImageSet, num_outputs: int) -> str:
     """Why labels are not those of the outputs, in words; empty where they may be."""
     assert images.labels is not None
     if images.class_names is not None and len(images.class_names) != num_outputs:

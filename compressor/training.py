@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from compressor.errors import InputError
 from compressor.images import ImageSet
+from compressor.labels import misfit
 from compressor.records import TuneTarget
 
 CHECK_SHARE = 0.2  # of the images, where none are given for training alone
@@ -65,13 +66,9 @@ def _require_labels(images: TrainingImages, num_outputs: int) -> None:
     for part in (images.train, images.check):
         if part.labels is None:
             raise InputError(f"--finetune-by labels: no labels ({part.source}): --finetune-by teacher needs none")
-        named = part.class_names is not None
-        classes = len(part.class_names) if part.class_names is not None else int(part.labels.max()) + 1
-        if classes > num_outputs or (named and classes < num_outputs):
-            raise InputError(
-                f"--finetune-by labels: the network has {num_outputs} outputs ({part.source}): "
-                "--finetune-by teacher needs no labels"
-            )
+        why = misfit(part, num_outputs)
+        if why:
+            raise InputError(f"--finetune-by labels: {why} ({part.source}): --finetune-by teacher needs no labels")
     if images.train.class_names != images.check.class_names:
         raise InputError("--finetune-by labels: the class folders of --train-data and --data have different names")
 
