@@ -1,10 +1,6 @@
 """`bocompress benchmark` underneath: files compared in real ONNX Runtime, and what it says of them."""
 
-import html
 import math
-import re
-import shutil
-import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from benchmarks.peak_memory import peak_memory_bytes
 from benchmarks.sessions import CPU, CUDA, TENSORRT
 from compressor.errors import BocompressError, InputError
 from compressor.records import BenchmarkRecord, RatioRecord, TimingRecord
+from tests.browser import PHONE_WIDTH, on_a_phone
 
 SHORT: dict[str, Any] = {"min_rounds": 30, "max_seconds": 1.0}
 SIDE = 32
@@ -291,25 +288,6 @@ def test_the_files_are_written_and_read_again(record: BenchmarkRecord, tmp_path:
     assert not math.isnan(again.seconds)
 
 
-FRAME = """<!doctype html><iframe id="phone" width="360" style="border:0" srcdoc="{page}"></iframe>
-<script>
-window.onload = () => {{
-  const inner = document.getElementById("phone").contentWindow;
-  document.body.dataset.scroll = inner.document.documentElement.scrollWidth;
-  document.body.dataset.inner = inner.innerWidth;
-}};
-</script>"""
-
-
 def test_the_page_fits_a_phone(record: BenchmarkRecord, tmp_path: Path) -> None:
-    """A frame of 360 px in a real browser, since a headless window may refuse to be that narrow."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no Chromium here to open the page with")
-    path = tmp_path / "frame.html"
-    path.write_text(FRAME.format(page=html.escape(render_page(record))), encoding="utf-8")
-    quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    command = [browser, *quiet, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()]
-    dom = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode()
-    found = {key: int(value) for key, value in re.findall(r'data-(scroll|inner)="(\d+)"', dom)}
-    assert found["scroll"] <= found["inner"] == 360
+    found = on_a_phone(render_page(record), tmp_path)
+    assert found["scroll"] <= found["inner"] == PHONE_WIDTH

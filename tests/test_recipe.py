@@ -1,6 +1,7 @@
 """Recipes: what may stand in one, and stages that go on where they were stopped."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from compressor.search.loop import Search, SearchSettings
 from compressor.staged import STAGE, compress_by_recipe
 from compressor.structure import factorised_names, load_network, save_network
 from compressor.tables import print_report
+from tests.browser import PHONE_WIDTH, on_a_phone, run_browser
 from tests.test_cli import listing, the_sentence
 from tests.unmeasured import without_measuring
 
@@ -139,6 +141,18 @@ def test_every_stage_leaves_its_line_and_its_checkpoint(
     page = render_report(run.report)
     assert "The recipe, stage by stage" in page
     assert "There was no search" not in page
+
+
+def test_the_page_has_every_stage_and_fits_a_phone(run: Compressed, tmp_path: Path) -> None:
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    found = on_a_phone(page, tmp_path)
+    assert found["scroll"] <= found["inner"] == PHONE_WIDTH
+    dom = run_browser(tmp_path, run.folder / "report.html", "--dump-dom")
+    table = re.search(r'<caption id="stage-table".*?</table>', dom, re.DOTALL)
+    assert table is not None
+    for stage in run.report.stages:
+        assert stage.name in table[0]
+    assert table[0].count("<tr") == 1 + len(run.report.stages)
 
 
 @pytest.mark.parametrize(

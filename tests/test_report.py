@@ -3,8 +3,6 @@
 import json
 import random
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -33,12 +31,9 @@ from compressor.records import (
     StepKind,
 )
 from compressor.tables import print_report
+from tests.browser import PHONE_WIDTH, on_a_phone, run_browser
 
 GAMMA = 0.03
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-QUIET += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-QUIET += ["--hide-scrollbars"]
 
 
 # Reports -------------------------------------------------------------------------------------------------
@@ -657,58 +652,27 @@ def test_wrong_field_is_named(place: str, value: Any, report: Report, tmp_path: 
 # A real browser ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser() -> str:
-    for name in BROWSERS:
-        if found := shutil.which(name):
-            return found
-    pytest.skip("no Chromium here to open the page with")
-
-
-def run_browser(browser: str, folder: Path, page: Path, *options: str) -> str:
-    profile = f"--user-data-dir={folder / 'profile'}"
-    command = [browser, *QUIET, profile, *options, page.as_uri()]
-    return subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode()
-
-
-FRAME = """<!doctype html><iframe id="phone" width="360" style="border:0" srcdoc="{page}"></iframe>
-<script>
-window.onload = () => {{
-  const inner = document.getElementById("phone").contentWindow;
-  document.body.dataset.scroll = inner.document.documentElement.scrollWidth;
-  document.body.dataset.inner = inner.innerWidth;
-  document.body.dataset.pictures = inner.document.querySelectorAll("svg text").length;
-}};
-</script>"""
-
-
 @pytest.mark.parametrize("name", ["report", "sparse"])
-def test_page_fits_a_phone(name: str, browser: str, page: str, sparse_page: str, tmp_path: Path) -> None:
-    """A frame of 360 px, since a headless window may refuse to be that narrow."""
-    content = {"report": page, "sparse": sparse_page}[name].replace("&", "&amp;").replace('"', "&quot;")
-    path = tmp_path / "frame.html"
-    path.write_text(FRAME.format(page=content), encoding="utf-8")
-    dom = run_browser(browser, tmp_path, path, "--dump-dom")
-    found = {key: int(value) for key, value in re.findall(r'data-(scroll|inner|pictures)="(\d+)"', dom)}
-    assert found["inner"] == 360
-    assert found["scroll"] <= found["inner"]
+def test_page_fits_a_phone(name: str, page: str, sparse_page: str, tmp_path: Path) -> None:
+    found = on_a_phone({"report": page, "sparse": sparse_page}[name], tmp_path)
+    assert found["scroll"] <= found["inner"] == PHONE_WIDTH
     assert found["pictures"] > 0
 
 
-def test_browser_shows_the_page(browser: str, page: str, tmp_path: Path) -> None:
+def test_browser_shows_the_page(page: str, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(page, encoding="utf-8")
-    text = TextOf(run_browser(browser, tmp_path, path, "--dump-dom")).text
+    text = TextOf(run_browser(tmp_path, path, "--dump-dom")).text
     assert "resnet18: 46.8 MB → 9.1 MB (0.19×)" in text
     assert "rank" in text.lower()
 
 
 @pytest.mark.parametrize("width", [360, 1200])
-def test_screenshots_can_be_taken(width: int, browser: str, page: str, tmp_path: Path) -> None:
+def test_screenshots_can_be_taken(width: int, page: str, tmp_path: Path) -> None:
     (tmp_path / "report.html").write_text(page, encoding="utf-8")
     shot = tmp_path / "shot.png"
     size = f"--window-size={width},1600"
-    run_browser(browser, tmp_path, tmp_path / "report.html", f"--screenshot={shot}", size)
+    run_browser(tmp_path, tmp_path / "report.html", f"--screenshot={shot}", size)
     assert shot.stat().st_size > 20_000  # an empty page of this size is far smaller
 
 

@@ -248,6 +248,14 @@ def test_bytes_are_those_of_the_file(tiny, pictures, tmp_path) -> None:
     assert target.reached == pytest.approx(size, abs=400)  # the plan itself is written into the file
 
 
+def test_a_ratio_is_kept_by_cross_entropy_too(tiny, pictures, tmp_path) -> None:
+    report = compressed(tiny, pictures, tmp_path / "out", "ratio", 0.5, fidelity="risk")
+    assert report.searched == "risk"
+    assert report.target is not None
+    assert report.target.met
+    assert 0.47 <= report.params.compressed / report.params.original <= 0.5
+
+
 def test_operations_are_those_of_the_network(tiny, pictures, tmp_path) -> None:
     macs, _ = count_macs(tiny, torch.zeros(1, 3, 32, 32))
     report = compressed(tiny, pictures, tmp_path / "out", "macs", 0.6 * macs, cost="macs")
