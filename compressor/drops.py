@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from compressor.fidelity import FunctionNorm
 from compressor.images import ImageSet
-from compressor.job import Job, Realised, Wanted
+from compressor.job import Choice, Job, Realised, Wanted
 from compressor.labels import fitting_labels
 from compressor.rank_search import RankSearch
 from compressor.realise import realise
@@ -156,16 +156,16 @@ class _Drop:
         self._gauge = gauge
 
     def reach(self) -> Realised:
-        tries, target, asked = list[_Try](), self._first_target(), self._asked
-        while True:
-            tries.append(self._try(target))
+        asked, choice, tries = self._asked, self._search.run(self._first_target()), list[_Try]()
+        while choice.ranks not in [one.realised.choice.ranks for one in tries]:
+            tries.append(self._build(choice))
             curve = DropCurve([one.measured for one in tries], self._gauge.is_labelled)
             self._say(tries[-1], curve)
             best = max(tries, key=lambda one: self._worth(one, curve))
             at_most = curve.at_most(best.measured.loss)
             if len(tries) >= (MAX_STEPS if at_most <= asked else MOST_STEPS) or GOOD_SHARE * asked <= at_most <= asked:
                 break
-            target = Target("loss", self._next_limit(tries, curve))
+            choice = self._search.run(Target("loss", self._next_limit(tries, curve)))
         return replace(best.realised, target=self._record(tries, best, curve))
 
     def _first_target(self) -> Target:
@@ -175,8 +175,8 @@ class _Drop:
             return drop_target(asked, gauge.energy, gauge.num_images, DEVIATIONS, gain)
         return Target("loss", asked / 100.0 * gauge.energy / gain)
 
-    def _try(self, target: Target) -> _Try:
-        realised = realise(self._job, self._search.run(target), self._norm)
+    def _build(self, choice: Choice) -> _Try:
+        realised = realise(self._job, choice, self._norm)
         with self._job.progress.stage(f"measuring the drop on {self._gauge.num_images} images"):
             return _Try(self._search.believed_loss, realised, self._gauge.measure(realised.network))
 
