@@ -461,6 +461,9 @@ def _coverage_section(path: Path) -> str:
     return "\n\n".join(lines)
 
 
+STARTS = {"auto": "fitted factors", "weight": "factors of the weights alone"}
+
+
 def _finetune_section(path: Path) -> str:
     study = json.loads(path.read_text(encoding="utf-8"))
     lines = [
@@ -471,7 +474,7 @@ def _finetune_section(path: Path) -> str:
         f"in top-1. {_machine(study)}",
         _table(
             {
-                "start": lambda r: "recalibrated" if r["recalibrated"] else "factors alone",
+                "start": lambda r: STARTS[r["factors"]] + (", recalibrated" if r["recalibrated"] else ""),
                 "learns from, schedule": lambda r: r["way"].rpartition(", 0.")[0] or r["way"],
                 "highest rate": lambda r: f"{r['learning_rate']:g}",
                 "images": lambda r: f"{r['train_images']:,}",

@@ -3,8 +3,9 @@
     python -m benchmarks.peers.finetune MODEL DATA TRAIN --input-size 64
 
 A plan is searched, and all its ranks are scaled by one factor until the convolutions hold a given share of their
-weights. The network, recalibrated or of the bare factors as in the paper, is tuned in several ways from the same start,
-on images of TRAIN; function norm and top-1 are on images of DATA that neither search nor tuning saw.
+weights. The network, recalibrated, or of bare factors, fitted to the layers' inputs or of the weights alone as in the
+paper, is tuned in several ways from the same start, on images of TRAIN; function norm and top-1 are on images of DATA
+that neither search nor tuning saw.
 """
 
 import tempfile
@@ -28,6 +29,7 @@ from compressor.pipeline import function_norm, prepare
 from compressor.progress import progress_for_stderr
 from compressor.rank_search import RankSearch
 from compressor.realise import realise
+from compressor.records import FactorChoice
 from compressor.tuning import Judge, tune_network
 
 FACTOR_STEP = 0.01
@@ -78,6 +80,7 @@ def run_way(job: Job, network: nn.Module, way: str, settings: TuneSettings) -> d
     assert after is not None
     return {
         "way": way,
+        "factors": job.settings.factors,
         "recalibrated": job.settings.recalibrate,
         "epochs": record.rows[-1].epoch,
         "kept_epoch": record.kept_epoch,
@@ -102,6 +105,7 @@ def run_way(job: Job, network: nn.Module, way: str, settings: TuneSettings) -> d
 @click.option("--epochs", default=5, show_default=True)
 @click.option("--max-images", default=10_000, show_default=True, help="Of DATA.")
 @click.option("--train-images", default=20_000, show_default=True, help="Of TRAIN, at most.")
+@click.option("--factors", type=click.Choice(["auto", "weight"]), default="auto", show_default=True)
 @click.option("--recalibrate/--no-recalibrate", default=True, show_default=True, help="Before tuning.")
 @click.option("--ways", default=";".join(WAYS), show_default=True, help="Separated by semicolons.")
 @click.option("--add", is_flag=True, help="Keep the rows that the results file holds already.")
@@ -116,6 +120,7 @@ def main(
     epochs: int,
     max_images: int,
     train_images: int,
+    factors: FactorChoice,
     recalibrate: bool,
     ways: str,
     add: bool,
@@ -132,7 +137,8 @@ def main(
         earlier = read_results(name)
         rows, began = earlier["rows"], began - earlier["seconds"]
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(gamma=gamma, recalibrate=recalibrate, tune=TuneSettings(epochs=epochs))
+        tune = TuneSettings(epochs=epochs)
+        settings = Settings(gamma=gamma, factors=factors, recalibrate=recalibrate, tune=tune)
         job = prepare(
             loaded.model, images, Path(folder) / "out", settings, None, progress_for_stderr(), False, to_train_on
         )
