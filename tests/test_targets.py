@@ -90,6 +90,17 @@ def test_gamma_is_that_at_which_the_best_plan_has_the_loss() -> None:
     assert least_loss(problem, smaller) > loss
 
 
+def test_a_loss_gives_gamma_from_a_random_start_too() -> None:
+    problem = Problem()
+    done = search(problem, Target("loss", 0.2), start="random")
+    done.run()
+    assert done.objective.gamma != problem.objective.gamma
+    gamma = done.objective.gamma
+    _, record = done.aim_at(Target("loss", 0.08))
+    assert done.objective.gamma > gamma
+    assert record.evaluations <= 1.16 * 80
+
+
 def test_going_on_for_another_target_uses_the_looks_already_made() -> None:
     problem = Problem()
     both = search(problem, Target("ratio", 0.3))

@@ -20,7 +20,7 @@ from compressor.search.norms import NormModel
 from compressor.search.settings import SearchSettings as SearchSettings
 from compressor.search.space import Ranks, RankSpace
 from compressor.search.stopping import NUM_ANCHORS, StopRule, StopTest
-from compressor.search.target import Landing, Target, first_gamma, solve_gamma
+from compressor.search.target import LARGEST_GAMMA, SMALLEST_GAMMA, Landing, Target, first_gamma, solve_gamma
 from compressor.search.workers import Evaluate, Workers
 
 REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many looks
@@ -102,7 +102,7 @@ class Search:
     ) -> None:
         self._space = space
         self.objective = objective
-        self.target = target
+        self._target = target
         self._evaluate = evaluate
         self._num_images = num_images
         self._settings = settings
@@ -125,7 +125,7 @@ class Search:
         self._hyper: gp.Hyperparameters | None = None
         self._fitted_at = 0
         self._fitted_afresh_at = 0
-        self._aimed_at = 0
+        self._aimed, self._aimed_at = False, 0
         self._max_looks = settings.max_evaluations
 
     def run(self) -> tuple[Ranks, SearchRecord]:
@@ -143,7 +143,7 @@ class Search:
         The certificate speaks of this target alone, and its schedule of risks begins anew. It may not be met within
         the looks that are allowed for it, a share of those so far.
         """
-        self.target, self._rule = target, StopRule(self._settings, target)
+        self._target, self._rule = target, StopRule(self._settings, target)
         self._max_looks = self._num_evaluations + int(np.ceil(SHARE_OF_ANOTHER_TARGET * self._num_evaluations))
         with threadpool_limits(limits=1, user_api="blas"):
             with self._thinking():
@@ -168,9 +168,9 @@ class Search:
     def _first_look(self, ranks: Ranks) -> float:
         """The J observed of a plan of the start on the next images, or how near it lies to the target."""
         (losses,) = self._first_looks([Look("start", ranks, self._sampler.draw(len(self._state.ranks)))])
-        if self.target is None:
+        if self._target is None:
             return self._observed_objective(ranks, losses)
-        return self.target.nearness(self._ratio(ranks), losses.mean)
+        return self._target.nearness(self._ratio(ranks), losses.mean)
 
     def _first_looks(self, looks: Sequence[Look]) -> list[Losses]:
         """Losses of looks of the start, as long as the budget lasts."""
@@ -237,9 +237,9 @@ class Search:
             return
         alone = start.probe_sensitivities(space.layers, self._probe)
         sensitivities = [self._law.per_norm * table for table in alone]
-        if self.target is not None:
+        if self._target is not None:
             allocate = functools.partial(start.allocate, space, sensitivities)
-            self._set_gamma(first_gamma(self.target, space, allocate, start.sum_of(sensitivities)))
+            self._set_gamma(first_gamma(self._target, space, allocate, start.sum_of(sensitivities)))
         if space.layers is space:
             self._surrogate = self._choose_surrogate(sensitivities)
         best = start.look_along_curve(
@@ -253,7 +253,7 @@ class Search:
         self._norms.begin(alone, max(start.LOSS_FLOOR, *self._state.function_norms))
         self._surrogate = self._choose_surrogate(sensitivities, saturation)
         for _ in range(start.NUM_REALLOCATIONS):
-            best = self._reallocate(self._best_for_target() if self.target else best)
+            best = self._reallocate(self._best_for_target() if self._target else best)
 
     def _choose_sparsity(self, plan: Ranks) -> tuple[Ranks, np.ndarray]:
         """`start.choose_sparsity` on images that the plan has not been looked at with, if there are enough left."""
@@ -300,14 +300,20 @@ class Search:
 
     def _aim(self) -> None:
         """Choose gamma for the target by what is believed now."""
-        assert self.target is not None
-        if not self._started:
-            self.target = self._rule.target = self.target.learn(self._state.losses)
+        assert self._target is not None
+        if not (self._started and self._aimed):
+            self._target = self._rule.target = self._target.learn(self._state.losses)
+        self._aimed = True
         visited = np.array(self._state.ranks)
         belief = self._believe()
         rng = np.random.default_rng([self._settings.seed, AIM_STREAM, len(visited)])
         anchors = self._rule.rank(belief, visited)[:NUM_ANCHORS]
-        self._set_gamma(solve_gamma(self.target, belief, anchors, rng))
+        self._set_gamma(solve_gamma(self._target, belief, anchors, rng))
+
+    def _is_time_to_aim(self, target: Target) -> bool:
+        """A loss gives gamma once, if there is one: one that moved would keep the certificate from being met."""
+        settled = target.measure == "loss" and 10 * SMALLEST_GAMMA < self.objective.gamma < LARGEST_GAMMA / 10
+        return not settled and len(self._state.ranks) >= REFIT_GROWTH * self._aimed_at
 
     def _set_gamma(self, gamma: float) -> None:
         self.objective = self._surrogate.objective = replace(self.objective, gamma=gamma)
@@ -316,17 +322,17 @@ class Search:
 
     def _landing(self, test: StopTest) -> Ranks | None:
         """A plan (d,) that is expected to keep to a ratio and to be better than the incumbent, by what matters."""
-        if self.target is None or self.target.measure == "loss":
+        if self._target is None or self._target.measure == "loss":
             return None
         count = len(self._state.ranks)
         rng = np.random.default_rng([self._settings.seed, LANDING_STREAM, count])
-        belief, landing = test.score.belief, Landing(self.target, test.score.belief)
+        belief, landing = test.score.belief, Landing(self._target, test.score.belief)
         plan, value = maximise(landing, self._space, test.anchors, rng)
         incumbent = test.score.incumbent[None]
-        of_plan, of_incumbent = self.target.of(belief, np.concatenate([plan[None], incumbent]))
-        if of_plan > self.target.most or (np.array(self._state.ranks) == plan).all(1).any():
+        of_plan, of_incumbent = self._target.of(belief, np.concatenate([plan[None], incumbent]))
+        if of_plan > self._target.most or (np.array(self._state.ranks) == plan).all(1).any():
             return None
-        wasteful = of_incumbent < self.target.least <= of_plan
+        wasteful = of_incumbent < self._target.least <= of_plan
         gain = value - landing(incumbent)[0]
         return plan if gain > (0.0 if wasteful else WORTH_A_LANDING * test.score.delta) else None
 
@@ -353,8 +359,7 @@ class Search:
 
     def _test(self) -> StopTest:
         with self._thinking():
-            keeps = self.target is not None and self.target.measure == "ratio"
-            if keeps and len(self._state.ranks) >= REFIT_GROWTH * self._aimed_at:
+            if self._target is not None and (not self._aimed or self._is_time_to_aim(self._target)):
                 self._aim()
                 self._aimed_at = len(self._state.ranks)
             return self._rule.test(self._believe(), np.array(self._state.ranks), self._may_stop())
