@@ -470,8 +470,8 @@ def _finetune_section(path: Path) -> str:
         f"## {path.stem}: what fine-tuning gives back",
         f"{study['network']} at {100 * study['share']:.1f} % of its convolutions' weights (ranks of a search at gamma "
         f"{study['gamma']:g}, all scaled by one factor); {study['epochs']} epochs. Function norm "
-        f"and top-1 on {study['judged_on']} images that neither search nor tuning saw. Won back: the share of the drop "
-        f"in top-1. {_machine(study)}",
+        f"and top-1 on images that neither search nor tuning saw. Won back: the share of the drop in top-1. "
+        f"{_machine(study)}",
         _table(
             {
                 "start": lambda r: STARTS[r["factors"]] + (", recalibrated" if r["recalibrated"] else ""),
@@ -483,6 +483,7 @@ def _finetune_section(path: Path) -> str:
                 "original's top-1": lambda r: f"{100 * r['top1_original']:.2f}",
                 "top-1": lambda r: f"{100 * r['top1_before']:.2f} → {100 * r['top1_after']:.2f}",
                 "won back": lambda r: f"{100 * _won_back(r):.0f} %",
+                "judged on": lambda r: f"{r['judged_on']:,}",
                 "s": lambda r: f"{r['seconds']:.0f}",
             },
             study["rows"],

@@ -148,12 +148,11 @@ def main(
             "gamma": gamma,
             "share": share_of_convs(choice.layers, choice.ranks),
             "epochs": epochs,
-            "judged_on": len(job.held_out),
         }
         top1_original = Judge(job).judge(job.teacher).top1
         for way in ways.split(";"):
             row = run_way(job, network, way, replace(WAYS[way], epochs=epochs))
-            rows.append(row | {"top1_original": top1_original})
+            rows.append(row | {"top1_original": top1_original, "judged_on": len(job.held_out)})
             click.echo(rows[-1], err=True)
             write_results(name, about, rows, began)
 
