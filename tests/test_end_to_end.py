@@ -460,7 +460,11 @@ def test_ctrl_c_says_how_to_go_on(tiny_checkpoint, digit_images, invoke, tmp_pat
         return losses(*arguments)
 
     monkeypatch.setattr(FunctionNorm, "losses", interrupt)
-    result = invoke("bocompress-export", *tiny_arguments(tiny_checkpoint, digit_images, tmp_path / "out"))
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes of a shell ignore it
+    try:
+        result = invoke("bocompress-export", *tiny_arguments(tiny_checkpoint, digit_images, tmp_path / "out"))
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert result.exit_code == 130
     assert result.stdout == ""
     assert "--resume" in result.stderr.splitlines()[-1]
