@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.class_folders import write_class_folders
 from benchmarks.training import OnStep, train_classifier
 from compressor.files import replace_when_whole
 
@@ -53,10 +54,7 @@ def train_resnet18(epochs: int, on_step: OnStep = lambda done, total, loss: None
 def write_image_folder(folder: Path, count: int = NUM_HELD_OUT) -> None:
     """Write the last `count` digits as PNG files in class subfolders 0 to 9."""
     images, labels = load_digits_images()
-    for index, (image, label) in enumerate(zip(images[-count:], labels[-count:], strict=True)):
-        place = folder / str(label)
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).convert("RGB").save(place / f"{index:04d}.png")
+    write_class_folders(folder, images[-count:], labels[-count:])
 
 
 def save_checkpoint(model: nn.Module, path: Path) -> None:

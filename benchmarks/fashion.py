@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.class_folders import write_class_folders
 from benchmarks.training import OnStep, train_classifier
 from compressor.errors import InputError
 from compressor.files import replace_when_whole
@@ -101,10 +101,7 @@ def write_image_folder(folder: Path) -> None:
     """Write the test images as PNG files in class subfolders 0 to 9."""
     inputs, labels = load_fashion(train=False)
     pixels = (255 * inputs).round().to(torch.uint8).reshape(-1, SIDE, SIDE).numpy()
-    for index, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
-        place = folder / str(label)
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(place / f"{index:05d}.png")
+    write_class_folders(folder, pixels, labels.numpy())
 
 
 def main(folder: Path) -> None:

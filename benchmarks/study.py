@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.machine import describe_machine
 from compressor.files import write_text
 
+EXPORT_PROGRAM = "from compressor.cli import export; export()"  # for `python -c`
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -32,3 +33,11 @@ def write_results(
 def read_results(name: str, folder: Path = RESULTS) -> dict[str, Any]:
     """What an earlier run of the study wrote."""
     return dict(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def earlier_rows(name: str, add: bool, began: float) -> tuple[list[dict[str, Any]], float]:
+    """The rows to go on from, none unless `add`, and when the study would have begun had it run at one go."""
+    if not add:
+        return [], began
+    earlier = read_results(name)
+    return earlier["rows"], began - earlier["seconds"]

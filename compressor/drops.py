@@ -13,9 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.fidelity import FunctionNorm
-from compressor.images import ImageSet
 from compressor.job import Choice, Job, Realised, Wanted
-from compressor.labels import fitting_labels
 from compressor.rank_search import RankSearch
 from compressor.realise import realise
 from compressor.records import TargetRecord, TargetStep
@@ -55,18 +53,16 @@ class DropGauge:
     With labels that fit the outputs, points of top-1; without, the function norm in per cent of the output energy.
 
     Args:
+        norms: the function norms on these images, one or more sets.
         thrifty: with labels, look at all images where the original's decision is close, and at some of the others.
     """
 
-    def __init__(
-        self, teacher: nn.Module, images: Sequence[ImageSet], device: torch.device, thrifty: bool = False, seed: int = 0
-    ) -> None:
-        self._norms = [FunctionNorm(teacher, part, device) for part in images if len(part)]
-        self.num_images = sum(len(norm.images) for norm in self._norms)
-        outputs = self._norms[0].targets.shape[1]
-        self.is_labelled = all(fitting_labels(norm.images, outputs) is not None for norm in self._norms)
-        self.energy = sum(norm.teacher_energy * len(norm.images) for norm in self._norms) / self.num_images
-        targets = torch.cat([norm.targets for norm in self._norms])
+    def __init__(self, norms: Sequence[FunctionNorm], thrifty: bool = False, seed: int = 0) -> None:
+        self._norms = norms
+        self.num_images = sum(len(norm.images) for norm in norms)
+        self.is_labelled = all(norm.labels is not None for norm in norms)
+        self.energy = sum(norm.teacher_energy * len(norm.images) for norm in norms) / self.num_images
+        targets = torch.cat([norm.targets for norm in norms])
         rng = np.random.default_rng([seed, SAMPLE_STREAM])
         some = thrifty and self.is_labelled
         self._weights = sampling_weights(targets, rng) if some else np.ones(self.num_images)
@@ -84,8 +80,8 @@ class DropGauge:
             chosen = np.flatnonzero(weights)
             found = norm.losses(network, chosen)
             losses += float(weights[chosen] @ found.values)
-            each = 100.0 * (found.harms if self.is_labelled else found.values / self.energy)  # type: ignore[operator]
-            scores[start + chosen] = weights[chosen] * each
+            each = found.harms if self.is_labelled and found.harms is not None else found.values / self.energy
+            scores[start + chosen] = 100.0 * weights[chosen] * each
             start += len(norm.images)
         return Measurement(max(losses / self.num_images, SMALLEST_LOSS), scores)
 
@@ -131,17 +127,18 @@ class DropCurve:
 
 @dataclass(frozen=True)
 class _Try:
-    """A realised plan; `believed`: its L before recalibration, as the search has it."""
+    """A realised plan with what it was found to lose."""
 
-    believed: float
     realised: Realised
     measured: Measurement
 
 
 def reach_drop(job: Job, search: RankSearch, norm: FunctionNorm, wanted: Wanted) -> Realised:
-    """The smallest network found whose drop keeps to the wish; the job has images to decide over that."""
+    """The smallest network found whose drop keeps to the wish; the job has images to decide over that, beside the
+    search's, whose function norm is `norm`."""
     assert job.deciding is not None
-    gauge = DropGauge(job.teacher, [job.search_images, job.deciding], job.device, True, job.settings.search.seed)
+    deciding = FunctionNorm(job.teacher, job.deciding, job.device)
+    gauge = DropGauge([norm, deciding], thrifty=True, seed=job.settings.search.seed)
     return _Drop(job, search, norm, wanted, gauge).reach()
 
 
@@ -178,14 +175,14 @@ class _Drop:
     def _build(self, choice: Choice) -> _Try:
         realised = realise(self._job, choice, self._norm)
         with self._job.progress.stage(f"measuring the drop on {self._gauge.num_images} images"):
-            return _Try(self._search.believed_loss, realised, self._gauge.measure(realised.network))
+            return _Try(realised, self._gauge.measure(realised.network))
 
     def _next_limit(self, tries: Sequence[_Try], curve: DropCurve) -> float:
         """The limit of L to search with, from the network nearest to what is wanted of one that is built."""
         wanted = curve.limit(AIM * self._asked)
         nearest = min(tries, key=lambda one: abs(np.log(wanted / one.measured.loss)))
         move = np.clip(wanted / nearest.measured.loss, 1 / LARGEST_MOVE, LARGEST_MOVE)
-        return float(nearest.believed * move)
+        return float(nearest.realised.choice.believed_loss * move)
 
     def _worth(self, one: _Try, curve: DropCurve) -> tuple[bool, float]:
         """Those that keep to the wish first, the smaller the better; then those that nearly do."""

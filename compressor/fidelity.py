@@ -71,7 +71,8 @@ class LossLaw:
 
 
 class FunctionNorm:
-    """L(f~, f*) on a fixed set of images; the teacher's outputs are computed once.
+    """L(f~, f*) on a fixed set of images; the teacher's outputs are computed once. `labels` (n,) are the images', where
+    they fit the outputs.
 
     Raises:
         InputError: fewer than two images, or the network's outputs are not one finite tensor.
@@ -86,7 +87,7 @@ class FunctionNorm:
         if not torch.isfinite(self.targets).all():
             raise InputError("the network's outputs on these images are not finite")
         self.teacher_energy = _energy(self.targets)
-        self._labels = fitting_labels(images, self.targets.shape[1])
+        self.labels = fitting_labels(images, self.targets.shape[1])
 
     @property
     def law(self) -> LossLaw:
@@ -104,7 +105,7 @@ class FunctionNorm:
         part.images = self.images.subset(range(count))
         part.targets = self.targets[:count]
         part.teacher_energy = _energy(part.targets)
-        part._labels = None if self._labels is None else self._labels[:count]
+        part.labels = None if self.labels is None else self.labels[:count]
         return part
 
     def outputs(self, network: nn.Module, indices: Tensor) -> Tensor:
@@ -129,9 +130,9 @@ class FunctionNorm:
         return np.minimum(np.nan_to_num(values, nan=HUGE, posinf=HUGE), HUGE)
 
     def _harms(self, outputs: Tensor, indices: Tensor) -> NDArray[np.float64] | None:
-        if self._labels is None:
+        if self.labels is None:
             return None
-        labels, targets = self._labels[indices], self.targets[indices.to(self.targets.device)]
+        labels, targets = self.labels[indices], self.targets[indices.to(self.targets.device)]
         before, after = (rows.cpu().argmax(1) == labels for rows in (targets, outputs))
         return (before.double() - after.double()).numpy()
 

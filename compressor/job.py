@@ -147,8 +147,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Choice:
-    """A plan with what led to it: `ratio` is R in what `cost` counts, None where nothing was searched; `left` says why
-    layers were left out of the search."""
+    """A plan with what led to it: `ratio` is R in what `cost` counts, None where nothing was searched; `believed_loss`
+    is L as the search has it, before recalibration; `left` says why layers were left out of the search."""
 
     layers: list[FoundLayer]
     ranks: list[int]
@@ -160,6 +160,7 @@ class Choice:
     plan: Plan
     cost: Cost = "params"
     ratio: float | None = None
+    believed_loss: float = 0.0
     left: Mapping[str, str] = field(default_factory=dict)
     front: Mapping[str, Plan] = field(default_factory=dict)
 

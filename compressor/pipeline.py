@@ -9,6 +9,7 @@ import copy
 import json
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from compressor.job import (
     Source,
     require_compatible,
 )
-from compressor.labels import fitting_labels, require_labelled
+from compressor.labels import require_labelled
 from compressor.layers import find_layers
 from compressor.objective import default_gamma
 from compressor.plan import planned_layers, write_plans
@@ -52,7 +53,7 @@ from compressor.records import (
 )
 from compressor.risk import compare_risks
 from compressor.summary import Measured, make_report
-from compressor.targets import reach_target
+from compressor.targets import reach_target, with_last_timing
 from compressor.training import divide_training, require_trainable
 from compressor.tuning import tune_as_asked
 from exporters.edge import CONFIG_SUFFIX, ORT_SUFFIX, ZIP_SUFFIX
@@ -272,6 +273,8 @@ def deliver(job: Job, realised: Realised) -> Compressed:
         partial.write_bytes(save({name: value.contiguous() for name, value in network.state_dict().items()}))
     parity = _export_both(job, original, network, plan)
     latency = latency_beside(job, "original.onnx", "model.onnx", "latency")
+    if realised.target is not None:
+        realised = replace(realised, target=with_last_timing(realised.target, choice.cost, latency))
     precisions, failures = write_precisions(job, judged, _provenance(job, plan))
     files, unwritten = write_formats(job, network, precisions)
     failures += unwritten
@@ -291,7 +294,7 @@ def _judge(job: Job, network: nn.Module) -> tuple[Judged, Pair[float] | None, Pa
     squares = torch.from_numpy(norm.compare(outputs, every))
     outputs, targets = outputs.cpu(), norm.targets.cpu()
     fidelity = make_fidelity(squares, norm.teacher_energy, outputs, targets)
-    labels = fitting_labels(job.held_out, outputs.shape[1])
+    labels = norm.labels
     judged = Judged(targets, outputs, fidelity, labels)
     if labels is None:
         return judged, None, None

@@ -97,7 +97,6 @@ class RankSearch:
                 ranks, record = self._search.run()
             else:
                 ranks, record = self._search.aim_at(target)
-        self._found = ranks
         front = [(self._plan(found.ranks, "seen by the search"), found) for found in self._search.front()]
         files = [f"{PLANS}/{number:02d}-ratio-{found.ratio:.4f}.json" for number, (_, found) in enumerate(front, 1)]
         rows = [
@@ -115,15 +114,10 @@ class RankSearch:
             make_choice(self.parts, self.space.layer_ranks(ranks).tolist(), gamma, plan, record, self._multiple),
             cost=self._job.settings.cost,
             ratio=float(self.space.ratio(ranks[None])[0]),
+            believed_loss=self._search.believed_loss(ranks),
             left=self._left,
             front=dict(zip(files, [plan for plan, _ in front], strict=True)),
         )
-
-    @property
-    def believed_loss(self) -> float:
-        """The posterior mean of L of the plan found last."""
-        assert self._search is not None
-        return self._search.believed_loss(self._found)
 
     def _prepare_search(self, target: Target | None) -> Search:
         job = self._job

@@ -319,8 +319,9 @@ class TargetRecord(Record):
     share of the original (of what `cost` counts), bytes of model.onnx, multiply-accumulates, milliseconds, or a drop
     in points: of top-1 where `labelled`, else of the function norm in per cent of the original's output energy.
 
-    `reached` is on `images` images, `at_most` its upper bound, which must keep to a drop with 95 % confidence; `steps`
-    are the plans that were built and measured on the way, `image_passes` what the measuring took."""
+    `reached` is on `images` images, `at_most` its upper bound, which must keep to a drop with 95 % confidence; of times
+    the delivered file's counts. `steps` are the plans that were built and measured on the way, `image_passes` what the
+    measuring took."""
 
     wish: Wish
     asked: float

@@ -12,7 +12,6 @@ from compressor.fidelity import FunctionNorm
 from compressor.finetune import FineTuning, TuneSettings
 from compressor.hashing import hash_images, hash_tensors
 from compressor.job import CHECKPOINT, Job, Realised
-from compressor.labels import fitting_labels
 from compressor.layers import factorised_ranks
 from compressor.precision import share
 from compressor.records import Judgement, TuneRecord
@@ -23,16 +22,15 @@ class Judge:
 
     def __init__(self, job: Job) -> None:
         self._norm = FunctionNorm(job.teacher, job.held_out, job.device)
-        self._labels = fitting_labels(job.held_out, self._norm.targets.shape[1])
 
     def judge(self, network: nn.Module) -> Judgement:
         """Function norm to the original, and accuracies where there are labels."""
         every = torch.arange(len(self._norm.images))
         outputs = self._norm.outputs(network, every)
         norm = float(self._norm.compare(outputs, every).mean())
-        if self._labels is None:
+        if self._norm.labels is None:
             return Judgement(function_norm=norm)
-        hits = outputs.cpu().topk(min(5, outputs.shape[1])).indices == self._labels[:, None]
+        hits = outputs.cpu().topk(min(5, outputs.shape[1])).indices == self._norm.labels[:, None]
         return Judgement(
             function_norm=norm,
             top1=share(hits[:, 0]),

@@ -14,7 +14,6 @@ import click
 
 from benchmarks.peers.rivals import DEFAULT, SEARCHES
 from benchmarks.peers.rivals.picture import draw
-from benchmarks.peers.targets import best_of_sweep
 from compressor.cli import export, main
 from compressor.files import write_text
 
@@ -162,7 +161,8 @@ def _search_section(path: Path) -> str:
         f"{study['gamma']:.4g}, {study['budget']:,} image passes, {study['samples']} images per look. J is the median "
         f"over the seeds of the final plans' J = -gamma L - R on {study['judged_on']} images outside the search; "
         f"p: one-sided Wilcoxon signed-rank test over the seeds that the default's J is the greater (never below 2^-n "
-        f"for n seeds). Passes ratio: passes to hold a plan as good as the last of the best peer "
+        f"for n seeds), at the end of the budget and against what the others held when the default had stopped. "
+        f"Passes ratio: passes to hold a plan as good as the last of the best peer "
         f"({study['best_peer']}), over the passes that took it. Peers search log-scaled ranks, too. Contradicted: a "
         f"plan seen anywhere in the study beats a certified one by more than its delta. Own CPU s: what "
         f"the search spends beside the looks, on one thread. "
@@ -175,7 +175,8 @@ def _search_section(path: Path) -> str:
                 "seeds": lambda r: str(r["seeds"]),
                 "J": lambda r: f"{r['objective']:.4f} ({r['lowest']:.4f} to {r['highest']:.4f})",
                 "default wins": lambda r: "" if r["wins_of_default"] is None else f"{r['wins_of_default']}",
-                "p": lambda r: "" if r["p_value"] is None else f"{r['p_value']:.3f}",
+                "p": lambda r: _p_or_nothing(r["p_value"]),
+                "p, equal passes": lambda r: _p_or_nothing(r["p_value_at_equal_passes"]),
                 "R": lambda r: f"{r['ratio']:.3f}",
                 "relative L": lambda r: f"{r['relative']:.3f}",
                 "image passes": lambda r: f"{r['passes']:,.0f}",
@@ -191,6 +192,10 @@ def _search_section(path: Path) -> str:
     return "\n\n".join(lines)
 
 
+def _p_or_nothing(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
 def write_pictures() -> None:
     """docs/pictures: one per comparison of searches."""
     for path in sorted(RESULTS.glob("search*.json")):
@@ -200,9 +205,6 @@ def write_pictures() -> None:
 
 def _objectives_section(path: Path) -> str:
     study = json.loads(path.read_text(encoding="utf-8"))
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in study["rows"]:
-        groups.setdefault((row["fidelity"], row["factor"], row["samples"], row["sparse"]), []).append(row)
     lines = [
         "## objectives: function norm, risk and error as fidelity, and searched sparsity",
         f"{study['network']}, SVD of the weights, no recalibration; medians over {study['seeds']} seeds, judged on "
@@ -234,7 +236,7 @@ def _objectives_section(path: Path) -> str:
                 "certified": lambda r: f"{sum(x['stopped_because'] == 'certificate met' for x in r)} of {len(r)}",
                 "z rms": lambda r: f"{_median(r, 'z_rms'):.2f}",
             },
-            list(groups.values()),
+            _grouped(study["rows"], "fidelity", "factor", "samples", "sparse"),
         ),
     ]
     return "\n\n".join(lines)
@@ -242,9 +244,6 @@ def _objectives_section(path: Path) -> str:
 
 def _exported_section(path: Path) -> str:
     study = json.loads(path.read_text(encoding="utf-8"))
-    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
-    for row in study["rows"]:
-        groups.setdefault((row["fidelity"], row["factor"]), []).append(row)
     lines = [
         f"## {path.stem}: the same network from the command line",
         f"{study['network']} by `bocompress-export`, with factors fitted and recalibrated; medians over "
@@ -262,10 +261,18 @@ def _exported_section(path: Path) -> str:
                 "whole run s": lambda r: f"{_median(r, 'seconds'):.0f}",
                 "certified": lambda r: f"{sum(x['certified'] for x in r)} of {len(r)}",
             },
-            list(groups.values()),
+            _grouped(study["rows"], "fidelity", "factor"),
         ),
     ]
     return "\n\n".join(lines)
+
+
+def _grouped(rows: list[dict[str, Any]], *names: str) -> list[list[dict[str, Any]]]:
+    """Rows that agree in these columns, group by group in the order of their first."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return list(groups.values())
 
 
 def _median(rows: list[dict[str, Any]], name: str) -> float:
@@ -313,7 +320,10 @@ def _against_sweeps(rows: list[dict[str, Any]], drop: float) -> str:
         sweep = [row for row in others if row["sweep"]]
         passes = mine["image_passes"] + mine["deciding_passes"]
         if sweep:
-            bounded, judged = (best_of_sweep(sweep, mine["seed"], drop, by) for by in ("at_most", "drop_outside"))
+            bounded, judged = (
+                min((row["ratio"] for row in sweep if row[by] <= drop), default=None)
+                for by in ("at_most", "drop_outside")
+            )
             parts.append(
                 f"Seed {mine['seed']}: ratio {mine['ratio']:.4f} with {passes:,} image passes. Of a sweep of "
                 f"{len(sweep)} gammas the smallest network whose own bound keeps to the drop has {_or_none(bounded)}, "

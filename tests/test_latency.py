@@ -236,7 +236,7 @@ def test_what_others_take_of_the_machine_is_what_this_process_does_not() -> None
     second = core_seconds()
     assert (first is None) == (second is None)
     if first is not None and second is not None:
-        assert 0 <= second[0] - first[0] <= second[1] - first[1]
+        assert 0 <= second[0] - first[0] <= second[1] - first[1] + 1e-6  # rounding: seconds since the start
 
 
 def test_processor_time_is_not_the_time_spent_waiting() -> None:

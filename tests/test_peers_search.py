@@ -183,12 +183,13 @@ def make_row(search: str, seed: int, objective: float, since: int, **more: Any) 
         "certificate": {},
     }
     incumbents = [{"since": 0, "objective": -1.0}, {"since": since, "objective": objective}]
-    return {"search": search, "seed": seed, "objective": objective, "incumbents": incumbents, **fixed, **more}
+    found = {"search": search, "seed": seed, "objective": objective, "objective_at_end_of_default": objective}
+    return {**found, "incumbents": incumbents, **fixed, **more}
 
 
 def test_the_summary_tests_the_default_against_each_and_counts_passes_to_the_best_peer() -> None:
     rows = [make_row(DEFAULT, seed, -0.1 - 0.001 * seed, 200) for seed in range(5)]
-    rows += [make_row("random", seed, -0.3, 900) for seed in range(5)]
+    rows += [make_row("random", seed, -0.3, 900, objective_at_end_of_default=-0.08) for seed in range(5)]
     rows += [make_row("botorch", seed, -0.12 - 0.001 * seed, 800) for seed in range(5)]
     found = {row["search"]: row for row in summarise(rows)}
     assert best_peer(rows) == "botorch"
@@ -200,6 +201,8 @@ def test_the_summary_tests_the_default_against_each_and_counts_passes_to_the_bes
     assert found["random"]["reached_best_peer"] == 0
     assert found["random"]["passes_ratio"] is None
     assert found["random"]["wins_of_default"] == 5
+    assert (found["random"]["wins_at_equal_passes"], found["random"]["p_value_at_equal_passes"]) == (0, 1.0)
+    assert found["botorch"]["wins_at_equal_passes"] == 5
     assert p_value(rows, DEFAULT) is None
 
 

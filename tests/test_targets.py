@@ -9,18 +9,20 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.latency import summarise
+from benchmarks.sessions import CPU
 from benchmarks.size import count_params, file_bytes
 from compressor import apply_plan, compress, rank_search, targets
 from compressor.architectures import Transform
 from compressor.drops import DropCurve, DropGauge, Measurement, sampling_weights
 from compressor.errors import InputError
-from compressor.fidelity import Losses
+from compressor.fidelity import FunctionNorm, Losses
 from compressor.images import ImageSet, load_folder
 from compressor.job import Settings, Wanted
 from compressor.layers import find_layers
 from compressor.macs import count_macs
 from compressor.plan import planned_layers, read_plan
-from compressor.records import Report, Wish
+from compressor.records import Cost, Report, TargetRecord, Wish
 from compressor.search.drop_target import DROP_EXPONENT, drop_target
 from compressor.search.journal import Journal
 from compressor.search.loop import Search, SearchSettings
@@ -192,17 +194,20 @@ def test_a_drop_is_of_top1_with_labels_and_of_the_output_without() -> None:
     inputs = torch.randn(50, 6)
     outputs, changed = teacher(inputs).detach(), other(inputs).detach()
     labels = outputs.argmax(1)
-    device = torch.device("cpu")
-    with_labels = DropGauge(teacher, [ImageSet(inputs, "", labels=labels)], device)
+
+    def gauge(images: ImageSet) -> DropGauge:
+        return DropGauge([FunctionNorm(teacher, images, torch.device("cpu"))])
+
+    with_labels = gauge(ImageSet(inputs, "", labels=labels))
     assert with_labels.is_labelled
     wrong = float((changed.argmax(1) != labels).double().mean())
     measured = with_labels.measure(other)
     assert measured.drop == pytest.approx(100 * wrong)
     assert measured.loss == pytest.approx(float((changed - outputs).square().sum(1).mean()), rel=1e-5)
-    without = DropGauge(teacher, [ImageSet(inputs, "")], device)
+    without = gauge(ImageSet(inputs, ""))
     expected = 100 * float((changed - outputs).square().sum() / outputs.square().sum())
     assert without.measure(other).drop == pytest.approx(expected, rel=1e-5)
-    foreign = DropGauge(teacher, [ImageSet(inputs, "", labels=labels, class_names=["a", "b"])], device)
+    foreign = gauge(ImageSet(inputs, "", labels=labels, class_names=["a", "b"]))
     assert not foreign.is_labelled
 
 
@@ -295,6 +300,20 @@ def test_milliseconds_are_measured_until_they_are_kept(tiny, pictures, tmp_path,
     assert target.met
     assert 1.85 <= target.reached <= 2.0
     assert target.reached == pytest.approx(1.0 + 1e-4 * report.params.compressed)
+
+
+@pytest.mark.parametrize(
+    ("wish", "cost", "asked", "reached"),
+    [("latency", "latency", 2.0, 2.5), ("latency", "latency", 3.0, 2.5), ("ratio", "latency", 0.5, 0.25)],
+)
+def test_a_time_is_judged_by_the_delivered_file(wish: Wish, cost: Cost, asked: float, reached: float) -> None:
+    before = TargetRecord(wish=wish, asked=asked, reached=0.1, at_most=0.1, met=True)
+    samples = np.full((4, 5), 10.0)
+    last = summarise(samples, samples / 4, threads=1, batch_size=1)
+    after = targets.with_last_timing(before, cost, {CPU: last})
+    assert (after.reached, after.at_most, after.met) == (pytest.approx(reached), after.reached, reached <= asked)
+    assert targets.with_last_timing(before, cost, {}) == before
+    assert targets.with_last_timing(before, "params", {CPU: last}) == before
 
 
 def test_a_drop_is_bounded_on_images_that_the_report_does_not_judge_by(tiny, pictures, tmp_path) -> None:

@@ -16,13 +16,12 @@ from typing import Any
 import click
 
 from benchmarks import fashion
-from benchmarks.study import write_results
+from benchmarks.study import EXPORT_PROGRAM, write_results
 from compressor.records import Fidelity, Report
 
 MAX_IMAGES = 10_000
 FACTORS = (1.0, 2.0)  # times the default gamma
 FIDELITIES: tuple[Fidelity, ...] = ("norm", "risk", "error")
-EXPORT = "from compressor.cli import export; export()"
 
 
 def run(data: Path, fidelity: Fidelity, gamma: float | None, seed: int, out: Path) -> dict[str, Any]:
@@ -40,7 +39,9 @@ def run(data: Path, fidelity: Fidelity, gamma: float | None, seed: int, out: Pat
     }
     typed = [str(word) for pair in options.items() for word in pair]
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", EXPORT, str(data / "fc3-fashion.pt"), "--trust-pickle", *typed], check=True)
+    subprocess.run(
+        [sys.executable, "-c", EXPORT_PROGRAM, str(data / "fc3-fashion.pt"), "--trust-pickle", *typed], check=True
+    )
     report = Report.model_validate_json((out / "report.json").read_text(encoding="utf-8"))
     assert report.search is not None
     assert report.top1 is not None

@@ -22,11 +22,11 @@ from torch import nn
 
 from benchmarks.fashion import load_fashion, trained_fc3
 from benchmarks.latency import measure_latency
+from benchmarks.peers.loading import load_squares
 from benchmarks.size import count_params
-from benchmarks.study import read_results, write_results
+from benchmarks.study import earlier_rows, write_results
 from compressor.architectures import Transform
 from compressor.attention import open_attention
-from compressor.checkpoint import load_model
 from compressor.decompose import RIVALS, Decomposed, Decomposer
 from compressor.fidelity import FunctionNorm
 from compressor.images import ImageSet, load_folder, procedural_images
@@ -155,9 +155,8 @@ def load(model: str, data: Path | None, input_size: int | None) -> tuple[str, nn
         return "FC3 (784-1000-1000-10) on Fashion-MNIST", trained_fc3(), images, None
     if data is None or input_size is None:
         raise click.UsageError('MODEL needs DATA and --input-size (only "fc3" brings its own)')
-    loaded = load_model(Path(model))
-    transform = Transform(input_size, input_size, loaded.transform.mean, loaded.transform.std)
-    return loaded.arch, loaded.model, load_folder(data, transform, wanted, seed=0), transform
+    loaded, images, transform = load_squares(Path(model), data, input_size, wanted)
+    return loaded.arch, loaded.model, images, transform
 
 
 @click.command()
@@ -204,10 +203,8 @@ def main(
         write_results(name, about, study.rows, began)
 
     own = calibration_of("of the task", mine)
-    if add:
-        earlier = read_results(name)
-        study.rows += earlier["rows"]
-        began -= earlier["seconds"]
+    rows, began = earlier_rows(name, add, began)
+    study.rows += rows
     for choice in CHAINS:
         if choice not in chains.split(","):
             continue

@@ -18,9 +18,8 @@ from typing import Any
 import click
 from torch import nn
 
-from benchmarks.study import read_results, write_results
-from compressor.architectures import Transform
-from compressor.checkpoint import load_model
+from benchmarks.peers.loading import load_squares
+from benchmarks.study import earlier_rows, write_results
 from compressor.finetune import TuneSettings
 from compressor.images import load_folder
 from compressor.job import Choice, Job, Settings
@@ -128,14 +127,9 @@ def main(
 ) -> None:
     """Run the study and write benchmarks/results/NAME.json, anew after every way."""
     began = time.perf_counter()
-    loaded = load_model(model_path)
-    transform = Transform(input_size, input_size, loaded.transform.mean, loaded.transform.std)
-    images = load_folder(data, transform, max_images, seed=0)
+    loaded, images, transform = load_squares(model_path, data, input_size, max_images)
     to_train_on = load_folder(train, transform, train_images, seed=0)
-    rows = list[dict[str, Any]]()
-    if add:
-        earlier = read_results(name)
-        rows, began = earlier["rows"], began - earlier["seconds"]
+    rows, began = earlier_rows(name, add, began)
     with tempfile.TemporaryDirectory() as folder:
         tune = TuneSettings(epochs=epochs)
         settings = Settings(gamma=gamma, factors=factors, recalibrate=recalibrate, tune=tune)

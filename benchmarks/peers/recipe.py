@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.small_vgg import SIZE, save_small_vgg, tell, train_small_vgg
-from benchmarks.study import write_results
+from benchmarks.study import EXPORT_PROGRAM, write_results
 from compressor.architectures import Transform
 from compressor.images import load_folder
 from compressor.recipe import Recipe, load_recipe
@@ -28,7 +28,6 @@ from compressor.records import Report
 from compressor.staged import STAGE
 
 CACHE = Path("build/small-vgg.pt")
-PROGRAM = "from compressor.cli import export; export()"
 LOOKS_BEFORE_KILL = 12
 SECONDS_BETWEEN_GLANCES = 0.02
 
@@ -55,7 +54,9 @@ def is_under_way(kind: str, folder: Path) -> bool:
 
 def run(arguments: Sequence[str], kill_when: Callable[[], bool] = lambda: False) -> bool:
     """Run the command; whether it was killed before its end."""
-    process = subprocess.Popen([sys.executable, "-W", "ignore", "-c", PROGRAM, *arguments], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", EXPORT_PROGRAM, *arguments], stdout=subprocess.DEVNULL
+    )
     while process.poll() is None:
         if kill_when():
             process.kill()

@@ -7,7 +7,8 @@
 Factors are the weights' own, decomposed once, and nothing is recalibrated: only plans differ. Every look takes 50
 images of one pool of 500; the plans that a search holds at the checkpoints are judged on other images. The peers get
 the log scale of ranks too, which is a gift: it is worth more than any acquisition. Those that do not model their noise
-hand over the luckiest look, as their users do. A search that stops keeps its plan to the end of the budget.
+hand over the luckiest look, as their users do. A search that stops keeps its plan to the end of the budget; so that
+its rivals' further passes are seen apart, each is judged with what it held when the default had stopped, too.
 
 gamma of ResNet-50 and FC3 is a multiple of 1 / E||f*||^2, set before any comparison so that good plans keep a relative
 function norm of 0.05 to 0.1, by `--searches lagrange-cheap --seeds 1` alone. ResNet-50 (3,200 passes): 0.20 at once
@@ -24,7 +25,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.peers.rivals import SEARCHES
+from benchmarks.peers.rivals import DEFAULT, SEARCHES
 from benchmarks.peers.rivals.judging import (
     Row,
     Seconds,
@@ -60,7 +61,9 @@ class Study:
         """One search with one seed."""
         attempt = Attempt(self.problem, self.budget, seed)
         steps, overhead = follow(SEARCHES[search], attempt)
-        self.rows.append(judge_row(search, attempt, steps, Seconds(overhead, self.plans.seconds_per_pass), self.judge))
+        seconds = Seconds(overhead, self.plans.seconds_per_pass)
+        ends = {row["seed"]: row["passes"] for row in self.rows if row["search"] == DEFAULT}
+        self.rows.append(judge_row(search, attempt, steps, seconds, self.judge, ends.get(seed)))
         compare_with_default(self.rows, self.judge)
         check_certificates(self.rows, self.judge)
         self.save()

@@ -11,7 +11,7 @@ nobody could know. Factors are computed once per seed.
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ import click
 import numpy as np
 from torch import nn
 
+from benchmarks.peers.loading import load_squares
 from benchmarks.size import count_params
-from benchmarks.study import read_results, write_results
+from benchmarks.study import earlier_rows, write_results
 from compressor import pipeline, rank_search
-from compressor.architectures import Transform
-from compressor.checkpoint import load_model
 from compressor.drops import DropCurve, DropGauge
-from compressor.images import ImageSet, load_folder
+from compressor.fidelity import FunctionNorm
+from compressor.images import ImageSet
 from compressor.job import Job, Realised, Settings, Source, Wanted
 from compressor.progress import Progress, progress_for_stderr
 from compressor.rank_search import RankSearch
@@ -53,7 +53,17 @@ class Seed:
         self._parts: Sequence[Any] | None = None
         self._original = count_params(self.job.teacher)
         assert self.job.deciding is not None
-        self._decider = DropGauge(self.job.teacher, [self.job.search_images, self.job.deciding], self.job.device)
+        self._decider = DropGauge([self._norm, FunctionNorm(self.job.teacher, self.job.deciding, self.job.device)])
+
+    def runs(self, drop: float, others: Sequence[Ask] | None) -> Iterator[dict[str, Any]]:
+        """The row of the drop; with `others`, of a plain search at the gamma that was found, and of those, whose gammas
+        are a sweep."""
+        found = self.run("drop", drop)
+        yield {"sweep": False} | found
+        if others is not None:
+            yield {"sweep": False} | self.run(None, found["gamma"])
+            for wish, value in others:
+                yield {"sweep": wish is None} | self.run(wish, value)
 
     def run(self, wish: Wish | None, value: float) -> dict[str, Any]:
         """The row of one target or gamma."""
@@ -104,13 +114,7 @@ def seed_of(
     mine, judges = images
     settings = Settings(target=Wanted("drop", 1.0), recalibrate=recalibrate, search=SearchSettings(seed=seed))
     job = pipeline.prepare(model, mine, folder / "job", settings, Source(arch), progress)
-    return Seed(job, DropGauge(job.teacher, [judges], job.device), folder)
-
-
-def best_of_sweep(rows: Sequence[Mapping[str, Any]], seed: int, drop: float, by: str) -> float | None:
-    """The smallest ratio of the sweep's networks with at most `drop` points of `by`; None where there is none."""
-    kept = [row["ratio"] for row in rows if row["seed"] == seed and row["sweep"] and row[by] <= drop]
-    return min(kept, default=None)
+    return Seed(job, DropGauge([FunctionNorm(job.teacher, judges, job.device)]), folder)
 
 
 @click.command()
@@ -144,9 +148,7 @@ def main(
 ) -> None:
     """Run the study and write benchmarks/results/NAME.json, anew after every run."""
     began, progress = time.perf_counter(), progress_for_stderr()
-    loaded = load_model(model_path)
-    transform = Transform(input_size, input_size, loaded.transform.mean, loaded.transform.std)
-    images = load_folder(data, transform, 10**6, seed=0)
+    loaded, images, _ = load_squares(model_path, data, input_size, 10**6)
     about = {
         "network": loaded.arch,
         "images": num_images,
@@ -154,31 +156,22 @@ def main(
         "recalibrated": recalibrate,
         "drop": drop,
     }
-    rows: list[dict[str, Any]] = []
-    if add:
-        earlier = read_results(name)
-        rows, began = earlier["rows"], began - earlier["seconds"]
-    swept: list[Ask] = [(None, float(value)) for value in np.geomspace(*gammas, NUM_GAMMAS)]
+    rows, began = earlier_rows(name, add, began)
     others: list[Ask] = [("ratio", float(ratio)) for ratio in ratios.split(",") if ratio]
-    known = {(row["seed"], row["wish"], row["asked"]) for row in rows}
+    others += [(None, float(value)) for value in np.geomspace(*gammas, NUM_GAMMAS)]
+    known = {row["seed"] for row in rows if (row["wish"], row["asked"]) == ("drop", drop)}
     for seed in range(first_seed, seeds):
-        if (seed, "drop", drop) in known:
+        if seed in known:
             continue
         with tempfile.TemporaryDirectory() as folder:
             one = seed_of(
                 loaded.model, loaded.arch, images.split(num_images, seed), seed, recalibrate, Path(folder), progress
             )
 
-            def add_row(wish: Wish | None, value: float, sweep: bool, seed: int = seed, one: Seed = one) -> None:
-                rows.append({"seed": seed, "sweep": sweep} | one.run(wish, value))
+            for row in one.runs(drop, others if seed < sweeps else None):
+                rows.append({"seed": seed} | row)
                 progress.say(str(rows[-1]))
                 write_results(name, about, rows, began)
-
-            add_row("drop", drop, sweep=False)
-            if seed < sweeps:
-                add_row(None, rows[-1]["gamma"], sweep=False)
-                for wish, value in [*others, *swept]:
-                    add_row(wish, value, sweep=wish is None)
 
 
 if __name__ == "__main__":

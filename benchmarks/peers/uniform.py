@@ -16,12 +16,11 @@ import click
 import numpy as np
 import torch
 
+from benchmarks.peers.loading import load_squares
 from benchmarks.study import write_results
-from compressor.architectures import Transform
-from compressor.checkpoint import load_model
 from compressor.factors import METHODS
 from compressor.fidelity import FunctionNorm, Losses
-from compressor.images import MAX_IMAGES, ImageSet, load_folder
+from compressor.images import MAX_IMAGES, ImageSet
 from compressor.job import Settings
 from compressor.layers import FoundLayer, compressible, factorised_ranks, find_layers
 from compressor.network import build_candidate
@@ -119,9 +118,7 @@ def main(model_path: Path, data: Path, input_size: int, gammas: str, seeds: int,
     """Run the study and write benchmarks/results/NAME.json."""
     began = time.perf_counter()
     progress = progress_for_stderr()
-    loaded = load_model(model_path)
-    transform = Transform(input_size, input_size, loaded.transform.mean, loaded.transform.std)
-    images = load_folder(data, transform, NUM_JUDGES + MAX_IMAGES, seed=0)
+    loaded, images, _ = load_squares(model_path, data, input_size, NUM_JUDGES + MAX_IMAGES)
     judges, others = images.split(min(NUM_JUDGES, max(len(images) - MAX_IMAGES, len(images) // 2)), seed=0)
     judge = Judge(loaded.model, judges)
     uniform = {}

@@ -43,18 +43,15 @@ class DropTarget(Target):
 
     def learn(self, looks: Sequence[Losses]) -> "DropTarget":
         """With the limit that follows from the looks' decisions; looks without any leave the first guess."""
-        changes, lost = [WEIGHT_OF_CHANGES], [LOST_SHARE * WEIGHT_OF_LOST]
-        exposure, changed = [WEIGHT_OF_CHANGES / CHANGES], [WEIGHT_OF_LOST]
+        changes = lost = exposure = 0.0
         for look in looks:
-            if look.harms is None or not 1 / WIDEST <= max(look.function_norm, 1e-300) / self.most <= WIDEST:
-                continue
-            changes.append(float(np.abs(look.harms).sum()))
-            exposure.append(len(look.harms) * (look.function_norm / self.energy) ** DROP_EXPONENT)
-            changed.append(changes[-1])
-            lost.append(float(look.harms.sum()))
-        rate = sum(changes) / sum(exposure)
-        share = max(SMALLEST_LOST_SHARE, sum(lost) / sum(changed))
-        return replace(self, most=self._limit(rate, share))
+            if look.harms is not None and 1 / WIDEST <= look.function_norm / self.most <= WIDEST:
+                changes += float(np.abs(look.harms).sum())
+                lost += float(look.harms.sum())
+                exposure += len(look.harms) * (look.function_norm / self.energy) ** DROP_EXPONENT
+        rate = (WEIGHT_OF_CHANGES + changes) / (WEIGHT_OF_CHANGES / CHANGES + exposure)
+        share = (LOST_SHARE * WEIGHT_OF_LOST + lost) / (WEIGHT_OF_LOST + changes)
+        return replace(self, most=self._limit(rate, max(SMALLEST_LOST_SHARE, share)))
 
     def _limit(self, rate: float, share: float) -> float:
         """L where drop and deviations of its measurement come to `asked`: a square equation in L^(exponent / 2)."""

@@ -102,7 +102,6 @@ class Search:
     ) -> None:
         self._space = space
         self.objective = objective
-        self._target = target
         self._evaluate = evaluate
         self._num_images = num_images
         self._settings = settings
@@ -143,7 +142,7 @@ class Search:
         The certificate speaks of this target alone, and its schedule of risks begins anew. It may not be met within
         the looks that are allowed for it, a share of those so far.
         """
-        self._target, self._rule = target, StopRule(self._settings, target)
+        self._rule = StopRule(self._settings, target)
         self._max_looks = self._num_evaluations + int(np.ceil(SHARE_OF_ANOTHER_TARGET * self._num_evaluations))
         with threadpool_limits(limits=1, user_api="blas"):
             with self._thinking():
@@ -298,11 +297,15 @@ class Search:
 
     # Target
 
+    @property
+    def _target(self) -> Target | None:
+        return self._rule.target
+
     def _aim(self) -> None:
         """Choose gamma for the target by what is believed now."""
         assert self._target is not None
         if not (self._started and self._aimed):
-            self._target = self._rule.target = self._target.learn(self._state.losses)
+            self._rule.target = self._target.learn(self._state.losses)
         self._aimed = True
         visited = np.array(self._state.ranks)
         belief = self._believe()

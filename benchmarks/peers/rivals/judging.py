@@ -47,8 +47,10 @@ def held_at(steps: Sequence[Step], passes: int) -> Step:
     return [step for step in steps if step[0] <= passes][-1]
 
 
-def judge_row(name: str, attempt: Attempt, steps: list[Step], seconds: Seconds, judge: Judge) -> Row:
-    """The row of one search and seed."""
+def judge_row(
+    name: str, attempt: Attempt, steps: list[Step], seconds: Seconds, judge: Judge, end_of_default: int | None
+) -> Row:
+    """The row of one search and seed, with what it held when the default had stopped with the same seed, if it has."""
     checkpoints = checkpoints_of(attempt.budget)
     held = [held_at(steps, passes) for passes in checkpoints]
     distinct = {since: _judged(since, ranks, judge) for since, ranks in held}
@@ -58,6 +60,7 @@ def judge_row(name: str, attempt: Attempt, steps: list[Step], seconds: Seconds, 
         "search": name,
         "seed": attempt.seed,
         "objective": distinct[held[-1][0]]["objective"],
+        "objective_at_end_of_default": _objective_at(end_of_default, steps, judge),
         "function_norm": _round(losses.mean),
         "stderr": _round(losses.variance**0.5),
         "relative": _round(losses.mean / judge.plans.norm.teacher_energy),
@@ -104,6 +107,10 @@ def final_ranks(row: Row) -> Ranks:
 def read_ranks(text: str) -> Ranks:
     """Ranks (d,) as they are written in a row."""
     return np.array([int(rank) for rank in text.split()], dtype=np.int64)
+
+
+def _objective_at(passes: int | None, steps: list[Step], judge: Judge) -> float | None:
+    return None if passes is None else _round(judge.objective(held_at(steps, passes)[1]))
 
 
 def _judged(since: int, ranks: Ranks, judge: Judge) -> Row:

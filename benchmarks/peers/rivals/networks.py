@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.fashion import load_fashion, trained_fc3
+from benchmarks.peers.loading import load_squares
 from benchmarks.peers.rivals.problem import Problem
-from compressor.architectures import Transform
 from compressor.attention import open_attention
-from compressor.checkpoint import load_model
 from compressor.errors import InputError
 from compressor.factors import METHODS, Factors
 from compressor.fidelity import FunctionNorm, Losses
-from compressor.images import ImageSet, load_folder
+from compressor.images import ImageSet
 from compressor.layers import FoundLayer, compressible, factorised_ranks, find_layers
 from compressor.network import build_candidate
 from compressor.objective import Objective, default_gamma
@@ -143,10 +142,8 @@ def load_network(
     elif data is None or input_size is None:
         raise InputError(f'{model} needs DATA and --input-size (only "{FC3}" brings its own)')
     else:
-        loaded = load_model(Path(model))
-        transform = Transform(input_size, input_size, loaded.transform.mean, loaded.transform.std)
+        loaded, images, _ = load_squares(Path(model), data, input_size, num_judges + POOL_IMAGES)
         name, network = loaded.arch, loaded.model
-        images = load_folder(data, transform, num_judges + POOL_IMAGES, seed=0)
     judges, others = images.split(min(num_judges, len(images) // 2), seed=0)
     pool = others.subset(range(min(POOL_IMAGES, len(others))))
     opened = open_attention(network.eval().requires_grad_(False).to(device), pool.batch([0]).to(device))

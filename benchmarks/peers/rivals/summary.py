@@ -7,13 +7,15 @@ from typing import Any
 from benchmarks.peers.rivals import DEFAULT, SEARCHES
 
 Row = dict[str, Any]
+AT_EQUAL_PASSES = "objective_at_end_of_default"
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
     """One row per search, the best median of J first.
 
     `p_value` is that of a one-sided Wilcoxon signed-rank test over the seeds both have, the alternative being that the
-    default's J is the greater. (With n seeds it is never below 2^-n: 0.03125 for five.)
+    default's J is the greater. (With n seeds it is never below 2^-n: 0.03125 for five.) The same at equal passes is
+    against what the other held when the default had stopped.
     """
     mark_passes_to_best_peer(rows)
     found = []
@@ -29,6 +31,8 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
                 "highest": max(objectives),
                 "p_value": None if name == DEFAULT else p_value(rows, name),
                 "wins_of_default": None if name == DEFAULT else wins(rows, name),
+                "p_value_at_equal_passes": None if name == DEFAULT else p_value(rows, name, AT_EQUAL_PASSES),
+                "wins_at_equal_passes": None if name == DEFAULT else wins(rows, name, AT_EQUAL_PASSES),
                 "ratio": median(row["ratio"] for row in own),
                 "relative": median(row["relative"] for row in own),
                 "passes": median(row["passes"] for row in own),
@@ -68,23 +72,24 @@ def mark_passes_to_best_peer(rows: Sequence[Row]) -> None:
             row["passes_ratio"] = reached[0] / last if last else None
 
 
-def paired(rows: Sequence[Row], name: str) -> list[float]:
-    """By how much the default's J exceeds another's, for every seed that both have."""
+def paired(rows: Sequence[Row], name: str, held: str = "objective") -> list[float]:
+    """By how much the default's last J exceeds what another `held`, for every seed where both are known."""
     own = {row["seed"]: row["objective"] for row in rows if row["search"] == DEFAULT}
-    return [own[row["seed"]] - row["objective"] for row in rows if row["search"] == name and row["seed"] in own]
+    others = [row for row in rows if row["search"] == name and row["seed"] in own and row[held] is not None]
+    return [own[row["seed"]] - row[held] for row in others]
 
 
-def p_value(rows: Sequence[Row], name: str) -> float | None:
+def p_value(rows: Sequence[Row], name: str, held: str = "objective") -> float | None:
     """Wilcoxon's signed-rank test, one-sided; None where no seed tells the two apart."""
     from scipy.stats import wilcoxon
 
-    differences = paired(rows, name)
+    differences = paired(rows, name, held)
     return float(wilcoxon(differences, alternative="greater").pvalue) if any(differences) else None
 
 
-def wins(rows: Sequence[Row], name: str) -> int:
+def wins(rows: Sequence[Row], name: str, held: str = "objective") -> int:
     """Seeds on which the default's J is the greater."""
-    return sum(difference > 0 for difference in paired(rows, name))
+    return sum(difference > 0 for difference in paired(rows, name, held))
 
 
 def _by_search(rows: Sequence[Row]) -> Mapping[str, list[Row]]:
