@@ -163,9 +163,9 @@ def _search_section(path: Path) -> str:
         f"p: one-sided Wilcoxon signed-rank test over the seeds that the default's J is the greater (never below 2^-n "
         f"for n seeds), at the end of the budget and against what the others held when the default had stopped. "
         f"Passes ratio: passes to hold a plan as good as the last of the best peer "
-        f"({study['best_peer']}), over the passes that took it. Peers search log-scaled ranks, too. Contradicted: a "
-        f"plan seen anywhere in the study beats a certified one by more than its delta. Own CPU s: what "
-        f"the search spends beside the looks, on one thread. "
+        f"({study['best_peer']}), over the passes that took it, by {study['curve_on']} of these images. "
+        f"Peers search log-scaled ranks, too. Contradicted: a plan seen anywhere in the study beats a certified one by "
+        f"more than its delta. Own CPU s: what the search spends beside the looks, on one thread. "
         f"{', '.join(f'{peer} {number}' for peer, number in study['peers'].items())}. {_machine(study)}",
         f"![Objective against image passes](pictures/{name}.svg)",
         _table(

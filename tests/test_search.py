@@ -177,7 +177,17 @@ def test_a_small_pool_is_not_looked_at_twice_by_the_same_plan() -> None:
     ranks, record = Search(problem.space, problem.objective, problem.evaluate, 50, settings, journal).run()
     visited = [tuple(row.ranks) for row in record.history if row.source != "start"]
     assert len(set(visited)) == len(visited)
+    assert record.stopped_because == "60 evaluations spent"  # other plans can still be looked at
     assert problem.value(ranks[None])[0] > problem.best() * 1.3
+
+
+def test_a_search_that_has_seen_every_plan_on_every_image_stops() -> None:
+    problem = Problem((4,))
+    settings = SearchSettings(max_evaluations=60, delta=1e-6, epsilon=1e-9, samples=50)
+    search = Search(problem.space, problem.objective, problem.evaluate, 50, settings, Journal(None, {}))
+    ranks, record = search.run()
+    assert record.stopped_because == "no images left that could tell more"
+    assert ranks.tolist() == [1 + int(np.argmax([problem.value(np.array([[rank]]))[0] for rank in (1, 2, 3, 4)]))]
 
 
 class WideProblem(Problem):

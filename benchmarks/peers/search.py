@@ -5,10 +5,10 @@
     python -m benchmarks.peers.search fc3 --gamma-factor 0.1 --budget 3000 --name search-fc3
 
 Factors are the weights' own, decomposed once, and nothing is recalibrated: only plans differ. Every look takes 50
-images of one pool of 500; the plans that a search holds at the checkpoints are judged on other images. The peers get
-the log scale of ranks too, which is a gift: it is worth more than any acquisition. Those that do not model their noise
-hand over the luckiest look, as their users do. A search that stops keeps its plan to the end of the budget; so that
-its rivals' further passes are seen apart, each is judged with what it held when the default had stopped, too.
+images of one pool of 500; the last plan of a search is judged on other images, those before on some of them. The peers
+get the log scale of ranks too, which is a gift: it is worth more than any acquisition. Those that do not model their
+noise hand over the luckiest look, as their users do. A search that stops keeps its plan to the end of the budget; so
+that its rivals' further passes are seen apart, each is judged with what it held when the default had stopped, too.
 
 gamma of ResNet-50 and FC3 is a multiple of 1 / E||f*||^2, set before any comparison so that good plans keep a relative
 function norm of 0.05 to 0.1, by `--searches lagrange-cheap --seeds 1` alone. ResNet-50 (3,200 passes): 0.20 at once
@@ -35,7 +35,7 @@ from benchmarks.peers.rivals.judging import (
     follow,
     judge_row,
 )
-from benchmarks.peers.rivals.networks import Judge, Plans, gamma_of, load_network
+from benchmarks.peers.rivals.networks import CURVE_IMAGES, Judge, Plans, gamma_of, load_network
 from benchmarks.peers.rivals.problem import Attempt, Problem
 from benchmarks.peers.rivals.summary import best_peer, summarise
 from benchmarks.study import RESULTS, read_results, write_results
@@ -131,6 +131,7 @@ def chosen_searches(wanted: str) -> list[str]:
 @click.option("--budget", default=10_000, show_default=True, help="Image passes per search.")
 @click.option("--samples", default=50, show_default=True, help="Images per look at a plan.")
 @click.option("--seeds", default=5, show_default=True)
+@click.option("--first-seed", default=0, show_default=True)
 @click.option("--judges", default=2000, show_default=True, help="Images outside the search.")
 @click.option("--searches", default="all", show_default=True, help="Names, separated by commas.")
 @click.option("--device", default="cpu", show_default=True)
@@ -146,6 +147,7 @@ def main(
     budget: int,
     samples: int,
     seeds: int,
+    first_seed: int,
     judges: int,
     searches: str,
     device: str,
@@ -168,6 +170,7 @@ def main(
             "samples": samples,
             "pool": len(network.pool),
             "judged_on": len(network.judges),
+            "curve_on": min(CURVE_IMAGES, len(network.judges)),
             "teacher_energy": plans.norm.teacher_energy,
             "device": device,
         }
@@ -177,7 +180,7 @@ def main(
     except InputError as error:
         raise click.ClickException(str(error)) from error
     known = {(row["search"], row["seed"]) for row in study.rows}
-    for seed in range(seeds):
+    for seed in range(first_seed, first_seed + seeds):
         for search in names:
             if (search, seed) not in known:
                 study.run(search, seed)

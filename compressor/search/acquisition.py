@@ -3,6 +3,7 @@
 Everything is scored on integer ranks only: a certificate about points that cannot be built says nothing.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,26 @@ class Criterion(Protocol):
     def __call__(self, ranks: Ranks) -> NDArray[np.float64]: ...
 
     def exact(self, ranks: Ranks) -> NDArray[np.float64]: ...
+
+
+@dataclass(frozen=True)
+class Without:
+    """A criterion that is minus infinity at some plans (k, d)."""
+
+    criterion: Criterion
+    plans: Ranks
+
+    def __call__(self, ranks: Ranks) -> NDArray[np.float64]:
+        """Values (m,) at ranks (m, d)."""
+        return self._mask(ranks, self.criterion(ranks))
+
+    def exact(self, ranks: Ranks) -> NDArray[np.float64]:
+        """The same without short cuts."""
+        return self._mask(ranks, self.criterion.exact(ranks))
+
+    def _mask(self, ranks: Ranks, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        listed = (ranks[:, None] == self.plans).all(2).any(1)
+        return np.where(listed, -np.inf, values)
 
 
 def maximise(score: Criterion, space: RankSpace, anchors: Ranks, rng: np.random.Generator) -> tuple[Ranks, float]:

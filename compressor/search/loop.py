@@ -379,18 +379,28 @@ class Search:
         self._surrogate_seconds += time.perf_counter() - began
 
     def _next_look(self, test: StopTest, pending: Sequence[Look] = ()) -> Look | None:
-        """What to look at next, beside what is under way; None where neither plan has images that it has not seen."""
+        """What to look at next, beside what is under way; None where no plan has images that it has not seen."""
         landing = None if pending else self._landing(test)
         if landing is not None:
             return Look("target", landing, self._images_for(landing))
-        looks = [("candidate", test.candidate), ("re-measure", test.score.incumbent)]
-        if measure_again(test.score, test.candidate, self._expected_noise(test)):
-            looks.reverse()
+        candidate = self._candidate(test, pending)
+        looks = [("re-measure", test.score.incumbent)]
+        if candidate is not None:
+            again = measure_again(test.score, candidate, self._expected_noise(test, candidate))
+            looks.insert(int(again), ("candidate", candidate))
         for source, ranks in looks:
             images = self._images_for(ranks, pending)
             if len(images):
                 return Look(source, ranks, images)
         return None
+
+    def _candidate(self, test: StopTest, pending: Sequence[Look]) -> Ranks | None:
+        """What the acquisition proposes among the plans that have images left."""
+        if len(self._images_for(test.candidate, pending)):
+            return test.candidate
+        visited = np.unique([*self._state.ranks, *(look.ranks for look in pending)], axis=0)
+        spent = np.array([ranks for ranks in visited if not len(self._images_for(ranks, pending))])
+        return self._rule.elsewhere(test, spent, len(self._state.ranks))
 
     def _with_fantasies(self, test: StopTest, first: Look) -> list[Look]:
         """`first` and the looks to follow it, each proposed as if those before it had found what is expected of them.
@@ -419,9 +429,9 @@ class Search:
         seen += [look.images for look in pending if np.array_equal(look.ranks, ranks)]
         return self._sampler.draw_unseen(number, np.concatenate(seen)) if seen else self._sampler.draw(number)
 
-    def _expected_noise(self, test: StopTest) -> np.ndarray:
+    def _expected_noise(self, test: StopTest, candidate: Ranks) -> np.ndarray:
         """Variances of one more look at the candidate and at the incumbent."""
-        plans = np.stack([test.candidate, test.score.incumbent])
+        plans = np.stack([candidate, test.score.incumbent])
         return self._look_noise(test.score.belief, plans, self._sampler.samples)
 
     def _expected_variance(self, belief: Belief, look: Look) -> float:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from compressor.search.acquisition import maximise
+from compressor.search.acquisition import Without, maximise
 from compressor.search.belief import Belief, Score
 from compressor.search.certificate import STAGES, JointTest, certify_jointly
 from compressor.search.improvement import Improvement
@@ -72,6 +72,13 @@ class StopRule:
         """The next candidate alone, without any test of the certificates."""
         test = self._incumbent(belief, visited)
         return (self._test_pointwise if self._settings.acquisition == "pac" else self._improve)(test, len(visited))
+
+    def elsewhere(self, test: StopTest, spent: Ranks, count: int) -> Ranks | None:
+        """What the acquisition proposes after `count` looks, but for the plans `spent` (k, d); None if nothing."""
+        kind, space = self._settings.acquisition, test.score.belief.space
+        criterion = test.score if kind == "pac" else Improvement(test.score, kind)
+        plan, value = maximise(Without(criterion, spent), space, test.anchors, self._rng(ACQUISITION_STREAM, count))
+        return plan if np.isfinite(value) else None
 
     def complete(self, test: StopTest, visited: Ranks, may_stop: bool) -> StopTest:
         """The last test with both figures, for the record."""

@@ -59,7 +59,7 @@ def judge_row(
     return {
         "search": name,
         "seed": attempt.seed,
-        "objective": distinct[held[-1][0]]["objective"],
+        "objective": _round(judge.objective(last)),
         "objective_at_end_of_default": _objective_at(end_of_default, steps, judge),
         "function_norm": _round(losses.mean),
         "stderr": _round(losses.variance**0.5),
@@ -116,8 +116,8 @@ def _objective_at(passes: int | None, steps: list[Step], judge: Judge) -> float 
 def _judged(since: int, ranks: Ranks, judge: Judge) -> Row:
     return {
         "since": since,
-        "objective": _round(judge.objective(ranks)),
-        "function_norm": _round(judge.losses(ranks).mean),
+        "objective": _round(judge.objective_roughly(ranks)),
+        "function_norm": _round(judge.losses_roughly(ranks).mean),
         "ratio": _round(judge.ratio(ranks)),
         "ranks": " ".join(map(str, ranks.tolist())),
     }

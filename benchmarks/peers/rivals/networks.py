@@ -26,6 +26,7 @@ from compressor.search.space import Ranks, RankSpace
 
 FC3 = "fc3"
 POOL_IMAGES = 500  # as many as bocompress searches on
+CURVE_IMAGES = 500  # of those that judge, for the plans held on the way
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,19 @@ class Judge:
 
     def objective(self, ranks: Ranks) -> float:
         """J of the plan."""
-        return float(self._objective.value(np.array(self.losses(ranks).mean), np.array(self.ratio(ranks))))
+        return self._value(ranks, self.losses(ranks))
+
+    def losses_roughly(self, ranks: Ranks) -> Losses:
+        """Losses of the plan (d,) on the first CURVE_IMAGES judging images."""
+        some = self._every[:CURVE_IMAGES]
+        return Losses(some, self.plans.values(ranks, some))
+
+    def objective_roughly(self, ranks: Ranks) -> float:
+        """J of the plan on these."""
+        return self._value(ranks, self.losses_roughly(ranks))
+
+    def _value(self, ranks: Ranks, losses: Losses) -> float:
+        return float(self._objective.value(np.array(losses.mean), np.array(self.ratio(ranks))))
 
     def advantage(self, ranks: Ranks, other: Ranks) -> tuple[float, float]:
         """By how much J of `ranks` exceeds that of `other`, and the standard error of this over the same images."""

@@ -65,10 +65,11 @@ def mark_passes_to_best_peer(rows: Sequence[Row]) -> None:
         row["passes_to_best_peer"] = row["passes_ratio"] = None
         if other is None:
             continue
-        reached = [held["since"] for held in row["incumbents"] if held["objective"] >= other["objective"]]
+        final = other["incumbents"][-1]
+        reached = [held["since"] for held in row["incumbents"] if held["objective"] >= final["objective"]]
         if reached:
             row["passes_to_best_peer"] = reached[0]
-            last = other["incumbents"][-1]["since"]
+            last = final["since"]
             row["passes_ratio"] = reached[0] / last if last else None
 
 
