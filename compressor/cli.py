@@ -481,6 +481,7 @@ def _settings(options: dict[str, Any]) -> "Settings":
                 "samples",
                 "candidates",
                 "start",
+                "refine",
                 "surrogate",
                 "coordinates",
                 "max_evaluations",

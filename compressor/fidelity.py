@@ -116,6 +116,10 @@ class FunctionNorm:
             ]
         return torch.cat(batches)
 
+    def inputs_and_targets(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The images `indices` (m,) on the device, and the teacher's outputs (m, num_outputs) for them."""
+        return self.images.batch(indices).to(self._device), self.targets[indices.to(self.targets.device)]
+
     def losses(self, network: nn.Module, indices: NDArray[np.int64]) -> Losses:
         """Squared distance to the teacher for each of the images `indices`."""
         chosen = torch.from_numpy(indices)

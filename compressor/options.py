@@ -239,6 +239,12 @@ search_options = _options(
         help="First plans: from one-layer-at-a-time sensitivities, or random as in the paper.",
     ),
     click.option(
+        "--refine/--no-refine",
+        default=True,
+        show_default=True,
+        help="Improve plans by steps of a linear model of all ranks, each checked on other images; the paper has none.",
+    ),
+    click.option(
         "--surrogate",
         type=click.Choice(["log", "plain"]),
         default="log",

@@ -21,6 +21,7 @@ from compressor.files import prepare_folder
 from compressor.hashing import hash_images, hash_tensors
 from compressor.job import JOURNAL, Choice, Job, Settings
 from compressor.layers import FoundLayer, compressible, factorised_ranks, with_method
+from compressor.linearise import Lineariser
 from compressor.network import build_candidate
 from compressor.objective import Objective, default_gamma
 from compressor.plan import make_plan
@@ -79,6 +80,8 @@ class RankSearch:
         if settings.prune_fraction is None:
             searched = sum(part.layer.params for part in self.parts)
             self.space = SparsitySpace(self.space, count_prunable(job.teacher) - searched)
+        factors = {part.layer.name: part.factors for part in self.parts}
+        self._linearise = Lineariser(norm, job.teacher, [part.layer for part in self.parts], factors)
         self._search: Search | None = None
 
     def __enter__(self) -> "RankSearch":
@@ -133,6 +136,7 @@ class RankSearch:
             workers=self._workers,
             target=target,
             law=self._measure.law,
+            linearise=self._linearise,
         )
 
     def _plan(self, ranks: Ranks, why: str) -> Plan:
@@ -282,7 +286,7 @@ def _fingerprint(
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
     return {
-        "journal_version": 4,
+        "journal_version": 5,
         "weights": hash_tensors(job.teacher.state_dict().values()),
         "images": hash_images(job.search_images),
         "calibration": hash_images(job.calibration),

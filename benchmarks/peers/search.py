@@ -25,7 +25,7 @@ from typing import Any
 import click
 import torch
 
-from benchmarks.peers.rivals import DEFAULT, SEARCHES
+from benchmarks.peers.rivals import SEARCHES
 from benchmarks.peers.rivals.judging import (
     Row,
     Seconds,
@@ -62,8 +62,7 @@ class Study:
         attempt = Attempt(self.problem, self.budget, seed)
         steps, overhead = follow(SEARCHES[search], attempt)
         seconds = Seconds(overhead, self.plans.seconds_per_pass)
-        ends = {row["seed"]: row["passes"] for row in self.rows if row["search"] == DEFAULT}
-        self.rows.append(judge_row(search, attempt, steps, seconds, self.judge, ends.get(seed)))
+        self.rows.append(judge_row(search, attempt, steps, seconds, self.judge))
         compare_with_default(self.rows, self.judge)
         check_certificates(self.rows, self.judge)
         self.save()

@@ -35,6 +35,15 @@ class Row(Record):
     harms: list[float] | None = None
 
 
+class StepRow(Record):
+    """A step by the linear model around a plan: where it leads, and what it took in passes of an image."""
+
+    step_from: list[int]
+    step_to: list[int]
+    images: list[int]
+    passes: int
+
+
 def stored_header(path: Path) -> dict[str, Any]:
     """The header of an earlier run's journal; empty where there is none that can be read."""
     try:
@@ -60,7 +69,7 @@ class Journal:
     def __init__(self, path: Path | None, header: dict[str, Any], resume: bool = False) -> None:
         self._path = path
         self._header = header
-        self._stored: list[Row] = []
+        self._stored: list[Row | StepRow] = []
         self._count = 0
         if path is not None:
             if resume and path.exists():
@@ -82,14 +91,53 @@ class Journal:
         if self._count >= len(self._stored):
             return None
         row = self._stored[self._count]
+        if isinstance(row, StepRow):
+            self._forget_rest()
+            return None
         if row.ranks != ranks.tolist() or row.images != indices.tolist():
-            raise InputError(
-                f"{self._path} departs from this search at look {self._count}: it was written by another "
-                "version or on another machine; choose another --out"
-            )
+            raise self._departure()
         self._count += 1
         squares, harms = (None if values is None else np.array(values) for values in (row.squares, row.harms))
         return Losses(indices, np.array(row.losses), squares, harms)
+
+    @property
+    def has_more_looks(self) -> bool:
+        """Whether the earlier run went on looking where this one has come to."""
+        return self._count < len(self._stored) and isinstance(self._stored[self._count], Row)
+
+    def recall_step(self, ranks: Ranks, indices: np.ndarray) -> tuple[Ranks, int] | None:
+        """Where the next stored step leads and the passes it took, or None where the earlier run ended.
+
+        Raises:
+            InputError: as for `recall`.
+        """
+        if self._count >= len(self._stored):
+            return None
+        row = self._stored[self._count]
+        if not isinstance(row, StepRow) or row.step_from != ranks.tolist() or row.images != indices.tolist():
+            raise self._departure()
+        self._count += 1
+        return np.array(row.step_to, dtype=np.int64), row.passes
+
+    def append_step(self, ranks: Ranks, target: Ranks, indices: np.ndarray, passes: int) -> None:
+        """Write one step and push it to the disk."""
+        self._count += 1
+        if self._path is not None:
+            row = StepRow(step_from=ranks.tolist(), step_to=target.tolist(), images=indices.tolist(), passes=passes)
+            self._write_line(row.model_dump(), mode="a")
+
+    def _forget_rest(self) -> None:
+        """Drop the steps that ended the earlier run, which had less to spend: this one looks further first."""
+        assert self._path is not None
+        self._stored = self._stored[: self._count]
+        lines = self._path.read_bytes().splitlines(keepends=True)
+        self._cut(self._path, sum(len(line) for line in lines[: 1 + self._count]))
+
+    def _departure(self) -> InputError:
+        return InputError(
+            f"{self._path} departs from this search at look {self._count}: it was written by another "
+            "version or on another machine; choose another --out"
+        )
 
     def append(self, source: str, ranks: Ranks, losses: Losses, ratio: float, objective: float) -> None:
         """Write one look and push it to the disk."""
@@ -111,11 +159,11 @@ class Journal:
         )
         self._write_line(row.model_dump(exclude_none=True), mode="a")
 
-    def _read(self, path: Path) -> list[Row]:
+    def _read(self, path: Path) -> list[Row | StepRow]:
         try:
             whole, newline, cut_off = path.read_bytes().rpartition(b"\n")
             lines = [json.loads(line) for line in whole.splitlines()]
-            rows = [Row.model_validate(line) for line in lines[1:]]
+            rows = [(StepRow if "step_from" in line else Row).model_validate(line) for line in lines[1:]]
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:

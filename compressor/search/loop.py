@@ -4,7 +4,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -17,8 +17,11 @@ from compressor.search.acquisition import maximise, measure_again
 from compressor.search.belief import Belief, LogSurrogate, PlainSurrogate, Surrogate
 from compressor.search.journal import Journal
 from compressor.search.norms import NormModel
+from compressor.search.refine import Linearise
+from compressor.search.refinement import Refinement
 from compressor.search.settings import SearchSettings as SearchSettings
 from compressor.search.space import Ranks, RankSpace
+from compressor.search.state import FrontPlan, Look, SearchState
 from compressor.search.stopping import NUM_ANCHORS, StopRule, StopTest
 from compressor.search.target import LARGEST_GAMMA, SMALLEST_GAMMA, Landing, Target, first_gamma, solve_gamma
 from compressor.search.workers import Evaluate, Workers
@@ -37,40 +40,6 @@ class BudgetSpent(Exception):
     """The budget ended before the start was complete."""
 
 
-@dataclass(frozen=True)
-class Look:
-    """A plan to look at, ranks (d,), on the images with these indices (m,), and who asked for it.
-
-    `is_glance`: at a plan that differs in one layer from the start's best; no budget counts it.
-    """
-
-    source: str
-    ranks: Ranks
-    images: np.ndarray
-    is_glance: bool = False
-
-
-@dataclass(frozen=True)
-class FrontPlan:
-    """Ranks (d,) with their R, and what is believed of their L."""
-
-    ranks: Ranks
-    ratio: float
-    function_norm: float
-    function_norm_sd: float
-
-
-@dataclass
-class SearchState:
-    """All looks so far, in order; `ranks` (n, d) and their losses on the images seen."""
-
-    ranks: list[Ranks] = field(default_factory=list)
-    losses: list[Losses] = field(default_factory=list)
-    norms: list[float] = field(default_factory=list)  # estimates of L
-    function_norms: list[float] = field(default_factory=list)  # the same where L is the function norm
-    sources: list[str] = field(default_factory=list)
-
-
 class Search:
     """One search; `run` returns the chosen ranks and the record of how they were found.
 
@@ -84,6 +53,7 @@ class Search:
         workers: evaluate looks that do not depend on one another, None for one after the other.
         law: how the losses behave, None for those of the function norm.
         target: gamma is chosen to meet it; the objective's own then does not matter.
+        linearise: the linear model around a plan, None where losses are all there is.
     """
 
     def __init__(
@@ -99,6 +69,7 @@ class Search:
         workers: Workers | None = None,
         law: LossLaw | None = None,
         target: Target | None = None,
+        linearise: Linearise | None = None,
     ) -> None:
         self._space = space
         self.objective = objective
@@ -109,6 +80,7 @@ class Search:
         self._on_look = on_look
         self._on_incumbent = on_incumbent
         self._workers = workers or Workers()
+        self._linearise = linearise
         self._sampler = ImageSampler(num_images, settings.samples, settings.seed)
         self._state = SearchState()
         self._law = law or LossLaw()
@@ -159,8 +131,36 @@ class Search:
             if reason or following is None:
                 break
             self._look_at(self._with_fantasies(test, following))
-        record = self._record(self._complete(test), reason)
-        return test.score.incumbent, record
+        test = self._complete(test)
+        final = self._refine(test.score.incumbent)
+        return final, self._record(test, final, reason)
+
+    def _refine(self, plan: Ranks) -> Ranks:
+        """The plan (d,) after steps by the linear model; what the certificate says of `plan` holds for a better one."""
+        if not self._settings.refine or self._linearise is None or self._space.layers is not self._space:
+            return plan
+        # With a target a better J may leave its limit behind, or unused; a run with more to spend looked on from here.
+        if self._target is not None or self._journal.has_more_looks:
+            return plan
+        settings = self._settings
+        refinement = Refinement(
+            self._space,
+            self.objective,
+            self._linearise,
+            lambda looks: list(self._observe(looks)),
+            self._journal,
+            self._num_images,
+            settings.samples,
+            settings.seed,
+            start.loss_per_norm(self._state.losses),
+            lambda better, passes: self._on_incumbent(self._image_passes + passes, better),
+        )
+        self._on_look(self._num_evaluations, "refining ranks by a linear model")
+        final, losses = refinement.run(plan, self._state.losses_of(plan), lambda: not self._spent_time())
+        self._image_passes += refinement.passes
+        if not np.array_equal(final, plan):
+            self._keep(Look("refinement", final, losses.indices, is_glance=True), losses)
+        return final
 
     # Looks
 
@@ -422,12 +422,10 @@ class Search:
 
     def _images_for(self, ranks: Ranks, pending: Sequence[Look] = ()) -> np.ndarray:
         """The next images of the pool, or for a plan looked at before, images that it has not seen."""
-        state = self._state
-        number = len(state.ranks) + len(pending)
-        again = (np.array(state.ranks).reshape(len(state.ranks), -1) == ranks).all(1).nonzero()[0]
-        seen = [state.losses[index].indices for index in again]
-        seen += [look.images for look in pending if np.array_equal(look.ranks, ranks)]
-        return self._sampler.draw_unseen(number, np.concatenate(seen)) if seen else self._sampler.draw(number)
+        number = len(self._state.ranks) + len(pending)
+        under_way = [look.images for look in pending if np.array_equal(look.ranks, ranks)]
+        seen = np.concatenate([self._state.seen(ranks), *under_way])
+        return self._sampler.draw_unseen(number, seen) if len(seen) else self._sampler.draw(number)
 
     def _expected_noise(self, test: StopTest, candidate: Ranks) -> np.ndarray:
         """Variances of one more look at the candidate and at the incumbent."""
@@ -460,9 +458,12 @@ class Search:
             return f"{settings.max_evaluations} evaluations spent"
         if looks >= self._max_looks:
             return f"{looks} evaluations spent, as many as another target is worth"
-        if looks and settings.max_seconds is not None and self._seconds() >= settings.max_seconds:
+        if looks and self._spent_time():
             return f"{settings.max_seconds:g} seconds spent"
         return ""
+
+    def _spent_time(self) -> bool:
+        return self._settings.max_seconds is not None and self._seconds() >= self._settings.max_seconds
 
     @property
     def _num_evaluations(self) -> int:
@@ -491,8 +492,8 @@ class Search:
             if norms[index] < other
         ]
 
-    def _record(self, test: StopTest, reason: str) -> SearchRecord:
-        belief, incumbent = test.score.belief, test.score.incumbent[None]
+    def _record(self, test: StopTest, final: Ranks, reason: str) -> SearchRecord:
+        belief, incumbent = self._believe(), final[None]
         return SearchRecord(
             evaluations=self._num_evaluations,
             image_passes=self._image_passes,

@@ -20,7 +20,7 @@ class SearchSettings:
     `certificate` is what stops the search: Eq. (12) for each single plan, or the same for all plans at once. `epsilon`
     None is the certificate's own: 0.05 for joint, the paper's 0.005 for pointwise. `samples` images per look;
     `max_evaluations` looks at joint plans (probes of single layers come before). `candidates` plans are proposed at
-    once, so that several workers have something to do.
+    once, so that several workers have something to do. `refine` takes steps by a linear model of the network.
     """
 
     delta: float = 0.05
@@ -35,6 +35,7 @@ class SearchSettings:
     coordinates: Coordinates = "log"
     start: StartChoice = "sensitivity"
     surrogate: SurrogateChoice = "log"
+    refine: bool = True
     seed: int = 0
 
     @property

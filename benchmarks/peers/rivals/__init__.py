@@ -30,6 +30,7 @@ DEFAULT = "bocompress"
 SEARCHES: dict[str, Rival] = {
     DEFAULT: Rival(with_settings(), "bocompress's default", ours=True),
     "tight": Rival(with_settings(delta=0.002), "default, delta 0.2 % of J in place of 5 %", ours=True),
+    "no-refinement": Rival(with_settings(refine=False), "default, without steps by the linear model", ours=True),
     "plain": Rival(with_settings(surrogate="plain"), "default, process on L", ours=True),
     "linear": Rival(with_settings(coordinates="linear"), "default, linear coordinates", ours=True),
     "random-start": Rival(with_settings(start="random"), "default, random start", ours=True),

@@ -47,10 +47,8 @@ def held_at(steps: Sequence[Step], passes: int) -> Step:
     return [step for step in steps if step[0] <= passes][-1]
 
 
-def judge_row(
-    name: str, attempt: Attempt, steps: list[Step], seconds: Seconds, judge: Judge, end_of_default: int | None
-) -> Row:
-    """The row of one search and seed, with what it held when the default had stopped with the same seed, if it has."""
+def judge_row(name: str, attempt: Attempt, steps: list[Step], seconds: Seconds, judge: Judge) -> Row:
+    """The row of one search and seed."""
     checkpoints = checkpoints_of(attempt.budget)
     held = [held_at(steps, passes) for passes in checkpoints]
     distinct = {since: _judged(since, ranks, judge) for since, ranks in held}
@@ -60,7 +58,6 @@ def judge_row(
         "search": name,
         "seed": attempt.seed,
         "objective": _round(judge.objective(last)),
-        "objective_at_end_of_default": _objective_at(end_of_default, steps, judge),
         "function_norm": _round(losses.mean),
         "stderr": _round(losses.variance**0.5),
         "relative": _round(losses.mean / judge.plans.norm.teacher_energy),
@@ -73,16 +70,21 @@ def judge_row(
         "certificate": attempt.certificate,
         "objectives": [distinct[since]["objective"] for since, _ in held],
         "incumbents": list(distinct.values()),
+        "steps": [[passes, _written(ranks)] for passes, ranks in steps],
     }
 
 
 def compare_with_default(rows: Sequence[Row], judge: Judge) -> None:
-    """By how much the default's plan of the same seed is better, with the standard error over the same images."""
-    defaults = {row["seed"]: final_ranks(row) for row in rows if row["search"] == DEFAULT}
+    """By how much the default's plan of the same seed is better, with the standard error over the same images, and the
+    J of what the others held when the default had stopped."""
+    defaults = {row["seed"]: row for row in rows if row["search"] == DEFAULT}
     for row in rows:
         if row["seed"] in defaults and "default_advantage" not in row:
-            advantage, stderr = judge.advantage(defaults[row["seed"]], final_ranks(row))
+            default = defaults[row["seed"]]
+            advantage, stderr = judge.advantage(final_ranks(default), final_ranks(row))
             row["default_advantage"], row["default_advantage_stderr"] = _round(advantage), _round(stderr)
+            _, ranks = held_at([(passes, read_ranks(text)) for passes, text in row["steps"]], default["passes"])
+            row["objective_at_end_of_default"] = _round(judge.objective(ranks))
 
 
 def check_certificates(rows: Sequence[Row], judge: Judge) -> None:
@@ -109,18 +111,18 @@ def read_ranks(text: str) -> Ranks:
     return np.array([int(rank) for rank in text.split()], dtype=np.int64)
 
 
-def _objective_at(passes: int | None, steps: list[Step], judge: Judge) -> float | None:
-    return None if passes is None else _round(judge.objective(held_at(steps, passes)[1]))
-
-
 def _judged(since: int, ranks: Ranks, judge: Judge) -> Row:
     return {
         "since": since,
         "objective": _round(judge.objective_roughly(ranks)),
         "function_norm": _round(judge.losses_roughly(ranks).mean),
         "ratio": _round(judge.ratio(ranks)),
-        "ranks": " ".join(map(str, ranks.tolist())),
+        "ranks": _written(ranks),
     }
+
+
+def _written(ranks: Ranks) -> str:
+    return " ".join(map(str, ranks.tolist()))
 
 
 def _round(value: float) -> float:

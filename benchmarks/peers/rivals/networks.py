@@ -19,6 +19,7 @@ from compressor.factors import METHODS, Factors
 from compressor.fidelity import FunctionNorm, Losses
 from compressor.images import ImageSet
 from compressor.layers import FoundLayer, compressible, factorised_ranks, find_layers
+from compressor.linearise import Lineariser
 from compressor.network import build_candidate
 from compressor.objective import Objective, default_gamma
 from compressor.search.gp import Array
@@ -55,6 +56,7 @@ class Network:
             len(self.pool),
             [given_up(layer, self.factors[layer.name]) for layer in self.layers],
             samples,
+            Lineariser(plans.norm, self.model, self.layers, self.factors),
         )
 
 

@@ -23,6 +23,7 @@ PAPER: dict[str, Any] = {
     "delta_is_relative": False,
     "certificate": "pointwise",
     "acquisition": "pac",
+    "refine": False,
 }
 
 
@@ -60,6 +61,7 @@ def with_settings(**changes: Any) -> Run:
             replace(settings, max_evaluations=allowed),
             Journal(None, {}),
             on_incumbent=remember,
+            linearise=attempt.linearise if attempt.problem.linearise else None,
         )
         try:
             _, record = loop.run()

@@ -6,7 +6,7 @@ Before its first word it would hand over the dense network, whose J = -1 is know
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from compressor.fidelity import ImageSampler, Losses
 from compressor.objective import Objective
 from compressor.search.gp import Array
+from compressor.search.refine import Linearise, LinearModel
 from compressor.search.space import Coordinates, Ranks, RankSpace
 
 POOL_STREAM = 11  # keeps the order of the pool apart from the searches' own random streams
@@ -38,6 +39,7 @@ class Problem:
         num_images: size of the pool that the indices point into.
         energies: for every layer the share of the weight's squared norm that each rank gives up (cap,).
         samples: images per look at a plan.
+        linearise: the linear model around a plan, where there is a network.
     """
 
     names: list[str]
@@ -47,6 +49,7 @@ class Problem:
     num_images: int
     energies: list[Array]
     samples: int = 50
+    linearise: Linearise | None = None
 
     @cached_property
     def space(self) -> RankSpace:
@@ -103,6 +106,21 @@ class Attempt:
         self.passes += len(indices)
         self.looks += 1
         return Losses(indices, values)
+
+    def linearise(self, ranks: Ranks, others: Sequence[Sequence[int]], indices: NDArray[np.int64]) -> LinearModel:
+        """The linear model around a plan (d,) on these images of the pool, counted.
+
+        Raises:
+            OutOfBudget: it took more passes than are left.
+        """
+        assert self.problem.linearise is not None
+        began = time.process_time()
+        model = self.problem.linearise(ranks, others, self._order[indices])
+        self.look_seconds += time.process_time() - began
+        if model.passes > self.left:
+            raise OutOfBudget
+        self.passes += model.passes
+        return model
 
     def draw(self) -> NDArray[np.int64]:
         """The next images (samples,), not seen again before the whole pool was."""

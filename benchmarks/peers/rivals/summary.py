@@ -76,7 +76,7 @@ def mark_passes_to_best_peer(rows: Sequence[Row]) -> None:
 def paired(rows: Sequence[Row], name: str, held: str = "objective") -> list[float]:
     """By how much the default's last J exceeds what another `held`, for every seed where both are known."""
     own = {row["seed"]: row["objective"] for row in rows if row["search"] == DEFAULT}
-    others = [row for row in rows if row["search"] == name and row["seed"] in own and row[held] is not None]
+    others = [row for row in rows if row["search"] == name and row["seed"] in own and row.get(held) is not None]
     return [own[row["seed"]] - row[held] for row in others]
 
 

@@ -1,0 +1,106 @@
+"""Ranks set anew by how the outputs move with every layer's rank, to first order: a Gauss-Newton step on the lattice.
+
+With the residuals e = f~ - f* of a plan's network and the change a_l(r) of its outputs where layer l alone takes rank
+r, both image by image, L of a plan that differs in many layers is near E||e + sum_l a_l(r_l)||^2: what layers do to one
+another is in it, which losses of single layers cannot tell. Changes that cancel residuals are found, too.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from compressor.objective import Objective
+from compressor.search.gp import Array
+from compressor.search.space import Ranks, RankSpace
+
+STRIDES = (0.6, 0.75, 0.87, 1.15, 1.35, 1.65)  # of a layer's rank
+SHARES_OF_THE_WAY = (0.35, 0.7, 1.0)
+MAX_SWEEPS = 20
+DOUBT = 1.0  # standard errors by which a step must be better
+LEAST_GAIN = 1e-9
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """Outputs around a plan, along p directions.
+
+    Attributes:
+        residuals: f~ - f* of the plan (m, p).
+        changes: for every layer what other ranks, alone, add to the residuals (m, p) to first order.
+        passes: what it took, in passes of an image.
+    """
+
+    residuals: Array
+    changes: Sequence[Mapping[int, Array]]
+    passes: int
+
+
+Linearise = Callable[[Ranks, Sequence[Sequence[int]], np.ndarray], LinearModel]
+"""Ranks (d,) of a plan, other ranks for every layer, and indices of images (m,) in, the model around the plan out."""
+
+
+def alternatives(space: RankSpace, plan: Ranks) -> list[list[int]]:
+    """Other ranks for every layer: strides away, and the lattice's neighbours."""
+    return [_others(choices, int(rank)) for choices, rank in zip(space.choices, plan, strict=True)]
+
+
+def _others(choices: Ranks, rank: int) -> list[int]:
+    strides = [choices[np.abs(np.log(choices) - np.log(rank * stride)).argmin()] for stride in STRIDES]
+    place = int(np.searchsorted(choices, rank))
+    neighbours = choices[max(place - 1, 0) : place + 2]
+    return [int(other) for other in np.unique([*strides, *neighbours]) if other != rank]
+
+
+def descend(
+    space: RankSpace,
+    objective: Objective,
+    plan: Ranks,
+    model: LinearModel,
+    per_norm: float = 1.0,
+) -> Ranks:
+    """The plan (d,) with the best J by the model, one layer after the other until none is better alone.
+
+    Args:
+        per_norm: how much L comes with a function norm of 1.
+    """
+    changes = [
+        {int(rank): np.zeros_like(model.residuals), **rows} for rank, rows in zip(plan, model.changes, strict=True)
+    ]
+    plan, residuals = plan.copy(), model.residuals
+
+    def value(ranks: Ranks, outputs: Array) -> float:
+        norm = per_norm * float((outputs**2).sum(1).mean())
+        return float(objective.value(np.array(norm), space.ratio(ranks[None])[0]))
+
+    best = value(plan, residuals)
+    for _ in range(MAX_SWEEPS):
+        before = best
+        for layer, rows in enumerate(changes):
+            others = residuals - rows[int(plan[layer])]
+            values = {rank: value(_with_rank(plan, layer, rank), others + change) for rank, change in rows.items()}
+            rank = max(values, key=lambda rank: values[rank])
+            if values[rank] > best + LEAST_GAIN:
+                best, residuals, plan = values[rank], others + rows[rank], _with_rank(plan, layer, rank)
+        if best == before:
+            break
+    return plan
+
+
+def on_the_way(space: RankSpace, plan: Ranks, target: Ranks) -> list[Ranks]:
+    """The plan, others on the way to `target` (d,), and this: a model is trusted the less the farther it leads."""
+    thetas = space.encode(np.stack([plan, target]))
+    others = [space.decode((1 - share) * thetas[:1] + share * thetas[1:])[0] for share in SHARES_OF_THE_WAY]
+    return list({ranks.tobytes(): ranks for ranks in [plan, *others]}.values())
+
+
+def is_better(values: Array, others: Array) -> bool:
+    """Whether J (m,) is greater than another plan's on the same images by more than chance would have it."""
+    gains = values - others
+    return bool(gains.mean() > DOUBT * gains.std(ddof=1) / np.sqrt(len(gains)))
+
+
+def _with_rank(plan: Ranks, layer: int, rank: int) -> Ranks:
+    changed = plan.copy()
+    changed[layer] = rank
+    return changed

@@ -1,0 +1,280 @@
+"""The linear model around a plan against the network itself, and the step that it leads to."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from compressor.errors import InputError
+from compressor.factors import METHODS
+from compressor.fidelity import FunctionNorm, Losses
+from compressor.images import ImageSet
+from compressor.layers import compressible, factorised_ranks, find_layers
+from compressor.linearise import Lineariser
+from compressor.network import build_candidate
+from compressor.objective import Objective
+from compressor.search import refine
+from compressor.search.journal import Journal
+from compressor.search.loop import Search, SearchSettings
+from compressor.search.refine import LinearModel
+from compressor.search.space import Ranks, RankSpace
+
+NUM_IMAGES = 40
+GAMMA = 10.0  # of the searches, times the energy of the outputs
+
+
+class Net:
+    """A small network, its layers with the weights' own factors, and losses of plans on random images."""
+
+    def __init__(self, network: nn.Module, shape: tuple[int, ...] = (3, 8, 8)) -> None:
+        torch.manual_seed(1)
+        self.network = network.eval().requires_grad_(False)
+        images = ImageSet(torch.randn(NUM_IMAGES, *shape), "drawn")
+        self.norm = FunctionNorm(self.network, images, torch.device("cpu"))
+        self.layers = compressible(find_layers(self.network, images.batch([0])))
+        self.factors = {layer.name: METHODS[layer.method or "svd"].factorise(layer.module) for layer in self.layers}
+        self.space = RankSpace([layer.name for layer in self.layers], [layer.params_by_rank() for layer in self.layers])
+        self.linearise = Lineariser(self.norm, self.network, self.layers, self.factors)
+
+    def candidate(self, ranks: Ranks) -> nn.Module:
+        return build_candidate(self.network, self.factors, factorised_ranks(self.layers, ranks))
+
+    def residuals(self, ranks: Ranks, indices: np.ndarray) -> np.ndarray:
+        chosen = torch.from_numpy(indices)
+        return (self.norm.outputs(self.candidate(ranks), chosen) - self.norm.targets[chosen]).double().numpy()
+
+    def evaluate(self, ranks: Ranks, indices: np.ndarray) -> Losses:
+        return self.norm.losses(self.candidate(ranks), indices)
+
+
+def linear_net(outputs: int = 5) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(12, 16, 3, stride=2), nn.Flatten(), nn.Linear(144, outputs)
+    )
+
+
+def curved_net(inplace: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(inplace), nn.Conv2d(12, 16, 3, stride=2), nn.ReLU(inplace),
+        nn.Flatten(), nn.Linear(144, 6),
+    )  # fmt: skip
+
+
+def compressible_net() -> nn.Sequential:
+    """Layers that few components nearly make up, as training leaves them."""
+    network = curved_net()
+    for module in network:
+        if isinstance(module, nn.Conv2d):
+            weight = module.weight.detach().permute(0, 3, 1, 2)  # outputs and columns by inputs and rows
+            module.weight.data = decayed(weight.flatten(2).flatten(0, 1)).reshape(weight.shape).permute(0, 2, 3, 1)
+        elif isinstance(module, nn.Linear):
+            module.weight.data = decayed(module.weight.detach())
+    return network
+
+
+def decayed(matrix: Tensor) -> Tensor:
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left @ torch.diag(values * 0.7 ** torch.arange(len(values))) @ right * 2.0
+
+
+def test_where_the_network_is_linear_the_model_of_one_layer_is_exact() -> None:
+    net, images = Net(linear_net()), np.arange(7, 32)
+    plan = np.maximum(net.space.caps // 2, 1)
+    others = refine.alternatives(net.space, plan)
+    model = net.linearise(plan, others, images)
+    np.testing.assert_allclose(model.residuals, net.residuals(plan, images), atol=1e-5)
+    for layer, ranks in enumerate(others):
+        assert int(plan[layer]) not in ranks
+        for rank in ranks:
+            changed = plan.copy()
+            changed[layer] = rank
+            found = model.residuals + model.changes[layer][rank]
+            np.testing.assert_allclose(found, net.residuals(changed, images), atol=1e-4)
+
+
+def test_a_small_step_of_a_curved_network_is_foretold_and_layers_together() -> None:
+    net, images = Net(curved_net()), np.arange(NUM_IMAGES)
+    plan = net.space.caps - 3
+    model = net.linearise(plan, [[int(rank) + 1] for rank in plan], images)
+    moved = model.residuals + sum(rows[int(rank) + 1] for rows, rank in zip(model.changes, plan, strict=True))
+    truth, before = net.residuals(plan + 1, images), model.residuals
+    assert np.square(moved - truth).sum() < 0.3 * np.square(before - truth).sum()
+
+
+def test_layers_that_work_in_place_change_nothing() -> None:
+    plan, images = np.array([4, 5, 3]), np.arange(20)
+    models = []
+    for inplace in (True, False):
+        net = Net(curved_net(inplace))
+        models.append(net.linearise(plan, refine.alternatives(net.space, plan), images))
+    np.testing.assert_allclose(models[0].residuals, models[1].residuals)
+    for first, second in zip(models[0].changes, models[1].changes, strict=True):
+        assert all(np.allclose(first[rank], second[rank]) for rank in first)
+
+
+def test_with_many_outputs_lengths_are_kept_on_average() -> None:
+    net, images = Net(linear_net(outputs=200)), np.arange(NUM_IMAGES)
+    plan = np.maximum(net.space.caps // 2, 1)
+    model = net.linearise(plan, [[1]] * len(plan), images)
+    assert model.residuals.shape == (NUM_IMAGES, 10)
+    truth = np.square(net.residuals(plan, images)).sum(1)
+    assert np.square(model.residuals).sum(1).mean() == pytest.approx(truth.mean(), rel=0.3)
+    assert model.passes == NUM_IMAGES * (1 + 15 + 1)
+
+
+class Shared(nn.Module):
+    """One layer called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(10, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(self.layer(inputs))
+
+
+class Blocked(nn.Module):
+    """Lets no slope through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(10, 10)
+
+    @torch.no_grad()
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs)
+
+
+def test_a_layer_called_twice_counts_twice_and_one_without_slopes_not_at_all() -> None:
+    torch.manual_seed(0)
+    net, images = Net(Shared(), (10,)), np.arange(NUM_IMAGES)
+    plan = np.array([int(net.space.caps[0]) - 1])
+    rank = int(plan[0]) - 1
+    model = net.linearise(plan, [[rank]], images)
+    before, after = net.factors["layer"].build(int(plan[0])), net.factors["layer"].build(rank)
+    inputs = net.norm.images.batch(range(NUM_IMAGES))
+    middle = before(inputs)
+    first = before(after(inputs)) - before(middle)  # linear, but for the bias, which cancels
+    second = after(middle) - before(middle)
+    np.testing.assert_allclose(model.changes[0][rank], (first + second).numpy(), atol=1e-5)
+    blocked = Net(Blocked(), (10,))
+    assert not blocked.linearise(plan, [[rank]], images).changes[0][rank].any()
+
+
+def random_model(seed: int, num_layers: int) -> tuple[RankSpace, Ranks, LinearModel]:
+    rng = np.random.default_rng(seed)
+    space = RankSpace([str(i) for i in range(num_layers)], [[100.0 * rank for rank in range(1, 21)]] * num_layers)
+    plan = rng.integers(3, 15, num_layers)
+    others = refine.alternatives(space, plan)
+    changes = [
+        {rank: rng.normal(0, abs(np.log(rank / own)), (8, 3)) for rank in ranks}
+        for ranks, own in zip(others, plan, strict=True)
+    ]
+    return space, plan, LinearModel(rng.normal(0, 0.5, (8, 3)), changes, 0)
+
+
+def value_by_model(space: RankSpace, objective: Objective, plan: Ranks, model: LinearModel, ranks: Ranks) -> float:
+    moved = model.residuals.copy()
+    for rows, rank, own in zip(model.changes, ranks, plan, strict=True):
+        moved = moved + (rows[int(rank)] if rank != own else 0.0)
+    return float(objective.value(np.array(np.square(moved).sum(1).mean()), space.ratio(ranks[None])[0]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([0.01, 0.1, 1.0]))
+def test_no_layer_alone_would_be_better_where_the_descent_ends(seed: int, gamma: float) -> None:
+    space, plan, model = random_model(seed, 3)
+    objective = Objective(gamma)
+    found = refine.descend(space, objective, plan, model)
+    best = value_by_model(space, objective, plan, model, found)
+    for layer, rows in enumerate(model.changes):
+        for rank in [int(plan[layer]), *rows]:
+            changed = found.copy()
+            changed[layer] = rank
+            assert value_by_model(space, objective, plan, model, changed) <= best + 1e-8
+
+
+def test_the_way_begins_with_the_plan_and_ends_with_the_target() -> None:
+    space, plan, _ = random_model(0, 3)
+    plans = refine.on_the_way(space, plan, plan + 3)
+    assert plans[0].tolist() == plan.tolist()
+    assert plans[-1].tolist() == (plan + 3).tolist()
+    assert len(refine.on_the_way(space, plan, plan)) == 1
+
+
+def test_better_is_beyond_chance() -> None:
+    values = np.random.default_rng(0).normal(size=100)
+    assert refine.is_better(values + 0.01, values)
+    assert not refine.is_better(values, values)
+    assert not refine.is_better(values + np.random.default_rng(1).normal(size=100) * 10, values + 1)
+
+
+def run_search(
+    net: Net, journal: Journal, linearise: bool = True, max_evaluations: int = 100
+) -> tuple[Ranks, list[str], int]:
+    chosen = SearchSettings(samples=8, max_evaluations=max_evaluations, delta=0.1)
+    objective = Objective(GAMMA / net.norm.teacher_energy)
+    search = Search(
+        net.space, objective, net.evaluate, NUM_IMAGES, chosen, journal,
+        linearise=net.linearise if linearise else None,
+    )  # fmt: skip
+    ranks, record = search.run()
+    return ranks, [row.source for row in record.history], record.image_passes
+
+
+def test_a_search_ends_with_steps_that_are_no_worse_and_resumes_in_the_midst_of_them(tmp_path: Path) -> None:
+    net = Net(compressible_net())
+    path = tmp_path / "search.jsonl"
+    ranks, sources, passes = run_search(net, Journal(path, {}))
+    plain, plain_sources, plain_passes = run_search(net, Journal(None, {}), linearise=False)
+    assert "refinement" in sources
+    assert "refinement" not in plain_sources
+    assert passes > plain_passes
+    every, objective = np.arange(NUM_IMAGES), Objective(GAMMA / net.norm.teacher_energy)
+    before, after = (
+        float(objective.value(np.array(net.evaluate(plan, every).mean), net.space.ratio(plan[None])[0]))
+        for plan in (plain, ranks)
+    )
+    assert after >= before - 0.01
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    steps = [number for number, line in enumerate(lines) if "step_from" in json.loads(line)]
+    assert steps
+    for kept in (steps[0], steps[0] + 1, steps[0] + 2):
+        path.write_text("".join(lines[:kept]))
+        again = run_search(net, Journal(path, {}, resume=True))
+        assert again[0].tolist() == ranks.tolist()
+        assert again[1:] == (sources, passes)
+        assert path.read_text() == whole
+
+
+def test_a_search_with_more_to_spend_looks_on_where_the_steps_began(tmp_path: Path) -> None:
+    net, path = Net(compressible_net()), tmp_path / "search.jsonl"
+    run_search(net, Journal(path, {}))
+    whole = path.read_text()
+    run_search(net, Journal(path, {}), max_evaluations=9)
+    short = path.read_text()
+    assert "step_from" in short
+    run_search(net, Journal(path, {}, resume=True))
+    assert path.read_text() == whole
+    _, sources, _ = run_search(net, Journal(path, {}, resume=True), max_evaluations=9)
+    assert "refinement" not in sources
+    assert path.read_text() == whole
+
+
+def test_a_step_of_another_search_is_refused(tmp_path: Path) -> None:
+    net, path = Net(compressible_net()), tmp_path / "search.jsonl"
+    run_search(net, Journal(path, {}))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    step = next(row for row in rows if "step_from" in row)
+    step["step_from"][0] += 1
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match="departs from this search"):
+        run_search(net, Journal(path, {}, resume=True))
