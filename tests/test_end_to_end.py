@@ -258,15 +258,18 @@ def highest_ranks(rows):
 
 
 def test_search_is_reported_as_it_was_journaled(run):
-    header, *rows = [json.loads(line) for line in (run.folder / "search.jsonl").read_text().splitlines()]
+    header, *lines = [json.loads(line) for line in (run.folder / "search.jsonl").read_text().splitlines()]
     search = run.report.search
     assert header["gamma"] == run.report.gamma
-    assert search.image_passes == sum(len(row["images"]) for row in rows)
-    looks = [row for row in rows if row["source"] != "probe"]
+    rows, steps = ([line for line in lines if ("step_from" in line) is is_step] for is_step in (False, True))
+    assert search.image_passes == sum(len(row["images"]) for row in rows) + sum(step["passes"] for step in steps)
+    looks = [row for row in rows if row["source"] not in ("probe", "refinement")]
+    history = [record for record in search.history if record.source != "refinement"]
+    assert len(search.history) - len(history) <= bool(steps)  # all looks at the plan that steps led to, as one
     assert search.evaluations <= 20
-    assert search.evaluations < len(search.history) == len(looks)  # with looks at single layers in context
+    assert search.evaluations < len(history) == len(looks)  # with looks at single layers in context
     dense = highest_ranks(rows)
-    for row, record in zip(looks, search.history, strict=True):
+    for row, record in zip(looks, history, strict=True):
         ranks = [rank or last for rank, last in zip(record.ranks, dense, strict=True)]
         assert (row["ranks"], row["source"]) == (ranks, record.source)
         assert row["objective"] == record.objective
@@ -286,7 +289,8 @@ def test_search_is_reported_as_it_was_journaled(run):
 
 def test_journaled_losses_are_those_of_the_exported_network(run, halves):
     images = halves[0]
-    rows = [json.loads(line) for line in (run.folder / "search.jsonl").read_text().splitlines()[1:]]
+    lines = [json.loads(line) for line in (run.folder / "search.jsonl").read_text().splitlines()[1:]]
+    rows = [line for line in lines if "ranks" in line]
     chosen = [layer.rank or last for layer, last in zip(run.plan.layers, highest_ranks(rows), strict=True)]
     row = next(row for row in rows if row["ranks"] == chosen)
     inputs = images.batch(row["images"]).numpy()

@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers.search MODEL DATA --input-size 64 --gamma 0.03 --name search-resnet18
     python -m benchmarks.peers.search MODEL DATA --input-size 64 --gamma-factor 2 --name search-resnet50
-    python -m benchmarks.peers.search fc3 --gamma-factor 0.1 --budget 3000 --name search-fc3
+    python -m benchmarks.peers.search fc3 --gamma-factor 0.1 --budget 6000 --name search-fc3
 
 Factors are the weights' own, decomposed once, and nothing is recalibrated: only plans differ. Every look takes 50
 images of one pool of 500; the last plan of a search is judged on other images, those before on some of them. The peers

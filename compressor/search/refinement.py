@@ -15,9 +15,8 @@ from compressor.search.space import Ranks, RankSpace
 from compressor.search.state import Look, merge_losses
 
 STREAM = 9  # keeps its random numbers apart from the search's
-MAX_STEPS = 4
-MAX_FAILURES = 2  # in a row; another step from the same plan takes other images
-LOOKS_WORTH = 2  # images for a look along a step, in those of a look of the search
+MAX_STEPS = 2
+LOOKS_WORTH = 2  # images for a model, and others for a look along its step, in those of a look of the search
 
 
 @dataclass
@@ -49,15 +48,12 @@ class Refinement:
     def run(self, plan: Ranks, known: Losses, may_go_on: Callable[[], bool]) -> tuple[Ranks, Losses]:
         """The plan (d,) that the steps from `plan` lead to, with all losses of it that are known."""
         self._remember(plan, known)
-        failures = 0
         for number in range(MAX_STEPS):
-            if failures == MAX_FAILURES or not may_go_on():
+            following = self._step(plan, number) if may_go_on() else None
+            if following is None:
                 break
-            following = self._step(plan, number)
-            failures = failures + 1 if following is None else 0
-            if following is not None:
-                plan = following
-                self.on_step(plan, self.passes)
+            plan = following
+            self.on_step(plan, self.passes)
         return plan, self._losses[plan.tobytes()]
 
     def _step(self, plan: Ranks, number: int) -> Ranks | None:
@@ -83,7 +79,7 @@ class Refinement:
         fresh = images[~seen] if (~seen).sum() > 1 else images[:0]  # of a single image there is no variance
         ordered = np.concatenate([fresh, images[seen]])
         count = min(LOOKS_WORTH * self.samples, self.num_images // 2)
-        return ordered[count:][: self.samples], ordered[:count]
+        return ordered[count:][:count], ordered[:count]
 
     def _target(self, plan: Ranks, images: np.ndarray) -> Ranks:
         """The plan (d,) that the model around `plan` holds for the best: the journal's answer, if it has one."""
