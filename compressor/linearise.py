@@ -21,9 +21,7 @@ from compressor.search.space import Ranks
 DIRECTIONS = 10
 BATCH_SIZE = 10  # every layer's inputs, outputs and slopes are held at once
 DIRECTIONS_STREAM = 8
-BACKWARD = (
-    1.5  # in passes forward: a model takes 23 to 28 times as long as its images' (ResNet-18 at 64 px, one thread)
-)
+BACKWARD = 1.5  # in passes forward; with it the count agrees with the clock (ResNet-18 at 64 px, one thread: 23 to 28)
 
 Calls = list[tuple[Tensor, Tensor]]  # inputs and outputs (b, ...) of a layer, one pair for each time it is called
 

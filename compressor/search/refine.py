@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from compressor.objective import Objective
+from compressor.search import start
 from compressor.search.gp import Array
 from compressor.search.space import Ranks, RankSpace
 
 STRIDES = (0.6, 0.75, 0.87, 1.15, 1.35, 1.65)  # of a layer's rank
-SHARES_OF_THE_WAY = (0.35, 0.7, 1.0)
 MAX_SWEEPS = 20
 DOUBT = 1.0  # standard errors by which a step must be better
 LEAST_GAIN = 1e-9
@@ -78,10 +78,10 @@ def descend(
         before = best
         for layer, rows in enumerate(changes):
             others = residuals - rows[int(plan[layer])]
-            values = {rank: value(_with_rank(plan, layer, rank), others + change) for rank, change in rows.items()}
+            values = {rank: value(start.with_rank(plan, layer, rank), others + change) for rank, change in rows.items()}
             rank = max(values, key=lambda rank: values[rank])
             if values[rank] > best + LEAST_GAIN:
-                best, residuals, plan = values[rank], others + rows[rank], _with_rank(plan, layer, rank)
+                best, residuals, plan = values[rank], others + rows[rank], start.with_rank(plan, layer, rank)
         if best == before:
             break
     return plan
@@ -89,18 +89,11 @@ def descend(
 
 def on_the_way(space: RankSpace, plan: Ranks, target: Ranks) -> list[Ranks]:
     """The plan, others on the way to `target` (d,), and this: a model is trusted the less the farther it leads."""
-    thetas = space.encode(np.stack([plan, target]))
-    others = [space.decode((1 - share) * thetas[:1] + share * thetas[1:])[0] for share in SHARES_OF_THE_WAY]
-    return list({ranks.tobytes(): ranks for ranks in [plan, *others]}.values())
+    plans = start.between(space, plan, target)
+    return list({ranks.tobytes(): ranks for ranks in plans}.values())
 
 
 def is_better(values: Array, others: Array) -> bool:
     """Whether J (m,) is greater than another plan's on the same images by more than chance would have it."""
     gains = values - others
     return bool(gains.mean() > DOUBT * gains.std(ddof=1) / np.sqrt(len(gains)))
-
-
-def _with_rank(plan: Ranks, layer: int, rank: int) -> Ranks:
-    changed = plan.copy()
-    changed[layer] = rank
-    return changed

@@ -41,14 +41,14 @@ def probe_sensitivities(space: RankSpace, probe: Probe) -> list[Array]:
     Measured at geometrically spaced ranks, log-linear in between, never increasing with the rank.
     """
     grids = [_geometric(choices, cap) for choices, cap in zip(space.choices, space.caps, strict=True)]
-    norms = iter(probe([_with_rank(space.caps, layer, rank) for layer, grid in enumerate(grids) for rank in grid]))
+    norms = iter(probe([with_rank(space.caps, layer, rank) for layer, grid in enumerate(grids) for rank in grid]))
     return [
         every_rank(grid, np.array([next(norms).function_norm for _ in grid]), int(cap))
         for grid, cap in zip(grids, space.caps, strict=True)
     ]
 
 
-def _with_rank(plan: Ranks, layer: int, rank: int) -> Ranks:
+def with_rank(plan: Ranks, layer: int, rank: int) -> Ranks:
     """The plan (d,) with another rank of one layer."""
     changed = plan.copy()
     changed[layer] = rank
@@ -123,7 +123,7 @@ def choose_sparsity(
     plan, at some levels on images that all glances share, log-linear in between.
     """
     levels = SPARSITY_LEVELS
-    norms = [one.function_norm for one in glance([plan, *(_with_rank(plan, -1, level) for level in levels)])]
+    norms = [one.function_norm for one in glance([plan, *(with_rank(plan, -1, level) for level in levels)])]
     here, cap = norms[0], int(space.caps[-1])
     added = every_rank(np.array(levels), np.maximum(np.array(norms[1:]) - here, LOSS_FLOOR), cap)
     choices = space.choices[-1]
@@ -167,13 +167,13 @@ def reallocate(
     losses = {plan.tobytes(): look(plan)}
     here = per_norm * float(losses[plan.tobytes()].distances[:CONTEXT_IMAGES].mean())
     around = [_around(choices, int(rank)) for choices, rank in zip(space.choices, plan, strict=True)]
-    changed = [_with_rank(plan, layer, rank) for layer, ranks in enumerate(around) for rank in ranks]
+    changed = [with_rank(plan, layer, rank) for layer, ranks in enumerate(around) for rank in ranks]
     norms = iter([per_norm * one.function_norm for one in glance(changed)])
     target = plan.copy()
     for layer, others in enumerate(around):
         known = {int(plan[layer]): here} | {rank: next(norms) for rank in others}
         target[layer] = _best_in_context(space, objective, plan, layer, known)
-    plans = {ranks.tobytes(): ranks for ranks in _between(space, plan, target)}
+    plans = {ranks.tobytes(): ranks for ranks in between(space, plan, target)}
     for key, ranks in plans.items():
         if key not in losses:
             losses[key] = look(ranks)
@@ -201,7 +201,8 @@ def _best_in_context(space: RankSpace, objective: Objective, plan: Ranks, layer:
     return int(between[np.argmax(objective.value(expected, ratios))])
 
 
-def _between(space: RankSpace, plan: Ranks, target: Ranks) -> list[Ranks]:
+def between(space: RankSpace, plan: Ranks, target: Ranks) -> list[Ranks]:
+    """The plan (d,), plans on the way to `target` (d,), and this: layers move together."""
     thetas = space.encode(np.stack([plan, target]))
     on_the_way = [space.decode((1 - share) * thetas[:1] + share * thetas[1:])[0] for share in SHARES_OF_THE_WAY]
     return [plan, *on_the_way, target]
