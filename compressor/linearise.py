@@ -1,11 +1,11 @@
 """How a plan's outputs move with the rank of each of its layers, to first order.
 
 One pass forward and p backward give the slopes of p combinations of the outputs with respect to every layer's own
-outputs; what another rank would make of these needs that layer alone. With more outputs than DIRECTIONS the
+outputs; what another rank would make of these needs that layer alone. With more outputs than directions the
 combinations are random signs, under which squared lengths are kept on average (Achlioptas 2003).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,11 +15,11 @@ from compressor.factors import Factors
 from compressor.fidelity import FunctionNorm
 from compressor.layers import FoundLayer, factorised_ranks
 from compressor.network import build_candidate
-from compressor.search.refine import LinearModel
+from compressor.search.linear_model import LinearModel
 from compressor.search.space import Ranks
 
-DIRECTIONS = 10
-BATCH_SIZE = 10  # every layer's inputs, outputs and slopes are held at once
+BATCH_SIZE = 10
+MOST_NUMBERS = 5 * 10**8  # every layer's inputs, outputs and slopes are held at once: 2 GB
 DIRECTIONS_STREAM = 8
 BACKWARD = 1.5  # in passes forward; with it the count agrees with the clock (ResNet-18 at 64 px, one thread: 23 to 28)
 
@@ -41,12 +41,21 @@ class Lineariser:
         self._teacher = teacher
         self._layers = list(layers)
         self._factors = dict(factors)
+        self._names = [layer.name for layer in layers]
 
-    def __call__(self, ranks: Ranks, others: Sequence[Sequence[int]], indices: np.ndarray) -> LinearModel:
+    def __call__(
+        self, ranks: Ranks, others: Sequence[Sequence[int]], indices: np.ndarray, directions: int
+    ) -> LinearModel:
         """The model around the plan `ranks` (d,) with `others` as each layer's other ranks, on the images (m,)."""
         candidate = build_candidate(self._teacher, self._factors, factorised_ranks(self._layers, ranks)).eval()
         rng = np.random.default_rng([DIRECTIONS_STREAM, *indices.tolist()])
-        parts = [self._linearise(candidate, others, part, rng) for part in torch.from_numpy(indices).split(BATCH_SIZE)]
+        size = self._batch_size(torch.from_numpy(indices[:1]), directions)
+        parts = [
+            self._linearise(
+                candidate, others, part, lambda count, outputs: draw_directions(count, outputs, directions, rng)
+            )
+            for part in torch.from_numpy(indices).split(size)
+        ]
         residuals = np.concatenate([part[0] for part in parts])
         changes = [
             {rank: np.concatenate([part[1][layer][rank] for part in parts]) for rank in ranks_of_layer}
@@ -55,12 +64,19 @@ class Lineariser:
         each = 1 + BACKWARD * residuals.shape[1] + float(np.mean([len(row) for row in others]))
         return LinearModel(residuals, changes, round(each * len(indices)))
 
+    def _batch_size(self, first: Tensor, directions: int) -> int:
+        calls, _ = _forward(self._teacher, self._names, self._norm.inputs_and_targets(first)[0])
+        numbers = sum(
+            inputs.numel() + (2 + directions) * outputs.numel() for layer in calls for inputs, outputs in layer
+        )
+        return max(1, min(BATCH_SIZE, MOST_NUMBERS // numbers))
+
     def _linearise(
-        self, candidate: nn.Module, others: Sequence[Sequence[int]], indices: Tensor, rng: np.random.Generator
+        self, candidate: nn.Module, others: Sequence[Sequence[int]], indices: Tensor, draw: Callable[[int, int], Tensor]
     ) -> tuple[np.ndarray, list[dict[int, np.ndarray]]]:
         inputs, targets = self._norm.inputs_and_targets(indices)
-        calls, outputs = _forward(candidate, [layer.name for layer in self._layers], inputs)
-        directions = _directions(targets.shape[1], len(indices), rng).to(outputs.device)
+        calls, outputs = _forward(candidate, self._names, inputs)
+        directions = draw(len(indices), targets.shape[1]).to(outputs.device)
         values = torch.einsum("bk,bkp->bp", outputs, directions)
         flat = [output for layer in calls for _, output in layer]
         slopes = [_slopes(values[:, p].sum(), flat) for p in range(values.shape[1])]
@@ -119,9 +135,9 @@ def _slopes(value: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor | None]
     return torch.autograd.grad(value, outputs, retain_graph=True, allow_unused=True)
 
 
-def _directions(num_outputs: int, count: int, rng: np.random.Generator) -> Tensor:
+def draw_directions(count: int, num_outputs: int, most: int, rng: np.random.Generator) -> Tensor:
     """Combinations of outputs (count, num_outputs, p): each output alone where they are few, else random signs."""
-    if num_outputs <= DIRECTIONS:
+    if num_outputs <= most:
         return torch.eye(num_outputs).expand(count, -1, -1)
-    signs = rng.choice([-1.0, 1.0], size=(count, num_outputs, DIRECTIONS)) / np.sqrt(DIRECTIONS)
+    signs = rng.choice([-1.0, 1.0], size=(count, num_outputs, most)) / np.sqrt(most)
     return torch.from_numpy(signs.astype(np.float32))

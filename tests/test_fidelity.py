@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from compressor.errors import InputError
 from compressor.factors import METHODS
-from compressor.fidelity import BATCH_SIZE, FunctionNorm, ImageSampler, Losses, NoiseModel
+from compressor.fidelity import BATCH_SIZE, FunctionNorm, ImageSampler, Losses, LossLaw, NoiseModel
 from compressor.images import ImageSet, from_batches
 from compressor.layers import compressible, find_layers
 from compressor.network import build_candidate
@@ -153,8 +153,8 @@ def test_the_estimate_is_unbiased_and_its_variance_is_what_it_says(candidates: C
     assert variances.mean() == pytest.approx(means.var(), rel=0.1)
 
 
-def noise_covariance(looks: list[Losses], num_images: int) -> Array:
-    model = NoiseModel(num_images)
+def noise_covariance(looks: list[Losses], num_images: int, likeness_power: float = 0.0) -> Array:
+    model = NoiseModel(num_images, LossLaw(likeness_power=likeness_power))
     for losses in looks:
         model.add(losses)
     return model.covariance(np.array([losses.mean for losses in looks]))
@@ -189,6 +189,20 @@ def test_the_noise_is_what_it_says_whatever_images_are_shared() -> None:
     np.testing.assert_allclose(claimed / scale, found / scale, atol=0.12)
     assert claimed[0, 1] > 0.7 * scale[0, 1]
     assert not claimed[3, :3].any()
+
+
+def test_plans_of_other_norms_are_less_alike() -> None:
+    """Losses of plans on one image are correlated as a power of the smaller over the larger norm."""
+    norms, power, rng = np.array([1.0, 4.0, 4.4]), 0.3, np.random.default_rng(5)
+    shares = (norms[:-1] / norms[1:]) ** power
+    looks, factors = [], rng.normal(size=POOL)
+    for norm, share in zip(norms, [0.0, *shares], strict=True):
+        factors = share * factors + np.sqrt(1 - share**2) * rng.normal(size=POOL)
+        looks.append(Losses(np.arange(POOL), norm * (1 + 0.2 * factors)))
+    claimed = noise_covariance(looks, POOL, power)
+    correlations = claimed / np.sqrt(np.outer(np.diag(claimed), np.diag(claimed)))
+    np.testing.assert_allclose(correlations, np.corrcoef([look.values for look in looks]), atol=0.08)
+    assert correlations[0, 1] < correlations[1, 2]
 
 
 def test_many_plans_on_few_images_are_not_known_exactly_against_each_other() -> None:

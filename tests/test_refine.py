@@ -1,6 +1,7 @@
 """The linear model around a plan against the network itself, and the step that it leads to."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from compressor import linearise
 from compressor.errors import InputError
 from compressor.factors import METHODS
 from compressor.fidelity import FunctionNorm, Losses
@@ -18,14 +20,15 @@ from compressor.layers import compressible, factorised_ranks, find_layers
 from compressor.linearise import Lineariser
 from compressor.network import build_candidate
 from compressor.objective import Objective
-from compressor.search import refine
+from compressor.search import refine, start
 from compressor.search.journal import Journal
+from compressor.search.linear_model import LinearModel
 from compressor.search.loop import Search, SearchSettings
-from compressor.search.refine import LinearModel
 from compressor.search.space import Ranks, RankSpace
+from compressor.search.state import Look
 
 NUM_IMAGES = 40
-GAMMA = 10.0  # of the searches, times the energy of the outputs
+GAMMA = 2.0  # of the searches, times the energy of the outputs
 
 
 class Net:
@@ -88,7 +91,7 @@ def test_where_the_network_is_linear_the_model_of_one_layer_is_exact() -> None:
     net, images = Net(linear_net()), np.arange(7, 32)
     plan = np.maximum(net.space.caps // 2, 1)
     others = refine.alternatives(net.space, plan)
-    model = net.linearise(plan, others, images)
+    model = net.linearise(plan, others, images, 10)
     np.testing.assert_allclose(model.residuals, net.residuals(plan, images), atol=1e-5)
     for layer, ranks in enumerate(others):
         assert int(plan[layer]) not in ranks
@@ -102,7 +105,7 @@ def test_where_the_network_is_linear_the_model_of_one_layer_is_exact() -> None:
 def test_a_small_step_of_a_curved_network_is_foretold_and_layers_together() -> None:
     net, images = Net(curved_net()), np.arange(NUM_IMAGES)
     plan = net.space.caps - 3
-    model = net.linearise(plan, [[int(rank) + 1] for rank in plan], images)
+    model = net.linearise(plan, [[int(rank) + 1] for rank in plan], images, 10)
     moved = model.residuals + sum(rows[int(rank) + 1] for rows, rank in zip(model.changes, plan, strict=True))
     truth, before = net.residuals(plan + 1, images), model.residuals
     assert np.square(moved - truth).sum() < 0.3 * np.square(before - truth).sum()
@@ -113,7 +116,7 @@ def test_layers_that_work_in_place_change_nothing() -> None:
     models = []
     for inplace in (True, False):
         net = Net(curved_net(inplace))
-        models.append(net.linearise(plan, refine.alternatives(net.space, plan), images))
+        models.append(net.linearise(plan, refine.alternatives(net.space, plan), images, 10))
     np.testing.assert_allclose(models[0].residuals, models[1].residuals)
     for first, second in zip(models[0].changes, models[1].changes, strict=True):
         assert all(np.allclose(first[rank], second[rank]) for rank in first)
@@ -122,11 +125,28 @@ def test_layers_that_work_in_place_change_nothing() -> None:
 def test_with_many_outputs_lengths_are_kept_on_average() -> None:
     net, images = Net(linear_net(outputs=200)), np.arange(NUM_IMAGES)
     plan = np.maximum(net.space.caps // 2, 1)
-    model = net.linearise(plan, [[1]] * len(plan), images)
+    model = net.linearise(plan, [[1]] * len(plan), images, 10)
     assert model.residuals.shape == (NUM_IMAGES, 10)
     truth = np.square(net.residuals(plan, images)).sum(1)
     assert np.square(model.residuals).sum(1).mean() == pytest.approx(truth.mean(), rel=0.3)
     assert model.passes == NUM_IMAGES * (1 + 15 + 1)
+
+
+def test_a_large_network_is_taken_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, images = Net(linear_net(outputs=40)), np.arange(23)
+    plan = np.maximum(net.space.caps // 2, 1)
+    models = [net.linearise(plan, refine.alternatives(net.space, plan), images, 10)]
+    sizes = []
+    forward = linearise._forward
+    monkeypatch.setattr(linearise, "MOST_NUMBERS", 40_000)
+    monkeypatch.setattr(
+        linearise,
+        "_forward",
+        lambda network, names, inputs: sizes.append(len(inputs)) or forward(network, names, inputs),
+    )
+    models.append(net.linearise(plan, refine.alternatives(net.space, plan), images, 10))
+    assert max(sizes) in (2, 3)
+    np.testing.assert_allclose(models[0].residuals, models[1].residuals, atol=1e-5)
 
 
 class Shared(nn.Module):
@@ -157,7 +177,7 @@ def test_a_layer_called_twice_counts_twice_and_one_without_slopes_not_at_all() -
     net, images = Net(Shared(), (10,)), np.arange(NUM_IMAGES)
     plan = np.array([int(net.space.caps[0]) - 1])
     rank = int(plan[0]) - 1
-    model = net.linearise(plan, [[rank]], images)
+    model = net.linearise(plan, [[rank]], images, 10)
     before, after = net.factors["layer"].build(int(plan[0])), net.factors["layer"].build(rank)
     inputs = net.norm.images.batch(range(NUM_IMAGES))
     middle = before(inputs)
@@ -165,7 +185,7 @@ def test_a_layer_called_twice_counts_twice_and_one_without_slopes_not_at_all() -
     second = after(middle) - before(middle)
     np.testing.assert_allclose(model.changes[0][rank], (first + second).numpy(), atol=1e-5)
     blocked = Net(Blocked(), (10,))
-    assert not blocked.linearise(plan, [[rank]], images).changes[0][rank].any()
+    assert not blocked.linearise(plan, [[rank]], images, 10).changes[0][rank].any()
 
 
 def random_model(seed: int, num_layers: int) -> tuple[RankSpace, Ranks, LinearModel]:
@@ -181,10 +201,14 @@ def random_model(seed: int, num_layers: int) -> tuple[RankSpace, Ranks, LinearMo
 
 
 def value_by_model(space: RankSpace, objective: Objective, plan: Ranks, model: LinearModel, ranks: Ranks) -> float:
+    """J with the loss that a standard error of what `ranks` gain leaves."""
     moved = model.residuals.copy()
     for rows, rank, own in zip(model.changes, ranks, plan, strict=True):
         moved = moved + (rows[int(rank)] if rank != own else 0.0)
-    return float(objective.value(np.array(np.square(moved).sum(1).mean()), space.ratio(ranks[None])[0]))
+    losses = np.square(moved).sum(1)
+    gains = losses - np.square(model.residuals).sum(1)
+    cautious = losses.mean() + refine.CAUTION * gains.std(ddof=1) / np.sqrt(len(gains))
+    return float(objective.value(cautious, space.ratio(ranks[None])[0]))
 
 
 @settings(max_examples=30, deadline=None)
@@ -229,14 +253,24 @@ def run_search(
     return ranks, [row.source for row in record.history], record.image_passes
 
 
-def test_a_search_ends_with_steps_that_are_no_worse_and_resumes_in_the_midst_of_them(tmp_path: Path) -> None:
+def test_what_chance_may_have_made_is_not_taken() -> None:
+    """Both layers lower the loss as much on average; one of them on one image alone."""
+    space, plan = RankSpace(["sure", "lucky"], [[1.0, 2.0, 3.0]] * 2), np.array([2, 2])
+    residuals = np.ones((100, 1))
+    lucky = np.zeros((100, 1))
+    lucky[0] = -1.0
+    model = LinearModel(residuals, [{1: np.full((100, 1), -0.02)}, {3: lucky}], 0)
+    found = refine.descend(space, Objective(1.0), plan, model)
+    assert found.tolist() == [1, 2]
+
+
+def test_a_search_steps_to_a_plan_that_is_no_worse_and_resumes_in_the_midst_of_it(tmp_path: Path) -> None:
     net = Net(compressible_net())
     path = tmp_path / "search.jsonl"
     ranks, sources, passes = run_search(net, Journal(path, {}))
-    plain, plain_sources, plain_passes = run_search(net, Journal(None, {}), linearise=False)
+    plain, plain_sources, _ = run_search(net, Journal(None, {}), linearise=False)
     assert "refinement" in sources
     assert "refinement" not in plain_sources
-    assert passes > plain_passes
     every, objective = np.arange(NUM_IMAGES), Objective(GAMMA / net.norm.teacher_energy)
     before, after = (
         float(objective.value(np.array(net.evaluate(plan, every).mean), net.space.ratio(plan[None])[0]))
@@ -245,9 +279,10 @@ def test_a_search_ends_with_steps_that_are_no_worse_and_resumes_in_the_midst_of_
     assert after >= before - 0.01
     whole = path.read_text()
     lines = whole.splitlines(keepends=True)
+    assert "sensitivities" in lines[1]
     steps = [number for number, line in enumerate(lines) if "step_from" in json.loads(line)]
     assert steps
-    for kept in (steps[0], steps[0] + 1, steps[0] + 2):
+    for kept in (1, 2, steps[0], steps[0] + 1, steps[0] + 2):
         path.write_text("".join(lines[:kept]))
         again = run_search(net, Journal(path, {}, resume=True))
         assert again[0].tolist() == ranks.tolist()
@@ -255,18 +290,73 @@ def test_a_search_ends_with_steps_that_are_no_worse_and_resumes_in_the_midst_of_
         assert path.read_text() == whole
 
 
-def test_a_search_with_more_to_spend_looks_on_where_the_steps_began(tmp_path: Path) -> None:
+def test_a_search_with_more_to_spend_goes_on(tmp_path: Path) -> None:
     net, path = Net(compressible_net()), tmp_path / "search.jsonl"
     run_search(net, Journal(path, {}))
     whole = path.read_text()
-    run_search(net, Journal(path, {}), max_evaluations=9)
-    short = path.read_text()
-    assert "step_from" in short
-    run_search(net, Journal(path, {}, resume=True))
-    assert path.read_text() == whole
-    _, sources, _ = run_search(net, Journal(path, {}, resume=True), max_evaluations=9)
-    assert "refinement" not in sources
-    assert path.read_text() == whole
+    for budget in (3, 9):
+        run_search(net, Journal(path, {}), max_evaluations=budget)
+        assert len(path.read_text()) < len(whole)
+        run_search(net, Journal(path, {}, resume=True))
+        assert path.read_text() == whole
+
+
+def test_where_no_slope_comes_through_layers_are_probed() -> None:
+    torch.manual_seed(0)
+    blocked = Net(Blocked(), (10,))
+    norms, passes = start.linear_sensitivities(blocked.space, blocked.linearise, np.arange(20))
+    assert not norms
+    assert passes > 0
+    _, sources, _ = run_search(blocked, Journal(None, {}))
+    assert "start" in sources
+
+
+def test_single_layers_by_the_model_are_those_that_probes_find_where_the_network_is_linear() -> None:
+    net, images = Net(linear_net(outputs=3)), np.arange(20)
+    norms, _ = start.linear_sensitivities(net.space, net.linearise, images)
+    probed = start.probe_sensitivities(net.space, lambda plans: [net.evaluate(plan, images) for plan in plans])
+    for row, truth in zip(norms, probed, strict=True):
+        np.testing.assert_allclose(row, truth, rtol=1e-3, atol=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000))
+def test_around_a_plan_its_own_loss_and_its_neighbours_are_expected(seed: int) -> None:
+    space, plan, model = random_model(seed, 3)
+    rng = np.random.default_rng(seed)
+    alone = [np.sort(rng.lognormal(size=int(cap)))[::-1] for cap in space.caps]
+    norms = [{rank: model.norm * own / rank for rank in row} for row, own in zip(model.changes, plan, strict=True)]
+    expected = start.around_plan(plan, model.norm, norms, alone)
+    assert expected(plan) == pytest.approx(model.norm)
+    everywhere = expected(space.sample(200, rng))
+    assert np.isfinite(everywhere).all()
+    assert (everywhere > 0).all()
+    for layer, row in enumerate(norms):
+        lowest = min(row)
+        assert expected(start.with_rank(plan, layer, lowest)) == pytest.approx(row[lowest])
+        assert expected(start.with_rank(plan, layer, 1)) >= row[lowest] * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("which", ["better", "worse"])
+def test_a_challenger_takes_the_champions_place_if_it_is_better_on_images_new_to_it(which: str) -> None:
+    net = Net(compressible_net())
+    objective = Objective(GAMMA / net.norm.teacher_energy)
+    search = Search(
+        net.space, objective, net.evaluate, NUM_IMAGES, SearchSettings(samples=8, delta=0.1), Journal(None, {}),
+        linearise=net.linearise,
+    )  # fmt: skip
+    good, _ = search.run()
+    bad = np.ones(len(good), dtype=np.int64)
+    champion, challenger = (bad, good) if which == "better" else (good, bad)
+    search._rule.champion = champion
+    new = np.setdiff1d(np.arange(NUM_IMAGES), search._state.seen(challenger))
+    search._look_at([Look("start", champion, new)])
+    before, test = search._num_evaluations, replace(search._test(), leader=challenger)
+    assert test.score.incumbent.tolist() == champion.tolist()
+    assert search._challenge(test, at_the_end=True)
+    assert search._num_evaluations == before + 1
+    assert search._rule.champion.tolist() == good.tolist()
+    assert not search._challenge(test, at_the_end=True)  # once
 
 
 def test_a_step_of_another_search_is_refused(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def make_space(caps: list[int]) -> RankSpace:
 def test_noisy_probes_never_rise_with_the_rank_and_end_at_zero(caps: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     probe = Probe(make_space(caps), lambda layer, rank: rng.lognormal())
-    tables = start.probe_sensitivities(probe.space, probe)
+    tables = start.tables_of(probe.space, start.probe_sensitivities(probe.space, probe))
     assert [len(table) for table in tables] == caps
     for table in tables:
         assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(table))
@@ -109,7 +109,8 @@ def test_probes_are_few_begin_at_rank_one_and_never_repeat(caps: list[int]) -> N
 
 def test_a_power_law_is_met_at_every_rank_between_the_probes() -> None:
     probe = Probe(make_space([300, 50]), lambda layer, rank: (layer + 1) * rank**-1.5)
-    for layer, table in enumerate(start.probe_sensitivities(probe.space, probe)):
+    tables = start.tables_of(probe.space, start.probe_sensitivities(probe.space, probe))
+    for layer, table in enumerate(tables):
         last = max(rank for asked, rank in probe.asked if asked == layer)
         ranks = np.arange(1, last + 1)
         np.testing.assert_allclose(table[:last], (layer + 1) * ranks**-1.5)
@@ -118,7 +119,7 @@ def test_a_power_law_is_met_at_every_rank_between_the_probes() -> None:
 
 def test_a_layer_without_effect_is_no_logarithm_of_zero() -> None:
     probe = Probe(make_space([30]), lambda layer, rank: 0.0)
-    (table,) = start.probe_sensitivities(probe.space, probe)
+    (table,) = start.tables_of(probe.space, start.probe_sensitivities(probe.space, probe))
     assert np.isfinite(table).all()
     assert table.max() <= start.LOSS_FLOOR * 1.01
 

@@ -8,9 +8,10 @@ happened, and a stop at any moment loses at most the look under way.
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from compressor.errors import InputError
 from compressor.fidelity import Losses
@@ -35,13 +36,31 @@ class Row(Record):
     harms: list[float] | None = None
 
 
+class SensitivityRow(Record):
+    """Losses of single layers by the linear model around the dense network, and what it took in passes of an image."""
+
+    sensitivities: list[list[float]]
+    images: list[int]
+    passes: int
+
+
 class StepRow(Record):
-    """A step by the linear model around a plan: where it leads, and what it took in passes of an image."""
+    """A step by the linear model around a plan: where it leads, what it took in passes of an image, and the function
+    norms by the model of the plan and of those that differ from it in one layer, rank by rank."""
 
     step_from: list[int]
     step_to: list[int]
+    norm: float
+    norms_alone: list[dict[int, float]]
     images: list[int]
     passes: int
+
+
+AnyRow = Row | StepRow | SensitivityRow
+Stored = TypeVar("Stored", Row, StepRow, SensitivityRow)
+
+
+ANY_ROW: TypeAdapter[AnyRow] = TypeAdapter(AnyRow)  # their fields tell them apart
 
 
 def stored_header(path: Path) -> dict[str, Any]:
@@ -69,7 +88,7 @@ class Journal:
     def __init__(self, path: Path | None, header: dict[str, Any], resume: bool = False) -> None:
         self._path = path
         self._header = header
-        self._stored: list[Row | StepRow] = []
+        self._stored: list[AnyRow] = []
         self._count = 0
         if path is not None:
             if resume and path.exists():
@@ -88,50 +107,42 @@ class Journal:
         Raises:
             InputError: the stored look is not the one the search asks for (another version or machine).
         """
-        if self._count >= len(self._stored):
+        row = self._recall(Row, ranks=ranks.tolist(), images=indices.tolist())
+        if row is None:
             return None
-        row = self._stored[self._count]
-        if isinstance(row, StepRow):
-            self._forget_rest()
-            return None
-        if row.ranks != ranks.tolist() or row.images != indices.tolist():
-            raise self._departure()
-        self._count += 1
         squares, harms = (None if values is None else np.array(values) for values in (row.squares, row.harms))
         return Losses(indices, np.array(row.losses), squares, harms)
 
-    @property
-    def has_more_looks(self) -> bool:
-        """Whether the earlier run went on looking where this one has come to."""
-        return self._count < len(self._stored) and isinstance(self._stored[self._count], Row)
+    def recall_step(self, ranks: Ranks, indices: np.ndarray) -> StepRow | None:
+        """The next stored step, or None where the earlier run ended; raises as `recall` does."""
+        return self._recall(StepRow, step_from=ranks.tolist(), images=indices.tolist())
 
-    def recall_step(self, ranks: Ranks, indices: np.ndarray) -> tuple[Ranks, int] | None:
-        """Where the next stored step leads and the passes it took, or None where the earlier run ended.
+    def append_step(self, row: StepRow) -> StepRow:
+        """Write one step and push it to the disk."""
+        return self._append(row)
 
-        Raises:
-            InputError: as for `recall`.
-        """
+    def recall_sensitivities(self, indices: np.ndarray) -> SensitivityRow | None:
+        """Stored losses of single layers, or None where the earlier run ended; raises as `recall` does."""
+        return self._recall(SensitivityRow, images=indices.tolist())
+
+    def append_sensitivities(self, norms: list[list[float]], indices: np.ndarray, passes: int) -> SensitivityRow:
+        """Write losses of single layers and push them to the disk."""
+        return self._append(SensitivityRow(sensitivities=norms, images=indices.tolist(), passes=passes))
+
+    def _recall(self, kind: type[Stored], **asked: list[int]) -> Stored | None:
         if self._count >= len(self._stored):
             return None
         row = self._stored[self._count]
-        if not isinstance(row, StepRow) or row.step_from != ranks.tolist() or row.images != indices.tolist():
+        if not isinstance(row, kind) or any(getattr(row, name) != value for name, value in asked.items()):
             raise self._departure()
         self._count += 1
-        return np.array(row.step_to, dtype=np.int64), row.passes
+        return row
 
-    def append_step(self, ranks: Ranks, target: Ranks, indices: np.ndarray, passes: int) -> None:
-        """Write one step and push it to the disk."""
+    def _append(self, row: Stored) -> Stored:
         self._count += 1
         if self._path is not None:
-            row = StepRow(step_from=ranks.tolist(), step_to=target.tolist(), images=indices.tolist(), passes=passes)
-            self._write_line(row.model_dump(), mode="a")
-
-    def _forget_rest(self) -> None:
-        """Drop the steps that ended the earlier run, which had less to spend: this one looks further first."""
-        assert self._path is not None
-        self._stored = self._stored[: self._count]
-        lines = self._path.read_bytes().splitlines(keepends=True)
-        self._cut(self._path, sum(len(line) for line in lines[: 1 + self._count]))
+            self._write_line(row.model_dump(exclude_none=True), mode="a")
+        return row
 
     def _departure(self) -> InputError:
         return InputError(
@@ -141,29 +152,27 @@ class Journal:
 
     def append(self, source: str, ranks: Ranks, losses: Losses, ratio: float, objective: float) -> None:
         """Write one look and push it to the disk."""
-        self._count += 1
-        if self._path is None:
-            return
-        row = Row(
-            look=self._count - 1,
-            source=source,
-            ranks=ranks.tolist(),
-            function_norm=losses.mean,
-            variance=losses.variance,
-            ratio=ratio,
-            objective=objective,
-            images=losses.indices.tolist(),
-            losses=losses.values.tolist(),
-            squares=None if losses.squares is None else losses.squares.tolist(),
-            harms=None if losses.harms is None else losses.harms.tolist(),
+        self._append(
+            Row(
+                look=self._count,
+                source=source,
+                ranks=ranks.tolist(),
+                function_norm=losses.mean,
+                variance=losses.variance,
+                ratio=ratio,
+                objective=objective,
+                images=losses.indices.tolist(),
+                losses=losses.values.tolist(),
+                squares=None if losses.squares is None else losses.squares.tolist(),
+                harms=None if losses.harms is None else losses.harms.tolist(),
+            )
         )
-        self._write_line(row.model_dump(exclude_none=True), mode="a")
 
-    def _read(self, path: Path) -> list[Row | StepRow]:
+    def _read(self, path: Path) -> list[AnyRow]:
         try:
             whole, newline, cut_off = path.read_bytes().rpartition(b"\n")
             lines = [json.loads(line) for line in whole.splitlines()]
-            rows = [(StepRow if "step_from" in line else Row).model_validate(line) for line in lines[1:]]
+            rows: list[AnyRow] = [ANY_ROW.validate_python(line) for line in lines[1:]]
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:

@@ -11,13 +11,13 @@ from threadpoolctl import threadpool_limits
 
 from compressor.fidelity import ImageSampler, Losses, LossLaw, NoiseModel
 from compressor.objective import Objective
-from compressor.records import CalibrationRecord, CertificateRecord, EvaluationRecord, JointRecord, SearchRecord
-from compressor.search import gp, start
+from compressor.records import SearchRecord
+from compressor.search import gp, recording, refine, start
 from compressor.search.acquisition import maximise, measure_again
 from compressor.search.belief import Belief, LogSurrogate, PlainSurrogate, Surrogate
-from compressor.search.journal import Journal
+from compressor.search.journal import Journal, StepRow
+from compressor.search.linear_model import Linearise
 from compressor.search.norms import NormModel
-from compressor.search.refine import Linearise
 from compressor.search.refinement import Refinement
 from compressor.search.settings import SearchSettings as SearchSettings
 from compressor.search.space import Ranks, RankSpace
@@ -30,9 +30,12 @@ REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many 
 FRESH_GROWTH = 1.5  # likewise from fixed first guesses beside the last fit
 # A risk departs from what the function norm says, there are such departures even where noise hides them, and those of
 # mild plans, which are known well, say little about others.
+NEARBY = 4.0  # times the function norm, up and down, up to which a look of the start says something of a plan
+# Departures from what the linear model says were 0.15 to 0.2 in log L (ResNet-18), a look's own noise 0.1 to 0.15.
+LEAST_DEPARTURES = {"least_signal": 2.0}
 DEPARTURES = {"least_signal": 0.1, "longest": 1.0}
 START_STREAM, AIM_STREAM, LANDING_STREAM = 3, 6, 7  # keep the random streams of one seed apart
-WORTH_A_LANDING = 0.5  # of delta
+WORTH_A_LANDING, WORTH_A_CHALLENGE = 0.5, 0.5  # of delta
 SHARE_OF_ANOTHER_TARGET = 0.15  # of the looks so far, at most
 
 
@@ -80,10 +83,11 @@ class Search:
         self._on_look = on_look
         self._on_incumbent = on_incumbent
         self._workers = workers or Workers()
-        self._linearise = linearise
         self._sampler = ImageSampler(num_images, settings.samples, settings.seed)
         self._state = SearchState()
         self._law = law or LossLaw()
+        # What a risk gains by a step drowns in its noise.
+        self._linearise = linearise if settings.refine and not self._law.floor else None
         self._noise = NoiseModel(num_images, self._law)
         self._norms = NormModel(space, num_images)
         self._image_passes = 0
@@ -92,6 +96,11 @@ class Search:
         self._began = time.perf_counter()
         self._surrogate_seconds = 0.0
         self._rule = StopRule(settings, target)
+        self._refinement = self._new_refinement()
+        self._challengers: set[bytes] = set()
+        self._alone: list[np.ndarray] | None = None  # function norms of single layers
+        self._saturation = np.inf
+        self._around: float | None = None  # function norm of the plan around which the prior mean was found
         self._surrogate: Surrogate = PlainSurrogate(space, objective)
         self._hyper: gp.Hyperparameters | None = None
         self._fitted_at = 0
@@ -128,48 +137,54 @@ class Search:
             with self._thinking():
                 following = self._next_look(test)
             reason = self._reason_to_stop(test, following)
+            if self._challenge(test, at_the_end=bool(reason)):
+                continue
             if reason or following is None:
                 break
             self._look_at(self._with_fantasies(test, following))
         test = self._complete(test)
-        final = self._refine(test.score.incumbent)
-        return final, self._record(test, final, reason)
+        return test.score.incumbent, self._record(test, reason)
 
-    def _refine(self, plan: Ranks) -> Ranks:
-        """The plan (d,) after steps by the linear model; what the certificate says of `plan` holds for a better one."""
-        if not self._settings.refine or self._linearise is None or self._space.layers is not self._space:
-            return plan
-        # With a target a better J may leave its limit behind, or unused; a run with more to spend looked on from here.
-        if self._target is not None or self._journal.has_more_looks:
-            return plan
-        settings = self._settings
-        refinement = Refinement(
-            self._space,
-            self.objective,
-            self._linearise,
-            lambda looks: list(self._observe(looks)),
-            self._journal,
-            self._num_images,
-            settings.samples,
-            settings.seed,
-            start.loss_per_norm(self._state.losses),
-            lambda better, passes: self._on_incumbent(self._image_passes + passes, better),
-        )
-        self._on_look(self._num_evaluations, "refining ranks by a linear model")
-        final, losses = refinement.run(plan, self._state.losses_of(plan), lambda: not self._spent_time())
-        self._image_passes += refinement.passes
-        if not np.array_equal(final, plan):
-            self._keep(Look("refinement", final, losses.indices, is_glance=True), losses)
-        return final
+    def _challenge(self, test: StopTest, at_the_end: bool) -> bool:
+        """Whether the plan that the process now holds for the best was compared with the champion: both on images that
+        are new to it, since it leads by luck on the old ones, too. Each plan has one such chance, at the end or where
+        it seems to be better by half of delta."""
+        champion, leader = self._rule.champion, test.leader
+        if champion is None or leader.tobytes() in self._challengers or self._spent_budget():
+            return False
+        gain = np.diff(test.score.belief.mean(np.stack([champion, leader])))[0]
+        images = np.setdiff1d(self._state.seen(champion), self._state.seen(leader))[: 2 * self._settings.samples]
+        if len(images) < 2 or not (at_the_end or gain > WORTH_A_CHALLENGE * test.score.delta):
+            return False
+        self._challengers.add(leader.tobytes())
+        (losses,) = self._look_at([Look("challenge", leader, images)])
+        of_champion = self._state.losses_of(champion).on(images)
+        values = [
+            self.objective.value(one.values, self._space.ratio(ranks[None])[0])
+            for one, ranks in ((losses, leader), (of_champion, champion))
+        ]
+        if refine.is_better(values[0], values[1]):
+            self._rule.champion = leader
+        return True
 
     # Looks
 
     def _first_look(self, ranks: Ranks) -> float:
         """The J observed of a plan of the start on the next images, or how near it lies to the target."""
-        (losses,) = self._first_looks([Look("start", ranks, self._sampler.draw(len(self._state.ranks)))])
+        (losses,) = self._first_looks([Look("start", ranks, self._first_images())])
         if self._target is None:
             return self._observed_objective(ranks, losses)
         return self._target.nearness(self._ratio(ranks), losses.mean)
+
+    def _first_images(self) -> np.ndarray:
+        """Images for the next look of the start.
+
+        Where steps follow, half a look's images, the same for all plans, tell which is the best to begin from. What a
+        loss of accuracy or a risk is about takes more images.
+        """
+        if self._refinement is not None and not (self._target and self._target.measure == "loss"):
+            return self._sampler.draw(0)[: max(2, self._settings.samples // 2)]
+        return self._sampler.draw(len(self._state.ranks))
 
     def _first_looks(self, looks: Sequence[Look]) -> list[Losses]:
         """Losses of looks of the start, as long as the budget lasts."""
@@ -227,20 +242,31 @@ class Search:
     # Start
 
     def _start(self) -> None:
-        space = self._space
-        if self._settings.start == "random":
-            self._surrogate = self._choose_surrogate(None)
-            rng = np.random.default_rng([self._settings.seed, START_STREAM])
-            for ranks in space.sample(2 * space.num_dims + 2, rng):
-                self._first_look(ranks)
+        best = self._random_start() if self._settings.start == "random" else self._start_by_sensitivities()
+        if self._refinement is None and self._settings.start == "random":
             return
-        alone = start.probe_sensitivities(space.layers, self._probe)
+        for number in range(start.NUM_REALLOCATIONS if self._refinement is None else self._refinement.num_steps):
+            best = self._best_for_target() if self._target else best
+            best = self._reallocate(best) if self._refinement is None else self._refine(best, number)
+        if self._refinement is not None and self._target is None:
+            self._rule.champion = best
+
+    def _random_start(self) -> Ranks:
+        """The best by observation of random plans."""
+        self._surrogate = self._choose_surrogate(None)
+        rng = np.random.default_rng([self._settings.seed, START_STREAM])
+        return max(self._space.sample(2 * self._space.num_dims + 2, rng), key=self._first_look)
+
+    def _start_by_sensitivities(self) -> Ranks:
+        """The best by observation of plans that single layers' losses lead to."""
+        space = self._space
+        alone = start.tables_of(space.layers, self._sensitivities())
         sensitivities = [self._law.per_norm * table for table in alone]
         if self._target is not None:
             allocate = functools.partial(start.allocate, space, sensitivities)
             self._set_gamma(first_gamma(self._target, space, allocate, start.sum_of(sensitivities)))
         if space.layers is space:
-            self._surrogate = self._choose_surrogate(sensitivities)
+            self._surrogate = self._choose_surrogate(start.sum_of(sensitivities))
         best = start.look_along_curve(
             space.layers, self.objective, sensitivities, lambda ranks: self._first_look(space.complete(ranks))
         )
@@ -249,10 +275,51 @@ class Search:
         if space.layers is not space:
             best, added = self._choose_sparsity(best)
             alone, sensitivities = [*alone, added], [*sensitivities, self._law.per_norm * added]
-        self._norms.begin(alone, max(start.LOSS_FLOOR, *self._state.function_norms))
-        self._surrogate = self._choose_surrogate(sensitivities, saturation)
-        for _ in range(start.NUM_REALLOCATIONS):
-            best = self._reallocate(self._best_for_target() if self._target else best)
+        self._alone, self._saturation = alone, max(start.LOSS_FLOOR, *self._state.function_norms)
+        self._norms.begin(start.sum_of(alone), self._saturation)
+        self._surrogate = self._choose_surrogate(start.sum_of(sensitivities), saturation)
+        return best
+
+    def _expect_around(self, plan: Ranks, step: StepRow) -> None:
+        """What layers add in the company of the plan (d,) becomes the prior mean."""
+        assert self._alone is not None
+        if self._settings.surrogate == "plain":
+            return
+        around = start.around_plan(plan, step.norm, step.norms_alone, self._alone)
+        self._around, self._hyper, self._fitted_afresh_at = step.norm, None, 0
+        self._surrogate = self._choose_surrogate(around, self._saturation)
+
+    def _sensitivities(self) -> list[list[float]]:
+        """Losses of single layers at `start.probed_ranks`: by the linear model where slopes come through, or probed."""
+        norms: list[list[float]] = []
+        if self._linearise is not None:
+            self._on_look(0, "measuring layers by a linear model")
+            images = np.arange(min(start.MODEL_IMAGES, self._num_images))
+            row = self._journal.recall_sensitivities(images)
+            if row is None:
+                found = start.linear_sensitivities(self._space.layers, self._linearise, images)
+                row = self._journal.append_sensitivities(found[0], images, found[1])
+            self._image_passes += row.passes
+            norms = row.sensitivities
+        return norms or start.probe_sensitivities(self._space.layers, self._probe)
+
+    def _refine(self, plan: Ranks, number: int) -> Ranks:
+        """The plan (d,) after a step by the linear model, with all that was seen of it."""
+        assert self._refinement is not None
+        if self._spent_budget():
+            raise BudgetSpent
+        self._on_look(self._num_evaluations, "refining ranks by a linear model")
+        steps, before = self._refinement, self._refinement.passes
+        per_norm = start.loss_per_norm(self._state.losses)
+        better, losses = steps.step(self.objective, plan, self._state.losses_of(plan), number, per_norm)
+        self._image_passes += steps.passes - before
+        if steps.last is not None and self._alone is not None:
+            self._expect_around(plan, steps.last)
+        new = losses.without(self._state.seen(better))
+        if len(new.indices) > 1:
+            self._keep(Look("refinement", better, new.indices, is_glance=True), new)
+        self._on_incumbent(self._image_passes, better)
+        return better
 
     def _choose_sparsity(self, plan: Ranks) -> tuple[Ranks, np.ndarray]:
         """`start.choose_sparsity` on images that the plan has not been looked at with, if there are enough left."""
@@ -287,13 +354,26 @@ class Search:
             self._aim()
             return self._rule.rank(self._believe(), np.array(self._state.ranks))[0]
 
-    def _choose_surrogate(self, sensitivities: list[np.ndarray] | None, saturation: float = np.inf) -> Surrogate:
+    def _choose_surrogate(
+        self, expected: Callable[[Ranks], np.ndarray] | None, saturation: float = np.inf
+    ) -> Surrogate:
         if self._settings.surrogate == "plain":
             return PlainSurrogate(self._space, self.objective)
-        if sensitivities is None:
-            return LogSurrogate(self._space, self.objective, None, floor=self._law.floor)
-        total = start.sum_of(sensitivities)
-        return LogSurrogate(self._space, self.objective, total, saturation, self._law.floor)
+        return LogSurrogate(self._space, self.objective, expected, saturation, self._law.floor)
+
+    def _new_refinement(self) -> Refinement | None:
+        """What takes steps by the linear model; None where there is none: it knows of no pruning."""
+        if self._linearise is None or self._space.layers is not self._space:
+            return None
+        return Refinement(
+            self._space,
+            self._linearise,
+            lambda looks: list(self._observe(looks)),
+            self._journal,
+            self._num_images,
+            self._settings.samples,
+            self._settings.seed,
+        )
 
     # Target
 
@@ -341,20 +421,29 @@ class Search:
 
     # Surrogate and acquisition
 
+    def _telling_looks(self) -> np.ndarray:
+        """Indices (k,) of the looks that the process learns from: what is expected around a plan is off far away, and
+        how far off would be taken for how far off it is nearby."""
+        count = len(self._state.ranks)
+        if self._around is None:
+            return np.arange(count)
+        distance = np.abs(np.log(np.maximum(self._state.function_norms, start.LOSS_FLOOR) / self._around))
+        of_start = np.array([source == "start" for source in self._state.sources])
+        return np.flatnonzero(~of_start | (distance < np.log(NEARBY)))
+
     def _believe(self) -> Belief:
-        state = self._state
-        ranks = np.array(state.ranks)
-        thetas = self._space.encode(ranks)
-        norms, function_norms = np.array(state.norms), np.array(state.function_norms)
+        state, told = self._state, self._telling_looks()
+        ranks, function_norms = np.array(state.ranks), np.array(state.function_norms)
         per_norm = start.loss_per_norm(state.losses)
-        levels = per_norm * function_norms
         if self._law.floor and self._settings.surrogate == "log":
             expected = self._norms.predict(ranks, function_norms, per_norm, self.objective)
             self._surrogate = LogSurrogate(self._space, self.objective, expected, floor=self._law.floor)
-        targets = self._surrogate.targets(ranks, norms, self._noise.covariance(function_norms), levels)
+        noise, norms = self._noise.covariance(function_norms)[np.ix_(told, told)], np.array(state.norms)[told]
+        targets = self._surrogate.targets(ranks[told], norms, noise, per_norm * function_norms[told])
+        thetas = self._space.encode(ranks[told])
         if self._hyper is None or len(norms) >= REFIT_GROWTH * self._fitted_at:
             afresh = len(norms) >= FRESH_GROWTH * self._fitted_afresh_at
-            limits = DEPARTURES if self._law.floor else {}
+            limits = DEPARTURES if self._law.floor else {} if self._around is None else LEAST_DEPARTURES
             self._hyper = gp.fit(thetas, targets.values, targets.noise, self._hyper, 2 if afresh else 0, **limits)
             self._fitted_at = len(norms)
             self._fitted_afresh_at = len(norms) if afresh else self._fitted_afresh_at
@@ -449,7 +538,7 @@ class Search:
 
     def _may_stop(self) -> bool:
         """The certificate speaks only after the whole start and a look at what the model itself proposed."""
-        return self._started and any(source != "start" for source in self._state.sources)
+        return self._started and any(source not in ("start", "refinement") for source in self._state.sources)
 
     def _spent_budget(self) -> str:
         """Which budget is spent, in words; empty while there is some left."""
@@ -492,8 +581,8 @@ class Search:
             if norms[index] < other
         ]
 
-    def _record(self, test: StopTest, final: Ranks, reason: str) -> SearchRecord:
-        belief, incumbent = self._believe(), final[None]
+    def _record(self, test: StopTest, reason: str) -> SearchRecord:
+        belief, incumbent = self._believe(), test.score.incumbent[None]
         return SearchRecord(
             evaluations=self._num_evaluations,
             image_passes=self._image_passes,
@@ -502,48 +591,7 @@ class Search:
             stopped_because=reason,
             objective=float(belief.mean(incumbent)[0]),
             objective_sd=float(belief.sd(incumbent)[0]),
-            certificate=self._certificate(test),
-            calibration=_calibrate(belief),
-            history=[self._history_row(index) for index in range(len(self._state.ranks))],
+            certificate=recording.certificate_record(test, self._settings),
+            calibration=recording.calibrate(belief),
+            history=recording.history(self._state, self._space, belief),
         )
-
-    def _certificate(self, test: StopTest) -> CertificateRecord:
-        assert test.pointwise is not None
-        assert test.joint is not None
-        joint = test.joint
-        return CertificateRecord(
-            pointwise=test.pointwise,
-            joint=JointRecord(
-                failures=joint.failures, paths=joint.paths, upper=joint.upper, confidence=joint.confidence
-            ),
-            delta=test.score.delta,
-            epsilon=self._settings.risk,
-            asked=self._settings.certificate,
-            met=test.met,
-        )
-
-    def _history_row(self, index: int) -> EvaluationRecord:
-        ranks, losses = self._state.ranks[index], self._state.losses[index]
-        return EvaluationRecord(
-            index=index,
-            source=self._state.sources[index],
-            ranks=[
-                None if rank == dense else rank
-                for rank, dense in zip(self._space.layer_ranks(ranks).tolist(), self._space.layers.caps, strict=True)
-            ],
-            prune_fraction=self._space.prune_fraction(ranks),
-            function_norm=losses.mean,
-            variance=losses.variance,
-            ratio=self._ratio(ranks),
-            objective=self._observed_objective(ranks, losses),
-            images=len(losses.indices),
-        )
-
-
-def _calibrate(belief: Belief) -> CalibrationRecord:
-    """Leave-one-out check of the process on its own targets."""
-    means, deviations = belief.process.leave_one_out()
-    z = (belief.process.targets - means) / deviations
-    return CalibrationRecord(
-        z_rms=float(np.sqrt((z**2).mean())), within_two_sd=float((np.abs(z) <= 2.0).mean()), looks=len(z)
-    )

@@ -16,7 +16,6 @@ from compressor.search import gp
 from compressor.search.belief import LogSurrogate
 from compressor.search.gp import Array
 from compressor.search.space import Ranks, RankSpace
-from compressor.search.start import sum_of
 
 REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many looks
 
@@ -27,14 +26,14 @@ class NormModel:
     def __init__(self, space: RankSpace, num_images: int) -> None:
         self._space = space
         self._noise = NoiseModel(num_images)
-        self._sensitivities: list[Array] | None = None
+        self._expected: Callable[[Ranks], Array] | None = None
         self._saturation = np.inf
         self._hyper: gp.Hyperparameters | None = None
         self._fitted_at = 0
 
-    def begin(self, sensitivities: list[Array], saturation: float) -> None:
-        """What the start measured: function norms of layers alone, and the largest seen along its curve."""
-        self._sensitivities, self._saturation = sensitivities, saturation
+    def begin(self, expected: Callable[[Ranks], Array], saturation: float) -> None:
+        """What single layers tell of the function norm of ranks (..., d), and the largest seen along the curve."""
+        self._expected, self._saturation = expected, saturation
 
     def add(self, losses: Losses) -> None:
         """One more look."""
@@ -49,9 +48,8 @@ class NormModel:
             ranks: of all looks (n, d); `function_norms` (n,) are what they found.
             objective: says which differences of L are of interest.
         """
-        total = None if self._sensitivities is None else sum_of(self._sensitivities)
         norm_objective = Objective(per_norm * objective.gamma, objective.form)
-        surrogate = LogSurrogate(self._space, norm_objective, total, self._saturation)
+        surrogate = LogSurrogate(self._space, norm_objective, self._expected, self._saturation)
         targets = surrogate.targets(ranks, function_norms, self._noise.covariance(function_norms))
         thetas = self._space.encode(ranks)
         if self._hyper is None or len(ranks) >= REFIT_GROWTH * self._fitted_at:

@@ -5,39 +5,20 @@ r, both image by image, L of a plan that differs in many layers is near E||e + s
 another is in it, which losses of single layers cannot tell. Changes that cancel residuals are found, too.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-
 import numpy as np
 
 from compressor.objective import Objective
 from compressor.search import start
 from compressor.search.gp import Array
+from compressor.search.linear_model import LinearModel
 from compressor.search.space import Ranks, RankSpace
 
-STRIDES = (0.6, 0.75, 0.87, 1.15, 1.35, 1.65)  # of a layer's rank
+STRIDES = (0.6, 1 / start.CONTEXT_STEP, 0.85, 1.18, start.CONTEXT_STEP, 1.7)  # of a layer's rank
+DIRECTIONS = 10
 MAX_SWEEPS = 20
+CAUTION = 1.0
 DOUBT = 1.0  # standard errors by which a step must be better
 LEAST_GAIN = 1e-9
-
-
-@dataclass(frozen=True)
-class LinearModel:
-    """Outputs around a plan, along p directions.
-
-    Attributes:
-        residuals: f~ - f* of the plan (m, p).
-        changes: for every layer what other ranks, alone, add to the residuals (m, p) to first order.
-        passes: what it took, in passes of an image.
-    """
-
-    residuals: Array
-    changes: Sequence[Mapping[int, Array]]
-    passes: int
-
-
-Linearise = Callable[[Ranks, Sequence[Sequence[int]], np.ndarray], LinearModel]
-"""Ranks (d,) of a plan, other ranks for every layer, and indices of images (m,) in, the model around the plan out."""
 
 
 def alternatives(space: RankSpace, plan: Ranks) -> list[list[int]]:
@@ -59,7 +40,11 @@ def descend(
     model: LinearModel,
     per_norm: float = 1.0,
 ) -> Ranks:
-    """The plan (d,) with the best J by the model, one layer after the other until none is better alone.
+    """The plan (d,) that is better than `plan` by the most, less chance, one layer after the other until none is better
+    alone.
+
+    Few images let layers seem to cancel one another's changes. What counts is therefore the mean gain in J over the
+    model's images less CAUTION of its standard errors.
 
     Args:
         per_norm: how much L comes with a function norm of 1.
@@ -67,11 +52,12 @@ def descend(
     changes = [
         {int(rank): np.zeros_like(model.residuals), **rows} for rank, rows in zip(plan, model.changes, strict=True)
     ]
-    plan, residuals = plan.copy(), model.residuals
+    plan, residuals, unchanged = plan.copy(), model.residuals, (model.residuals**2).sum(1)
 
     def value(ranks: Ranks, outputs: Array) -> float:
-        norm = per_norm * float((outputs**2).sum(1).mean())
-        return float(objective.value(np.array(norm), space.ratio(ranks[None])[0]))
+        losses = (outputs**2).sum(1)
+        chance = (losses - unchanged).std(ddof=1) / np.sqrt(len(losses))
+        return float(objective.value(per_norm * (losses.mean() + CAUTION * chance), space.ratio(ranks[None])[0]))
 
     best = value(plan, residuals)
     for _ in range(MAX_SWEEPS):

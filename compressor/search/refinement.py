@@ -1,4 +1,4 @@
-"""Steps by the linear model after the search, each taken only where looks on other images say that it is better."""
+"""Steps by the linear model from the start's plan, as far as looks on other images say that it is better."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,68 +9,75 @@ from compressor.fidelity import Losses
 from compressor.objective import Objective
 from compressor.search import refine
 from compressor.search.gp import Array
-from compressor.search.journal import Journal
-from compressor.search.refine import Linearise
+from compressor.search.journal import Journal, StepRow
+from compressor.search.linear_model import Linearise
 from compressor.search.space import Ranks, RankSpace
 from compressor.search.state import Look, merge_losses
 
 STREAM = 9  # keeps its random numbers apart from the search's
-MAX_STEPS = 2
-LOOKS_WORTH = 2  # images for a model, and others for a look along its step, in those of a look of the search
+IMAGES_PER_LAYER = 5  # for a model, but no fewer than a look of the search takes
+LOOKS_WORTH = 2  # images for all models of small networks together, and at most for a look, in those of the search's
 
 
 @dataclass
 class Refinement:
-    """From the search's plan to a better one.
+    """From a plan to a better one.
 
-    Its looks stay out of the Gaussian process: plans that are so alike teach it that all noise is shared.
+    Its looks stay out of the Gaussian process but for the plan that they lead to: plans that are so alike teach it that
+    all noise is shared.
 
     Args:
         linearise, observe: the linear model around a plan, and losses of looks; both are counted by who gives them.
         num_images: size of the pool, `samples` of which are a look's.
-        per_norm: how much L comes with a function norm of 1.
-        on_step: told after each step the plan (d,), and the passes that the models took so far.
+
+    Attributes:
+        passes: that all models took.
+        last: what the last step's model said; None where it had too few images.
     """
 
     space: RankSpace
-    objective: Objective
     linearise: Linearise
     observe: Callable[[Sequence[Look]], list[Losses]]
     journal: Journal
     num_images: int
     samples: int
     seed: int
-    per_norm: float = 1.0
-    on_step: Callable[[Ranks, int], None] = lambda plan, passes: None
     passes: int = 0
+    last: StepRow | None = None
     _losses: dict[bytes, Losses] = field(default_factory=dict)
 
-    def run(self, plan: Ranks, known: Losses, may_go_on: Callable[[], bool]) -> tuple[Ranks, Losses]:
-        """The plan (d,) that the steps from `plan` lead to, with all losses of it that are known."""
-        self._remember(plan, known)
-        for number in range(MAX_STEPS):
-            following = self._step(plan, number) if may_go_on() else None
-            if following is None:
-                break
-            plan = following
-            self.on_step(plan, self.passes)
-        return plan, self._losses[plan.tobytes()]
+    @property
+    def num_steps(self) -> int:
+        """Steps to take: few layers need few images for a model, and another one around where it leads is worth it."""
+        return max(1, LOOKS_WORTH * self.samples // max(1, self._num_model_images))
 
-    def _step(self, plan: Ranks, number: int) -> Ranks | None:
-        """The best of the plans on the way to where the model leads, if it is better than `plan` beyond chance.
+    def step(
+        self, objective: Objective, plan: Ranks, known: Losses, number: int, per_norm: float
+    ) -> tuple[Ranks, Losses]:
+        """The best of the plans on the way to where the model leads, if it is better than `plan` (d,) beyond chance,
+        else this; with all losses of it that are known.
 
         The model knows its own images too well: the plans are looked at on others, which they share.
+
+        Args:
+            known: losses of `plan`.
+            number: of the step; steps of other numbers take other images.
+            per_norm: how much L comes with a function norm of 1.
         """
+        self.last = None
+        self._remember(plan, known)
         for_model, for_looks = self._divide(plan, number)
         if min(len(for_model), len(for_looks)) < 2:
-            return None
-        plans = refine.on_the_way(self.space, plan, self._target(plan, for_model))
+            return plan, known
+        target = self._target(objective, plan, for_model, per_norm)
+        plans = refine.on_the_way(self.space, plan, target)
         if len(plans) < 2:
-            return None
+            return plan, known
         self._look(plans, for_looks)
-        values = [self._values(ranks, for_looks) for ranks in plans]
+        values = [self._values(objective, ranks, for_looks) for ranks in plans]
         best = int(np.argmax([value.mean() for value in values]))
-        return plans[best] if refine.is_better(values[best], values[0]) else None
+        chosen = plans[best]
+        return chosen, self._losses[chosen.tobytes()]
 
     def _divide(self, plan: Ranks, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Images for the linear model, and others for looks: those that the plan has not been looked at with first."""
@@ -78,19 +85,33 @@ class Refinement:
         seen = np.isin(images, self._losses[plan.tobytes()].indices)
         fresh = images[~seen] if (~seen).sum() > 1 else images[:0]  # of a single image there is no variance
         ordered = np.concatenate([fresh, images[seen]])
-        count = min(LOOKS_WORTH * self.samples, self.num_images // 2)
-        return ordered[count:][:count], ordered[:count]
+        looks = min(self._num_model_images, LOOKS_WORTH * self.samples, self.num_images // 2)
+        return ordered[looks:][: self._num_model_images], ordered[:looks]
 
-    def _target(self, plan: Ranks, images: np.ndarray) -> Ranks:
+    @property
+    def _num_model_images(self) -> int:
+        return min(max(IMAGES_PER_LAYER * self.space.num_dims, self.samples), self.num_images // 2)
+
+    def _target(self, objective: Objective, plan: Ranks, images: np.ndarray, per_norm: float) -> Ranks:
         """The plan (d,) that the model around `plan` holds for the best: the journal's answer, if it has one."""
-        known = self.journal.recall_step(plan, images)
-        if known is None:
-            model = self.linearise(plan, refine.alternatives(self.space, plan), images)
-            target = refine.descend(self.space, self.objective, plan, model, self.per_norm)
-            known = target, model.passes
-            self.journal.append_step(plan, target, images, model.passes)
-        self.passes += known[1]
-        return known[0]
+        row = self.journal.recall_step(plan, images)
+        if row is None:
+            row = self.journal.append_step(self._model_step(objective, plan, images, per_norm))
+        self.passes += row.passes
+        self.last = row
+        return np.array(row.step_to, dtype=np.int64)
+
+    def _model_step(self, objective: Objective, plan: Ranks, images: np.ndarray, per_norm: float) -> StepRow:
+        model = self.linearise(plan, refine.alternatives(self.space, plan), images, refine.DIRECTIONS)
+        target = refine.descend(self.space, objective, plan, model, per_norm)
+        return StepRow(
+            step_from=plan.tolist(),
+            step_to=target.tolist(),
+            norm=model.norm,
+            norms_alone=model.norms_alone(),
+            images=images.tolist(),
+            passes=model.passes,
+        )
 
     def _look(self, plans: Sequence[Ranks], images: np.ndarray) -> None:
         """Looks at the plans on those of the images that are new to them."""
@@ -108,8 +129,8 @@ class Refinement:
         known = self._losses.get(ranks.tobytes())
         self._losses[ranks.tobytes()] = merge_losses([losses] if known is None else [known, losses])  # in order
 
-    def _values(self, ranks: Ranks, images: np.ndarray) -> Array:
+    def _values(self, objective: Objective, ranks: Ranks, images: np.ndarray) -> Array:
         """J (m,) of a plan by each of the images, in the order of their indices."""
         losses = self._losses[ranks.tobytes()]
         values = losses.values[np.searchsorted(losses.indices, np.sort(images))]
-        return self.objective.value(values, self.space.ratio(ranks[None])[0])
+        return objective.value(values, self.space.ratio(ranks[None])[0])

@@ -6,17 +6,19 @@ layers exceed the sum of the single ones several times. Around the best of them 
 more, each within the plan, and the ranks allocated anew.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from compressor.fidelity import Losses
 from compressor.objective import Objective
 from compressor.search.gp import Array
+from compressor.search.linear_model import Linearise
 from compressor.search.space import Ranks, RankSpace
 
 PROBE_RANKS = 8
 PROBE_IMAGES = 5
+MODEL_IMAGES, MODEL_DIRECTIONS = 20, 3  # of the linear model around the dense network
 LIGHTEST_WEIGHT = 4.0**-2
 CURVE_WEIGHTS = np.array([*LIGHTEST_WEIGHT * 4.0 ** np.arange(6), 0.0])  # 0: rank 1 everywhere
 NUM_REFINEMENTS = 3
@@ -27,25 +29,41 @@ CONTEXT_STEPS = (1 / CONTEXT_STEP, CONTEXT_STEP)
 SHARES_OF_THE_WAY = (0.35, 0.7)
 SPARSITY_LEVELS = (3, 5, 7, 10, 13, 16, 18)
 LOSS_FLOOR = 1e-12
+LEAST_SHARE = 0.7  # of what losses alone say, where layers around a plan take away more
 LEAST_PER_NORM = 1e-6  # where compression seems to lower the risk
 
 Probe = Callable[[list[Ranks]], Iterable[Losses]]
 Look = Callable[[Ranks], float]
 
 
-def probe_sensitivities(space: RankSpace, probe: Probe) -> list[Array]:
-    """Function norm with one layer factorised and all others dense, for every layer at ranks 1..cap (cap,).
+def probe_sensitivities(space: RankSpace, probe: Probe) -> list[list[float]]:
+    """Function norm with one layer factorised and all others dense, for every layer at `probed_ranks`.
 
     Whatever the loss of the search is: what a layer alone adds to a risk is lost in the noise of a few images.
-
-    Measured at geometrically spaced ranks, log-linear in between, never increasing with the rank.
     """
-    grids = [_geometric(choices, cap) for choices, cap in zip(space.choices, space.caps, strict=True)]
+    grids = probed_ranks(space)
     norms = iter(probe([with_rank(space.caps, layer, rank) for layer, grid in enumerate(grids) for rank in grid]))
-    return [
-        every_rank(grid, np.array([next(norms).function_norm for _ in grid]), int(cap))
-        for grid, cap in zip(grids, space.caps, strict=True)
-    ]
+    return [[next(norms).function_norm for _ in grid] for grid in grids]
+
+
+def probed_ranks(space: RankSpace) -> list[list[int]]:
+    """The ranks at which every layer alone is measured, geometrically spaced."""
+    return [_geometric(choices, cap) for choices, cap in zip(space.choices, space.caps, strict=True)]
+
+
+def tables_of(space: RankSpace, norms: Sequence[Sequence[float]]) -> list[Array]:
+    """Losses of single layers at ranks 1..cap (cap,) from those at `probed_ranks`: log-linear in between, never
+    increasing with the rank."""
+    rows = zip(probed_ranks(space), norms, space.caps, strict=True)
+    return [every_rank(np.array(grid), np.array(known), int(cap)) for grid, known, cap in rows]
+
+
+def linear_sensitivities(space: RankSpace, linearise: Linearise, images: np.ndarray) -> tuple[list[list[float]], int]:
+    """The same function norms at `probed_ranks`, to first order around the dense network, and the image passes they
+    took; no norms where a layer moves nothing, because the network lets no slope through."""
+    model = linearise(space.caps, probed_ranks(space), images, MODEL_DIRECTIONS)
+    norms = [list(row.values()) for row in model.norms_alone()]
+    return (norms if all(max(row) > LOSS_FLOOR for row in norms) else []), model.passes
 
 
 def with_rank(plan: Ranks, layer: int, rank: int) -> Ranks:
@@ -72,14 +90,40 @@ def interpolate(wanted: Ranks, ranks: Ranks, norms: Array) -> Array:
     return np.asarray(np.exp(np.interp(np.log(wanted), np.log(ranks), np.log(falling(norms)))))
 
 
-def _geometric(choices: Ranks, cap: int) -> Ranks:
+def _geometric(choices: Ranks, cap: int) -> list[int]:
     """Up to PROBE_RANKS of the lattice's ranks, geometrically spaced, without dense."""
     wanted = np.geomspace(1, cap, PROBE_RANKS + 1)
     nearest = choices[np.abs(choices[:, None] - wanted).argmin(0)]
-    return np.unique(nearest[nearest < cap])
+    return [int(rank) for rank in np.unique(nearest[nearest < cap])]
 
 
-def sum_of(sensitivities: list[Array]) -> Callable[[Ranks], Array]:
+def around_plan(
+    plan: Ranks, norm: float, norms_alone: Sequence[Mapping[int, float]], sensitivities: Sequence[Array]
+) -> Callable[[Ranks], Array]:
+    """The loss expected of ranks (..., d) in the neighbourhood of a plan (d,) whose loss is `norm`.
+
+    What a layer adds at another rank it was found to add in the plan's company: at ranks near the plan's, log-linear in
+    between; below these as its loss alone goes on (`sensitivities`), above no further. In company a layer adds several
+    times what it does alone, or less where it cancels what others do. Of many layers each would take away what they add
+    together: no more is expected to go than a share of what the losses alone, scaled to the plan's, say.
+    """
+    rows = zip(plan, norms_alone, sensitivities, strict=True)
+    added = sum_of([_added_around(int(rank), norm, near, alone) for rank, near, alone in rows])
+    alone = sum_of(sensitivities)
+    scale = norm / max(float(alone(plan)), LOSS_FLOOR)
+    return lambda ranks: np.maximum(norm + added(ranks), LEAST_SHARE * np.minimum(scale * alone(ranks), norm))
+
+
+def _added_around(own: int, norm: float, near: Mapping[int, float], alone: Array) -> Array:
+    known = np.array(sorted([own, *near]))
+    lowest, ranks = known[0], np.arange(1, len(alone) + 1)
+    added = interpolate(ranks, known, np.array([{own: norm, **near}[int(rank)] for rank in known])) - norm
+    alone_here, alone_at_lowest = alone[own - 1], alone[lowest - 1]
+    scale = added[lowest - 1] / (alone_at_lowest - alone_here) if alone_at_lowest > alone_here else 1.0
+    return np.where(ranks < lowest, added[lowest - 1] + scale * (alone - alone_at_lowest), added)
+
+
+def sum_of(sensitivities: Sequence[Array]) -> Callable[[Ranks], Array]:
     """The sum over the layers (...,) of their single-layer losses, as a function of ranks (..., d)."""
     table = np.concatenate(sensitivities)
     offsets = np.cumsum([-1, *(len(losses) for losses in sensitivities[:-1])])
@@ -166,11 +210,11 @@ def reallocate(
     """
     losses = {plan.tobytes(): look(plan)}
     here = per_norm * float(losses[plan.tobytes()].distances[:CONTEXT_IMAGES].mean())
-    around = [_around(choices, int(rank)) for choices, rank in zip(space.choices, plan, strict=True)]
-    changed = [with_rank(plan, layer, rank) for layer, ranks in enumerate(around) for rank in ranks]
+    steps = [around(choices, int(rank)) for choices, rank in zip(space.choices, plan, strict=True)]
+    changed = [with_rank(plan, layer, rank) for layer, ranks in enumerate(steps) for rank in ranks]
     norms = iter([per_norm * one.function_norm for one in glance(changed)])
     target = plan.copy()
-    for layer, others in enumerate(around):
+    for layer, others in enumerate(steps):
         known = {int(plan[layer]): here} | {rank: next(norms) for rank in others}
         target[layer] = _best_in_context(space, objective, plan, layer, known)
     plans = {ranks.tobytes(): ranks for ranks in between(space, plan, target)}
@@ -185,7 +229,7 @@ def reallocate(
     return plans[max(plans, key=observed)]
 
 
-def _around(choices: Ranks, rank: int) -> list[int]:
+def around(choices: Ranks, rank: int) -> list[int]:
     """A layer's choices a step below and above its rank, without the rank itself."""
     steps = [int(choices[np.abs(np.log(choices) - np.log(rank * step)).argmin()]) for step in CONTEXT_STEPS]
     return [other for other in dict.fromkeys(steps) if other != rank]

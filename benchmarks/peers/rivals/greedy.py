@@ -61,7 +61,8 @@ def lagrange_linear(attempt: Attempt) -> Iterator[Step]:
 def lagrange_cheap(attempt: Attempt) -> Iterator[Step]:
     """Lagrangian allocation on eight geometric ranks per layer and the same five images for all."""
     images = np.arange(min(start.PROBE_IMAGES, attempt.problem.num_images))
-    tables = start.probe_sensitivities(attempt.space, lambda plans: (attempt.look(ranks, images) for ranks in plans))
+    norms = start.probe_sensitivities(attempt.space, lambda plans: (attempt.look(ranks, images) for ranks in plans))
+    tables = start.tables_of(attempt.space, norms)
     yield from _allocate(attempt, tables)
 
 

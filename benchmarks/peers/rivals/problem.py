@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from compressor.fidelity import ImageSampler, Losses
 from compressor.objective import Objective
 from compressor.search.gp import Array
-from compressor.search.refine import Linearise, LinearModel
+from compressor.search.linear_model import Linearise, LinearModel
 from compressor.search.space import Coordinates, Ranks, RankSpace
 
 POOL_STREAM = 11  # keeps the order of the pool apart from the searches' own random streams
@@ -107,7 +107,9 @@ class Attempt:
         self.looks += 1
         return Losses(indices, values)
 
-    def linearise(self, ranks: Ranks, others: Sequence[Sequence[int]], indices: NDArray[np.int64]) -> LinearModel:
+    def linearise(
+        self, ranks: Ranks, others: Sequence[Sequence[int]], indices: NDArray[np.int64], directions: int
+    ) -> LinearModel:
         """The linear model around a plan (d,) on these images of the pool, counted.
 
         Raises:
@@ -115,7 +117,7 @@ class Attempt:
         """
         assert self.problem.linearise is not None
         began = time.process_time()
-        model = self.problem.linearise(ranks, others, self._order[indices])
+        model = self.problem.linearise(ranks, others, self._order[indices], directions)
         self.look_seconds += time.process_time() - began
         if model.passes > self.left:
             raise OutOfBudget
