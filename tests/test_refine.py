@@ -1,7 +1,6 @@
 """The linear model around a plan against the network itself, and the step that it leads to."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -338,7 +337,7 @@ def test_around_a_plan_its_own_loss_and_its_neighbours_are_expected(seed: int) -
 
 
 @pytest.mark.parametrize("which", ["better", "worse"])
-def test_a_challenger_takes_the_champions_place_if_it_is_better_on_images_new_to_it(which: str) -> None:
+def test_the_incumbent_takes_the_champions_place_if_it_is_better_on_images_new_to_it(which: str) -> None:
     net = Net(compressible_net())
     objective = Objective(GAMMA / net.norm.teacher_energy)
     search = Search(
@@ -347,16 +346,14 @@ def test_a_challenger_takes_the_champions_place_if_it_is_better_on_images_new_to
     )  # fmt: skip
     good, _ = search.run()
     bad = np.ones(len(good), dtype=np.int64)
-    champion, challenger = (bad, good) if which == "better" else (good, bad)
-    search._rule.champion = champion
-    new = np.setdiff1d(np.arange(NUM_IMAGES), search._state.seen(challenger))
+    champion, incumbent = (bad, good) if which == "better" else (good, bad)
+    search._champion = champion
+    new = np.setdiff1d(np.arange(NUM_IMAGES), search._state.seen(incumbent))
     search._look_at([Look("start", champion, new)])
-    before, test = search._num_evaluations, replace(search._test(), leader=challenger)
-    assert test.score.incumbent.tolist() == champion.tolist()
-    assert search._challenge(test, at_the_end=True)
-    assert search._num_evaluations == before + 1
-    assert search._rule.champion.tolist() == good.tolist()
-    assert not search._challenge(test, at_the_end=True)  # once
+    before = search._num_evaluations
+    assert search._settle(incumbent).tolist() == good.tolist()
+    assert search._num_evaluations == before
+    assert search._settle(champion).tolist() == champion.tolist()
 
 
 def test_a_step_of_another_search_is_refused(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ NEARBY = 4.0  # times the function norm, up and down, up to which a look of the 
 LEAST_DEPARTURES = {"least_signal": 2.0}
 DEPARTURES = {"least_signal": 0.1, "longest": 1.0}
 START_STREAM, AIM_STREAM, LANDING_STREAM = 3, 6, 7  # keep the random streams of one seed apart
-WORTH_A_LANDING, WORTH_A_CHALLENGE = 0.5, 0.5  # of delta
+WORTH_A_LANDING = 0.5  # of delta
 SHARE_OF_ANOTHER_TARGET = 0.15  # of the looks so far, at most
 
 
@@ -97,7 +97,7 @@ class Search:
         self._surrogate_seconds = 0.0
         self._rule = StopRule(settings, target)
         self._refinement = self._new_refinement()
-        self._challengers: set[bytes] = set()
+        self._champion: Ranks | None = None
         self._alone: list[np.ndarray] | None = None  # function norms of single layers
         self._saturation = np.inf
         self._around: float | None = None  # function norm of the plan around which the prior mean was found
@@ -133,39 +133,38 @@ class Search:
     def _go_on(self) -> tuple[Ranks, SearchRecord]:
         while True:
             test = self._test()
-            self._on_incumbent(self._image_passes, test.score.incumbent)
+            self._on_incumbent(self._image_passes, test.score.incumbent if self._champion is None else self._champion)
             with self._thinking():
                 following = self._next_look(test)
             reason = self._reason_to_stop(test, following)
-            if self._challenge(test, at_the_end=bool(reason)):
-                continue
             if reason or following is None:
                 break
             self._look_at(self._with_fantasies(test, following))
         test = self._complete(test)
-        return test.score.incumbent, self._record(test, reason)
+        final = self._settle(test.score.incumbent)
+        if self._champion is not None:
+            self._on_incumbent(self._image_passes, final)
+        return final, self._record(test, final, reason)
 
-    def _challenge(self, test: StopTest, at_the_end: bool) -> bool:
-        """Whether the plan that the process now holds for the best was compared with the champion: both on images that
-        are new to it, since it leads by luck on the old ones, too. Each plan has one such chance, at the end or where
-        it seems to be better by half of delta."""
-        champion, leader = self._rule.champion, test.leader
-        if champion is None or leader.tobytes() in self._challengers or self._spent_budget():
-            return False
-        gain = np.diff(test.score.belief.mean(np.stack([champion, leader])))[0]
-        images = np.setdiff1d(self._state.seen(champion), self._state.seen(leader))[: 2 * self._settings.samples]
-        if len(images) < 2 or not (at_the_end or gain > WORTH_A_CHALLENGE * test.score.delta):
-            return False
-        self._challengers.add(leader.tobytes())
-        (losses,) = self._look_at([Look("challenge", leader, images)])
+    def _settle(self, incumbent: Ranks) -> Ranks:
+        """The incumbent (d,) or the champion, whichever is better image by image.
+
+        They are compared on images that are new to the incumbent, which leads by luck on the others, too. What the
+        certificate says of the incumbent holds for a better plan.
+        """
+        champion = self._champion
+        if champion is None or np.array_equal(champion, incumbent):
+            return incumbent
+        images = np.setdiff1d(self._state.seen(champion), self._state.seen(incumbent))[: 2 * self._settings.samples]
+        if len(images) < 2 or self._spent_time():
+            return champion
+        (losses,) = self._look_at([Look("challenge", incumbent, images, is_glance=True)])
         of_champion = self._state.losses_of(champion).on(images)
         values = [
             self.objective.value(one.values, self._space.ratio(ranks[None])[0])
-            for one, ranks in ((losses, leader), (of_champion, champion))
+            for one, ranks in ((losses, incumbent), (of_champion, champion))
         ]
-        if refine.is_better(values[0], values[1]):
-            self._rule.champion = leader
-        return True
+        return incumbent if refine.is_better(values[0], values[1]) else champion
 
     # Looks
 
@@ -249,7 +248,7 @@ class Search:
             best = self._best_for_target() if self._target else best
             best = self._reallocate(best) if self._refinement is None else self._refine(best, number)
         if self._refinement is not None and self._target is None:
-            self._rule.champion = best
+            self._champion = best
 
     def _random_start(self) -> Ranks:
         """The best by observation of random plans."""
@@ -581,8 +580,8 @@ class Search:
             if norms[index] < other
         ]
 
-    def _record(self, test: StopTest, reason: str) -> SearchRecord:
-        belief, incumbent = self._believe(), test.score.incumbent[None]
+    def _record(self, test: StopTest, final: Ranks, reason: str) -> SearchRecord:
+        belief, incumbent = self._believe(), final[None]
         return SearchRecord(
             evaluations=self._num_evaluations,
             image_passes=self._image_passes,

@@ -20,8 +20,7 @@ ACQUISITION_STREAM, CERTIFICATE_STREAM = 4, 5  # keep the random streams of one 
 
 @dataclass(frozen=True)
 class StopTest:
-    """The state after a look: `candidate` (d,) is what the acquisition proposes, `score` holds incumbent and delta,
-    `leader` (d,) is the visited plan of highest posterior mean.
+    """The state after a look: `candidate` (d,) is what the acquisition proposes, `score` holds incumbent and delta.
 
     `rival` (d,) and `pointwise` are the argmax of Eq. (11) and its probability, None where the test was not due;
     `joint` is None where Eq. (12) failed already or the test was not due. `met`: the search may stop.
@@ -30,7 +29,6 @@ class StopTest:
     candidate: Ranks
     score: Score
     anchors: Ranks
-    leader: Ranks
     rival: Ranks | None = None
     pointwise: float | None = None
     joint: JointTest | None = None
@@ -40,15 +38,11 @@ class StopTest:
 class StopRule:
     """The tests of one search, in order: the joint certificate's risk is shared out over them.
 
-    `champion` (d,) is the incumbent, if there is one, until another plan wins against it image by image; without one
-    the leader is.
-
     The joint probability is never below the pointwise one, so that it is computed only where Eq. (12) holds already.
     """
 
     def __init__(self, settings: SearchSettings, target: Target | None = None) -> None:
         self.target = target
-        self.champion: Ranks | None = None
         self._settings = settings
         self._num_joint = 0
         self._next_test = 0
@@ -104,9 +98,7 @@ class StopRule:
         delta = self._settings.delta
         if self._settings.delta_is_relative:
             delta *= abs(float(belief.mean(best[:1])[0]))
-        incumbent = best[0] if self.champion is None else self.champion
-        anchors = np.concatenate([incumbent[None], best[:NUM_ANCHORS]])
-        return StopTest(incumbent, belief.score(incumbent, delta), anchors, best[0])
+        return StopTest(best[0], belief.score(best[0], delta), best[:NUM_ANCHORS])
 
     def _test_pointwise(self, test: StopTest, count: int) -> StopTest:
         space = test.score.belief.space
