@@ -468,7 +468,7 @@ def test_a_disk_that_is_full(invoke, tiny_checkpoint, digit_images, tmp_path, li
 
 def test_a_disk_that_is_full_during_the_search(invoke, tiny_checkpoint, digit_images, tmp_path):
     arguments = [tiny_checkpoint, "--trust-pickle", "--data", digit_images, *SMALL, "--out", tmp_path / "out"]
-    with files_of_at_most(3000):
+    with files_of_at_most(2000):
         result = invoke("bocompress-export", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "search.jsonl" in the_sentence(result.stderr)

@@ -261,13 +261,15 @@ def test_search_is_reported_as_it_was_journaled(run):
     header, *lines = [json.loads(line) for line in (run.folder / "search.jsonl").read_text().splitlines()]
     search = run.report.search
     assert header["gamma"] == run.report.gamma
-    rows, steps = ([line for line in lines if ("step_from" in line) is is_step] for is_step in (False, True))
-    assert search.image_passes == sum(len(row["images"]) for row in rows) + sum(step["passes"] for step in steps)
+    rows, models = ([line for line in lines if ("passes" in line) is is_model] for is_model in (False, True))
+    challenges = [record.images for record in search.history if record.source == "challenge"]
+    passes = sum(len(row["images"]) for row in rows) + sum(model["passes"] for model in models)
+    assert search.image_passes == passes + sum(challenges)
     looks = [row for row in rows if row["source"] not in ("probe", "refinement")]
-    history = [record for record in search.history if record.source != "refinement"]
-    assert len(search.history) - len(history) <= bool(steps)  # all looks at the plan that steps led to, as one
-    assert search.evaluations <= 20
-    assert search.evaluations < len(history) == len(looks)  # with looks at single layers in context
+    history = [record for record in search.history if record.source not in ("refinement", "challenge")]
+    assert len(challenges) <= 1
+    assert len(search.history) - len(history) - len(challenges) < len(models)  # all looks at a refined plan, as one
+    assert search.evaluations == len(history) == len(looks) <= 20
     dense = highest_ranks(rows)
     for row, record in zip(looks, history, strict=True):
         ranks = [rank or last for rank, last in zip(record.ranks, dense, strict=True)]

@@ -293,7 +293,7 @@ def test_a_search_with_more_to_spend_goes_on(tmp_path: Path) -> None:
     net, path = Net(compressible_net()), tmp_path / "search.jsonl"
     run_search(net, Journal(path, {}))
     whole = path.read_text()
-    for budget in (3, 9):
+    for budget in range(3, 11):
         run_search(net, Journal(path, {}), max_evaluations=budget)
         assert len(path.read_text()) < len(whole)
         run_search(net, Journal(path, {}, resume=True))

@@ -30,7 +30,8 @@ REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many 
 FRESH_GROWTH = 1.5  # likewise from fixed first guesses beside the last fit
 # A risk departs from what the function norm says, there are such departures even where noise hides them, and those of
 # mild plans, which are known well, say little about others.
-NEARBY = 4.0  # times the function norm, up and down, up to which a look of the start says something of a plan
+# Times the function norm, up and down, up to which a look of the start says something of a plan; some always do.
+NEARBY, LEAST_LOOKS = 4.0, 5
 # Departures from what the linear model says were 0.15 to 0.2 in log L (ResNet-18), a look's own noise 0.1 to 0.15.
 LEAST_DEPARTURES = {"least_signal": 2.0}
 DEPARTURES = {"least_signal": 0.1, "longest": 1.0}
@@ -158,7 +159,10 @@ class Search:
         images = np.setdiff1d(self._state.seen(champion), self._state.seen(incumbent))[: 2 * self._settings.samples]
         if len(images) < 2 or self._spent_time():
             return champion
-        (losses,) = self._look_at([Look("challenge", incumbent, images, is_glance=True)])
+        # Not in the journal: a run with more to spend goes on from the look before.
+        (losses,) = self._workers.run(self._evaluate, [(incumbent, images)])
+        self._image_passes += len(images)
+        self._keep(Look("challenge", incumbent, images, is_glance=True), losses)
         of_champion = self._state.losses_of(champion).on(images)
         values = [
             self.objective.value(one.values, self._space.ratio(ranks[None])[0])
@@ -427,8 +431,8 @@ class Search:
         if self._around is None:
             return np.arange(count)
         distance = np.abs(np.log(np.maximum(self._state.function_norms, start.LOSS_FLOOR) / self._around))
-        of_start = np.array([source == "start" for source in self._state.sources])
-        return np.flatnonzero(~of_start | (distance < np.log(NEARBY)))
+        distance[[source != "start" for source in self._state.sources]] = 0.0
+        return np.flatnonzero(distance <= max(np.log(NEARBY), np.sort(distance)[:LEAST_LOOKS][-1]))
 
     def _believe(self) -> Belief:
         state, told = self._state, self._telling_looks()
