@@ -461,7 +461,7 @@ def test_ctrl_c_says_how_to_go_on(tiny_checkpoint, digit_images, invoke, tmp_pat
     losses = FunctionNorm.losses
 
     def interrupt(*arguments):
-        if journal.exists() and journal.read_text().count("\n") == 5:
+        if journal.exists() and journal.read_text().count("\n") >= 4:
             signal.raise_signal(signal.SIGINT)
         return losses(*arguments)
 
@@ -474,7 +474,7 @@ def test_ctrl_c_says_how_to_go_on(tiny_checkpoint, digit_images, invoke, tmp_pat
     assert result.exit_code == 130
     assert result.stdout == ""
     assert "--resume" in result.stderr.splitlines()[-1]
-    assert journal.read_text().count("\n") == 5
+    assert journal.read_text().count("\n") >= 4
     assert list((tmp_path / "out").iterdir()) == [journal]
 
 
