@@ -5,7 +5,7 @@ outputs; what another rank would make of these needs that layer alone. With more
 combinations are random signs, under which squared lengths are kept on average (Achlioptas 2003).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -49,13 +49,11 @@ class Lineariser:
         """The model around the plan `ranks` (d,) with `others` as each layer's other ranks, on the images (m,)."""
         candidate = build_candidate(self._teacher, self._factors, factorised_ranks(self._layers, ranks)).eval()
         rng = np.random.default_rng([DIRECTIONS_STREAM, *indices.tolist()])
-        size = self._batch_size(torch.from_numpy(indices[:1]), directions)
-        parts = [
-            self._linearise(
-                candidate, others, part, lambda count, outputs: draw_directions(count, outputs, directions, rng)
-            )
-            for part in torch.from_numpy(indices).split(size)
-        ]
+        along = _directions(len(indices), self._norm.targets.shape[1], directions, rng)
+        images = torch.from_numpy(indices)
+        size = self._batch_size(images[:1], directions)
+        batches = zip(images.split(size), along.split(size), strict=True)
+        parts = [self._linearise(candidate, others, *batch) for batch in batches]
         residuals = np.concatenate([part[0] for part in parts])
         changes = [
             {rank: np.concatenate([part[1][layer][rank] for part in parts]) for rank in ranks_of_layer}
@@ -72,11 +70,11 @@ class Lineariser:
         return max(1, min(BATCH_SIZE, MOST_NUMBERS // numbers))
 
     def _linearise(
-        self, candidate: nn.Module, others: Sequence[Sequence[int]], indices: Tensor, draw: Callable[[int, int], Tensor]
+        self, candidate: nn.Module, others: Sequence[Sequence[int]], indices: Tensor, directions: Tensor
     ) -> tuple[np.ndarray, list[dict[int, np.ndarray]]]:
         inputs, targets = self._norm.inputs_and_targets(indices)
         calls, outputs = _forward(candidate, self._names, inputs)
-        directions = draw(len(indices), targets.shape[1]).to(outputs.device)
+        directions = directions.to(outputs.device)
         values = torch.einsum("bk,bkp->bp", outputs, directions)
         flat = [output for layer in calls for _, output in layer]
         slopes = [_slopes(values[:, p].sum(), flat) for p in range(values.shape[1])]
@@ -135,7 +133,7 @@ def _slopes(value: Tensor, outputs: Sequence[Tensor]) -> Sequence[Tensor | None]
     return torch.autograd.grad(value, outputs, retain_graph=True, allow_unused=True)
 
 
-def draw_directions(count: int, num_outputs: int, most: int, rng: np.random.Generator) -> Tensor:
+def _directions(count: int, num_outputs: int, most: int, rng: np.random.Generator) -> Tensor:
     """Combinations of outputs (count, num_outputs, p): each output alone where they are few, else random signs."""
     if num_outputs <= most:
         return torch.eye(num_outputs).expand(count, -1, -1)

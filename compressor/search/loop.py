@@ -246,13 +246,13 @@ class Search:
 
     def _start(self) -> None:
         best = self._random_start() if self._settings.start == "random" else self._start_by_sensitivities()
-        if self._refinement is None and self._settings.start == "random":
-            return
-        for number in range(start.NUM_REALLOCATIONS if self._refinement is None else self._refinement.num_steps):
-            best = self._best_for_target() if self._target else best
-            best = self._reallocate(best) if self._refinement is None else self._refine(best, number)
-        if self._refinement is not None and self._target is None:
-            self._champion = best
+        if self._refinement is not None:
+            for number in range(self._refinement.num_steps):
+                best = self._refine(self._best_for_target() if self._target else best, number)
+            self._champion = None if self._target else best
+        elif self._settings.start != "random":
+            for _ in range(start.NUM_REALLOCATIONS):
+                best = self._reallocate(self._best_for_target() if self._target else best)
 
     def _random_start(self) -> Ranks:
         """The best by observation of random plans."""

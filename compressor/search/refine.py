@@ -27,10 +27,9 @@ def alternatives(space: RankSpace, plan: Ranks) -> list[list[int]]:
 
 
 def _others(choices: Ranks, rank: int) -> list[int]:
-    strides = [choices[np.abs(np.log(choices) - np.log(rank * stride)).argmin()] for stride in STRIDES]
     place = int(np.searchsorted(choices, rank))
     neighbours = choices[max(place - 1, 0) : place + 2]
-    return [int(other) for other in np.unique([*strides, *neighbours]) if other != rank]
+    return [int(other) for other in np.unique([*start.nearest(choices, rank, STRIDES), *neighbours]) if other != rank]
 
 
 def descend(

@@ -54,8 +54,7 @@ class Refinement:
     def step(
         self, objective: Objective, plan: Ranks, known: Losses, number: int, per_norm: float
     ) -> tuple[Ranks, Losses]:
-        """The best of the plans on the way to where the model leads, if it is better than `plan` (d,) beyond chance,
-        else this; with all losses of it that are known.
+        """The best of `plan` (d,) and others on the way to where the model leads, with all that is known of its losses.
 
         The model knows its own images too well: the plans are looked at on others, which they share.
 
@@ -75,8 +74,7 @@ class Refinement:
             return plan, known
         self._look(plans, for_looks)
         values = [self._values(objective, ranks, for_looks) for ranks in plans]
-        best = int(np.argmax([value.mean() for value in values]))
-        chosen = plans[best]
+        chosen = plans[int(np.argmax([value.mean() for value in values]))]
         return chosen, self._losses[chosen.tobytes()]
 
     def _divide(self, plan: Ranks, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -131,6 +129,4 @@ class Refinement:
 
     def _values(self, objective: Objective, ranks: Ranks, images: np.ndarray) -> Array:
         """J (m,) of a plan by each of the images, in the order of their indices."""
-        losses = self._losses[ranks.tobytes()]
-        values = losses.values[np.searchsorted(losses.indices, np.sort(images))]
-        return objective.value(values, self.space.ratio(ranks[None])[0])
+        return objective.value(self._losses[ranks.tobytes()].on(images).values, self.space.ratio(ranks[None])[0])

@@ -210,11 +210,11 @@ def reallocate(
     """
     losses = {plan.tobytes(): look(plan)}
     here = per_norm * float(losses[plan.tobytes()].distances[:CONTEXT_IMAGES].mean())
-    steps = [around(choices, int(rank)) for choices, rank in zip(space.choices, plan, strict=True)]
-    changed = [with_rank(plan, layer, rank) for layer, ranks in enumerate(steps) for rank in ranks]
+    around = [_around(choices, int(rank)) for choices, rank in zip(space.choices, plan, strict=True)]
+    changed = [with_rank(plan, layer, rank) for layer, ranks in enumerate(around) for rank in ranks]
     norms = iter([per_norm * one.function_norm for one in glance(changed)])
     target = plan.copy()
-    for layer, others in enumerate(steps):
+    for layer, others in enumerate(around):
         known = {int(plan[layer]): here} | {rank: next(norms) for rank in others}
         target[layer] = _best_in_context(space, objective, plan, layer, known)
     plans = {ranks.tobytes(): ranks for ranks in between(space, plan, target)}
@@ -229,10 +229,14 @@ def reallocate(
     return plans[max(plans, key=observed)]
 
 
-def around(choices: Ranks, rank: int) -> list[int]:
+def nearest(choices: Ranks, rank: int, strides: Sequence[float]) -> list[int]:
+    """A layer's choices about these many times as large as a rank."""
+    return [int(choices[np.abs(np.log(choices) - np.log(rank * stride)).argmin()]) for stride in strides]
+
+
+def _around(choices: Ranks, rank: int) -> list[int]:
     """A layer's choices a step below and above its rank, without the rank itself."""
-    steps = [int(choices[np.abs(np.log(choices) - np.log(rank * step)).argmin()]) for step in CONTEXT_STEPS]
-    return [other for other in dict.fromkeys(steps) if other != rank]
+    return [other for other in dict.fromkeys(nearest(choices, rank, CONTEXT_STEPS)) if other != rank]
 
 
 def _best_in_context(space: RankSpace, objective: Objective, plan: Ranks, layer: int, norms: dict[int, float]) -> int:
