@@ -13,8 +13,8 @@ from compressor.search.space import Ranks
 class Look:
     """A plan to look at, ranks (d,), on the images with these indices (m,), and who asked for it.
 
-    `is_glance`: at a plan that differs in one layer from the start's best, by refinement, or at the end; no budget counts
-    it.
+    `is_glance`: at a plan that differs in one layer from the start's best, by refinement, or at the
+    end; no budget counts it.
     """
 
     source: str
