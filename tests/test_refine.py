@@ -348,11 +348,11 @@ def test_the_incumbent_takes_the_champions_place_if_it_is_better_on_images_new_t
     bad = np.ones(len(good), dtype=np.int64)
     champion, incumbent = (bad, good) if which == "better" else (good, bad)
     search._champion = champion
-    new = np.setdiff1d(np.arange(NUM_IMAGES), search._state.seen(incumbent))
-    search._look_at([Look("start", champion, new)])
-    before = search._num_evaluations
+    new = np.setdiff1d(np.arange(NUM_IMAGES), search._looks.state.seen(incumbent))
+    search._looks.take([Look("start", champion, new)])
+    before = search._looks.count
     assert search._settle(incumbent).tolist() == good.tolist()
-    assert search._num_evaluations == before
+    assert search._looks.count == before
     assert search._settle(champion).tolist() == champion.tolist()
 
 

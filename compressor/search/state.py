@@ -43,6 +43,14 @@ class SearchState:
     function_norms: list[float] = field(default_factory=list)  # the same where L is the function norm
     sources: list[str] = field(default_factory=list)
 
+    def add(self, look: Look, losses: Losses) -> None:
+        """One more look."""
+        self.ranks.append(look.ranks)
+        self.losses.append(losses)
+        self.norms.append(losses.mean)
+        self.function_norms.append(losses.function_norm)
+        self.sources.append(look.source)
+
     def seen(self, ranks: Ranks) -> np.ndarray:
         """Indices of all images that a plan (d,) has been looked at with."""
         return np.concatenate(
