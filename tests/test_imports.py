@@ -41,7 +41,7 @@ STAGES = [
     "search.drop_target",
     "search.stopping",
     "search.recording search.looks",
-    "search.posterior",
+    "search.posterior search.race",
     "search.aim",
     "search.beginning",
     "search.loop",

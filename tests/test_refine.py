@@ -24,7 +24,6 @@ from compressor.search.journal import Journal
 from compressor.search.linear_model import LinearModel
 from compressor.search.loop import Search, SearchSettings
 from compressor.search.space import Ranks, RankSpace
-from compressor.search.state import Look
 
 NUM_IMAGES = 40
 GAMMA = 2.0  # of the searches, times the energy of the outputs
@@ -232,13 +231,6 @@ def test_the_way_begins_with_the_plan_and_ends_with_the_target() -> None:
     assert len(refine.on_the_way(space, plan, plan)) == 1
 
 
-def test_better_is_beyond_chance() -> None:
-    values = np.random.default_rng(0).normal(size=100)
-    assert refine.is_better(values + 0.01, values)
-    assert not refine.is_better(values, values)
-    assert not refine.is_better(values + np.random.default_rng(1).normal(size=100) * 10, values + 1)
-
-
 def run_search(
     net: Net, journal: Journal, linearise: bool = True, max_evaluations: int = 100
 ) -> tuple[Ranks, list[str], int]:
@@ -334,26 +326,6 @@ def test_around_a_plan_its_own_loss_and_its_neighbours_are_expected(seed: int) -
         lowest = min(row)
         assert expected(start.with_rank(plan, layer, lowest)) == pytest.approx(row[lowest])
         assert expected(start.with_rank(plan, layer, 1)) >= row[lowest] * (1 - 1e-9)
-
-
-@pytest.mark.parametrize("which", ["better", "worse"])
-def test_the_incumbent_takes_the_champions_place_if_it_is_better_on_images_new_to_it(which: str) -> None:
-    net = Net(compressible_net())
-    objective = Objective(GAMMA / net.norm.teacher_energy)
-    search = Search(
-        net.space, objective, net.evaluate, NUM_IMAGES, SearchSettings(samples=8, delta=0.1), Journal(None, {}),
-        linearise=net.linearise,
-    )  # fmt: skip
-    good, _ = search.run()
-    bad = np.ones(len(good), dtype=np.int64)
-    champion, incumbent = (bad, good) if which == "better" else (good, bad)
-    search._champion = champion
-    new = np.setdiff1d(np.arange(NUM_IMAGES), search._looks.state.seen(incumbent))
-    search._looks.take([Look("start", champion, new)])
-    before = search._looks.count
-    assert search._settle(incumbent).tolist() == good.tolist()
-    assert search._looks.count == before
-    assert search._settle(champion).tolist() == champion.tolist()
 
 
 def test_a_step_of_another_search_is_refused(tmp_path: Path) -> None:

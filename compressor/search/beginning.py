@@ -12,7 +12,7 @@ from compressor.search.gp import Array
 from compressor.search.linear_model import Linearise
 from compressor.search.looks import Looks
 from compressor.search.posterior import Posterior
-from compressor.search.refinement import Refinement
+from compressor.search.refinement import NUM_STEPS, Refinement
 from compressor.search.space import Ranks
 from compressor.search.state import Look
 from compressor.search.target import first_gamma
@@ -52,13 +52,18 @@ class Beginning:
         is_random, aim = self._looks.settings.start == "random", self._aim
         best = self._random_plans() if is_random else self._plans_by_sensitivities()
         if self._refinement is not None:
-            for number in range(self._refinement.num_steps):
+            for number in range(NUM_STEPS):
                 best = self._refine(aim.best_plan() if aim.target else best, number)
             return None if aim.target else best
         if not is_random:
             for _ in range(start.NUM_REALLOCATIONS):
                 best = self._reallocate(aim.best_plan() if aim.target else best)
         return None
+
+    @property
+    def flattering_images(self) -> np.ndarray:
+        """Indices of images that the start knows too well to compare plans on."""
+        return np.zeros(0, dtype=np.int64) if self._refinement is None else self._refinement.fitted_on
 
     def _new_refinement(self) -> Refinement | None:
         """What takes steps by the linear model; None where there is none: it knows of no pruning."""

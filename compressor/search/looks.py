@@ -104,10 +104,9 @@ class Looks:
             )
             yield losses
 
-    def observe_unrecorded(self, look: Look) -> Losses:
-        """Losses of a look that the journal does not get: a run with more to spend goes on from the look before."""
-        (losses,) = self._run([look])
-        return losses
+    def observe_unrecorded(self, looks: Sequence[Look]) -> list[Losses]:
+        """Losses of looks that the journal does not get: a run with more to spend goes on from the look before."""
+        return list(self._run(looks))
 
     def _run(self, looks: Sequence[Look]) -> Iterator[Losses]:
         found = self._workers.run(self._evaluate, [(look.ranks, look.images) for look in looks])

@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 from compressor.fidelity import LossLaw
 from compressor.objective import Objective
 from compressor.records import SearchRecord
-from compressor.search import recording, refine
+from compressor.search import recording
 from compressor.search.acquisition import measure_again
 from compressor.search.aim import Aim
 from compressor.search.beginning import Beginning, BudgetSpent
@@ -18,6 +18,7 @@ from compressor.search.journal import Journal
 from compressor.search.linear_model import Linearise
 from compressor.search.looks import Looks
 from compressor.search.posterior import Posterior
+from compressor.search.race import Race, rivals_of
 from compressor.search.settings import SearchSettings as SearchSettings
 from compressor.search.space import Ranks, RankSpace
 from compressor.search.state import FrontPlan, Look
@@ -113,32 +114,24 @@ class Search:
             looks.take(batch)
         with thinking():
             test = self._rule.complete(test, np.array(looks.state.ranks), self._may_stop())
-        final = self._settle(test.score.incumbent)
+        final = self._settle(test)
         if self._champion is not None:
             self._on_incumbent(looks.image_passes, final)
         return final, self._record(test, final, reason)
 
-    def _settle(self, incumbent: Ranks) -> Ranks:
-        """The incumbent (d,) or the champion, whichever is better image by image.
+    def _settle(self, test: StopTest) -> Ranks:
+        """The plan (d,) that wins the race of the champion, the incumbent and others that the process holds for good.
 
-        They are compared on images that are new to the incumbent, which leads by luck on the others, too. What the
-        certificate says of the incumbent holds for a better plan.
+        What the certificate says of the incumbent holds for a better plan.
         """
-        looks, champion = self._looks, self._champion
-        if champion is None or np.array_equal(champion, incumbent):
-            return incumbent
-        new = np.setdiff1d(looks.state.seen(champion), looks.state.seen(incumbent))[: 2 * self._settings.samples]
-        if len(new) < 2 or looks.spent_time():
-            return champion
-        challenge = Look("challenge", incumbent, new, is_glance=True)
-        losses = looks.observe_unrecorded(challenge)
-        looks.keep(challenge, losses)
-        of_champion = looks.state.losses_of(champion).on(new)
-        values = [
-            self.objective.value(one.values, np.array(looks.ratio(ranks)))
-            for one, ranks in ((losses, incumbent), (of_champion, champion))
-        ]
-        return incumbent if refine.is_better(values[0], values[1]) else champion
+        looks, champion, incumbent = self._looks, self._champion, test.score.incumbent
+        if champion is None or looks.spent_time():
+            return incumbent if champion is None else champion
+        visited = np.array(looks.state.ranks)
+        plans = [champion, incumbent, *rivals_of(champion, test.score.belief, visited)]
+        plans = list({ranks.tobytes(): ranks for ranks in plans}.values())
+        looks.tell("comparing the best plans")
+        return Race(looks, self._beginning.flattering_images).run(plans)
 
     # What to look at, and when to stop
 

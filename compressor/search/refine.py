@@ -14,21 +14,21 @@ from compressor.search.linear_model import LinearModel
 from compressor.search.space import Ranks, RankSpace
 
 STRIDES = (0.6, 1 / start.CONTEXT_STEP, 0.85, 1.18, start.CONTEXT_STEP, 1.7)  # of a layer's rank
+NEIGHBOURS = 2  # on either side: L is jagged, an even rank may be better than the odd ones beside it
 DIRECTIONS = 10
 MAX_SWEEPS = 20
 CAUTION = 1.0
-DOUBT = 1.0  # standard errors by which a step must be better
 LEAST_GAIN = 1e-9
 
 
 def alternatives(space: RankSpace, plan: Ranks) -> list[list[int]]:
-    """Other ranks for every layer: strides away, and the lattice's neighbours."""
+    """Other ranks for every layer: strides away, and the lattice's next."""
     return [_others(choices, int(rank)) for choices, rank in zip(space.choices, plan, strict=True)]
 
 
 def _others(choices: Ranks, rank: int) -> list[int]:
     place = int(np.searchsorted(choices, rank))
-    neighbours = choices[max(place - 1, 0) : place + 2]
+    neighbours = choices[max(place - NEIGHBOURS, 0) : place + NEIGHBOURS + 1]
     return [int(other) for other in np.unique([*start.nearest(choices, rank, STRIDES), *neighbours]) if other != rank]
 
 
@@ -76,9 +76,3 @@ def on_the_way(space: RankSpace, plan: Ranks, target: Ranks) -> list[Ranks]:
     """The plan, others on the way to `target` (d,), and this: a model is trusted the less the farther it leads."""
     plans = start.between(space, plan, target)
     return list({ranks.tobytes(): ranks for ranks in plans}.values())
-
-
-def is_better(values: Array, others: Array) -> bool:
-    """Whether J (m,) is greater than another plan's on the same images by more than chance would have it."""
-    gains = values - others
-    return bool(gains.mean() > DOUBT * gains.std(ddof=1) / np.sqrt(len(gains)))

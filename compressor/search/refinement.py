@@ -15,8 +15,11 @@ from compressor.search.space import Ranks, RankSpace
 from compressor.search.state import Look, merge_losses
 
 STREAM = 9  # keeps its random numbers apart from the search's
-IMAGES_PER_LAYER = 5  # for a model, but no fewer than a look of the search takes
-LOOKS_WORTH = 2  # images for all models of small networks together, and at most for a look, in those of the search's
+NUM_STEPS = 2
+# Images in looks of the search: for the first model (from where the curve led, almost any step helps), at most for the
+# second, and at most to tell by which plan is best.
+FIRST_SHARE, MOST_FOR_MODEL, MOST_FOR_LOOKS = 0.4, 3, 2
+IMAGES_PER_LAYER = 5  # for the second model, but no fewer than a look of the search takes
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Refinement:
     Attributes:
         passes: that all models took.
         last: what the last step's model said; None where it had too few images.
+        fitted_on: indices of the images that models knew, which flatter the plans that they led to.
     """
 
     space: RankSpace
@@ -44,12 +48,8 @@ class Refinement:
     seed: int
     passes: int = 0
     last: StepRow | None = None
+    fitted_on: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     _losses: dict[bytes, Losses] = field(default_factory=dict)
-
-    @property
-    def num_steps(self) -> int:
-        """Steps to take: few layers need few images for a model, and another one around where it leads is worth it."""
-        return max(1, LOOKS_WORTH * self.samples // max(1, self._num_model_images))
 
     def step(
         self, objective: Objective, plan: Ranks, known: Losses, number: int, per_norm: float
@@ -68,6 +68,7 @@ class Refinement:
         for_model, for_looks = self._divide(plan, number)
         if min(len(for_model), len(for_looks)) < 2:
             return plan, known
+        self.fitted_on = np.union1d(self.fitted_on, for_model)
         target = self._target(objective, plan, for_model, per_norm)
         plans = refine.on_the_way(self.space, plan, target)
         if len(plans) < 2:
@@ -83,12 +84,14 @@ class Refinement:
         seen = np.isin(images, self._losses[plan.tobytes()].indices)
         fresh = images[~seen] if (~seen).sum() > 1 else images[:0]  # of a single image there is no variance
         ordered = np.concatenate([fresh, images[seen]])
-        looks = min(self._num_model_images, LOOKS_WORTH * self.samples, self.num_images // 2)
-        return ordered[looks:][: self._num_model_images], ordered[:looks]
+        for_model = self._num_model_images(number)
+        looks = min(for_model, MOST_FOR_LOOKS * self.samples)
+        return ordered[looks:][:for_model], ordered[:looks]
 
-    @property
-    def _num_model_images(self) -> int:
-        return min(max(IMAGES_PER_LAYER * self.space.num_dims, self.samples), self.num_images // 2)
+    def _num_model_images(self, number: int) -> int:
+        few = max(2, int(FIRST_SHARE * self.samples))
+        many = min(max(IMAGES_PER_LAYER * self.space.num_dims, self.samples), MOST_FOR_MODEL * self.samples)
+        return min(many if number else few, self.num_images // 2)
 
     def _target(self, objective: Objective, plan: Ranks, images: np.ndarray, per_norm: float) -> Ranks:
         """The plan (d,) that the model around `plan` holds for the best: the journal's answer, if it has one."""

@@ -27,9 +27,9 @@ CONTEXT_IMAGES = 20
 CONTEXT_STEP = 1.4  # in rank, up and down
 CONTEXT_STEPS = (1 / CONTEXT_STEP, CONTEXT_STEP)
 SHARES_OF_THE_WAY = (0.35, 0.7)
+LEAST_SHARE_LEFT = 0.01  # of a plan's loss, where one of its layers takes some away
 SPARSITY_LEVELS = (3, 5, 7, 10, 13, 16, 18)
 LOSS_FLOOR = 1e-12
-LEAST_SHARE = 0.7  # of what losses alone say, where layers around a plan take away more
 LEAST_PER_NORM = 1e-6  # where compression seems to lower the risk
 
 Probe = Callable[[list[Ranks]], Iterable[Losses]]
@@ -104,14 +104,15 @@ def around_plan(
 
     What a layer adds at another rank it was found to add in the plan's company: at ranks near the plan's, log-linear in
     between; below these as its loss alone goes on (`sensitivities`), above no further. In company a layer adds several
-    times what it does alone, or less where it cancels what others do. Of many layers each would take away what they add
-    together: no more is expected to go than a share of what the losses alone, scaled to the plan's, say.
+    times what it does alone, or less where it cancels what others do. So each would take away what several add
+    together: what layers add is summed, what they take away are shares of what the others leave.
     """
     rows = zip(plan, norms_alone, sensitivities, strict=True)
-    added = sum_of([_added_around(int(rank), norm, near, alone) for rank, near, alone in rows])
-    alone = sum_of(sensitivities)
-    scale = norm / max(float(alone(plan)), LOSS_FLOOR)
-    return lambda ranks: np.maximum(norm + added(ranks), LEAST_SHARE * np.minimum(scale * alone(ranks), norm))
+    added = [_added_around(int(rank), norm, near, alone) for rank, near, alone in rows]
+    more = sum_of([np.maximum(table, 0.0) for table in added])
+    shares_left = [np.clip(1.0 + table / max(norm, LOSS_FLOOR), LEAST_SHARE_LEFT, 1.0) for table in added]
+    log_share_left = sum_of([np.log(share) for share in shares_left])
+    return lambda ranks: norm * np.exp(log_share_left(ranks)) + more(ranks)
 
 
 def _added_around(own: int, norm: float, near: Mapping[int, float], alone: Array) -> Array:
