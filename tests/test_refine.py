@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -272,8 +273,10 @@ def test_a_search_steps_to_a_plan_that_is_no_worse_and_resumes_in_the_midst_of_i
     lines = whole.splitlines(keepends=True)
     assert "sensitivities" in lines[1]
     steps = [number for number, line in enumerate(lines) if "step_from" in json.loads(line)]
+    races = [number for number, line in enumerate(lines) if json.loads(line).get("source") == "race"]
     assert steps
-    for kept in (1, 2, steps[0], steps[0] + 1, steps[0] + 2):
+    assert races == list(range(races[0], len(lines)))
+    for kept in (1, 2, steps[0], steps[0] + 1, steps[0] + 2, races[0], races[0] + 3, len(lines)):
         path.write_text("".join(lines[:kept]))
         again = run_search(net, Journal(path, {}, resume=True))
         assert again[0].tolist() == ranks.tolist()
@@ -287,9 +290,20 @@ def test_a_search_with_more_to_spend_goes_on(tmp_path: Path) -> None:
     whole = path.read_text()
     for budget in range(3, 11):
         run_search(net, Journal(path, {}), max_evaluations=budget)
-        assert len(path.read_text()) < len(whole)
+        assert path.read_text() != whole
         run_search(net, Journal(path, {}, resume=True))
-        assert path.read_text() == whole
+        assert path.read_text() == whole, "what the shorter run ended with has made place for more looks"
+
+
+def test_what_a_run_ended_with_is_not_looked_at_again(tmp_path: Path) -> None:
+    net, path = Net(compressible_net()), tmp_path / "search.jsonl"
+    ranks, *others = run_search(net, Journal(path, {}))
+    whole = path.read_text()
+    with mock.patch.object(net, "evaluate", side_effect=AssertionError):
+        again, *same = run_search(net, Journal(path, {}, resume=True))
+    assert again.tolist() == ranks.tolist()
+    assert same == others
+    assert path.read_text() == whole
 
 
 def test_where_no_slope_comes_through_layers_are_probed() -> None:

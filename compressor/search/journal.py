@@ -2,7 +2,8 @@
 
 The search is deterministic given its seed and its observations. To resume, it is run again from the start
 with the recorded observations answered from the journal: the next new point is the same as if nothing had
-happened, and a stop at any moment loses at most the look under way.
+happened, and a stop at any moment loses at most the look under way. The looks that end a run (`ENDING`) come last: a
+run with more to spend goes on from the look before them, and writes in their place.
 """
 
 import json
@@ -17,6 +18,8 @@ from compressor.errors import InputError
 from compressor.fidelity import Losses
 from compressor.records import Record
 from compressor.search.space import Ranks
+
+ENDING = "race"  # source of the looks that end a run
 
 
 class Row(Record):
@@ -89,6 +92,8 @@ class Journal:
         self._path = path
         self._header = header
         self._stored: list[AnyRow] = []
+        self._ending: list[Row] = []
+        self._ending_sizes: list[int] = []  # of their lines, in bytes
         self._count = 0
         if path is not None:
             if resume and path.exists():
@@ -108,10 +113,15 @@ class Journal:
             InputError: the stored look is not the one the search asks for (another version or machine).
         """
         row = self._recall(Row, ranks=ranks.tolist(), images=indices.tolist())
-        if row is None:
+        return None if row is None else _losses_of(row, indices)
+
+    def recall_ending(self, ranks: Ranks, indices: np.ndarray) -> Losses | None:
+        """The next stored look of those that ended the earlier run, or None where that ended otherwise."""
+        if not self._ending or (self._ending[0].ranks, self._ending[0].images) != (ranks.tolist(), indices.tolist()):
             return None
-        squares, harms = (None if values is None else np.array(values) for values in (row.squares, row.harms))
-        return Losses(indices, np.array(row.losses), squares, harms)
+        self._count += 1
+        self._ending_sizes.pop(0)
+        return _losses_of(self._ending.pop(0), indices)
 
     def recall_step(self, ranks: Ranks, indices: np.ndarray) -> StepRow | None:
         """The next stored step, or None where the earlier run ended; raises as `recall` does."""
@@ -141,6 +151,9 @@ class Journal:
     def _append(self, row: Stored) -> Stored:
         self._count += 1
         if self._path is not None:
+            if self._ending:
+                self._cut(self._path, self._path.stat().st_size - sum(self._ending_sizes))
+                self._ending, self._ending_sizes = [], []
             self._write_line(row.model_dump(exclude_none=True), mode="a")
         return row
 
@@ -188,7 +201,12 @@ class Journal:
             raise InputError(f"{path} was written with other {', '.join(different)}; --resume needs the same")
         if cut_off:
             self._cut(path, len(whole + newline))
-        return rows
+        last = len(rows)
+        while last and isinstance(row := rows[last - 1], Row) and row.source == ENDING:
+            self._ending.insert(0, row)
+            last -= 1
+        self._ending_sizes = [len(line) for line in (whole + newline).splitlines(keepends=True)[1 + last :]]
+        return rows[:last]
 
     def _cut(self, path: Path, size_bytes: int) -> None:
         """Drop the line that a stop cut off."""
@@ -206,3 +224,8 @@ class Journal:
                 os.fsync(file.fileno())
         except OSError as error:
             raise InputError(f"cannot write {self._path}: {error.strerror}") from error
+
+
+def _losses_of(row: Row, indices: np.ndarray) -> Losses:
+    squares, harms = (None if values is None else np.array(values) for values in (row.squares, row.harms))
+    return Losses(indices, np.array(row.losses), squares, harms)

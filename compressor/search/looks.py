@@ -7,7 +7,7 @@ import numpy as np
 
 from compressor.fidelity import ImageSampler, Losses, LossLaw, NoiseModel
 from compressor.objective import Objective
-from compressor.search.journal import Journal
+from compressor.search.journal import ENDING, Journal
 from compressor.search.norms import NormModel
 from compressor.search.settings import SearchSettings
 from compressor.search.space import Ranks, RankSpace
@@ -95,24 +95,19 @@ class Looks:
     def observe(self, looks: Sequence[Look]) -> Iterator[Losses]:
         """Losses in the looks' order: the journal's, as long as it has any, then new ones, which it gets."""
         missing = list(looks)
-        while missing and (known := self.journal.recall(missing[0].ranks, missing[0].images)) is not None:
+        while missing and (known := self._recall(missing[0])) is not None:
             self.image_passes += len(missing.pop(0).images)
             yield known
-        for look, losses in zip(missing, self._run(missing), strict=True):
-            self.journal.append(
-                look.source, look.ranks, losses, self.ratio(look.ranks), self.observed_objective(look.ranks, losses)
-            )
-            yield losses
-
-    def observe_unrecorded(self, looks: Sequence[Look]) -> list[Losses]:
-        """Losses of looks that the journal does not get: a run with more to spend goes on from the look before."""
-        return list(self._run(looks))
-
-    def _run(self, looks: Sequence[Look]) -> Iterator[Losses]:
-        found = self._workers.run(self._evaluate, [(look.ranks, look.images) for look in looks])
-        for look, losses in zip(looks, found, strict=True):
+        found = self._workers.run(self._evaluate, [(look.ranks, look.images) for look in missing])
+        for look, losses in zip(missing, found, strict=True):
             self.image_passes += len(look.images)
+            observed = self.observed_objective(look.ranks, losses)
+            self.journal.append(look.source, look.ranks, losses, self.ratio(look.ranks), observed)
             yield losses
+
+    def _recall(self, look: Look) -> Losses | None:
+        recall = self.journal.recall_ending if look.source == ENDING else self.journal.recall
+        return recall(look.ranks, look.images)
 
     def keep(self, look: Look, losses: Losses) -> None:
         """Let the search learn from a look."""

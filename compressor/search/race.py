@@ -13,6 +13,7 @@ from compressor.fidelity import Losses
 from compressor.search import refine, start
 from compressor.search.belief import Belief
 from compressor.search.gp import Array
+from compressor.search.journal import ENDING
 from compressor.search.looks import Looks
 from compressor.search.space import Ranks
 from compressor.search.state import Look, merge_losses
@@ -38,7 +39,7 @@ def rivals_of(champion: Ranks, belief: Belief, visited: Ranks) -> list[Ranks]:
 class Race:
     """A race between plans on images of the search.
 
-    Its looks stay out of the journal and, but for the winner's, out of the process.
+    Its looks stay out of the process, but for the winner's.
 
     Args:
         flattering: indices of images that are taken last, because some plans were chosen by them.
@@ -51,10 +52,11 @@ class Race:
         """The plan (d,) with the highest mean J; of equal ones the first."""
         found: list[list[Losses]] = [[] for _ in plans]
         left = list(range(len(plans)))
-        for part in np.array_split(self._images(), NUM_ROUNDS):
-            if not len(part) or self.looks.spent_time():
+        images = self._images()
+        for part in np.array_split(images, max(1, min(NUM_ROUNDS, len(images) // 2))):
+            if self.looks.spent_time():
                 break
-            looks = self.looks.observe_unrecorded([Look("race", plans[index], part) for index in left])
+            looks = self.looks.observe([Look(ENDING, plans[index], part) for index in left])
             for index, losses in zip(left, looks, strict=True):
                 found[index].append(losses)
             left = self._still_open(plans, found, left)
@@ -63,7 +65,7 @@ class Race:
         winner = plans[left[0]]
         if found[left[0]]:
             losses = merge_losses(found[left[0]])
-            self.looks.keep(Look("race", winner, losses.indices, is_glance=True), losses)
+            self.looks.keep(Look(ENDING, winner, losses.indices, is_glance=True), losses)
         return winner
 
     def _images(self) -> np.ndarray:
