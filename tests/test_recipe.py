@@ -158,7 +158,7 @@ def test_the_page_has_every_stage_and_fits_a_phone(run: Compressed, tmp_path: Pa
 @pytest.mark.parametrize(
     ("at", "owner", "name", "call"),
     [
-        ("1-convs", Search, "_keep", 2),
+        ("1-convs", Search, "_test", 2),
         ("2-tune", FineTuning, "_epoch", 2),
         ("3-linears", staged, "realise", 2),
         ("4-tune-again", FineTuning, "_epoch", 3),

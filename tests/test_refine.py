@@ -25,6 +25,7 @@ from compressor.search.journal import Journal
 from compressor.search.linear_model import LinearModel
 from compressor.search.loop import Search, SearchSettings
 from compressor.search.space import Ranks, RankSpace
+from compressor.search.target import Target
 
 NUM_IMAGES = 40
 GAMMA = 2.0  # of the searches, times the energy of the outputs
@@ -245,6 +246,22 @@ def run_search(
     return ranks, [row.source for row in record.history], record.image_passes
 
 
+def test_the_way_to_another_target_is_found_by_steps_of_the_model() -> None:
+    net, asked = Net(compressible_net()), (0.3, 0.03)
+    chosen = SearchSettings(samples=8, max_evaluations=100, delta=0.1)
+    first, then = (Target("loss", share * net.norm.teacher_energy) for share in asked)
+    objective = Objective(GAMMA / net.norm.teacher_energy)
+    search = Search(
+        net.space, objective, net.evaluate, NUM_IMAGES, chosen, Journal(None, {}), target=first, linearise=net.linearise
+    )
+    search.run()
+    ranks, record = search.aim_at(then)
+    found = net.evaluate(ranks, np.arange(NUM_IMAGES)).mean / net.norm.teacher_energy
+    assert asked[1] / 3 <= found <= 3 * asked[1]
+    sources = [row.source for row in record.history]
+    assert sources.count("refinement") > 1
+
+
 def test_what_chance_may_have_made_is_not_taken() -> None:
     """Both layers lower the loss as much on average; one of them on one image alone."""
     space, plan = RankSpace(["sure", "lucky"], [[1.0, 2.0, 3.0]] * 2), np.array([2, 2])
@@ -340,6 +357,19 @@ def test_around_a_plan_its_own_loss_and_its_neighbours_are_expected(seed: int) -
         lowest = min(row)
         assert expected(start.with_rank(plan, layer, lowest)) == pytest.approx(row[lowest])
         assert expected(start.with_rank(plan, layer, 1)) >= row[lowest] * (1 - 1e-9)
+
+
+def test_around_a_plan_losses_go_on_beyond_the_ranks_that_the_model_knows() -> None:
+    """Also where chance let the lowest of them seem better than the plan's own."""
+    space, plan, _ = random_model(0, 3)
+    alone = [np.geomspace(5.0, 0.01, int(cap)) for cap in space.caps]
+    caps, own = space.caps.tolist(), plan.tolist()
+    chance = [{max(1, rank // 2): 0.9, min(cap - 1, 2 * rank): 0.8} for rank, cap in zip(own, caps, strict=True)]
+    expected = start.around_plan(plan, 1.0, chance, alone)
+    for layer, (row, cap) in enumerate(zip(chance, caps, strict=True)):
+        losses = [float(expected(start.with_rank(plan, layer, rank))) for rank in (1, min(row), max(row), cap)]
+        assert losses[0] >= losses[1] + 0.9 * (alone[layer][0] - alone[layer][min(row) - 1])
+        assert losses[2] > losses[3] > 0
 
 
 def test_a_step_of_another_search_is_refused(tmp_path: Path) -> None:

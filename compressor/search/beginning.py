@@ -52,13 +52,22 @@ class Beginning:
         is_random, aim = self._looks.settings.start == "random", self._aim
         best = self._random_plans() if is_random else self._plans_by_sensitivities()
         if self._refinement is not None:
-            for number in range(NUM_STEPS):
-                best = self._refine(aim.best_plan() if aim.target else best, number)
+            for _ in range(NUM_STEPS):
+                best = self._refine(aim.best_plan() if aim.target else best)
             return None if aim.target else best
         if not is_random:
             for _ in range(start.NUM_REALLOCATIONS):
                 best = self._reallocate(aim.best_plan() if aim.target else best)
         return None
+
+    def move_to_target(self) -> None:
+        """After `run`, find gamma for another target, and go there by the linear model, if there is one: what is
+        expected around a plan is off where L is several times as large or small."""
+        if self._refinement is not None:
+            for _ in range(NUM_STEPS):
+                self._refine(self._aim.best_plan())
+        with self._posterior.thinking():
+            self._aim.take()
 
     @property
     def flattering_images(self) -> np.ndarray:
@@ -127,7 +136,7 @@ class Beginning:
             norms = row.sensitivities
         return norms or start.probe_sensitivities(looks.space.layers, self._probe)
 
-    def _refine(self, plan: Ranks, number: int) -> Ranks:
+    def _refine(self, plan: Ranks) -> Ranks:
         """The plan (d,) after a step by the linear model, with all that was seen of it."""
         assert self._refinement is not None
         looks = self._looks
@@ -136,7 +145,7 @@ class Beginning:
         looks.tell("refining ranks by a linear model")
         steps, before = self._refinement, self._refinement.passes
         per_norm = start.loss_per_norm(looks.state.losses)
-        better, losses = steps.step(looks.objective, plan, looks.state.losses_of(plan), number, per_norm)
+        better, losses = steps.step(looks.objective, plan, looks.state.losses_of(plan), per_norm)
         looks.image_passes += steps.passes - before
         if steps.last is not None and self._alone is not None:
             self._posterior.expect_around(plan, steps.last, self._alone, self._saturation)

@@ -26,7 +26,7 @@ from compressor.search.stopping import StopRule, StopTest
 from compressor.search.target import Target
 from compressor.search.workers import Evaluate, Workers
 
-SHARE_OF_ANOTHER_TARGET = 0.15  # of the looks so far, at most
+LOOKS_FOR_ANOTHER_TARGET = 20  # at most
 
 
 class Search:
@@ -89,13 +89,13 @@ class Search:
         """After `run`, the same for another target: all looks so far count, and time goes on.
 
         The certificate speaks of this target alone, and its schedule of risks begins anew. It may not be met within
-        the looks that are allowed for it, a share of those so far.
+        the looks that are allowed for it.
         """
         self._aim.rule = StopRule(self._settings, target)
-        self._looks.most = self._looks.count + int(np.ceil(SHARE_OF_ANOTHER_TARGET * self._looks.count))
+        self._looks.most = self._looks.count + LOOKS_FOR_ANOTHER_TARGET
         with threadpool_limits(limits=1, user_api="blas"):
-            with self._posterior.thinking():
-                self._aim.take()
+            with suppress(BudgetSpent):
+                self._beginning.move_to_target()
             return self._go_on()
 
     def _go_on(self) -> tuple[Ranks, SearchRecord]:

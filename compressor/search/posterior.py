@@ -59,7 +59,7 @@ class Posterior:
     def expect_around(self, plan: Ranks, step: StepRow, alone: list[Array], saturation: float) -> None:
         """What layers add in the company of the plan (d,) becomes the prior mean; `alone` are their losses alone."""
         if self._looks.settings.surrogate != "plain":
-            self._around, self._hyper, self._fitted_afresh_at = step.norm, None, 0
+            self._around, self._hyper, self._fitted_afresh_at = max(step.norm, start.LOSS_FLOOR), None, 0
             self.expect(start.around_plan(plan, step.norm, step.norms_alone, alone), saturation)
 
     def set_objective(self) -> None:

@@ -16,8 +16,8 @@ from compressor.search.state import Look, merge_losses
 
 STREAM = 9  # keeps its random numbers apart from the search's
 NUM_STEPS = 2
-# Images in looks of the search: for the first model (from where the curve led, almost any step helps), at most for the
-# second, and at most to tell by which plan is best.
+# Images in looks of the search: for the first model (from where the curve led, almost any step helps) and those on the
+# way to another target, at most for the second, and at most to tell by which plan is best.
 FIRST_SHARE, MOST_FOR_MODEL, MOST_FOR_LOOKS = 0.4, 3, 2
 IMAGES_PER_LAYER = 5  # for the second model, but no fewer than a look of the search takes
 
@@ -50,22 +50,21 @@ class Refinement:
     last: StepRow | None = None
     fitted_on: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     _losses: dict[bytes, Losses] = field(default_factory=dict)
+    _count: int = 0  # of steps so far; every one takes other images
 
-    def step(
-        self, objective: Objective, plan: Ranks, known: Losses, number: int, per_norm: float
-    ) -> tuple[Ranks, Losses]:
+    def step(self, objective: Objective, plan: Ranks, known: Losses, per_norm: float) -> tuple[Ranks, Losses]:
         """The best of `plan` (d,) and others on the way to where the model leads, with all that is known of its losses.
 
         The model knows its own images too well: the plans are looked at on others, which they share.
 
         Args:
             known: losses of `plan`.
-            number: of the step; steps of other numbers take other images.
             per_norm: how much L comes with a function norm of 1.
         """
         self.last = None
         self._remember(plan, known)
-        for_model, for_looks = self._divide(plan, number)
+        for_model, for_looks = self._divide(plan)
+        self._count += 1
         if min(len(for_model), len(for_looks)) < 2:
             return plan, known
         self.fitted_on = np.union1d(self.fitted_on, for_model)
@@ -78,20 +77,20 @@ class Refinement:
         chosen = plans[int(np.argmax([value.mean() for value in values]))]
         return chosen, self._losses[chosen.tobytes()]
 
-    def _divide(self, plan: Ranks, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def _divide(self, plan: Ranks) -> tuple[np.ndarray, np.ndarray]:
         """Images for the linear model, and others for looks: those that the plan has not been looked at with first."""
-        images = np.random.default_rng([self.seed, STREAM, number]).permutation(self.num_images)
+        images = np.random.default_rng([self.seed, STREAM, self._count]).permutation(self.num_images)
         seen = np.isin(images, self._losses[plan.tobytes()].indices)
         fresh = images[~seen] if (~seen).sum() > 1 else images[:0]  # of a single image there is no variance
         ordered = np.concatenate([fresh, images[seen]])
-        for_model = self._num_model_images(number)
+        for_model = self._num_model_images()
         looks = min(for_model, MOST_FOR_LOOKS * self.samples)
         return ordered[looks:][:for_model], ordered[:looks]
 
-    def _num_model_images(self, number: int) -> int:
+    def _num_model_images(self) -> int:
         few = max(2, int(FIRST_SHARE * self.samples))
         many = min(max(IMAGES_PER_LAYER * self.space.num_dims, self.samples), MOST_FOR_MODEL * self.samples)
-        return min(many if number else few, self.num_images // 2)
+        return min(many if self._count == NUM_STEPS - 1 else few, self.num_images // 2)
 
     def _target(self, objective: Objective, plan: Ranks, images: np.ndarray, per_norm: float) -> Ranks:
         """The plan (d,) that the model around `plan` holds for the best: the journal's answer, if it has one."""

@@ -28,6 +28,7 @@ CONTEXT_STEP = 1.4  # in rank, up and down
 CONTEXT_STEPS = (1 / CONTEXT_STEP, CONTEXT_STEP)
 SHARES_OF_THE_WAY = (0.35, 0.7)
 LEAST_SHARE_LEFT = 0.01  # of a plan's loss, where one of its layers takes some away
+MOST_TAKEN = 2.0  # times what a layer was seen to take away, at ranks still higher
 SPARSITY_LEVELS = (3, 5, 7, 10, 13, 16, 18)
 LOSS_FLOOR = 1e-12
 LEAST_PER_NORM = 1e-6  # where compression seems to lower the risk
@@ -103,9 +104,9 @@ def around_plan(
     """The loss expected of ranks (..., d) in the neighbourhood of a plan (d,) whose loss is `norm`.
 
     What a layer adds at another rank it was found to add in the plan's company: at ranks near the plan's, log-linear in
-    between; below these as its loss alone goes on (`sensitivities`), above no further. In company a layer adds several
-    times what it does alone, or less where it cancels what others do. So each would take away what several add
-    together: what layers add is summed, what they take away are shares of what the others leave.
+    between; beyond these as its loss alone goes on (`sensitivities`). In company a layer adds several times what it
+    does alone, or less where it cancels what others do. So each would take away what several add together: what layers
+    add is summed, what they take away are shares of what the others leave.
     """
     rows = zip(plan, norms_alone, sensitivities, strict=True)
     added = [_added_around(int(rank), norm, near, alone) for rank, near, alone in rows]
@@ -117,11 +118,17 @@ def around_plan(
 
 def _added_around(own: int, norm: float, near: Mapping[int, float], alone: Array) -> Array:
     known = np.array(sorted([own, *near]))
-    lowest, ranks = known[0], np.arange(1, len(alone) + 1)
+    ranks = np.arange(1, len(alone) + 1)
     added = interpolate(ranks, known, np.array([{own: norm, **near}[int(rank)] for rank in known])) - norm
-    alone_here, alone_at_lowest = alone[own - 1], alone[lowest - 1]
-    scale = added[lowest - 1] / (alone_at_lowest - alone_here) if alone_at_lowest > alone_here else 1.0
-    return np.where(ranks < lowest, added[lowest - 1] + scale * (alone - alone_at_lowest), added)
+    here, at_lowest, at_highest = alone[own - 1], alone[known[0] - 1], alone[known[-1] - 1]
+    # Few images let a rank below seem no worse: further below it is at least as bad as alone.
+    below = max(1.0, added[known[0] - 1] / (at_lowest - here)) if at_lowest > here else 1.0
+    above = np.clip((here - alone) / max(here - at_highest, LOSS_FLOOR), 1.0, MOST_TAKEN)
+    return np.select(
+        [ranks < known[0], ranks > known[-1]],
+        [added[known[0] - 1] + below * (alone - at_lowest), added[known[-1] - 1] * above],
+        added,
+    )
 
 
 def sum_of(sensitivities: Sequence[Array]) -> Callable[[Ranks], Array]:
