@@ -153,17 +153,26 @@ class _Drop:
         self._gauge = gauge
 
     def reach(self) -> Realised:
-        asked, choice, tries = self._asked, self._search.run(self._first_target()), list[_Try]()
+        asked, target, probes, tries = self._asked, self._first_target(), list[_Try](), list[_Try]()
+        begun = self._search.begin(target)
+        if begun is not None:
+            probes.append(self._build(begun))
+            target = self._next_target(probes, self._curve(probes))
+        choice = self._search.run(target)
         while choice.ranks not in [one.realised.choice.ranks for one in tries]:
             tries.append(self._build(choice))
-            curve = DropCurve([one.measured for one in tries], self._gauge.is_labelled)
-            self._say(tries[-1], curve)
+            curve = self._curve([*probes, *tries])
             best = max(tries, key=lambda one: self._worth(one, curve))
             at_most = curve.at_most(best.measured.loss)
             if len(tries) >= (MAX_STEPS if at_most <= asked else MOST_STEPS) or GOOD_SHARE * asked <= at_most <= asked:
                 break
-            choice = self._search.run(Target("loss", self._next_limit(tries, curve)))
-        return replace(best.realised, target=self._record(tries, best, curve))
+            choice = self._search.run(self._next_target([*probes, *tries], curve))
+        return replace(best.realised, target=self._record([*probes, *tries], best, curve))
+
+    def _curve(self, measured: Sequence[_Try]) -> DropCurve:
+        curve = DropCurve([one.measured for one in measured], self._gauge.is_labelled)
+        self._say(measured[-1], curve)
+        return curve
 
     def _first_target(self) -> Target:
         gain = GAIN if self._job.settings.recalibrate and len(self._job.calibration) else 1.0
@@ -177,12 +186,12 @@ class _Drop:
         with self._job.progress.stage(f"measuring the drop on {self._gauge.num_images} images"):
             return _Try(realised, self._gauge.measure(realised.network))
 
-    def _next_limit(self, tries: Sequence[_Try], curve: DropCurve) -> float:
+    def _next_target(self, tries: Sequence[_Try], curve: DropCurve) -> Target:
         """The limit of L to search with, from the network nearest to what is wanted of one that is built."""
         wanted = curve.limit(AIM * self._asked)
         nearest = min(tries, key=lambda one: abs(np.log(wanted / one.measured.loss)))
         move = np.clip(wanted / nearest.measured.loss, 1 / LARGEST_MOVE, LARGEST_MOVE)
-        return float(nearest.realised.choice.believed_loss * move)
+        return Target("loss", float(nearest.realised.choice.believed_loss * move))
 
     def _worth(self, one: _Try, curve: DropCurve) -> tuple[bool, float]:
         """Those that keep to the wish first, the smaller the better; then those that nearly do."""

@@ -1,7 +1,7 @@
 """From layers to the plan: factors for each, what each rank costs, and the search with its journal."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -91,15 +91,26 @@ class RankSearch:
     def __exit__(self, *_: object) -> None:
         self._workers.__exit__()
 
+    def begin(self, target: Target) -> Choice | None:
+        """The plan that the start leads to before its last step; None where it takes none."""
+        self._search = self._prepare_search(target)
+        if not self._search.takes_steps:
+            self._search = None
+            return None
+        return self._choice(self._search.begin)
+
     def run(self, target: Target | None = None) -> Choice:
-        """The plan found; called again, it goes on for another target."""
+        """The plan found; called again, or after `begin`, it goes on for another target."""
+        if self._search is not None and target is not None:
+            return self._choice(functools.partial(self._search.aim_at, target))
+        self._search = self._prepare_search(target)
+        return self._choice(self._search.run)
+
+    def _choice(self, search: Callable[[], tuple[Ranks, SearchRecord]]) -> Choice:
+        assert self._search is not None
         with self._job.progress.stage("searching ranks", self._job.settings.search.max_evaluations) as stage:
             self._stage = stage
-            if self._search is None or target is None:
-                self._search = self._prepare_search(target)
-                ranks, record = self._search.run()
-            else:
-                ranks, record = self._search.aim_at(target)
+            ranks, record = search()
         front = [(self._plan(found.ranks, "seen by the search"), found) for found in self._search.front()]
         files = [f"{PLANS}/{number:02d}-ratio-{found.ratio:.4f}.json" for number, (_, found) in enumerate(front, 1)]
         rows = [

@@ -352,18 +352,23 @@ def test_biases_that_fitted_factors_gain_are_counted_in(pictures, tmp_path) -> N
     assert report.params.compressed <= 0.5 * count_params(network)
 
 
-def test_a_target_resumed_is_the_same(tiny, pictures, tmp_path) -> None:
+@pytest.mark.parametrize(("wish", "asked", "other"), [("ratio", 0.4, 0.3), ("drop", 12.0, 10.0)])
+def test_a_target_resumed_is_the_same(
+    wish: Wish, asked: float, other: float, tiny: nn.Module, pictures: ImageSet, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    first = compressed(tiny, pictures, out, "ratio", 0.4)
+    first = compressed(tiny, pictures, out, wish, asked)
+    assert first.target is not None
+    assert len(first.target.steps) >= 1 + (wish == "drop")  # a drop is measured once before the search, too
     journal = (out / "search.jsonl").read_text()
     with without_measuring():
         settings = Settings(
-            target=Wanted("ratio", 0.4), calibration=0, recalibrate=False, search=SearchSettings(samples=10)
+            target=Wanted(wish, asked), calibration=0, recalibrate=False, search=SearchSettings(samples=10)
         )
         assert compress(tiny, pictures, out, settings, resume=True).report.target == first.target
         assert (out / "search.jsonl").read_text() == journal
         with pytest.raises(InputError, match="other target"):
-            compress(tiny, pictures, out, replace(settings, target=Wanted("ratio", 0.3)), resume=True)
+            compress(tiny, pictures, out, replace(settings, target=Wanted(wish, other)), resume=True)
 
 
 # The command line

@@ -47,12 +47,17 @@ class Beginning:
         self._alone: list[Array] | None = None  # function norms of single layers
         self._saturation = np.inf
 
-    def run(self) -> Ranks | None:
+    @property
+    def takes_steps(self) -> bool:
+        """Whether there is a linear model to take steps by."""
+        return self._refinement is not None
+
+    def run(self, num_steps: int = NUM_STEPS) -> Ranks | None:
         """The plan (d,) that steps by the linear model led to, where nothing but J is asked for."""
         is_random, aim = self._looks.settings.start == "random", self._aim
         best = self._random_plans() if is_random else self._plans_by_sensitivities()
         if self._refinement is not None:
-            for _ in range(NUM_STEPS):
+            for _ in range(num_steps):
                 best = self._refine(aim.best_plan() if aim.target else best)
             return None if aim.target else best
         if not is_random:
@@ -60,11 +65,11 @@ class Beginning:
                 best = self._reallocate(aim.best_plan() if aim.target else best)
         return None
 
-    def move_to_target(self) -> None:
+    def move_to_target(self, num_steps: int = NUM_STEPS) -> None:
         """After `run`, find gamma for another target, and go there by the linear model, if there is one: what is
         expected around a plan is off where L is several times as large or small."""
         if self._refinement is not None:
-            for _ in range(NUM_STEPS):
+            for _ in range(num_steps):
                 self._refine(self._aim.best_plan())
         with self._posterior.thinking():
             self._aim.take()

@@ -19,6 +19,7 @@ from compressor.search.linear_model import Linearise
 from compressor.search.looks import Looks
 from compressor.search.posterior import Posterior
 from compressor.search.race import Race, rivals_of
+from compressor.search.refinement import NUM_STEPS
 from compressor.search.settings import SearchSettings as SearchSettings
 from compressor.search.space import Ranks, RankSpace
 from compressor.search.state import FrontPlan, Look
@@ -70,6 +71,7 @@ class Search:
         self._aim = Aim(self._looks, self._posterior, StopRule(settings, target))
         self._beginning = Beginning(self._looks, self._posterior, self._aim, linearise, on_incumbent)
         self._champion: Ranks | None = None
+        self._has_only_begun = False
 
     @property
     def objective(self) -> Objective:
@@ -85,17 +87,37 @@ class Search:
                 self._aim.is_started = True
             return self._go_on()
 
-    def aim_at(self, target: Target) -> tuple[Ranks, SearchRecord]:
-        """After `run`, the same for another target: all looks so far count, and time goes on.
+    @property
+    def takes_steps(self) -> bool:
+        """Whether the start takes steps by a linear model."""
+        return self._beginning.takes_steps
 
-        The certificate speaks of this target alone, and its schedule of risks begins anew. It may not be met within
-        the looks that are allowed for it.
+    def begin(self) -> tuple[Ranks, SearchRecord]:
+        """The start without its last step, in place of `run`: where the target leads, before it is known well.
+
+        `aim_at` takes the last step and searches.
         """
-        self._aim.rule = StopRule(self._settings, target)
-        self._looks.most = self._looks.count + LOOKS_FOR_ANOTHER_TARGET
+        self._looks.start_clock()
+        self._has_only_begun = True
         with threadpool_limits(limits=1, user_api="blas"):
             with suppress(BudgetSpent):
-                self._beginning.move_to_target()
+                self._beginning.run(NUM_STEPS - 1)
+                self._aim.is_started = True
+            self._looks.most = self._looks.count
+            return self._go_on()
+
+    def aim_at(self, target: Target) -> tuple[Ranks, SearchRecord]:
+        """After `run` or `begin`, the same for another target: all looks so far count, and time goes on.
+
+        The certificate speaks of this target alone, and its schedule of risks begins anew. After `run` it may not be
+        met within the looks that are allowed for it.
+        """
+        begun, self._has_only_begun = self._has_only_begun, False
+        self._aim.rule = StopRule(self._settings, target)
+        self._looks.most = self._settings.max_evaluations if begun else self._looks.count + LOOKS_FOR_ANOTHER_TARGET
+        with threadpool_limits(limits=1, user_api="blas"):
+            with suppress(BudgetSpent):
+                self._beginning.move_to_target(1 if begun else NUM_STEPS)
             return self._go_on()
 
     def _go_on(self) -> tuple[Ranks, SearchRecord]:
