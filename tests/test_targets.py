@@ -330,8 +330,10 @@ def test_a_time_is_judged_by_the_delivered_file(wish: Wish, cost: Cost, asked: f
     assert targets.with_last_timing(before, "params", {CPU: last}) == before
 
 
-def test_a_drop_is_bounded_on_images_that_the_report_does_not_judge_by(tiny, pictures, tmp_path) -> None:
-    report = compressed(tiny, pictures, tmp_path / "out", "drop", 12.0)
+@pytest.mark.parametrize("refine", [True, False])
+def test_a_drop_is_bounded_on_images_that_the_report_does_not_judge_by(refine, tiny, pictures, tmp_path) -> None:
+    search = SearchSettings(samples=10, refine=refine)
+    report = compressed(tiny, pictures, tmp_path / "out", "drop", 12.0, search=search)
     target = report.target
     assert target is not None
     assert target.labelled

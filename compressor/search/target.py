@@ -24,6 +24,7 @@ MAX_GAMMA_STEPS = 20
 FIRST_STEP = 2.0
 SMALLEST_GAMMA, LARGEST_GAMMA = 1e-9, 1e9
 SMALLEST_LOSS = 1e-12
+FLATNESS = 0.02  # of J, for a factor e between the loss wanted and a plan's
 TIGHTEST_RATIO, RATIO_TOLERANCE, LOSS_TOLERANCE = 0.01, 0.05, 0.15
 
 
@@ -33,7 +34,8 @@ class Target:
     mean of L ("loss") of the best plan comes to `most`. A plan is near enough from `least` on.
 
     A ratio is known, and kept to. An L is only believed: plans chosen for being the smallest that keep to one are those
-    believed in wrongly, and looking at each can cost more than the whole search.
+    believed in wrongly, and looking at each can cost more than the whole search. But J is flat along the trade-off: of
+    plans nearly as good, the one nearest to the L that is wanted is preferred.
     """
 
     measure: Measure
@@ -66,9 +68,10 @@ class Target:
 
     def preference(self, belief: Belief, ranks: Ranks) -> Array:
         """Large (m,) for plans (m, d) that keep to a ratio and lose little, and next for those that nearly do; for a
-        loss, which is not kept to, the posterior mean of J."""
+        loss, which is not kept to, the posterior mean of J less a little where L is not what is wanted."""
         if self.measure == "loss":
-            return belief.mean(ranks)
+            mean, losses = belief.mean(ranks), np.maximum(belief.function_norm(ranks)[0], SMALLEST_LOSS)
+            return np.asarray(mean - FLATNESS * np.abs(mean * np.log(losses / self.middle)))
         excess, losses = self.of(belief, ranks) - self.most, belief.objective.gamma * belief.function_norm(ranks)[0]
         return np.where(excess <= 0, -losses, -OUT_OF_REACH * (1.0 + np.maximum(excess, 0.0)))
 
