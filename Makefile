@@ -117,9 +117,11 @@ bench-recipe: $(READY)  ## TRAIN, DATA: the paper's VGG recipe on a small VGG tr
 bench: $(READY) $(FILES)  ## FILES="a.onnx b.onnx": size, time, memory, operators side by side (default: the demo's pair)
 	$(BIN)/bocompress benchmark $(FILES) --provider $(PROVIDER) --profile --out $(BENCH)
 
-bench-gpu: $(READY)  ## FILES: the same on CUDA; says what is missing where there is no GPU
+bench-gpu: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE, OUT: searched on CUDA, timed there and on the CPU; says what is missing
 	@$(BIN)/python -c 'import sys; from benchmarks.compare import explain_absence; sys.exit(explain_absence(["cuda"]))'
-	@$(MAKE) --no-print-directory bench PROVIDER=cuda BENCH='$(BENCH)-gpu'
+	$(FRESH)
+	$(EXPORT) --device cuda $(ARGS)
+	$(MAKE) --no-print-directory bench PROVIDER=cpu,cuda FILES='$(OUT)/original.onnx $(OUT)/model.onnx' BENCH='$(OUT)/benchmark'
 
 bench-harness: $(READY) $(FILES)  ## FILES: ten repeats of the benchmark beside torch.utils.benchmark
 	$(BIN)/python -m benchmarks.peers.harness $(FILES)

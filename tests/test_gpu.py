@@ -1,0 +1,43 @@
+"""The same on a GPU, by the command line; skipped where there is none."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.sessions import CUDA, available_providers
+from compressor.records import Report
+
+DEVICE = "cuda"
+QUICK = ("--input-size", 32, "--samples", 10, "--trust-pickle", "--gamma", 0.05, "--max-evaluations", 20)
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")
+
+
+@needs_cuda
+def test_a_plan_searched_and_tuned_on_the_gpu_is_as_good_on_the_cpu(
+    invoke, tiny_checkpoint, digit_images, tmp_path
+) -> None:
+    base = ("bocompress-export", tiny_checkpoint, *QUICK, "--data", digit_images)
+    tuned = invoke(*base, "--device", DEVICE, "--finetune", 1, "--autocast", "--out", tmp_path / "gpu")
+    assert tuned.exit_code == 0, tuned.stderr
+    found = Report.model_validate_json((tmp_path / "gpu" / "report.json").read_text())
+    assert found.tuning is not None
+    assert found.parity.max_rel_error < 1e-3  # torch on the GPU against ONNX Runtime on the CPU
+    plain = [invoke(*base, "--device", device, "--out", tmp_path / device) for device in (DEVICE, "cpu")]
+    assert [done.exit_code for done in plain] == [0, 0]
+    reports = [tmp_path / device / "report.json" for device in (DEVICE, "cpu")]
+    gpu, cpu = (Report.model_validate_json(path.read_text()) for path in reports)
+    assert gpu.ratio == pytest.approx(cpu.ratio, rel=0.2)
+    assert gpu.fidelity.function_norm == pytest.approx(cpu.fidelity.function_norm, rel=0.3)
+
+
+@pytest.mark.skipif(CUDA not in available_providers(), reason="no session of ONNX Runtime stays on a GPU here")
+def test_files_are_timed_on_the_gpu(invoke, tiny_checkpoint, digit_images, tmp_path) -> None:
+    out = tmp_path / "out"
+    assert invoke("bocompress-export", tiny_checkpoint, *QUICK, "--data", digit_images, "--out", out).exit_code == 0
+    files: tuple[Path, ...] = (out / "original.onnx", out / "model.onnx")
+    done = invoke("bocompress", "benchmark", *files, "--provider", "cpu,cuda", "--out", tmp_path / "times")
+    assert done.exit_code == 0, done.stderr
+    assert CUDA in json.dumps(json.loads((tmp_path / "times" / "benchmark.json").read_text()))
