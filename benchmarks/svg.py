@@ -13,6 +13,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 # Figures are drawn in the light colours; each becomes var(--name), which the page sets for light and dark.
 LIGHT = {
@@ -93,7 +94,9 @@ def to_inline_svg(axes: Axes, label: str) -> str:
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata=_NO_METADATA, transparent=True)
+    # A long legend or label makes the picture larger: cut off, it would say nothing.
+    whole = Bbox.union([figure.bbox_inches, figure.get_tightbbox()])
+    figure.savefig(buffer, format="svg", metadata=_NO_METADATA, transparent=True, bbox_inches=whole)
     return _make_inline(buffer.getvalue(), label)
 
 

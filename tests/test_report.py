@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks import formatting, pictures, wording
 from benchmarks.report import read_report, render_report, write_report
+from benchmarks.svg import new_axes, page_style, to_inline_svg
 from compressor.errors import InputError
 from compressor.records import (
     CalibrationRecord,
@@ -680,3 +681,19 @@ def test_page_asks_for_nothing_outside(page: str, sparse_page: str) -> None:
     for content in (page, sparse_page):
         assert not re.search(r'\b(src|href|action|data)\s*=\s*["\']?(?!["\'#])', content)
         assert not re.search(r"@import|url\((?!#)", content)
+
+
+def test_a_picture_grows_with_what_would_be_cut_off() -> None:
+    def size(labels: int) -> list[float]:
+        with page_style("test"):
+            axes = new_axes(200, 100, 40, 10, 30, 30)
+            for label in range(labels):
+                axes.plot([0, 1], [label, label], label=f"line {label}")
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+            svg = to_inline_svg(axes, "lines")
+        box = re.search(r'viewBox="([^"]*)"', svg)
+        assert box is not None
+        return [float(number) for number in box[1].split()][2:]
+
+    assert size(1) == pytest.approx([200, 100], abs=0.5)
+    assert size(12)[1] > 120
