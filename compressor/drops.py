@@ -27,7 +27,7 @@ AIM = 0.9  # of what is asked for
 DEVIATIONS = 1.6449  # of a normal distribution, 95 % on one side
 GAIN = 0.5  # of L by recalibration, a first guess
 LARGEST_MOVE = 4.0  # of the limit of L, in one step
-SMALLEST_LOSS = 1e-12
+SMALLEST_LOSS, LARGEST_LOSS = 1e-12, 1e30
 # Decisions change where the original's two best outputs lie close together: on ResNet-18 all that changed at drops up
 # to 2 points were among the closest 36 %. Those are looked at in full, of the others a few, which count for all.
 CLOSE, SHARE_OF_OTHERS = 0.3, 0.1
@@ -160,7 +160,7 @@ class _Drop:
             target = self._next_target(probes, self._curve(probes))
         choice = self._search.run(target)
         while choice.ranks not in [one.realised.choice.ranks for one in tries]:
-            tries.append(self._build(choice))
+            tries.append(self._taken_from(probes, choice) or self._build(choice))
             curve = self._curve([*probes, *tries])
             best = max(tries, key=lambda one: self._worth(one, curve))
             at_most = curve.at_most(best.measured.loss)
@@ -168,6 +168,14 @@ class _Drop:
                 break
             choice = self._search.run(self._next_target([*probes, *tries], curve))
         return replace(best.realised, target=self._record([*probes, *tries], best, curve))
+
+    def _taken_from(self, probes: list[_Try], choice: Choice) -> _Try | None:
+        """What was built and measured before the search came to the same plan; no longer among `probes`."""
+        same = next((one for one in probes if one.realised.choice.ranks == choice.ranks), None)
+        if same is None:
+            return None
+        probes.remove(same)
+        return replace(same, realised=replace(same.realised, choice=choice))
 
     def _curve(self, measured: Sequence[_Try]) -> DropCurve:
         curve = DropCurve([one.measured for one in measured], self._gauge.is_labelled)
@@ -188,7 +196,7 @@ class _Drop:
 
     def _next_target(self, tries: Sequence[_Try], curve: DropCurve) -> Target:
         """The limit of L to search with, from the network nearest to what is wanted of one that is built."""
-        wanted = curve.limit(AIM * self._asked)
+        wanted = min(curve.limit(AIM * self._asked), LARGEST_LOSS)
         nearest = min(tries, key=lambda one: abs(np.log(wanted / one.measured.loss)))
         move = np.clip(wanted / nearest.measured.loss, 1 / LARGEST_MOVE, LARGEST_MOVE)
         return Target("loss", float(nearest.realised.choice.believed_loss * move))

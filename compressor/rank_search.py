@@ -292,7 +292,8 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """What the search depends on; a journal with another fingerprint is refused."""
     settings, labels = job.settings, job.search_images.labels
-    judged_by_labels = settings.fidelity != "norm" or (settings.target is not None and settings.target.wish == "drop")
+    by_drop = settings.target is not None and settings.target.wish == "drop"
+    judged_by_labels = settings.fidelity != "norm" or by_drop
     searching = asdict(settings.search)
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
@@ -310,6 +311,9 @@ def _fingerprint(
         "form": settings.form,
         "fidelity": settings.fidelity,
         "sparsity": "searched" if settings.prune_fraction is None else None,
+        "recalibrate": settings.recalibrate if by_drop else None,
+        "pruned": settings.prune_fraction if by_drop else None,
+        "deciding images": hash_images(job.deciding) if by_drop and job.deciding is not None else None,
         "labels": labels.tolist() if judged_by_labels and labels is not None else None,
         "cost": settings.cost,
         "milliseconds": tables if settings.cost == "latency" else None,

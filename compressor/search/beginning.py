@@ -26,7 +26,7 @@ class BudgetSpent(Exception):
 
 
 class Beginning:
-    """Where the search begins; `run` raises BudgetSpent where the budget ends before it does.
+    """Where the search begins; `run` and `move_to_target` raise BudgetSpent where the budget ends before they do.
 
     Args:
         aim: finds gamma for the target, if there is one.

@@ -112,7 +112,7 @@ class Search:
         The certificate speaks of this target alone, and its schedule of risks begins anew. After `run` it may not be
         met within the looks that are allowed for it.
         """
-        begun, self._has_only_begun = self._has_only_begun, False
+        begun, self._has_only_begun, self._champion = self._has_only_begun, False, None
         self._aim.rule = StopRule(self._settings, target)
         self._looks.most = self._settings.max_evaluations if begun else self._looks.count + LOOKS_FOR_ANOTHER_TARGET
         with threadpool_limits(limits=1, user_api="blas"):
@@ -200,7 +200,8 @@ class Search:
 
         The first few of a batch do not depend on how many follow.
         """
-        count = min(self._settings.candidates, self._settings.max_evaluations - self._looks.count)
+        left = min(self._settings.max_evaluations, self._looks.most) - self._looks.count
+        count = min(self._settings.candidates, left)
         batch = [first]
         while len(batch) < count:
             belief = self._posterior.expect_look(test.score.belief, batch[-1])

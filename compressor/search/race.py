@@ -64,8 +64,9 @@ class Race:
                 break
         winner = plans[left[0]]
         if found[left[0]]:
-            losses = merge_losses(found[left[0]])
-            self.looks.keep(Look(ENDING, winner, losses.indices, is_glance=True), losses)
+            new = merge_losses(found[left[0]]).without(self.looks.state.seen(winner))
+            if len(new.indices) > 1:
+                self.looks.keep(Look(ENDING, winner, new.indices, is_glance=True), new)
         return winner
 
     def _images(self) -> np.ndarray:

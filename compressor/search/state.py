@@ -62,7 +62,7 @@ class SearchState:
         return merge_losses([self.losses[look] for look in self._looks_at(ranks)])
 
     def _looks_at(self, ranks: Ranks) -> list[int]:
-        return (np.array(self.ranks).reshape(len(self.ranks), -1) == ranks).all(1).nonzero()[0].tolist()
+        return (np.array(self.ranks).reshape(-1, len(ranks)) == ranks).all(1).nonzero()[0].tolist()
 
 
 def merge_losses(looks: Sequence[Losses]) -> Losses:
