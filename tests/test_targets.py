@@ -344,6 +344,13 @@ def test_a_drop_is_bounded_on_images_that_the_report_does_not_judge_by(refine, t
     assert report.images.deciding + report.images.search + report.images.held_out == len(pictures)
 
 
+def test_a_network_measured_before_the_search_is_not_measured_again(tiny, pictures, tmp_path) -> None:
+    target = compressed(tiny, pictures, tmp_path / "out", "drop", 60.0).target  # anything will do: all ranks are 1
+    assert target is not None
+    assert target.met
+    assert len(target.steps) == 1
+
+
 def test_biases_that_fitted_factors_gain_are_counted_in(pictures, tmp_path) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(
