@@ -157,11 +157,11 @@ class _Drop:
         begun = self._search.begin(target)
         if begun is not None:
             probes.append(self._build(begun))
-            target = self._next_target(probes, self._curve(probes))
+            target = self._next_target(probes, self._learn(probes))
         choice = self._search.run(target)
         while choice.ranks not in [one.realised.choice.ranks for one in tries]:
             tries.append(self._taken_from(probes, choice) or self._build(choice))
-            curve = self._curve([*probes, *tries])
+            curve = self._learn([*probes, *tries])
             best = max(tries, key=lambda one: self._worth(one, curve))
             at_most = curve.at_most(best.measured.loss)
             if len(tries) >= (MAX_STEPS if at_most <= asked else MOST_STEPS) or GOOD_SHARE * asked <= at_most <= asked:
@@ -177,7 +177,8 @@ class _Drop:
         probes.remove(same)
         return replace(same, realised=replace(same.realised, choice=choice))
 
-    def _curve(self, measured: Sequence[_Try]) -> DropCurve:
+    def _learn(self, measured: Sequence[_Try]) -> DropCurve:
+        """The curve through all that was measured; the last is told to whoever watches."""
         curve = DropCurve([one.measured for one in measured], self._gauge.is_labelled)
         self._say(measured[-1], curve)
         return curve

@@ -93,11 +93,11 @@ class RankSearch:
 
     def begin(self, target: Target) -> Choice | None:
         """The plan that the start leads to before its last step; None where it takes none."""
-        self._search = self._prepare_search(target)
-        if not self._search.takes_steps:
-            self._search = None
+        search = self._prepare_search(target)
+        if not search.takes_steps:
             return None
-        return self._choice(self._search.begin)
+        self._search = search
+        return self._choice(search.begin)
 
     def run(self, target: Target | None = None) -> Choice:
         """The plan found; called again, or after `begin`, it goes on for another target."""

@@ -233,27 +233,28 @@ def test_the_way_begins_with_the_plan_and_ends_with_the_target() -> None:
     assert len(refine.on_the_way(space, plan, plan)) == 1
 
 
+def make_search(
+    net: Net, journal: Journal, linearise: bool = True, max_evaluations: int = 100, target: Target | None = None
+) -> Search:
+    chosen = SearchSettings(samples=8, max_evaluations=max_evaluations, delta=0.1)
+    objective = Objective(GAMMA / net.norm.teacher_energy)
+    return Search(
+        net.space, objective, net.evaluate, NUM_IMAGES, chosen, journal,
+        target=target, linearise=net.linearise if linearise else None,
+    )  # fmt: skip
+
+
 def run_search(
     net: Net, journal: Journal, linearise: bool = True, max_evaluations: int = 100
 ) -> tuple[Ranks, list[str], int]:
-    chosen = SearchSettings(samples=8, max_evaluations=max_evaluations, delta=0.1)
-    objective = Objective(GAMMA / net.norm.teacher_energy)
-    search = Search(
-        net.space, objective, net.evaluate, NUM_IMAGES, chosen, journal,
-        linearise=net.linearise if linearise else None,
-    )  # fmt: skip
-    ranks, record = search.run()
+    ranks, record = make_search(net, journal, linearise, max_evaluations).run()
     return ranks, [row.source for row in record.history], record.image_passes
 
 
 def test_the_way_to_another_target_is_found_by_steps_of_the_model() -> None:
     net, asked = Net(compressible_net()), (0.3, 0.03)
-    chosen = SearchSettings(samples=8, max_evaluations=100, delta=0.1)
     first, then = (Target("loss", share * net.norm.teacher_energy) for share in asked)
-    objective = Objective(GAMMA / net.norm.teacher_energy)
-    search = Search(
-        net.space, objective, net.evaluate, NUM_IMAGES, chosen, Journal(None, {}), target=first, linearise=net.linearise
-    )
+    search = make_search(net, Journal(None, {}), target=first)
     search.run()
     ranks, record = search.aim_at(then)
     found = net.evaluate(ranks, np.arange(NUM_IMAGES)).mean / net.norm.teacher_energy

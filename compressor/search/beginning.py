@@ -12,7 +12,7 @@ from compressor.search.gp import Array
 from compressor.search.linear_model import Linearise
 from compressor.search.looks import Looks
 from compressor.search.posterior import Posterior
-from compressor.search.refinement import NUM_STEPS, Refinement
+from compressor.search.refinement import Refinement
 from compressor.search.space import Ranks
 from compressor.search.state import Look
 from compressor.search.target import first_gamma
@@ -52,7 +52,7 @@ class Beginning:
         """Whether there is a linear model to take steps by."""
         return self._refinement is not None
 
-    def run(self, num_steps: int = NUM_STEPS) -> Ranks | None:
+    def run(self, num_steps: int) -> Ranks | None:
         """The plan (d,) that steps by the linear model led to, where nothing but J is asked for."""
         is_random, aim = self._looks.settings.start == "random", self._aim
         best = self._random_plans() if is_random else self._plans_by_sensitivities()
@@ -65,7 +65,7 @@ class Beginning:
                 best = self._reallocate(aim.best_plan() if aim.target else best)
         return None
 
-    def move_to_target(self, num_steps: int = NUM_STEPS) -> None:
+    def move_to_target(self, num_steps: int) -> None:
         """After `run`, find gamma for another target, and go there by the linear model, if there is one: what is
         expected around a plan is off where L is several times as large or small."""
         if self._refinement is not None:
@@ -154,9 +154,7 @@ class Beginning:
         looks.image_passes += steps.passes - before
         if steps.last is not None and self._alone is not None:
             self._posterior.expect_around(plan, steps.last, self._alone, self._saturation)
-        new = losses.without(looks.state.seen(better))
-        if len(new.indices) > 1:
-            looks.keep(Look("refinement", better, new.indices, is_glance=True), new)
+        looks.keep_new("refinement", better, losses)
         self._on_incumbent(looks.image_passes, better)
         return better
 

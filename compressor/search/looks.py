@@ -118,6 +118,13 @@ class Looks:
         observed = self.observed_objective(look.ranks, losses)
         self.tell(f"{look.source}: J {observed:.4f}, ratio {self.ratio(look.ranks):.3f}")
 
+    def keep_new(self, source: str, ranks: Ranks, losses: Losses) -> None:
+        """Likewise from a glance at a plan (d,), of images that it has not been looked at with: two at least, since of
+        a single one there is no variance."""
+        new = losses.without(self.state.seen(ranks))
+        if len(new.indices) > 1:
+            self.keep(Look(source, ranks, new.indices, is_glance=True), new)
+
     def images_for(self, ranks: Ranks, pending: Sequence[Look] = ()) -> np.ndarray:
         """The next images of the pool, or for a plan (d,) looked at before, images that it has not seen."""
         number = len(self.state.ranks) + len(pending)

@@ -80,12 +80,7 @@ class Search:
 
     def run(self) -> tuple[Ranks, SearchRecord]:
         """Search until the certificate holds, `max_evaluations` or `max_seconds`; at least one plan is looked at."""
-        self._looks.start_clock()
-        with threadpool_limits(limits=1, user_api="blas"):
-            with suppress(BudgetSpent):
-                self._champion = self._beginning.run()
-                self._aim.is_started = True
-            return self._go_on()
+        return self._start(NUM_STEPS)
 
     @property
     def takes_steps(self) -> bool:
@@ -97,14 +92,8 @@ class Search:
 
         `aim_at` takes the last step and searches.
         """
-        self._looks.start_clock()
         self._has_only_begun = True
-        with threadpool_limits(limits=1, user_api="blas"):
-            with suppress(BudgetSpent):
-                self._beginning.run(NUM_STEPS - 1)
-                self._aim.is_started = True
-            self._looks.most = self._looks.count
-            return self._go_on()
+        return self._start(NUM_STEPS - 1)
 
     def aim_at(self, target: Target) -> tuple[Ranks, SearchRecord]:
         """After `run` or `begin`, the same for another target: all looks so far count, and time goes on.
@@ -118,6 +107,16 @@ class Search:
         with threadpool_limits(limits=1, user_api="blas"):
             with suppress(BudgetSpent):
                 self._beginning.move_to_target(1 if begun else NUM_STEPS)
+            return self._go_on()
+
+    def _start(self, num_steps: int) -> tuple[Ranks, SearchRecord]:
+        self._looks.start_clock()
+        with threadpool_limits(limits=1, user_api="blas"):
+            with suppress(BudgetSpent):
+                self._champion = self._beginning.run(num_steps)
+                self._aim.is_started = True
+            if self._has_only_begun:
+                self._looks.most = self._looks.count
             return self._go_on()
 
     def _go_on(self) -> tuple[Ranks, SearchRecord]:

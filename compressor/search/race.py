@@ -64,9 +64,7 @@ class Race:
                 break
         winner = plans[left[0]]
         if found[left[0]]:
-            new = merge_losses(found[left[0]]).without(self.looks.state.seen(winner))
-            if len(new.indices) > 1:
-                self.looks.keep(Look(ENDING, winner, new.indices, is_glance=True), new)
+            self.looks.keep_new(ENDING, winner, merge_losses(found[left[0]]))
         return winner
 
     def _images(self) -> np.ndarray:

@@ -118,15 +118,15 @@ def around_plan(
 
 def _added_around(own: int, norm: float, near: Mapping[int, float], alone: Array) -> Array:
     known = np.array(sorted([own, *near]))
-    ranks = np.arange(1, len(alone) + 1)
+    lowest, highest, ranks = known[0], known[-1], np.arange(1, len(alone) + 1)
     added = interpolate(ranks, known, np.array([{own: norm, **near}[int(rank)] for rank in known])) - norm
-    here, at_lowest, at_highest = alone[own - 1], alone[known[0] - 1], alone[known[-1] - 1]
+    here, at_lowest, at_highest = alone[own - 1], alone[lowest - 1], alone[highest - 1]
     # Few images let a rank below seem no worse: further below it is at least as bad as alone.
-    below = max(1.0, added[known[0] - 1] / (at_lowest - here)) if at_lowest > here else 1.0
+    below = max(1.0, added[lowest - 1] / (at_lowest - here)) if at_lowest > here else 1.0
     above = np.clip((here - alone) / max(here - at_highest, LOSS_FLOOR), 1.0, MOST_TAKEN)
     return np.select(
-        [ranks < known[0], ranks > known[-1]],
-        [added[known[0] - 1] + below * (alone - at_lowest), added[known[-1] - 1] * above],
+        [ranks < lowest, ranks > highest],
+        [added[lowest - 1] + below * (alone - at_lowest), added[highest - 1] * above],
         added,
     )
 
