@@ -118,7 +118,7 @@ bench: $(READY) $(FILES)  ## FILES="a.onnx b.onnx": size, time, memory, operator
 	$(BIN)/bocompress benchmark $(FILES) --provider $(PROVIDER) --profile --out $(BENCH)
 
 bench-gpu: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE, OUT: searched on CUDA, timed there and on the CPU; says what is missing
-	@$(BIN)/python -c 'import sys; from benchmarks.compare import explain_absence; sys.exit(explain_absence(["cuda"]))'
+	@$(BIN)/python -c 'import sys; from benchmarks.sessions import explain_absence; sys.exit(explain_absence(["cuda"]))'
 	$(FRESH)
 	$(EXPORT) --device cuda $(ARGS)
 	$(MAKE) --no-print-directory bench PROVIDER=cpu,cuda FILES='$(OUT)/original.onnx $(OUT)/model.onnx' BENCH='$(OUT)/benchmark'

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from benchmarks.formatting import format_percent, format_plural, format_provider, join_words
@@ -20,7 +19,7 @@ from benchmarks.latency import Rounds, has_core_time, measure_rounds, ratio_of, 
 from benchmarks.machine import describe_machine
 from benchmarks.operators import profile_file
 from benchmarks.peak_memory import peak_memory_bytes
-from benchmarks.sessions import CPU, CUDA, TENSORRT, available_providers, open_run, open_session
+from benchmarks.sessions import CPU, PROVIDERS, available_providers, explain_absence, open_run, open_session
 from benchmarks.size import file_bytes, gzip_bytes
 from compressor.errors import BocompressError, InputError
 from compressor.records import (
@@ -32,7 +31,6 @@ from compressor.records import (
     TimingRecord,
 )
 
-PROVIDERS = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}
 AUTO = "auto"
 MIN_ROUNDS = 200  # ten sessions of twenty
 MAX_SECONDS = 20.0  # per setting
@@ -115,27 +113,11 @@ def choose_providers(asked: Sequence[str]) -> tuple[list[str], list[str]]:
         InputError: a provider asked for by name does not work here.
     """
     usable = available_providers()
-    if absence := explain_absence(asked):
+    if absence := explain_absence([name for name in asked if name != AUTO]):
         raise InputError(absence)
     wanted = usable if AUTO in asked else [PROVIDERS[name] for name in asked]
     missing = [name for name, provider in PROVIDERS.items() if provider not in usable]
     return list(dict.fromkeys(wanted)), missing if AUTO in asked else []
-
-
-def explain_absence(asked: Sequence[str]) -> str | None:
-    """What is missing to run on the providers asked for by name; None where nothing is."""
-    usable = available_providers()
-    absent = [name for name in asked if name != AUTO and PROVIDERS[name] not in usable]
-    if not absent:
-        return None
-    listed = [name for name in absent if PROVIDERS[name] in ort.get_available_providers()]
-    reason = (
-        f"it was built for {join_words(listed)}, but the driver or its libraries do not load"
-        if listed
-        else "that takes the package onnxruntime-gpu, a GPU and its driver and libraries"
-    )
-    here = join_words([name for name, provider in PROVIDERS.items() if provider in usable])
-    return f"this ONNX Runtime {ort.__version__} cannot run on {join_words(absent)}: {reason}; here there is {here}"
 
 
 def common_shape(paths: Sequence[Path], settings: Settings) -> tuple[int, ...]:

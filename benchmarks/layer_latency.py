@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from benchmarks.latency import has_core_time
 from benchmarks.machine import describe_machine
-from benchmarks.sessions import CPU, session_options
+from benchmarks.sessions import CPU, open_run
 from compressor.errors import InputError
 from compressor.files import write_text
 
@@ -33,16 +32,18 @@ class LayerClock:
 
     Args:
         threads: of ONNX Runtime.
+        provider: of ONNX Runtime, one of `available_providers()`.
         cache: file that keeps the measurements; None keeps them for this object's life.
     """
 
-    def __init__(self, threads: int = 1, cache: Path | None = None) -> None:
+    def __init__(self, threads: int = 1, provider: str = CPU, cache: Path | None = None) -> None:
         self._threads = threads
+        self._provider = provider
         self._cache = cache
 
     @cached_property
     def _machine(self) -> str:
-        return f"{describe_machine().model_dump_json()} {self._threads} threads"
+        return f"{describe_machine().model_dump_json()} {self._threads} threads {self._provider}"
 
     @cached_property
     def _known(self) -> dict[str, list[float]]:
@@ -53,7 +54,7 @@ class LayerClock:
         text = f"{self._machine} {key} {inputs.shape} {inputs.dtype}"
         digest = hashlib.sha256(text.encode()).hexdigest()[:32]
         if digest not in self._known:
-            self._known[digest] = time_in_turn(models(), inputs, self._threads)
+            self._known[digest] = time_in_turn(models(), inputs, self._threads, self._provider)
             if self._cache is not None:
                 with suppress(OSError, InputError):
                     self._cache.parent.mkdir(parents=True, exist_ok=True)
@@ -61,22 +62,21 @@ class LayerClock:
         return self._known[digest]
 
 
-def time_in_turn(models: Sequence[bytes], inputs: NDArray[Any], threads: int) -> list[float]:
-    """Median milliseconds of each model (n,) on the CPU, all of them run once per round, in a new order each round."""
-    sessions = [ort.InferenceSession(model, session_options(threads), [CPU]) for model in models]
-    clock = time.thread_time_ns if has_core_time(CPU, threads) else time.perf_counter_ns
-    feeds = [{session.get_inputs()[0].name: inputs} for session in sessions]
-    for session, feed in zip(sessions, feeds, strict=True):
+def time_in_turn(models: Sequence[bytes], inputs: NDArray[Any], threads: int, provider: str = CPU) -> list[float]:
+    """Median milliseconds of each model (n,), all of them run once per round, in a new order each round."""
+    runs = [open_run(model, inputs, provider, threads).run for model in models]
+    clock = time.thread_time_ns if has_core_time(provider, threads) else time.perf_counter_ns
+    for run in runs:
         for _ in range(WARM_UP):
-            session.run(None, feed)
-    samples: list[list[float]] = [[] for _ in sessions]
+            run()
+    samples: list[list[float]] = [[] for _ in runs]
     deadline = time.perf_counter() + MAX_SECONDS
     for number in range(MAX_ROUNDS):
         if number >= MIN_ROUNDS and time.perf_counter() > deadline:
             break
-        for which in np.random.default_rng(number).permutation(len(sessions)).tolist():
+        for which in np.random.default_rng(number).permutation(len(runs)).tolist():
             began = clock()
-            sessions[which].run(None, feeds[which])
+            runs[which]()
             samples[which].append((clock() - began) / 1e6)
     return [round(float(np.median(values)), 6) for values in samples]
 

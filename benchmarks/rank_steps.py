@@ -1,8 +1,8 @@
 """Which multiples ONNX Runtime's kernels like on this machine: latency of factorised layers against their rank.
 
 Kernels work on blocks of channels. A rank just above a block's end pays for the whole next block, and the layouts that
-are fastest on a CPU take some multiples only. What they are depends on the processor and on the version, so it is
-measured: every rank of a range, in turn, for a few shapes of layers.
+are fastest on a CPU take some multiples only. What they are depends on the processor, the provider and the version, so
+it is measured: every rank of a range, in turn, for a few shapes of layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from benchmarks.layer_latency import time_in_turn
+from benchmarks.sessions import CPU
 
 CANDIDATES = (1, 2, 4, 8, 16)
 RANKS = tuple(range(12, 52))
@@ -21,7 +22,9 @@ OPSET, IR_VERSION = 17, 9
 
 
 def measure_rank_multiple(
-    threads: int = 1, on_step: Callable[[int, int], None] = lambda done, total: None
+    threads: int = 1,
+    provider: str = CPU,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[int, dict[int, float]]:
     """The multiple that ranks should be snapped to, and for every candidate the mean latency at its multiples.
 
@@ -30,12 +33,13 @@ def measure_rank_multiple(
 
     Args:
         threads: of ONNX Runtime.
+        provider: of ONNX Runtime, one of `available_providers()`.
         on_step: told shapes done and their number.
     """
     shares = []
     for count, (channels, side) in enumerate(SHAPES):
         on_step(count, len(SHAPES))
-        shares.append(shares_of_multiples(measure_ranks(channels, side, RANKS, threads)))
+        shares.append(shares_of_multiples(measure_ranks(channels, side, RANKS, threads, provider)))
     means = {number: float(np.mean([share[number] for share in shares])) for number in CANDIDATES}
     best = min(means.values())
     return next(number for number in CANDIDATES if means[number] <= best + GOOD_ENOUGH), means
@@ -49,11 +53,13 @@ def shares_of_multiples(latencies_ms: Mapping[int, float]) -> dict[int, float]:
     return {number: float((values / line)[ranks % number == 0].mean()) for number in CANDIDATES}
 
 
-def measure_ranks(channels: int, side: int, ranks: Sequence[int], threads: int) -> dict[int, float]:
+def measure_ranks(
+    channels: int, side: int, ranks: Sequence[int], threads: int, provider: str = CPU
+) -> dict[int, float]:
     """Median latency in milliseconds at every rank, the ranks being run in turn in a new order each round."""
     value = np.random.default_rng(0).standard_normal((1, channels, side, side), dtype=np.float32)
     models = [pair_of_convolutions(channels, side, rank) for rank in ranks]
-    return dict(zip(ranks, time_in_turn(models, value, threads), strict=True))
+    return dict(zip(ranks, time_in_turn(models, value, threads, provider), strict=True))
 
 
 def pair_of_convolutions(channels: int, side: int, rank: int) -> bytes:

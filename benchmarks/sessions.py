@@ -1,7 +1,7 @@
 """Sessions of ONNX Runtime as benchmarks want them: on a provider that really works, ready to run one batch."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from benchmarks.formatting import join_words
 from compressor.errors import BocompressError, InputError, first_line
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
+PROVIDERS = {"cpu": CPU, "cuda": CUDA, "tensorrt": TENSORRT}  # as people type them
 FALLBACKS = {TENSORRT: [CUDA]}  # what TensorRT cannot run stays on the GPU
 SILENT = 4  # ONNX Runtime's severity for fatal errors only: failures are raised, they need not be printed too
 PROBE_OPSET = 13
@@ -43,47 +45,63 @@ def available_providers() -> list[str]:
     return [CPU, *(provider for provider in (CUDA, TENSORRT) if provider in listed and _opens_on(provider))]
 
 
-def open_run(path: Path, batch: NDArray[Any], provider: str, threads: int) -> Opened:
-    """A fresh session on the file, which has run once on the batch.
+def open_run(model: Path | bytes, batch: NDArray[Any], provider: str, threads: int) -> Opened:
+    """A fresh session on a file, or on what one would hold, which has run once on the batch.
 
     Raises:
         InputError: no such file, or a provider that cannot be used.
-        BocompressError: the file does not load, or does not run on the batch.
+        BocompressError: the model does not load, or does not run on the batch.
     """
     began = time.perf_counter_ns()
-    session = open_session(path, provider, threads)
+    session = open_session(model, provider, threads)
     load_ms = (time.perf_counter_ns() - began) / 1e6
     try:
         run = _bind_on_host(session, batch) if provider == CPU else _bind_on_device(session, batch)
         run()
     except Exception as error:
         shape = list(batch.shape)
-        raise BocompressError(f"{path} does not run on inputs of shape {shape}: {first_line(error)}") from error
+        raise BocompressError(f"{_name(model)} does not run on inputs of shape {shape}: {first_line(error)}") from error
     return Opened(run, load_ms)
 
 
 def open_session(
-    path: Path, provider: str, threads: int, options: ort.SessionOptions | None = None
+    model: Path | bytes, provider: str, threads: int, options: ort.SessionOptions | None = None
 ) -> ort.InferenceSession:
     """A session that is really on the provider; `options` stand in for `session_options(threads)`.
 
     Raises:
         InputError: no such file, or a provider that cannot be used.
-        BocompressError: the file does not load.
+        BocompressError: the model does not load.
     """
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
+    if isinstance(model, Path) and not model.is_file():
+        raise InputError(f"there is no file {model}")
     if provider not in ort.get_available_providers():
         raise InputError(f"this ONNX Runtime has no {provider}")
     providers = [provider, *FALLBACKS.get(provider, [])]
     try:
-        session = ort.InferenceSession(path, options or session_options(threads), providers)
+        session = ort.InferenceSession(model, options or session_options(threads), providers)
     except Exception as error:
-        raise BocompressError(f"ONNX Runtime cannot load {path}: {first_line(error)}") from error
+        raise BocompressError(f"ONNX Runtime cannot load {_name(model)}: {first_line(error)}") from error
     used = session.get_providers()[0]
     if used != provider:
         raise InputError(f"{provider} cannot be used here: ONNX Runtime fell back to {used}")
     return session
+
+
+def explain_absence(asked: Sequence[str]) -> str | None:
+    """What is missing to run on the providers asked for by short name; None where nothing is."""
+    usable = available_providers()
+    absent = [name for name in asked if PROVIDERS[name] not in usable]
+    if not absent:
+        return None
+    listed = [name for name in absent if PROVIDERS[name] in ort.get_available_providers()]
+    reason = (
+        f"it was built for {join_words(listed)}, but the driver or its libraries do not load"
+        if listed
+        else "that takes the package onnxruntime-gpu, a GPU and its driver and libraries"
+    )
+    here = join_words([name for name, provider in PROVIDERS.items() if provider in usable])
+    return f"this ONNX Runtime {ort.__version__} cannot run on {join_words(absent)}: {reason}; here there is {here}"
 
 
 def session_options(threads: int) -> ort.SessionOptions:
@@ -121,6 +139,10 @@ def tile_batch(images: "NDArray[Any] | Tensor", batch_size: int) -> NDArray[Any]
     if on_host.ndim < 1 or len(on_host) == 0:
         raise InputError("latency needs at least one image to run on")
     return np.ascontiguousarray(on_host[np.arange(batch_size) % len(on_host)])
+
+
+def _name(model: Path | bytes) -> str:
+    return str(model) if isinstance(model, Path) else "a model in memory"
 
 
 def _opens_on(provider: str) -> bool:

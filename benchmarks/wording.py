@@ -179,7 +179,8 @@ def explain_factors(layers: Sequence[LayerRecord]) -> dict[str, str]:
 def describe_objective(report: Report) -> str:
     """The function that was maximised."""
     formula = "−γL − R (Eq. 3)" if report.form == "ratio" else "−γL + 1/R (Eq. 2)"
-    measured = ", each layer measured by itself" if report.cost == "latency" else ""
+    where = format_provider(report.provider)
+    measured = f", each layer measured by itself on {where}" if report.cost == "latency" else ""
     multiple = report.rank_multiple
     lattice = f" Ranks from {multiple} on are multiples of {multiple}." if multiple > 1 else ""
     return (

@@ -54,14 +54,14 @@ class Settings:
     """What a person may choose; the defaults are the command line's.
 
     `gamma` None weighs the whole output against the whole size (see `default_gamma`); with a `target` it is found.
-    `fidelity` is what L is, `cost` what size means. `layers` and `skip` are name patterns; `prune_fraction` is the
-    share of weights the final magnitude pass sets to zero, None to search for it. `threads` and `batch_size` are
-    the latency measurement's. `factors` None takes those that a plan names, or "auto"; ranks are multiples of
-    `rank_multiple`, None for what suits ONNX Runtime on this machine (measured); `calibration` is the number of
-    images that factors are fitted on, which neither search nor judge see. `precisions` and `formats` are those to
-    write; float32 and ONNX always are. `zip` adds zipped files, `opset` None takes the exporter's choice. `workers`
-    evaluate candidates at once, through the joblib backend of this name; neither changes what is found. `tune` says how
-    the compressed network is fine-tuned, by default not at all.
+    `fidelity` is what L is, `cost` what size means; times are those on `provider`, ONNX Runtime's by short name.
+    `layers` and `skip` are name patterns; `prune_fraction` is the share of weights the final magnitude pass sets to
+    zero, None to search for it. `threads` and `batch_size` are the latency measurement's. `factors` None takes those
+    that a plan names, or "auto"; ranks are multiples of `rank_multiple`, None for what suits ONNX Runtime on this
+    machine (measured); `calibration` is the number of images that factors are fitted on, which neither search nor judge
+    see. `precisions` and `formats` are those to write; float32 and ONNX always are. `zip` adds zipped files, `opset`
+    None takes the exporter's choice. `workers` evaluate candidates at once, through the joblib backend of this name;
+    neither changes what is found. `tune` says how the compressed network is fine-tuned, by default not at all.
     """
 
     gamma: float | None = None
@@ -69,6 +69,7 @@ class Settings:
     form: Form = "ratio"
     fidelity: Fidelity = "norm"
     cost: Cost = "params"
+    provider: str = "cpu"
     method: MethodChoice = "auto"
     factors: FactorChoice | None = "auto"
     calibration: int = 400
@@ -159,6 +160,7 @@ class Choice:
     rank_multiple: int
     plan: Plan
     cost: Cost = "params"
+    provider: str = "cpu"
     ratio: float | None = None
     believed_loss: float = 0.0
     left: Mapping[str, str] = field(default_factory=dict)

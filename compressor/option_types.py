@@ -8,6 +8,7 @@ import click
 
 PATH = click.Path(path_type=Path)
 METHOD_NAMES = ("auto", "auto+cp", "spatial", "tucker", "cp", "interpolative")
+PROVIDER_NAMES = ("cpu", "cuda", "tensorrt")
 PRECISION_NAMES = ("fp32", "fp16", "int8")
 LARGEST_INPUT = 4096
 LARGEST_BATCH = 1024

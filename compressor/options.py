@@ -14,6 +14,7 @@ from compressor.option_types import (
     MACS,
     METHOD_NAMES,
     PATH,
+    PROVIDER_NAMES,
     Channels,
     Delta,
     FiniteRange,
@@ -149,7 +150,7 @@ target_options = _options(
     click.option(
         "--target-latency-ms",
         type=FiniteRange(min=0, min_open=True),
-        help="In place of --gamma: median milliseconds at most, in ONNX Runtime on this machine's CPU.",
+        help="In place of --gamma: median milliseconds at most, in ONNX Runtime on --provider.",
     ),
     click.option(
         "--max-drop",
@@ -191,8 +192,16 @@ search_options = _options(
         default="params",
         show_default=True,
         help="What R, the size in the objective, counts in the searched layers: parameters, bytes, "
-        "multiply-accumulates, or milliseconds in ONNX Runtime on this machine's CPU (every layer measured at some "
-        "ranks, with --threads and --batch-size).",
+        "multiply-accumulates, or milliseconds in ONNX Runtime on --provider (every layer measured at some ranks, with "
+        "--threads and --batch-size).",
+    ),
+    click.option(
+        "--provider",
+        type=click.Choice(PROVIDER_NAMES),
+        default="cpu",
+        show_default=True,
+        help="Where ONNX Runtime will run the network: what --cost latency, --target-latency-ms and --rank-multiple "
+        "auto are measured on. The report's latency is measured on all that work here.",
     ),
     click.option(
         "--delta",

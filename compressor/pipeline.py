@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import compressor
 from benchmarks.report import write_report
+from benchmarks.sessions import PROVIDERS, explain_absence
 from compressor.attention import open_attention
 from compressor.errors import InputError, VerificationError, first_line
 from compressor.fidelity import FunctionNorm
@@ -164,6 +165,8 @@ def prepare(
         raise InputError(f"{settings.factors} factors are fitted to images: --calibration must be above 0")
     require_labelled(image_set, settings.fidelity)
     require_compatible(settings)
+    if absence := explain_absence([settings.provider]):
+        raise InputError(f"--provider {settings.provider}: {absence}")
     check_folder(Path(out), keep=OUTPUTS if resume else ())
     calibration, search_images, held_out = _divide(image_set, settings)
     training = None
@@ -274,7 +277,8 @@ def deliver(job: Job, realised: Realised) -> Compressed:
     parity = _export_both(job, original, network, plan)
     latency = latency_beside(job, "original.onnx", "model.onnx", "latency")
     if realised.target is not None:
-        realised = replace(realised, target=with_last_timing(realised.target, choice.cost, latency))
+        last = latency.get(PROVIDERS[job.settings.provider])
+        realised = replace(realised, target=with_last_timing(realised.target, choice.cost, last))
     precisions, failures = write_precisions(job, judged, _provenance(job, plan))
     files, unwritten = write_formats(job, network, precisions)
     failures += unwritten

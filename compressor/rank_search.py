@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.layer_latency import LayerClock
 from benchmarks.rank_steps import measure_rank_multiple
+from benchmarks.sessions import PROVIDERS
 from compressor.architectures import user_cache_dir
 from compressor.costs import cost_tables, saves_nothing
 from compressor.decompose import RIVALS, Decomposed, Decomposer
@@ -248,7 +249,9 @@ def _rank_multiple(job: Job, earlier: Mapping[str, Any]) -> int:
     if isinstance(earlier.get("rank multiple"), int):
         return int(earlier["rank multiple"])
     with job.progress.stage("latency of ranks") as stage:
-        multiple, shares = measure_rank_multiple(job.settings.threads, tell(stage, "shapes"))
+        multiple, shares = measure_rank_multiple(
+            job.settings.threads, PROVIDERS[job.settings.provider], tell(stage, "shapes")
+        )
     gain = 100 - 100 * shares[multiple]
     found = f"multiples of {multiple}, {gain:.0f} % faster here than ranks at large" if multiple > 1 else "as they come"
     job.progress.say(f"ranks: {found}")
@@ -261,7 +264,7 @@ def _cost_tables(job: Job, parts: Sequence[Decomposed], earlier: Mapping[str, An
     measured = earlier.get("milliseconds")
     if cost == "latency" and isinstance(measured, dict) and {layer.name for layer in layers} <= set(measured):
         return {layer.name: measured[layer.name] for layer in layers}
-    clock = LayerClock(job.settings.threads, _latency_cache())
+    clock = LayerClock(job.settings.threads, PROVIDERS[job.settings.provider], _latency_cache())
 
     def measure(key: str, modules: Sequence[nn.Module], value: Tensor) -> list[float]:
         return clock.measure(key, lambda: [layer_bytes(module, value) for module in modules], value.cpu().numpy())
@@ -298,7 +301,7 @@ def _fingerprint(
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
     return {
-        "journal_version": 7,
+        "journal_version": 8,
         "weights": hash_tensors(job.teacher.state_dict().values()),
         "images": hash_images(job.search_images),
         "calibration": hash_images(job.calibration),
@@ -316,6 +319,7 @@ def _fingerprint(
         "deciding images": hash_images(job.deciding) if by_drop and job.deciding is not None else None,
         "labels": labels.tolist() if judged_by_labels and labels is not None else None,
         "cost": settings.cost,
+        "provider": settings.provider if settings.cost == "latency" else None,
         "milliseconds": tables if settings.cost == "latency" else None,
         "search settings": searching,
     }

@@ -569,6 +569,7 @@ class Report(Record):
     form: Form
     searched: Fidelity = "norm"
     cost: Cost = "params"
+    provider: str = "CPUExecutionProvider"
     ratio: float
     rank_multiple: int = 1
     prune_fraction: float

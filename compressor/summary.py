@@ -11,6 +11,7 @@ from torch import nn
 
 import compressor
 from benchmarks.machine import describe_machine
+from benchmarks.sessions import PROVIDERS
 from benchmarks.size import count_nonzero_params, count_params, file_bytes, gzip_bytes
 from compressor import advice
 from compressor.job import MAX_CALIBRATION_SHARE, MIN_CALIBRATION_IMAGES, Choice, Job, Realised
@@ -69,6 +70,7 @@ def make_report(job: Job, measured: Measured) -> Report:
         form=job.settings.form,
         searched=choice.plan.fidelity,
         cost=choice.cost,
+        provider=PROVIDERS[job.settings.provider],
         ratio=params.compressed / params.original if choice.ratio is None else choice.ratio,
         rank_multiple=choice.rank_multiple,
         prune_fraction=choice.plan.prune_fraction,

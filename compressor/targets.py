@@ -6,7 +6,7 @@ between measured ones. Drops are in `drops`.
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from benchmarks.latency import measure_latency
-from benchmarks.sessions import CPU
+from benchmarks.sessions import PROVIDERS
 from benchmarks.size import count_params, file_bytes
 from compressor.drops import reach_drop
 from compressor.errors import InputError
@@ -48,11 +48,10 @@ def reach_target(job: Job, search: RankSearch, norm: FunctionNorm) -> Realised:
     return _Size(job, search, norm, wanted).reach()
 
 
-def with_last_timing(target: TargetRecord, cost: Cost, latency: Mapping[str, LatencyRecord]) -> TargetRecord:
-    """A target of time judged by the delivered file's latency; any other as it is. `latency` is by provider."""
-    if cost != "latency" or target.wish not in ("latency", "ratio") or CPU not in latency:
+def with_last_timing(target: TargetRecord, cost: Cost, last: LatencyRecord | None) -> TargetRecord:
+    """A target of time judged by the delivered file's latency; any other as it is."""
+    if cost != "latency" or target.wish not in ("latency", "ratio") or last is None:
         return target
-    last = latency[CPU]
     reached = last.compressed_ms if target.wish == "latency" else last.ratio
     return target.model_copy(update={"reached": reached, "at_most": reached, "met": reached <= target.asked})
 
@@ -145,8 +144,9 @@ class _Size:
             return float(file_bytes(path)) if cost == "bytes" else self._milliseconds(path)
 
     def _milliseconds(self, path: Path) -> float:
-        settings = self.job.settings
-        record = measure_latency(path, path, self.job.example, threads=settings.threads, batch_size=settings.batch_size)
+        settings, example = self.job.settings, self.job.example
+        provider, threads, count = PROVIDERS[settings.provider], settings.threads, settings.batch_size
+        record = measure_latency(path, path, example, provider, threads=threads, batch_size=count)
         return record.original_ms
 
     def _biases(self) -> float:

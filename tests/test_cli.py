@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from pydantic import TypeAdapter
 
 import compressor
+from benchmarks.sessions import CUDA, available_providers
 from compressor.cli import export, main
 from compressor.records import LayerRecord, Plan, Report
 
@@ -446,6 +447,13 @@ def write_plan(path: Path, rank: int | None = 3, **changes: object) -> Path:
     layer = {"name": "4", "method": "spatial", "rank": rank, "cap": 48} | changes
     path.write_text(json.dumps({"version": 1, "arch": "sequential", "layers": [layer]}))
     return path
+
+
+@pytest.mark.skipif(CUDA in available_providers(), reason="ONNX Runtime has a GPU here")
+def test_a_provider_that_is_not_there_is_refused_before_the_search(refuse, tiny_checkpoint, digit_images, tmp_path):
+    arguments = [tiny_checkpoint, "--trust-pickle", "--data", digit_images, *SMALL, "--out", tmp_path / "out"]
+    assert "--provider cuda: this ONNX Runtime" in refuse("bocompress-export", *arguments, "--provider", "cuda")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import swin_t
 
 from benchmarks.layer_latency import LayerClock, time_in_turn
+from benchmarks.sessions import CUDA
 from compressor.attention import open_attention
 from compressor.costs import MEASURED_RANKS, cost_tables, saves_nothing
 from compressor.factors import METHODS
@@ -153,16 +154,17 @@ def test_a_layer_is_measured_once(tmp_path, monkeypatch) -> None:
     calls = []
     monkeypatch.setattr("benchmarks.layer_latency.time_in_turn", lambda *given: calls.append(given) or [1.5, 2.5])
     value, cache = np.zeros((1, 8, 4, 4), np.float32), tmp_path / "deep" / "cache.json"
-    clock = LayerClock(1, cache)
+    clock = LayerClock(1, cache=cache)
     assert clock.measure("layer", lambda: [], value) == [1.5, 2.5] == clock.measure("layer", lambda: [], value)
-    assert LayerClock(1, cache).measure("layer", lambda: pytest.fail("made again"), value) == [1.5, 2.5]
+    assert LayerClock(1, cache=cache).measure("layer", lambda: pytest.fail("made again"), value) == [1.5, 2.5]
     assert len(calls) == 1
-    LayerClock(2, cache).measure("layer", lambda: [], value)
+    LayerClock(2, cache=cache).measure("layer", lambda: [], value)
+    LayerClock(1, CUDA, cache).measure("layer", lambda: [], value)
     clock.measure("other layer", lambda: [], value)
     clock.measure("layer", lambda: [], value[..., :2])
-    assert len(calls) == 4
+    assert len(calls) == 5
     cache.write_text('{"damaged')
-    assert LayerClock(1, cache).measure("layer", lambda: [], value) == [1.5, 2.5]
+    assert LayerClock(1, cache=cache).measure("layer", lambda: [], value) == [1.5, 2.5]
 
 
 # --- The whole job ---------------------------------------------------------------------------------------------

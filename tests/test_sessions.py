@@ -1,12 +1,22 @@
 """Which providers count as there, and sessions that say what is wrong with a file."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import sessions
-from benchmarks.sessions import CPU, CUDA, TENSORRT, available_providers, open_run, open_session, tile_batch
+from benchmarks.sessions import (
+    CPU,
+    CUDA,
+    TENSORRT,
+    available_providers,
+    explain_absence,
+    open_run,
+    open_session,
+    tile_batch,
+)
 from compressor.errors import BocompressError, InputError
 
 
@@ -50,6 +60,25 @@ def test_an_opened_file_runs_and_tells_its_load_time(tmp_path: Path) -> None:
     assert 0 < opened.load_ms < 60_000
     with pytest.raises(BocompressError, match=r"does not run on inputs of shape \[2, 2\]"):
         open_run(path, np.ones((2, 2), np.float32), CPU, threads=1)
+
+
+def test_a_model_in_memory_runs_like_a_file() -> None:
+    open_run(sessions.probe_model(), np.ones(1, np.float32), CPU, threads=1).run()
+    with pytest.raises(BocompressError, match=r"a model in memory does not run on inputs of shape \[2, 2\]"):
+        open_run(sessions.probe_model(), np.ones((2, 2), np.float32), CPU, threads=1)
+    with pytest.raises(BocompressError, match="cannot load a model in memory"):
+        open_run(b"no network", np.ones(1, np.float32), CPU, threads=1)
+
+
+def test_it_is_said_what_a_provider_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "available_providers", lambda: [CPU])
+    monkeypatch.setattr(sessions.ort, "get_available_providers", lambda: [CPU])
+    assert explain_absence(["cpu"]) is None
+    absence = explain_absence(["cpu", "cuda"])
+    assert absence is not None
+    assert re.search("cannot run on cuda: that takes the package onnxruntime-gpu.*here there is cpu", absence)
+    monkeypatch.setattr(sessions.ort, "get_available_providers", lambda: [CUDA, CPU])
+    assert "cannot run on cuda: it was built for cuda, but the driver" in str(explain_absence(["cuda"]))
 
 
 def test_what_cannot_be_opened_is_told(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import layer_latency, rank_steps
 from benchmarks.latency import summarise
-from benchmarks.sessions import CPU
+from benchmarks.sessions import CPU, CUDA
 from benchmarks.size import count_params, file_bytes
-from compressor import apply_plan, compress, rank_search, targets
+from compressor import apply_plan, compress, pipeline, rank_search, targets
 from compressor.architectures import Transform
 from compressor.drops import DropCurve, DropGauge, Measurement, sampling_weights
 from compressor.errors import InputError
@@ -316,6 +317,28 @@ def test_milliseconds_are_measured_until_they_are_kept(tiny, pictures, tmp_path,
     assert target.reached == pytest.approx(1.0 + 1e-4 * report.params.compressed)
 
 
+def test_times_are_those_of_the_provider_asked_for(tiny, pictures, tmp_path, monkeypatch) -> None:
+    """Whatever is timed for the search is timed there; the CPU stands in for a GPU."""
+    asked = []
+
+    def on_the_cpu(measure):
+        def stand_in(*given, **named):
+            names = [value for value in given if isinstance(value, str)]
+            asked.append((measure.__name__, names == [CUDA]))
+            return measure(*(CPU if isinstance(value, str) else value for value in given), **named)
+
+        return stand_in
+
+    monkeypatch.setattr(pipeline, "explain_absence", lambda providers: None)
+    monkeypatch.setattr(rank_search, "_latency_cache", lambda: None)
+    for module, name in ((layer_latency, "time_in_turn"), (rank_steps, "time_in_turn"), (targets, "measure_latency")):
+        monkeypatch.setattr(module, name, on_the_cpu(getattr(module, name)))
+    timed = {"cost": "latency", "provider": "cuda", "rank_multiple": None}
+    report = compressed(tiny, pictures, tmp_path / "out", "ratio", 0.9, **timed)
+    assert report.provider == CUDA
+    assert set(asked) == {("time_in_turn", True), ("measure_latency", True)}
+
+
 @pytest.mark.parametrize(
     ("wish", "cost", "asked", "reached"),
     [("latency", "latency", 2.0, 2.5), ("latency", "latency", 3.0, 2.5), ("ratio", "latency", 0.5, 0.25)],
@@ -324,10 +347,10 @@ def test_a_time_is_judged_by_the_delivered_file(wish: Wish, cost: Cost, asked: f
     before = TargetRecord(wish=wish, asked=asked, reached=0.1, at_most=0.1, met=True)
     samples = np.full((4, 5), 10.0)
     last = summarise(samples, samples / 4, threads=1, batch_size=1)
-    after = targets.with_last_timing(before, cost, {CPU: last})
+    after = targets.with_last_timing(before, cost, last)
     assert (after.reached, after.at_most, after.met) == (pytest.approx(reached), after.reached, reached <= asked)
-    assert targets.with_last_timing(before, cost, {}) == before
-    assert targets.with_last_timing(before, "params", {CPU: last}) == before
+    assert targets.with_last_timing(before, cost, None) == before
+    assert targets.with_last_timing(before, "params", last) == before
 
 
 @pytest.mark.parametrize("refine", [True, False])
