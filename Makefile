@@ -22,7 +22,7 @@ TRAINED = $(if $(OTHER),,demo/resnet18-digits.pt)
 FRESH = $(if $(filter file,$(origin OUT)),rm -rf "$(OUT)")
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
 
-.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test lint docs bench-uniform bench-factors bench-search bench-objectives bench-targets bench-certificates bench-overhead bench-coverage bench-finetune bench-recipe bench bench-gpu bench-harness clean
+.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test lint docs bench-uniform bench-factors bench-search bench-objectives bench-targets bench-certificates bench-overhead bench-candidates bench-coverage bench-finetune bench-recipe bench bench-gpu bench-harness clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -103,6 +103,9 @@ bench-certificates: $(READY)  ## how often stopped searches are wrong where the 
 
 bench-overhead: $(READY)  ## what the search costs beside its looks, at 16 and 50 layers
 	$(BIN)/python -m benchmarks.peers.overhead
+
+bench-candidates: $(READY)  ## MODEL, DATA, SIZE: what a look at a candidate costs beside a bare forward pass
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.candidates $(MODEL) $(DATA) --input-size $(SIZE)
 
 bench-coverage: $(READY)  ## every torchvision classifier compressed at half of every cap, exported, verified (an hour or more)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'

@@ -72,7 +72,7 @@ class ImageSet:
         if not self.mean:
             return chosen
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (chosen.float() / 255 - mean) / std
+        return chosen.float().div_(255).sub_(mean).div_(std)
 
     def subset(self, indices: Indices) -> "ImageSet":
         """The images at `indices`, in that order."""

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -60,7 +61,7 @@ class FoundLayer:
         assert self.method is not None
         return num_params_table(self.method, self.shape, self.num_groups, self.cap, self.params)
 
-    @property
+    @cached_property
     def dense_rank(self) -> int:
         """The search's number for "stays dense": one above the last rank that makes the layer smaller."""
         return len(self.params_by_rank())

@@ -23,7 +23,7 @@ from compressor.hashing import hash_images, hash_tensors
 from compressor.job import JOURNAL, Choice, Job, Settings
 from compressor.layers import FoundLayer, compressible, factorised_ranks, with_method
 from compressor.linearise import Lineariser
-from compressor.network import build_candidate
+from compressor.network import Candidates
 from compressor.objective import Objective, default_gamma
 from compressor.plan import make_plan
 from compressor.precision import tell
@@ -91,6 +91,11 @@ class RankSearch:
 
     def __exit__(self, *_: object) -> None:
         self._workers.__exit__()
+
+    @property
+    def target(self) -> Target | None:
+        """What gamma is found for, as far as the search has learnt it."""
+        return None if self._search is None else self._search.target
 
     def begin(self, target: Target) -> Choice | None:
         """The plan that the start leads to before its last step; None where it takes none."""
@@ -166,10 +171,11 @@ def _evaluation(
     measure: FunctionNorm | Risk, teacher: nn.Module, parts: Sequence[Decomposed], space: RankSpace
 ) -> Evaluate:
     """A function of its own, so that workers are sent what it needs alone."""
-    layers, factors = [part.layer for part in parts], {part.layer.name: part.factors for part in parts}
+    layers = [part.layer for part in parts]
+    candidates = Candidates(teacher, {part.layer.name: part.factors for part in parts})
 
     def evaluate(ranks: Ranks, indices: np.ndarray) -> Losses:
-        candidate = build_candidate(teacher, factors, factorised_ranks(layers, space.layer_ranks(ranks)))
+        candidate = candidates.build(factorised_ranks(layers, space.layer_ranks(ranks)))
         return measure.losses(pruned_copy(candidate, space.prune_fraction(ranks)), indices)
 
     return evaluate

@@ -66,6 +66,7 @@ def results_page() -> str:
             ("targets*.json", _targets_section),
             ("certificates.json", _certificates_section),
             ("overhead.json", _overhead_section),
+            ("candidates*.json", _candidates_section),
             ("harness*.json", _harness_section),
             ("finetune*.json", _finetune_section),
             ("recipe*.json", _recipe_section),
@@ -389,6 +390,28 @@ def _overhead_section(path: Path) -> str:
                 "ms per look": lambda r: f"{1000 * r['cpu_seconds_per_look']:.0f}",
                 "share": lambda r: f"{100 * r['share_beside_looks']:.1f} %",
                 "stopped because": lambda r: r["stopped_because"],
+            },
+            study["rows"],
+        ),
+    ]
+    return "\n\n".join(lines)
+
+
+def _candidates_section(path: Path) -> str:
+    study = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        f"## {study['study']}: what a look costs beside a bare forward pass",
+        f"{study['network']} at {study['input_size']} px, gamma {study['gamma']:g}: every look of a search repeated, "
+        f"timed in turn with a pass of the same plan's finished network over the same images; the least of "
+        f"{study['repeats']} repeats, processor time of one thread. Ratio: of the sums; quartiles over looks. "
+        f"{_machine(study)}",
+        _table(
+            {
+                "factors": lambda r: r["factors"],
+                "looks": lambda r: str(r["looks"]),
+                "look ms": lambda r: f"{r['candidate_ms']:.0f}",
+                "pass ms": lambda r: f"{r['bare_ms']:.0f}",
+                "ratio": lambda r: f"{r['ratio']:.2f} ({r['ratio_quartiles'][0]:.2f} to {r['ratio_quartiles'][1]:.2f})",
             },
             study["rows"],
         ),

@@ -1,5 +1,6 @@
 """Candidates of real networks: exact at full rank, as large as the plan says, and harmless to the original."""
 
+import pickle
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import nn
 
 from compressor.factors import METHODS, Factors
 from compressor.layers import FoundLayer, compressible, find_layers
-from compressor.network import build_candidate, detach_from_original
+from compressor.network import KEPT_PER_LAYER, Candidates, build_candidate, detach_from_original
 from compressor.prune import prune_smallest
 from compressor.search.space import RankSpace
 
@@ -74,6 +75,43 @@ def test_at_full_rank_the_whole_network_is_the_original(arch: str, method: str) 
     dense = dict(subject.model.named_modules())
     assert all(isinstance(candidate.get_submodule(name), nn.Sequential) for name in ranks if name in dense)
     assert subject.error(candidate) < 1e-4
+
+
+def test_networks_of_one_search_are_those_built_alone_and_share_their_layers(mobilenet: Subject) -> None:
+    candidates, before = Candidates(mobilenet.model, mobilenet.factors), snapshot(mobilenet.model)
+    first, second = ({layer.name: 1 + step for layer in mobilenet.layers[step:]} for step in (0, 1))
+    made = [candidates.build(ranks) for ranks in (first, second, first)]
+    for network, ranks in zip(made, (first, second, first), strict=True):
+        assert_same(network, snapshot(build_candidate(mobilenet.model, mobilenet.factors, ranks)))
+    name = mobilenet.layers[0].name
+    assert made[0].get_submodule(name) is made[2].get_submodule(name)
+    assert made[1].get_submodule(name) is not mobilenet.model.get_submodule(name)
+    assert_same(mobilenet.model, before)
+    sent = pickle.loads(pickle.dumps(candidates))
+    assert_same(sent.build(first), snapshot(made[0]))
+
+
+def test_what_is_kept_for_other_candidates_is_bounded(mobilenet: Subject) -> None:
+    name = max(mobilenet.layers, key=lambda layer: layer.cap).name
+    candidates = Candidates(mobilenet.model, {name: mobilenet.factors[name]})
+    first = candidates.build({name: 1}).get_submodule(name)
+    assert candidates.build({name: 1}).get_submodule(name) is first
+    for rank in range(2, KEPT_PER_LAYER + 2):
+        candidates.build({name: rank})
+    assert candidates.build({name: 1}).get_submodule(name) is not first
+
+
+def test_a_copy_keeps_what_a_module_holds_and_hears_nothing_of_the_originals_hooks() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+    model.notes = {"kept": [1, 2]}  # type: ignore[assignment]
+    candidate = build_candidate(model, {}, {})
+    calls = []
+    model[0].register_forward_hook(lambda *_: calls.append("original"))
+    candidate[0].register_forward_hook(lambda *_: calls.append("candidate"))  # type: ignore[index, operator]
+    candidate(torch.zeros(1, 3, 8, 8))
+    assert calls == ["candidate"]
+    assert candidate.notes == {"kept": [1, 2]}
+    assert candidate.notes is not model.notes
 
 
 def test_a_low_rank_is_not_the_original(mobilenet: Subject) -> None:

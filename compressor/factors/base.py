@@ -56,9 +56,25 @@ def tail_energy(squared_singular_values: Tensor) -> list[float]:
     return [*tails.tolist(), 0.0]
 
 
+class _EmptyConv2d(nn.Conv2d):
+    """A convolution whose weights are about to be given: to draw some, even on the meta device, takes four times as
+    long as all the rest, and a candidate network has dozens."""
+
+    def reset_parameters(self) -> None:
+        """Draws nothing."""
+
+
+class _EmptyLinear(nn.Linear):
+    """A linear layer likewise."""
+
+    def reset_parameters(self) -> None:
+        """Draws nothing."""
+
+
 def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear layer around existing tensors; `weight` is (Co, Ci)."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer = _EmptyLinear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.__class__ = nn.Linear  # type: ignore[assignment]
     return _adopt(layer, weight, bias)
 
 
@@ -67,7 +83,7 @@ def make_conv(weight: Tensor, bias: Tensor | None, like: nn.Conv2d, groups: int,
 
     `geometry` gives stride, padding and dilation; the padding mode is that of `like`.
     """
-    layer = nn.Conv2d(
+    layer = _EmptyConv2d(
         weight.shape[1] * groups,
         weight.shape[0],
         (weight.shape[2], weight.shape[3]),
@@ -77,6 +93,7 @@ def make_conv(weight: Tensor, bias: Tensor | None, like: nn.Conv2d, groups: int,
         device="meta",
         **geometry,
     )
+    layer.__class__ = nn.Conv2d  # type: ignore[assignment]
     return _adopt(layer, weight, bias)
 
 

@@ -30,8 +30,9 @@ class SplitFactors(Factors):
         if metric is not None:
             first = _leading_directions(kernel, metric)
         else:
-            left, self._truncated, squares = split_grouped_matrices(kernel.transpose(1, 2).flatten(2))
+            left, right, squares = split_grouped_matrices(kernel.transpose(1, 2).flatten(2))
             first, self._tail = left.mT, tail_energy(squares)
+            self._truncated = right.unflatten(-1, (kernel.shape[1], -1)).transpose(1, 2).contiguous()
         self._set(first, metric, limit)
 
     @classmethod
@@ -45,10 +46,15 @@ class SplitFactors(Factors):
     def _set(self, first: Tensor, metric: Metric | None, limit: int | None) -> None:
         self.max_rank = first.shape[1] if limit is None else min(limit, first.shape[1])
         self._first = first[:, : self.max_rank]
-        self._refit = self._mean = None
+        self._refit = None
         if metric is not None:
-            self._first, self._mean = self._first.double().cpu(), metric.mean
-            self._refit = NestedRefit(self.kernel(self._layer).double().cpu(), metric, self._first)
+            self._first, kernel = self._first.double().cpu(), self.kernel(self._layer).double().cpu()
+            self._refit = NestedRefit(kernel, metric, self._first)
+            mean = metric.mean.reshape(len(kernel), -1, kernel.shape[-1])
+            self._mean_features = torch.einsum("gka,gaw->gkw", self._first, mean)
+            self._mean_outputs = torch.einsum("goaw,gaw->go", kernel, mean)
+            if self._layer.bias is not None:
+                self._mean_outputs += self._layer.bias.detach().double().cpu().reshape(self._mean_outputs.shape)
 
     @staticmethod
     @abstractmethod
@@ -63,12 +69,11 @@ class SplitFactors(Factors):
         self.check_rank(rank)
         layer, first = self._layer, self._first[:, :rank]
         if self._refit is None:
-            groups, num_out, _, width = self.kernel(layer).shape
-            second = self._truncated[:, :rank].reshape(groups, rank, num_out, width).transpose(1, 2)
-            return self.assemble(first, second, layer.bias)
+            return self.assemble(first, self._truncated[:, :, :rank], layer.bias)
         second = self._refit.second(rank)
-        bias = self._bias(first, second)
-        return self.assemble(*(part.to(layer.weight) for part in (first, second, bias)))
+        # The layer's bias plus the mean of what the factors leave out.
+        bias = self._mean_outputs - torch.einsum("gokw,gkw->go", second, self._mean_features[:, :rank])
+        return self.assemble(*(part.to(layer.weight) for part in (first, second, bias.flatten())))
 
     def first(self, rank: int) -> Tensor:
         """The first factor (groups, rank, a)."""
@@ -80,17 +85,6 @@ class SplitFactors(Factors):
 
     def squared_error(self, rank: int) -> float:
         return self._tail[rank] if self._refit is None else self._refit.squared_error(rank)
-
-    def _bias(self, first: Tensor, second: Tensor) -> Tensor:
-        """The layer's bias plus the mean of what the factors leave out."""
-        assert self._mean is not None
-        kernel = self.kernel(self._layer).double().cpu()
-        mean = self._mean.reshape(len(kernel), -1, kernel.shape[-1])
-        wanted = torch.einsum("goaw,gaw->go", kernel, mean)
-        given = torch.einsum("gokw,gka,gaw->go", second, first, mean)
-        left_out = (wanted - given).flatten()
-        bias = self._layer.bias
-        return left_out if bias is None else bias.detach().double().cpu() + left_out
 
 
 def _leading_directions(kernel: Tensor, metric: Metric) -> Tensor:

@@ -1,0 +1,131 @@
+"""What looking at a candidate costs beside a bare forward pass of the same network, once finished, on the same images.
+
+    python -m benchmarks.peers.candidates MODEL DATA --input-size 64
+
+A search runs as by default, with factors fitted to images. Its looks at whole plans are then repeated in their order,
+each of them timed in turn with a bare pass of the plan's network: tensors of its own, images at hand. Processor time of
+one thread; the first repeats the start cold, as a search begins.
+"""
+
+import functools
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import click
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.peers.loading import load_squares
+from benchmarks.study import write_results
+from compressor import pipeline, rank_search
+from compressor.job import Job, Settings, Source
+from compressor.layers import factorised_ranks
+from compressor.network import build_candidate, detach_from_original
+from compressor.progress import progress_for_stderr
+from compressor.rank_search import RankSearch
+from compressor.search.settings import SearchSettings
+from compressor.search.space import Ranks
+from compressor.search.workers import Evaluate
+
+LookAt = tuple[Ranks, np.ndarray]
+LEAST_IMAGES = 10  # a bare pass of fewer is over before it can be timed
+REPEATS = 3  # the least of so many is taken, for either
+
+
+def measure(job: Job) -> list[dict[str, Any]]:
+    """One row for every look of a search: milliseconds of the candidate and of a bare pass."""
+    looks: list[LookAt] = []
+    made = rank_search._evaluation
+
+    def recording(*given: Any) -> Evaluate:
+        evaluate = made(*given)
+
+        def record(ranks: Ranks, indices: np.ndarray) -> Any:
+            looks.append((ranks.copy(), indices.copy()))
+            return evaluate(ranks, indices)
+
+        return record
+
+    norm = pipeline.function_norm(job)
+    with mock.patch.object(rank_search, "_evaluation", recording), RankSearch(job, norm, resume=False) as search:
+        search.run()
+    whole = [look for look in looks if len(look[1]) >= LEAST_IMAGES]
+    repeats = [_time_all(job, search, norm, made, whole) for _ in range(REPEATS)]
+    candidate_ms, bare_ms = np.array(repeats).min(0).T
+    return [
+        {"images": len(indices), "candidate_ms": float(candidate), "bare_ms": float(bare)}
+        for (_, indices), candidate, bare in zip(whole, candidate_ms, bare_ms, strict=True)
+    ]
+
+
+def _time_all(
+    job: Job, search: RankSearch, norm: Any, make: Callable[..., Evaluate], looks: list[LookAt]
+) -> list[tuple[float, float]]:
+    """Milliseconds of each look and of its bare pass, with nothing kept from before the first."""
+    evaluate = make(norm, job.teacher, search.parts, search.space)
+    times = []
+    for ranks, indices in looks:
+        candidate = _milliseconds(functools.partial(evaluate, ranks, indices))
+        network, images = _finished(job, search, ranks), norm.images.batch(indices)
+        with torch.inference_mode():
+            times.append((candidate, _milliseconds(functools.partial(network, images))))
+    return times
+
+
+def _finished(job: Job, search: RankSearch, ranks: Ranks) -> nn.Module:
+    layers = [part.layer for part in search.parts]
+    kept = factorised_ranks(layers, search.space.layer_ranks(ranks).tolist())
+    factors = {part.layer.name: part.factors for part in search.parts}
+    return detach_from_original(build_candidate(job.teacher, factors, kept)).eval()
+
+
+def _milliseconds(run: Callable[[], Any]) -> float:
+    began = time.thread_time()
+    run()
+    return 1000.0 * (time.thread_time() - began)
+
+
+@click.command()
+@click.argument("model_path", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--input-size", type=int, required=True)
+@click.option("--images", "num_images", default=2000, show_default=True)
+@click.option("--gamma", default=0.03, show_default=True)
+@click.option("--factors", default="weight,auto", show_default=True, help="Kinds, separated by commas.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--name", default="candidates", show_default=True, help="Name of the results file.")
+def main(
+    model_path: Path, data: Path, input_size: int, num_images: int, gamma: float, factors: str, seed: int, name: str
+) -> None:
+    """Run the study and write benchmarks/results/NAME.json."""
+    torch.set_num_threads(1)
+    began, rows, progress = time.perf_counter(), [], progress_for_stderr()
+    loaded, images, _ = load_squares(model_path, data, input_size, num_images)
+    for kind in factors.split(","):
+        settings = Settings(gamma=gamma, factors=kind, search=SearchSettings(seed=seed))  # type: ignore[arg-type]
+        with tempfile.TemporaryDirectory() as folder:
+            job = pipeline.prepare(loaded.model, images, Path(folder) / "job", settings, Source(loaded.arch), progress)
+            looks = measure(job)
+        candidate, bare = (np.array([look[key] for look in looks]) for key in ("candidate_ms", "bare_ms"))
+        rows.append(
+            {
+                "factors": kind,
+                "looks": len(looks),
+                "candidate_ms": float(np.median(candidate)),
+                "bare_ms": float(np.median(bare)),
+                "ratio": float(candidate.sum() / bare.sum()),
+                "ratio_quartiles": np.quantile(candidate / bare, [0.25, 0.75]).tolist(),
+            }
+        )
+        progress.say(str(rows[-1]))
+    about = {"network": loaded.arch, "input_size": input_size, "gamma": gamma, "seed": seed, "repeats": REPEATS}
+    write_results(name, about, rows, began)
+
+
+if __name__ == "__main__":
+    main()
