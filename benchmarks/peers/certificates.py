@@ -160,6 +160,7 @@ def summarise(family: Family, rule: str, runs: Sequence[Run]) -> dict[str, objec
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--problems", type=int, default=200, help="per number of dimensions")
+    parser.add_argument("--first", type=int, default=0, help="number of the first problem, where others run elsewhere")
     parser.add_argument("--name", default="certificates", help="of the file in benchmarks/results")
     parser.add_argument("--add", action="store_true", help="go on from the problems that the results file holds")
     arguments = parser.parse_args()
@@ -180,7 +181,7 @@ def main() -> None:
             pair: [Run(*run) for run in json.loads(done)] for pair, done in zip(pairs, earlier["runs"], strict=True)
         }
     with threadpool_limits(limits=1):
-        for number in range(len(runs[pairs[0]]), arguments.problems):
+        for number in range(arguments.first + len(runs[pairs[0]]), arguments.first + arguments.problems):
             for family in FAMILIES:
                 for rule, run in run_problem(family, number).items():
                     runs[family, rule].append(run)

@@ -15,6 +15,7 @@ from compressor.search.settings import SearchSettings
 from compressor.search.space import Ranks
 from compressor.search.start import PROBE_IMAGES, PROBE_RANKS
 
+FRESH_STREAM = 81
 PAPER: dict[str, Any] = {
     "surrogate": "plain",
     "coordinates": "linear",
@@ -27,10 +28,19 @@ PAPER: dict[str, Any] = {
 }
 
 
-def with_settings(**changes: Any) -> Run:
+def fresh_look(attempt: Attempt, ranks: Ranks, indices: NDArray[np.int64]) -> Losses:
+    """A look at as many images drawn at random, under the names of those asked for."""
+    rng = np.random.default_rng([FRESH_STREAM, attempt.seed, attempt.looks])
+    drawn = rng.choice(attempt.problem.num_images, len(indices), replace=False)
+    return replace(attempt.look(ranks, drawn), indices=indices)
+
+
+def with_settings(fresh: bool = False, **changes: Any) -> Run:
     """The search with some of `SearchSettings` changed; it counts evaluations, of which the budget allows so many.
 
-    Until its first test, which comes after the start, the best look at a joint plan stands for its incumbent.
+    Until its first test, which comes after the start, the best look at a joint plan stands for its incumbent. `fresh`
+    gives every look images of its own in place of those it asks for, which other looks may share: the correlation that
+    the search then finds is none, and its noise matrix is diagonal.
     """
 
     def search(attempt: Attempt) -> Iterator[Step]:
@@ -42,7 +52,7 @@ def with_settings(**changes: Any) -> Run:
         best = BestObserved(attempt)
 
         def look(ranks: Ranks, indices: NDArray[np.int64]) -> Losses:
-            losses = attempt.look(ranks, indices)
+            losses = fresh_look(attempt, ranks, indices) if fresh else attempt.look(ranks, indices)
             if not tested and len(indices) >= settings.samples // 2:  # looks at single layers take fewer
                 steps.extend(best.is_beaten_by(ranks, attempt.value(ranks, losses.mean)))
             return losses
