@@ -5,6 +5,7 @@ top-1 is eight. All networks measured are taken together, the drop as a power of
 was lucky. Each time the search goes on with every look it has made.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -20,17 +21,19 @@ from compressor.records import TargetRecord, TargetStep
 from compressor.search.drop_target import DROP_EXPONENT, drop_target
 from compressor.search.target import Target
 
-MAX_STEPS = 4
+MAX_STEPS = 3
 MOST_STEPS = 7  # while nothing keeps to the wish
-GOOD_SHARE = 0.8  # a step that keeps to the wish and uses this share of it is good enough
-AIM = 0.9  # of what is asked for
+GOOD_SHARE = 0.9  # a step that keeps to the wish and uses this share of it is good enough
+AIM = 0.95  # of what is asked for
 DEVIATIONS = 1.6449  # of a normal distribution, 95 % on one side
 GAIN = 0.5  # of L by recalibration, a first guess
 LARGEST_MOVE = 4.0  # of the limit of L, in one step
 SMALLEST_LOSS, LARGEST_LOSS = 1e-12, 1e30
-# Decisions change where the original's two best outputs lie close together: on ResNet-18 all that changed at drops up
-# to 2 points were among the closest 36 %. Those are looked at in full, of the others a few, which count for all.
-CLOSE, SHARE_OF_OTHERS = 0.3, 0.1
+# Decisions change where the original's two best outputs lie close together, beside what two outputs move apart by at
+# this L, the root of 2 L / C: in six ResNet-18 of L from 0.04 to 0.19 none changed beyond 7.2 of that. Those within are
+# looked at in full, up to the closest 30 % (larger drops are larger beside their noise), of the others a few, which
+# count for all.
+REACH, MOST_CLOSE, SHARE_OF_OTHERS = 8.0, 0.3, 0.1
 SAMPLE_STREAM = 9
 
 
@@ -54,18 +57,22 @@ class DropGauge:
 
     Args:
         norms: the function norms on these images, one or more sets.
-        thrifty: with labels, look at all images where the original's decision is close, and at some of the others.
     """
 
-    def __init__(self, norms: Sequence[FunctionNorm], thrifty: bool = False, seed: int = 0) -> None:
+    def __init__(self, norms: Sequence[FunctionNorm]) -> None:
         self._norms = norms
         self.num_images = sum(len(norm.images) for norm in norms)
         self.is_labelled = all(norm.labels is not None for norm in norms)
         self.energy = sum(norm.teacher_energy * len(norm.images) for norm in norms) / self.num_images
-        targets = torch.cat([norm.targets for norm in norms])
-        rng = np.random.default_rng([seed, SAMPLE_STREAM])
-        some = thrifty and self.is_labelled
-        self._weights = sampling_weights(targets, rng) if some else np.ones(self.num_images)
+        self._weights = np.ones(self.num_images)
+
+    def thrifty(self, loss: float, seed: int) -> "DropGauge":
+        """The same, with labels, from all images where a network of this L may decide otherwise, and some others."""
+        if not self.is_labelled:
+            return self
+        part, targets = copy.copy(self), torch.cat([norm.targets for norm in self._norms])
+        part._weights = sampling_weights(targets, loss, np.random.default_rng([seed, SAMPLE_STREAM]))
+        return part
 
     @property
     def image_passes(self) -> int:
@@ -86,14 +93,16 @@ class DropGauge:
         return Measurement(max(losses / self.num_images, SMALLEST_LOSS), scores)
 
 
-def sampling_weights(targets: Tensor, rng: np.random.Generator) -> np.ndarray:
-    """How many images each one stands for (n,), by the original's outputs (n, classes); 0 where it is left out.
+def sampling_weights(targets: Tensor, loss: float, rng: np.random.Generator) -> np.ndarray:
+    """How many images each one stands for (n,), by the original's outputs (n, classes), for networks that move them by
+    `loss`; 0 where it is left out.
 
     Horvitz and Thompson (1952): means of weighted values are unbiased, wherever decisions change.
     """
     best = targets.double().topk(2, dim=1).values.cpu().numpy()
     margins = best[:, 0] - best[:, 1]
-    close = margins <= np.quantile(margins, CLOSE)
+    reach = REACH * (2.0 * loss / targets.shape[1]) ** 0.5
+    close = margins <= min(reach, np.quantile(margins, MOST_CLOSE))
     others = rng.permutation(np.flatnonzero(~close))
     some = others[: int(np.ceil(SHARE_OF_OTHERS * len(others)))]
     weights = close.astype(float)
@@ -138,8 +147,18 @@ def reach_drop(job: Job, search: RankSearch, norm: FunctionNorm, wanted: Wanted)
     search's, whose function norm is `norm`."""
     assert job.deciding is not None
     deciding = FunctionNorm(job.teacher, job.deciding, job.device)
-    gauge = DropGauge([norm, deciding], thrifty=True, seed=job.settings.search.seed)
-    return _Drop(job, search, norm, wanted, gauge).reach()
+    gauge = DropGauge([norm, deciding])
+    first = _first_target(job, wanted, gauge)
+    return _Drop(job, search, norm, wanted, gauge.thrifty(first.most, job.settings.search.seed)).reach(first)
+
+
+def _first_target(job: Job, wanted: Wanted, gauge: DropGauge) -> Target:
+    """The limit of L by what is known of networks at large."""
+    gain = GAIN if job.settings.recalibrate and len(job.calibration) else 1.0
+    asked = AIM * wanted.value
+    if gauge.is_labelled:
+        return drop_target(asked, gauge.energy, gauge.num_images, DEVIATIONS, gain)
+    return Target("loss", asked / 100.0 * gauge.energy / gain)
 
 
 class _Drop:
@@ -152,12 +171,13 @@ class _Drop:
         self._asked = wanted.value
         self._gauge = gauge
 
-    def reach(self) -> Realised:
-        asked, target, probes, tries = self._asked, self._first_target(), list[_Try](), list[_Try]()
+    def reach(self, target: Target) -> Realised:
+        """The result, the first limit of L being `target`."""
+        asked, probes, tries = self._asked, list[_Try](), list[_Try]()
         begun = self._search.begin(target)
         if begun is not None:
             probes.append(self._build(begun))
-            target = self._next_target(probes, self._learn(probes))
+            target = self._between(self._search.target, self._next_target(probes, self._learn(probes)))
         choice = self._search.run(target)
         while choice.ranks not in [one.realised.choice.ranks for one in tries]:
             tries.append(self._taken_from(probes, choice) or self._build(choice))
@@ -183,13 +203,6 @@ class _Drop:
         self._say(measured[-1], curve)
         return curve
 
-    def _first_target(self) -> Target:
-        gain = GAIN if self._job.settings.recalibrate and len(self._job.calibration) else 1.0
-        asked, gauge = AIM * self._asked, self._gauge
-        if gauge.is_labelled:
-            return drop_target(asked, gauge.energy, gauge.num_images, DEVIATIONS, gain)
-        return Target("loss", asked / 100.0 * gauge.energy / gain)
-
     def _build(self, choice: Choice) -> _Try:
         realised = realise(self._job, choice, self._norm)
         with self._job.progress.stage(f"measuring the drop on {self._gauge.num_images} images"):
@@ -201,6 +214,13 @@ class _Drop:
         nearest = min(tries, key=lambda one: abs(np.log(wanted / one.measured.loss)))
         move = np.clip(wanted / nearest.measured.loss, 1 / LARGEST_MOVE, LARGEST_MOVE)
         return Target("loss", float(nearest.realised.choice.believed_loss * move))
+
+    def _between(self, learnt: Target | None, measured: Target) -> Target:
+        """With labels, half way between what the looks' decisions say and what one network does: either is as noisy,
+        and what the search does for a wrong limit is lost."""
+        if learnt is None or not self._gauge.is_labelled:
+            return measured
+        return replace(measured, most=float((learnt.most * measured.most) ** 0.5))
 
     def _worth(self, one: _Try, curve: DropCurve) -> tuple[bool, float]:
         """Those that keep to the wish first, the smaller the better; then those that nearly do."""

@@ -16,7 +16,7 @@ from benchmarks.sessions import CPU, CUDA
 from benchmarks.size import count_params, file_bytes
 from compressor import apply_plan, compress, pipeline, rank_search, targets
 from compressor.architectures import Transform
-from compressor.drops import DropCurve, DropGauge, Measurement, sampling_weights
+from compressor.drops import REACH, DropCurve, DropGauge, Measurement, sampling_weights
 from compressor.errors import InputError
 from compressor.fidelity import FunctionNorm, Losses
 from compressor.images import ImageSet, load_folder
@@ -27,7 +27,7 @@ from compressor.plan import planned_layers, read_plan
 from compressor.records import Cost, Report, TargetRecord, Wish
 from compressor.search.drop_target import DROP_EXPONENT, drop_target
 from compressor.search.journal import Journal
-from compressor.search.loop import LOOKS_FOR_ANOTHER_TARGET, Search, SearchSettings
+from compressor.search.loop import LOOKS_FAR_AWAY, LOOKS_NEARBY, Search, SearchSettings
 from compressor.search.space import Ranks
 from compressor.search.target import Target, solve_dual
 from tests.test_search import NUM_IMAGES, Problem
@@ -102,7 +102,20 @@ def test_a_loss_gives_gamma_from_a_random_start_too() -> None:
     gamma = done.objective.gamma
     _, record = done.aim_at(Target("loss", 0.08))
     assert done.objective.gamma > gamma
-    assert record.evaluations <= first.evaluations + LOOKS_FOR_ANOTHER_TARGET
+    assert record.evaluations <= first.evaluations + LOOKS_FAR_AWAY
+
+
+def test_a_loss_nearby_is_landed_on_with_two_looks() -> None:
+    problem = Problem()
+    done = search(problem, Target("loss", 0.2))
+    _, first = done.run()
+    ranks, record = done.aim_at(Target("loss", 0.15))
+    assert record.evaluations <= first.evaluations + LOOKS_NEARBY
+    assert done.target is not None
+    assert done.target.is_near
+    assert done.believed_loss(ranks) == pytest.approx(done.target.middle, rel=0.15)
+    done.aim_at(Target("loss", 0.05))
+    assert not done.target.is_near
 
 
 def test_going_on_for_another_target_uses_the_looks_already_made() -> None:
@@ -181,9 +194,12 @@ def test_a_limit_is_where_the_bound_is_what_is_asked() -> None:
 def test_close_decisions_are_all_looked_at_and_the_others_are_stood_for() -> None:
     targets = torch.randn(1000, 10, generator=torch.Generator().manual_seed(0))
     margins = targets.topk(2).values.diff(dim=1).abs().squeeze(1).numpy()
-    weights = [sampling_weights(targets, np.random.default_rng(seed)) for seed in range(200)]
-    assert (weights[0][np.argsort(margins)[:300]] == 1).all()
-    assert (weights[0] > 0).sum() == 370
+    loss = 5.0 * (np.quantile(margins, 0.2) / REACH) ** 2  # two outputs of ten move apart by the root of 2 L / 10
+    weights = [sampling_weights(targets, 1.0001 * loss, np.random.default_rng(seed)) for seed in range(200)]
+    assert (weights[0][np.argsort(margins)[:200]] == 1).all()
+    assert (weights[0] > 0).sum() == 280
+    most = sampling_weights(targets, 100.0 * loss, np.random.default_rng(0))
+    assert (most > 0).sum() == 370
     assert weights[0].sum() == pytest.approx(1000)
     harms = (margins > np.quantile(margins, 0.9)).astype(float)  # where hardly any image is looked at
     found = [float((each * harms).mean()) for each in weights]

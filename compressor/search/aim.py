@@ -46,6 +46,16 @@ class Aim:
         anchors = self.rule.rank(belief, visited)[:NUM_ANCHORS]
         self.set_gamma(solve_gamma(self.target, belief, anchors, rng))
 
+    def settle(self, plan: Ranks) -> bool:
+        """Take what the plan (d,) is believed to lose for the target, if that is near, and leave gamma as it is."""
+        assert self.target is not None
+        loss = float(self._posterior.believe().function_norm(plan[None])[0][0])
+        nearby = self.target.at(loss)
+        if nearby is None:
+            return False
+        self.rule.target, self._has_aimed = nearby, True
+        return True
+
     def keep(self) -> None:
         """Find gamma again where there are enough new looks.
 
@@ -71,16 +81,20 @@ class Aim:
             return self.rule.rank(self._posterior.believe(), np.array(self._looks.state.ranks))[0]
 
     def landing(self, test: StopTest) -> Ranks | None:
-        """A plan (d,) that is expected to keep to a ratio and to be better than the incumbent, by what matters."""
-        if self.target is None or self.target.measure == "loss":
+        """A plan (d,) not looked at yet: one that is expected to keep to a ratio and to be better than the incumbent,
+        by what matters; or that which a target nearby prefers."""
+        if self.target is None or (self.target.measure == "loss" and not self.target.is_near):
             return None
         visited = np.array(self._looks.state.ranks)
         rng = np.random.default_rng([self._looks.settings.seed, LANDING_STREAM, len(visited)])
         belief, landing = test.score.belief, Landing(self.target, test.score.belief)
         plan, value = maximise(landing, belief.space, test.anchors, rng)
+        is_new = not (visited == plan).all(1).any()
+        if self.target.measure == "loss":
+            return plan if is_new else None
         incumbent = test.score.incumbent[None]
         of_plan, of_incumbent = self.target.of(belief, np.concatenate([plan[None], incumbent]))
-        if of_plan > self.target.most or (visited == plan).all(1).any():
+        if of_plan > self.target.most or not is_new:
             return None
         wasteful = of_incumbent < self.target.least <= of_plan
         gain = value - landing(incumbent)[0]

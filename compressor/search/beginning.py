@@ -67,12 +67,18 @@ class Beginning:
 
     def move_to_target(self, num_steps: int) -> None:
         """After `run`, find gamma for another target, and go there by the linear model, if there is one: what is
-        expected around a plan is off where L is several times as large or small."""
+        expected around a plan is off where L is several times as large or small.
+
+        Where the last step leads near a limit of L, the search is for that step's gamma: its plan is the best of the
+        model's for no other.
+        """
+        better = None
         if self._refinement is not None:
             for _ in range(num_steps):
-                self._refine(self._aim.best_plan())
+                better = self._refine(self._aim.best_plan())
         with self._posterior.thinking():
-            self._aim.take()
+            if better is None or not self._aim.settle(better):
+                self._aim.take()
 
     @property
     def flattering_images(self) -> np.ndarray:
@@ -191,11 +197,10 @@ class Beginning:
     def _first_images(self) -> np.ndarray:
         """Images for the next look of the start.
 
-        Where steps follow, half a look's images, the same for all plans, tell which is the best to begin from. What a
-        loss of accuracy or a risk is about takes more images.
+        Where steps follow, half a look's images, the same for all plans, tell which is the best to begin from.
         """
-        looks, target = self._looks, self._aim.target
-        if self._refinement is not None and not (target and target.measure == "loss"):
+        looks = self._looks
+        if self._refinement is not None:
             return looks.sampler.draw(0)[: max(2, looks.settings.samples // 2)]
         return looks.sampler.draw(len(looks.state.ranks))
 

@@ -16,9 +16,10 @@ from compressor.search.target import Target
 
 DROP_EXPONENT = 0.55  # of a drop in top-1, in the function norm
 # First guesses (ResNet-18 on CIFAR-10), and what they weigh: of decisions that change for better or worse per root of
-# the function norm over the output energy, and of the share of them that is lost on balance.
-CHANGES, WEIGHT_OF_CHANGES = 0.3, 10.0
-LOST_SHARE, WEIGHT_OF_LOST = 0.35, 30.0
+# the function norm over the output energy, and of the share of them that is lost on balance. Plans of the start change
+# much the same decisions: a dozen of them say no more than three or four that had nothing in common.
+CHANGES, WEIGHT_OF_CHANGES = 0.3, 40.0
+LOST_SHARE, WEIGHT_OF_LOST = 0.35, 120.0
 SMALLEST_LOST_SHARE = 0.05
 WIDEST = 30.0  # looks whose L is so many times as large or small say nothing about the limit
 
@@ -62,5 +63,7 @@ class DropTarget(Target):
 
 def drop_target(asked: float, energy: float, num_images: int, deviations: float, gain: float) -> DropTarget:
     """The target by first guesses alone."""
-    first = DropTarget("loss", energy, asked, energy, num_images, deviations, gain)
+    first = DropTarget(
+        "loss", energy, asked=asked, energy=energy, num_images=num_images, deviations=deviations, gain=gain
+    )
     return first.learn([])

@@ -27,7 +27,8 @@ from compressor.search.stopping import StopRule, StopTest
 from compressor.search.target import Target
 from compressor.search.workers import Evaluate, Workers
 
-LOOKS_FOR_ANOTHER_TARGET = 20  # at most
+# For another target, at most; what is believed holds nearby, and the plan is looked at that it says is the best.
+LOOKS_NEARBY, LOOKS_FAR_AWAY = 2, 20
 
 
 class Search:
@@ -83,6 +84,11 @@ class Search:
         return self._start(NUM_STEPS)
 
     @property
+    def target(self) -> Target | None:
+        """What gamma is found for, as far as it is learnt."""
+        return self._aim.target
+
+    @property
     def takes_steps(self) -> bool:
         """Whether the start takes steps by a linear model."""
         return self._beginning.takes_steps
@@ -102,11 +108,14 @@ class Search:
         met within the looks that are allowed for it.
         """
         begun, self._has_only_begun, self._champion = self._has_only_begun, False, None
+        if not begun:
+            target = target.after(self.target)
         self._aim.rule = StopRule(self._settings, target)
-        self._looks.most = self._settings.max_evaluations if begun else self._looks.count + LOOKS_FOR_ANOTHER_TARGET
+        looks = LOOKS_NEARBY if target.is_near else LOOKS_FAR_AWAY
+        self._looks.most = self._settings.max_evaluations if begun else self._looks.count + looks
         with threadpool_limits(limits=1, user_api="blas"):
             with suppress(BudgetSpent):
-                self._beginning.move_to_target(1 if begun else NUM_STEPS)
+                self._beginning.move_to_target(1 if begun else 0 if target.is_near else NUM_STEPS)
             return self._go_on()
 
     def _start(self, num_steps: int) -> tuple[Ranks, SearchRecord]:

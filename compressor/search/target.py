@@ -6,7 +6,7 @@ again whenever the hyperparameters are.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,7 +24,9 @@ MAX_GAMMA_STEPS = 20
 FIRST_STEP = 2.0
 SMALLEST_GAMMA, LARGEST_GAMMA = 1e-9, 1e9
 SMALLEST_LOSS = 1e-12
-FLATNESS = 0.02  # of J, for a factor e between the loss wanted and a plan's
+# Of J, for a factor e between the loss wanted and a plan's: while plans are sought, and where L is all that is left.
+FLATNESS, FLATNESS_NEARBY = 0.02, 0.1
+NEARBY = 2.0  # a limit of L is, that is no more than so many times as large or small
 TIGHTEST_RATIO, RATIO_TOLERANCE, LOSS_TOLERANCE = 0.01, 0.05, 0.15
 
 
@@ -35,11 +37,13 @@ class Target:
 
     A ratio is known, and kept to. An L is only believed: plans chosen for being the smallest that keep to one are those
     believed in wrongly, and looking at each can cost more than the whole search. But J is flat along the trade-off: of
-    plans nearly as good, the one nearest to the L that is wanted is preferred.
+    plans nearly as good, the one nearest to the L that is wanted is preferred; the more so if the target `is_near` one
+    that was searched for already, so that little more than L is to be changed.
     """
 
     measure: Measure
     most: float
+    is_near: bool = False
 
     @property
     def least(self) -> float:
@@ -52,6 +56,18 @@ class Target:
     def middle(self) -> float:
         """What gamma aims at, so that plans near its optimum keep to the target."""
         return (self.least + self.most) / 2
+
+    def after(self, other: "Target | None") -> "Target":
+        """This target, knowing that plans for the other are found."""
+        if other is None or not self.measure == other.measure == "loss":
+            return self
+        return replace(self, is_near=_are_near(self.most, other.most))
+
+    def at(self, loss: float) -> "Target | None":
+        """The target whose middle is this L; None if it is far from this target's, or that is a ratio."""
+        if self.measure == "ratio" or not _are_near(loss, self.middle):
+            return None
+        return replace(self, most=self.most * loss / self.middle)
 
     def learn(self, looks: Sequence[Losses]) -> "Target":
         """What to aim at after these looks of the start."""
@@ -71,13 +87,18 @@ class Target:
         loss, which is not kept to, the posterior mean of J less a little where L is not what is wanted."""
         if self.measure == "loss":
             mean, losses = belief.mean(ranks), np.maximum(belief.function_norm(ranks)[0], SMALLEST_LOSS)
-            return np.asarray(mean - FLATNESS * np.abs(mean * np.log(losses / self.middle)))
+            flatness = FLATNESS_NEARBY if self.is_near else FLATNESS
+            return np.asarray(mean - flatness * np.abs(mean * np.log(losses / self.middle)))
         excess, losses = self.of(belief, ranks) - self.most, belief.objective.gamma * belief.function_norm(ranks)[0]
         return np.where(excess <= 0, -losses, -OUT_OF_REACH * (1.0 + np.maximum(excess, 0.0)))
 
 
+def _are_near(loss: float, other: float) -> bool:
+    return bool(abs(np.log(max(loss, SMALLEST_LOSS) / max(other, SMALLEST_LOSS))) <= np.log(NEARBY))
+
+
 class Landing:
-    """A criterion whose maximum is the best plan that keeps to a ratio, by the posterior mean."""
+    """A criterion whose maximum is the plan that the target prefers, by the posterior mean."""
 
     def __init__(self, target: Target, belief: Belief) -> None:
         self._target = target
