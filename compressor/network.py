@@ -1,6 +1,7 @@
 """Teacher and ranks in, a network out."""
 
 import copy
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import lru_cache
@@ -21,39 +22,44 @@ def build_candidate(model: nn.Module, factors: Mapping[str, Factors], ranks: Map
         factors: factors by layer name.
         ranks: rank by layer name, only for layers that are not kept dense.
     """
-    return _with_layers(model, {name: factors[name].build(rank) for name, rank in ranks.items()})
+    candidate = _copy_sharing_tensors(model)
+    for name, rank in ranks.items():
+        candidate = replace_layer(candidate, name, factors[name].build(rank))
+    return candidate
 
 
 class Candidates:
-    """The networks of one search: what a layer was made into at a rank is kept for a while, for the next that wants it.
+    """The networks of one search, one after the other: what a layer was made into at a rank is kept for a while, for
+    the next that wants it.
 
     Candidates differ in few layers from one another, and factors fitted to images take longer to build than the network
-    takes for a look. They share modules, too, and must not be changed.
+    takes for a look. A network must not be changed, and becomes the next that its thread asks for.
     """
 
     def __init__(self, model: nn.Module, factors: Mapping[str, Factors]) -> None:
         self._model = model
         self._factors = factors
         self._kept = lru_cache(maxsize=KEPT_PER_LAYER * len(factors))(lambda name, rank: factors[name].build(rank))
+        self._local = threading.local()
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         return Candidates, (self._model, self._factors)
 
     def build(self, ranks: Mapping[str, int]) -> nn.Module:
         """`build_candidate` at these ranks."""
-        return _with_layers(self._model, {name: self._kept(name, rank) for name, rank in ranks.items()})
+        local = self._local
+        if not hasattr(local, "network"):
+            local.network = _copy_sharing_tensors(self._model)
+            local.dense = {name: local.network.get_submodule(name) for name in self._factors}
+        network: nn.Module = local.network
+        for name, dense in local.dense.items():
+            network = replace_layer(network, name, self._kept(name, ranks[name]) if name in ranks else dense)
+        return network
 
 
 def detach_from_original(candidate: nn.Module) -> nn.Module:
     """A copy that shares no tensor with the original network."""
     return copy.deepcopy(candidate)
-
-
-def _with_layers(model: nn.Module, layers: Mapping[str, nn.Module]) -> nn.Module:
-    candidate = _copy_sharing_tensors(model)
-    for name, layer in layers.items():
-        candidate = replace_layer(candidate, name, layer)
-    return candidate
 
 
 def _copy_sharing_tensors(model: nn.Module) -> nn.Module:

@@ -2,6 +2,7 @@
 
 import pickle
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -80,15 +81,24 @@ def test_at_full_rank_the_whole_network_is_the_original(arch: str, method: str) 
 def test_networks_of_one_search_are_those_built_alone_and_share_their_layers(mobilenet: Subject) -> None:
     candidates, before = Candidates(mobilenet.model, mobilenet.factors), snapshot(mobilenet.model)
     first, second = ({layer.name: 1 + step for layer in mobilenet.layers[step:]} for step in (0, 1))
-    made = [candidates.build(ranks) for ranks in (first, second, first)]
-    for network, ranks in zip(made, (first, second, first), strict=True):
+    name, layers = mobilenet.layers[0].name, []
+    for ranks in (first, second, first):
+        network = candidates.build(ranks)
         assert_same(network, snapshot(build_candidate(mobilenet.model, mobilenet.factors, ranks)))
-    name = mobilenet.layers[0].name
-    assert made[0].get_submodule(name) is made[2].get_submodule(name)
-    assert made[1].get_submodule(name) is not mobilenet.model.get_submodule(name)
+        layers.append(network.get_submodule(name))
+    assert layers[0] is layers[2]
+    assert layers[1] is not mobilenet.model.get_submodule(name)
     assert_same(mobilenet.model, before)
     sent = pickle.loads(pickle.dumps(candidates))
-    assert_same(sent.build(first), snapshot(made[0]))
+    assert_same(sent.build(first), snapshot(network))
+
+
+def test_networks_asked_for_in_several_threads_are_kept_apart(mobilenet: Subject) -> None:
+    candidates, name = Candidates(mobilenet.model, mobilenet.factors), mobilenet.layers[0].name
+    with ThreadPoolExecutor(1) as other:
+        mine, theirs = candidates.build({name: 1}), other.submit(candidates.build, {name: 2}).result()
+    assert mine is not theirs
+    assert mine.get_submodule(name) is not theirs.get_submodule(name)
 
 
 def test_what_is_kept_for_other_candidates_is_bounded(mobilenet: Subject) -> None:

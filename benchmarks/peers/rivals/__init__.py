@@ -35,6 +35,9 @@ SEARCHES: dict[str, Rival] = {
     "linear": Rival(with_settings(coordinates="linear"), "default, linear coordinates", ours=True),
     "random-start": Rival(with_settings(start="random"), "default, random start", ours=True),
     "fresh-images": Rival(with_settings(fresh=True), "default, fresh images for every look", ours=True),
+    "fresh-no-refinement": Rival(
+        with_settings(fresh=True, refine=False), "no-refinement, fresh images for every look", ours=True
+    ),
     "pointwise": Rival(with_settings(certificate="pointwise"), "default, stopped by Eq. (12)", ours=True),
     "ei": Rival(with_settings(acquisition="ei"), "default, expected improvement", ours=True),
     "paper": Rival(
