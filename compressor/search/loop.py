@@ -115,7 +115,7 @@ class Search:
         self._looks.most = self._settings.max_evaluations if begun else self._looks.count + looks
         with threadpool_limits(limits=1, user_api="blas"):
             with suppress(BudgetSpent):
-                self._beginning.move_to_target(1 if begun else 0 if target.is_near else NUM_STEPS)
+                self._beginning.move_to_target(1 if begun else 0 if target.is_near else NUM_STEPS, may_settle=begun)
             return self._go_on()
 
     def _start(self, num_steps: int) -> tuple[Ranks, SearchRecord]:
