@@ -20,9 +20,11 @@ IMAGES = $(if $(and $(OTHER),$(filter file,$(origin DATA))),,--data "$(DATA)") \
 	$(if $(and $(OTHER),$(filter file,$(origin SIZE))),,--input-size $(SIZE))
 TRAINED = $(if $(OTHER),,demo/resnet18-digits.pt)
 FRESH = $(if $(filter file,$(origin OUT)),rm -rf "$(OUT)")
+# A network of one's own is compressed first, unless its files are named.
+OWN = $(and $(OTHER),$(filter file,$(origin FILES)))
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
 
-.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test lint docs bench-uniform bench-factors bench-search bench-objectives bench-targets bench-certificates bench-overhead bench-candidates bench-coverage bench-finetune bench-recipe bench bench-gpu bench-harness clean
+.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test lint docs bench-uniform bench-factors bench-search bench-objectives bench-targets bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-finetune bench-recipe bench bench-gpu bench-harness clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -107,6 +109,9 @@ bench-overhead: $(READY)  ## what the search costs beside its looks, at 16 and 5
 bench-candidates: $(READY)  ## MODEL, DATA, SIZE: what a look at a candidate costs beside a bare forward pass
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.candidates $(MODEL) $(DATA) --input-size $(SIZE)
 
+bench-edge: $(READY)  ## MODEL, DATA, SIZE: bytes, time and accuracy of edge-int8 at three gammas, and time against operations
+	$(BIN)/python -m benchmarks.peers.edge $(MODEL) $(DATA) --input-size $(SIZE)
+
 bench-coverage: $(READY)  ## every torchvision classifier compressed at half of every cap, exported, verified (an hour or more)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks.peers.coverage
@@ -117,14 +122,16 @@ bench-finetune: $(READY)  ## MODEL, DATA, TRAIN, SIZE: what fine-tuning gives ba
 bench-recipe: $(READY)  ## TRAIN, DATA: the paper's VGG recipe on a small VGG trained here, killed at every stage and resumed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.recipe $(TRAIN) $(DATA)
 
-bench: $(READY) $(FILES)  ## FILES="a.onnx b.onnx": size, time, memory, operators side by side (default: the demo's pair)
-	$(BIN)/bocompress benchmark $(FILES) --provider $(PROVIDER) --profile --out $(BENCH)
+bench: $(READY) $(if $(OWN),,$(FILES))  ## FILES="a.onnx b.onnx", or MODEL, DATA, SIZE, OUT: size, time, memory, operators side by side
+	$(if $(OWN),test -e "$(OUT)/model.onnx" || $(MAKE) edge-cpu OUT="$(OUT)")
+	$(BIN)/bocompress benchmark $(if $(OWN),"$(OUT)/original.onnx" "$(OUT)/model.onnx",$(FILES)) --provider $(PROVIDER) --profile --out $(BENCH)
 
-bench-gpu: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE, OUT: searched on CUDA, timed there and on the CPU; says what is missing
+bench-gpu: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE, OUT: searched on CUDA for size and for time, timed there and on the CPU; says what is missing
 	@$(BIN)/python -c 'import sys; from benchmarks.sessions import explain_absence; sys.exit(explain_absence(["cuda"]))'
 	$(FRESH)
 	$(EXPORT) --device cuda $(ARGS)
-	$(MAKE) --no-print-directory bench PROVIDER=cpu,cuda FILES='$(OUT)/original.onnx $(OUT)/model.onnx' BENCH='$(OUT)/benchmark'
+	$(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)/fastest" --device cuda --provider cuda --cost latency --rank-multiple auto $(ARGS)
+	$(MAKE) --no-print-directory bench PROVIDER=cpu,cuda FILES='$(OUT)/original.onnx $(OUT)/model.onnx $(OUT)/fastest/model.onnx' BENCH='$(OUT)/benchmark'
 
 bench-harness: $(READY) $(FILES)  ## FILES: ten repeats of the benchmark beside torch.utils.benchmark
 	$(BIN)/python -m benchmarks.peers.harness $(FILES)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.latency import has_core_time
@@ -43,7 +45,9 @@ class LayerClock:
 
     @cached_property
     def _machine(self) -> str:
-        return f"{describe_machine().model_dump_json()} {self._threads} threads {self._provider}"
+        device = torch.cuda.get_device_name() if self._provider != CPU and torch.cuda.is_available() else ""
+        runtime = f"{ort.__version__} {self._provider} {device}"  # a package for GPUs has another name than the CPU's
+        return f"{describe_machine().model_dump_json()} {self._threads} threads {runtime}"
 
     @cached_property
     def _known(self) -> dict[str, list[float]]:

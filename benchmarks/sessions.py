@@ -90,6 +90,8 @@ def open_session(
 
 def explain_absence(asked: Sequence[str]) -> str | None:
     """What is missing to run on the providers asked for by short name; None where nothing is."""
+    if set(asked) <= {"cpu"}:
+        return None  # without a session on each of the others
     usable = available_providers()
     absent = [name for name in asked if PROVIDERS[name] not in usable]
     if not absent:

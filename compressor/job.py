@@ -160,7 +160,6 @@ class Choice:
     rank_multiple: int
     plan: Plan
     cost: Cost = "params"
-    provider: str = "cpu"
     ratio: float | None = None
     believed_loss: float = 0.0
     left: Mapping[str, str] = field(default_factory=dict)

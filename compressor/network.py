@@ -11,7 +11,7 @@ from torch import nn
 
 from compressor.factors import Factors
 
-KEPT_PER_LAYER = 4  # layers at a rank, as many times as there are layers
+KEPT_PER_LAYER = 4  # ranks
 
 
 def build_candidate(model: nn.Module, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> nn.Module:
@@ -39,7 +39,7 @@ class Candidates:
     def __init__(self, model: nn.Module, factors: Mapping[str, Factors]) -> None:
         self._model = model
         self._factors = factors
-        self._kept = lru_cache(maxsize=KEPT_PER_LAYER * len(factors))(lambda name, rank: factors[name].build(rank))
+        self._kept = {name: lru_cache(maxsize=KEPT_PER_LAYER)(layer.build) for name, layer in factors.items()}
         self._local = threading.local()
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
@@ -53,7 +53,7 @@ class Candidates:
             local.dense = {name: local.network.get_submodule(name) for name in self._factors}
         network: nn.Module = local.network
         for name, dense in local.dense.items():
-            network = replace_layer(network, name, self._kept(name, ranks[name]) if name in ranks else dense)
+            network = replace_layer(network, name, self._kept[name](ranks[name]) if name in ranks else dense)
         return network
 
 

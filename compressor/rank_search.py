@@ -325,7 +325,7 @@ def _fingerprint(
         "deciding images": hash_images(job.deciding) if by_drop and job.deciding is not None else None,
         "labels": labels.tolist() if judged_by_labels and labels is not None else None,
         "cost": settings.cost,
-        "provider": settings.provider if settings.cost == "latency" else None,
+        "provider": settings.provider if settings.cost == "latency" or settings.rank_multiple is None else None,
         "milliseconds": tables if settings.cost == "latency" else None,
         "search settings": searching,
     }

@@ -63,6 +63,7 @@ def results_page() -> str:
             ("search*.json", _search_section),
             ("objectives*.json", _objectives_section),
             ("exported*.json", _exported_section),
+            ("edge*.json", _edge_section),
             ("targets*.json", _targets_section),
             ("certificates.json", _certificates_section),
             ("overhead.json", _overhead_section),
@@ -263,6 +264,42 @@ def _exported_section(path: Path) -> str:
                 "certified": lambda r: f"{sum(x['certified'] for x in r)} of {len(r)}",
             },
             _grouped(study["rows"], "fidelity", "factor"),
+        ),
+    ]
+    return "\n\n".join(lines)
+
+
+def _edge_section(path: Path) -> str:
+    study = json.loads(path.read_text(encoding="utf-8"))
+
+    def times(row: dict[str, Any], name: str) -> str:
+        return f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})" if name in row else ""
+
+    def points(row: dict[str, Any]) -> str:
+        if "top1" not in row:
+            return ""
+        return " → ".join(f"{100 * row[name]:.2f}" for name in ("top1_original", "top1", "int8_top1"))
+
+    lines = [
+        f"## {path.stem}: bytes, time and accuracy of what is delivered",
+        f"{study['network']} by `bocompress-export --rank-multiple auto --precision int8`, and the plan applied again "
+        f"at another side of the input. All are shares of the original's; latency in ONNX Runtime on the CPU, one "
+        f"thread. Top-1: original, float32, int8, on images that took no part. {_machine(study)}",
+        _table(
+            {
+                "gamma": lambda r: f"{r['gamma']:g}",
+                "side": lambda r: str(r["side"]),
+                "bytes": lambda r: f"{r['bytes']:.3f}",
+                "MACs": lambda r: f"{r['macs']:.3f}",
+                "latency": lambda r: times(r, "latency"),
+                "latency over MACs": lambda r: f"{r['latency_over_macs']:.2f}",
+                "int8 bytes": lambda r: f"{r['int8_bytes']:.3f}" if "int8_bytes" in r else "",
+                "int8 latency": lambda r: times(r, "int8_latency"),
+                "int8 over float32": lambda r: times(r, "int8_to_float32"),
+                "top-1": points,
+                "whole run s": lambda r: f"{r['seconds']:.0f}",
+            },
+            study["rows"],
         ),
     ]
     return "\n\n".join(lines)

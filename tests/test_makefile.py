@@ -47,6 +47,15 @@ def test_report_writes_a_page_anew_or_makes_the_run_first(tmp_path: Path) -> Non
     assert f'bocompress-export "m.pt" --out "{tmp_path}" --rank-multiple auto' in " ".join(commands.split())
 
 
+def test_a_network_of_ones_own_is_benchmarked_after_it_is_compressed() -> None:
+    own = " ".join(dry_run("bench", "MODEL=m.pt", "OUT=out").split())
+    assert 'bocompress-export "m.pt" --out "out"' in own
+    assert 'bocompress benchmark "out/original.onnx" "out/model.onnx"' in own
+    files = dry_run("bench", f"FILES={__file__}", "MODEL=m.pt")
+    assert f"bocompress benchmark {__file__} " in files
+    assert "bocompress-export" not in files
+
+
 def test_help_names_every_target_that_is_for_users() -> None:
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in [*EDGES, "report", "demo", "test"]:
