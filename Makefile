@@ -130,7 +130,7 @@ bench-gpu: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE, OUT: searched on CUDA for 
 	@$(BIN)/python -c 'import sys; from benchmarks.sessions import explain_absence; sys.exit(explain_absence(["cuda"]))'
 	$(FRESH)
 	$(EXPORT) --device cuda $(ARGS)
-	$(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)/fastest" --device cuda --provider cuda --cost latency --rank-multiple auto $(ARGS)
+	$(MAKE) --no-print-directory edge-fastest OUT="$(OUT)/fastest" ARGS='--device cuda --provider cuda $(ARGS)'
 	$(MAKE) --no-print-directory bench PROVIDER=cpu,cuda FILES='$(OUT)/original.onnx $(OUT)/model.onnx $(OUT)/fastest/model.onnx' BENCH='$(OUT)/benchmark'
 
 bench-harness: $(READY) $(FILES)  ## FILES: ten repeats of the benchmark beside torch.utils.benchmark

@@ -1,6 +1,8 @@
 """Every study writes `benchmarks/results/NAME.json`: machine, versions, seeds, seconds, one row per run."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,9 +10,18 @@ from typing import Any
 
 from benchmarks.machine import describe_machine
 from compressor.files import write_text
+from compressor.records import Report
 
-EXPORT_PROGRAM = "from compressor.cli import export; export()"  # for `python -c`
+# For `python -c`
+EXPORT_PROGRAM = "from compressor.cli import export; export()"
+APPLY_PROGRAM = "from compressor.cli import main; main()"
 RESULTS = Path(__file__).parent / "results"
+
+
+def run_reported(program: str, *words: object) -> Report:
+    """One command in a process of its own, and what its report says; the last word is its --out."""
+    subprocess.run([sys.executable, "-c", program, *map(str, words)], check=True)
+    return Report.model_validate_json((Path(str(words[-1])) / "report.json").read_text(encoding="utf-8"))
 
 
 def write_results(

@@ -19,7 +19,7 @@ from compressor.rank_search import RankSearch
 from compressor.realise import realise
 from compressor.records import TargetRecord, TargetStep
 from compressor.search.drop_target import DROP_EXPONENT, drop_target
-from compressor.search.target import Target
+from compressor.search.target import SMALLEST_LOSS, Target
 
 MAX_STEPS = 2
 MOST_STEPS = 7  # while nothing keeps to the wish
@@ -28,7 +28,7 @@ AIM = 0.95  # of what is asked for
 DEVIATIONS = 1.6449  # of a normal distribution, 95 % on one side
 GAIN = 0.5  # of L by recalibration, a first guess
 LARGEST_MOVE = 4.0  # of the limit of L, in one step
-SMALLEST_LOSS, LARGEST_LOSS = 1e-12, 1e30
+LARGEST_LOSS = 1e30
 # Decisions change where the original's two best outputs lie close together, beside what two outputs move apart by at
 # this L, the root of 2 L / C: in six ResNet-18 of L from 0.04 to 0.19 none changed beyond 7.2 of that. Those within are
 # looked at in full, up to the closest 30 % (larger drops are larger beside their noise), of the others a few, which

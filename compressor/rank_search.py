@@ -23,7 +23,7 @@ from compressor.hashing import hash_images, hash_tensors
 from compressor.job import JOURNAL, Choice, Job, Settings
 from compressor.layers import FoundLayer, compressible, factorised_ranks, with_method
 from compressor.linearise import Lineariser
-from compressor.network import Candidates
+from compressor.network import Candidates, build_candidate
 from compressor.objective import Objective, default_gamma
 from compressor.plan import make_plan
 from compressor.precision import tell
@@ -111,6 +111,12 @@ class RankSearch:
             return self._choice(functools.partial(self._search.aim_at, target))
         self._search = self._prepare_search(target)
         return self._choice(self._search.run)
+
+    def build(self, ranks: Ranks) -> nn.Module:
+        """The network at ranks (d,), before any pruning; it shares tensors with the original."""
+        factors = {part.layer.name: part.factors for part in self.parts}
+        kept = factorised_ranks([part.layer for part in self.parts], self.space.layer_ranks(ranks).tolist())
+        return build_candidate(self._job.teacher, factors, kept)
 
     def _choice(self, search: Callable[[], tuple[Ranks, SearchRecord]]) -> Choice:
         assert self._search is not None

@@ -20,9 +20,7 @@ from compressor.drops import reach_drop
 from compressor.errors import InputError
 from compressor.fidelity import FunctionNorm
 from compressor.job import Choice, Job, Realised, Wanted
-from compressor.layers import factorised_ranks
 from compressor.macs import count_macs
-from compressor.network import build_candidate
 from compressor.rank_search import RankSearch
 from compressor.realise import realise
 from compressor.records import COST_WORDS, WISH_OPTIONS, Cost, LatencyRecord, TargetRecord, TargetStep
@@ -73,7 +71,7 @@ class _Size:
         cost = self.job.settings.cost
         with self.job.progress.stage(f"{COST_WORDS[cost]} of the original and at rank 1"):
             original = self._measure(self.job.teacher)
-            smallest = self._measure(self._network(np.ones(self.search.space.num_dims, dtype=np.int64)))
+            smallest = self._measure(self.search.build(np.ones(self.search.space.num_dims, dtype=np.int64)))
         smallest += self._biases()
         unit = original if self.wanted.wish == "ratio" else 1.0
         asked = self.wanted.value * unit
@@ -121,12 +119,7 @@ class _Size:
 
     def _time(self, choice: Choice) -> float:
         with self.job.progress.stage("latency of the plan"):
-            return self._measure(self._network(np.array(choice.ranks)))
-
-    def _network(self, ranks: np.ndarray) -> nn.Module:
-        layers = [part.layer for part in self.search.parts]
-        factors = {part.layer.name: part.factors for part in self.search.parts}
-        return build_candidate(self.job.teacher, factors, factorised_ranks(layers, ranks.tolist()))
+            return self._measure(self.search.build(np.array(choice.ranks)))
 
     def _measure(self, network: nn.Module) -> float:
         """What the whole network costs: counted, or measured as the file that it becomes."""

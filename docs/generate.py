@@ -98,9 +98,7 @@ def _uniform_section(path: Path) -> str:
                 "uniform R": lambda r: f"{r['best_uniform_ratio']:.3f}",
                 "top-1": lambda r: _points(r["top1_original"], r["top1_compressed"]),
                 "MACs": lambda r: f"{r['macs_ratio']:.3f}",
-                "latency": lambda r: (
-                    f"{r['latency_ratio']:.3f} ({r['latency_ratio_low']:.3f} to {r['latency_ratio_high']:.3f})"
-                ),
+                "latency": lambda r: _interval(r, "latency_ratio"),
                 "parity": lambda r: f"{r['parity']:.0e}",
                 "looks": lambda r: str(r["evaluations"]),
                 "image passes": lambda r: f"{r['image_passes']:,}",
@@ -272,9 +270,6 @@ def _exported_section(path: Path) -> str:
 def _edge_section(path: Path) -> str:
     study = json.loads(path.read_text(encoding="utf-8"))
 
-    def times(row: dict[str, Any], name: str) -> str:
-        return f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})" if name in row else ""
-
     def points(row: dict[str, Any]) -> str:
         if "top1" not in row:
             return ""
@@ -291,11 +286,11 @@ def _edge_section(path: Path) -> str:
                 "side": lambda r: str(r["side"]),
                 "bytes": lambda r: f"{r['bytes']:.3f}",
                 "MACs": lambda r: f"{r['macs']:.3f}",
-                "latency": lambda r: times(r, "latency"),
+                "latency": lambda r: _interval(r, "latency"),
                 "latency over MACs": lambda r: f"{r['latency_over_macs']:.2f}",
                 "int8 bytes": lambda r: f"{r['int8_bytes']:.3f}" if "int8_bytes" in r else "",
-                "int8 latency": lambda r: times(r, "int8_latency"),
-                "int8 over float32": lambda r: times(r, "int8_to_float32"),
+                "int8 latency": lambda r: _interval(r, "int8_latency"),
+                "int8 over float32": lambda r: _interval(r, "int8_to_float32"),
                 "top-1": points,
                 "whole run s": lambda r: f"{r['seconds']:.0f}",
             },
@@ -303,6 +298,11 @@ def _edge_section(path: Path) -> str:
         ),
     ]
     return "\n\n".join(lines)
+
+
+def _interval(row: dict[str, Any], name: str) -> str:
+    """A figure with its ends, `name`_low and `name`_high; nothing where the row lacks it."""
+    return f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})" if name in row else ""
 
 
 def _grouped(rows: list[dict[str, Any]], *names: str) -> list[list[dict[str, Any]]]:

@@ -18,14 +18,12 @@ from unittest import mock
 import click
 import numpy as np
 import torch
-from torch import nn
 
 from benchmarks.peers.loading import load_squares
 from benchmarks.study import write_results
 from compressor import pipeline, rank_search
 from compressor.job import Job, Settings, Source
-from compressor.layers import factorised_ranks
-from compressor.network import build_candidate, detach_from_original
+from compressor.network import detach_from_original
 from compressor.progress import progress_for_stderr
 from compressor.rank_search import RankSearch
 from compressor.search.settings import SearchSettings
@@ -71,17 +69,10 @@ def _time_all(
     times = []
     for ranks, indices in looks:
         candidate = _milliseconds(functools.partial(evaluate, ranks, indices))
-        network, images = _finished(job, search, ranks), norm.images.batch(indices)
+        network, images = detach_from_original(search.build(ranks)).eval(), norm.images.batch(indices)
         with torch.inference_mode():
             times.append((candidate, _milliseconds(functools.partial(network, images))))
     return times
-
-
-def _finished(job: Job, search: RankSearch, ranks: Ranks) -> nn.Module:
-    layers = [part.layer for part in search.parts]
-    kept = factorised_ranks(layers, search.space.layer_ranks(ranks).tolist())
-    factors = {part.layer.name: part.factors for part in search.parts}
-    return detach_from_original(build_candidate(job.teacher, factors, kept)).eval()
 
 
 def _milliseconds(run: Callable[[], Any]) -> float:

@@ -7,8 +7,6 @@ applied once more at another side of the input, where operations and not calls t
 on the CPU, one thread, in turn with the original's.
 """
 
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -17,16 +15,8 @@ from typing import Any
 import click
 
 from benchmarks.sessions import CPU
-from benchmarks.study import EXPORT_PROGRAM, write_results
+from benchmarks.study import APPLY_PROGRAM, EXPORT_PROGRAM, run_reported, write_results
 from compressor.records import LatencyRecord, Report
-
-APPLY_PROGRAM = "from compressor.cli import main; main()"
-
-
-def run(program: str, *words: object) -> Report:
-    """One command in a process of its own, and what its report says; the last word is its --out."""
-    subprocess.run([sys.executable, "-c", program, *map(str, words)], check=True)
-    return Report.model_validate_json((Path(str(words[-1])) / "report.json").read_text(encoding="utf-8"))
 
 
 def row_of(report: Report, gamma: float, side: int) -> dict[str, Any]:
@@ -74,10 +64,10 @@ def main(model: Path, data: Path, input_size: int, large: int, gammas: str, name
         with tempfile.TemporaryDirectory() as folder:
             searched, applied = Path(folder) / "searched", Path(folder) / "applied"
             typed = (model, "--data", data, "--input-size", input_size, "--gamma", gamma, "--rank-multiple", "auto")
-            report = run(EXPORT_PROGRAM, *typed, "--precision", "int8", "--out", searched)
+            report = run_reported(EXPORT_PROGRAM, *typed, "--precision", "int8", "--out", searched)
             rows.append(row_of(report, gamma, input_size))
             again = ("apply", model, searched / "plan.json", "--input-size", large, "--no-recalibrate")
-            report = run(APPLY_PROGRAM, *again, "--factors", "weight", "--out", applied)
+            report = run_reported(APPLY_PROGRAM, *again, "--factors", "weight", "--out", applied)
             rows.append(row_of(report, gamma, large))
         write_results(name, {"network": report.arch}, rows, began)
 

@@ -6,8 +6,6 @@ As a person would type it, all defaults but for fidelity, gamma, seed and number
 recalibrated, file written, verified and measured. gamma is each fidelity's default times a factor.
 """
 
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,8 +14,8 @@ from typing import Any
 import click
 
 from benchmarks import fashion
-from benchmarks.study import EXPORT_PROGRAM, write_results
-from compressor.records import Fidelity, Report
+from benchmarks.study import EXPORT_PROGRAM, run_reported, write_results
+from compressor.records import Fidelity
 
 MAX_IMAGES = 10_000
 FACTORS = (1.0, 2.0)  # times the default gamma
@@ -37,12 +35,9 @@ def run(data: Path, fidelity: Fidelity, gamma: float | None, seed: int, out: Pat
         "--seed": seed,
         "--out": out,
     }
-    typed = [str(word) for pair in options.items() for word in pair]
+    typed = [word for pair in options.items() for word in pair]
     began = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-c", EXPORT_PROGRAM, str(data / "fc3-fashion.pt"), "--trust-pickle", *typed], check=True
-    )
-    report = Report.model_validate_json((out / "report.json").read_text(encoding="utf-8"))
+    report = run_reported(EXPORT_PROGRAM, data / "fc3-fashion.pt", "--trust-pickle", *typed)
     assert report.search is not None
     assert report.top1 is not None
     return {
