@@ -11,16 +11,17 @@ probability at T (tower property), and this is at most epsilon - alpha wherever 
 What accumulates over tests is the Monte Carlo error. Test number t = 1, 2, ... therefore bounds with confidence
 1 - alpha_t, alpha_t = alpha 6 / (pi t)^2, which sum to alpha: all bounds hold together with probability 1 - alpha, and
 the search is wrong with probability at most epsilon - alpha + alpha. Within a test the bound is read at a few numbers
-of paths fixed beforehand, which share alpha_t. Ending a test early with "no" needs no correction: it only makes the
-search go on. A pilot of other paths, drawn and thrown away, decides whether a test is worth its number: it depends on
-nothing that the test reads, so that pilots need no share of alpha.
+of paths fixed beforehand, which share alpha_t; the least is the fewest paths that suffice where none fails. Ending a
+test early with "no" needs no correction: it only makes the search go on. A pilot of other paths, drawn and thrown away,
+decides whether a test is worth its number: it depends on nothing that the test reads, so that pilots need no share of
+alpha.
 
 All is conditional on the Gaussian process (hyperparameters included), on the features that approximate its prior, and
 on the climbs, which find local maxima: a maximum that they miss is a failure not counted.
 """
 
 from dataclasses import dataclass
-from math import pi
+from math import ceil, log, log1p, pi
 
 import numpy as np
 from scipy.special import betainccinv
@@ -32,7 +33,8 @@ from compressor.search.paths import Paths, climb
 from compressor.search.space import Ranks
 
 ALPHA_SHARE = 0.1  # of epsilon, for the Monte Carlo error of all tests together
-STAGES = (128, 256, 512)  # paths at which the bound is read
+NUM_STAGES, STAGE_GROWTH = 4, 1.5  # numbers of paths at which the bound is read
+MOST_PATHS = 1024  # in one test: a risk that asks for more is never met
 BATCH_PATHS = 64  # drawn together, with the same features
 PILOT_PATHS, PILOT_CHUNK = 32, 8  # climbed a chunk at a time; one failure, and there is no test
 DOUBT = 0.3  # a test ends when the share of failures lies above what its last stage allows, but for this probability
@@ -64,6 +66,16 @@ class JointTest:
 def share_of_risk(epsilon: float, number: int) -> float:
     """alpha_t of test `number` = 1, 2, ...: a summable part of ALPHA_SHARE * epsilon."""
     return ALPHA_SHARE * epsilon * 6.0 / (pi * number) ** 2
+
+
+def stages_of(alpha: float, risk: float) -> list[int]:
+    """Numbers of paths at which a bound is read, each with its part of `alpha`.
+
+    The first are the fewest that bound the risk by `risk` where none fails.
+    """
+    fewest = log(alpha / NUM_STAGES) / log1p(-risk)
+    stages = [ceil(fewest * STAGE_GROWTH**stage) for stage in range(NUM_STAGES)]
+    return [paths for paths in stages if paths <= MOST_PATHS] or [MOST_PATHS]
 
 
 def upper_bound(failures: int, paths: int, alpha: float) -> float:
@@ -99,15 +111,17 @@ def certify_jointly(
         if tally.failures:
             return tally.outcome(1.0, 0.0, False)
         tally.failures = tally.paths = 0
-    alpha, risk = share_of_risk(epsilon, number) / len(STAGES), (1.0 - ALPHA_SHARE) * epsilon
-    allowed = largest_count(STAGES[-1], alpha, risk) / STAGES[-1]
+    share, risk = share_of_risk(epsilon, number), (1.0 - ALPHA_SHARE) * epsilon
+    stages, alpha = stages_of(share, risk), share / NUM_STAGES
+    allowed = largest_count(stages[-1], alpha, risk) / stages[-1]
     upper = 1.0
-    while tally.paths < STAGES[-1] and not upper <= risk:
-        tally.draw(BATCH_PATHS)
-        if tally.paths in STAGES:
+    while tally.paths < stages[-1] and not upper <= risk:
+        following = next(stage for stage in stages if stage > tally.paths)
+        tally.draw(min(BATCH_PATHS, following - tally.paths))
+        if tally.paths in stages:
             upper = upper_bound(tally.failures, tally.paths, alpha)
         hopeless = lower_bound(tally.failures, tally.paths, DOUBT) > allowed
-        if hopeless and not (in_full and tally.paths < STAGES[0]):
+        if hopeless and not (in_full and tally.paths < stages[0]):
             break
     return tally.outcome(upper, 1.0 - alpha, upper <= risk)
 

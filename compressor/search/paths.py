@@ -9,6 +9,8 @@ is a function that can be evaluated, and climbed, anywhere. Only the prior is ap
 kernel and the whole noise matrix, so that the error of the features fades where there are data.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +22,7 @@ NUM_FEATURES = 512  # pairs of cosine and sine
 NUM_LEVELS = 17  # ranks tried per layer in a climb, evenly spaced in theta
 CLIMB_SWEEPS = 4
 Single = NDArray[np.float32]
+Turns = NDArray[np.complex64]
 
 
 class LatentPaths:
@@ -66,12 +69,23 @@ class LatentPaths:
         return self.signal_variance * correlation_of(squares)
 
 
-def turn(angles: Single) -> NDArray[np.complex64]:
+def turn(angles: Single) -> Turns:
     """exp(-i angles), any shape; quicker than numpy's complex exponential."""
     factors = np.empty(angles.shape, np.complex64)
     factors.real = np.cos(angles)
     factors.imag = -np.sin(angles)
     return factors
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a climb tries for one layer: ranks (r,), their theta (r,), and the factors (r, features) that these turn
+    features by; `sines` (2 features, r) holds cosines and sines in turn, as complex numbers lie in memory."""
+
+    ranks: Ranks
+    thetas: Single
+    turns: Turns
+    sines: Single
 
 
 class Paths:
@@ -80,19 +94,19 @@ class Paths:
     def __init__(self, belief: Belief, count: int, rng: np.random.Generator, num_features: int = NUM_FEATURES) -> None:
         self.belief = belief
         self.latent = LatentPaths(belief.process, count, rng, num_features)
-        self._lines: dict[int, tuple[NDArray[np.int64], Single, NDArray[np.complex64]]] = {}
+        self._lines: dict[int, Line] = {}
 
     def __call__(self, ranks: Ranks) -> Array:
         """J (m, p) of every path at ranks (m, d)."""
         return self.belief.objective_of(ranks[:, None, :], self.latent(self.belief.space.encode(ranks)))
 
-    def line(self, layer: int) -> tuple[NDArray[np.int64], Single, NDArray[np.complex64]]:
-        """Ranks (r,) that a climb tries for a layer, their theta (r,), and the factors (features, r) they turn by."""
+    def line(self, layer: int) -> Line:
+        """The line of a layer."""
         if layer not in self._lines:
-            levels, thetas = self.belief.space.levels(layer, NUM_LEVELS)
+            ranks, thetas = self.belief.space.levels(layer, NUM_LEVELS)
             single = thetas.astype(np.float32)
-            turns = turn(self.latent.frequencies[:, layer, None] * single)
-            self._lines[layer] = levels, single, turns
+            turns = turn(single[:, None] * self.latent.frequencies[:, layer])
+            self._lines[layer] = Line(ranks, single, turns, np.ascontiguousarray(turns.conj().view(np.float32).T))
         return self._lines[layer]
 
 
@@ -124,27 +138,23 @@ def _sweep(paths: Paths, chosen: NDArray[np.int64], points: Ranks) -> tuple[Rank
     squares = squared_distances(theta / latent.length_scales, latent.scaled_data)
     rows, best = np.arange(len(points)), np.full(len(points), -np.inf)
     for layer in range(belief.space.num_dims):
-        levels, level_theta, turns = paths.line(layer)
-        frequency, data = latent.frequencies[:, layer], latent.scaled_data[:, layer]
-        own, scale = theta[:, layer, None], latent.length_scales[layer]
-        stripped = features * turn(-own * frequency)
-        rest = squares - (own / scale - data) ** 2
+        line, scale, data = paths.line(layer), latent.length_scales[layer], latent.scaled_data[:, layer]
+        own, which = np.unique(theta[:, layer], return_inverse=True)  # few: most lie on the line already
+        stripped = features * turn(-own[:, None] * latent.frequencies[:, layer])[which]
         # The point itself comes first, so that a tie leaves it where it is.
-        steps = np.concatenate([own, np.broadcast_to(level_theta, (len(points), len(levels)))], axis=1)
-        prior = np.concatenate(
-            [features.real.sum(1)[:, None], stripped.real @ turns.real - stripped.imag @ turns.imag], axis=1
-        )
-        distances = (steps / scale)[:, :, None] - data
-        distances *= distances
-        distances += np.maximum(rest, 0.0)[:, None, :]
-        kernel = correlation_of(distances)
-        candidates = np.repeat(points[:, None, :], len(levels) + 1, axis=1)
-        candidates[:, 1:, layer] = levels
-        values = belief.objective_of(candidates, (prior + (kernel @ updates)[:, :, 0]) + latent.mean)
+        prior = np.concatenate([features.real.sum(1)[:, None], stripped.view(np.float32) @ line.sines], axis=1)
+        steps = (line.thetas[:, None] / scale - data) ** 2
+        rest = np.maximum(squares - ((own / scale)[:, None] - data)[which] ** 2, 0.0)
+        distances = np.concatenate([squares[:, None, :], rest[:, None, :] + steps], axis=1)
+        values = (prior + (correlation_of(distances) @ updates)[:, :, 0]) + latent.mean
+        candidates = np.repeat(points[:, None, :], len(line.ranks) + 1, axis=1)
+        candidates[:, 1:, layer] = line.ranks
+        values = belief.objective_of(candidates, values)
         taken = values.argmax(1)
         points, best = candidates[rows, taken], values[rows, taken]
         moved = np.flatnonzero(taken)
-        features[moved] = stripped[moved] * turns.T[taken[moved] - 1]
-        theta[moved, layer] = steps[moved, taken[moved]]
-        squares[moved] = rest[moved] + (theta[moved, layer, None] / scale - data) ** 2
+        level = taken[moved] - 1
+        features[moved] = stripped[moved] * line.turns[level]
+        theta[moved, layer] = line.thetas[level]
+        squares[moved] = rest[moved] + steps[level]
     return points, best

@@ -6,7 +6,7 @@ import numpy as np
 
 from compressor.search.acquisition import Without, maximise
 from compressor.search.belief import Belief, Score
-from compressor.search.certificate import STAGES, JointTest, certify_jointly
+from compressor.search.certificate import JointTest, certify_jointly
 from compressor.search.improvement import Improvement
 from compressor.search.settings import SearchSettings
 from compressor.search.space import Ranks
@@ -85,7 +85,7 @@ class StopRule:
         count = len(visited)
         if test.pointwise is None:
             test = replace(self._test_pointwise(test, count), candidate=test.candidate)
-        if test.joint is None or test.joint.paths < STAGES[0]:
+        if test.joint is None or test.joint.upper == 1.0:  # a pilot or a test ended early bounds nothing
             joint = self._certify(test, count, in_full=True)
             test = replace(test, joint=joint, met=test.met or self._joint_is_enough(test, joint, may_stop))
         return test
