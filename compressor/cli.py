@@ -484,6 +484,7 @@ def _settings(options: dict[str, Any]) -> "Settings":
                 "start",
                 "refine",
                 "surrogate",
+                "prior_mean",
                 "coordinates",
                 "max_evaluations",
                 "max_seconds",

@@ -146,6 +146,14 @@ class Decomposer:
         return self.judge.losses(network, images).mean
 
 
+def energies_of(layer: FoundLayer, factors: Factors) -> np.ndarray:
+    """What ranks 1, 2, ... and last the dense layer give up (cap,), as a share of the weight's squared norm; with
+    factors fitted to images the squared error of the outputs takes its place, in the same unit."""
+    whole = float(layer.weighted_module.weight.detach().double().square().sum())
+    errors = [factors.squared_error(rank) for rank in range(1, layer.dense_rank)]
+    return np.array([*errors, 0.0]) / whole
+
+
 def _factorisations(
     layer: FoundLayer, metric: Metric | None, choice: FactorChoice
 ) -> Iterator[tuple[Factors, FactorKind]]:

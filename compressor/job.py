@@ -189,6 +189,12 @@ def require_compatible(settings: Settings) -> None:
         raise InputError(f"--prune auto counts weights that are not zero: it needs --cost params, not {settings.cost}")
     if settings.prune_fraction is None and settings.target is not None:
         raise InputError("--prune auto needs a gamma to weigh zeros by: it cannot be searched for a target")
+    if settings.search.prior_mean == "energies" and (settings.prune_fraction is None or settings.fidelity != "norm"):
+        raise InputError(
+            "--prior-mean energies needs --fidelity norm and no --prune auto: energies say nothing of others"
+        )
+    if settings.search.prior_mean == "energies" and settings.search.surrogate == "plain":
+        raise InputError("--surrogate plain has no prior mean: leave out --prior-mean energies")
     if settings.fidelity != "norm" and settings.target is not None and settings.target.wish == "drop":
         raise InputError(
             f"--max-drop measures the drop of finished networks and searches by the function norm: leave out "

@@ -255,10 +255,18 @@ search_options = _options(
     ),
     click.option(
         "--surrogate",
-        type=click.Choice(["log", "plain"]),
+        type=click.Choice(["log", "loss", "plain"]),
         default="log",
         show_default=True,
-        help="What the Gaussian process models: log L over the layers' sensitivities, or plainly -gamma L.",
+        help="What the Gaussian process models: log L, L itself, or plainly J as a whole, as in the paper.",
+    ),
+    click.option(
+        "--prior-mean",
+        type=click.Choice(["measured", "energies", "none"]),
+        default="measured",
+        show_default=True,
+        help="What the process expects before any look: what layers were measured to lose, the energy that truncation "
+        "gives up times sensitivities learnt, or nothing (as ever with --surrogate plain).",
     ),
     click.option(
         "--coordinates",

@@ -15,7 +15,7 @@ from benchmarks.rank_steps import measure_rank_multiple
 from benchmarks.sessions import PROVIDERS
 from compressor.architectures import user_cache_dir
 from compressor.costs import cost_tables, saves_nothing
-from compressor.decompose import RIVALS, Decomposed, Decomposer
+from compressor.decompose import RIVALS, Decomposed, Decomposer, energies_of
 from compressor.errors import InputError
 from compressor.fidelity import FunctionNorm, Losses
 from compressor.files import prepare_folder
@@ -148,6 +148,7 @@ class RankSearch:
     def _prepare_search(self, target: Target | None) -> Search:
         job = self._job
         header = _fingerprint(job, self._every_part, self._gamma, self._multiple, self._tables)
+        by_energies = job.settings.search.prior_mean == "energies"
         return Search(
             self.space,
             Objective(self._gamma, job.settings.form),
@@ -160,6 +161,7 @@ class RankSearch:
             target=target,
             law=self._measure.law,
             linearise=self._linearise,
+            energies=[energies_of(part.layer, part.factors) for part in self.parts] if by_energies else (),
         )
 
     def _plan(self, ranks: Ranks, why: str) -> Plan:
@@ -313,7 +315,7 @@ def _fingerprint(
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
     return {
-        "journal_version": 8,
+        "journal_version": 9,
         "weights": hash_tensors(job.teacher.state_dict().values()),
         "images": hash_images(job.search_images),
         "calibration": hash_images(job.calibration),

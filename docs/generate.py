@@ -162,8 +162,9 @@ def _search_section(path: Path) -> str:
         f"over the seeds of the final plans' J = -gamma L - R on {study['judged_on']} images outside the search; "
         f"p: one-sided Wilcoxon signed-rank test over the seeds that the default's J is the greater (never below 2^-n "
         f"for n seeds), at the end of the budget and against what the others held when the default had stopped. "
-        f"Passes ratio: passes to hold a plan as good as the last of the best peer "
-        f"({study['best_peer']}), over the passes that took it, by {study['curve_on']} of these images. "
+        f"Passes to best peer: median passes to hold a plan as good as the last of the best peer with the same seed "
+        f"({study['best_peer']}), over all that the peer spent, and over those after which it held that plan; by "
+        f"{study['curve_on']} of these images, and nothing where half of the seeds never do. "
         f"Peers search log-scaled ranks, too. Contradicted: a plan seen anywhere in the study beats a certified one by "
         f"more than its delta. Own CPU s: what the search spends beside the looks, on one thread. "
         f"{', '.join(f'{peer} {number}' for peer, number in study['peers'].items())}. {_machine(study)}",
@@ -182,7 +183,7 @@ def _search_section(path: Path) -> str:
                 "image passes": lambda r: f"{r['passes']:,.0f}",
                 "own CPU s": lambda r: f"{r['overhead_seconds']:.1f}",
                 "reached best peer": lambda r: f"{r['reached_best_peer']} of {r['seeds']}",
-                "passes ratio": lambda r: "" if r["passes_ratio"] is None else f"{r['passes_ratio']:.2f}",
+                "passes to best peer": _passes_to_best_peer,
                 "certified": lambda r: f"{r['stopped']}" if SEARCHES[r["search"]].ours else "",
                 "contradicted": lambda r: f"{r['contradicted']}" if r["stopped"] else "",
             },
@@ -190,6 +191,11 @@ def _search_section(path: Path) -> str:
         ),
     ]
     return "\n\n".join(lines)
+
+
+def _passes_to_best_peer(row: dict[str, Any]) -> str:
+    shares = (row["passes_share"], row["passes_ratio"])
+    return "" if None in shares else "{:.2f}, {:.2f}".format(*shares)
 
 
 def _p_or_nothing(value: float | None) -> str:

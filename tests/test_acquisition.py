@@ -8,13 +8,13 @@ import pytest
 from compressor.objective import Objective
 from compressor.search import gp
 from compressor.search.acquisition import maximise, measure_again
-from compressor.search.belief import Belief, PlainSurrogate
+from compressor.search.belief import Belief, LossSurrogate
 from compressor.search.space import RankSpace
 
 
 def make_belief(noise: list[float], norms: list[float], ranks: list[list[int]]) -> Belief:
     space = RankSpace(["a", "b"], [list(range(1, 26)), list(range(2, 42, 2))])
-    surrogate = PlainSurrogate(space, Objective(0.1))
+    surrogate = LossSurrogate(space, Objective(0.1))
     points = np.array(ranks)
     targets = surrogate.targets(points, np.array(norms), np.diag(noise))
     hyper = gp.Hyperparameters(np.array([0.3, 0.4]), 0.05, 0.0, float(targets.values.mean()))

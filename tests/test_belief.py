@@ -1,4 +1,4 @@
-"""Eq. (7) under both surrogates: against the formula, against sampling, and its special cases."""
+"""Eq. (7) under all surrogates: against the formula, against sampling, and its special cases."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,11 @@ from scipy.stats import norm
 
 from compressor.objective import Objective
 from compressor.search import gp
-from compressor.search.belief import Belief, LogSurrogate, PlainSurrogate, Surrogate
+from compressor.search.belief import Belief, LogSurrogate, LossSurrogate, PlainSurrogate, Surrogate
 from compressor.search.space import Ranks, RankSpace
 
 GAMMA = 0.05
+GAUSSIAN = ["plain", "loss", "loss, expected"]
 
 
 def small_space() -> RankSpace:
@@ -23,7 +24,12 @@ def additive(ranks: Ranks) -> np.ndarray:
 def make_belief(kind: str, count: int = 8, relative_noise: float = 0.1) -> tuple[Surrogate, Belief, Ranks]:
     space, rng = small_space(), np.random.default_rng(2)
     objective = Objective(GAMMA)
-    surrogate = PlainSurrogate(space, objective) if kind == "plain" else LogSurrogate(space, objective, additive)
+    surrogate: Surrogate = {
+        "plain": PlainSurrogate(space, objective),
+        "loss": LossSurrogate(space, objective),
+        "loss, expected": LossSurrogate(space, objective, additive, saturation=9.0),
+        "log": LogSurrogate(space, objective, additive),
+    }[kind]
     ranks = space.sample(count, rng)
     norms = 1.5 * additive(ranks) * np.exp(relative_noise * rng.standard_normal(count))
     targets = surrogate.targets(ranks, norms, np.diag((relative_noise * norms) ** 2))
@@ -34,8 +40,16 @@ def make_belief(kind: str, count: int = 8, relative_noise: float = 0.1) -> tuple
     return surrogate, surrogate.belief(process), ranks
 
 
-def test_plain_score_is_equation_7() -> None:
-    _, belief, ranks = make_belief("plain")
+def known_of(kind: str, belief: Belief, points: Ranks) -> np.ndarray:
+    """What is added to the process for J."""
+    known = np.zeros(len(points)) if kind == "plain" else belief.size_term(points)
+    bent = 1.0 / (1.0 / additive(points) + 1.0 / 9.0)
+    return known - GAMMA * bent if kind == "loss, expected" else known
+
+
+@pytest.mark.parametrize("kind", GAUSSIAN)
+def test_where_j_is_gaussian_its_score_is_equation_7(kind: str) -> None:
+    _, belief, ranks = make_belief(kind)
     incumbent, delta = ranks[0], 0.02
     points = belief.space.sample(20, np.random.default_rng(5))
     points = points[(points != incumbent).any(1)]
@@ -43,7 +57,7 @@ def test_plain_score_is_equation_7() -> None:
     for point in points:
         both = np.stack([point, incumbent])
         mean, covariance = belief.process.predict(belief.space.encode(both))
-        mean = mean + belief.size_term(both)
+        mean = mean + known_of(kind, belief, both)
         deviation = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
         expected = norm.cdf((mean[0] - mean[1] - delta) / deviation)
         assert np.exp(score(point[None]))[0] == pytest.approx(expected, rel=1e-4, abs=1e-12)
@@ -67,7 +81,7 @@ def test_log_score_is_the_probability_found_by_sampling(delta: float) -> None:
         assert np.exp(score(point[None]))[0] == pytest.approx(expected, abs=0.02)
 
 
-@pytest.mark.parametrize("kind", ["plain", "log"])
+@pytest.mark.parametrize("kind", [*GAUSSIAN, "log"])
 def test_mean_and_deviation_of_j_found_by_sampling(kind: str) -> None:
     surrogate, belief, _ = make_belief(kind)
     points = np.array([[4, 6], [20, 2]])
@@ -75,14 +89,14 @@ def test_mean_and_deviation_of_j_found_by_sampling(kind: str) -> None:
     draws = np.random.default_rng(1).multivariate_normal(mean, covariance, size=400_000)
     if isinstance(surrogate, LogSurrogate):
         norms = np.exp(draws + surrogate.prior_mean(points)) - surrogate.offset
+        values = belief.size_term(points) - GAMMA * norms
     else:
-        norms = -draws / GAMMA
-    values = belief.size_term(points) - GAMMA * norms
+        values = draws + known_of(kind, belief, points)
     np.testing.assert_allclose(belief.mean(points), values.mean(0), rtol=0.01)
     np.testing.assert_allclose(belief.sd(points), values.std(0), rtol=0.02)
 
 
-@pytest.mark.parametrize("kind", ["plain", "log"])
+@pytest.mark.parametrize("kind", ["loss", "loss, expected", "log"])
 def test_the_incumbent_itself_is_masked_and_a_plan_that_cannot_win_scores_nothing(kind: str) -> None:
     _, belief, ranks = make_belief(kind)
     score = belief.score(ranks[0], 0.01)
@@ -93,7 +107,7 @@ def test_the_incumbent_itself_is_masked_and_a_plan_that_cannot_win_scores_nothin
 def test_a_known_incumbent_gives_probability_of_improvement() -> None:
     """With var(incumbent) = cov = 0, Eq. (11) is PI."""
     space, objective = small_space(), Objective(GAMMA)
-    surrogate = PlainSurrogate(space, objective)
+    surrogate = LossSurrogate(space, objective)
     ranks = np.array([[10, 10]])
     targets = surrogate.targets(ranks, additive(ranks), np.array([[1e-14]]))
     hyper = gp.Hyperparameters(np.array([1e-3, 1e-3]), 0.01, 0.0, float(targets.values[0]))
@@ -142,3 +156,12 @@ def test_the_prior_mean_follows_the_sum_and_ends_at_saturation() -> None:
     np.testing.assert_allclose(np.exp(surrogate.prior_mean(ranks)) - surrogate.offset, expected, atol=1e-12)
     endless = LogSurrogate(space, objective, lambda _: sums)
     np.testing.assert_allclose(np.exp(endless.prior_mean(ranks)) - endless.offset, sums, atol=1e-12)
+
+
+def test_the_plain_process_models_j_as_a_whole_and_l_follows_from_it() -> None:
+    surrogate, belief, ranks = make_belief("plain", relative_noise=0.0)
+    targets = surrogate.targets(ranks, additive(ranks), np.zeros((len(ranks), len(ranks))))
+    np.testing.assert_allclose(targets.values, belief.objective.value(additive(ranks), belief.space.ratio(ranks)))
+    norms, _ = belief.function_norm(ranks)
+    np.testing.assert_allclose(norms, 1.5 * additive(ranks), rtol=1e-3)
+    np.testing.assert_allclose(belief.objective_of(ranks, targets.values), targets.values)

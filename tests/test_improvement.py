@@ -10,7 +10,7 @@ from scipy.stats import norm
 from compressor.objective import Objective
 from compressor.search import gp
 from compressor.search.acquisition import maximise
-from compressor.search.belief import LogSurrogate, PlainSurrogate, Score, Surrogate
+from compressor.search.belief import LogSurrogate, LossSurrogate, Score, Surrogate
 from compressor.search.improvement import CONFIDENCE_WIDTH, Improvement, log_expected_improvement
 from compressor.search.space import RankSpace
 
@@ -23,7 +23,7 @@ def make_score(kind: str) -> Score:
     space = RankSpace(["a", "b"], [[10 * rank for rank in range(1, 31)], [7 * rank for rank in range(1, 21)]])
     objective = Objective(GAMMA)
     surrogate: Surrogate = (
-        PlainSurrogate(space, objective) if kind == "plain" else LogSurrogate(space, objective, lambda r: one(r))
+        LossSurrogate(space, objective) if kind == "plain" else LogSurrogate(space, objective, lambda r: one(r))
     )
     ranks = space.sample(7, np.random.default_rng(2))
     norms = 1.4 * one(ranks)

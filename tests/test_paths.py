@@ -8,7 +8,7 @@ from sklearn.gaussian_process.kernels import Matern
 
 from compressor.objective import Objective
 from compressor.search import gp
-from compressor.search.belief import LogSurrogate, PlainSurrogate
+from compressor.search.belief import LogSurrogate, LossSurrogate
 from compressor.search.paths import NUM_LEVELS, LatentPaths, Paths, climb
 from compressor.search.space import Ranks, RankSpace
 
@@ -60,7 +60,7 @@ def make_paths(kind: str, count: int) -> Paths:
     space = RankSpace(["a", "b"], [[10 * rank for rank in range(1, 15)], [7 * rank for rank in range(1, 12)]])
     objective = Objective(0.05)
     surrogate = (
-        PlainSurrogate(space, objective)
+        LossSurrogate(space, objective)
         if kind == "plain"
         else LogSurrogate(space, objective, lambda ranks: (3.0 / ranks).sum(-1))
     )

@@ -9,12 +9,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.peers.rivals import DEFAULT, SEARCHES
+from benchmarks.peers.rivals import DEFAULT, SEARCHES, networks
 from benchmarks.peers.rivals.judging import check_certificates, checkpoints_of, follow, held_at
-from benchmarks.peers.rivals.networks import Judge, Network, gamma_of
+from benchmarks.peers.rivals.networks import POOL_IMAGES, Judge, Network, gamma_of
 from benchmarks.peers.rivals.picture import draw, spread
 from benchmarks.peers.rivals.problem import DENSE_OBJECTIVE, Attempt, OutOfBudget, Problem, Step
-from benchmarks.peers.rivals.summary import best_peer, p_value, summarise
+from benchmarks.peers.rivals.summary import _median_or_never, best_peer, p_value, summarise
 from compressor.factors import METHODS
 from compressor.images import ImageSet
 from compressor.layers import compressible, find_layers
@@ -284,3 +284,20 @@ def test_a_certificate_is_contradicted_by_a_plan_that_beats_it_by_more_than_delt
         assert rows[0]["contradicted"] is contradicted
         assert rows[0]["best_other"] == {"search": "random", "seed": 0}
         assert "contradicted" not in rows[1]
+
+
+def test_more_judges_leave_the_pool_as_it_is() -> None:
+    images = ImageSet(torch.arange(1800.0).reshape(-1, 1, 1, 1), "numbers")
+    pools, judges = zip(*(networks.divide(images, count, 1500) for count in (750, 1300, 5000)), strict=True)
+    assert [len(pool) for pool in pools] == [POOL_IMAGES] * 3
+    assert [len(judge) for judge in judges] == [750, 1300, 1300]
+    numbers = [set(judge.batch(slice(None)).flatten().tolist()) for judge in judges]
+    pool = set(pools[0].batch(slice(None)).flatten().tolist())
+    assert all(set(other.batch(slice(None)).flatten().tolist()) == pool for other in pools)
+    assert numbers[0] < numbers[1]
+    assert not any(pool & number for number in numbers)
+
+
+def test_what_half_of_the_seeds_never_reach_has_no_median() -> None:
+    assert _median_or_never([0.2, None, 0.1]) == 0.2
+    assert _median_or_never([0.2, None]) is None

@@ -58,7 +58,9 @@ class Problem:
     def search(self, journal: Journal | None = None, **settings: object) -> tuple[Ranks, SearchRecord]:
         chosen = SearchSettings(**{"max_evaluations": 80, **settings})  # type: ignore[arg-type]
         journal = journal or Journal(None, {})
-        return Search(self.space, self.objective, self.evaluate, NUM_IMAGES, chosen, journal).run()
+        energies = [1.0 / np.arange(1, cap + 1) - 1.0 / cap for cap in self.space.caps]
+        search = Search(self.space, self.objective, self.evaluate, NUM_IMAGES, chosen, journal, energies=energies)
+        return search.run()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -87,7 +89,11 @@ def test_finds_the_optimum_within_delta_and_says_so(seed: int) -> None:
         {"acquisition": "lcb"},
         {"acquisition": "ei", "surrogate": "plain"},
         {"surrogate": "plain"},
-        {"surrogate": "plain", "coordinates": "linear", "start": "random", "delta_is_relative": False},
+        {"surrogate": "loss", "coordinates": "linear", "start": "random", "delta_is_relative": False},
+        {"prior_mean": "none"},
+        {"prior_mean": "energies"},
+        {"prior_mean": "energies", "surrogate": "loss"},
+        {"prior_mean": "energies", "start": "random"},
         {"surrogate": "log", "start": "random"},
     ],
 )
@@ -234,9 +240,11 @@ def test_the_incumbent_is_told_after_every_test_with_the_images_so_far() -> None
     )
     ranks, record = search.run()
     after_start = [row.images for row in record.history if row.source != "start"]
-    assert [passes for passes, _ in told] == [
-        record.image_passes - sum(after_start[done:]) for done in range(len(after_start) + 1)
-    ]
+    tests = [record.image_passes - sum(after_start[done:]) for done in range(len(after_start) + 1)]
+    passes = [passes for passes, _ in told]
+    assert passes[-len(tests) :] == tests
+    assert passes == sorted(passes)  # the start's before
+    assert len(passes) > len(tests)
     assert told[-1] == (record.image_passes, ranks.tolist())
 
 

@@ -186,9 +186,12 @@ def test_prune_auto_from_the_command_line(
     [
         (["--prune", "auto", "--target-ratio", 0.5], "--prune auto needs a gamma"),
         (["--fidelity", "error", "--max-drop", 1], "leave out --fidelity error"),
+        (["--prior-mean", "energies", "--prune", "auto"], "energies say nothing of others"),
+        (["--prior-mean", "energies", "--fidelity", "risk"], "energies say nothing of others"),
+        (["--prior-mean", "energies", "--surrogate", "plain"], "--surrogate plain has no prior mean"),
     ],
 )
-def test_what_does_not_go_with_a_target(
+def test_what_does_not_go_together(
     invoke: Invoke, tiny_checkpoint: Path, digit_images: Path, tmp_path: Path, arguments: list[object], sentence: str
 ) -> None:
     result = invoke("bocompress-export", tiny_checkpoint, "--trust-pickle", "--data", digit_images, "--input-size", 32,

@@ -23,7 +23,7 @@ from compressor.objective import Objective
 from compressor.records import Certificate
 from compressor.search import gp
 from compressor.search.acquisition import measure_again, perturb
-from compressor.search.belief import Belief, PlainSurrogate
+from compressor.search.belief import Belief, LossSurrogate
 from compressor.search.certificate import lower_bound, upper_bound
 from compressor.search.paths import Paths, climb
 from compressor.search.settings import SearchSettings
@@ -67,7 +67,7 @@ class Problem:
         # All ranks cost the same but for a hair, for which dense is more: J is the process itself, less 1.
         costs = [1.0] * (NUM_LEVELS - 1) + [1.0 + HAIR]
         self.space = RankSpace(names, [costs] * family.num_dims, coordinates="linear")
-        self.surrogate = PlainSurrogate(self.space, Objective(1.0))
+        self.surrogate = LossSurrogate(self.space, Objective(1.0))
         self.hyper = gp.Hyperparameters(np.full(family.num_dims, family.length_scale), 1.0, 0.0, 0.0)
         self.rng = np.random.default_rng([TRUTH_STREAM, family.num_dims, number])
         nothing = np.zeros((0, family.num_dims), dtype=np.int64)

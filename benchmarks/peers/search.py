@@ -1,7 +1,7 @@
 """Searches compared: the same network, factors, objective and images, and the same count of image passes.
 
     python -m benchmarks.peers.search MODEL DATA --input-size 64 --gamma 0.03 --name search-resnet18
-    python -m benchmarks.peers.search MODEL DATA --input-size 64 --gamma-factor 2 --name search-resnet50
+    python -m benchmarks.peers.search MODEL DATA --input-size 64 --gamma-factor 2 --divided 1500 --name search-resnet50
     python -m benchmarks.peers.search fc3 --gamma-factor 0.1 --budget 6000 --name search-fc3
 
 Factors are the weights' own, decomposed once, and nothing is recalibrated: only plans differ. Every look takes 50
@@ -141,6 +141,7 @@ def chosen_searches(wanted: str) -> list[str]:
 @click.option("--seeds", default=5, show_default=True)
 @click.option("--first-seed", default=0, show_default=True)
 @click.option("--judges", default=2000, show_default=True, help="Images outside the search.")
+@click.option("--divided", type=int, help="Images divided between pool and judges before others judge; default: all.")
 @click.option("--searches", default="all", show_default=True, help="Names, separated by commas.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--add", is_flag=True, help="Keep the rows that the results file holds already.")
@@ -157,6 +158,7 @@ def main(
     seeds: int,
     first_seed: int,
     judges: int,
+    divided: int | None,
     searches: str,
     device: str,
     add: bool,
@@ -166,7 +168,7 @@ def main(
     began = time.perf_counter()
     try:
         names = chosen_searches(searches)
-        network = load_network(model, data, input_size, patterns.split(","), judges, torch.device(device))
+        network = load_network(model, data, input_size, patterns.split(","), judges, torch.device(device), divided)
         plans = network.plans(network.pool)
         problem = network.problem(plans, gamma_of(plans, gamma, gamma_factor), samples)
         about = {

@@ -46,6 +46,7 @@ class Beginning:
         self._refinement = self._new_refinement()
         self._alone: list[Array] | None = None  # function norms of single layers
         self._saturation = np.inf
+        self._best_look = -np.inf
 
     @property
     def takes_steps(self) -> bool:
@@ -63,6 +64,7 @@ class Beginning:
         if not is_random:
             for _ in range(start.NUM_REALLOCATIONS):
                 best = self._reallocate(aim.best_plan() if aim.target else best)
+                self._on_incumbent(self._looks.image_passes, best)
         return None
 
     def move_to_target(self, num_steps: int, may_settle: bool) -> None:
@@ -104,7 +106,7 @@ class Beginning:
 
     def _random_plans(self) -> Ranks:
         """The best by observation of random plans."""
-        self._posterior.expect(None)
+        self._posterior.expect_layers(None)
         space = self._looks.space
         rng = np.random.default_rng([self._looks.settings.seed, START_STREAM])
         return max(space.sample(2 * space.num_dims + 2, rng), key=self._first_look)
@@ -118,7 +120,7 @@ class Beginning:
             allocate = functools.partial(start.allocate, space, sensitivities)
             self._aim.set_gamma(first_gamma(target, space, allocate, start.sum_of(sensitivities)))
         if space.layers is space:
-            self._posterior.expect(start.sum_of(sensitivities))
+            self._posterior.expect_layers(sensitivities)
         best = start.look_along_curve(
             space.layers, looks.objective, sensitivities, lambda ranks: self._first_look(space.complete(ranks))
         )
@@ -129,7 +131,7 @@ class Beginning:
             alone, sensitivities = [*alone, added], [*sensitivities, looks.law.per_norm * added]
         self._alone, self._saturation = alone, max(start.LOSS_FLOOR, *looks.state.function_norms)
         looks.norms.begin(start.sum_of(alone), self._saturation)
-        self._posterior.expect(start.sum_of(sensitivities), saturation)
+        self._posterior.expect_layers(sensitivities, saturation)
         return best
 
     def _sensitivities(self) -> list[list[float]]:
@@ -138,7 +140,7 @@ class Beginning:
         looks = self._looks
         if self._linearise is not None:
             looks.tell("measuring layers by a linear model")
-            images = np.arange(min(start.MODEL_IMAGES, looks.num_images))
+            images = np.arange(min(start.few_images(start.MODEL_IMAGES, looks.space.num_dims), looks.num_images))
             row = looks.journal.recall_sensitivities(images)
             if row is None:
                 found = start.linear_sensitivities(looks.space.layers, self._linearise, images)
@@ -189,10 +191,16 @@ class Beginning:
 
     def _first_look(self, ranks: Ranks) -> float:
         """The J observed of a plan of the start on the next images, or how near it lies to the target."""
+        looks, target = self._looks, self._aim.target
         (losses,) = self._first_looks([Look("start", ranks, self._first_images())])
-        if self._aim.target is None:
-            return self._looks.observed_objective(ranks, losses)
-        return self._aim.target.nearness(self._looks.ratio(ranks), losses.mean)
+        if target is None:
+            value = looks.observed_objective(ranks, losses)
+        else:
+            value = target.nearness(looks.ratio(ranks), losses.mean)
+        if value > self._best_look:
+            self._best_look = value
+            self._on_incumbent(looks.image_passes, ranks)
+        return value
 
     def _first_images(self) -> np.ndarray:
         """Images for the next look of the start.

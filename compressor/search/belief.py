@@ -1,9 +1,9 @@
-"""What is believed about J after n looks: two ways to model L, with the size term always added exactly.
+"""What is believed about J after n looks, by what the Gaussian process models.
 
-`PlainBelief` is close to the paper: a Gaussian process on -gamma L. `LogBelief` models log L instead. L spans three
-orders of magnitude and multiplies rather than adds across layers, so its logarithm is the smoother function;
-and the additive single-layer sensitivities, where known, are its prior mean. Both answer the same two
-questions: the posterior mean of J, and the probability of Eq. (7).
+`PlainBelief` is the paper's: J as a whole. `LossBelief` models -gamma L and adds the size term exactly. `LogBelief`
+models log L: L spans three orders of magnitude and multiplies rather than adds across layers, so its logarithm is the
+smoother function. What is expected of plans, where something is, is the prior mean of the last two. All answer the same
+two questions: the posterior mean of J, and the probability of Eq. (7).
 """
 
 from abc import ABC, abstractmethod
@@ -19,8 +19,9 @@ from compressor.objective import Objective
 from compressor.search.gp import Array, GaussianProcess, Single
 from compressor.search.space import Ranks, RankSpace
 
-SurrogateChoice = Literal["log", "plain"]
-SumOfSensitivities = Callable[[Ranks], Array]
+SurrogateChoice = Literal["log", "loss", "plain"]
+Expected = Callable[[Ranks], Array]
+"""L (...,) that is expected at ranks (..., d)."""
 
 VANISHING = 1e-12  # variance of a difference, relative to the signal's, that counts as no difference
 VANISHING_QUICKLY = 1e-5  # likewise in single precision
@@ -44,11 +45,34 @@ class Targets:
 
 
 class Surrogate(ABC):
-    """How looks at L become the process's targets, and its posterior a belief about J."""
+    """How looks at L become the process's targets, and its posterior a belief about J.
 
-    def __init__(self, space: RankSpace, objective: Objective) -> None:
+    What is `expected` of L is bent towards the loss of a network that is destroyed already, which more damage hardly
+    raises: 1 / S = 1 / expected + 1 / saturation. None expects the same of all plans.
+    """
+
+    def __init__(
+        self,
+        space: RankSpace,
+        objective: Objective,
+        expected: Expected | None = None,
+        saturation: float = np.inf,
+    ) -> None:
         self.space = space
         self.objective = objective
+        self._expected = expected
+        self._saturation = saturation
+
+    def expected_loss(self, ranks: Ranks) -> Array | None:
+        """S (...,) at ranks (..., d), None where nothing is expected."""
+        if self._expected is None:
+            return None
+        total = self._expected(ranks)
+        return total / (1.0 + total / self._saturation)
+
+    @abstractmethod
+    def prior_mean(self, ranks: Ranks) -> Array:
+        """What is added to the process (...,) at ranks (..., d); zero where nothing is expected."""
 
     @abstractmethod
     def targets(self, ranks: Ranks, function_norms: Array, noise: Array, levels: Array | None = None) -> Targets:
@@ -89,6 +113,7 @@ class Belief(ABC):
         self.space = surrogate.space
         self.objective = surrogate.objective
         self.process = process
+        self.prior_mean = surrogate.prior_mean
 
     @abstractmethod
     def function_norm(self, ranks: Ranks) -> tuple[Array, Array]:
@@ -124,13 +149,19 @@ class Belief(ABC):
         gamma = self.objective.gamma
         return self.size_term(ranks) - gamma * mean, gamma * deviation
 
+    def known_part(self, ranks: Ranks) -> Array:
+        """The part of J (...,) at ranks (..., d) that the process leaves out."""
+        return self.size_term(ranks)
+
     def latent(self, ranks: Ranks) -> tuple[Array, Array]:
-        """Posterior mean (m,) and whitened cross-covariances (n, m) of the process itself."""
-        return self.process.project(self.space.encode(ranks))
+        """Posterior mean (m,) of the process with its prior mean, and its whitened cross-covariances (n, m)."""
+        mean, projected = self.process.project(self.space.encode(ranks))
+        return mean + self.prior_mean(ranks), projected
 
     def latent_quickly(self, ranks: Ranks) -> tuple[Array, Single]:
         """The same in single precision."""
-        return self.process.project_quickly(self.space.encode(ranks))
+        mean, projected = self.process.project_quickly(self.space.encode(ranks))
+        return mean + self.prior_mean(ranks), projected
 
     def latent_variance(self, projected: Array | Single) -> Array:
         """Posterior variance (m,) of the process from `latent`'s second part."""
@@ -148,7 +179,7 @@ class Score(ABC):
         self._theta = belief.space.encode(incumbent[None])
         mean, self._projected = belief.latent(incumbent[None])
         self._mean = float(mean[0])
-        self._size_term = float(belief.size_term(incumbent[None])[0])
+        self._known_part = float(belief.known_part(incumbent[None])[0])
 
     def __call__(self, ranks: Ranks) -> NDArray[np.float64]:
         """Log probabilities (m,) at ranks (m, d); minus infinity at the incumbent itself."""
@@ -177,24 +208,28 @@ class Score(ABC):
         return np.asarray(cross - np.einsum("i,ij->j", self._projected[:, 0].astype(projected.dtype), projected))
 
 
-# Plain: Gaussian process on -gamma L
+# Loss: Gaussian process on -gamma L
 
 
-class PlainSurrogate(Surrogate):
-    """Targets are -gamma L."""
+class LossSurrogate(Surrogate):
+    """Targets are -gamma L, less that of the loss expected."""
+
+    def prior_mean(self, ranks: Ranks) -> Array:
+        expected = self.expected_loss(ranks)
+        return np.zeros(ranks.shape[:-1]) if expected is None else -self.objective.gamma * expected
 
     def targets(self, ranks: Ranks, function_norms: Array, noise: Array, levels: Array | None = None) -> Targets:
         gamma = self.objective.gamma
-        return Targets(-gamma * function_norms, gamma**2 * noise)
+        return Targets(-gamma * function_norms - self.prior_mean(ranks), gamma**2 * noise)
 
-    def belief(self, process: GaussianProcess) -> "PlainBelief":
-        return PlainBelief(self, process)
+    def belief(self, process: GaussianProcess) -> "LossBelief":
+        return LossBelief(self, process)
 
     def look_noise(self, variances: Array, function_norms: Array) -> Array:
         return self.objective.gamma**2 * variances
 
 
-class PlainBelief(Belief):
+class LossBelief(Belief):
     """J is Gaussian."""
 
     def function_norm(self, ranks: Ranks) -> tuple[Array, Array]:
@@ -202,17 +237,17 @@ class PlainBelief(Belief):
         gamma = self.objective.gamma
         return -mean / gamma, np.sqrt(self.latent_variance(projected)) / gamma
 
-    def score(self, incumbent: Ranks, delta: float) -> "PlainScore":
-        return PlainScore(self, incumbent, delta)
+    def score(self, incumbent: Ranks, delta: float) -> "GaussianScore":
+        return GaussianScore(self, incumbent, delta)
 
     def slopes(self, ranks: Ranks) -> Array:
         return np.ones(len(ranks))
 
     def objective_of(self, ranks: Ranks, latent: Array) -> Array:
-        return self.size_term(ranks) + latent
+        return self.known_part(ranks) + latent + self.prior_mean(ranks)
 
 
-class PlainScore(Score):
+class GaussianScore(Score):
     """Eq. (11) as written, behind the monotone log Phi."""
 
     def _log_probability(self, ranks: Ranks) -> Array:
@@ -226,8 +261,36 @@ class PlainScore(Score):
         process = self.belief.process
         cross = process.prior_covariance(self.belief.space.encode(ranks), self._theta)[:, 0]
         variance = 2.0 * (process.hyper.signal_variance - cross) - ((projected - self._projected) ** 2).sum(0)
-        sizes = self.belief.size_term(ranks) - self._size_term
-        return mean - self._mean + sizes, np.maximum(variance, 0.0)
+        known = self.belief.known_part(ranks) - self._known_part
+        return mean - self._mean + known, np.maximum(variance, 0.0)
+
+
+# Plain: Gaussian process on J
+
+
+class PlainSurrogate(LossSurrogate):
+    """Targets are J, size and all, and nothing is expected of any plan."""
+
+    def prior_mean(self, ranks: Ranks) -> Array:
+        return np.zeros(ranks.shape[:-1])
+
+    def targets(self, ranks: Ranks, function_norms: Array, noise: Array, levels: Array | None = None) -> Targets:
+        losses = super().targets(ranks, function_norms, noise)
+        return Targets(losses.values + self.objective.size_term(self.space.ratio(ranks)), losses.noise)
+
+    def belief(self, process: GaussianProcess) -> "PlainBelief":
+        return PlainBelief(self, process)
+
+
+class PlainBelief(LossBelief):
+    """J is Gaussian, and no part of it known beforehand."""
+
+    def known_part(self, ranks: Ranks) -> Array:
+        return np.zeros(ranks.shape[:-1])
+
+    def function_norm(self, ranks: Ranks) -> tuple[Array, Array]:
+        norm, deviation = super().function_norm(ranks)
+        return norm + self.size_term(ranks) / self.objective.gamma, deviation
 
 
 # Log: Gaussian process on the logarithm of L
@@ -238,23 +301,19 @@ class LogSurrogate(Surrogate):
 
     `floor` is what the loss of the original itself is taken to be (see `LossLaw`); L may then lie a little below zero.
 
-    S is the sum of the layers' sensitivities, bent towards the loss of a network that is destroyed already, which more
-    damage hardly raises: 1 / S = 1 / sum + 1 / saturation. Noise goes over to the logarithm to first order, with the
-    mean of a log-normal corrected for.
+    Noise goes over to the logarithm to first order, with the mean of a log-normal corrected for.
     """
 
     def __init__(
         self,
         space: RankSpace,
         objective: Objective,
-        sum_of_sensitivities: SumOfSensitivities | None,
+        expected: Expected | None = None,
         saturation: float = np.inf,
         floor: float = 0.0,
     ) -> None:
-        super().__init__(space, objective)
+        super().__init__(space, objective, expected, saturation)
         self._floor = floor
-        self._sum = sum_of_sensitivities
-        self._saturation = saturation
 
     @property
     def offset(self) -> float:
@@ -262,11 +321,8 @@ class LogSurrogate(Surrogate):
         return RESOLUTION / self.objective.gamma + self._floor
 
     def prior_mean(self, ranks: Ranks) -> Array:
-        """log(S + c) (...,) at ranks (..., d), or zero where no layer was measured alone."""
-        if self._sum is None:
-            return np.zeros(ranks.shape[:-1])
-        total = self._sum(ranks)
-        return np.log(total / (1.0 + total / self._saturation) + self.offset)
+        expected = self.expected_loss(ranks)
+        return np.zeros(ranks.shape[:-1]) if expected is None else np.log(expected + self.offset)
 
     def targets(self, ranks: Ranks, function_norms: Array, noise: Array, levels: Array | None = None) -> Targets:
         shifted = self._shifted(function_norms)
@@ -291,15 +347,6 @@ class LogBelief(Belief):
     def __init__(self, surrogate: LogSurrogate, process: GaussianProcess) -> None:
         super().__init__(surrogate, process)
         self.offset = surrogate.offset
-        self._prior_mean = surrogate.prior_mean
-
-    def latent(self, ranks: Ranks) -> tuple[Array, Array]:
-        mean, projected = super().latent(ranks)
-        return mean + self._prior_mean(ranks), projected
-
-    def latent_quickly(self, ranks: Ranks) -> tuple[Array, Single]:
-        mean, projected = super().latent_quickly(ranks)
-        return mean + self._prior_mean(ranks), projected
 
     def function_norm(self, ranks: Ranks) -> tuple[Array, Array]:
         mean, projected = self.latent(ranks)
@@ -314,8 +361,8 @@ class LogBelief(Belief):
         return -self.objective.gamma * np.exp(self.latent(ranks)[0])
 
     def objective_of(self, ranks: Ranks, latent: Array) -> Array:
-        norms = np.exp(latent + self._prior_mean(ranks)) - self.offset
-        return self.size_term(ranks) - self.objective.gamma * norms
+        norms = np.exp(latent + self.prior_mean(ranks)) - self.offset
+        return self.known_part(ranks) - self.objective.gamma * norms
 
 
 class LogScore(Score):
@@ -348,7 +395,7 @@ class LogScore(Score):
         floor = vanishing * process.hyper.signal_variance
         own = max(float(belief.latent_variance(self._projected)[0]), floor)
         deviation = np.sqrt(np.maximum(belief.latent_variance(projected) - covariance**2 / own, floor))
-        margin = (belief.size_term(ranks) - self._size_term - self.delta) / belief.objective.gamma
+        margin = (belief.known_part(ranks) - self._known_part - self.delta) / belief.objective.gamma
         nodes = self._mean + np.sqrt(own) * standard_nodes[:, None]
         threshold = np.exp(nodes) + margin
         conditional = mean + covariance / own * (nodes - self._mean)
@@ -364,5 +411,5 @@ class LogScore(Score):
         first, second = np.exp(mean + 0.5 * variance), np.exp(self._mean + 0.5 * own)
         spread = first**2 * np.expm1(variance) + second**2 * np.expm1(own) - 2.0 * first * second * np.expm1(covariance)
         gamma = self.belief.objective.gamma
-        sizes = self.belief.size_term(ranks) - self._size_term
+        sizes = self.belief.known_part(ranks) - self._known_part
         return sizes - gamma * (first - second), gamma**2 * np.maximum(spread, 0.0)

@@ -13,6 +13,7 @@ from compressor.search import recording
 from compressor.search.acquisition import measure_again
 from compressor.search.aim import Aim
 from compressor.search.beginning import Beginning, BudgetSpent
+from compressor.search.energies import Energies
 from compressor.search.gp import Array
 from compressor.search.journal import Journal
 from compressor.search.linear_model import Linearise
@@ -45,6 +46,8 @@ class Search:
         law: how the losses behave, None for those of the function norm.
         target: gamma is chosen to meet it; the objective's own then does not matter.
         linearise: the linear model around a plan, None where losses are all there is.
+        energies: for every layer the share of the weight's squared norm that each rank gives up (cap,), where the
+            settings' prior mean is theirs.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Search:
         law: LossLaw | None = None,
         target: Target | None = None,
         linearise: Linearise | None = None,
+        energies: Sequence[Array] = (),
     ) -> None:
         self._space = space
         self._settings = settings
@@ -68,7 +72,7 @@ class Search:
         self._looks = Looks(
             space, objective, evaluate, num_images, settings, journal, on_look, workers or Workers(), law or LossLaw()
         )
-        self._posterior = Posterior(self._looks)
+        self._posterior = Posterior(self._looks, Energies(energies) if settings.prior_mean == "energies" else None)
         self._aim = Aim(self._looks, self._posterior, StopRule(settings, target))
         self._beginning = Beginning(self._looks, self._posterior, self._aim, linearise, on_incumbent)
         self._champion: Ranks | None = None

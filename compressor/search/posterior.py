@@ -1,13 +1,14 @@
 """The process fitted to the looks so far, and what was expected before them."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 
 from compressor.search import gp, start
-from compressor.search.belief import Belief, LogSurrogate, PlainSurrogate, Surrogate
+from compressor.search.belief import Belief, Expected, LogSurrogate, LossSurrogate, PlainSurrogate, Surrogate
+from compressor.search.energies import Energies
 from compressor.search.gp import Array
 from compressor.search.journal import StepRow
 from compressor.search.looks import Looks
@@ -28,15 +29,20 @@ DEPARTURES = {"least_signal": 0.1, "longest": 1.0}
 class Posterior:
     """What the looks say of all plans; hyperparameters are fitted again as looks come.
 
+    Args:
+        energies: the prior mean from truncated energies, where the settings ask for that.
+
     Attributes:
         seconds: that were spent on it, within `thinking`.
     """
 
-    def __init__(self, looks: Looks) -> None:
+    def __init__(self, looks: Looks, energies: Energies | None = None) -> None:
         self._looks = looks
+        self._energies = energies
         self.seconds = 0.0
         self._around: float | None = None  # function norm of the plan around which the prior mean was found
-        self._surrogate: Surrogate = PlainSurrogate(looks.space, looks.objective)
+        self._saturation = np.inf
+        self._surrogate = self._make_surrogate(None)
         self._hyper: gp.Hyperparameters | None = None
         self._fitted_at = 0
         self._fitted_afresh_at = 0
@@ -48,24 +54,33 @@ class Posterior:
         yield
         self.seconds += time.perf_counter() - began
 
-    def expect(self, expected: Callable[[Ranks], Array] | None, saturation: float = np.inf) -> None:
-        """Losses of ranks (..., d), up to the largest seen, become the prior mean, where the surrogate has one."""
-        looks = self._looks
-        if looks.settings.surrogate == "plain":
-            self._surrogate = PlainSurrogate(looks.space, looks.objective)
-        else:
-            self._surrogate = LogSurrogate(looks.space, looks.objective, expected, saturation, looks.law.floor)
+    def expect_layers(self, alone: list[Array] | None, saturation: float = np.inf) -> None:
+        """What layers lose alone (cap,), up to the largest loss seen, becomes the prior mean; None: none is known."""
+        self._saturation = saturation
+        if self._energies is not None and alone is not None:
+            self._energies.guess(alone)
+        is_expected = self._looks.settings.prior_mean == "measured"
+        self._surrogate = self._make_surrogate(start.sum_of(alone) if alone is not None and is_expected else None)
 
     def expect_around(self, plan: Ranks, step: StepRow, alone: list[Array], saturation: float) -> None:
         """What layers add in the company of the plan (d,) becomes the prior mean; `alone` are their losses alone."""
-        if self._looks.settings.surrogate != "plain":
+        settings = self._looks.settings
+        if settings.prior_mean == "measured" and settings.surrogate != "plain":
             self._around, self._hyper, self._fitted_afresh_at = max(step.norm, start.LOSS_FLOOR), None, 0
-            self.expect(start.around_plan(plan, step.norm, step.norms_alone, alone), saturation)
+            self._saturation = saturation
+            self._surrogate = self._make_surrogate(start.around_plan(plan, step.norm, step.norms_alone, alone))
+
+    def _make_surrogate(self, expected: Expected | None) -> Surrogate:
+        space, objective, law = self._looks.space, self._looks.objective, self._looks.law
+        kind = self._looks.settings.surrogate
+        if kind == "log":
+            return LogSurrogate(space, objective, expected, self._saturation, law.floor)
+        return (LossSurrogate if kind == "loss" else PlainSurrogate)(space, objective, expected, self._saturation)
 
     def set_objective(self) -> None:
         """The looks have another objective now."""
         self._surrogate.objective = self._looks.objective
-        if isinstance(self._surrogate, PlainSurrogate):
+        if isinstance(self._surrogate, LossSurrogate):
             self._hyper, self._fitted_afresh_at = None, 0  # its targets are gamma times as large
 
     def believe(self) -> Belief:
@@ -73,12 +88,17 @@ class Posterior:
         looks, state, told = self._looks, self._looks.state, self._telling_looks()
         ranks, function_norms = np.array(state.ranks), np.array(state.function_norms)
         per_norm = start.loss_per_norm(state.losses)
+        refits = self._hyper is None or len(told) >= REFIT_GROWTH * self._fitted_at
         if looks.law.floor and looks.settings.surrogate == "log":
-            self.expect(looks.norms.predict(ranks, function_norms, per_norm, looks.objective))
+            self._saturation = np.inf
+            expected = looks.norms.predict(ranks, function_norms, per_norm, looks.objective)
+            self._surrogate = self._make_surrogate(expected)
+        elif self._energies is not None and refits:
+            self._surrogate = self._make_surrogate(self._energies.learn(ranks, np.array(state.norms)))
         noise, norms = looks.noise.covariance(function_norms)[np.ix_(told, told)], np.array(state.norms)[told]
         targets = self._surrogate.targets(ranks[told], norms, noise, per_norm * function_norms[told])
         thetas = looks.space.encode(ranks[told])
-        if self._hyper is None or len(norms) >= REFIT_GROWTH * self._fitted_at:
+        if self._hyper is None or refits:
             afresh = len(norms) >= FRESH_GROWTH * self._fitted_afresh_at
             limits = DEPARTURES if looks.law.floor else {} if self._around is None else LEAST_DEPARTURES
             self._hyper = gp.fit(thetas, targets.values, targets.noise, self._hyper, 2 if afresh else 0, **limits)

@@ -7,7 +7,7 @@ import numpy as np
 
 from compressor.fidelity import Losses
 from compressor.objective import Objective
-from compressor.search import refine
+from compressor.search import refine, start
 from compressor.search.gp import Array
 from compressor.search.journal import Journal, StepRow
 from compressor.search.linear_model import Linearise
@@ -84,11 +84,11 @@ class Refinement:
         fresh = images[~seen] if (~seen).sum() > 1 else images[:0]  # of a single image there is no variance
         ordered = np.concatenate([fresh, images[seen]])
         for_model = self._num_model_images()
-        looks = min(for_model, MOST_FOR_LOOKS * self.samples)
+        looks = min(max(for_model, self.samples // 2), MOST_FOR_LOOKS * self.samples)
         return ordered[looks:][:for_model], ordered[:looks]
 
     def _num_model_images(self) -> int:
-        few = max(2, int(FIRST_SHARE * self.samples))
+        few = start.few_images(FIRST_SHARE * self.samples, self.space.num_dims)
         many = min(max(IMAGES_PER_LAYER * self.space.num_dims, self.samples), MOST_FOR_MODEL * self.samples)
         return min(many if self._count == NUM_STEPS - 1 else few, self.num_images // 2)
 

@@ -8,6 +8,7 @@ from compressor.search.belief import SurrogateChoice
 from compressor.search.space import Coordinates
 
 StartChoice = Literal["sensitivity", "random"]
+PriorMeanChoice = Literal["measured", "energies", "none"]
 Acquisition = Literal["pac", "pac-ei", "ei", "pi", "lcb"]
 
 DEFAULT_EPSILON: dict[Certificate, float] = {"joint": 0.05, "pointwise": 0.005}
@@ -21,6 +22,8 @@ class SearchSettings:
     None is the certificate's own: 0.05 for joint, the paper's 0.005 for pointwise. `samples` images per look;
     `max_evaluations` looks at joint plans (probes of single layers come before). `candidates` plans are proposed at
     once, so that several workers have something to do. `refine` takes steps by a linear model of the network.
+    `prior_mean` is what plans are expected to lose before any of them is looked at: what layers were measured to, alone
+    and around the plan of the last step, the energy that they give up, or the same for all.
     """
 
     delta: float = 0.05
@@ -35,6 +38,7 @@ class SearchSettings:
     coordinates: Coordinates = "log"
     start: StartChoice = "sensitivity"
     surrogate: SurrogateChoice = "log"
+    prior_mean: PriorMeanChoice = "measured"
     refine: bool = True
     seed: int = 0
 

@@ -19,6 +19,7 @@ from compressor.search.space import Ranks, RankSpace
 PROBE_RANKS = 8
 PROBE_IMAGES = 5
 MODEL_IMAGES, MODEL_DIRECTIONS = 20, 3  # of the linear model around the dense network
+FEW_PER_LAYER = 3  # images, at most, of the first linear models: few layers are told apart by few images
 LIGHTEST_WEIGHT = 4.0**-2
 CURVE_WEIGHTS = np.array([*LIGHTEST_WEIGHT * 4.0 ** np.arange(6), 0.0])  # 0: rank 1 everywhere
 NUM_REFINEMENTS = 3
@@ -35,6 +36,11 @@ LEAST_PER_NORM = 1e-6  # where compression seems to lower the risk
 
 Probe = Callable[[list[Ranks]], Iterable[Losses]]
 Look = Callable[[Ranks], float]
+
+
+def few_images(most: float, num_layers: int) -> int:
+    """Images for a first linear model: at most so many, and fewer for few layers."""
+    return max(2, min(int(most), FEW_PER_LAYER * num_layers))
 
 
 def probe_sensitivities(space: RankSpace, probe: Probe) -> list[list[float]]:

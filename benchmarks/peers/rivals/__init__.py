@@ -31,7 +31,12 @@ SEARCHES: dict[str, Rival] = {
     DEFAULT: Rival(with_settings(), "bocompress's default", ours=True),
     "tight": Rival(with_settings(delta=0.002), "default, delta 0.2 % of J in place of 5 %", ours=True),
     "no-refinement": Rival(with_settings(refine=False), "default, without steps by the linear model", ours=True),
-    "plain": Rival(with_settings(surrogate="plain"), "default, process on L", ours=True),
+    "loss": Rival(with_settings(surrogate="loss"), "default, process on L", ours=True),
+    "plain": Rival(with_settings(surrogate="plain"), "default, process on J as a whole", ours=True),
+    "mean-energies": Rival(
+        with_settings(prior_mean="energies"), "default, prior mean from energies with learnt sensitivities", ours=True
+    ),
+    "mean-none": Rival(with_settings(prior_mean="none"), "default, no prior mean", ours=True),
     "linear": Rival(with_settings(coordinates="linear"), "default, linear coordinates", ours=True),
     "random-start": Rival(with_settings(start="random"), "default, random start", ours=True),
     "fresh-images": Rival(with_settings(fresh=True), "default, fresh images for every look", ours=True),

@@ -14,6 +14,7 @@ from benchmarks.fashion import load_fashion, trained_fc3
 from benchmarks.peers.loading import load_squares
 from benchmarks.peers.rivals.problem import Problem
 from compressor.attention import open_attention
+from compressor.decompose import energies_of
 from compressor.errors import InputError
 from compressor.factors import METHODS, Factors
 from compressor.fidelity import FunctionNorm, Losses
@@ -54,7 +55,7 @@ class Network:
             Objective(gamma),
             plans.values,
             len(self.pool),
-            [given_up(layer, self.factors[layer.name]) for layer in self.layers],
+            [energies_of(layer, self.factors[layer.name]) for layer in self.layers],
             samples,
             Lineariser(plans.norm, self.model, self.layers, self.factors),
         )
@@ -130,13 +131,6 @@ class Judge:
         return self.objective(ranks) - self.objective(other), stderr
 
 
-def given_up(layer: FoundLayer, factors: Factors) -> Array:
-    """Share of the weight's squared norm that ranks 1, 2, ... and last the dense layer give up (cap,)."""
-    whole = float(layer.weighted_module.weight.detach().double().square().sum())
-    errors = [factors.squared_error(rank) for rank in range(1, layer.dense_rank)]
-    return np.array([*errors, 0.0]) / whole
-
-
 def load_network(
     model: str,
     data: Path | None,
@@ -144,8 +138,14 @@ def load_network(
     patterns: Sequence[str],
     num_judges: int,
     device: torch.device,
+    num_divided: int | None = None,
 ) -> Network:
-    """A checkpoint with a folder of images, or FC3 on Fashion-MNIST where `model` is "fc3"; at most half of them judge.
+    """A checkpoint with a folder of images, or FC3 on Fashion-MNIST where `model` is "fc3".
+
+    Args:
+        num_judges: images that judge, at most: half of those that are divided first, then what the pool leaves.
+        num_divided: images that are divided first, in a random order; others judge if more are wanted. None takes all
+            that are loaded: pool and judges.
 
     Raises:
         InputError: a checkpoint without `data` or `input_size`, or no Fashion-MNIST.
@@ -159,12 +159,20 @@ def load_network(
     else:
         loaded, images, _ = load_squares(Path(model), data, input_size, num_judges + POOL_IMAGES)
         name, network = loaded.arch, loaded.model
-    judges, others = images.split(min(num_judges, len(images) // 2), seed=0)
-    pool = others.subset(range(min(POOL_IMAGES, len(others))))
+    pool, judges = divide(images, num_judges, min(num_divided or len(images), len(images)))
     opened = open_attention(network.eval().requires_grad_(False).to(device), pool.batch([0]).to(device))
     layers = compressible(find_layers(opened, pool.batch([0]).to(device), include=patterns))
     factors = {layer.name: METHODS[layer.method or "svd"].factorise(layer.module) for layer in layers}
     return Network(name, opened, layers, factors, pool, judges, device)
+
+
+def divide(images: ImageSet, num_judges: int, num_divided: int) -> tuple[ImageSet, ImageSet]:
+    """The pool, and up to `num_judges` others; `load_network` says which."""
+    order = torch.randperm(num_divided, generator=torch.Generator().manual_seed(0))
+    half = min(num_judges, num_divided // 2)
+    pool, left = order[half : half + POOL_IMAGES], order[half + POOL_IMAGES :]
+    judges = torch.cat([order[:half], left, torch.arange(num_divided, len(images))])
+    return images.subset(pool), images.subset(judges[:num_judges])
 
 
 def gamma_of(plans: Plans, gamma: float | None, factor: float) -> float:

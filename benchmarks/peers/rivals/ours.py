@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.peers.rivals.problem import Attempt, BestObserved, OutOfBudget, Run, Step
+from benchmarks.peers.rivals.problem import Attempt, OutOfBudget, Run, Step
 from compressor.fidelity import Losses
 from compressor.search.journal import Journal
 from compressor.search.loop import Search
@@ -18,6 +18,7 @@ from compressor.search.start import PROBE_IMAGES, PROBE_RANKS
 FRESH_STREAM = 81
 PAPER: dict[str, Any] = {
     "surrogate": "plain",
+    "prior_mean": "none",
     "coordinates": "linear",
     "start": "random",
     "delta": 0.05,
@@ -38,9 +39,8 @@ def fresh_look(attempt: Attempt, ranks: Ranks, indices: NDArray[np.int64]) -> Lo
 def with_settings(fresh: bool = False, **changes: Any) -> Run:
     """The search with some of `SearchSettings` changed; it counts evaluations, of which the budget allows so many.
 
-    Until its first test, which comes after the start, the best look at a joint plan stands for its incumbent. `fresh`
-    gives every look images of its own in place of those it asks for, which other looks may share: the correlation that
-    the search then finds is none, and its noise matrix is diagonal.
+    `fresh` gives every look images of its own in place of those it asks for, which other looks may share: the
+    correlation that the search then finds is none, and its noise matrix is diagonal.
     """
 
     def search(attempt: Attempt) -> Iterator[Step]:
@@ -48,18 +48,11 @@ def with_settings(fresh: bool = False, **changes: Any) -> Run:
         probes = PROBE_RANKS * PROBE_IMAGES * attempt.space.num_dims if settings.start == "sensitivity" else 0
         allowed = max(1, (attempt.budget - probes) // settings.samples)
         steps: list[Step] = []
-        tested = False
-        best = BestObserved(attempt)
 
         def look(ranks: Ranks, indices: NDArray[np.int64]) -> Losses:
-            losses = fresh_look(attempt, ranks, indices) if fresh else attempt.look(ranks, indices)
-            if not tested and len(indices) >= settings.samples // 2:  # looks at single layers take fewer
-                steps.extend(best.is_beaten_by(ranks, attempt.value(ranks, losses.mean)))
-            return losses
+            return fresh_look(attempt, ranks, indices) if fresh else attempt.look(ranks, indices)
 
         def remember(image_passes: int, ranks: Ranks) -> None:
-            nonlocal tested
-            tested = True
             if not steps or not np.array_equal(steps[-1][1], ranks):
                 steps.append((image_passes, ranks.copy()))
 
@@ -72,6 +65,7 @@ def with_settings(fresh: bool = False, **changes: Any) -> Run:
             Journal(None, {}),
             on_incumbent=remember,
             linearise=attempt.linearise if attempt.problem.linearise else None,
+            energies=attempt.problem.energies,
         )
         try:
             _, record = loop.run()

@@ -1,6 +1,7 @@
 """What the rows of the comparison say together: medians over seeds, tests against the default, passes to the same J."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from statistics import median
 from typing import Any
 
@@ -39,7 +40,8 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
                 "looks": median(row["looks"] for row in own),
                 "overhead_seconds": median(row["overhead_seconds"] for row in own),
                 "reached_best_peer": sum(row["passes_to_best_peer"] is not None for row in own),
-                "passes_ratio": _median_or_none([row["passes_ratio"] for row in own]),
+                "passes_ratio": _median_or_never([row["passes_ratio"] for row in own]),
+                "passes_share": _median_or_never([row["passes_share"] for row in own]),
                 "stopped": sum(bool(row["certificate"].get("met")) for row in own),
                 "contradicted": sum(contradicted),
             }
@@ -56,13 +58,14 @@ def best_peer(rows: Sequence[Row]) -> str | None:
 def mark_passes_to_best_peer(rows: Sequence[Row]) -> None:
     """Image passes after which a row holds a plan as good as the best peer's last with the same seed, None where never.
 
-    `passes_ratio` is that over the passes after which the peer itself held that plan.
+    `passes_ratio` is that over the passes after which the peer itself held that plan, `passes_share` over all that the
+    peer spent.
     """
     peer = best_peer(rows)
     of_peer = {row["seed"]: row for row in rows if row["search"] == peer}
     for row in rows:
         other = of_peer.get(row["seed"])
-        row["passes_to_best_peer"] = row["passes_ratio"] = None
+        row["passes_to_best_peer"] = row["passes_ratio"] = row["passes_share"] = None
         if other is None:
             continue
         final = other["incumbents"][-1]
@@ -71,6 +74,7 @@ def mark_passes_to_best_peer(rows: Sequence[Row]) -> None:
             row["passes_to_best_peer"] = reached[0]
             last = final["since"]
             row["passes_ratio"] = reached[0] / last if last else None
+            row["passes_share"] = reached[0] / other["passes"]
 
 
 def paired(rows: Sequence[Row], name: str, held: str = "objective") -> list[float]:
@@ -98,6 +102,7 @@ def _by_search(rows: Sequence[Row]) -> Mapping[str, list[Row]]:
     return {name: [row for row in rows if row["search"] == name] for name in names}
 
 
-def _median_or_none(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if known else None
+def _median_or_never(values: Sequence[float | None]) -> float | None:
+    """None where half of the values are: what never came to pass is later than all that did."""
+    found = median(inf if value is None else value for value in values)
+    return found if found < inf else None

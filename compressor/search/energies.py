@@ -1,0 +1,59 @@
+"""Losses expected from the energy that truncation gives up, with a sensitivity for every layer learnt from looks.
+
+L of a plan is taken for sum_l s_l E_l(r_l), E_l(r) being the share of layer l's squared weight that rank r gives up:
+the squared singular values that it cuts off. The shapes are known before any look; how much a layer's energy is worth
+to the network is not.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import nnls
+
+from compressor.search import start
+from compressor.search.belief import Expected
+from compressor.search.gp import Array
+from compressor.search.space import Ranks
+
+
+class Energies:
+    """The prior mean from truncated energies.
+
+    Args:
+        shares: for every layer what ranks 1, 2, ... and last the dense layer give up (cap,), of 1.
+    """
+
+    def __init__(self, shares: Sequence[Array]) -> None:
+        self._shares = list(shares)
+        self._table = np.concatenate(self._shares)
+        self._offsets = np.cumsum([-1, *(len(share) for share in self._shares[:-1])])
+        self._guess: Array | None = None
+
+    def guess(self, alone: Sequence[Array]) -> None:
+        """Take for first guesses how many times its energies every layer loses alone (cap,), as a geometric mean."""
+        self._guess = np.array([_times(losses, share) for losses, share in zip(alone, self._shares, strict=True)])
+
+    def learn(self, plans: Ranks, losses: Array) -> Expected:
+        """L as a function of ranks (..., d), from the losses (n,) of plans (n, d).
+
+        Least squares of relative errors, no sensitivity being negative; each layer's first guess counts as one look.
+        Without guesses all layers' energies are taken to be worth the same.
+        """
+        energies = self._table[plans + self._offsets]
+        losses = np.maximum(losses, start.LOSS_FLOOR)
+        guess = self._guess
+        if guess is None:
+            level = np.median(losses / np.maximum(energies.sum(1), start.LOSS_FLOOR))
+            guess = np.full(len(self._shares), float(level))
+        # In units of the guesses, so that all layers' are alike.
+        rows = np.concatenate([energies * guess / losses[:, None], np.eye(len(guess))])
+        times, _ = nnls(rows, np.ones(len(rows)))
+        return start.sum_of([factor * share for factor, share in zip(times * guess, self._shares, strict=True)])
+
+
+def _times(losses: Array, share: Array) -> float:
+    useful = share[:-1] > start.LOSS_FLOOR
+    if not useful.any():
+        return start.LOSS_FLOOR
+    logs = np.log(np.maximum(losses[:-1][useful], start.LOSS_FLOOR)) - np.log(share[:-1][useful])
+    return float(np.exp(logs.mean()))
