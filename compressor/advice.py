@@ -48,6 +48,13 @@ def on_form(form: Form) -> list[str]:
     return ["--form rate (Eq. 2) is unbounded as the network vanishes: it may prefer a destroyed network"]
 
 
+def on_epsilon(epsilon: float, can_be_met: bool) -> list[str]:
+    """About a risk that no number of paths drawn for the certificate can bound."""
+    if can_be_met:
+        return []
+    return [f"--epsilon {epsilon:g} asks the joint certificate for more paths than it draws: it will not be met"]
+
+
 def on_fidelity(fidelity: FidelityRecord) -> list[str]:
     """About a network that is no longer the original in any useful sense."""
     if fidelity.relative <= LOST_RELATIVE_NORM:

@@ -147,8 +147,10 @@ class Decomposer:
 
 
 def energies_of(layer: FoundLayer, factors: Factors) -> np.ndarray:
-    """What ranks 1, 2, ... and last the dense layer give up (cap,), as a share of the weight's squared norm; with
-    factors fitted to images the squared error of the outputs takes its place, in the same unit."""
+    """What ranks 1, 2, ... and last the dense layer give up (cap,), as a share of the weight's squared norm.
+
+    `factors` must be the weight's own; those fitted to images give up energy of outputs.
+    """
     whole = float(layer.weighted_module.weight.detach().double().square().sum())
     errors = [factors.squared_error(rank) for rank in range(1, layer.dense_rank)]
     return np.array([*errors, 0.0]) / whole

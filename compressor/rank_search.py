@@ -17,6 +17,7 @@ from compressor.architectures import user_cache_dir
 from compressor.costs import cost_tables, saves_nothing
 from compressor.decompose import RIVALS, Decomposed, Decomposer, energies_of
 from compressor.errors import InputError
+from compressor.factors import METHODS
 from compressor.fidelity import FunctionNorm, Losses
 from compressor.files import prepare_folder
 from compressor.hashing import hash_images, hash_tensors
@@ -148,7 +149,6 @@ class RankSearch:
     def _prepare_search(self, target: Target | None) -> Search:
         job = self._job
         header = _fingerprint(job, self._every_part, self._gamma, self._multiple, self._tables)
-        by_energies = job.settings.search.prior_mean == "energies"
         return Search(
             self.space,
             Objective(self._gamma, job.settings.form),
@@ -161,8 +161,15 @@ class RankSearch:
             target=target,
             law=self._measure.law,
             linearise=self._linearise,
-            energies=[energies_of(part.layer, part.factors) for part in self.parts] if by_energies else (),
+            energies=self._energies(),
         )
+
+    def _energies(self) -> list[np.ndarray]:
+        """What the weight's own factors give up, where the prior mean is made of that."""
+        if self._job.settings.search.prior_mean != "energies":
+            return []
+        layers = [part.layer for part in self.parts]
+        return [energies_of(layer, METHODS[layer.method or "svd"].factorise(layer.module)) for layer in layers]
 
     def _plan(self, ranks: Ranks, why: str) -> Plan:
         assert self._search is not None

@@ -32,6 +32,7 @@ from compressor.records import (
     StageKind,
     StageRecord,
 )
+from compressor.search.certificate import can_be_met
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,9 @@ def _images_record(job: Job) -> ImagesRecord:
 def early_warnings(job: Job, gamma: float, loss_when_lost: float) -> list[str]:
     """What can be said before the search."""
     on_gamma = [] if job.settings.target else advice.on_gamma(gamma, loss_when_lost, job.settings.fidelity)
-    return on_gamma + advice.on_form(job.settings.form)
+    search = job.settings.search
+    reachable = search.certificate != "joint" or can_be_met(search.risk)
+    return on_gamma + advice.on_form(job.settings.form) + advice.on_epsilon(search.risk, reachable)
 
 
 def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:

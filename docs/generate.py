@@ -182,7 +182,7 @@ def _search_section(path: Path) -> str:
                 "relative L": lambda r: f"{r['relative']:.3f}",
                 "image passes": lambda r: f"{r['passes']:,.0f}",
                 "own CPU s": lambda r: f"{r['overhead_seconds']:.1f}",
-                "reached best peer": lambda r: f"{r['reached_best_peer']} of {r['seeds']}",
+                "reached best peer": lambda r: f"{r['reached_best_peer']} of {r['compared']}",
                 "passes to best peer": _passes_to_best_peer,
                 "certified": lambda r: f"{r['stopped']}" if SEARCHES[r["search"]].ours else "",
                 "contradicted": lambda r: f"{r['contradicted']}" if r["stopped"] else "",

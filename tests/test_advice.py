@@ -103,3 +103,9 @@ def test_a_precision_that_is_slower_or_further_away_than_meant_is_said() -> None
     assert "is not faster than the compressed float32 file" in equal
     (further,) = advice.on_precision(int8_record(0.6, 0.7, 0.2))
     assert "more than the 0.1 meant for it, with 1 of 21 layers left in float" in further
+
+
+def test_a_risk_that_cannot_be_met_is_said_before_the_search() -> None:
+    (warning,) = advice.on_epsilon(0.001, False)
+    assert "--epsilon 0.001" in warning
+    assert advice.on_epsilon(0.05, True) == []

@@ -13,7 +13,9 @@ from compressor.search.acquisition import maximise
 from compressor.search.belief import LogSurrogate, LossSurrogate, Score, Surrogate
 from compressor.search.certificate import (
     ALPHA_SHARE,
+    MOST_PATHS,
     NUM_STAGES,
+    can_be_met,
     certify_jointly,
     largest_count,
     lower_bound,
@@ -58,13 +60,13 @@ def make_score(kind: str, num_dims: int, delta: float, noise: float = 0.2, looks
     space = RankSpace([str(cap) for cap in caps], [[10 * rank for rank in range(1, cap + 1)] for cap in caps])
     objective = Objective(0.3)
     surrogate: Surrogate = (
-        LossSurrogate(space, objective) if kind == "plain" else LogSurrogate(space, objective, lambda ranks: one(ranks))
+        LossSurrogate(space, objective) if kind == "loss" else LogSurrogate(space, objective, lambda ranks: one(ranks))
     )
     ranks = space.sample(looks, np.random.default_rng(4))
     noises = (noise * one(ranks)) ** 2 + 1e-9
     targets = surrogate.targets(ranks, one(ranks) * np.linspace(0.8, 1.3, looks), np.diag(noises))
     hyper = gp.Hyperparameters(
-        np.full(num_dims, 0.5), 0.05 if kind == "plain" else 0.15, 1e-4, float(targets.values.mean())
+        np.full(num_dims, 0.5), 0.05 if kind == "loss" else 0.15, 1e-4, float(targets.values.mean())
     )
     belief = surrogate.belief(gp.GaussianProcess(space.encode(ranks), targets.values, targets.noise, hyper))
     return belief.score(ranks[belief.mean(ranks).argmax()], delta)
@@ -99,7 +101,7 @@ def exact_probability(score: Score, count: int = 20_000) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "num_dims", "delta"),
-    [("plain", 1, 0.005), ("plain", 2, 0.3), ("plain", 2, 0.45), ("log", 1, 0.003), ("log", 2, 0.1), ("log", 2, 0.2)],
+    [("loss", 1, 0.005), ("loss", 2, 0.3), ("loss", 2, 0.45), ("log", 1, 0.003), ("log", 2, 0.1), ("log", 2, 0.2)],
 )
 def test_the_share_of_failing_paths_is_the_probability_by_enumeration(kind: str, num_dims: int, delta: float) -> None:
     score = make_score(kind, num_dims, delta)
@@ -117,14 +119,14 @@ def test_the_share_of_failing_paths_is_the_probability_by_enumeration(kind: str,
 
 
 def test_the_joint_probability_is_above_the_pointwise_one() -> None:
-    score = make_score("plain", 2, 0.3)
+    score = make_score("loss", 2, 0.3)
     _, value = maximise(score, score.belief.space, score.incumbent[None], np.random.default_rng(0))
     test = certify_jointly(score, score.incumbent[None], 0.05, 1, np.random.default_rng(0), in_full=True)
     assert test.failures / test.paths > np.exp(value)
 
 
 def test_a_pilot_that_fails_is_no_test_and_bounds_nothing() -> None:
-    test = certify_jointly(make_score("plain", 2, 0.01), np.ones((1, 2), dtype=int), 0.05, 1, np.random.default_rng(0))
+    test = certify_jointly(make_score("loss", 2, 0.01), np.ones((1, 2), dtype=int), 0.05, 1, np.random.default_rng(0))
     assert (test.met, test.upper, test.confidence) == (False, 1.0, 0.0)
     assert 0 < test.failures <= test.paths < first_stage()
 
@@ -140,6 +142,25 @@ def test_where_nothing_can_win_the_fewest_paths_that_prove_it_are_drawn(number: 
     assert test.confidence == pytest.approx(1 - alpha)
 
 
+@pytest.mark.parametrize("number", [1, 7, 300])
+def test_the_first_stage_is_the_least_that_can_certify_and_stages_grow(number: int) -> None:
+    share = share_of_risk(0.05, number)
+    stages, alpha = stages_of(share, 0.045), share / NUM_STAGES
+    assert upper_bound(0, stages[0], alpha) <= 0.045 < upper_bound(0, stages[0] - 1, alpha)
+    assert stages == sorted(set(stages))
+    assert stages[-1] <= MOST_PATHS
+    assert largest_count(stages[-1], alpha, 0.045) > 0
+
+
+def test_a_risk_too_small_for_the_paths_drawn_is_never_met_and_said_to_be() -> None:
+    assert can_be_met(0.05)
+    assert can_be_met(0.01)
+    assert not can_be_met(0.005)
+    score = make_score("log", 2, 2.0)
+    test = certify_jointly(score, score.incumbent[None], 0.005, 1, np.random.default_rng(0))
+    assert (test.met, test.confidence) == (False, 0.0)
+
+
 # The rule
 
 
@@ -148,7 +169,7 @@ def visited_of(score: Score) -> np.ndarray:
 
 
 def test_the_joint_test_waits_for_the_pointwise_one_and_for_the_start() -> None:
-    unsure, sure = make_score("plain", 2, 0.01), make_score("log", 2, 2.0)
+    unsure, sure = make_score("loss", 2, 0.01), make_score("log", 2, 2.0)
     wide = SearchSettings(delta=0.01, delta_is_relative=False)
     test = StopRule(wide).test(unsure.belief, visited_of(unsure), may_stop=True)
     assert test.pointwise is not None
@@ -166,7 +187,7 @@ def test_the_joint_test_waits_for_the_pointwise_one_and_for_the_start() -> None:
 
 def test_each_certificate_stops_by_its_own_figure() -> None:
     """Here a given other plan hardly wins, and some plan often does."""
-    score = make_score("plain", 2, 0.45)
+    score = make_score("loss", 2, 0.45)
     visited = visited_of(score)
     settings = {"delta": 0.45, "delta_is_relative": False, "epsilon": 0.3}
     pointwise = StopRule(SearchSettings(certificate="pointwise", **settings))
@@ -183,7 +204,7 @@ def test_each_certificate_stops_by_its_own_figure() -> None:
 
 
 def test_other_acquisitions_are_tested_every_few_looks_and_at_the_end() -> None:
-    score = make_score("plain", 2, 0.1)
+    score = make_score("loss", 2, 0.1)
     visited = visited_of(score)
     rule = StopRule(SearchSettings(acquisition="ei", delta=0.1, delta_is_relative=False))
     tests = [rule.test(score.belief, np.concatenate([visited, visited[:more]]), True) for more in range(7)]

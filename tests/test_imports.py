@@ -36,7 +36,7 @@ STAGES = [
     "search.space search.gp",
     "search.linear_model",
     "search.state search.belief search.start search.journal search.workers",
-    "search.refine search.settings search.acquisition search.paths search.norms search.sparsity",
+    "search.refine search.energies search.settings search.acquisition search.paths search.norms search.sparsity",
     "search.refinement linearise search.improvement search.certificate search.target",
     "search.drop_target",
     "search.stopping",

@@ -8,7 +8,7 @@ from sklearn.gaussian_process.kernels import Matern
 
 from compressor.objective import Objective
 from compressor.search import gp
-from compressor.search.belief import LogSurrogate, LossSurrogate
+from compressor.search.belief import LogSurrogate, LossSurrogate, PlainSurrogate, Surrogate
 from compressor.search.paths import NUM_LEVELS, LatentPaths, Paths, climb
 from compressor.search.space import Ranks, RankSpace
 
@@ -59,15 +59,15 @@ def test_a_noiseless_look_is_on_every_path() -> None:
 def make_paths(kind: str, count: int) -> Paths:
     space = RankSpace(["a", "b"], [[10 * rank for rank in range(1, 15)], [7 * rank for rank in range(1, 12)]])
     objective = Objective(0.05)
-    surrogate = (
-        LossSurrogate(space, objective)
-        if kind == "plain"
-        else LogSurrogate(space, objective, lambda ranks: (3.0 / ranks).sum(-1))
-    )
+    surrogate: Surrogate = {
+        "plain": PlainSurrogate(space, objective),
+        "loss": LossSurrogate(space, objective, lambda ranks: (3.0 / ranks).sum(-1)),
+        "log": LogSurrogate(space, objective, lambda ranks: (3.0 / ranks).sum(-1)),
+    }[kind]
     return Paths(surrogate.belief(make_process()), count, np.random.default_rng(3))
 
 
-@pytest.mark.parametrize("kind", ["plain", "log"])
+@pytest.mark.parametrize("kind", ["plain", "loss", "log"])
 def test_a_climb_ends_where_no_line_holds_a_better_plan(kind: str) -> None:
     paths = make_paths(kind, 20)
     space = paths.belief.space
@@ -85,7 +85,7 @@ def test_a_climb_ends_where_no_line_holds_a_better_plan(kind: str) -> None:
 
 
 def test_climbs_from_good_points_find_the_largest_value() -> None:
-    paths = make_paths("plain", 100)
+    paths = make_paths("loss", 100)
     everything: Ranks = np.array(list(itertools.product(range(1, 15), range(1, 12))))
     largest = paths(everything).max(0)
     pool = paths.belief.space.sample(120, np.random.default_rng(0))

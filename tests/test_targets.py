@@ -138,7 +138,7 @@ def test_the_front_holds_what_nothing_else_beats() -> None:
     assert len(front) >= 5
 
 
-@pytest.mark.parametrize("surrogate", ["log", "plain"])
+@pytest.mark.parametrize("surrogate", ["log", "loss", "plain"])
 def test_a_resumed_search_for_a_target_goes_on_as_if_nothing_had_happened(tmp_path: Path, surrogate: str) -> None:
     problem, path, target = Problem(), tmp_path / "search.jsonl", Target("ratio", 0.25)
     settings = {"max_evaluations": 25, "surrogate": surrogate}

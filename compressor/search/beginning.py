@@ -140,7 +140,7 @@ class Beginning:
         looks = self._looks
         if self._linearise is not None:
             looks.tell("measuring layers by a linear model")
-            images = np.arange(min(start.few_images(start.MODEL_IMAGES, looks.space.num_dims), looks.num_images))
+            images = np.arange(min(start.few_images(start.MODEL_IMAGES, looks.space.layers.num_dims), looks.num_images))
             row = looks.journal.recall_sensitivities(images)
             if row is None:
                 found = start.linear_sensitivities(looks.space.layers, self._linearise, images)

@@ -78,6 +78,12 @@ def stages_of(alpha: float, risk: float) -> list[int]:
     return [paths for paths in stages if paths <= MOST_PATHS] or [MOST_PATHS]
 
 
+def can_be_met(epsilon: float) -> bool:
+    """Whether a search's first test draws enough paths for this risk."""
+    share, risk = share_of_risk(epsilon, 1), (1.0 - ALPHA_SHARE) * epsilon
+    return largest_count(stages_of(share, risk)[-1], share / NUM_STAGES, risk) >= 0
+
+
 def upper_bound(failures: int, paths: int, alpha: float) -> float:
     """Clopper-Pearson: the largest probability of failure under which so few failures have a chance above `alpha`."""
     return 1.0 if failures >= paths else float(betainccinv(failures + 1, paths - failures, alpha))
@@ -114,6 +120,8 @@ def certify_jointly(
     share, risk = share_of_risk(epsilon, number), (1.0 - ALPHA_SHARE) * epsilon
     stages, alpha = stages_of(share, risk), share / NUM_STAGES
     allowed = largest_count(stages[-1], alpha, risk) / stages[-1]
+    if allowed < 0 and not in_full:
+        return tally.outcome(1.0, 0.0, False)
     upper = 1.0
     while tally.paths < stages[-1] and not upper <= risk:
         following = next(stage for stage in stages if stage > tally.paths)

@@ -15,6 +15,8 @@ from compressor.search.belief import Expected
 from compressor.search.gp import Array
 from compressor.search.space import Ranks
 
+MOST_OF_SATURATION = 0.5
+
 
 class Energies:
     """The prior mean from truncated energies.
@@ -33,18 +35,21 @@ class Energies:
         """Take for first guesses how many times its energies every layer loses alone (cap,), as a geometric mean."""
         self._guess = np.array([_times(losses, share) for losses, share in zip(alone, self._shares, strict=True)])
 
-    def learn(self, plans: Ranks, losses: Array) -> Expected:
-        """L as a function of ranks (..., d), from the losses (n,) of plans (n, d).
+    def learn(self, plans: Ranks, losses: Array, saturation: float = np.inf) -> Expected:
+        """L as a function of ranks (..., d), before it is bent, from the losses (n,) of plans (n, d).
 
-        Least squares of relative errors, no sensitivity being negative; each layer's first guess counts as one look.
+        Losses near `saturation` say no more than that a network is destroyed, and are left out. Least squares of
+        relative errors, no sensitivity being negative; each layer's first guess counts as one look.
         Without guesses all layers' energies are taken to be worth the same.
         """
-        energies = self._table[plans + self._offsets]
-        losses = np.maximum(losses, start.LOSS_FLOOR)
+        useful = losses < MOST_OF_SATURATION * saturation
+        energies = self._table[plans[useful] + self._offsets]
+        losses = np.maximum(losses[useful], start.LOSS_FLOOR)
+        losses = losses / (1.0 - losses / saturation)
         guess = self._guess
         if guess is None:
-            level = np.median(losses / np.maximum(energies.sum(1), start.LOSS_FLOOR))
-            guess = np.full(len(self._shares), float(level))
+            levels = losses / np.maximum(energies.sum(1), start.LOSS_FLOOR)
+            guess = np.full(len(self._shares), float(np.median(levels)) if len(levels) else 1.0)
         # In units of the guesses, so that all layers' are alike.
         rows = np.concatenate([energies * guess / losses[:, None], np.eye(len(guess))])
         times, _ = nnls(rows, np.ones(len(rows)))

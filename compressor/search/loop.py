@@ -41,7 +41,8 @@ class Search:
         num_images: size of the pool the indices point into.
         journal: keeps every look, and answers the ones an earlier run made.
         on_look: told after each look how many there were and how the search stands.
-        on_incumbent: told after each test the image passes so far and the ranks (d,) of the plan then best.
+        on_incumbent: told in the start and after each test the image passes so far and the ranks (d,) of the plan then
+            best.
         workers: evaluate looks that do not depend on one another, None for one after the other.
         law: how the losses behave, None for those of the function norm.
         target: gamma is chosen to meet it; the objective's own then does not matter.

@@ -55,7 +55,7 @@ class Posterior:
         self.seconds += time.perf_counter() - began
 
     def expect_layers(self, alone: list[Array] | None, saturation: float = np.inf) -> None:
-        """What layers lose alone (cap,), up to the largest loss seen, becomes the prior mean; None: none is known."""
+        """What layers lose alone (cap,), up to the largest loss seen, is what the prior mean is from; None: unknown."""
         self._saturation = saturation
         if self._energies is not None and alone is not None:
             self._energies.guess(alone)
@@ -89,18 +89,21 @@ class Posterior:
         ranks, function_norms = np.array(state.ranks), np.array(state.function_norms)
         per_norm = start.loss_per_norm(state.losses)
         refits = self._hyper is None or len(told) >= REFIT_GROWTH * self._fitted_at
-        if looks.law.floor and looks.settings.surrogate == "log":
+        settings = looks.settings
+        if looks.law.floor and settings.surrogate == "log" and settings.prior_mean == "measured":
             self._saturation = np.inf
             expected = looks.norms.predict(ranks, function_norms, per_norm, looks.objective)
             self._surrogate = self._make_surrogate(expected)
         elif self._energies is not None and refits:
-            self._surrogate = self._make_surrogate(self._energies.learn(ranks, np.array(state.norms)))
+            expected = self._energies.learn(ranks, np.array(state.norms), self._saturation)
+            self._surrogate = self._make_surrogate(expected)
         noise, norms = looks.noise.covariance(function_norms)[np.ix_(told, told)], np.array(state.norms)[told]
         targets = self._surrogate.targets(ranks[told], norms, noise, per_norm * function_norms[told])
         thetas = looks.space.encode(ranks[told])
         if self._hyper is None or refits:
             afresh = len(norms) >= FRESH_GROWTH * self._fitted_afresh_at
-            limits = DEPARTURES if looks.law.floor else {} if self._around is None else LEAST_DEPARTURES
+            around = self._around is not None and settings.surrogate == "log"
+            limits = DEPARTURES if looks.law.floor else LEAST_DEPARTURES if around else {}
             self._hyper = gp.fit(thetas, targets.values, targets.noise, self._hyper, 2 if afresh else 0, **limits)
             self._fitted_at = len(norms)
             self._fitted_afresh_at = len(norms) if afresh else self._fitted_afresh_at

@@ -84,7 +84,8 @@ class Refinement:
         fresh = images[~seen] if (~seen).sum() > 1 else images[:0]  # of a single image there is no variance
         ordered = np.concatenate([fresh, images[seen]])
         for_model = self._num_model_images()
-        looks = min(max(for_model, self.samples // 2), MOST_FOR_LOOKS * self.samples)
+        least = min(self.samples, self.num_images) // 2
+        looks = min(max(for_model, least), MOST_FOR_LOOKS * self.samples)
         return ordered[looks:][:for_model], ordered[:looks]
 
     def _num_model_images(self) -> int:

@@ -46,7 +46,7 @@ SEARCHES: dict[str, Rival] = {
     "pointwise": Rival(with_settings(certificate="pointwise"), "default, stopped by Eq. (12)", ours=True),
     "ei": Rival(with_settings(acquisition="ei"), "default, expected improvement", ours=True),
     "paper": Rival(
-        with_settings(**PAPER), "the paper's: process on L, linear, random start, delta 0.05, Eq. (12)", ours=True
+        with_settings(**PAPER), "the paper's: process on J, linear, random start, delta 0.05, Eq. (12)", ours=True
     ),
     "random": Rival(chance.search, "random search"),
     "uniform": Rival(family.uniform_plans, "uniform plans"),

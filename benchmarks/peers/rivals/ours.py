@@ -18,7 +18,6 @@ from compressor.search.start import PROBE_IMAGES, PROBE_RANKS
 FRESH_STREAM = 81
 PAPER: dict[str, Any] = {
     "surrogate": "plain",
-    "prior_mean": "none",
     "coordinates": "linear",
     "start": "random",
     "delta": 0.05,

@@ -23,6 +23,7 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
     for name, own in _by_search(rows).items():
         objectives = [row["objective"] for row in own]
         contradicted = [row["contradicted"] for row in own if row.get("contradicted") is not None]
+        compared = [row for row in own if "passes_to_best_peer" in row]
         found.append(
             {
                 "search": name,
@@ -39,9 +40,10 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
                 "passes": median(row["passes"] for row in own),
                 "looks": median(row["looks"] for row in own),
                 "overhead_seconds": median(row["overhead_seconds"] for row in own),
-                "reached_best_peer": sum(row["passes_to_best_peer"] is not None for row in own),
-                "passes_ratio": _median_or_never([row["passes_ratio"] for row in own]),
-                "passes_share": _median_or_never([row["passes_share"] for row in own]),
+                "compared": len(compared),
+                "reached_best_peer": sum(row["passes_to_best_peer"] is not None for row in compared),
+                "passes_ratio": _median_or_never([row["passes_ratio"] for row in compared]),
+                "passes_share": _median_or_never([row["passes_share"] for row in compared]),
                 "stopped": sum(bool(row["certificate"].get("met")) for row in own),
                 "contradicted": sum(contradicted),
             }
@@ -56,7 +58,8 @@ def best_peer(rows: Sequence[Row]) -> str | None:
 
 
 def mark_passes_to_best_peer(rows: Sequence[Row]) -> None:
-    """Image passes after which a row holds a plan as good as the best peer's last with the same seed, None where never.
+    """Image passes after which a row holds a plan as good as the best peer's last with the same seed, None where never;
+    nothing where the peer has no row of that seed.
 
     `passes_ratio` is that over the passes after which the peer itself held that plan, `passes_share` over all that the
     peer spent.
@@ -64,10 +67,12 @@ def mark_passes_to_best_peer(rows: Sequence[Row]) -> None:
     peer = best_peer(rows)
     of_peer = {row["seed"]: row for row in rows if row["search"] == peer}
     for row in rows:
+        for key in ("passes_to_best_peer", "passes_ratio", "passes_share"):
+            row.pop(key, None)
         other = of_peer.get(row["seed"])
-        row["passes_to_best_peer"] = row["passes_ratio"] = row["passes_share"] = None
         if other is None:
             continue
+        row["passes_to_best_peer"] = row["passes_ratio"] = row["passes_share"] = None
         final = other["incumbents"][-1]
         reached = [held["since"] for held in row["incumbents"] if held["objective"] >= final["objective"]]
         if reached:
@@ -103,6 +108,6 @@ def _by_search(rows: Sequence[Row]) -> Mapping[str, list[Row]]:
 
 
 def _median_or_never(values: Sequence[float | None]) -> float | None:
-    """None where half of the values are: what never came to pass is later than all that did."""
-    found = median(inf if value is None else value for value in values)
+    """None where half of the values are, or there are none: what never came to pass is later than all that did."""
+    found = median([inf if value is None else value for value in values] or [inf])
     return found if found < inf else None
