@@ -54,6 +54,17 @@ def test_wrong_guesses_are_unlearnt_by_looks() -> None:
     assert errors[1].max() < 0.3 < 1.0 < errors[0].max()
 
 
+def test_what_saturates_is_unbent_and_destroyed_plans_are_left_out() -> None:
+    sensitivities, saturation = np.array([0.3, 5.0, 2.0]), 3.0
+    looked, others = plans(60), plans(50, seed=2)
+    sums = loss_of(sensitivities, looked)
+    losses = np.where(sums < saturation, sums / (1.0 + sums / saturation), 40.0)  # far off where destroyed
+    energies = Energies(shares())
+    energies.guess([s * share for s, share in zip(sensitivities, shares(), strict=True)])
+    expected = energies.learn(looked, losses, saturation)
+    np.testing.assert_allclose(expected(others), loss_of(sensitivities, others), rtol=1e-6)
+
+
 def test_without_guesses_all_energies_are_worth_the_same_at_first() -> None:
     looked = plans(1)
     expected = Energies(shares()).learn(looked, 7.0 * loss_of(np.ones(3), looked))
