@@ -146,6 +146,11 @@ class Decomposer:
         return self.judge.losses(network, images).mean
 
 
+def weight_factors(layer: FoundLayer) -> Factors:
+    """The weight's own factors by the layer's method."""
+    return METHODS[layer.method or "svd"].factorise(layer.module)
+
+
 def energies_of(layer: FoundLayer, factors: Factors) -> np.ndarray:
     """What ranks 1, 2, ... and last the dense layer give up (cap,), as a share of the weight's squared norm.
 

@@ -15,9 +15,8 @@ from benchmarks.rank_steps import measure_rank_multiple
 from benchmarks.sessions import PROVIDERS
 from compressor.architectures import user_cache_dir
 from compressor.costs import cost_tables, saves_nothing
-from compressor.decompose import RIVALS, Decomposed, Decomposer, energies_of
+from compressor.decompose import RIVALS, Decomposed, Decomposer, energies_of, weight_factors
 from compressor.errors import InputError
-from compressor.factors import METHODS
 from compressor.fidelity import FunctionNorm, Losses
 from compressor.files import prepare_folder
 from compressor.hashing import hash_images, hash_tensors
@@ -169,7 +168,7 @@ class RankSearch:
         if self._job.settings.search.prior_mean != "energies":
             return []
         layers = [part.layer for part in self.parts]
-        return [energies_of(layer, METHODS[layer.method or "svd"].factorise(layer.module)) for layer in layers]
+        return [energies_of(layer, weight_factors(layer)) for layer in layers]
 
     def _plan(self, ranks: Ranks, why: str) -> Plan:
         assert self._search is not None

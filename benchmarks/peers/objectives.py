@@ -18,7 +18,8 @@ from torch import nn
 
 from benchmarks.fashion import load_fashion, trained_fc3
 from benchmarks.study import write_results
-from compressor.factors import METHODS, Factors
+from compressor.decompose import weight_factors
+from compressor.factors import Factors
 from compressor.fidelity import FunctionNorm
 from compressor.images import ImageSet
 from compressor.layers import FoundLayer, compressible, factorised_ranks, find_layers
@@ -69,7 +70,7 @@ def make_bench() -> Bench:
     pool, judges = images.split(SEARCH_IMAGES, seed=0)
     model = trained_fc3().requires_grad_(False)
     layers = compressible(find_layers(model, inputs[:1]))
-    factors = {layer.name: METHODS[layer.method or "svd"].factorise(layer.module) for layer in layers}
+    factors = {layer.name: weight_factors(layer) for layer in layers}
     return Bench(model, layers, factors, pool, judges)
 
 

@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.peers.loading import load_squares
 from benchmarks.study import write_results
-from compressor.factors import METHODS
+from compressor.decompose import weight_factors
 from compressor.fidelity import FunctionNorm, Losses
 from compressor.images import MAX_IMAGES, ImageSet
 from compressor.job import Settings
@@ -45,7 +45,7 @@ class Judge:
         self._model = model
         self._layers: list[FoundLayer] = compressible(find_layers(model, images.batch([0])))
         self.space = RankSpace([x.name for x in self._layers], [x.params_by_rank() for x in self._layers])
-        self._factors = {layer.name: METHODS[layer.method or "svd"].factorise(layer.module) for layer in self._layers}
+        self._factors = {layer.name: weight_factors(layer) for layer in self._layers}
         self._norm = FunctionNorm(model, images, torch.device("cpu"))
         self._every = np.arange(len(images))
 

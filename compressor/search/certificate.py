@@ -78,12 +78,6 @@ def stages_of(alpha: float, risk: float) -> list[int]:
     return [paths for paths in stages if paths <= MOST_PATHS] or [MOST_PATHS]
 
 
-def can_be_met(epsilon: float) -> bool:
-    """Whether a search's first test draws enough paths for this risk."""
-    share, risk = share_of_risk(epsilon, 1), (1.0 - ALPHA_SHARE) * epsilon
-    return largest_count(stages_of(share, risk)[-1], share / NUM_STAGES, risk) >= 0
-
-
 def upper_bound(failures: int, paths: int, alpha: float) -> float:
     """Clopper-Pearson: the largest probability of failure under which so few failures have a chance above `alpha`."""
     return 1.0 if failures >= paths else float(betainccinv(failures + 1, paths - failures, alpha))
@@ -97,6 +91,28 @@ def lower_bound(failures: int, paths: int, alpha: float) -> float:
 def largest_count(paths: int, alpha: float, risk: float) -> int:
     """The most failures among `paths` whose upper bound is at most `risk`; -1 where none is few enough."""
     return next((count - 1 for count in range(paths + 1) if upper_bound(count, paths, alpha) > risk), paths)
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """How the bound of one test is read: at numbers of paths `stages`, each time with confidence 1 - `alpha`, to hold
+    `risk`; at the last of them `most` failures are allowed, -1 where not even none is few enough."""
+
+    stages: list[int]
+    alpha: float
+    risk: float
+    most: int
+
+
+def _reading_of(epsilon: float, number: int) -> _Reading:
+    share, risk = share_of_risk(epsilon, number), (1.0 - ALPHA_SHARE) * epsilon
+    stages, alpha = stages_of(share, risk), share / NUM_STAGES
+    return _Reading(stages, alpha, risk, largest_count(stages[-1], alpha, risk))
+
+
+def can_be_met(epsilon: float) -> bool:
+    """Whether a search's first test draws enough paths for this risk."""
+    return _reading_of(epsilon, 1).most >= 0
 
 
 def certify_jointly(
@@ -117,12 +133,11 @@ def certify_jointly(
         if tally.failures:
             return tally.outcome(1.0, 0.0, False)
         tally.failures = tally.paths = 0
-    share, risk = share_of_risk(epsilon, number), (1.0 - ALPHA_SHARE) * epsilon
-    stages, alpha = stages_of(share, risk), share / NUM_STAGES
-    allowed = largest_count(stages[-1], alpha, risk) / stages[-1]
-    if allowed < 0 and not in_full:
+    reading = _reading_of(epsilon, number)
+    if reading.most < 0 and not in_full:
         return tally.outcome(1.0, 0.0, False)
-    upper = 1.0
+    stages, alpha, risk = reading.stages, reading.alpha, reading.risk
+    upper, allowed = 1.0, reading.most / stages[-1]
     while tally.paths < stages[-1] and not upper <= risk:
         following = next(stage for stage in stages if stage > tally.paths)
         tally.draw(min(BATCH_PATHS, following - tally.paths))

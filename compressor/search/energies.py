@@ -27,8 +27,7 @@ class Energies:
 
     def __init__(self, shares: Sequence[Array]) -> None:
         self._shares = list(shares)
-        self._table = np.concatenate(self._shares)
-        self._offsets = np.cumsum([-1, *(len(share) for share in self._shares[:-1])])
+        self._shares_of = start.looked_up(self._shares)
         self._guess: Array | None = None
 
     def guess(self, alone: Sequence[Array]) -> None:
@@ -43,7 +42,7 @@ class Energies:
         Without guesses all layers' energies are taken to be worth the same.
         """
         useful = losses < MOST_OF_SATURATION * saturation
-        energies = self._table[plans[useful] + self._offsets]
+        energies = self._shares_of(plans[useful])
         losses = np.maximum(losses[useful], start.LOSS_FLOOR)
         losses = losses / (1.0 - losses / saturation)
         guess = self._guess

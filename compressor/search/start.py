@@ -139,9 +139,15 @@ def _added_around(own: int, norm: float, near: Mapping[int, float], alone: Array
 
 def sum_of(sensitivities: Sequence[Array]) -> Callable[[Ranks], Array]:
     """The sum over the layers (...,) of their single-layer losses, as a function of ranks (..., d)."""
-    table = np.concatenate(sensitivities)
-    offsets = np.cumsum([-1, *(len(losses) for losses in sensitivities[:-1])])
-    return lambda ranks: np.asarray(table[ranks + offsets].sum(-1))
+    by_layer = looked_up(sensitivities)
+    return lambda ranks: np.asarray(by_layer(ranks).sum(-1))
+
+
+def looked_up(tables: Sequence[Array]) -> Callable[[Ranks], Array]:
+    """Every layer's entry (..., d) of its table (cap,), as a function of ranks (..., d)."""
+    table = np.concatenate(tables)
+    offsets = np.cumsum([-1, *(len(entries) for entries in tables[:-1])])
+    return lambda ranks: np.asarray(table[ranks + offsets])
 
 
 def allocate(space: RankSpace, sensitivities: list[Array], weight: float) -> Ranks:

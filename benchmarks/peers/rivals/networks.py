@@ -14,9 +14,9 @@ from benchmarks.fashion import load_fashion, trained_fc3
 from benchmarks.peers.loading import load_squares
 from benchmarks.peers.rivals.problem import Problem
 from compressor.attention import open_attention
-from compressor.decompose import energies_of
+from compressor.decompose import energies_of, weight_factors
 from compressor.errors import InputError
-from compressor.factors import METHODS, Factors
+from compressor.factors import Factors
 from compressor.fidelity import FunctionNorm, Losses
 from compressor.images import ImageSet
 from compressor.layers import FoundLayer, compressible, factorised_ranks, find_layers
@@ -162,7 +162,7 @@ def load_network(
     pool, judges = divide(images, num_judges, min(num_divided or len(images), len(images)))
     opened = open_attention(network.eval().requires_grad_(False).to(device), pool.batch([0]).to(device))
     layers = compressible(find_layers(opened, pool.batch([0]).to(device), include=patterns))
-    factors = {layer.name: METHODS[layer.method or "svd"].factorise(layer.module) for layer in layers}
+    factors = {layer.name: weight_factors(layer) for layer in layers}
     return Network(name, opened, layers, factors, pool, judges, device)
 
 

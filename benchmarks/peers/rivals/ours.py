@@ -1,5 +1,6 @@
 """bocompress's own search under the others' accounting, with any of its switches turned."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -48,9 +49,6 @@ def with_settings(fresh: bool = False, **changes: Any) -> Run:
         allowed = max(1, (attempt.budget - probes) // settings.samples)
         steps: list[Step] = []
 
-        def look(ranks: Ranks, indices: NDArray[np.int64]) -> Losses:
-            return fresh_look(attempt, ranks, indices) if fresh else attempt.look(ranks, indices)
-
         def remember(image_passes: int, ranks: Ranks) -> None:
             if not steps or not np.array_equal(steps[-1][1], ranks):
                 steps.append((image_passes, ranks.copy()))
@@ -58,7 +56,7 @@ def with_settings(fresh: bool = False, **changes: Any) -> Run:
         loop = Search(
             attempt.problem.space_in(settings.coordinates),
             attempt.problem.objective,
-            look,
+            functools.partial(fresh_look, attempt) if fresh else attempt.look,
             attempt.problem.num_images,
             replace(settings, max_evaluations=allowed),
             Journal(None, {}),
