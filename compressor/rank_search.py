@@ -321,7 +321,7 @@ def _fingerprint(
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
     return {
-        "journal_version": 9,
+        "journal_version": 10,
         "weights": hash_tensors(job.teacher.state_dict().values()),
         "images": hash_images(job.search_images),
         "calibration": hash_images(job.calibration),

@@ -446,8 +446,9 @@ def _candidates_section(path: Path) -> str:
         f"## {study['study']}: what a look costs beside a bare forward pass",
         f"{study['network']} at {study['input_size']} px, gamma {study['gamma']:g}: every look of a search repeated, "
         f"timed in turn with a pass of the same plan's finished network over the same images; the least of "
-        f"{study['repeats']} repeats, processor time of one thread. Ratio: of the sums; quartiles over looks. "
-        f"{_machine(study)}",
+        f"{study['repeats']} repeats, processor time of one thread. Ratio: of the sums; quartiles over looks. Linear "
+        f"models: what an image takes beside a bare pass of the plan that they are built around, by the clock and as "
+        f"counted in image passes (around the original, then around plans). {_machine(study)}",
         _table(
             {
                 "factors": lambda r: r["factors"],
@@ -455,6 +456,9 @@ def _candidates_section(path: Path) -> str:
                 "look ms": lambda r: f"{r['candidate_ms']:.0f}",
                 "pass ms": lambda r: f"{r['bare_ms']:.0f}",
                 "ratio": lambda r: f"{r['ratio']:.2f} ({r['ratio_quartiles'][0]:.2f} to {r['ratio_quartiles'][1]:.2f})",
+                "linear models, by the clock (counted)": lambda r: ", ".join(
+                    f"{m['passes_per_image_by_clock']:.0f} ({m['passes_per_image_counted']:.0f})" for m in r["models"]
+                ),
             },
             study["rows"],
         ),

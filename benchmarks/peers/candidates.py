@@ -3,14 +3,15 @@
     python -m benchmarks.peers.candidates MODEL DATA --input-size 64
 
 A search runs as by default, with factors fitted to images. Its looks at whole plans are then repeated in their order,
-each of them timed in turn with a bare pass of the plan's network: tensors of its own, images at hand. Processor time of
-one thread; the first repeats the start cold, as a search begins.
+each of them timed in turn with a bare pass of the plan's network: tensors of its own, images at hand. So are its linear
+models, which count as many image passes. Processor time of one thread; the first repeats the start cold, as a search
+begins.
 """
 
 import functools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,6 +24,7 @@ from benchmarks.peers.loading import load_squares
 from benchmarks.study import write_results
 from compressor import pipeline, rank_search
 from compressor.job import Job, Settings, Source
+from compressor.linearise import Lineariser
 from compressor.network import detach_from_original
 from compressor.progress import progress_for_stderr
 from compressor.rank_search import RankSearch
@@ -31,14 +33,17 @@ from compressor.search.space import Ranks
 from compressor.search.workers import Evaluate
 
 LookAt = tuple[Ranks, np.ndarray]
+ModelOf = tuple[Lineariser, tuple[Ranks, Sequence[Sequence[int]], np.ndarray, int]]
 LEAST_IMAGES = 10  # a bare pass of fewer is over before it can be timed
 REPEATS = 3  # the least of so many is taken, for either
 
 
-def measure(job: Job) -> list[dict[str, Any]]:
-    """One row for every look of a search: milliseconds of the candidate and of a bare pass."""
+def measure(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """One row for every look of a search, milliseconds of the candidate and of a bare pass, and one for every linear
+    model, image passes by the clock and as counted."""
     looks: list[LookAt] = []
-    made = rank_search._evaluation
+    models: list[ModelOf] = []
+    made, linearise = rank_search._evaluation, Lineariser.__call__
 
     def recording(*given: Any) -> Evaluate:
         evaluate = made(*given)
@@ -49,16 +54,43 @@ def measure(job: Job) -> list[dict[str, Any]]:
 
         return record
 
+    def recording_model(lineariser: Lineariser, *given: Any) -> Any:
+        models.append((lineariser, given))
+        return linearise(lineariser, *given)
+
     norm = pipeline.function_norm(job)
-    with mock.patch.object(rank_search, "_evaluation", recording), RankSearch(job, norm, resume=False) as search:
+    with (
+        mock.patch.object(rank_search, "_evaluation", recording),
+        mock.patch.object(Lineariser, "__call__", recording_model),
+        RankSearch(job, norm, resume=False) as search,
+    ):
         search.run()
     whole = [look for look in looks if len(look[1]) >= LEAST_IMAGES]
     repeats = [_time_all(job, search, norm, made, whole) for _ in range(REPEATS)]
     candidate_ms, bare_ms = np.array(repeats).min(0).T
-    return [
+    rows = [
         {"images": len(indices), "candidate_ms": float(candidate), "bare_ms": float(bare)}
         for (_, indices), candidate, bare in zip(whole, candidate_ms, bare_ms, strict=True)
     ]
+    return rows, [_time_model(search, norm, model) for model in models]
+
+
+def _time_model(search: RankSearch, norm: Any, model: ModelOf) -> dict[str, Any]:
+    lineariser, given = model
+    ranks, _, indices, directions = given
+    network, images = detach_from_original(search.build(ranks)).eval(), norm.images.batch(indices)
+    times = []
+    for _ in range(REPEATS):
+        linear_ms = _milliseconds(lambda: lineariser(*given))
+        with torch.inference_mode():
+            times.append((linear_ms, _milliseconds(lambda: network(images))))
+    linear_ms, bare_ms = np.array(times).min(0)
+    return {
+        "images": len(indices),
+        "directions": directions,
+        "passes_per_image_by_clock": float(linear_ms / bare_ms),
+        "passes_per_image_counted": lineariser(*given).passes / len(indices),
+    }
 
 
 def _time_all(
@@ -101,7 +133,7 @@ def main(
         settings = Settings(gamma=gamma, factors=kind, search=SearchSettings(seed=seed))  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:
             job = pipeline.prepare(loaded.model, images, Path(folder) / "job", settings, Source(loaded.arch), progress)
-            looks = measure(job)
+            looks, models = measure(job)
         candidate, bare = (np.array([look[key] for look in looks]) for key in ("candidate_ms", "bare_ms"))
         rows.append(
             {
@@ -111,6 +143,7 @@ def main(
                 "bare_ms": float(np.median(bare)),
                 "ratio": float(candidate.sum() / bare.sum()),
                 "ratio_quartiles": np.quantile(candidate / bare, [0.25, 0.75]).tolist(),
+                "models": models,
             }
         )
         progress.say(str(rows[-1]))

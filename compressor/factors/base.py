@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -9,6 +10,26 @@ from torch import Tensor, nn
 
 Layer = nn.Conv2d | nn.Linear
 L = TypeVar("L", nn.Conv2d, nn.Linear)
+
+
+@dataclass(frozen=True)
+class NestedFactors:
+    """A layer's factors at all ranks 1..K at once: what they give at one is the bias and a sum over features, of which
+    a lower rank leaves out the last.
+
+    Attributes:
+        features: modules from the layer's inputs to groups * K * width features per place.
+        outputs: what each adds to its group's outputs (groups, K * width, Co/groups).
+        bias: (Co,), None for none.
+        width: features per rank.
+        channels_last: whether channels are the last axis of inputs, features and outputs, as in linear layers.
+    """
+
+    features: nn.Module
+    outputs: Tensor
+    bias: Tensor | None
+    width: int
+    channels_last: bool
 
 
 class Factors(ABC):
@@ -23,6 +44,10 @@ class Factors(ABC):
     @abstractmethod
     def build(self, rank: int) -> nn.Module:
         """Modules that stand in for the layer at `rank` (1 to `max_rank`)."""
+
+    def nested(self, limit: int) -> NestedFactors | None:
+        """Ranks 1 to `limit` at once; None where a rank is no truncation of a higher one."""
+        return None
 
     @abstractmethod
     def squared_error(self, rank: int) -> float:

@@ -44,6 +44,15 @@ class NestedRefit:
         solution = linalg.solve_triangular(root.mT, projected, upper=True)
         return solution.reshape(len(root), rank, self._width, -1).permute(0, 3, 1, 2)
 
+    def orthonormal(self, rank: int) -> tuple[Tensor, Tensor]:
+        """Combinations (groups, rank * kw, rank * kw) of the features, each of itself and those before it, that make
+        them orthonormal in the metric, and what these add to the outputs (groups, rank * kw, Co/groups), which is the
+        same at every rank; float64."""
+        size = rank * self._width
+        root = self._root[:, :size, :size]
+        combine = linalg.solve_triangular(root, torch.eye(size, dtype=root.dtype).expand_as(root), upper=False)
+        return combine, self._projected[:, :size]
+
     def squared_error(self, rank: int) -> float:
         """Mean squared error of the layer's outputs in the metric, summed over outputs."""
         kept = float(self._projected[:, : rank * self._width].square().sum())

@@ -38,10 +38,10 @@ class SpatialFactors(SplitFactors):
     def assemble(self, first: Tensor, second: Tensor, bias: Tensor | None) -> nn.Sequential:
         layer = self._layer
         assert isinstance(layer, nn.Conv2d)
-        num_out, num_in, height, width = layer.weight.shape
+        _, num_in, height, width = layer.weight.shape
         rank = first.shape[1]
         vertical = first.reshape(layer.groups * rank, num_in, height, 1)
-        horizontal = second.reshape(num_out, rank, 1, width)
+        horizontal = second.reshape(-1, rank, 1, width)
         return chain(
             make_conv(vertical, None, layer, layer.groups, **one_axis_geometry(layer, axis=0)),
             make_conv(horizontal, bias, layer, layer.groups, **one_axis_geometry(layer, axis=1)),

@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, linalg, nn
 
-from compressor.factors.base import Factors, Layer, split_grouped_matrices, tail_energy
+from compressor.factors.base import Factors, Layer, NestedFactors, split_grouped_matrices, tail_energy
 from compressor.factors.metric import Metric
 from compressor.factors.refit import NestedRefit
 
@@ -74,6 +74,24 @@ class SplitFactors(Factors):
         # The layer's bias plus the mean of what the factors leave out.
         bias = self._mean_outputs - torch.einsum("gokw,gkw->go", second, self._mean_features[:, :rank])
         return self.assemble(*(part.to(layer.weight) for part in (first, second, bias.flatten())))
+
+    def nested(self, limit: int) -> NestedFactors:
+        """Second factors by least squares are no truncations; those of features made orthonormal one by one are."""
+        self.check_rank(limit)
+        layer, first = self._layer, self._first[:, :limit]
+        width = self.kernel(layer).shape[-1]
+        centre = None
+        if self._refit is None:
+            combine = torch.eye(limit * width).expand(len(first), -1, -1)
+            outputs, bias = self._truncated[:, :, :limit].flatten(2).mT, layer.bias
+        else:
+            combine, outputs = self._refit.orthonormal(limit)
+            means = self._mean_features[:, :limit].flatten(1)
+            centre = -torch.einsum("gst,gt->gs", combine, means).flatten().to(layer.weight)
+            bias = self._mean_outputs.flatten().to(layer.weight)
+        first, combine, outputs = (part.to(layer.weight) for part in (first, combine, outputs))
+        features = self.assemble(first, combine.unflatten(-1, (limit, width)), centre)
+        return NestedFactors(features, outputs, bias, width, channels_last=isinstance(layer, nn.Linear))
 
     def first(self, rank: int) -> Tensor:
         """The first factor (groups, rank, a)."""

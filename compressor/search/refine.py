@@ -15,7 +15,7 @@ from compressor.search.space import Ranks, RankSpace
 
 STRIDES = (0.6, 1 / start.CONTEXT_STEP, 0.85, 1.18, start.CONTEXT_STEP, 1.7)  # of a layer's rank
 NEIGHBOURS = 2  # on either side: L is jagged, an even rank may be better than the odd ones beside it
-DIRECTIONS = 10
+DIRECTIONS = 5
 MAX_SWEEPS = 20
 CAUTION = 1.0
 LEAST_GAIN = 1e-9

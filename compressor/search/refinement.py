@@ -16,10 +16,11 @@ from compressor.search.state import Look, merge_losses
 
 STREAM = 9  # keeps its random numbers apart from the search's
 NUM_STEPS = 2
-# Images in looks of the search: for the first model (from where the curve led, almost any step helps) and those on the
-# way to another target, at most for the second, and at most to tell by which plan is best.
-FIRST_SHARE, MOST_FOR_MODEL, MOST_FOR_LOOKS = 0.4, 3, 2
-IMAGES_PER_LAYER = 5  # for the second model, but no fewer than a look of the search takes
+# Images for the last model, for every layer and in looks of the search: no fewer than one, and at most.
+IMAGES_PER_LAYER, MOST_FOR_MODEL = 7, 4
+# And for those before: from where the curve led, almost any step helps.
+FIRST_PER_LAYER, FIRST_SHARE = 1.3, 0.4
+MOST_FOR_LOOKS = 2  # in looks of the search, at most: images to tell by which plan is best
 
 
 @dataclass
@@ -83,15 +84,19 @@ class Refinement:
         seen = np.isin(images, self._losses[plan.tobytes()].indices)
         fresh = images[~seen] if (~seen).sum() > 1 else images[:0]  # of a single image there is no variance
         ordered = np.concatenate([fresh, images[seen]])
-        for_model = self._num_model_images()
-        least = min(self.samples, self.num_images) // 2
-        looks = min(max(for_model, least), MOST_FOR_LOOKS * self.samples)
+        for_model, looks = self._num_images()
         return ordered[looks:][:for_model], ordered[:looks]
 
-    def _num_model_images(self) -> int:
-        few = start.few_images(FIRST_SHARE * self.samples, self.space.num_dims)
-        many = min(max(IMAGES_PER_LAYER * self.space.num_dims, self.samples), MOST_FOR_MODEL * self.samples)
-        return min(many if self._count == NUM_STEPS - 1 else few, self.num_images // 2)
+    def _num_images(self) -> tuple[int, int]:
+        """For the linear model, and for looks: half as many after the first models, which are soon left behind."""
+        num_dims, samples = self.space.num_dims, self.samples
+        if self._count == NUM_STEPS - 1:
+            for_model = looks = min(max(IMAGES_PER_LAYER * num_dims, samples), MOST_FOR_MODEL * samples)
+        else:
+            for_model = max(start.few_images(FIRST_SHARE * samples, num_dims), int(FIRST_PER_LAYER * num_dims))
+            looks = for_model // 2
+        least = min(samples, self.num_images) // 2
+        return min(for_model, self.num_images // 2), min(max(looks, least), MOST_FOR_LOOKS * samples)
 
     def _target(self, objective: Objective, plan: Ranks, images: np.ndarray, per_norm: float) -> Ranks:
         """The plan (d,) that the model around `plan` holds for the best: the journal's answer, if it has one."""

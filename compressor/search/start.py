@@ -19,7 +19,7 @@ from compressor.search.space import Ranks, RankSpace
 PROBE_RANKS = 8
 PROBE_IMAGES = 5
 MODEL_IMAGES, MODEL_DIRECTIONS = 20, 3  # of the linear model around the dense network
-FEW_PER_LAYER = 3  # images, at most, of the first linear models: few layers are told apart by few images
+FEW_PER_LAYER = 5  # images, at most, of the first linear models: few layers are told apart by few images
 LIGHTEST_WEIGHT = 4.0**-2
 CURVE_WEIGHTS = np.array([*LIGHTEST_WEIGHT * 4.0 ** np.arange(6), 0.0])  # 0: rank 1 everywhere
 NUM_REFINEMENTS = 3
