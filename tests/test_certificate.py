@@ -113,9 +113,6 @@ def test_the_share_of_failing_paths_is_the_probability_by_enumeration(kind: str,
     failures, paths = sum(test.failures for test in tests), sum(test.paths for test in tests)
     assert paths >= 12 * first_stage()
     assert failures / paths == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / paths) + 0.01)
-    for test in tests:
-        assert len(test.rivals) == len(test.gains) == test.failures
-        assert (test.gains > 0).all()
 
 
 def test_the_joint_probability_is_above_the_pointwise_one() -> None:

@@ -1,6 +1,7 @@
 """Posterior paths against the exact posterior, and climbs against enumeration."""
 
 import itertools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from sklearn.gaussian_process.kernels import Matern
 from compressor.objective import Objective
 from compressor.search import gp
 from compressor.search.belief import LogSurrogate, LossSurrogate, PlainSurrogate, Surrogate
-from compressor.search.paths import NUM_LEVELS, LatentPaths, Paths, climb
+from compressor.search.paths import NUM_LEVELS, LatentPaths, Paths, _sweep, climb
 from compressor.search.space import Ranks, RankSpace
 
 LENGTHS = np.array([0.4, 0.9])
@@ -91,6 +92,21 @@ def test_climbs_from_good_points_find_the_largest_value() -> None:
     pool = paths.belief.space.sample(120, np.random.default_rng(0))
     _, heights = climb(paths, np.arange(100), pool[paths(pool).argmax(0)])
     assert (heights > largest - 1e-3).mean() > 0.9
+
+
+@pytest.mark.parametrize("quantile", [0.3, 0.7, 0.95])
+def test_paths_that_climb_for_a_goal_reach_it_as_often(quantile: float) -> None:
+    paths = make_paths("log", 200)
+    starts, every = paths.belief.space.sample(200, np.random.default_rng(0)), np.arange(200)
+    _, heights = climb(paths, every, starts)
+    goals = np.full(200, np.quantile(heights, quantile))
+    with mock.patch("compressor.search.paths._sweep", wraps=_sweep) as sweep:
+        _, reached = climb(paths, every, starts, goals=goals)
+        looked = sum(len(call.args[1]) for call in sweep.call_args_list)
+        climb(paths, every, starts)
+        in_full = sum(len(call.args[1]) for call in sweep.call_args_list) - looked
+    assert ((reached > goals) == (heights > goals)).mean() > 0.99
+    assert looked < in_full
 
 
 def test_j_on_a_path_is_the_objective_of_its_l() -> None:

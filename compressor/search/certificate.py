@@ -50,8 +50,7 @@ RANDOM_CLIMBS, LOCAL_CLIMBS = 3, 1
 class JointTest:
     """Outcome: `failures` of `paths` had a plan better by more than delta; `upper` bounds their share from above.
 
-    `confidence` is the bound's, 0 where only a pilot was drawn, which bounds nothing. `rivals` (k, d) are the plans at
-    which failing paths were seen to be better, the pilot's included, `gains` (k,) by how much more than delta.
+    `confidence` is the bound's, 0 where only a pilot was drawn, which bounds nothing.
     """
 
     failures: int
@@ -59,8 +58,6 @@ class JointTest:
     upper: float
     confidence: float
     met: bool
-    rivals: Ranks
-    gains: Array
 
 
 def share_of_risk(epsilon: float, number: int) -> float:
@@ -131,11 +128,11 @@ def certify_jointly(
     if not in_full:
         tally.draw(PILOT_PATHS, enough=1)
         if tally.failures:
-            return tally.outcome(1.0, 0.0, False)
+            return JointTest(tally.failures, tally.paths, 1.0, 0.0, False)
         tally.failures = tally.paths = 0
     reading = _reading_of(epsilon, number)
     if reading.most < 0 and not in_full:
-        return tally.outcome(1.0, 0.0, False)
+        return JointTest(tally.failures, tally.paths, 1.0, 0.0, False)
     stages, alpha, risk = reading.stages, reading.alpha, reading.risk
     upper, allowed = 1.0, reading.most / stages[-1]
     while tally.paths < stages[-1] and not upper <= risk:
@@ -146,7 +143,7 @@ def certify_jointly(
         hopeless = lower_bound(tally.failures, tally.paths, DOUBT) > allowed
         if hopeless and not (in_full and tally.paths < stages[0]):
             break
-    return tally.outcome(upper, 1.0 - alpha, upper <= risk)
+    return JointTest(tally.failures, tally.paths, upper, 1.0 - alpha, upper <= risk)
 
 
 class _Tally:
@@ -158,16 +155,13 @@ class _Tally:
         self._score = score
         self._anchors = anchors
         self._rng = rng
-        self._rivals: list[Ranks] = []
-        self._gains: list[Array] = []
 
     def draw(self, count: int, enough: int | None = None) -> None:
         """Draw `count` paths and look for a plan better by more than delta on each, until `enough` have failed."""
         paths = Paths(self._score.belief, count, self._rng)
         thresholds = paths(self._score.incumbent[None])[0] + self._score.delta
         starts, heights = self._starts(paths)
-        best = heights.argmax(0)
-        rivals, gains = starts[best, np.arange(count)], heights.max(0) - thresholds
+        gains = heights.max(0) - thresholds
         chunk = count if enough is None else PILOT_CHUNK
         for start in starts:
             nearest = np.argsort(-gains, kind="stable")  # those closest to failing first
@@ -175,14 +169,9 @@ class _Tally:
             for part in np.split(todo, range(chunk, len(todo), chunk)):
                 if not len(part) or (enough is not None and (gains > 0).sum() >= enough):
                     break
-                points, climbed = climb(paths, part, start[part])
-                gained = climbed - thresholds[part]
-                better = gained > gains[part]
-                rivals[part[better]], gains[part[better]] = points[better], gained[better]
-        failing = gains > 0
-        self._rivals.append(rivals[failing])
-        self._gains.append(gains[failing])
-        self.failures += int(failing.sum())
+                _, climbed = climb(paths, part, start[part], goals=thresholds[part])
+                gains[part] = np.maximum(gains[part], climbed - thresholds[part])
+        self.failures += int((gains > 0).sum())
         self.paths += count
 
     def _starts(self, paths: Paths) -> tuple[Ranks, Array]:
@@ -198,7 +187,3 @@ class _Tally:
                 heights.append(values[best, np.arange(values.shape[1])])
                 values[best, np.arange(values.shape[1])] = -np.inf
         return np.stack(starts), np.stack(heights)
-
-    def outcome(self, upper: float, confidence: float, met: bool) -> JointTest:
-        rivals, gains = np.concatenate(self._rivals), np.concatenate(self._gains)
-        return JointTest(self.failures, self.paths, upper, confidence, met, rivals, gains)

@@ -21,6 +21,7 @@ from compressor.search.space import Ranks
 NUM_FEATURES = 512  # pairs of cosine and sine
 NUM_LEVELS = 17  # ranks tried per layer in a climb, evenly spaced in theta
 CLIMB_SWEEPS = 4
+HOPE = 2.0  # in rises of the last sweep: how much higher a path may still come
 Single = NDArray[np.float32]
 Turns = NDArray[np.complex64]
 
@@ -110,12 +111,18 @@ class Paths:
         return self._lines[layer]
 
 
-def climb(paths: Paths, chosen: NDArray[np.int64], points: Ranks, sweeps: int = CLIMB_SWEEPS) -> tuple[Ranks, Array]:
+def climb(
+    paths: Paths,
+    chosen: NDArray[np.int64],
+    points: Ranks,
+    sweeps: int = CLIMB_SWEEPS,
+    goals: Array | None = None,
+) -> tuple[Ranks, Array]:
     """Local maxima (k, d) and their values (k,) of the paths `chosen` (k,), from `points` (k, d), all at once.
 
     Coordinate by coordinate: a path on a whole line of the lattice is one product of matrices, because along a
     coordinate a feature changes by a factor alone. Lines hold NUM_LEVELS ranks. A path that did not rise in a sweep is
-    done.
+    done; with `goals` (k,) one that lies above its own, too, and one that rose by too little to come there.
     """
     found, values = points.copy(), np.full(len(points), -np.inf)
     active = np.arange(len(points))
@@ -123,9 +130,12 @@ def climb(paths: Paths, chosen: NDArray[np.int64], points: Ranks, sweeps: int = 
         if not len(active):
             break
         risen, heights = _sweep(paths, chosen[active], found[active])
-        moved = (risen != found[active]).any(1)
+        goes_on = (risen != found[active]).any(1)
+        if goals is not None:
+            left = goals[active] - heights
+            goes_on &= (left >= 0) & (left < HOPE * (heights - values[active]))
         found[active], values[active] = risen, heights
-        active = active[moved]
+        active = active[goes_on]
     return found, values
 
 
