@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor import linearise
+from compressor.decompose import weight_factors
 from compressor.errors import InputError
-from compressor.factors import METHODS
 from compressor.fidelity import FunctionNorm, Losses
 from compressor.images import ImageSet
 from compressor.layers import MethodChoice, compressible, factorised_ranks, find_layers
@@ -46,7 +46,7 @@ class Net:
         images = ImageSet(torch.randn(num_images, *shape), "drawn")
         self.norm = FunctionNorm(self.network, images, torch.device("cpu"))
         self.layers = compressible(find_layers(self.network, images.batch([0]), method))
-        self.factors = {layer.name: METHODS[layer.method or "svd"].factorise(layer.module) for layer in self.layers}
+        self.factors = {layer.name: weight_factors(layer) for layer in self.layers}
         self.space = RankSpace([layer.name for layer in self.layers], [layer.params_by_rank() for layer in self.layers])
         self.linearise = Lineariser(self.norm, self.network, self.layers, self.factors)
 

@@ -29,9 +29,9 @@ from benchmarks.study import read_results, write_results
 from compressor.architectures import import_torchvision, list_architectures, published_transform
 from compressor.attention import open_attention
 from compressor.checkpoint import load_model
-from compressor.factors import METHODS
+from compressor.decompose import weight_factors
 from compressor.images import procedural_images
-from compressor.layers import FoundLayer, compressible, find_layers
+from compressor.layers import compressible, find_layers
 from compressor.macs import count_macs
 from compressor.network import build_candidate
 from exporters.onnx import export_onnx
@@ -83,7 +83,7 @@ def compress_half(original: nn.Module, images: Tensor, path: Path) -> dict[str, 
     layers = compressible(found)
     macs, _ = count_macs(model, images[:1])
     ranks = {layer.name: max(1, layer.cap // 2) for layer in layers}
-    network = build_candidate(model, {layer.name: _factorise(layer) for layer in layers}, ranks)
+    network = build_candidate(model, {layer.name: weight_factors(layer) for layer in layers}, ranks)
     compressed_macs, _ = count_macs(network, images[:1])
     export_onnx(network, images, path, {})
     parity = verify_onnx(path, network, images)
@@ -101,11 +101,6 @@ def compress_half(original: nn.Module, images: Tensor, path: Path) -> dict[str, 
         "parity": parity.max_rel_error,
         "batch_sizes": parity.batch_sizes,
     }
-
-
-def _factorise(layer: FoundLayer) -> Any:
-    assert layer.method is not None
-    return METHODS[layer.method].factorise(layer.module)
 
 
 def spread(network: nn.Module, images: Tensor) -> float:
