@@ -448,7 +448,8 @@ def _candidates_section(path: Path) -> str:
         f"timed in turn with a pass of the same plan's finished network over the same images; the least of "
         f"{study['repeats']} repeats, processor time of one thread. Ratio: of the sums; quartiles over looks. Linear "
         f"models: what an image takes beside a bare pass of the plan that they are built around, by the clock and as "
-        f"counted in image passes (around the original, then around plans). {_machine(study)}",
+        f"counted in image passes (around the original, then around plans). Of the search on two threads: seconds, and "
+        f"the shares of process and acquisition and of the joint certificate's paths. {_machine(study)}",
         _table(
             {
                 "factors": lambda r: r["factors"],
@@ -459,11 +460,18 @@ def _candidates_section(path: Path) -> str:
                 "linear models, by the clock (counted)": lambda r: ", ".join(
                     f"{m['passes_per_image_by_clock']:.0f} ({m['passes_per_image_counted']:.0f})" for m in r["models"]
                 ),
+                "search s": lambda r: f"{r['search']['seconds']:.1f}",
+                "acquisition": lambda r: _share(r["search"], "process_and_acquisition"),
+                "certificate": lambda r: _share(r["search"], "joint_certificate"),
             },
             study["rows"],
         ),
     ]
     return "\n\n".join(lines)
+
+
+def _share(seconds: dict[str, float], part: str) -> str:
+    return f"{100 * seconds[part] / seconds['seconds']:.1f} %"
 
 
 def _harness_section(path: Path) -> str:

@@ -1,6 +1,7 @@
 """The joint certificate against exact sampling on lattices small enough to enumerate; bounds against the binomial."""
 
 import itertools
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -8,13 +9,15 @@ from scipy.stats import binom
 
 from benchmarks.peers.certificates import RULES, Family, run_problem
 from compressor.objective import Objective
-from compressor.search import gp
+from compressor.search import certificate, gp
 from compressor.search.acquisition import maximise
 from compressor.search.belief import LogSurrogate, LossSurrogate, Score, Surrogate
 from compressor.search.certificate import (
     ALPHA_SHARE,
     MOST_PATHS,
+    NUM_RANDOM,
     NUM_STAGES,
+    REACH,
     can_be_met,
     certify_jointly,
     largest_count,
@@ -23,6 +26,7 @@ from compressor.search.certificate import (
     stages_of,
     upper_bound,
 )
+from compressor.search.paths import climb
 from compressor.search.settings import SearchSettings
 from compressor.search.space import RankSpace
 from compressor.search.stopping import TEST_EVERY, StopRule
@@ -113,6 +117,23 @@ def test_the_share_of_failing_paths_is_the_probability_by_enumeration(kind: str,
     failures, paths = sum(test.failures for test in tests), sum(test.paths for test in tests)
     assert paths >= 12 * first_stage()
     assert failures / paths == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / paths) + 0.01)
+
+
+@pytest.mark.parametrize(("surrogate", "random_points_are_climbed"), [("loss", True), ("log", False)])
+def test_climbs_begin_within_reach_of_a_failure(surrogate: str, random_points_are_climbed: bool) -> None:
+    """Under the log surrogate an expected loss puts random points far below good plans."""
+    score = make_score(surrogate, 2, 0.3 if surrogate == "loss" else 0.002)
+    near, far = score.incumbent[None], score.belief.space.sample(NUM_RANDOM, np.random.default_rng(1))
+    with (
+        mock.patch.object(RankSpace, "sample", return_value=far),
+        mock.patch.object(certificate, "perturb", return_value=near),
+        mock.patch.object(certificate, "climb", wraps=climb) as climbing,
+    ):
+        certify_jointly(score, score.incumbent[None], 0.05, 1, np.random.default_rng(0), in_full=True)
+    begun = [(call.args[2], call.kwargs["heights"], call.kwargs["goals"]) for call in climbing.call_args_list]
+    assert all((heights > goals - REACH * score.delta).all() for _, heights, goals in begun)
+    at_random = sum(int((points != score.incumbent).any(1).sum()) for points, *_ in begun)
+    assert (at_random > 0) == random_points_are_climbed
 
 
 def test_the_joint_probability_is_above_the_pointwise_one() -> None:

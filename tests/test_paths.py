@@ -85,6 +85,18 @@ def test_a_climb_ends_where_no_line_holds_a_better_plan(kind: str) -> None:
         assert own >= max(values[:, column, path].max(), values[row, :, path].max()) - 1e-4
 
 
+def test_lines_are_finer_around_a_centre() -> None:
+    space = RankSpace(["wide", "narrow"], [[10.0 * rank for rank in range(1, cap + 1)] for cap in (300, 11)])
+    belief = LossSurrogate(space, Objective(0.05)).belief(make_process())
+    centre, rng = np.array([120, 5]), np.random.default_rng(0)
+    evenly, finer = Paths(belief, 2, rng), Paths(belief, 2, rng, centre=centre)
+    added = set(finer.line(0).ranks) - set(evenly.line(0).ranks)
+    assert 120 in added
+    assert 6 <= len(added) <= 9
+    assert np.abs(np.log(np.array(list(added)) / 120) / np.log(300)).max() < 4.5 / 64
+    assert finer.line(1).ranks.tolist() == evenly.line(1).ranks.tolist() == list(range(1, 12))
+
+
 def test_climbs_from_good_points_find_the_largest_value() -> None:
     paths = make_paths("loss", 100)
     everything: Ranks = np.array(list(itertools.product(range(1, 15), range(1, 12))))

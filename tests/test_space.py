@@ -166,3 +166,12 @@ def test_levels_hold_both_ends_and_are_spread_evenly() -> None:
     np.testing.assert_allclose(thetas, np.linspace(0, 1, 11), atol=0.5 / 299)
     np.testing.assert_allclose(thetas, (ranks - 1) / 299)
     assert space.levels(1, 11)[0].tolist() == [1, 2]
+
+
+def test_levels_hold_the_ranks_nearest_to_thetas_asked_for() -> None:
+    space = RankSpace(["wide"], [[10.0 * rank for rank in range(1, 102)]], coordinates="linear")
+    evenly = space.levels(0, 11)[0]
+    ranks, thetas = space.levels(0, 11, np.array([-0.2, 0.43, 0.444, 0.5]))
+    assert set(ranks) - set(evenly) == {44, 45}  # the others are there already
+    assert set(evenly) <= set(ranks)
+    np.testing.assert_array_equal(thetas, space.encode(ranks[:, None])[:, 0])

@@ -3,9 +3,11 @@
     python -m benchmarks.peers.candidates MODEL DATA --input-size 64
 
 A search runs as by default, with factors fitted to images. Its looks at whole plans are then repeated in their order,
-each of them timed in turn with a bare pass of the plan's network: tensors of its own, images at hand. So are its linear
-models, which count as many image passes. Processor time of one thread; the first repeats the start cold, as a search
-begins.
+each of them timed in turn with a bare pass of the plan's network: tensors of its own, images at hand. Whichever comes
+first finds the kernels for the layers' shapes missing, a tenth of its time, and prepares them for the other: they take
+turns in that. The linear models, which count as many image passes, are timed, too. Processor time of one thread; every
+repeat starts cold, as a search begins. Of the search itself, on two threads, the study says what share of its time goes
+into process and acquisition, and what into the paths of the joint certificate.
 """
 
 import functools
@@ -28,6 +30,8 @@ from compressor.linearise import Lineariser
 from compressor.network import detach_from_original
 from compressor.progress import progress_for_stderr
 from compressor.rank_search import RankSearch
+from compressor.search import stopping
+from compressor.search.certificate import JointTest
 from compressor.search.settings import SearchSettings
 from compressor.search.space import Ranks
 from compressor.search.workers import Evaluate
@@ -35,15 +39,17 @@ from compressor.search.workers import Evaluate
 LookAt = tuple[Ranks, np.ndarray]
 ModelOf = tuple[Lineariser, tuple[Ranks, Sequence[Sequence[int]], np.ndarray, int]]
 LEAST_IMAGES = 10  # a bare pass of fewer is over before it can be timed
-REPEATS = 3  # the least of so many is taken, for either
+SEARCH_THREADS = 2
+REPEATS = 4  # the least of so many is taken, for either; in half of them the candidate comes first
 
 
-def measure(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """One row for every look of a search, milliseconds of the candidate and of a bare pass, and one for every linear
-    model, image passes by the clock and as counted."""
+def measure(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
+    """One row for every look of a search, milliseconds of the candidate and of a bare pass; one for every linear model,
+    image passes by the clock and as counted; and the seconds of the search."""
     looks: list[LookAt] = []
     models: list[ModelOf] = []
-    made, linearise = rank_search._evaluation, Lineariser.__call__
+    made, linearise, certify = rank_search._evaluation, Lineariser.__call__, stopping.certify_jointly
+    certificate_seconds = []
 
     def recording(*given: Any) -> Evaluate:
         evaluate = made(*given)
@@ -58,21 +64,37 @@ def measure(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         models.append((lineariser, given))
         return linearise(lineariser, *given)
 
+    def timing_certificate(*given: Any) -> JointTest:
+        began = time.perf_counter()
+        test = certify(*given)
+        certificate_seconds.append(time.perf_counter() - began)
+        return test
+
     norm = pipeline.function_norm(job)
     with (
         mock.patch.object(rank_search, "_evaluation", recording),
         mock.patch.object(Lineariser, "__call__", recording_model),
+        mock.patch.object(stopping, "certify_jointly", timing_certificate),
         RankSearch(job, norm, resume=False) as search,
     ):
-        search.run()
+        torch.set_num_threads(SEARCH_THREADS)
+        record = search.run().search
+        torch.set_num_threads(1)
+    assert record is not None
+    certificate = sum(certificate_seconds)
+    seconds = {
+        "seconds": record.seconds,
+        "process_and_acquisition": record.surrogate_seconds - certificate,
+        "joint_certificate": certificate,
+    }
     whole = [look for look in looks if len(look[1]) >= LEAST_IMAGES]
-    repeats = [_time_all(job, search, norm, made, whole) for _ in range(REPEATS)]
+    repeats = [_time_all(job, search, norm, made, whole, turn % 2 == 0) for turn in range(REPEATS)]
     candidate_ms, bare_ms = np.array(repeats).min(0).T
     rows = [
         {"images": len(indices), "candidate_ms": float(candidate), "bare_ms": float(bare)}
         for (_, indices), candidate, bare in zip(whole, candidate_ms, bare_ms, strict=True)
     ]
-    return rows, [_time_model(search, norm, model) for model in models]
+    return rows, [_time_model(search, norm, model) for model in models], seconds
 
 
 def _time_model(search: RankSearch, norm: Any, model: ModelOf) -> dict[str, Any]:
@@ -95,16 +117,24 @@ def _time_model(search: RankSearch, norm: Any, model: ModelOf) -> dict[str, Any]
 
 
 def _time_all(
-    job: Job, search: RankSearch, norm: Any, make: Callable[..., Evaluate], looks: list[LookAt]
+    job: Job,
+    search: RankSearch,
+    norm: Any,
+    make: Callable[..., Evaluate],
+    looks: list[LookAt],
+    candidate_first: bool,
 ) -> list[tuple[float, float]]:
     """Milliseconds of each look and of its bare pass, with nothing kept from before the first."""
     evaluate = make(norm, job.teacher, search.parts, search.space)
     times = []
     for ranks, indices in looks:
-        candidate = _milliseconds(functools.partial(evaluate, ranks, indices))
+        candidate = functools.partial(evaluate, ranks, indices)
         network, images = detach_from_original(search.build(ranks)).eval(), norm.images.batch(indices)
-        with torch.inference_mode():
-            times.append((candidate, _milliseconds(functools.partial(network, images))))
+        bare = torch.inference_mode()(functools.partial(network, images))
+        if candidate_first:
+            times.append((_milliseconds(candidate), _milliseconds(bare)))
+        else:
+            times.append((_milliseconds(bare), _milliseconds(candidate))[::-1])
     return times
 
 
@@ -134,7 +164,7 @@ def main(
         settings = Settings(gamma=gamma, factors=kind, search=SearchSettings(seed=seed))  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:
             job = pipeline.prepare(loaded.model, images, Path(folder) / "job", settings, Source(loaded.arch), progress)
-            looks, models = measure(job)
+            looks, models, search = measure(job)
         candidate, bare = (np.array([look[key] for look in looks]) for key in ("candidate_ms", "bare_ms"))
         rows.append(
             {
@@ -145,6 +175,7 @@ def main(
                 "ratio": float(candidate.sum() / bare.sum()),
                 "ratio_quartiles": np.quantile(candidate / bare, [0.25, 0.75]).tolist(),
                 "models": models,
+                "search": search,
             }
         )
         progress.say(str(rows[-1]))

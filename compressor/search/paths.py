@@ -20,6 +20,9 @@ from compressor.search.space import Ranks
 
 NUM_FEATURES = 512  # pairs of cosine and sine
 NUM_LEVELS = 17  # ranks tried per layer in a climb, evenly spaced in theta
+# and beside a good plan's rank, in theta: of the failures that lines of 65 ranks find, evenly spaced ranks alone find 7
+# of 10, with these 97 of 100 (ResNet-18): most are plans much like the incumbent.
+NEARBY = np.array([-4, -3, -2, -1, 0, 1, 2, 3, 4]) / 64
 CLIMB_SWEEPS = 4
 HOPE = 2.0  # in rises of the last sweep: how much higher a path may still come
 Single = NDArray[np.float32]
@@ -90,10 +93,18 @@ class Line:
 
 
 class Paths:
-    """p draws of J from a belief, as functions of the ranks."""
+    """p draws of J from a belief, as functions of the ranks; climbs look more closely around the plan `centre` (d,)."""
 
-    def __init__(self, belief: Belief, count: int, rng: np.random.Generator, num_features: int = NUM_FEATURES) -> None:
+    def __init__(
+        self,
+        belief: Belief,
+        count: int,
+        rng: np.random.Generator,
+        num_features: int = NUM_FEATURES,
+        centre: Ranks | None = None,
+    ) -> None:
         self.belief = belief
+        self._near = None if centre is None else belief.space.encode(centre[None])[0]
         self.latent = LatentPaths(belief.process, count, rng, num_features)
         self._lines: dict[int, Line] = {}
 
@@ -104,7 +115,8 @@ class Paths:
     def line(self, layer: int) -> Line:
         """The line of a layer."""
         if layer not in self._lines:
-            ranks, thetas = self.belief.space.levels(layer, NUM_LEVELS)
+            near = None if self._near is None else self._near[layer] + NEARBY
+            ranks, thetas = self.belief.space.levels(layer, NUM_LEVELS, near)
             single = thetas.astype(np.float32)
             turns = turn(single[:, None] * self.latent.frequencies[:, layer])
             self._lines[layer] = Line(ranks, single, turns, np.ascontiguousarray(turns.conj().view(np.float32).T))
@@ -117,24 +129,26 @@ def climb(
     points: Ranks,
     sweeps: int = CLIMB_SWEEPS,
     goals: Array | None = None,
+    heights: Array | None = None,
 ) -> tuple[Ranks, Array]:
     """Local maxima (k, d) and their values (k,) of the paths `chosen` (k,), from `points` (k, d), all at once.
 
     Coordinate by coordinate: a path on a whole line of the lattice is one product of matrices, because along a
-    coordinate a feature changes by a factor alone. Lines hold NUM_LEVELS ranks. A path that did not rise in a sweep is
-    done; with `goals` (k,) one that lies above its own, too, and one that rose by too little to come there.
+    coordinate a feature changes by a factor alone. A path that did not rise in a sweep is done; with `goals` (k,) one
+    that lies above its own, too, and one that rose by too little to come there: from the points' `heights` (k,), where
+    these are known.
     """
-    found, values = points.copy(), np.full(len(points), -np.inf)
+    found, values = points.copy(), np.full(len(points), -np.inf) if heights is None else heights.copy()
     active = np.arange(len(points))
     for _ in range(sweeps):
         if not len(active):
             break
-        risen, heights = _sweep(paths, chosen[active], found[active])
+        risen, reached = _sweep(paths, chosen[active], found[active])
         goes_on = (risen != found[active]).any(1)
         if goals is not None:
-            left = goals[active] - heights
-            goes_on &= (left >= 0) & (left < HOPE * (heights - values[active]))
-        found[active], values[active] = risen, heights
+            left = goals[active] - reached
+            goes_on &= (left >= 0) & (left < HOPE * (reached - values[active]))
+        found[active], values[active] = risen, reached
         active = active[goes_on]
     return found, values
 

@@ -120,14 +120,19 @@ class RankSpace:
         cap = self.caps[layer]
         return np.asarray(np.log(ranks) / np.log(cap) if self.coordinates == "log" else (ranks - 1) / (cap - 1))
 
-    def levels(self, layer: int, count: int) -> tuple[Ranks, NDArray[np.float64]]:
-        """At most `count` of a layer's choices (r,), evenly spaced in theta, both ends included; and their theta."""
+    def levels(
+        self, layer: int, count: int, thetas: NDArray[np.float64] | None = None
+    ) -> tuple[Ranks, NDArray[np.float64]]:
+        """At most `count` of a layer's choices (r,), evenly spaced in theta, both ends included, and their theta; with
+        `thetas` (k,) those nearest to these, too."""
         choices = self.choices[layer]
-        thetas = self._theta(layer, choices)
+        places = self._theta(layer, choices)
         if len(choices) <= count:
-            return choices, thetas
-        chosen = np.unique(np.abs(thetas[:, None] - np.linspace(0.0, 1.0, count)).argmin(0))
-        return choices[chosen], thetas[chosen]
+            return choices, places
+        wanted = np.linspace(0.0, 1.0, count)
+        wanted = wanted if thetas is None else np.concatenate([wanted, thetas])
+        chosen = np.unique(np.abs(places[:, None] - wanted).argmin(0))
+        return choices[chosen], places[chosen]
 
     def sample(self, count: int, rng: np.random.Generator) -> Ranks:
         """`count` random points (n, d), uniform on the coordinates' scale.
