@@ -14,6 +14,7 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -43,16 +44,25 @@ SEARCH_THREADS = 2
 REPEATS = 4  # the least of so many is taken, for either; in half of them the candidate comes first
 
 
-def measure(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
-    """One row for every look of a search, milliseconds of the candidate and of a bare pass; one for every linear model,
-    image passes by the clock and as counted; and the seconds of the search."""
+@dataclass(frozen=True)
+class Watched:
+    """A search that was run: its looks and its linear models, to be repeated, and where its seconds went."""
+
+    search: RankSearch
+    looks: list[LookAt]
+    models: list[ModelOf]
+    seconds: dict[str, float]
+
+
+def watch(job: Job, norm: Any) -> Watched:
+    """Run a search on SEARCH_THREADS threads."""
     looks: list[LookAt] = []
     models: list[ModelOf] = []
-    made, linearise, certify = rank_search._evaluation, Lineariser.__call__, stopping.certify_jointly
     certificate_seconds = []
+    make, linearise, certify = rank_search._evaluation, Lineariser.__call__, stopping.certify_jointly
 
     def recording(*given: Any) -> Evaluate:
-        evaluate = made(*given)
+        evaluate = make(*given)
 
         def record(ranks: Ranks, indices: np.ndarray) -> Any:
             looks.append((ranks.copy(), indices.copy()))
@@ -70,7 +80,6 @@ def measure(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[
         certificate_seconds.append(time.perf_counter() - began)
         return test
 
-    norm = pipeline.function_norm(job)
     with (
         mock.patch.object(rank_search, "_evaluation", recording),
         mock.patch.object(Lineariser, "__call__", recording_model),
@@ -87,14 +96,22 @@ def measure(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[
         "process_and_acquisition": record.surrogate_seconds - certificate,
         "joint_certificate": certificate,
     }
-    whole = [look for look in looks if len(look[1]) >= LEAST_IMAGES]
-    repeats = [_time_all(job, search, norm, made, whole, turn % 2 == 0) for turn in range(REPEATS)]
+    return Watched(search, looks, models, seconds)
+
+
+def measure(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
+    """One row for every look of a search, milliseconds of the candidate and of a bare pass; one for every linear model,
+    image passes by the clock and as counted; and the seconds of the search."""
+    norm = pipeline.function_norm(job)
+    watched = watch(job, norm)
+    whole = [look for look in watched.looks if len(look[1]) >= LEAST_IMAGES]
+    repeats = [_time_all(job, watched.search, norm, whole, turn % 2 == 0) for turn in range(REPEATS)]
     candidate_ms, bare_ms = np.array(repeats).min(0).T
     rows = [
         {"images": len(indices), "candidate_ms": float(candidate), "bare_ms": float(bare)}
         for (_, indices), candidate, bare in zip(whole, candidate_ms, bare_ms, strict=True)
     ]
-    return rows, [_time_model(search, norm, model) for model in models], seconds
+    return rows, [_time_model(watched.search, norm, model) for model in watched.models], watched.seconds
 
 
 def _time_model(search: RankSearch, norm: Any, model: ModelOf) -> dict[str, Any]:
@@ -117,15 +134,10 @@ def _time_model(search: RankSearch, norm: Any, model: ModelOf) -> dict[str, Any]
 
 
 def _time_all(
-    job: Job,
-    search: RankSearch,
-    norm: Any,
-    make: Callable[..., Evaluate],
-    looks: list[LookAt],
-    candidate_first: bool,
+    job: Job, search: RankSearch, norm: Any, looks: list[LookAt], candidate_first: bool
 ) -> list[tuple[float, float]]:
     """Milliseconds of each look and of its bare pass, with nothing kept from before the first."""
-    evaluate = make(norm, job.teacher, search.parts, search.space)
+    evaluate = rank_search._evaluation(norm, job.teacher, search.parts, search.space)
     times = []
     for ranks, indices in looks:
         candidate = functools.partial(evaluate, ranks, indices)
