@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
@@ -32,7 +33,7 @@ def count_macs(model: nn.Module, example: Tensor) -> tuple[int, dict[str, int]]:
     """
     names = {module: name for name, module in model.named_modules()}
     counter = FlopCounterMode(display=False)
-    with torch.no_grad(), _in_eval_mode(model), _without_attention_fast_path():
+    with torch.no_grad(), _in_eval_mode(model), _countable_attention():
         flops = _run_counted(model, example[:1].to(_device_of(model)), names, counter)
     total = counter.get_total_flops() // FLOPS_PER_MAC
     return total, {name: own // FLOPS_PER_MAC for name, own in flops.items() if own > 0}
@@ -90,11 +91,13 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _without_attention_fast_path() -> Iterator[None]:
-    """The fused `nn.MultiheadAttention` is one operator of unknown cost: it would count as zero."""
+def _countable_attention() -> Iterator[None]:
+    """Attention as matrix products: fused kernels are operators of unknown cost, which would count as zero (the whole
+    of `nn.MultiheadAttention`; since torch 2.14 also the CPU's scaled dot product)."""
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
