@@ -37,7 +37,7 @@ $(READY): pyproject.toml
 
 demo: $(READY)  ## train resnet18 on handwritten digits, compress it, export, verify, measure, report
 	rm -rf demo
-	$(BIN)/python -m benchmarks.digits demo
+	$(BIN)/python -m benchmarks.datasets.digits demo
 	$(BIN)/bocompress-export demo/resnet18-digits.pt --data demo/images --input-size 32 --out demo/compressed
 
 demo/compressed/original.onnx:
@@ -46,7 +46,7 @@ demo/compressed/original.onnx:
 demo/compressed/model.onnx: demo/compressed/original.onnx
 
 demo/resnet18-digits.pt: | $(READY)
-	$(BIN)/python -m benchmarks.digits demo
+	$(BIN)/python -m benchmarks.datasets.digits demo
 
 edge-cpu: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE, OUT, ARGS: float32 for this machine's CPU, ranks in steps that suit it
 	$(FRESH)
@@ -84,57 +84,57 @@ docs: $(READY)  ## write docs/options.md and the tables of docs/results.md anew
 	$(BIN)/python -m docs.generate
 
 bench-uniform: $(READY)  ## MODEL, DATA, SIZE: the search's plan against every uniform plan, on images outside the search
-	$(BIN)/python -m benchmarks.peers.uniform $(MODEL) $(DATA) --input-size $(SIZE)
+	$(BIN)/python -m benchmarks.studies.search.uniform $(MODEL) $(DATA) --input-size $(SIZE)
 
 bench-factors: $(READY)  ## MODEL, DATA, SIZE: what each kind of factors is worth at equal ranks, before and after recalibration
-	$(BIN)/python -m benchmarks.peers.factors $(MODEL) $(DATA) --input-size $(SIZE)
+	$(BIN)/python -m benchmarks.studies.network.factors $(MODEL) $(DATA) --input-size $(SIZE)
 
 bench-search: $(READY)  ## MODEL, DATA, SIZE: bocompress's search beside random, uniform, greedy and four optimisers (hours)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
-	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.peers.search $(MODEL) $(DATA) --input-size $(SIZE) --add
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.studies.search.comparison $(MODEL) $(DATA) --input-size $(SIZE) --add
 
 bench-objectives: $(READY)  ## FC3 on Fashion-MNIST by function norm, risk and error, with and without searched sparsity
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.objectives
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.exported
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.search.objectives
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.export.exported
 
 bench-targets: $(READY)  ## MODEL, DATA, SIZE: whether targets hold outside the run (an hour)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.targets $(MODEL) $(DATA) --input-size $(SIZE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.search.targets $(MODEL) $(DATA) --input-size $(SIZE)
 
 bench-certificates: $(READY)  ## how often stopped searches are wrong where the Gaussian process is right (an hour)
-	$(BIN)/python -m benchmarks.peers.certificates
+	$(BIN)/python -m benchmarks.studies.search.certificates
 
 bench-overhead: $(READY)  ## what the search costs beside its looks, at 16 and 50 layers
-	$(BIN)/python -m benchmarks.peers.overhead
+	$(BIN)/python -m benchmarks.studies.search.overhead
 
 bench-candidates: $(READY)  ## MODEL, DATA, SIZE: what a look at a candidate costs beside a bare forward pass
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.candidates $(MODEL) $(DATA) --input-size $(SIZE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.search.evaluation_cost $(MODEL) $(DATA) --input-size $(SIZE)
 
 bench-edge: $(READY)  ## MODEL, DATA, SIZE: bytes, time and accuracy of edge-int8 at three gammas, and time against operations
-	$(BIN)/python -m benchmarks.peers.edge $(MODEL) $(DATA) --input-size $(SIZE)
+	$(BIN)/python -m benchmarks.studies.export.edge $(MODEL) $(DATA) --input-size $(SIZE)
 
 bench-coverage: $(READY)  ## every torchvision classifier compressed at half of every cap, exported, verified (an hour or more)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
-	$(BIN)/python -m benchmarks.peers.coverage
+	$(BIN)/python -m benchmarks.studies.export.coverage
 
 bench-finetune: $(READY)  ## MODEL, DATA, TRAIN, SIZE: what fine-tuning gives back at 5 % of the convolutions' weights (an hour)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.finetune $(MODEL) $(DATA) $(TRAIN) --input-size $(SIZE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.network.finetune $(MODEL) $(DATA) $(TRAIN) --input-size $(SIZE)
 
 bench-recipe: $(READY)  ## TRAIN, DATA: the paper's VGG recipe on a small VGG trained here, killed at every stage and resumed
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.peers.recipe $(TRAIN) $(DATA)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.network.recipe $(TRAIN) $(DATA)
 
 bench: $(READY) $(if $(OWN),,$(FILES))  ## FILES="a.onnx b.onnx", or MODEL, DATA, SIZE, OUT: size, time, memory, operators side by side
 	$(if $(OWN),test -e "$(OUT)/model.onnx" || $(MAKE) edge-cpu OUT="$(OUT)")
 	$(BIN)/bocompress benchmark $(if $(OWN),"$(OUT)/original.onnx" "$(OUT)/model.onnx",$(FILES)) --provider $(PROVIDER) --profile --out $(BENCH)
 
 bench-gpu: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE, OUT: searched on CUDA for size and for time, timed there and on the CPU; says what is missing
-	@$(BIN)/python -c 'import sys; from benchmarks.sessions import explain_absence; sys.exit(explain_absence(["cuda"]))'
+	@$(BIN)/python -c 'import sys; from exporters.providers import explain_absence; sys.exit(explain_absence(["cuda"]))'
 	$(FRESH)
 	$(EXPORT) --device cuda $(ARGS)
 	$(MAKE) --no-print-directory edge-fastest OUT="$(OUT)/fastest" ARGS='--device cuda --provider cuda $(ARGS)'
 	$(MAKE) --no-print-directory bench PROVIDER=cpu,cuda FILES='$(OUT)/original.onnx $(OUT)/model.onnx $(OUT)/fastest/model.onnx' BENCH='$(OUT)/benchmark'
 
 bench-harness: $(READY) $(FILES)  ## FILES: ten repeats of the benchmark beside torch.utils.benchmark
-	$(BIN)/python -m benchmarks.peers.harness $(FILES)
+	$(BIN)/python -m benchmarks.studies.export.harness $(FILES)
 
 clean:  ## remove the environment and the demo
 	rm -rf $(VENV) demo build

@@ -15,8 +15,3 @@ class InputError(BocompressError):
 
 class VerificationError(BocompressError):
     """An exported file does not compute what the torch network computes."""
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's words, or its type where it has none: libraries add pages of advice."""
-    return str(error).strip().partition("\n")[0].rstrip() or type(error).__name__

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from compressor.errors import BocompressError, InputError
 from compressor.files import replace_when_whole
+from compressor.text import first_line
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
@@ -248,11 +249,3 @@ def _check(network: bytes | Path) -> None:
         onnx.checker.check_model(network, full_check=True)
     except Exception as error:
         raise BocompressError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """First line of the innermost error's message: exporters and runtimes wrap theirs in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

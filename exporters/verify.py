@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import InputError, VerificationError
-from compressor.records import DifferenceRecord, ParityRecord
+from exporters.divergence import find_parting
 from exporters.onnx import frozen_copy
-from exporters.parting import find_parting
-from exporters.runtime import CPU, Logits, open_session, run_batches, split_batches
+from exporters.records import DifferenceRecord, ParityRecord
+from exporters.session import CPU, Logits, open_session, run_batches, split_batches
 
 # Sixteen images at 1 and at 6 (6 + 6 + 4): three batch sizes, two passes; ResNet-18 at 224 px takes seconds.
 VERIFY_IMAGES = 16

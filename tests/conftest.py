@@ -19,10 +19,10 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
-from benchmarks import latency
-from benchmarks.digits import save_checkpoint, train_resnet18, write_image_folder
-from compressor import architectures
-from compressor.cli import export, main
+from benchmarks.datasets.digits import save_checkpoint, train_resnet18, write_image_folder
+from compressor.cli.commands import export, main
+from compressor.cost import latency
+from compressor.network import architectures
 
 NUM_IMAGES = 120
 ABOUT_LATENCY = {"test_latency", "test_compare", "test_sessions"}

@@ -17,15 +17,17 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from benchmarks.formatting import format_bytes, format_count, format_number, format_percent, format_ratio
+from benchmarks.records import BenchmarkRecord
 from compressor import apply_plan, compress
-from compressor.checkpoint import Transform
-from compressor.fidelity import FunctionNorm
-from compressor.images import load_folder
-from compressor.objective import default_gamma
-from compressor.pipeline import Settings
-from compressor.records import BenchmarkRecord, Plan, Report
-from compressor.search.loop import SearchSettings
+from compressor.data.images import load_folder
+from compressor.fidelity.function_norm import FunctionNorm
+from compressor.network.checkpoint import Transform
+from compressor.pipeline.compress import Settings
+from compressor.pipeline.plan import Plan
+from compressor.report.formatting import format_bytes, format_count, format_number, format_percent, format_ratio
+from compressor.report.records import Report
+from compressor.search.objective import default_gamma
+from compressor.search.optimizer import SearchSettings
 
 FILES = {"compressed.safetensors", "model.onnx", "original.onnx", "plan.json", "report.html", "report.json"}
 SEED = 3

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from benchmarks.sessions import CUDA, available_providers
-from compressor.records import Report
+from compressor.report.records import Report
+from exporters.providers import CUDA, available_providers
 
 DEVICE = "cuda"
 QUICK = ("--input-size", 32, "--samples", 10, "--trust-pickle", "--gamma", 0.05, "--max-evaluations", 20)

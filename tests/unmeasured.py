@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 import pytest
 
-from compressor import pipeline
-from compressor.job import Job
-from compressor.records import ParityRecord
+from compressor.pipeline.stages import export
+from compressor.pipeline.state import Job
+from exporters.records import ParityRecord
 
 
 def write_nothing(job: Job, *_: object) -> ParityRecord:
@@ -19,6 +19,6 @@ def write_nothing(job: Job, *_: object) -> ParityRecord:
 @contextmanager
 def without_measuring() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "latency_beside", lambda *_: {})
-        patch.setattr(pipeline, "_export_both", write_nothing)
+        patch.setattr(export, "latency_beside", lambda *_: {})
+        patch.setattr(export, "_export_both", write_nothing)
         yield

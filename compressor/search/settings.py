@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from compressor.records import Certificate
-from compressor.search.belief import SurrogateChoice
+from compressor.search.records import Certificate, SurrogateChoice
 from compressor.search.space import Coordinates
 
 StartChoice = Literal["sensitivity", "random"]

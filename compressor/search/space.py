@@ -7,9 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 from skopt.space import Integer, Space
 
+from compressor.arrays import Ranks, Thetas
+
+CONTEXT_STEP = 1.4  # in rank, up and down
+CONTEXT_STEPS = (1 / CONTEXT_STEP, CONTEXT_STEP)
+STRIDES = (0.6, 1 / CONTEXT_STEP, 0.85, 1.18, CONTEXT_STEP, 1.7)  # of a layer's rank
+NEIGHBOURS = 2  # on either side: L is jagged, an even rank may be better than the odd ones beside it
+SHARES_OF_THE_WAY = (0.35, 0.7)
+
 Coordinates = Literal["log", "linear"]
-Ranks = NDArray[np.int64]
-Thetas = NDArray[np.float64]
 
 
 class RankSpace:
@@ -169,3 +175,33 @@ def _lattice(costs: NDArray[np.float64], multiple: int) -> Ranks:
     dense = len(costs)
     fitting = [rank for rank in range(1, dense) if rank < multiple or rank % multiple == 0]
     return np.array([*(rank for rank in fitting if costs[rank - 1] < costs[-1]), dense], dtype=np.int64)
+
+
+def alternatives(space: RankSpace, plan: Ranks) -> list[list[int]]:
+    """Other ranks for every layer: strides away, and the lattice's next."""
+    return [_others(choices, int(rank)) for choices, rank in zip(space.choices, plan, strict=True)]
+
+
+def _others(choices: Ranks, rank: int) -> list[int]:
+    place = int(np.searchsorted(choices, rank))
+    neighbours = choices[max(place - NEIGHBOURS, 0) : place + NEIGHBOURS + 1]
+    return [int(other) for other in np.unique([*nearest(choices, rank, STRIDES), *neighbours]) if other != rank]
+
+
+def with_rank(plan: Ranks, layer: int, rank: int) -> Ranks:
+    """The plan (d,) with another rank of one layer."""
+    changed = plan.copy()
+    changed[layer] = rank
+    return changed
+
+
+def nearest(choices: Ranks, rank: int, strides: Sequence[float]) -> list[int]:
+    """A layer's choices about these many times as large as a rank."""
+    return [int(choices[np.abs(np.log(choices) - np.log(rank * stride)).argmin()]) for stride in strides]
+
+
+def between(space: RankSpace, plan: Ranks, target: Ranks) -> list[Ranks]:
+    """The plan (d,), plans on the way to `target` (d,), and this: layers move together."""
+    thetas = space.encode(np.stack([plan, target]))
+    on_the_way = [space.decode((1 - share) * thetas[:1] + share * thetas[1:])[0] for share in SHARES_OF_THE_WAY]
+    return [plan, *on_the_way, target]

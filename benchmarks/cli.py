@@ -1,0 +1,89 @@
+"""`bocompress benchmark`, registered as an entry point in pyproject.toml."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compressor.cli.errors import explain_errors
+from compressor.cli.inputs import make_progress, typed_command
+from compressor.cli.types import (
+    LARGEST_BATCH,
+    LARGEST_INPUT,
+    LARGEST_SEED,
+    LARGEST_THREADS,
+    PATH,
+    PROVIDER_NAMES,
+    Numbers,
+    Words,
+)
+
+if TYPE_CHECKING:
+    from benchmarks.records import BenchmarkRecord
+
+
+@click.command()
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
+@click.option(
+    "--provider",
+    "providers",
+    type=Words(*PROVIDER_NAMES, "auto"),
+    default="auto",
+    show_default=True,
+    help="Where to run; auto: all that work here.",
+)
+@click.option("--threads", type=Numbers(LARGEST_THREADS), default="1", show_default=True, help="Threads, a list.")
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    type=Numbers(LARGEST_BATCH),
+    default="1",
+    show_default=True,
+    help="Images in one run, a list.",
+)
+@click.option(
+    "--input-size", type=click.IntRange(1, LARGEST_INPUT), help="Side of the input if the file leaves it open."
+)
+@click.option("--profile", is_flag=True, help="Say where the time goes, by operator and by node.")
+@click.option(
+    "--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help="Seed of inputs and orders."
+)
+@click.option("--out", type=PATH, help="Folder for benchmark.json, benchmark.md and benchmark.html.")
+@click.option("--json", "as_json", is_flag=True, help="Print benchmark.json on stdout in place of the tables.")
+@explain_errors
+def benchmark(**options: Any) -> None:
+    """Size, latency, load time and memory of ONNX files, side by side.
+
+    The first FILE is the reference: the others' times are given as ratios to its own, measured in interleaved runs.
+    Inputs are random, of the shape that the files want. Every combination of --provider, --threads and --batch-size is
+    measured. It says when the machine is too busy to tell files apart.
+    """
+    from benchmarks.runtime.compare import Settings, benchmark_files
+    from benchmarks.runtime.page import OUTPUTS, write_benchmark
+    from compressor.files import check_folder
+
+    if options["out"]:
+        check_folder(options["out"], keep=OUTPUTS)
+    names = ("providers", "threads", "batch_sizes", "input_size", "profile", "seed")
+    settings = Settings(**{name: options[name] for name in names})
+    record = benchmark_files(options["files"], settings, make_progress(), typed_command())
+    if options["out"]:
+        write_benchmark(record, options["out"])
+    if options["as_json"]:
+        click.echo(record.model_dump_json(indent=2))
+    else:
+        _print_benchmark(record, options["out"])
+
+
+def _print_benchmark(record: "BenchmarkRecord", folder: Path | None) -> None:
+    from benchmarks.runtime.page import OUTPUTS
+    from benchmarks.runtime.tables import list_lines
+    from compressor.report.console import print_cells
+
+    for entry in list_lines(record):
+        if isinstance(entry, str):
+            click.echo(entry)
+        else:
+            print_cells(entry.title, entry.header, entry.rows, entry.left)
+    if folder:
+        click.echo(f"page: {folder / OUTPUTS[-1]}")

@@ -1,0 +1,88 @@
+"""TODO docstring."""
+
+from pydantic import Field
+
+from compressor.cost.records import MachineRecord, RatioRecord
+from compressor.schema import Record
+
+
+class BenchmarkedFile(Record):
+    """One benchmarked ONNX file; data that it keeps in a file beside it counts."""
+
+    name: str
+    path: str
+    onnx_bytes: int
+    gzip_bytes: int
+
+
+class TimingRecord(Record):
+    """One file in one setting: milliseconds for one batch; `wall_ms` is the median by the clock on the wall where the
+    others leave out what other processes took of the core (see `SettingRecord`). `load_ms` is the median of creating a
+    session; `peak_memory_bytes` what a fresh process that loads and runs the file alone takes above one that does not
+    (null where the system does not say); `ratio` is to the reference, null for the reference itself."""
+
+    file: str
+    median_ms: float
+    wall_ms: float
+    p90_ms: float
+    p99_ms: float
+    images_per_second: float
+    load_ms: float
+    peak_memory_bytes: int | None
+    ratio: RatioRecord | None
+    samples_ms: list[float]
+
+
+class OperatorRecord(Record):
+    """One node of the graph that ran, or all of one type (`nodes` of them): milliseconds of one run and their share."""
+
+    name: str
+    op_type: str
+    nodes: int = 1
+    output_shape: list[int] | None = None
+    median_ms: float
+    share: float
+
+
+class ProfileRecord(Record):
+    """Where one file's time went, by ONNX Runtime's profiler: `run_ms` is the median of a whole run; `operators` hold
+    all types and `nodes` the most expensive ones, the slowest first; shares are of the sum over all nodes."""
+
+    file: str
+    runs: int
+    run_ms: float
+    operators: list[OperatorRecord]
+    nodes: list[OperatorRecord]
+
+
+class SettingRecord(Record):
+    """All files on one provider with one number of threads and one batch size. `noise` compares the reference with
+    itself, opened twice. `on_core`: times are the processor's, as with one thread on the CPU, not those on the wall;
+    `others` is the share of all cores' time that other processes took, null where the system does not say."""
+
+    provider: str
+    threads: int
+    batch_size: int
+    rounds: int
+    sessions: int
+    noise: RatioRecord
+    on_core: bool
+    others: float | None
+    timings: list[TimingRecord]
+    profiles: list[ProfileRecord] = Field(default_factory=list)
+    warnings: list[str] = Field(default_factory=list)
+
+
+class BenchmarkRecord(Record):
+    """`benchmark.json`: what `bocompress benchmark` measured. The first file is the reference; `skipped` names the
+    providers that were not there."""
+
+    created: str
+    command: str
+    seed: int
+    seconds: float
+    input_shape: list[int]
+    files: list[BenchmarkedFile] = Field(min_length=1)
+    settings: list[SettingRecord]
+    skipped: list[str]
+    machine: MachineRecord

@@ -1,0 +1,279 @@
+"""Any number of ONNX files side by side: bytes, latency, memory and where the time goes, in every setting asked for."""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.records import BenchmarkedFile, BenchmarkRecord, ProfileRecord, SettingRecord, TimingRecord
+from benchmarks.runtime.memory import peak_memory_bytes
+from benchmarks.runtime.profile import profile_file
+from compressor.cost.latency import Rounds, has_core_time, measure_rounds, ratio_of, require_counts
+from compressor.cost.machine import describe_machine
+from compressor.cost.records import RatioRecord
+from compressor.cost.size import file_bytes, gzip_bytes
+from compressor.errors import BocompressError, InputError
+from compressor.report.formatting import format_percent, format_plural, format_provider
+from compressor.text import join_words
+from exporters.providers import CPU, PROVIDERS, available_providers, explain_absence, open_run, open_session
+
+AUTO = "auto"
+MIN_ROUNDS = 200  # ten sessions of twenty
+MAX_SECONDS = 20.0  # per setting
+
+# With a third to two thirds of two cores taken by others, ratios of one pair spread by 3 to 4 %, the reference seemed
+# to differ from itself by at most 3 %, and intervals of processor time spanned up to 20 %, those of wall time far more.
+BUSY = 0.1
+NOISY_ALIKE = 0.05
+NOISY_SPAN = 0.15
+
+
+class Stage(Protocol):
+    """One stage under way; `compressor.progress` has some."""
+
+    def update(self, done: int, note: str = "") -> None: ...
+
+
+class Progress(Protocol):
+    """Announces stages; `compressor.progress` has some."""
+
+    def stage(self, title: str, total: int | None = None) -> AbstractContextManager[Stage]: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure: every combination of the first three. Providers by short name, or "auto" for all that work."""
+
+    providers: Sequence[str] = (AUTO,)
+    threads: Sequence[int] = (1,)
+    batch_sizes: Sequence[int] = (1,)
+    input_size: int | None = None
+    profile: bool = False
+    seed: int = 0
+    min_rounds: int = MIN_ROUNDS
+    max_seconds: float = MAX_SECONDS
+
+
+def benchmark_files(
+    paths: Sequence[Path], settings: Settings, progress: Progress, command: str = ""
+) -> BenchmarkRecord:
+    """Measure all files, the first being the reference, on random inputs of their shape.
+
+    Raises:
+        InputError: a file is missing, is no ONNX network of one float32 input, wants other inputs than the first, or a
+            provider asked for by name is not there.
+        BocompressError: a file does not run.
+    """
+    require_counts(
+        **{"files": len(paths), "--threads": min(settings.threads), "--batch-size": min(settings.batch_sizes)}
+    )
+    began, created = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
+    providers, skipped = choose_providers(settings.providers)
+    shape = common_shape(paths, settings)
+    names = name_files(paths)
+    files = [_describe_file(name, path) for name, path in zip(names, paths, strict=True)]
+    combinations = itertools.product(providers, settings.threads, settings.batch_sizes)
+    measured = [
+        _Bench(dict(zip(names, paths, strict=True)), provider, threads, (batch_size, *shape), settings).measure(
+            progress
+        )
+        for provider, threads, batch_size in combinations
+    ]
+    return BenchmarkRecord(
+        created=created,
+        command=command,
+        seed=settings.seed,
+        seconds=time.perf_counter() - began,
+        input_shape=list(shape),
+        files=files,
+        settings=measured,
+        skipped=skipped,
+        machine=describe_machine(),
+    )
+
+
+def choose_providers(asked: Sequence[str]) -> tuple[list[str], list[str]]:
+    """ONNX Runtime's names of the providers to measure, and the short names that "auto" leaves out.
+
+    Raises:
+        InputError: a provider asked for by name does not work here.
+    """
+    usable = available_providers()
+    if absence := explain_absence([name for name in asked if name != AUTO]):
+        raise InputError(absence)
+    wanted = usable if AUTO in asked else [PROVIDERS[name] for name in asked]
+    missing = [name for name, provider in PROVIDERS.items() if provider not in usable]
+    return list(dict.fromkeys(wanted)), missing if AUTO in asked else []
+
+
+def common_shape(paths: Sequence[Path], settings: Settings) -> tuple[int, ...]:
+    """Shape of one input, without the batch, which all files must share.
+
+    Raises:
+        InputError: a file is missing or unsuitable, or two differ.
+    """
+    shapes = [_input_shape(path, settings) for path in paths]
+    for path, shape in zip(paths, shapes, strict=True):
+        if shape != shapes[0]:
+            raise InputError(f"{paths[0]} takes inputs {shapes[0]} and {path} takes {shape}")
+    return shapes[0]
+
+
+def name_files(paths: Sequence[Path]) -> list[str]:
+    """For each path its shortest end that no other path has; a file that stands twice is numbered."""
+    whole = [path.absolute().parts for path in paths]
+    names = [_shortest_end(parts, [other for other in whole if other != parts]) for parts in whole]
+    return [name if names.count(name) == 1 else f"{name} ({index + 1})" for index, name in enumerate(names)]
+
+
+def _shortest_end(parts: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> str:
+    counts = range(1, len(parts) + 1)
+    free = (count for count in counts if all(parts[-count:] != other[-count:] for other in others))
+    return "/".join(parts[-next(free, len(parts)) :])
+
+
+def describe_setting(provider: str, threads: int, batch_size: int) -> str:
+    """'CPU, 1 thread, batch 8'."""
+    return f"{format_provider(provider)}, {format_plural(threads, 'thread')}, batch {batch_size}"
+
+
+def find_warnings(noise: RatioRecord, others: float | None, timings: Sequence[TimingRecord]) -> list[str]:
+    """What the figures cannot tell, judged by how far the reference, opened twice, seems to differ from itself."""
+    spans = [math.log(timing.ratio.high / timing.ratio.low) for timing in timings if timing.ratio]
+    warnings = []
+    if others is not None and others > BUSY:
+        warnings.append(
+            f"other processes took {format_percent(others)} of the machine: they slow caches and memory, and not for "
+            "all files alike; a quiet machine may give other ratios, and the intervals are wider for it"
+        )
+    if distance(noise) > NOISY_ALIKE or max(spans, default=0.0) > NOISY_SPAN:
+        warnings.append("the machine is too busy to tell small differences: stop what else runs and measure again")
+    if not noise.low <= 1 <= noise.high:
+        warnings.append(
+            f"the reference, opened twice, differs from itself ({noise.low:.3f} to {noise.high:.3f}): "
+            "the ratios may be off by as much"
+        )
+    alike = [timing.file for timing in timings if timing.ratio and is_alike(timing.ratio, noise)]
+    if alike:
+        warnings.append(f"{join_words(alike)} cannot be told from the reference here")
+    return warnings
+
+
+def is_alike(ratio: RatioRecord, noise: RatioRecord) -> bool:
+    """A ratio no further from 1 than the reference may be from itself, or not surely on one side of 1."""
+    return ratio.low <= 1 <= ratio.high or abs(math.log(ratio.value)) <= distance(noise)
+
+
+def distance(noise: RatioRecord) -> float:
+    """How far the reference may be from itself, as the logarithm of a ratio; about a share for small values."""
+    return max(abs(math.log(noise.low)), abs(math.log(noise.high)))
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """One setting: the files by name, the first being the reference, on batches of `shape`."""
+
+    files: dict[str, Path]
+    provider: str
+    threads: int
+    shape: tuple[int, ...]
+    settings: Settings
+
+    def measure(self, progress: Progress) -> SettingRecord:
+        title = describe_setting(self.provider, self.threads, self.shape[0])
+        with progress.stage(f"timing on {title}") as stage:
+            rounds = self._time(lambda done, planned: stage.update(done, f"of {planned} rounds"))
+        with progress.stage(f"memory on {title}", len(self.files)) as stage:
+            memory = [self._memory(path, stage, index) for index, path in enumerate(self.files.values())]
+        profiles: list[ProfileRecord] = []
+        if self.settings.profile:
+            with progress.stage(f"operators on {title}", len(self.files)) as stage:
+                for name, path in self.files.items():
+                    profiles.append(profile_file(name, path, self._batch(), self.provider, self.threads))
+                    stage.update(len(profiles))
+        return self._summarise(rounds, memory, profiles)
+
+    def _time(self, on_step: Callable[[int, int], None]) -> Rounds:
+        """The reference stands first and, to be compared with itself, last."""
+        paths = [*self.files.values(), next(iter(self.files.values()))]
+        openers = [partial(open_run, path, self._batch(), self.provider, self.threads) for path in paths]
+        rng = np.random.default_rng(self.settings.seed)
+        on_core = has_core_time(self.provider, self.threads)
+        return measure_rounds(openers, on_core, self.settings.min_rounds, self.settings.max_seconds, rng, on_step)
+
+    def _memory(self, path: Path, stage: Stage, index: int) -> int | None:
+        stage.update(index)
+        return peak_memory_bytes(path, self.provider, self.threads, self.shape)
+
+    def _batch(self) -> NDArray[Any]:
+        return np.random.default_rng(self.settings.seed).standard_normal(self.shape, dtype=np.float32)
+
+    def _summarise(self, rounds: Rounds, memory: Sequence[int | None], profiles: list[ProfileRecord]) -> SettingRecord:
+        times = rounds.times_ms
+        reference, seed = times[..., 0], self.settings.seed
+        timings = []
+        for index, name in enumerate(self.files):
+            samples = times[..., index]
+            middle = float(np.median(samples))
+            timings.append(
+                TimingRecord(
+                    file=name,
+                    median_ms=middle,
+                    wall_ms=float(np.median(rounds.wall_ms[..., index])),
+                    p90_ms=float(np.percentile(samples, 90)),
+                    p99_ms=float(np.percentile(samples, 99)),
+                    images_per_second=1e3 * self.shape[0] / middle,
+                    load_ms=float(np.median(rounds.load_ms[:, index])),
+                    peak_memory_bytes=memory[index],
+                    ratio=ratio_of(reference, samples, seed, rounds.others or 0.0) if index else None,
+                    samples_ms=samples.ravel().tolist(),
+                )
+            )
+        noise = ratio_of(reference, times[..., -1], seed)
+        return SettingRecord(
+            provider=self.provider,
+            threads=self.threads,
+            batch_size=self.shape[0],
+            rounds=reference.size,
+            sessions=len(reference),
+            noise=noise,
+            on_core=has_core_time(self.provider, self.threads),
+            others=rounds.others,
+            timings=timings,
+            profiles=profiles,
+            warnings=find_warnings(noise, rounds.others, timings),
+        )
+
+
+def _describe_file(name: str, path: Path) -> BenchmarkedFile:
+    return BenchmarkedFile(name=name, path=str(path), onnx_bytes=file_bytes(path), gzip_bytes=gzip_bytes(path))
+
+
+def _input_shape(path: Path, settings: Settings) -> tuple[int, ...]:
+    """Shape of one input, without the batch."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    try:
+        inputs = open_session(path, CPU, threads=1).get_inputs()
+    except BocompressError as error:
+        raise InputError(f"{path} is not an ONNX network that ONNX Runtime can load") from error
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)":
+        raise InputError(f"{path} must take one float32 input")
+    batch, *rest = inputs[0].shape or [None]
+    others = [size for size in settings.batch_sizes if isinstance(batch, int) and size != batch]
+    if others:
+        raise InputError(f"{path} takes batches of {batch} only, not of {others[0]}")
+    sides = [side if isinstance(side, int) else settings.input_size for side in rest]
+    known = [side for side in sides if side is not None]
+    if len(known) < len(sides):
+        raise InputError(f"{path} leaves its input size open: give --input-size")
+    return tuple(known)

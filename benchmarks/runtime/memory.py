@@ -1,0 +1,73 @@
+"""Peak memory of a fresh process that loads one ONNX file and runs it.
+
+    python -m benchmarks.runtime.memory FILE PROVIDER THREADS SHAPE...
+
+prints the bytes by which the process's largest resident size grew when, after Python, numpy, ONNX Runtime and a network
+of one operator were there, the file was loaded and run. Memory of a GPU is not in it.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from compressor.errors import BocompressError, InputError
+from exporters.providers import open_run, probe_model
+
+RUNS = 3
+LINUX_STATUS = Path("/proc/self/status")
+SECONDS_ALLOWED = 600
+
+
+def peak_memory_bytes(path: Path, provider: str, threads: int, shape: tuple[int, ...]) -> int | None:
+    """Peak resident memory for the file on inputs of `shape` (batch first), above that of an empty process.
+
+    None where the system does not tell (Windows).
+
+    Raises:
+        BocompressError: the process failed.
+    """
+    program = [sys.executable, "-m", __name__, str(path), provider, str(threads), *map(str, shape)]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=SECONDS_ALLOWED)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
+        raise BocompressError(f"measuring the memory of {path} failed: {reason}")
+    grown = int(done.stdout)
+    return grown if grown >= 0 else None
+
+
+def _grow(path: Path, provider: str, threads: int, shape: tuple[int, ...], scratch: Path) -> int:
+    probe = scratch / "probe.onnx"
+    probe.write_bytes(probe_model())
+    batch = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    open_run(probe, np.ones(1, np.float32), provider, threads)
+    before = _peak_bytes()
+    run = open_run(path, batch, provider, threads).run
+    for _ in range(RUNS):
+        run()
+    after = _peak_bytes()
+    return -1 if before is None or after is None else after - before
+
+
+def _peak_bytes() -> int | None:
+    if LINUX_STATUS.exists():  # getrusage would tell the peak of the process that started this one, if that was larger
+        for line in LINUX_STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    try:
+        import resource
+    except ImportError:
+        return None
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # macOS counts bytes
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    file, name, count, *sides = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            print(_grow(Path(file), name, int(count), tuple(map(int, sides)), Path(folder)))
+        except (BocompressError, InputError) as error:
+            sys.exit(str(error))

@@ -1,0 +1,14 @@
+"""A checkpoint and a folder of images, at a side of one's choice."""
+
+from pathlib import Path
+
+from compressor.data.images import ImageSet, load_folder
+from compressor.data.transforms import Transform
+from compressor.network.checkpoint import LoadedModel, load_model
+
+
+def load_squares(model: Path, data: Path, side: int, limit: int) -> tuple[LoadedModel, ImageSet, Transform]:
+    """The network, at most `limit` images of `side` pixels as its weights want them, and what made them so."""
+    loaded = load_model(model)
+    transform = Transform(side, side, loaded.transform.mean, loaded.transform.std)
+    return loaded, load_folder(data, transform, limit, seed=0), transform

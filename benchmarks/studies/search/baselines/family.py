@@ -1,0 +1,104 @@
+"""One number decides a whole plan: the best member of such a family, chosen by joint looks.
+
+Members are looked at on an even grid, its middle first, then ever more densely around the best. What is left of the
+budget goes to second looks at the best few, on images that they have not seen: the choice among them is then by the
+mean of all looks and no longer by the luck of one.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from itertools import count
+
+import numpy as np
+
+from benchmarks.studies.search.baselines.problem import DENSE_OBJECTIVE, Attempt, Step
+from compressor.arrays import Ranks
+from compressor.fidelity.losses import Losses
+
+Family = Callable[[float], Ranks]  # a number in [0, 1] in, ranks (d,) out
+
+GRID = (1 / 2, 1 / 4, 3 / 4, 1 / 8, 3 / 8, 5 / 8, 7 / 8, 0.0, 1.0)
+FINER = (16, 32, 64, 128, 256)  # members at odd multiples of 1 over these, around the best
+REACH = 1 / 8
+NUM_FINALISTS = 3
+LOWEST_FRACTION, LOWEST_ENERGY = 1e-3, 1e-4
+
+
+def uniform_plans(attempt: Attempt) -> Iterator[Step]:
+    """Every layer at the same fraction of its cap, fractions geometric."""
+    return best_member(attempt, lambda t: attempt.space.uniform(LOWEST_FRACTION ** (1.0 - t)))
+
+
+def energy_thresholds(attempt: Attempt) -> Iterator[Step]:
+    """Every layer at the smallest rank that gives up no more than one share, common to all, of its squared norm."""
+    energies, choices = attempt.problem.energies, attempt.space.choices
+
+    def plan(t: float) -> Ranks:
+        given_up = LOWEST_ENERGY**t
+        kept = [ranks[np.argmax(table[ranks - 1] <= given_up)] for ranks, table in zip(choices, energies, strict=True)]
+        return np.array(kept, dtype=np.int64)
+
+    return best_member(attempt, plan)
+
+
+def best_member(attempt: Attempt, family: Family) -> Iterator[Step]:
+    """The member with the best mean J of its looks."""
+    members = _Members(attempt)
+    for t in GRID:
+        yield from members.visit(family, t)
+    for level in FINER:
+        centre = members.places[members.best(1)[0]]
+        for t in np.arange(1, level, 2) / level:
+            if abs(t - centre) <= REACH:
+                yield from members.visit(family, float(t))
+    for turn in count():
+        ranked = members.best(NUM_FINALISTS)
+        looked_at = yield from members.look_again(ranked[turn % len(ranked) :] + ranked[: turn % len(ranked)])
+        if not looked_at:
+            attempt.stopped_because = "no images left that could tell more"
+            return
+
+
+class _Members:
+    """Members looked at, by the bytes of their ranks; the dense plan is known to start with."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self.plans: dict[bytes, Ranks] = {}
+        self.places: dict[bytes, float] = {}
+        self._losses: dict[bytes, list[Losses]] = {}
+        self._handed_over = attempt.space.caps.tobytes()
+
+    def best(self, count: int) -> list[bytes]:
+        """The members with the highest means, the best first."""
+        return sorted(self.plans, key=self.mean, reverse=True)[:count]
+
+    def mean(self, key: bytes) -> float:
+        """Mean J of a member over all the images it was looked at on."""
+        values = np.concatenate([losses.values for losses in self._losses[key]])
+        return self._attempt.value(self.plans[key], float(values.mean()))
+
+    def visit(self, family: Family, t: float) -> Iterator[Step]:
+        """A first look at the member at `t`."""
+        ranks = family(t)
+        key = ranks.tobytes()
+        if key in self.plans:
+            return
+        losses = self._attempt.look(ranks, self._attempt.draw())
+        self.plans[key], self.places[key], self._losses[key] = ranks, t, [losses]
+        yield from self._tell()
+
+    def look_again(self, keys: list[bytes]) -> Generator[Step, None, bool]:
+        """Another look at the first of these members that has images left; returns whether there was one."""
+        for key in keys:
+            images = self._attempt.draw_unseen(np.concatenate([losses.indices for losses in self._losses[key]]))
+            if len(images):
+                self._losses[key].append(self._attempt.look(self.plans[key], images))
+                yield from self._tell()
+                return True
+        return False
+
+    def _tell(self) -> Iterator[Step]:
+        (best,) = self.best(1)
+        if best != self._handed_over and self.mean(best) > DENSE_OBJECTIVE:
+            self._handed_over = best
+            yield self._attempt.passes, self.plans[best]

@@ -1,0 +1,99 @@
+"""One layer at a time: each layer's loss alone is measured on a table of ranks, and tables are put together to plans.
+
+Three of them: AIMET's (nine cost ratios per layer, one threshold on the score common to all layers, found by bisection
+for a wanted size; here the threshold itself is chosen by J), Lagrangian allocation on twelve linear ranks, and the same
+on eight geometric ranks and five images. A layer is looked at on the same images at all its ranks. Where 50 images a
+rank would not leave a tenth of the budget for joint looks, there are fewer.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.studies.search.baselines.family import best_member
+from benchmarks.studies.search.baselines.problem import Attempt, OutOfBudget, Step
+from compressor.arrays import Array, Ranks
+from compressor.search.initial import allocation as start
+from compressor.search.initial.sensitivity import PROBE_IMAGES, every_rank, probe_sensitivities, tables_of
+from compressor.search.surrogate.additive_prior import falling
+
+AIMET_RATIOS = np.arange(1, 10) / 10  # of the dense layer's parameters
+LINEAR_RANKS = 12
+PROBING_SHARE = 0.9  # of the budget, at most
+MAX_LOG4_WEIGHT = 4  # weights of loss against size from 4^-4 to 4^4 times gamma
+
+
+def aimet_thresholds(attempt: Attempt) -> Iterator[Step]:
+    """The smallest of nine cost ratios per layer whose loss alone stays below a threshold common to all layers."""
+    grids = [
+        np.unique([max(1, int((np.array(counts[:-1]) <= ratio * counts[-1]).sum())) for ratio in AIMET_RATIOS])
+        for counts in attempt.problem.params_by_rank
+    ]
+    tables = [falling(norms) for norms in probe(attempt, grids)]
+    highest = max(float(table[0]) for table in tables)
+    lowest = min(float(table[-1]) for table in tables)
+
+    def plan(t: float) -> Ranks:
+        threshold = highest ** (1.0 - t) * lowest**t
+        fits = [table <= threshold * (1 + 1e-9) for table in tables]
+        dense = attempt.space.caps
+        chosen = [grid[np.argmax(fit)] if fit.any() else cap for grid, fit, cap in zip(grids, fits, dense, strict=True)]
+        return np.array(chosen, dtype=np.int64)
+
+    yield from best_member(attempt, plan)
+
+
+def lagrange_linear(attempt: Attempt) -> Iterator[Step]:
+    """Lagrangian allocation on twelve ranks per layer, spaced evenly from 1 to the cap."""
+    grids = [
+        choices[:-1][
+            np.unique(np.linspace(0, len(choices) - 2, min(LINEAR_RANKS, len(choices) - 1)).round().astype(int))
+        ]
+        for choices in attempt.space.choices
+    ]
+    tables = [
+        every_rank(grid, norms, int(cap))
+        for grid, norms, cap in zip(grids, probe(attempt, grids), attempt.space.caps, strict=True)
+    ]
+    yield from _allocate(attempt, tables)
+
+
+def lagrange_cheap(attempt: Attempt) -> Iterator[Step]:
+    """Lagrangian allocation on eight geometric ranks per layer and the same five images for all."""
+    images = np.arange(min(PROBE_IMAGES, attempt.problem.num_images))
+    norms = probe_sensitivities(attempt.space, lambda plans: (attempt.look(ranks, images) for ranks in plans))
+    tables = tables_of(attempt.space, norms)
+    yield from _allocate(attempt, tables)
+
+
+def _allocate(attempt: Attempt, tables: list[Array]) -> Iterator[Step]:
+    """The best plan along the trade-off curve of the tables."""
+
+    def plan(t: float) -> Ranks:
+        weight = 4.0 ** (MAX_LOG4_WEIGHT * (2.0 * t - 1.0))
+        return start.allocate(attempt.space, tables, weight * attempt.problem.objective.gamma)
+
+    return best_member(attempt, plan)
+
+
+def probe(attempt: Attempt, grids: Sequence[NDArray[np.int64]]) -> list[Array]:
+    """Function norms with one layer at each rank of its grid and all others dense.
+
+    Raises:
+        OutOfBudget: not even two images per rank fit into the budget.
+    """
+    num_looks = sum(len(grid) for grid in grids)
+    count = min(attempt.problem.samples, int(PROBING_SHARE * attempt.left / num_looks))
+    if count < 2:
+        raise OutOfBudget
+    tables = []
+    for layer, grid in enumerate(grids):
+        images = attempt.draw()[:count]
+        norms = []
+        for rank in grid:
+            ranks = attempt.space.caps.copy()
+            ranks[layer] = rank
+            norms.append(attempt.look(ranks, images).mean)
+        tables.append(np.array(norms))
+    return tables

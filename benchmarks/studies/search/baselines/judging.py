@@ -1,0 +1,129 @@
+"""From a finished search to its row: the plans it held at the checkpoints, judged on images outside the search."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.studies.search.baselines import DEFAULT, Rival
+from benchmarks.studies.search.baselines.networks import Judge
+from benchmarks.studies.search.baselines.problem import Attempt, OutOfBudget, Step
+from compressor.arrays import Ranks
+
+NUM_CHECKPOINTS = 12
+FIRST_CHECKPOINT = 1 / 40  # of the budget
+FIGURES = 6  # significant digits of what is written
+Row = dict[str, Any]
+
+
+class Seconds(NamedTuple):
+    """What a search took for itself, and the mean cost of an image pass in this study: looks that another search has
+    made already cost nothing here, but would cost its user. The processor's: other work may share the machine."""
+
+    overhead: float
+    per_pass: float
+
+
+def checkpoints_of(budget: int) -> list[int]:
+    """Image passes, geometric, at which plans are judged."""
+    return sorted({int(passes) for passes in np.geomspace(FIRST_CHECKPOINT * budget, budget, NUM_CHECKPOINTS).round()})
+
+
+def follow(rival: Rival, attempt: Attempt) -> tuple[list[Step], float]:
+    """Run a search to its end: the plans it held, the dense network first, and the CPU seconds it took for itself."""
+    began = time.process_time()
+    steps: list[Step] = [(0, attempt.space.caps)]
+    try:
+        steps.extend(rival.run(attempt))
+        attempt.stopped_because = attempt.stopped_because or "done"
+    except OutOfBudget:
+        attempt.stopped_because = "image passes spent"
+    return steps, time.process_time() - began - attempt.look_seconds
+
+
+def held_at(steps: Sequence[Step], passes: int) -> Step:
+    """The plan held after so many passes, and since when."""
+    return [step for step in steps if step[0] <= passes][-1]
+
+
+def judge_row(name: str, attempt: Attempt, steps: list[Step], seconds: Seconds, judge: Judge) -> Row:
+    """The row of one search and seed."""
+    checkpoints = checkpoints_of(attempt.budget)
+    held = [held_at(steps, passes) for passes in checkpoints]
+    distinct = {since: _judged(since, ranks, judge) for since, ranks in held}
+    last = held[-1][1]
+    losses = judge.losses(last)
+    return {
+        "search": name,
+        "seed": attempt.seed,
+        "objective": _round(judge.objective(last)),
+        "function_norm": _round(losses.mean),
+        "stderr": _round(losses.variance**0.5),
+        "relative": _round(losses.mean / judge.plans.norm.teacher_energy),
+        "ratio": _round(judge.ratio(last)),
+        "passes": attempt.passes,
+        "looks": attempt.looks,
+        "seconds": round(seconds.overhead + attempt.passes * seconds.per_pass, 2),
+        "overhead_seconds": round(seconds.overhead, 2),
+        "stopped_because": attempt.stopped_because,
+        "certificate": attempt.certificate,
+        "objectives": [distinct[since]["objective"] for since, _ in held],
+        "incumbents": list(distinct.values()),
+        "steps": [[passes, _written(ranks)] for passes, ranks in steps],
+    }
+
+
+def compare_with_default(rows: Sequence[Row], judge: Judge) -> None:
+    """By how much the default's plan of the same seed is better, with the standard error over the same images, and the
+    J of what the others held when the default had stopped."""
+    defaults = {row["seed"]: row for row in rows if row["search"] == DEFAULT}
+    for row in rows:
+        if row["seed"] in defaults and "default_advantage" not in row:
+            default = defaults[row["seed"]]
+            advantage, stderr = judge.advantage(final_ranks(default), final_ranks(row))
+            row["default_advantage"], row["default_advantage_stderr"] = _round(advantage), _round(stderr)
+            _, ranks = held_at([(passes, read_ranks(text)) for passes, text in row["steps"]], default["passes"])
+            row["objective_at_end_of_default"] = _round(judge.objective(ranks))
+
+
+def check_certificates(rows: Sequence[Row], judge: Judge) -> None:
+    """Whether a plan that any search of the study held beats a certified one by more than its delta."""
+    plans = [(held["objective"], held["ranks"], row) for row in rows for held in row["incumbents"]]
+    if not plans:
+        return
+    _, best, finder = max(plans, key=lambda plan: plan[0])
+    for row in rows:
+        if row["certificate"].get("met"):
+            advantage, stderr = judge.advantage(read_ranks(best), final_ranks(row))
+            row["best_other"] = {"search": finder["search"], "seed": finder["seed"]}
+            row["best_other_advantage"], row["best_other_stderr"] = _round(advantage), _round(stderr)
+            row["contradicted"] = bool(advantage > row["certificate"]["delta"])
+
+
+def final_ranks(row: Row) -> Ranks:
+    """Ranks (d,) of the plan that a row ended with."""
+    return read_ranks(row["incumbents"][-1]["ranks"])
+
+
+def read_ranks(text: str) -> Ranks:
+    """Ranks (d,) as they are written in a row."""
+    return np.array([int(rank) for rank in text.split()], dtype=np.int64)
+
+
+def _judged(since: int, ranks: Ranks, judge: Judge) -> Row:
+    return {
+        "since": since,
+        "objective": _round(judge.objective_roughly(ranks)),
+        "function_norm": _round(judge.losses_roughly(ranks).mean),
+        "ratio": _round(judge.ratio(ranks)),
+        "ranks": _written(ranks),
+    }
+
+
+def _written(ranks: Ranks) -> str:
+    return " ".join(map(str, ranks.tolist()))
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.{FIGURES}g}")

@@ -1,0 +1,181 @@
+"""The problem of one network: its layers at their weights' own factors, and the losses of plans on some images."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from benchmarks.datasets.fashion import load_fashion, trained_fc3
+from benchmarks.studies.loading import load_squares
+from benchmarks.studies.search.baselines.problem import Problem
+from compressor.arrays import Array, Ranks
+from compressor.data.images import ImageSet
+from compressor.errors import InputError
+from compressor.factorization.registry import Factors
+from compressor.fidelity.function_norm import FunctionNorm
+from compressor.fidelity.linearization import Lineariser
+from compressor.fidelity.losses import Losses
+from compressor.network.attention import open_attention
+from compressor.network.layers import FoundLayer, compressible, factorised_ranks, find_layers
+from compressor.network.surgery import build_candidate
+from compressor.pipeline.stages.factorize import energies_of, weight_factors
+from compressor.search.objective import Objective, default_gamma
+from compressor.search.space import RankSpace
+
+FC3 = "fc3"
+POOL_IMAGES = 500  # as many as bocompress searches on
+CURVE_IMAGES = 500  # of those that judge, for the plans held on the way
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network decomposed once, with images to search on (`pool`) and others to judge by (`judges`)."""
+
+    name: str
+    model: nn.Module
+    layers: list[FoundLayer]
+    factors: dict[str, Factors]
+    pool: ImageSet
+    judges: ImageSet
+    device: torch.device
+
+    def plans(self, images: ImageSet) -> "Plans":
+        """Losses of plans on these images."""
+        return Plans(self, FunctionNorm(self.model, images, self.device))
+
+    def problem(self, plans: "Plans", gamma: float, samples: int) -> Problem:
+        """What the searches are given."""
+        return Problem(
+            [layer.name for layer in self.layers],
+            [layer.params_by_rank() for layer in self.layers],
+            Objective(gamma),
+            plans.values,
+            len(self.pool),
+            [energies_of(layer, self.factors[layer.name]) for layer in self.layers],
+            samples,
+            Lineariser(plans.norm, self.model, self.layers, self.factors),
+        )
+
+
+@dataclass
+class Plans:
+    """Per-image losses of plans, each computed once for all searches and seeds: it depends on the image and the ranks
+    alone (up to float32 rounding, which the other images of its batch may turn)."""
+
+    network: Network
+    norm: FunctionNorm
+    run_seconds: float = 0.0
+    run_passes: int = 0
+    _known: dict[bytes, Array] = field(default_factory=dict)
+
+    def values(self, ranks: Ranks, indices: NDArray[np.int64]) -> Array:
+        """Losses (m,) of the plan (d,) on the images `indices` (m,)."""
+        known = self._known.setdefault(ranks.tobytes(), np.full(len(self.norm.images), np.nan))
+        missing = np.unique(indices[np.isnan(known[indices])])
+        if len(missing):
+            began = time.process_time()
+            kept = factorised_ranks(self.network.layers, ranks)
+            candidate = build_candidate(self.network.model, self.network.factors, kept)
+            known[missing] = self.norm.losses(candidate, missing).values
+            self.run_seconds += time.process_time() - began
+            self.run_passes += len(missing)
+        return known[indices]
+
+    @property
+    def seconds_per_pass(self) -> float:
+        """Mean time of an image pass, building the candidate included."""
+        return self.run_seconds / max(1, self.run_passes)
+
+
+class Judge:
+    """J of any plan on all judging images."""
+
+    def __init__(self, plans: Plans, problem: Problem) -> None:
+        self.plans = plans
+        self._space: RankSpace = problem.space
+        self._objective = problem.objective
+        self._every = np.arange(len(plans.norm.images))
+
+    def losses(self, ranks: Ranks) -> Losses:
+        """Losses of the plan (d,) on all judging images."""
+        return Losses(self._every, self.plans.values(ranks, self._every))
+
+    def ratio(self, ranks: Ranks) -> float:
+        """R of the plan."""
+        return float(self._space.ratio(ranks[None])[0])
+
+    def objective(self, ranks: Ranks) -> float:
+        """J of the plan."""
+        return self._value(ranks, self.losses(ranks))
+
+    def losses_roughly(self, ranks: Ranks) -> Losses:
+        """Losses of the plan (d,) on the first CURVE_IMAGES judging images."""
+        some = self._every[:CURVE_IMAGES]
+        return Losses(some, self.plans.values(ranks, some))
+
+    def objective_roughly(self, ranks: Ranks) -> float:
+        """J of the plan on these."""
+        return self._value(ranks, self.losses_roughly(ranks))
+
+    def _value(self, ranks: Ranks, losses: Losses) -> float:
+        return float(self._objective.value(np.array(losses.mean), np.array(self.ratio(ranks))))
+
+    def advantage(self, ranks: Ranks, other: Ranks) -> tuple[float, float]:
+        """By how much J of `ranks` exceeds that of `other`, and the standard error of this over the same images."""
+        differences = self._objective.gamma * (self.losses(other).values - self.losses(ranks).values)
+        stderr = float(differences.std(ddof=1) / np.sqrt(len(differences)))
+        return self.objective(ranks) - self.objective(other), stderr
+
+
+def load_network(
+    model: str,
+    data: Path | None,
+    input_size: int | None,
+    patterns: Sequence[str],
+    num_judges: int,
+    device: torch.device,
+    num_divided: int | None = None,
+) -> Network:
+    """A checkpoint with a folder of images, or FC3 on Fashion-MNIST where `model` is "fc3".
+
+    Args:
+        num_judges: images that judge, at most: half of those that are divided first, then what the pool leaves.
+        num_divided: images that are divided first, in a random order; others judge if more are wanted. None takes all
+            that are loaded: pool and judges.
+
+    Raises:
+        InputError: a checkpoint without `data` or `input_size`, or no Fashion-MNIST.
+    """
+    if model == FC3:
+        name, network = "FC3 (784-1000-1000-10) on Fashion-MNIST", trained_fc3()
+        inputs, labels = load_fashion(train=False)
+        images = ImageSet(inputs, "Fashion-MNIST's test images", labels=labels)
+    elif data is None or input_size is None:
+        raise InputError(f'{model} needs DATA and --input-size (only "{FC3}" brings its own)')
+    else:
+        loaded, images, _ = load_squares(Path(model), data, input_size, num_judges + POOL_IMAGES)
+        name, network = loaded.arch, loaded.model
+    pool, judges = divide(images, num_judges, min(num_divided or len(images), len(images)))
+    opened = open_attention(network.eval().requires_grad_(False).to(device), pool.batch([0]).to(device))
+    layers = compressible(find_layers(opened, pool.batch([0]).to(device), include=patterns))
+    factors = {layer.name: weight_factors(layer) for layer in layers}
+    return Network(name, opened, layers, factors, pool, judges, device)
+
+
+def divide(images: ImageSet, num_judges: int, num_divided: int) -> tuple[ImageSet, ImageSet]:
+    """The pool, and up to `num_judges` others; `load_network` says which."""
+    order = torch.randperm(num_divided, generator=torch.Generator().manual_seed(0))
+    half = min(num_judges, num_divided // 2)
+    pool, left = order[half : half + POOL_IMAGES], order[half + POOL_IMAGES :]
+    judges = torch.cat([order[:half], left, torch.arange(num_divided, len(images))])
+    return images.subset(pool), images.subset(judges[:num_judges])
+
+
+def gamma_of(plans: Plans, gamma: float | None, factor: float) -> float:
+    """`gamma`, or where it is None, `factor` times the gamma at which the whole output weighs as much as the size."""
+    return factor * default_gamma(plans.norm.teacher_energy) if gamma is None else gamma

@@ -1,0 +1,75 @@
+"""bocompress's own search under the others' accounting, with any of its switches turned."""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.studies.search.baselines.problem import Attempt, OutOfBudget, Run, Step
+from compressor.arrays import Ranks
+from compressor.fidelity.losses import Losses
+from compressor.search.evaluation.journal import Journal
+from compressor.search.initial.sensitivity import PROBE_IMAGES, PROBE_RANKS
+from compressor.search.optimizer import Search
+from compressor.search.settings import SearchSettings
+
+FRESH_STREAM = 81
+PAPER: dict[str, Any] = {
+    "surrogate": "plain",
+    "coordinates": "linear",
+    "start": "random",
+    "delta": 0.05,
+    "delta_is_relative": False,
+    "certificate": "pointwise",
+    "acquisition": "pac",
+    "refine": False,
+}
+
+
+def fresh_look(attempt: Attempt, ranks: Ranks, indices: NDArray[np.int64]) -> Losses:
+    """A look at as many images drawn at random, under the names of those asked for."""
+    rng = np.random.default_rng([FRESH_STREAM, attempt.seed, attempt.looks])
+    drawn = rng.choice(attempt.problem.num_images, len(indices), replace=False)
+    return replace(attempt.look(ranks, drawn), indices=indices)
+
+
+def with_settings(fresh: bool = False, **changes: Any) -> Run:
+    """The search with some of `SearchSettings` changed; it counts evaluations, of which the budget allows so many.
+
+    `fresh` gives every look images of its own in place of those it asks for, which other looks may share: the
+    correlation that the search then finds is none, and its noise matrix is diagonal.
+    """
+
+    def search(attempt: Attempt) -> Iterator[Step]:
+        settings = SearchSettings(samples=attempt.problem.samples, seed=attempt.seed, **changes)
+        probes = PROBE_RANKS * PROBE_IMAGES * attempt.space.num_dims if settings.start == "sensitivity" else 0
+        allowed = max(1, (attempt.budget - probes) // settings.samples)
+        steps: list[Step] = []
+
+        def remember(image_passes: int, ranks: Ranks) -> None:
+            if not steps or not np.array_equal(steps[-1][1], ranks):
+                steps.append((image_passes, ranks.copy()))
+
+        loop = Search(
+            attempt.problem.space_in(settings.coordinates),
+            attempt.problem.objective,
+            functools.partial(fresh_look, attempt) if fresh else attempt.look,
+            attempt.problem.num_images,
+            replace(settings, max_evaluations=allowed),
+            Journal(None, {}),
+            on_incumbent=remember,
+            linearise=attempt.linearise if attempt.problem.linearise else None,
+            energies=attempt.problem.energies,
+        )
+        try:
+            _, record = loop.run()
+            attempt.stopped_because = record.stopped_because
+            attempt.certificate = record.certificate.model_dump() | record.calibration.model_dump()
+        except OutOfBudget:  # looks at single layers in context count as no evaluations
+            attempt.stopped_because = "image passes spent"
+        yield from steps
+
+    return search

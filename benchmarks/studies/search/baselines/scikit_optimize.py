@@ -1,0 +1,34 @@
+"""scikit-optimize: Gaussian process with fitted noise and expected improvement, its own defaults otherwise."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from benchmarks.studies.search.baselines.problem import Attempt, BestObserved, Run, Step
+from compressor.search.space import Coordinates
+
+PRIORS = {"log": "log-uniform", "linear": "uniform"}
+
+
+def expected_improvement(coordinates: Coordinates) -> Run:
+    """What `gp_minimize(acq_func="EI")` does, look by look; ranks are its `Integer` dimensions on either scale."""
+
+    def search(attempt: Attempt) -> Iterator[Step]:
+        from skopt import Optimizer
+        from skopt.space import Integer
+
+        optimiser = Optimizer(
+            [Integer(1, int(cap), prior=PRIORS[coordinates]) for cap in attempt.space.caps],
+            base_estimator="GP",
+            acq_func="EI",
+            random_state=attempt.seed,
+        )
+        best = BestObserved(attempt)
+        while True:
+            point = [int(rank) for rank in optimiser.ask()]
+            ranks = np.array(point, dtype=np.int64)
+            objective, _ = attempt.observe(ranks)
+            yield from best.is_beaten_by(ranks, objective)
+            optimiser.tell(point, -objective)
+
+    return search

@@ -1,0 +1,113 @@
+"""What the rows of the comparison say together: medians over seeds, tests against the default, passes to the same J."""
+
+from collections.abc import Mapping, Sequence
+from math import inf
+from statistics import median
+from typing import Any
+
+from benchmarks.studies.search.baselines import DEFAULT, SEARCHES
+
+Row = dict[str, Any]
+AT_EQUAL_PASSES = "objective_at_end_of_default"
+
+
+def summarise(rows: Sequence[Row]) -> list[Row]:
+    """One row per search, the best median of J first.
+
+    `p_value` is that of a one-sided Wilcoxon signed-rank test over the seeds both have, the alternative being that the
+    default's J is the greater. (With n seeds it is never below 2^-n: 0.03125 for five.) The same at equal passes is
+    against what the other held when the default had stopped.
+    """
+    mark_passes_to_best_peer(rows)
+    found = []
+    for name, own in _by_search(rows).items():
+        objectives = [row["objective"] for row in own]
+        contradicted = [row["contradicted"] for row in own if row.get("contradicted") is not None]
+        compared = [row for row in own if "passes_to_best_peer" in row]
+        found.append(
+            {
+                "search": name,
+                "seeds": len(own),
+                "objective": median(objectives),
+                "lowest": min(objectives),
+                "highest": max(objectives),
+                "p_value": None if name == DEFAULT else p_value(rows, name),
+                "wins_of_default": None if name == DEFAULT else wins(rows, name),
+                "p_value_at_equal_passes": None if name == DEFAULT else p_value(rows, name, AT_EQUAL_PASSES),
+                "wins_at_equal_passes": None if name == DEFAULT else wins(rows, name, AT_EQUAL_PASSES),
+                "ratio": median(row["ratio"] for row in own),
+                "relative": median(row["relative"] for row in own),
+                "passes": median(row["passes"] for row in own),
+                "looks": median(row["looks"] for row in own),
+                "overhead_seconds": median(row["overhead_seconds"] for row in own),
+                "compared": len(compared),
+                "reached_best_peer": sum(row["passes_to_best_peer"] is not None for row in compared),
+                "passes_ratio": _median_or_never([row["passes_ratio"] for row in compared]),
+                "passes_share": _median_or_never([row["passes_share"] for row in compared]),
+                "stopped": sum(bool(row["certificate"].get("met")) for row in own),
+                "contradicted": sum(contradicted),
+            }
+        )
+    return sorted(found, key=lambda row: -row["objective"])
+
+
+def best_peer(rows: Sequence[Row]) -> str | None:
+    """The search not of bocompress's with the highest median of J; None where there is none."""
+    peers = {name: own for name, own in _by_search(rows).items() if not SEARCHES[name].ours}
+    return max(peers, key=lambda name: median(row["objective"] for row in peers[name]), default=None)
+
+
+def mark_passes_to_best_peer(rows: Sequence[Row]) -> None:
+    """Image passes after which a row holds a plan as good as the best peer's last with the same seed, None where never;
+    nothing where the peer has no row of that seed.
+
+    `passes_ratio` is that over the passes after which the peer itself held that plan, `passes_share` over all that the
+    peer spent.
+    """
+    peer = best_peer(rows)
+    of_peer = {row["seed"]: row for row in rows if row["search"] == peer}
+    for row in rows:
+        for key in ("passes_to_best_peer", "passes_ratio", "passes_share"):
+            row.pop(key, None)
+        other = of_peer.get(row["seed"])
+        if other is None:
+            continue
+        row["passes_to_best_peer"] = row["passes_ratio"] = row["passes_share"] = None
+        final = other["incumbents"][-1]
+        reached = [held["since"] for held in row["incumbents"] if held["objective"] >= final["objective"]]
+        if reached:
+            row["passes_to_best_peer"] = reached[0]
+            last = final["since"]
+            row["passes_ratio"] = reached[0] / last if last else None
+            row["passes_share"] = reached[0] / other["passes"]
+
+
+def paired(rows: Sequence[Row], name: str, held: str = "objective") -> list[float]:
+    """By how much the default's last J exceeds what another `held`, for every seed where both are known."""
+    own = {row["seed"]: row["objective"] for row in rows if row["search"] == DEFAULT}
+    others = [row for row in rows if row["search"] == name and row["seed"] in own and row.get(held) is not None]
+    return [own[row["seed"]] - row[held] for row in others]
+
+
+def p_value(rows: Sequence[Row], name: str, held: str = "objective") -> float | None:
+    """Wilcoxon's signed-rank test, one-sided; None where no seed tells the two apart."""
+    from scipy.stats import wilcoxon
+
+    differences = paired(rows, name, held)
+    return float(wilcoxon(differences, alternative="greater").pvalue) if any(differences) else None
+
+
+def wins(rows: Sequence[Row], name: str, held: str = "objective") -> int:
+    """Seeds on which the default's J is the greater."""
+    return sum(difference > 0 for difference in paired(rows, name, held))
+
+
+def _by_search(rows: Sequence[Row]) -> Mapping[str, list[Row]]:
+    names = [name for name in SEARCHES if any(row["search"] == name for row in rows)]
+    return {name: [row for row in rows if row["search"] == name] for name in names}
+
+
+def _median_or_never(values: Sequence[float | None]) -> float | None:
+    """None where half of the values are, or there are none: what never came to pass is later than all that did."""
+    found = median([inf if value is None else value for value in values] or [inf])
+    return found if found < inf else None

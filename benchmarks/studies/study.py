@@ -1,0 +1,54 @@
+"""Every study writes `benchmarks/results/NAME.json`: machine, versions, seeds, seconds, one row per run."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compressor.cost.machine import describe_machine
+from compressor.files import write_text
+from compressor.report.records import Report
+
+# For `python -c`
+EXPORT_PROGRAM = "from compressor.cli.commands import export; export()"
+APPLY_PROGRAM = "from compressor.cli.commands import main; main()"
+RESULTS = Path(__file__).parent / "results"
+
+
+def run_reported(program: str, *words: object) -> Report:
+    """One command in a process of its own, and what its report says; the last word is its --out."""
+    subprocess.run([sys.executable, "-c", program, *map(str, words)], check=True)
+    return Report.model_validate_json((Path(str(words[-1])) / "report.json").read_text(encoding="utf-8"))
+
+
+def write_results(
+    name: str, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], began: float, folder: Path = RESULTS
+) -> Path:
+    """Write one study's file, whole or not at all; `began` is its time.perf_counter() at the start."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "study": name,
+        **about,
+        "machine": describe_machine().model_dump(),
+        "seconds": round(time.perf_counter() - began, 1),
+        "rows": list(rows),
+    }
+    path = folder / f"{name}.json"
+    write_text(path, json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def read_results(name: str, folder: Path = RESULTS) -> dict[str, Any]:
+    """What an earlier run of the study wrote."""
+    return dict(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def earlier_rows(name: str, add: bool, began: float) -> tuple[list[dict[str, Any]], float]:
+    """The rows to go on from, none unless `add`, and when the study would have begun had it run at one go."""
+    if not add:
+        return [], began
+    earlier = read_results(name)
+    return earlier["rows"], began - earlier["seconds"]

@@ -1,0 +1,252 @@
+"""Command line: parse, call, print. Everything heavy is imported when a command runs, so help is quick."""
+
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from compressor.cli.errors import explain_errors, output_folder
+from compressor.cli.inputs import (
+    choose_transform,
+    images_for_file,
+    load_network_and_images,
+    load_train_images,
+    make_progress,
+    make_source,
+)
+from compressor.cli.options import (
+    FACTOR_KINDS,
+    GroupedCommand,
+    factor_options,
+    image_options,
+    layer_options,
+    model_options,
+    run_options,
+    search_options,
+    target_options,
+    tune_options,
+)
+from compressor.cli.settings import choose_recipe, make_settings, split_patterns
+from compressor.cli.types import LARGEST_INPUT, LARGEST_SEED, PATH, FiniteRange
+from compressor.errors import InputError
+from compressor.version import VERSION
+
+if TYPE_CHECKING:
+    from compressor.pipeline.compress import Compressed
+
+
+PLUGINS = "bocompress.commands"  # entry points: what other packages add to the command
+
+
+class _Main(click.Group):
+    """Our own commands, and those that other packages register as entry points; these are loaded when asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted({*super().list_commands(context), *entry_points(group=PLUGINS).names})
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        for plugin in entry_points(group=PLUGINS, name=name):
+            self.add_command(plugin.load(), name)
+        return super().get_command(context, name)
+
+
+@click.group(cls=_Main)
+@click.version_option(VERSION, prog_name="bocompress")
+def main() -> None:
+    """Make trained vision networks small and fast enough for the edge."""
+
+
+@click.command(name="export", cls=GroupedCommand)
+@model_options
+@image_options
+@target_options
+@search_options
+@layer_options
+@factor_options(FACTOR_KINDS, "auto")
+@tune_options
+@run_options
+@click.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    help="Stages in place of one search: vgg, the paper's (convolutions, tune, linear layers, tune, prune), or a TOML "
+    "file like it; `bocompress recipes vgg` prints it.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on with the search, and the fine-tuning, whose journal and checkpoint lie in --out.",
+)
+@click.version_option(VERSION, prog_name="bocompress-export")
+@explain_errors
+def export(**options: Any) -> None:
+    """Compress the torchvision checkpoint MODEL into a verified ONNX file.
+
+    Finds a rank for every layer by Bayesian optimisation, prunes, exports, checks the file against torch,
+    measures size and latency, and writes a report: plan.json, compressed.safetensors, original.onnx,
+    model.onnx, report.json and report.html.
+    """
+    from compressor.files import check_folder
+    from compressor.pipeline.compress import compress
+    from compressor.pipeline.recipe_runner import compress_by_recipe
+    from compressor.pipeline.stages.export import OUTPUTS
+
+    progress, out = make_progress(), output_folder(options)
+    recipe = choose_recipe(options)
+    settings = make_settings(options)
+    check_folder(out, keep=OUTPUTS if options["resume"] else ())
+    loaded, images = load_network_and_images(options, progress, tuned=recipe is not None and recipe.tunes)
+    arguments = {
+        "settings": settings,
+        "source": make_source(loaded, images, options),
+        "progress": progress,
+        "resume": options["resume"],
+        "train_images": load_train_images(loaded, options, progress),
+    }
+    if recipe is not None:
+        result = compress_by_recipe(loaded.model, images, out, recipe, **arguments)
+    else:
+        result = compress(loaded.model, images, out, **arguments)
+    _print_result(result, options["as_json"])
+
+
+main.add_command(export)
+
+
+@main.command()
+@model_options
+@layer_options
+@click.option("--input-size", type=click.IntRange(8, LARGEST_INPUT), help="Side of the input in pixels (for MACs).")
+@click.option("--json", "as_json", is_flag=True, help="Print the layers as JSON in place of the table.")
+@explain_errors
+def inspect(**options: Any) -> None:
+    """List the layers of MODEL: shape, method, cap, costs, and why a layer is skipped. Writes nothing."""
+    import torch
+    from pydantic import TypeAdapter
+
+    from compressor.network.attention import open_attention
+    from compressor.network.checkpoint import load_model
+    from compressor.network.layers import find_layers
+    from compressor.network.records import LayerRecord
+    from compressor.report.console import print_layers
+
+    loaded = load_model(options["model"], options["arch"], options["trust_pickle"])
+    transform = choose_transform(loaded, options)
+    example = torch.zeros(1, len(transform.mean), transform.input_size, transform.input_size)
+    found = find_layers(
+        open_attention(loaded.model, example),
+        example,
+        options["method"],
+        split_patterns(options["layers"]),
+        split_patterns(options["skip"]),
+        loaded.arch,
+    )
+    records = [layer.record() for layer in found]
+    if options["as_json"]:
+        click.echo(TypeAdapter(list[LayerRecord]).dump_json(records, indent=2))
+    else:
+        print_layers(loaded.arch, loaded.num_classes, transform.input_size, records)
+
+
+@main.command()
+@click.argument("name", required=False)
+@explain_errors
+def recipes(name: str | None) -> None:
+    """Print the recipe NAME, to be copied and changed; without NAME, list the recipes."""
+    from compressor.pipeline.recipe import list_recipes, load_recipe, recipe_text
+
+    if name is not None:
+        click.echo(recipe_text(name), nl=False)
+        return
+    for known in list_recipes():
+        click.echo(f"{known}: {load_recipe(known).description}")
+
+
+@main.command(name="apply", cls=GroupedCommand)
+@model_options
+@click.argument("plan", type=PATH)
+@image_options
+@factor_options(("plan", *FACTOR_KINDS), "plan", "plan: as the plan says. ")
+@tune_options
+@run_options
+@click.option("--resume", is_flag=True, help="Go on with the fine-tuning whose checkpoint lies in --out.")
+@explain_errors
+def apply_command(**options: Any) -> None:
+    """Apply PLAN (a plan.json, searched or edited by hand) to MODEL without a search; writes what export does."""
+    from compressor.files import check_folder
+    from compressor.pipeline.compress import apply_plan
+    from compressor.pipeline.plan import read_plan
+    from compressor.pipeline.stages.export import OUTPUTS
+
+    progress, out = make_progress(), output_folder(options)
+    check_folder(out, keep=OUTPUTS if options["resume"] else ())
+    plan = read_plan(options["plan"])
+    loaded, images = load_network_and_images(options, progress)
+    if plan.arch != loaded.arch:
+        raise InputError(f"the plan is for {plan.arch}, the checkpoint is {loaded.arch}")
+    result = apply_plan(
+        loaded.model,
+        images,
+        plan,
+        out,
+        make_settings(options),
+        make_source(loaded, images, options),
+        progress,
+        options["resume"],
+        load_train_images(loaded, options, progress),
+    )
+    _print_result(result, options["as_json"])
+
+
+@main.command()
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
+@image_options
+@click.option(
+    "--tolerance",
+    type=FiniteRange(min=0),
+    default=1e-4,
+    show_default=True,
+    help="Largest difference of two outputs that passes, as a share of the first file's largest output.",
+)
+@click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help="Seed of the images.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
+@explain_errors
+def verify(**options: Any) -> None:
+    """Compare two ONNX (or ORT) files on real images: error, agreement, worst image, and where they part first.
+
+    Exits with 1 if they differ by more than --tolerance.
+    """
+    from compressor.report.console import print_difference
+    from exporters.verify import verify_files
+
+    images = images_for_file(options, make_progress())
+    batch = images.batch(slice(0, len(images)))
+    difference = verify_files(options["first"], options["second"], batch, options["tolerance"])
+    if options["as_json"]:
+        click.echo(difference.model_dump_json(indent=2))
+    else:
+        print_difference(options["first"], options["second"], difference)
+    sys.exit(0 if difference.same else 1)
+
+
+@main.command()
+@click.argument("folder", type=PATH)
+@explain_errors
+def report(folder: Path) -> None:
+    """Write FOLDER/report.html anew from FOLDER/report.json."""
+    from compressor.report.page import read_report, write_report
+
+    page = folder / "report.html"
+    write_report(read_report(folder / "report.json"), page)
+    click.echo(page)
+
+
+def _print_result(result: "Compressed", as_json: bool) -> None:
+    from compressor.report.console import print_report
+
+    if as_json:
+        click.echo(result.report.model_dump_json(indent=2))
+    else:
+        print_report(result.report, result.folder)

@@ -1,0 +1,149 @@
+"""TODO docstring."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compressor.cli.settings import check_tuning
+from compressor.errors import InputError
+
+if TYPE_CHECKING:
+    from compressor.data.images import ImageSet
+    from compressor.data.transforms import Transform
+    from compressor.network.checkpoint import LoadedModel
+    from compressor.pipeline.state import Source
+    from compressor.progress import Progress
+
+NUM_DRAWN_IMAGES = 256
+MAX_IMAGES_TO_DECIDE = 10_000
+NUM_VERIFY_IMAGES = 64
+SMALLEST_STD = 1e-6
+LARGEST_IMAGES_GB = 8
+DRAWN = (
+    "no --data given: images are drawn procedurally (seeded); real images of your task give a better plan and "
+    "a truer report"
+)
+
+
+def make_progress() -> "Progress":
+    from compressor.progress import progress_for_stderr
+
+    return progress_for_stderr()
+
+
+def typed_command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+def choose_transform(loaded: "LoadedModel", options: dict[str, Any]) -> "Transform":
+    return _adapt(loaded.transform, options)
+
+
+def _adapt(transform: "Transform", options: dict[str, Any]) -> "Transform":
+    """The published transform with what the options say otherwise."""
+    from dataclasses import replace
+
+    if options.get("input_size"):
+        transform = replace(transform, input_size=options["input_size"], resize_size=options["input_size"])
+    if options.get("mean"):
+        transform = replace(transform, mean=options["mean"])
+    if options.get("std"):
+        transform = replace(transform, std=options["std"])
+    if any(value < SMALLEST_STD for value in transform.std):
+        raise InputError(f"--std must be at least {SMALLEST_STD:g} in every channel")
+    return transform
+
+
+def images_for_file(options: dict[str, Any], progress: "Progress") -> "ImageSet":
+    """Images as the first file wants them: its own input size, the transform published for its architecture."""
+    from compressor.data.images import load_folder
+    from compressor.data.synthetic import procedural_images
+    from compressor.data.transforms import Transform
+    from compressor.network.architectures import list_architectures, published_transform
+    from exporters.session import describe_input
+
+    options = {**options, "max_images": _max_images(options)}
+    architecture, side = describe_input(options["first"])
+    known = architecture in list_architectures()
+    transform = published_transform(architecture) if known else Transform()
+    size = options["input_size"] or side
+    transform = _adapt(transform, {**options, "input_size": size})
+    _require_memory(4 * options["max_images"], transform.input_size)  # all at once, as float32
+    if options["data"] is None:
+        progress.say(f"note: {DRAWN}")
+        return procedural_images(min(NUM_VERIFY_IMAGES, options["max_images"]), transform, options["seed"])
+    return load_folder(options["data"], transform, options["max_images"], options["seed"])
+
+
+def load_network_and_images(
+    options: dict[str, Any], progress: "Progress", tuned: bool = False
+) -> "tuple[LoadedModel, ImageSet]":
+    check_tuning(options, tuned or options["finetune"] > 0)
+    from compressor.data.images import list_images, load_folder
+    from compressor.data.synthetic import procedural_images
+    from compressor.network.checkpoint import load_model
+
+    options = {**options, "max_images": _max_images(options)}
+    num_images = options["max_images"] if options["data"] is not None else min(NUM_DRAWN_IMAGES, options["max_images"])
+    if options["data"] is not None:
+        # A wrong folder is said at once, not after the network is loaded.
+        num_images = min(num_images, len(list_images(options["data"]).files))
+    with progress.stage("loading the network"):
+        loaded = load_model(options["model"], options["arch"], options["trust_pickle"])
+    progress.say(f"{options['model']}: {loaded.arch} with {loaded.num_classes} classes")
+    for note in loaded.notes:
+        progress.say(f"note: {note}")
+    transform, seed = choose_transform(loaded, options), options["seed"]
+    _require_memory(num_images, transform.input_size)
+    if options["data"] is None:
+        progress.say(f"note: {DRAWN}")
+        count = min(NUM_DRAWN_IMAGES, options["max_images"])
+        with progress.stage("drawing images", count) as stage:
+            return loaded, procedural_images(count, transform, seed, lambda done, _: stage.update(done))
+    with progress.stage("reading images", options["max_images"]) as stage:
+        images = load_folder(
+            options["data"], transform, options["max_images"], seed, lambda done, _: stage.update(done)
+        )
+    progress.say(images.source)
+    return loaded, images
+
+
+def _max_images(options: dict[str, Any]) -> int:
+    """As asked for; by default more where a drop is to be bounded."""
+    from compressor.data.images import MAX_IMAGES
+
+    return int(options["max_images"] or (MAX_IMAGES_TO_DECIDE if options.get("max_drop") else MAX_IMAGES))
+
+
+def load_train_images(loaded: "LoadedModel", options: dict[str, Any], progress: "Progress") -> "ImageSet | None":
+    """The images of --train-data, as the network wants them."""
+    from compressor.data.images import list_images, load_folder
+
+    if options["train_data"] is None:
+        return None
+    transform, count = choose_transform(loaded, options), options["max_train_images"]
+    count = min(count, len(list_images(options["train_data"]).files))
+    _require_memory(count, transform.input_size)
+    with progress.stage("reading images to train on", count) as stage:
+        images = load_folder(
+            options["train_data"], transform, count, options["seed"], lambda done, _: stage.update(done)
+        )
+    progress.say(f"to train on: {images.source}")
+    return images
+
+
+def _require_memory(num_images: int, input_size: int) -> None:
+    needed_gb = 3 * num_images * input_size**2 / 1e9
+    if needed_gb > LARGEST_IMAGES_GB:
+        raise InputError(
+            f"{num_images} images of {input_size} px would take {needed_gb:.0f} GB of memory: "
+            "lower --max-images or --input-size"
+        )
+
+
+def make_source(loaded: "LoadedModel", images: "ImageSet", options: dict[str, Any]) -> "Source":
+    from compressor.pipeline.state import Source
+
+    notes = [*loaded.notes, *([DRAWN] if options["data"] is None else [])]
+    return Source(loaded.arch, notes, typed_command())

@@ -1,0 +1,96 @@
+"""Latency of single layers in ONNX Runtime: a layer and what could stand in its place, run in turn.
+
+Measurements are kept by machine, runtime and layer, so that layers of one shape, and later runs, share them.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from compressor.cost.latency import has_core_time
+from compressor.cost.machine import describe_machine
+from compressor.errors import InputError
+from compressor.files import write_text
+from exporters.providers import CPU, open_run
+
+WARM_UP = 3
+MIN_ROUNDS = 25
+MAX_ROUNDS = 200
+MAX_SECONDS = 1.0  # for the rounds beyond the least
+
+
+class LayerClock:
+    """Median milliseconds of ONNX models that take the same input.
+
+    Args:
+        threads: of ONNX Runtime.
+        provider: of ONNX Runtime, one of `available_providers()`.
+        cache: file that keeps the measurements; None keeps them for this object's life.
+    """
+
+    def __init__(self, threads: int = 1, provider: str = CPU, cache: Path | None = None) -> None:
+        self._threads = threads
+        self._provider = provider
+        self._cache = cache
+
+    @cached_property
+    def _machine(self) -> str:
+        device = torch.cuda.get_device_name() if self._provider != CPU and torch.cuda.is_available() else ""
+        runtime = f"{ort.__version__} {self._provider} {device}"  # a package for GPUs has another name than the CPU's
+        return f"{describe_machine().model_dump_json()} {self._threads} threads {runtime}"
+
+    @cached_property
+    def _known(self) -> dict[str, list[float]]:
+        return _read(self._cache)
+
+    def measure(self, key: str, models: Callable[[], Sequence[bytes]], inputs: NDArray[Any]) -> list[float]:
+        """Milliseconds (n,) of the models; `key` names them, so that they are made and timed once only."""
+        text = f"{self._machine} {key} {inputs.shape} {inputs.dtype}"
+        digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+        if digest not in self._known:
+            self._known[digest] = time_in_turn(models(), inputs, self._threads, self._provider)
+            if self._cache is not None:
+                with suppress(OSError, InputError):
+                    self._cache.parent.mkdir(parents=True, exist_ok=True)
+                    write_text(self._cache, json.dumps(self._known))
+        return self._known[digest]
+
+
+def time_in_turn(models: Sequence[bytes], inputs: NDArray[Any], threads: int, provider: str = CPU) -> list[float]:
+    """Median milliseconds of each model (n,), all of them run once per round, in a new order each round."""
+    runs = [open_run(model, inputs, provider, threads).run for model in models]
+    clock = time.thread_time_ns if has_core_time(provider, threads) else time.perf_counter_ns
+    for run in runs:
+        for _ in range(WARM_UP):
+            run()
+    samples: list[list[float]] = [[] for _ in runs]
+    deadline = time.perf_counter() + MAX_SECONDS
+    for number in range(MAX_ROUNDS):
+        if number >= MIN_ROUNDS and time.perf_counter() > deadline:
+            break
+        for which in np.random.default_rng(number).permutation(len(runs)).tolist():
+            began = clock()
+            runs[which]()
+            samples[which].append((clock() - began) / 1e6)
+    return [round(float(np.median(values)), 6) for values in samples]
+
+
+def _read(cache: Path | None) -> dict[str, list[float]]:
+    """Earlier measurements; none where the file is absent or damaged."""
+    if cache is None:
+        return {}
+    try:
+        content = json.loads(cache.read_text(encoding="utf-8"))
+        return {str(key): [float(value) for value in values] for key, values in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,88 @@
+"""Which multiples ONNX Runtime's kernels like on this machine: latency of factorised layers against their rank.
+
+Kernels work on blocks of channels. A rank just above a block's end pays for the whole next block, and the layouts that
+are fastest on a CPU take some multiples only. What they are depends on the processor, the provider and the version, so
+it is measured: every rank of a range, in turn, for a few shapes of layers.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from compressor.cost.layer_latency import time_in_turn
+from exporters.providers import CPU
+
+CANDIDATES = (1, 2, 4, 8, 16)
+RANKS = tuple(range(12, 52))
+GOOD_ENOUGH = 0.01  # a finer lattice is preferred to a coarser one that is no more than this much faster
+# Channels and side of the input of a pair of convolutions: kh x 1 and 1 x kw, as the spatial method gives.
+SHAPES = ((64, 28), (128, 14), (256, 7))
+OPSET, IR_VERSION = 17, 9
+
+
+def measure_rank_multiple(
+    threads: int = 1,
+    provider: str = CPU,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[int, dict[int, float]]:
+    """The multiple that ranks should be snapped to, and for every candidate the mean latency at its multiples.
+
+    Latencies are shares of what a straight line through the latencies of all ranks gives: 0.95 says that multiples of
+    this number are 5 % faster than ranks at large. The smallest candidate within 1 % of the best is taken.
+
+    Args:
+        threads: of ONNX Runtime.
+        provider: of ONNX Runtime, one of `available_providers()`.
+        on_step: told shapes done and their number.
+    """
+    shares = []
+    for count, (channels, side) in enumerate(SHAPES):
+        on_step(count, len(SHAPES))
+        shares.append(shares_of_multiples(measure_ranks(channels, side, RANKS, threads, provider)))
+    means = {number: float(np.mean([share[number] for share in shares])) for number in CANDIDATES}
+    best = min(means.values())
+    return next(number for number in CANDIDATES if means[number] <= best + GOOD_ENOUGH), means
+
+
+def shares_of_multiples(latencies_ms: Mapping[int, float]) -> dict[int, float]:
+    """Mean of latency over a straight line's, for the ranks that are multiples of each candidate."""
+    ranks = np.array(list(latencies_ms), dtype=float)
+    values = np.array(list(latencies_ms.values()))
+    line = np.polyval(np.polyfit(ranks, values, 1), ranks)
+    return {number: float((values / line)[ranks % number == 0].mean()) for number in CANDIDATES}
+
+
+def measure_ranks(
+    channels: int, side: int, ranks: Sequence[int], threads: int, provider: str = CPU
+) -> dict[int, float]:
+    """Median latency in milliseconds at every rank, the ranks being run in turn in a new order each round."""
+    value = np.random.default_rng(0).standard_normal((1, channels, side, side), dtype=np.float32)
+    models = [pair_of_convolutions(channels, side, rank) for rank in ranks]
+    return dict(zip(ranks, time_in_turn(models, value, threads, provider), strict=True))
+
+
+def pair_of_convolutions(channels: int, side: int, rank: int) -> bytes:
+    """An ONNX model: kh x 1 to `rank` channels and 1 x kw back, between layers as in a network."""
+    nodes: list[NodeProto] = []
+    weights = []
+    value = "x"
+    steps = (
+        (channels, channels, 1, 1),
+        (channels, rank, 3, 1),
+        (rank, channels, 1, 3),
+        (channels, channels, 1, 1),
+    )
+    rng = np.random.default_rng(0)
+    for number, (num_in, num_out, height, width) in enumerate(steps):
+        kernel = 0.05 * rng.standard_normal((num_out, num_in, height, width), dtype=np.float32)
+        weights.append(numpy_helper.from_array(kernel, f"w{number}"))
+        pads = [height // 2, width // 2] * 2
+        nodes.append(helper.make_node("Conv", [value, f"w{number}"], [f"c{number}"], pads=pads))
+        nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"]))
+        value = f"r{number}" if number != 1 else f"c{number}"
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, channels, side, side])
+    output = helper.make_tensor_value_info(value, TensorProto.FLOAT, None)
+    graph = helper.make_graph(nodes, "pair", [image], [output], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    return model.SerializeToString()

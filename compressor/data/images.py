@@ -1,0 +1,334 @@
+"""Images to compare networks on: folders with or without labels, batches from Python, and drawn ones.
+
+Folders and drawn images are kept as bytes and normalised when a batch is asked for, which takes a quarter of
+the memory.
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from compressor.data.transforms import Transform
+from compressor.errors import InputError
+
+Progress = Callable[[int, int], None]
+Indices = slice | Tensor | Sequence[int]
+Array = NDArray[np.float32]
+
+MAX_IMAGES = 1500  # of a run, where nothing else is said
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".webp", ".avif"}
+)
+# Folders that tools leave behind: hidden ones, and the resource forks of archives made on macOS.
+HIDDEN = (".", "__MACOSX")
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+DECODING_THREADS = 4
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Inputs of a network, with labels where they are known.
+
+    Attributes:
+        data: uint8 of shape (N, C, H, W) to be normalised by `mean` and `std` per channel, or float32 of
+            shape (N, ...) that the network takes as it is (then `mean` and `std` are empty).
+        source: one line on where the images come from.
+        labels: int64 of shape (N,), or None.
+        class_names: the names of the labels 0, 1, ..., or None.
+        unreadable: files that were skipped because they could not be decoded.
+        drawn: whether they are no images of a task, but drawn.
+    """
+
+    data: Tensor
+    source: str
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    labels: Tensor | None = None
+    class_names: list[str] | None = field(default=None)
+    unreadable: int = 0
+    drawn: bool = False
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch dimension."""
+        return tuple(self.data.shape[1:])
+
+    def batch(self, indices: Indices) -> Tensor:
+        """The inputs at `indices`: float32 of shape (n, *input_shape), normalised for the network."""
+        chosen = self.data[as_index(indices)]
+        if not self.mean:
+            return chosen
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return chosen.float().div_(255).sub_(mean).div_(std)
+
+    def subset(self, indices: Indices) -> "ImageSet":
+        """The images at `indices`, in that order."""
+        index = as_index(indices)
+        labels = None if self.labels is None else self.labels[index]
+        return replace(self, data=self.data[index], labels=labels)
+
+    def split(self, first: int, seed: int) -> tuple["ImageSet", "ImageSet"]:
+        """Two disjoint random sets that together are this one: `first` images, and the rest.
+
+        Raises:
+            InputError: there are fewer than `first` images.
+        """
+        if not 0 <= first <= len(self):
+            raise InputError(f"{first} images were asked for, but there are {len(self)} ({self.source})")
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return self.subset(order[:first]), self.subset(order[first:])
+
+
+def as_index(indices: Indices) -> slice | Tensor:
+    """`indices` in a form that tensors take; an empty list has no type of its own."""
+    if isinstance(indices, slice | Tensor):
+        return indices
+    return torch.tensor(list(indices), dtype=torch.int64)
+
+
+# --- Folders -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Image files of a folder; `labels` and `class_names` are None where the folder does not give classes."""
+
+    files: list[Path]
+    labels: list[int] | None
+    class_names: list[str] | None
+
+
+def load_folder(path: Path, transform: Transform, limit: int, seed: int, on_step: Progress | None = None) -> ImageSet:
+    """A random sample of at most `limit` images from a folder, prepared as `transform` says.
+
+    Subfolders are classes, labelled in the alphabetical order of their names, if every image lies directly in
+    one of at least two subfolders. Otherwise (images at the top, deeper, or at several depths) all images
+    found at any depth are taken without labels. Folders that hold nothing but one folder are passed through.
+
+    Files that cannot be decoded are skipped and counted. `on_step(done, total)` is called as images are read.
+
+    Raises:
+        InputError: no such folder, no image in it that can be read, or `limit` is less than one.
+    """
+    if limit < 1:
+        raise InputError(f"{limit} images were asked for: at least one is needed")
+    path = Path(path)
+    listing = list_images(path)
+    order = list(range(len(listing.files)))
+    random.Random(seed).shuffle(order)
+    kept, pixels = read_sample(listing.files, order, transform, limit, on_step)
+    if not kept:
+        raise InputError(f"none of the {len(order)} image files in {path} can be read")
+    labels = None if listing.labels is None else torch.tensor([listing.labels[i] for i in kept])
+    tried = order.index(kept[-1]) + 1 if len(kept) == limit else len(order)
+    return ImageSet(
+        data=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(),
+        source=describe_folder(path, len(kept), listing),
+        mean=transform.mean,
+        std=transform.std,
+        labels=labels,
+        class_names=listing.class_names,
+        unreadable=tried - len(kept),
+    )
+
+
+def list_images(path: Path) -> Listing:
+    """The image files in a folder, sorted, and their classes if the folder says them.
+
+    Raises:
+        InputError: not a folder that can be read, or no image files in it.
+    """
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
+    try:
+        root = skip_wrapping_folders(path)
+        files = sorted(walk(root, frozenset()))
+        folders = sorted(entry.name for entry in visible(root) if entry.is_dir())
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
+    if not files:
+        raise InputError(f"no image files in {path} ({', '.join(sorted(SUFFIXES))})")
+    if len(folders) < 2 or any(file.parent.parent != root for file in files):
+        return Listing(files, None, None)
+    return Listing(files, [folders.index(file.parent.name) for file in files], folders)
+
+
+def visible(folder: Path) -> list[os.DirEntry[str]]:
+    """The entries of a folder that are not hidden."""
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(HIDDEN)]
+
+
+def skip_wrapping_folders(folder: Path) -> Path:
+    """The first folder on the way down that holds more than a single folder, as unpacked archives do."""
+    seen = set()
+    while (identity := identify(folder)) not in seen:
+        seen.add(identity)
+        entries = visible(folder)
+        if len(entries) != 1 or not entries[0].is_dir():
+            break
+        folder = Path(entries[0].path)
+    return folder
+
+
+def walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """Image files in a folder and below it; links are followed unless they lead back to a folder above."""
+    identity = identify(folder)
+    if identity in above:
+        return
+    for entry in visible(folder):
+        if entry.is_dir():
+            yield from walk(Path(entry.path), above | {identity})
+        elif entry.is_file() and Path(entry.name).suffix.lower() in SUFFIXES:
+            yield Path(entry.path)
+
+
+def identify(folder: Path) -> tuple[int, int]:
+    """What two paths to the same folder have in common."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def read_sample(
+    files: list[Path], order: list[int], transform: Transform, limit: int, on_step: Progress | None
+) -> tuple[list[int], list[NDArray[np.uint8]]]:
+    """The first `limit` readable files in the given order: their indices, and pixels of shape (H, W, 3)."""
+    total = min(limit, len(order))
+    kept: list[int] = []
+    pixels: list[NDArray[np.uint8]] = []
+    with ThreadPoolExecutor(DECODING_THREADS) as pool:
+        start = 0
+        # Broken files are made up for by the files that come next.
+        while len(kept) < total and start < len(order):
+            chunk = order[start : start + total - len(kept)]
+            start += len(chunk)
+            decoded = pool.map(lambda index: read_image(files[index], transform), chunk)
+            for index, image in zip(chunk, decoded, strict=True):
+                if image is None:
+                    continue
+                kept.append(index)
+                pixels.append(image)
+                if on_step:
+                    on_step(len(kept), total)
+    return kept, pixels
+
+
+def read_image(file: Path, transform: Transform) -> NDArray[np.uint8] | None:
+    """An image file as the network sees it, uint8 of shape (H, W, 3); None if it cannot be decoded."""
+    try:
+        with Image.open(file) as image:
+            return fit_image(as_rgb(ImageOps.exif_transpose(image)), transform)
+    except Exception:  # decoders raise whatever they like on broken files
+        return None
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB; Pillow itself would clip 16-bit grey values at 255."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def fit_image(image: Image.Image, transform: Transform) -> NDArray[np.uint8]:
+    """Resize the short side and cut out the middle, to the pixel as torchvision's own presets do."""
+    size = transform.input_size
+    width, height = image.size
+    resize = max(transform.resize_size, size)
+    # torchvision truncates the long side and rounds the corner.
+    long_side = int(resize * max(width, height) / min(width, height))
+    width, height = (resize, long_side) if width <= height else (long_side, resize)
+    image = image.resize((width, height), FILTERS[transform.interpolation])
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def describe_folder(path: Path, count: int, listing: Listing) -> str:
+    """One line on a folder's images."""
+    kind = "unlabelled" if listing.class_names is None else f"in {len(listing.class_names)} classes"
+    return f"{count} of {len(listing.files)} images in {path}, {kind}"
+
+
+# --- Batches from Python -----------------------------------------------------------------------------------
+
+
+def from_batches(batches: Iterable[object], limit: int) -> ImageSet:
+    """The first `limit` inputs of batches that are ready for the network.
+
+    Args:
+        batches: tensors of shape (n, ...), or tuples or lists that begin with one; a one-dimensional tensor
+            of n integers after it is taken as labels. A single tensor is one batch.
+        limit: how many inputs to take at most; later batches are not asked for.
+
+    Raises:
+        InputError: no inputs, something that is not a floating-point tensor, shapes that differ from batch to
+            batch, or values that are not finite.
+    """
+    inputs: list[Tensor] = []
+    labels: list[Tensor | None] = []
+    taken = 0
+    for batch in [batches] if isinstance(batches, Tensor) else batches:
+        x, y = split_batch(batch)
+        if inputs and x.shape[1:] != inputs[0].shape[1:]:
+            raise InputError(
+                f"batches disagree on the shape of an input: {tuple(inputs[0].shape[1:])} and then {tuple(x.shape[1:])}"
+            )
+        inputs.append(x[: limit - taken])
+        labels.append(None if y is None else y[: limit - taken])
+        taken += len(inputs[-1])
+        if taken >= limit:
+            break
+    if not taken:
+        raise InputError("the batches hold no inputs")
+    known = [y for y in labels if y is not None]
+    return ImageSet(
+        data=torch.cat(inputs),
+        source=f"{taken} inputs given from Python",
+        labels=torch.cat(known) if len(known) == len(labels) else None,
+    )
+
+
+def split_batch(batch: object) -> tuple[Tensor, Tensor | None]:
+    """Inputs (float32, on the CPU) and labels (int64, or None) of one batch."""
+    first, *others = batch if isinstance(batch, tuple | list) and batch else [batch]
+    if not isinstance(first, Tensor):
+        raise InputError(f"batches must be tensors, or begin with one, not {type(first).__name__}")
+    if not first.is_floating_point() or first.dim() < 2:
+        kind = str(first.dtype).removeprefix("torch.")
+        raise InputError(
+            "batches must be floating-point tensors of shape (n, ...) as the network takes them, "
+            f"not {kind} of shape {tuple(first.shape)}"
+        )
+    if not bool(first.isfinite().all()):
+        raise InputError("a batch has NaN or infinite values")
+    return first.detach().to("cpu", torch.float32), labels_of(others, len(first))
+
+
+def labels_of(others: Sequence[object], count: int) -> Tensor | None:
+    """The labels beside a batch of `count` inputs; targets of another kind are no labels."""
+    if not others or not isinstance(others[0], Tensor) or others[0].shape != (count,):
+        return None
+    labels = others[0]
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        return None
+    return labels.detach().to("cpu", torch.int64)
+
+
+# --- Drawn images ------------------------------------------------------------------------------------------
+
+
+# Radii of the shapes as parts of the image's side; their density falls with the third power, which makes the
+# picture look alike at every scale.

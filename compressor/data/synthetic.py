@@ -1,0 +1,191 @@
+"""TODO docstring."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from compressor.data.images import Array, ImageSet, Progress, fit_image
+from compressor.data.transforms import Transform
+from compressor.errors import InputError
+
+# Colours of a landscape, a street and a room (sRGB, 0 to 1): mostly muted, as what cameras see is.
+PALETTE = np.array(
+    [
+        *[(0.53, 0.66, 0.80), (0.75, 0.82, 0.88), (0.86, 0.86, 0.84)],  # sky, haze, cloud
+        *[(0.24, 0.34, 0.16), (0.38, 0.46, 0.22), (0.13, 0.19, 0.11), (0.55, 0.56, 0.33)],  # leaves, grass
+        *[
+            (0.42, 0.31, 0.21),
+            (0.61, 0.49, 0.35),
+            (0.76, 0.66, 0.50),
+            (0.25, 0.19, 0.14),
+        ],  # earth, sand
+        *[
+            (0.50, 0.49, 0.47),
+            (0.33, 0.33, 0.34),
+            (0.66, 0.64, 0.61),
+            (0.12, 0.12, 0.13),
+        ],  # stone, road
+        *[(0.20, 0.31, 0.40), (0.35, 0.47, 0.50)],  # water
+        *[(0.82, 0.64, 0.53), (0.55, 0.38, 0.29), (0.90, 0.86, 0.78)],  # skin, fur, plaster
+        *[(0.68, 0.20, 0.15), (0.85, 0.62, 0.16), (0.18, 0.29, 0.58), (0.78, 0.42, 0.52)],  # paint, flowers
+    ],
+    dtype=np.float32,
+)
+SMALLEST_SIDE = 64
+SMALLEST_RADIUS, LARGEST_RADIUS = 0.012, 0.6
+SHAPES = 160
+LARGE_SHAPES = 6
+
+
+def procedural_images(count: int, transform: Transform, seed: int, on_step: Progress | None = None) -> ImageSet:
+    """Images drawn with the statistics of photographs, for those who have none at hand.
+
+    Shapes of all sizes hide one another (the dead leaves model), shaded and textured with noise whose
+    amplitude falls as 1/f, in colours of nature. Image i depends on `seed` and i only.
+
+    Args:
+        count: how many images.
+        transform: gives the size and the normalisation; images are drawn at 64 pixels at least.
+        seed: of all random choices.
+        on_step: called as `on_step(done, count)`.
+
+    Raises:
+        InputError: `count` is less than one.
+    """
+    if count < 1:
+        raise InputError(f"{count} procedural images were asked for: at least one is needed")
+    size = transform.input_size
+    pixels = np.empty((count, size, size, 3), dtype=np.uint8)
+    for index in range(count):
+        drawn = draw_image(max(SMALLEST_SIDE, size), np.random.default_rng([seed, index]))
+        pixels[index] = fit_image(Image.fromarray(drawn), replace(transform, resize_size=size))
+        if on_step:
+            on_step(index + 1, count)
+    return ImageSet(
+        data=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        source=f"{count} procedurally drawn images",
+        mean=transform.mean,
+        std=transform.std,
+        drawn=True,
+    )
+
+
+def draw_image(size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """One picture, uint8 of shape (size, size, 3)."""
+    texture = coloured_noise(3 * size // 2, rng)
+    palette = PALETTE[rng.choice(len(PALETTE), size=rng.integers(3, 8), replace=False)]
+    grey = palette.mean(axis=1, keepdims=True)
+    palette = grey + (palette - grey) * np.float32(rng.uniform(0.3, 1.0))
+    canvas = surface((slice(0, size), slice(0, size)), size, palette, texture, rng)
+    radii = draw_radii(rng) * size
+    for radius in radii:
+        draw_shape(canvas, radius, palette, texture, rng)
+    return expose(canvas, texture, rng)
+
+
+def draw_radii(rng: np.random.Generator) -> Array:
+    """Radii with density r^-3 as parts of the side, a few large ones first so that they fill the ground."""
+    uniform = rng.random(SHAPES)
+    low, high = SMALLEST_RADIUS**-2, LARGEST_RADIUS**-2
+    radii = (low + uniform * (high - low)) ** -0.5
+    radii[:LARGE_SHAPES] = rng.uniform(0.15, LARGEST_RADIUS, LARGE_SHAPES)
+    return radii.astype(np.float32)
+
+
+def draw_shape(canvas: Array, radius: float, palette: Array, texture: Array, rng: np.random.Generator) -> None:
+    """Lay one shape of about the given radius in pixels over the canvas, its edge blurred a little."""
+    size = len(canvas)
+    centre = rng.uniform(-0.1 * size, 1.1 * size, 2).tolist()
+    stretch = math.exp(rng.normal(0, 0.35))
+    reach = 1.6 * radius * max(stretch, 1 / stretch) + 2
+    # Plain numbers: most shapes are so small that numpy's overhead would be most of the work.
+    low = [max(0, int(middle - reach)) for middle in centre]
+    high = [min(size, int(middle + reach) + 1) for middle in centre]
+    if low[0] >= high[0] or low[1] >= high[1]:
+        return
+    window = (slice(low[0], high[0]), slice(low[1], high[1]))
+    distance = distance_outside(window, centre, radius, stretch, rng)
+    if rng.random() < 0.5:  # a rough outline, as living things have
+        distance += cut(texture, distance.shape, rng)[..., 1] * np.float32(rng.uniform(0.02, 0.08) * radius)
+    blur = 0.4 + rng.exponential(0.15) * (1 + 0.02 * radius)
+    opacity = np.minimum(np.maximum(0.5 - distance / np.float32(2 * blur), 0), 1)[..., None]
+    paint = surface(window, size, palette, texture, rng)
+    paint -= canvas[window]
+    paint *= opacity
+    canvas[window] += paint
+
+
+def distance_outside(
+    window: tuple[slice, slice], centre: list[float], radius: float, stretch: float, rng: np.random.Generator
+) -> Array:
+    """Signed distance in pixels (negative inside) of a window's pixels from a random convex shape."""
+    angle = rng.uniform(0, math.pi)
+    y = np.arange(window[0].start, window[0].stop, dtype=np.float32)[:, None] - np.float32(centre[0])
+    x = np.arange(window[1].start, window[1].stop, dtype=np.float32)[None, :] - np.float32(centre[1])
+    cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
+    u, v = (x * cos + y * sin) / np.float32(stretch), (y * cos - x * sin) * np.float32(stretch)
+    kind = rng.random()
+    if kind < 0.5:  # ellipse
+        return np.sqrt(u * u + v * v) - np.float32(radius)
+    if kind < 0.75:  # rectangle
+        return np.maximum(np.abs(u), np.abs(v)) - np.float32(radius * 0.85)
+    sides = int(rng.integers(3, 8))
+    turns = ((np.arange(sides) + rng.uniform(-0.25, 0.25, sides)) * (2 * math.pi / sides)).tolist()
+    edges = [u * np.float32(math.cos(turn)) + v * np.float32(math.sin(turn)) for turn in turns]
+    return np.maximum.reduce(edges) - np.float32(radius * 0.75)
+
+
+def surface(window: tuple[slice, slice], size: int, palette: Array, texture: Array, rng: np.random.Generator) -> Array:
+    """A patch of one material, shape (h, w, 3): a colour of the palette, its shading, and its grain."""
+    height, width = (side.stop - side.start for side in window)
+    colour = palette[rng.integers(len(palette))] * np.float32(math.exp(rng.normal(0, 0.25)))
+    colour = colour + rng.normal(0, 0.03, 3).astype(np.float32)
+    slope = (rng.normal(0, 0.35, 2) / max(height, width, size / 4)).astype(np.float32)
+    y = (np.arange(height, dtype=np.float32) - height / 2)[:, None, None] * slope[0]
+    x = (np.arange(width, dtype=np.float32) - width / 2)[None, :, None] * slope[1]
+    patch = cut(texture, (height, width), rng) * np.float32(0.02 + rng.exponential(0.09))
+    patch += 1 + x + y
+    patch *= colour
+    return patch
+
+
+def cut(texture: Array, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    """A random piece of a texture, of the given height and width in pixels."""
+    top, left = (int(rng.integers(0, whole - part + 1)) for whole, part in zip(texture.shape, shape, strict=False))
+    return texture[top : top + shape[0], left : left + shape[1]]
+
+
+def coloured_noise(size: int, rng: np.random.Generator) -> Array:
+    """Noise of unit deviation whose amplitude falls as 1/f, shape (size, size, 3), its channels alike."""
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
+    # The mean is no noise, and the longest waves would only tint whole shapes.
+    falloff = (1 / np.maximum(frequency, 4 / size)).astype(np.float32)
+    falloff[0, 0] = 0
+    grey, red, blue = (np.fft.irfft2(falloff * spectrum(falloff.shape, rng), (size, size)) for _ in range(3))
+    noise = np.stack([grey + 0.2 * red, grey, grey + 0.2 * blue], axis=-1).astype(np.float32)
+    return noise / noise.std()
+
+
+def spectrum(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.complex64]:
+    """Complex white noise."""
+    parts = rng.standard_normal((2, *shape), dtype=np.float32)
+    return parts[0] + np.complex64(1j) * parts[1]
+
+
+def expose(canvas: Array, texture: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """What a camera makes of the scene: uneven light, a cast, contrast, and the sensor's noise."""
+    size = len(canvas)
+    ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
+    slope = rng.normal(0, 0.3, 2).astype(np.float32)
+    light = 1 + slope[0] * ramp[:, None, None] + slope[1] * ramp[None, :, None]
+    cast = np.exp(rng.normal(0, 0.05, 3)).astype(np.float32)
+    lit = np.maximum(canvas * light * cast, 0)
+    middle = lit.mean()
+    contrast = np.float32(math.exp(rng.normal(0.05, 0.15)))
+    lit = (lit - middle) * contrast + np.float32(np.clip(middle * math.exp(rng.normal(0, 0.15)), 0.25, 0.65))
+    lit += np.float32(rng.uniform(0.002, 0.012)) * rng.standard_normal(lit.shape, dtype=np.float32)
+    return np.rint(np.clip(lit, 0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,1 @@
+"""Decompositions of layers into factors, one per file; `registry` lists them."""

@@ -1,0 +1,145 @@
+"""Interpolative decomposition of linear layers and convolutions (Cheng et al. 2005; Chee et al. 2022 for networks).
+
+Of the rows of W as Co x (Ci kh kw), K are kept and the others are linear combinations of them: the layer itself with K
+outputs, then a 1 x 1 layer from these to the other Co - K. At one rank this holds K^2 parameters less than a product of
+two factors and, below the full rank, always fewer than the layer. In return its rows are the layer's own, which fit
+less well than singular vectors; it gains on them where Co is large beside Ci kh kw, and where nearly all rank is kept.
+
+Rows are chosen by QR with column pivoting of the transpose, which orders them once for all ranks. Then
+W^T P = Q (R1 R2), with the kept columns in R1: the least-squares coefficients are R1^-1 R2, and what they leave is the
+part of R below row K. `scipy.linalg.interpolative` chooses the same rows (checked on trained layers), but has to be
+called anew for every rank.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.linalg import qr, solve_triangular
+from threadpoolctl import threadpool_limits
+from torch import Tensor, nn
+
+from compressor.factorization.base import Factors, Layer, make_conv, make_linear, tail_energy, untouched_geometry
+from compressor.factorization.metric import Metric
+
+# A pivot below this share of the first is the rounding of a float32 weight: its row of W depends on those before.
+DEPENDENT = 1e-7
+
+Array = NDArray[np.float64]
+
+
+def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, int]:
+    """Parameters of K rows of a weight of `shape` (Co, Ci, ...) and of the other rows' coefficients; `groups` is 1.
+
+    Their sum grows with the rank up to (Co + Ci kh kw) / 2, which is never below the full rank.
+    """
+    num_out, num_in = shape[0], prod(shape[1:])
+    return rank * num_in, rank * (num_out - rank)
+
+
+def max_rank(shape: Sequence[int], groups: int) -> int:
+    """Rank at which the combinations are exact."""
+    return min(shape[0], prod(shape[1:]))
+
+
+class Interpolated(nn.Module):
+    """A layer of which `keep` computes some outputs and `rest` the others from these; `order` puts them in place.
+
+    Args:
+        keep: the layer with K of its outputs.
+        rest: a linear layer or a 1 x 1 convolution from these K to the other Co - K.
+        order: for every output its place among the kept and then the others (Co,), integers.
+    """
+
+    order: Tensor
+
+    def __init__(self, keep: Layer, rest: Layer, order: Tensor) -> None:
+        super().__init__()
+        self.keep = keep
+        self.rest = rest
+        self.register_buffer("order", order)
+        # Counted from the end, so that any batch shape will do.
+        self._axis = -1 if isinstance(keep, nn.Linear) else -3
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What the layer computes, on (..., Ci) or (..., Ci, height, width)."""
+        kept = self.keep(input)
+        return torch.cat([kept, self.rest(kept)], self._axis).index_select(self._axis, self.order)
+
+
+class InterpolativeFactors(Factors):
+    """Pivot order and triangular factor of a linear layer or a convolution.
+
+    With a metric, rows are those of W C^(1/2): outputs are chosen, and combined, by what the layer really computes.
+    """
+
+    def __init__(self, layer: Layer, metric: Metric | None = None) -> None:
+        self._layer = layer
+        self._mean = None if metric is None else metric.mean[0]
+        self.max_rank = max_rank(layer.weight.shape, 1)
+        rows = layer.weight.detach().flatten(1).double().cpu()
+        if metric is not None:
+            rows = rows @ torch.linalg.cholesky(metric.covariance[0])
+        columns = rows.numpy().T
+        # On one thread: more would change the last bits of sums, and with them the choice between equal rows.
+        with threadpool_limits(limits=1, user_api="blas"):
+            # The pivots depend on inner products alone, and pivoting is slow on long columns.
+            triangle, order = qr(np.linalg.qr(columns, mode="r"), mode="r", pivoting=True)
+        self._triangle: Array = triangle
+        self._order = torch.from_numpy(order).long()
+        self._tail = tail_energy(torch.from_numpy(np.square(self._triangle).sum(1))[None])
+
+    def build(self, rank: int) -> nn.Module:
+        """An `Interpolated`, or at rank Co, where nothing is left to combine, the layer as it is."""
+        self.check_rank(rank)
+        layer = self._layer
+        if rank == len(self._order):
+            return _same_kind(layer, layer.weight, layer.bias)
+        kept, others = (part.to(layer.weight.device) for part in (self._order[:rank], self._order[rank:]))
+        coefficients = self._coefficients(rank).to(kept.device)
+        keep = _same_kind(layer, layer.weight[kept], None if layer.bias is None else layer.bias[kept])
+        rest = _combination(layer, coefficients, self._bias_left(kept, others, coefficients))
+        return Interpolated(keep, rest, torch.cat([kept, others]).argsort()).eval()
+
+    def _coefficients(self, rank: int) -> Tensor:
+        """The rows left out in terms of the kept (Co - rank, rank), by least squares; double precision."""
+        diagonal = np.abs(np.diagonal(self._triangle))
+        count = min(rank, int((diagonal > DEPENDENT * diagonal[0]).sum()))
+        found = np.zeros((len(self._order) - rank, rank))
+        if count:
+            found[:, :count] = solve_triangular(self._triangle[:count, :count], self._triangle[:count, rank:]).T
+        return torch.from_numpy(found)
+
+    def _bias_left(self, kept: Tensor, others: Tensor, coefficients: Tensor) -> Tensor | None:
+        """Bias of the combinations: what the outputs left out have on average beyond those kept, bias included.
+
+        Without a metric the layer's inputs are taken to have mean zero.
+        """
+        layer = self._layer
+        if layer.bias is None and self._mean is None:
+            return None
+        means = torch.zeros(len(layer.weight), dtype=torch.float64, device=layer.weight.device)
+        if self._mean is not None:
+            means = layer.weight.detach().flatten(1).double() @ self._mean.to(means.device)
+        if layer.bias is not None:
+            means = means + layer.bias.detach().double()
+        return (means[others] - coefficients @ means[kept]).to(layer.weight.dtype)
+
+    def squared_error(self, rank: int) -> float:
+        return self._tail[rank]
+
+
+def _same_kind(layer: Layer, weight: Tensor, bias: Tensor | None) -> Layer:
+    """The layer with other rows."""
+    if isinstance(layer, nn.Linear):
+        return make_linear(weight, bias)
+    return make_conv(weight, bias, layer, 1, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
+
+
+def _combination(layer: Layer, coefficients: Tensor, bias: Tensor | None) -> Layer:
+    weight = coefficients.to(layer.weight.dtype)
+    if isinstance(layer, nn.Linear):
+        return make_linear(weight, bias)
+    return make_conv(weight[:, :, None, None], bias, layer, 1, **untouched_geometry())

@@ -1,0 +1,99 @@
+"""Tucker-2 decomposition of k x k convolutions through TensorLy (Kim et al. 2016).
+
+W (Co, Ci, kh, kw) becomes a 1 x 1 convolution to Rin channels, the kh x kw core to Rout, and a 1 x 1 to Co.
+One rank drives both: it counts the larger channel side, and the other side follows in proportion.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from tensorly.decomposition import partial_tucker
+from torch import Tensor, linalg, nn
+
+from compressor.factorization.base import Factors, chain, make_conv, untouched_geometry
+from compressor.factorization.least_squares import refit_layer, refit_of
+from compressor.factorization.metric import Metric
+
+
+def side_ranks(shape: Sequence[int], rank: int) -> tuple[int, int]:
+    """(Rout, Rin) of a weight of `shape` (Co, Ci, kh, kw) at `rank`, the rank of its larger channel side."""
+    num_out, num_in, height, width = shape
+    larger = max(num_out, num_in)
+    rank_out, rank_in = (max(1, round(rank * side / larger)) for side in (num_out, num_in))
+    return min(rank_out, num_in * height * width), min(rank_in, num_out * height * width)
+
+
+def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, int, int]:
+    """Parameters of the three factors; `groups` must be 1."""
+    num_out, num_in, height, width = shape
+    rank_out, rank_in = side_ranks(shape, rank)
+    return num_in * rank_in, rank_in * rank_out * height * width, rank_out * num_out
+
+
+def max_rank(shape: Sequence[int], groups: int) -> int:
+    """Rank at which the product is exact."""
+    return max(shape[0], shape[1])
+
+
+class TuckerFactors(Factors):
+    """Truncated higher-order SVD: one full-rank decomposition, of which every rank is a slice.
+
+    With a metric the modes are those of the weight between whitened input channels (their covariance averaged over the
+    places of the kernel) and weighted outputs, and the last factor and the bias are refitted at every rank.
+    """
+
+    def __init__(self, layer: nn.Conv2d, metric: Metric | None = None) -> None:
+        self._layer = layer
+        self._shape = tuple(layer.weight.shape)
+        self._metric = metric
+        self.max_rank = max_rank(self._shape, layer.groups)
+        weight = layer.weight.detach().double().cpu()
+        root_in, root_out = _roots(metric, self._shape)
+        whitened = torch.einsum("oihw,ij,op->pjhw", weight, root_in, root_out)
+        # TensorLy's NumPy backend is its default: no global state is switched.
+        ranks = list(side_ranks(self._shape, self.max_rank))
+        (core, sides), _ = partial_tucker(whitened.numpy(), rank=ranks, modes=[0, 1], init="svd", n_iter_max=1)
+        self._core = torch.from_numpy(core)
+        self._out = linalg.solve_triangular(root_out.T, torch.from_numpy(sides[0]), upper=True)
+        self._in = linalg.solve_triangular(root_in.T, torch.from_numpy(sides[1]), upper=True)
+
+    def build(self, rank: int) -> nn.Sequential:
+        self.check_rank(rank)
+        layer = self._layer
+        rank_out, rank_in = side_ranks(self._shape, rank)
+        core, reduce = self._core[:rank_out, :rank_in], self._in[:, :rank_in].T
+        expand, bias = self._out[:, :rank_out], layer.bias
+        if self._metric is not None:
+            features = self._features(rank)
+            expand, bias = refit_layer(layer, self._metric, features, refit_of(layer, self._metric, features))
+        geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        return chain(
+            make_conv(reduce[..., None, None].to(layer.weight), None, layer, 1, **untouched_geometry()),
+            make_conv(core.to(layer.weight), None, layer, 1, **geometry),
+            make_conv(expand[..., None, None].to(layer.weight), bias, layer, 1, **untouched_geometry()),
+        )
+
+    def _features(self, rank: int) -> Tensor:
+        """What enters the last factor as combinations of a patch, (Rout, Ci * kh * kw)."""
+        rank_out, rank_in = side_ranks(self._shape, rank)
+        return torch.einsum("rshw,is->rihw", self._core[:rank_out, :rank_in], self._in[:, :rank_in]).flatten(1)
+
+    def squared_error(self, rank: int) -> float:
+        if self._metric is not None:
+            return refit_of(self._layer, self._metric, self._features(rank)).squared_error(
+                side_ranks(self._shape, rank)[0]
+            )
+        # The side factors are orthonormal, so energy outside the kept core is the error.
+        rank_out, rank_in = side_ranks(self._shape, rank)
+        squares = self._core.square()
+        return float(squares.sum() - squares[:rank_out, :rank_in].sum())
+
+
+def _roots(metric: Metric | None, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Triangular roots of the input channels' covariance (Ci, Ci) and of the outputs' weight (Co, Co)."""
+    num_out, num_in, height, width = shape
+    if metric is None:
+        return torch.eye(num_in, dtype=torch.float64), torch.eye(num_out, dtype=torch.float64)
+    places = height * width
+    covariance = metric.covariance[0].reshape(num_in, places, num_in, places)
+    return linalg.cholesky(torch.einsum("ipjp->ij", covariance) / places), linalg.cholesky(metric.outputs[0])

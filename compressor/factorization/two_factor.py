@@ -1,0 +1,131 @@
+"""Methods of two factors, svd and spatial: a first factor with K features per place, a second that combines them.
+
+Both see a weight as a kernel (groups, Co/groups, a, kw): the first factor acts on the a = Ci/groups * kh inputs of one
+column, the second on the features of kw columns; for linear layers and 1 x 1 convolutions kw is 1.
+"""
+
+from abc import abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor, linalg, nn
+
+from compressor.factorization.base import Factors, Layer, NestedFactors, split_grouped_matrices, tail_energy
+from compressor.factorization.least_squares import NestedRefit
+from compressor.factorization.metric import Metric
+
+
+class SplitFactors(Factors):
+    """First factors by singular value decomposition, second ones by truncation or least squares.
+
+    Without a metric both are the truncated decomposition of the weight. With one the first factor holds the leading
+    directions of C^(1/2) M G^(1/2), C being the inputs' covariance within a column averaged over the columns, and the
+    second factor and the bias are the best in the metric for it.
+    """
+
+    def __init__(self, layer: Layer, metric: Metric | None = None, limit: int | None = None) -> None:
+        """`limit` is the largest rank that will be asked for, where that is known: refits for all take memory."""
+        self._layer = layer
+        kernel = self.kernel(layer)
+        if metric is not None:
+            first = _leading_directions(kernel, metric)
+        else:
+            left, right, squares = split_grouped_matrices(kernel.transpose(1, 2).flatten(2))
+            first, self._tail = left.mT, tail_energy(squares)
+            self._truncated = right.unflatten(-1, (kernel.shape[1], -1)).transpose(1, 2).contiguous()
+        self._set(first, metric, limit)
+
+    @classmethod
+    def with_first(cls, layer: Layer, metric: Metric, first: Tensor) -> Self:
+        """Factors whose first factor is `first` (groups, K, a), the second being refitted."""
+        factors = cls.__new__(cls)
+        factors._layer = layer
+        factors._set(first, metric, None)
+        return factors
+
+    def _set(self, first: Tensor, metric: Metric | None, limit: int | None) -> None:
+        self.max_rank = first.shape[1] if limit is None else min(limit, first.shape[1])
+        self._first = first[:, : self.max_rank]
+        self._refit = None
+        if metric is not None:
+            self._first, kernel = self._first.double().cpu(), self.kernel(self._layer).double().cpu()
+            self._refit = NestedRefit(kernel, metric, self._first)
+            mean = metric.mean.reshape(len(kernel), -1, kernel.shape[-1])
+            self._mean_features = torch.einsum("gka,gaw->gkw", self._first, mean)
+            self._mean_outputs = torch.einsum("goaw,gaw->go", kernel, mean)
+            if self._layer.bias is not None:
+                self._mean_outputs += self._layer.bias.detach().double().cpu().reshape(self._mean_outputs.shape)
+
+    @staticmethod
+    @abstractmethod
+    def kernel(layer: Layer) -> Tensor:
+        """The layer's weight as (groups, Co/groups, a, kw)."""
+
+    @abstractmethod
+    def assemble(self, first: Tensor, second: Tensor, bias: Tensor | None) -> nn.Sequential:
+        """Modules from first (groups, K, a) and second (groups, Co/groups, K, kw) factors and a bias (Co,)."""
+
+    def build(self, rank: int) -> nn.Sequential:
+        self.check_rank(rank)
+        layer, first = self._layer, self._first[:, :rank]
+        if self._refit is None:
+            return self.assemble(first, self._truncated[:, :, :rank], layer.bias)
+        second = self._refit.second(rank)
+        # The layer's bias plus the mean of what the factors leave out.
+        bias = self._mean_outputs - torch.einsum("gokw,gkw->go", second, self._mean_features[:, :rank])
+        return self.assemble(*(part.to(layer.weight) for part in (first, second, bias.flatten())))
+
+    def nested(self, limit: int) -> NestedFactors:
+        """Second factors by least squares are no truncations; those of features made orthonormal one by one are."""
+        self.check_rank(limit)
+        layer, first = self._layer, self._first[:, :limit]
+        width = self.kernel(layer).shape[-1]
+        centre = None
+        if self._refit is None:
+            combine = torch.eye(limit * width).expand(len(first), -1, -1)
+            outputs, bias = self._truncated[:, :, :limit].flatten(2).mT, layer.bias
+        else:
+            combine, outputs = self._refit.orthonormal(limit)
+            means = self._mean_features[:, :limit].flatten(1)
+            centre = -torch.einsum("gst,gt->gs", combine, means).flatten().to(layer.weight)
+            bias = self._mean_outputs.flatten().to(layer.weight)
+        first, combine, outputs = (part.to(layer.weight) for part in (first, combine, outputs))
+        features = self.assemble(first, combine.unflatten(-1, (limit, width)), centre)
+        return NestedFactors(features, outputs, bias, width, channels_last=isinstance(layer, nn.Linear))
+
+    def first(self, rank: int) -> Tensor:
+        """The first factor (groups, rank, a)."""
+        return self._first[:, :rank]
+
+    def refitted(self, metric: Metric, limit: int) -> Self:
+        """The same first factors up to rank `limit`, the second ones being refitted in the metric."""
+        return self.with_first(self._layer, metric, self.first(min(limit, self.max_rank)))
+
+    def squared_error(self, rank: int) -> float:
+        return self._tail[rank] if self._refit is None else self._refit.squared_error(rank)
+
+
+def _leading_directions(kernel: Tensor, metric: Metric) -> Tensor:
+    """First factors (groups, K, a) in order of what they keep of the outputs, K = min(a, Co/groups * kw)."""
+    _, num_out, num_in, width = kernel.shape
+    root = linalg.cholesky(column_covariance(metric, width))
+    outputs = linalg.cholesky(metric.outputs)
+    weighted = root.mT @ torch.einsum("gop,goaw->gapw", outputs, kernel.double().cpu()).flatten(2)
+    # Eigenvectors of the product take half the time of singular vectors; small ones need not be exact.
+    _, vectors = linalg.eigh(weighted @ weighted.mT)
+    leading = vectors.flip(-1)[..., : min(num_in, num_out * width)]
+    return linalg.solve_triangular(root.mT, leading, upper=True).mT
+
+
+def column_covariance(metric: Metric, width: int) -> Tensor:
+    """Covariance (groups, a, a) of the inputs of one column, averaged over the `width` columns of a patch."""
+    groups, num_inputs, _ = metric.covariance.shape
+    blocks = metric.covariance.reshape(groups, num_inputs // width, width, num_inputs // width, width)
+    return torch.einsum("gawbw->gab", blocks) / width
+
+
+def first_factor(module: nn.Sequential, groups: int) -> Tensor:
+    """The first factor (groups, K, a) of what `build` gave."""
+    weight = module[0].weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().reshape(groups, -1, weight[0].numel())

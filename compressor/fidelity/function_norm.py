@@ -1,0 +1,97 @@
+"""Fidelity as a U-statistic: mean, variance and covariance of per-image losses (Sec. 3.1, Eq. 5)."""
+
+import copy
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from compressor.data.images import ImageSet
+from compressor.errors import InputError
+from compressor.fidelity.labels import fitting_labels
+from compressor.fidelity.losses import Losses, LossLaw
+
+BATCH_SIZE = 64
+HUGE = 1e12
+
+
+class FunctionNorm:
+    """L(f~, f*) on a fixed set of images; the teacher's outputs are computed once. `labels` (n,) are the images', where
+    they fit the outputs.
+
+    Raises:
+        InputError: fewer than two images, or the network's outputs are not one finite tensor.
+    """
+
+    def __init__(self, teacher: nn.Module, images: ImageSet, device: torch.device) -> None:
+        if len(images) < 2:
+            raise InputError(f"at least two images are needed to know the noise, got {len(images)}")
+        self.images = images
+        self._device = device
+        self.targets = self.outputs(teacher, torch.arange(len(images)))
+        if not torch.isfinite(self.targets).all():
+            raise InputError("the network's outputs on these images are not finite")
+        self.teacher_energy = _energy(self.targets)
+        self.labels = fitting_labels(images, self.targets.shape[1])
+
+    @property
+    def law(self) -> LossLaw:
+        """Losses of different plans scatter alike relative to L."""
+        return LossLaw()
+
+    @property
+    def loss_when_lost(self) -> float:
+        """L of a network that says nothing."""
+        return self.teacher_energy
+
+    def subset(self, count: int) -> "FunctionNorm":
+        """The same on the first `count` images, without running the teacher again."""
+        part = copy.copy(self)
+        part.images = self.images.subset(range(count))
+        part.targets = self.targets[:count]
+        part.teacher_energy = _energy(part.targets)
+        part.labels = None if self.labels is None else self.labels[:count]
+        return part
+
+    def outputs(self, network: nn.Module, indices: Tensor) -> Tensor:
+        """Outputs (m, num_outputs) of `network` on the images `indices` (m,)."""
+        with torch.inference_mode():
+            batches = [
+                _as_rows(network(self.images.batch(part).to(self._device))) for part in indices.split(BATCH_SIZE)
+            ]
+        return torch.cat(batches)
+
+    def inputs_and_targets(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The images `indices` (m,) on the device, and the teacher's outputs (m, num_outputs) for them."""
+        return self.images.batch(indices).to(self._device), self.targets[indices.to(self.targets.device)]
+
+    def losses(self, network: nn.Module, indices: NDArray[np.int64]) -> Losses:
+        """Squared distance to the teacher for each of the images `indices`."""
+        chosen = torch.from_numpy(indices)
+        outputs = self.outputs(network, chosen)
+        return Losses(indices, self.compare(outputs, chosen), harms=self._harms(outputs, chosen))
+
+    def compare(self, outputs: Tensor, indices: Tensor) -> NDArray[np.float64]:
+        """Squared distances (m,) of `outputs` (m, num_outputs) to the teacher's on the images `indices` (m,)."""
+        differences = outputs - self.targets[indices.to(self.targets.device)]
+        values = differences.double().square().sum(1).cpu().numpy()
+        # A destroyed candidate may overflow; a huge finite loss keeps the search going and away from it.
+        return np.minimum(np.nan_to_num(values, nan=HUGE, posinf=HUGE), HUGE)
+
+    def _harms(self, outputs: Tensor, indices: Tensor) -> NDArray[np.float64] | None:
+        if self.labels is None:
+            return None
+        labels, targets = self.labels[indices], self.targets[indices.to(self.targets.device)]
+        before, after = (rows.cpu().argmax(1) == labels for rows in (targets, outputs))
+        return (before.double() - after.double()).numpy()
+
+
+def _energy(outputs: Tensor) -> float:
+    return float(outputs.double().square().sum(1).mean())
+
+
+def _as_rows(outputs: object) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        raise InputError(f"the network must return one tensor, it returns {type(outputs).__name__}")
+    return outputs.reshape(len(outputs), -1).float()

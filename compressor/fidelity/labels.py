@@ -1,0 +1,52 @@
+"""Whether the images' labels are there, and are those of the network's outputs."""
+
+from torch import Tensor
+
+from compressor.data.images import ImageSet
+from compressor.errors import InputError
+from compressor.fidelity.records import Fidelity
+
+
+def fitting_labels(images: ImageSet, num_outputs: int) -> Tensor | None:
+    """The images' labels (m,), where there are as many classes as outputs."""
+    return None if images.labels is None or misfit(images, num_outputs) else images.labels
+
+
+def require_labels(images: ImageSet, num_outputs: int, kind: Fidelity) -> Tensor:
+    """The images' labels (m,).
+
+    Raises:
+        InputError: there are none, or they do not fit the network's outputs.
+    """
+    require_labelled(images, kind)
+    why = misfit(images, num_outputs)
+    if why:
+        raise InputError(f"--fidelity {kind} needs one class for each output of the network: {why}")
+    assert images.labels is not None
+    return images.labels
+
+
+def require_labelled(images: ImageSet, kind: Fidelity) -> None:
+    """What can be said before there is an output.
+
+    Raises:
+        InputError: a risk is asked for, and the images carry no labels.
+    """
+    if kind == "norm" or images.labels is not None:
+        return
+    why = "drawn images have none" if images.drawn else f"there are none with {images.source}"
+    raise InputError(
+        f"--fidelity {kind} needs labels, and {why}: give --data a folder with one subfolder for each class, "
+        "or use --fidelity norm, which needs no labels"
+    )
+
+
+def misfit(images: ImageSet, num_outputs: int) -> str:
+    """Why labels are not those of the outputs, in words; empty where they may be."""
+    assert images.labels is not None
+    if images.class_names is not None and len(images.class_names) != num_outputs:
+        return f"the folder has {len(images.class_names)} classes and the network {num_outputs} outputs"
+    low, high = int(images.labels.min()), int(images.labels.max())
+    if low < 0 or high >= num_outputs:
+        return f"labels run from {low} to {high} and the network has {num_outputs} outputs"
+    return "the network has a single output" if num_outputs < 2 else ""

@@ -1,0 +1,137 @@
+"""TODO docstring."""
+
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.errors import InputError
+from compressor.fidelity.losses import Losses, LossLaw
+
+SMALLEST_NORM = 1e-12
+IMAGE_STREAM, UNSEEN_STREAM = 1, 2  # keep the random streams of one seed apart
+
+
+class NoiseModel:
+    """Covariance of the estimates of L: Sigma_n of Eqs. (8) to (10), from the per-image losses of all looks.
+
+    Two numbers, estimated over all looks together, stand for the whole matrix: the relative variance of the losses,
+    and their correlation between two plans on the same image. A look on m images has the variance
+    s^2 relative_variance / m, s being its function norm to the power `noise_power` (1 for the function norm);
+    images that two looks share make their noise correlated,
+    cov = s_i s_j relative_variance correlation q_ij |S_i & S_j| / (m_i m_j), q_ij being the smaller over the larger
+    function norm to the power `likeness_power` (ResNet-18: 0.3 for the function norm).
+
+    The sample covariance has a number of its own for every entry, but a hundred plans on the same 20 images give it
+    rank 19: most differences between plans would then count as known exactly. And a look's own sample variance is low
+    where by chance its losses are, so that lucky looks would count most. Measured, see docs/method.md.
+    """
+
+    def __init__(self, num_images: int, law: LossLaw | None = None) -> None:
+        self._law = law or LossLaw()
+        self._norms: list[float] = []
+        self._sizes: list[int] = []
+        self._indices = np.zeros(0, dtype=np.int64)  # of all looks' images, one look after the other
+        self._shared = np.zeros((0, 0))
+        # Sums over the looks that saw an image
+        self._counts = np.zeros(num_images)
+        self._relative_squares = np.zeros(num_images)
+        self._score_counts = np.zeros(num_images)
+        self._scores = np.zeros(num_images)
+        self._score_squares = np.zeros(num_images)
+
+    def add(self, losses: Losses) -> None:
+        """One more look."""
+        indices, size = losses.indices, len(losses.indices)
+        self._append_shared(indices)
+        self._norms.append(losses.function_norm)
+        deviations = losses.values - losses.mean
+        scale, spread = losses.function_norm**self._law.noise_power, float(deviations.std())
+        if scale > 0.0:  # a plan without any loss has no noise, and says nothing about that of others
+            self._counts[indices] += 1.0
+            self._relative_squares[indices] += (deviations / scale) ** 2 * size / (size - 1)
+        if spread > 0.0:
+            self._score_counts[indices] += 1.0
+            self._scores[indices] += deviations / spread
+            self._score_squares[indices] += (deviations / spread) ** 2
+
+    def _append_shared(self, indices: NDArray[np.int64]) -> None:
+        """One more row and column of |S_i & S_j|."""
+        seen = np.zeros(len(self._counts))
+        seen[indices] = 1.0
+        starts = np.cumsum([0, *self._sizes])
+        self._sizes.append(len(indices))
+        self._indices = np.concatenate([self._indices, indices])
+        row = np.add.reduceat(seen[self._indices], starts)
+        self._shared = np.pad(self._shared, (0, 1))
+        self._shared[-1] = self._shared[:, -1] = row
+
+    @property
+    def relative_variance(self) -> float:
+        """Variance of the losses over s^2, each image counted once."""
+        seen = self._counts > 0
+        return float((self._relative_squares[seen] / self._counts[seen]).mean()) if seen.any() else 0.0
+
+    @property
+    def correlation(self) -> float:
+        """Correlation of two plans' losses on an image where q is 1, over the images that several looks saw."""
+        several = self._score_counts > 1
+        pairs = (self._scores[several] ** 2 - self._score_squares[several]) / (self._score_counts[several] - 1.0)
+        total = float(self._score_squares[several].sum())
+        if total <= 0:
+            return 0.0
+        scattered = np.array(self._norms) > 0.0
+        shared = self._shared * np.outer(scattered, scattered)
+        shared[np.diag_indices_from(shared)] = 0.0
+        likeness = float((shared * self._likeness()).sum() / shared.sum())
+        return float(np.clip(pairs.sum() / total / likeness, 0.0, 1.0))
+
+    def _likeness(self) -> NDArray[np.float64]:
+        """q_ij (n, n)."""
+        norms = np.log(np.maximum(self._norms, SMALLEST_NORM))
+        return np.exp(-self._law.likeness_power * np.abs(norms[:, None] - norms))
+
+    def variance(self, function_norms: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Variance (m,) of the losses on one image of plans with these function norms (m,)."""
+        return np.asarray(self.relative_variance * function_norms ** (2.0 * self._law.noise_power))
+
+    def covariance(self, function_norms: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Covariance (n, n) of the looks added so far, which found these function norms (n,)."""
+        sizes = np.array(self._sizes, dtype=float)
+        matrix = self.correlation * self._likeness() * self._shared / np.outer(sizes, sizes)
+        matrix[np.diag_indices_from(matrix)] = 1.0 / sizes
+        scales = function_norms**self._law.noise_power
+        return self.relative_variance * matrix * np.outer(scales, scales)
+
+
+class ImageSampler:
+    """Draws `samples` images per evaluation, without replacement until too few are left; then all are shuffled anew.
+
+    Draw number k depends on the seed and k alone, so that a resumed search sees the same images.
+
+    Raises:
+        InputError: fewer than two images per evaluation: the noise would be unknown.
+    """
+
+    def __init__(self, num_images: int, samples: int, seed: int) -> None:
+        self._num_images = num_images
+        self.samples = min(samples, num_images)
+        if self.samples < 2:
+            raise InputError(f"at least two images per evaluation are needed, got {self.samples}")
+        self._seed = seed
+
+    def draw(self, number: int) -> NDArray[np.int64]:
+        """Indices (samples,) of the images of draw `number`."""
+        per_epoch = self._num_images // self.samples
+        epoch, part = divmod(number, per_epoch)
+        order = np.random.default_rng([self._seed, IMAGE_STREAM, epoch]).permutation(self._num_images)
+        return order[part * self.samples : (part + 1) * self.samples]
+
+    def draw_unseen(self, number: int, seen: Collection[int]) -> NDArray[np.int64]:
+        """Up to `samples` images other than `seen`, for another look at a plan; fewer than two are none.
+
+        The same image gives the same loss again: only new ones can tell more.
+        """
+        order = np.random.default_rng([self._seed, UNSEEN_STREAM, number]).permutation(self._num_images)
+        unseen = order[~np.isin(order, list(seen))][: self.samples]
+        return unseen if len(unseen) > 1 else unseen[:0]

@@ -1,0 +1,320 @@
+"""torchvision's classifiers: their names, transforms, empty networks, and which one a checkpoint is.
+
+An architecture and its class count are recognised by comparing names and shapes with every classifier in
+torchvision's registry.
+
+torchvision is imported inside functions, so that a torch and a torchvision that do not belong together give
+a sentence instead of a traceback.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from compressor.data.transforms import Transform
+from compressor.errors import InputError
+from compressor.files import user_cache_dir, write_text
+from compressor.text import first_line, join_words
+
+Shape = tuple[int, ...]
+Fingerprint = dict[str, Shape]
+
+# Entries of a fingerprint's shapes that a checkpoint may choose: the class count, and the number of tokens of
+# a vision transformer, which follows from the image size.
+CLASSES = -1
+TOKENS = -2
+
+# A class count that no layer has as its width: wherever it turns up in a shape, the class count belongs.
+PROBE_CLASSES = 7919
+
+TOKEN_TENSOR = "encoder.pos_embedding"
+CACHE_FORMAT = 1
+
+# Auxiliary heads serve training only. Without these arguments they would be built and initialised slowly.
+BUILD_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": False, "init_weights": False},
+    "inception_v3": {"aux_logits": False, "init_weights": False},
+}
+
+
+# --- torchvision -------------------------------------------------------------------------------------------
+
+
+def import_torchvision() -> ModuleType:
+    """torchvision, or a sentence on how to get one that works.
+
+    Raises:
+        InputError: torchvision is missing, or was built for another torch.
+    """
+    try:
+        import torchvision
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("torchvision", ""):
+            raise
+        raise InputError("torchvision is not installed: pip install torch torchvision") from error
+    except Exception as error:  # RuntimeError on its operators, OSError on its libraries, AttributeError after
+        raise InputError(
+            f"torch {torch.__version__} and the installed torchvision do not belong together "
+            f"({first_line(error)}): pip install --upgrade --force-reinstall torch torchvision"
+        ) from error
+    return torchvision
+
+
+def known_architecture(arch: str) -> str:
+    """torchvision's spelling of `arch`.
+
+    Raises:
+        InputError: torchvision has no such classifier; the sentence names the nearest ones.
+    """
+    names = list_architectures()
+    if arch.lower() in names:
+        return arch.lower()
+    near = difflib.get_close_matches(arch.lower(), names, n=3, cutoff=0.3)
+    hint = f"did you mean {join_words(near, 'or')}?" if near else "see torchvision.models for the names"
+    raise InputError(f"torchvision has no classifier named {arch!r}: {hint}")
+
+
+def list_architectures() -> list[str]:
+    """Names of torchvision's image classifiers."""
+    models = import_torchvision().models
+    return list(models.list_models(module=models))
+
+
+def published_transform(arch: str, image_size: int | None = None) -> Transform:
+    """What torchvision's published weights of `arch` expect of an image; nothing is downloaded.
+
+    Where the network takes one `image_size` in pixels only, the weights published for that size decide.
+    """
+    models = import_torchvision().models
+    published = models.get_model_weights(arch)
+    if not len(published):
+        return Transform()
+    presets = [read_preset(entry.transforms()) for entry in (published.DEFAULT, *published)]
+    if image_size is None:
+        return presets[0]
+    fitting = [preset for preset in presets if preset.input_size == image_size]
+    return fitting[0] if fitting else replace(presets[0], input_size=image_size, resize_size=image_size)
+
+
+def read_preset(preset: Any) -> Transform:
+    """The fields of torchvision's `ImageClassification` preset."""
+    return Transform(
+        input_size=preset.crop_size[0],
+        resize_size=preset.resize_size[0],
+        mean=tuple(preset.mean),
+        std=tuple(preset.std),
+        interpolation=preset.interpolation.value,
+    )
+
+
+# --- Fingerprints of the registry --------------------------------------------------------------------------
+
+
+class SkipParameterData(TorchFunctionMode):
+    """Builds modules whose parameters have shapes but no memory, and spends no time on initial values.
+
+    `torch.device("meta")` would do the same to everything else: RegNet computes its widths, and Swin its
+    index buffers, with tensors that must be real.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty:
+            kwargs = {**kwargs, "device": "meta"}
+        elif func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def build_model(arch: str, num_classes: int, image_size: int | None = None) -> nn.Module:
+    """A network of torchvision whose parameters are still on the meta device; its buffers are real.
+
+    `image_size` in pixels matters to vision transformers only.
+    """
+    models = import_torchvision().models
+    arguments = dict(BUILD_ARGUMENTS.get(arch, {}))
+    if image_size is not None:
+        arguments["image_size"] = image_size
+    # A few small parameters are still drawn: the caller's random numbers are not to depend on that.
+    with SkipParameterData(), torch.random.fork_rng(devices=[]):
+        model: nn.Module = models.get_model(arch, weights=None, num_classes=num_classes, **arguments)
+    return model
+
+
+def architecture_fingerprint(arch: str) -> Fingerprint:
+    """Names and shapes of all tensors of `arch`, with CLASSES and TOKENS where a checkpoint may choose.
+
+    Batch norm's counters are left out: old checkpoints lack them.
+    """
+    state = build_model(arch, PROBE_CLASSES).state_dict()
+    shapes = {
+        name: tuple(CLASSES if size == PROBE_CLASSES else size for size in shape)
+        for name, shape in shapes_of(state).items()
+    }
+    if TOKEN_TENSOR in shapes:
+        shapes[TOKEN_TENSOR] = (1, TOKENS, shapes[TOKEN_TENSOR][2])
+    return shapes
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> Fingerprint:
+    """Names and shapes of the tensors that tell architectures apart."""
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def registry_fingerprints(cache_dir: Path | None = None) -> dict[str, Fingerprint]:
+    """Fingerprints of all of torchvision's classifiers by name.
+
+    They take seconds to make, so they are kept in `cache_dir` (by default the user's cache directory) for
+    each version of torchvision. Without a usable cache they are made anew.
+    """
+    cache = cache_file(cache_dir)
+    names = list_architectures()
+    cached = read_cache(cache, names)
+    if cached is not None:
+        return cached
+    fingerprints = {name: architecture_fingerprint(name) for name in names}
+    write_cache(cache, fingerprints)
+    return fingerprints
+
+
+def cache_file(cache_dir: Path | None = None) -> Path | None:
+    """Where the fingerprints are kept; None where there is no home directory."""
+    version = import_torchvision().__version__
+    try:
+        folder = cache_dir or user_cache_dir()
+    except RuntimeError:
+        return None
+    return folder / f"architectures-{version}-{CACHE_FORMAT}.json"
+
+
+def read_cache(cache: Path | None, names: list[str]) -> dict[str, Fingerprint] | None:
+    """The cached fingerprints, or None if they are absent, damaged, or of other architectures."""
+    if cache is None:
+        return None
+    try:
+        content = json.loads(cache.read_text(encoding="utf-8"))
+        cached = {
+            arch: {str(name): tuple(int(size) for size in shape) for name, shape in shapes.items()}
+            for arch, shapes in content.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    return cached if set(cached) == set(names) and all(cached.values()) else None
+
+
+def write_cache(cache: Path | None, fingerprints: dict[str, Fingerprint]) -> None:
+    """Keep the fingerprints if that is possible."""
+    if cache is None:
+        return
+    with suppress(OSError, InputError):
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_text(cache, json.dumps(fingerprints, separators=(",", ":")))
+
+
+# --- Recognition -------------------------------------------------------------------------------------------
+
+
+def identify(shapes: Fingerprint, arch: str | None, source: str) -> tuple[str, dict[int, int]]:
+    """The architecture of a checkpoint, and the values of CLASSES and TOKENS in it.
+
+    Raises:
+        InputError: the shapes do not fit `arch`, or without `arch` fit none or more than one.
+    """
+    if arch is not None:
+        difference = first_difference(shapes, expected := architecture_fingerprint(arch))
+        if difference:
+            raise InputError(f"{source} does not fit {arch}: {difference}")
+        return arch, free_sizes(shapes, expected)
+    registry = registry_fingerprints()
+    fitting = [name for name, expected in registry.items() if first_difference(shapes, expected) is None]
+    if len(fitting) > 1:
+        raise InputError(f"{source} fits {join_words(fitting)} alike: say which with --arch")
+    if not fitting:
+        raise InputError(f"{source} fits none of torchvision's classifiers: {nearest(shapes, registry)}")
+    return fitting[0], free_sizes(shapes, registry[fitting[0]])
+
+
+def first_difference(shapes: Fingerprint, expected: Fingerprint) -> str | None:
+    """The first thing in which a checkpoint differs from an architecture; None if it fits."""
+    for name in expected:
+        if name not in shapes:
+            return f"it lacks {name!r}"
+    for name, shape in expected.items():
+        if not shapes_agree(shapes[name], shape):
+            return f"{name!r} has shape {show(shapes[name])} instead of {show(shape)}"
+    for name in shapes:
+        if name not in expected:
+            return f"it has {name!r}, which the architecture has not"
+    return contradiction(shapes, expected)
+
+
+def contradiction(shapes: Fingerprint, expected: Fingerprint) -> str | None:
+    """Tensors of one checkpoint that disagree on the class count, or tokens that fill no square."""
+    counts = {shapes[name][0] for name, shape in expected.items() if CLASSES in shape}
+    if len(counts) != 1 or 0 in counts:
+        return f"its last layer's tensors give the class counts {join_words(sorted(map(str, counts)))}"
+    if TOKENS in expected.get(TOKEN_TENSOR, ()):
+        patches = shapes[TOKEN_TENSOR][1] - 1
+        if patches < 1 or math.isqrt(patches) ** 2 != patches:
+            return f"{TOKEN_TENSOR!r} has {patches} patches, which is not a square"
+    return None
+
+
+def shapes_agree(shape: Shape, expected: Shape) -> bool:
+    """Are the shapes equal wherever the checkpoint has no choice?"""
+    return len(shape) == len(expected) and all(b < 0 or a == b for a, b in zip(shape, expected, strict=True))
+
+
+def free_sizes(shapes: Fingerprint, expected: Fingerprint) -> dict[int, int]:
+    """The values of CLASSES and TOKENS in a checkpoint that fits."""
+    return {
+        marker: size
+        for name, shape in expected.items()
+        for marker, size in zip(shape, shapes[name], strict=True)
+        if marker < 0
+    }
+
+
+def nearest(shapes: Fingerprint, registry: dict[str, Fingerprint]) -> str:
+    """The architecture that shares the largest part of its tensors with a checkpoint, and what differs."""
+    shares = {name: shared_part(shapes, expected) for name, expected in registry.items()}
+    best = max(shares, key=lambda name: shares[name])
+    if shares[best] == 0:
+        return "none of its tensors has a known name and shape"
+    return f"the nearest is {best}, but {first_difference(shapes, registry[best])}"
+
+
+def shared_part(shapes: Fingerprint, expected: Fingerprint) -> float:
+    """Tensors equal in name and shape, as a part of all names on either side."""
+    equal = sum(name in shapes and shapes_agree(shapes[name], shape) for name, shape in expected.items())
+    return equal / len(shapes.keys() | expected.keys())
+
+
+def show(shape: Shape) -> str:
+    """A shape as a user reads it."""
+    words = {CLASSES: "classes", TOKENS: "tokens"}
+    return "x".join(words.get(size, str(size)) for size in shape) or "scalar"
+
+
+def image_size_of(free: dict[int, int], weights: Mapping[str, Tensor]) -> int | None:
+    """The only image size in pixels that a vision transformer takes; None for other networks."""
+    if TOKENS not in free:
+        return None
+    patch_size = weights["conv_proj.weight"].shape[-1]
+    return patch_size * math.isqrt(free[TOKENS] - 1)

@@ -1,0 +1,217 @@
+"""Which layers can be compressed, why others cannot, and what they cost (Sec. 3.3)."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import InputError
+from compressor.factorization.records import Method
+from compressor.factorization.registry import break_even_rank, num_params_table
+from compressor.network.attention import fused_modules
+from compressor.network.macs import count_macs
+from compressor.network.records import Kind, LayerRecord
+
+MethodChoice = Literal["auto", "auto+cp", "spatial", "tucker", "cp", "interpolative"]
+
+# The layer sets of the paper's experiments (Sec. 4); Table 1 counts a ninth for ResNet-18 but names none.
+PAPER_LAYERS = {"resnet": "layer*.conv2", "vgg": "*", "fc": "*"}
+
+
+@dataclass(frozen=True)
+class FoundLayer:
+    """A conv or linear layer of a network; `skipped` says why it is not compressed, else it is None."""
+
+    name: str
+    module: nn.Module
+    kind: Kind
+    macs: int
+    method: Method | None = None
+    cap: int = 0
+    skipped: str | None = None
+
+    @property
+    def shape(self) -> list[int]:
+        """Shape of the weight, (Co, Ci/groups, ...)."""
+        return list(_weight(self.module).shape)
+
+    @property
+    def params(self) -> int:
+        """Parameters of the weight; the bias is not counted (factors that are fitted to images add one of Co
+        numbers where there was none)."""
+        return _weight(self.module).numel()
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of a convolution, else 1."""
+        return groups_of(self.module)
+
+    @property
+    def weighted_module(self) -> nn.Conv2d | nn.Linear:
+        """The module of a layer that can be compressed."""
+        assert isinstance(self.module, nn.Conv2d | nn.Linear)
+        return self.module
+
+    def params_by_rank(self) -> list[int]:
+        """Parameters at ranks 1, 2, ... up to `dense_rank`, which stands for the dense layer."""
+        assert self.method is not None
+        return num_params_table(self.method, self.shape, self.num_groups, self.cap, self.params)
+
+    @cached_property
+    def dense_rank(self) -> int:
+        """The search's number for "stays dense": one above the last rank that makes the layer smaller."""
+        return len(self.params_by_rank())
+
+    def record(self) -> LayerRecord:
+        """The layer as `inspect` and the report show it."""
+        return LayerRecord(
+            name=self.name,
+            kind=self.kind,
+            shape=self.shape,
+            method=self.method,
+            cap=self.cap or None,
+            params=self.params,
+            macs=self.macs,
+            skipped=self.skipped,
+        )
+
+
+def find_layers(
+    model: nn.Module,
+    example: Tensor,
+    method: MethodChoice = "auto",
+    include: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    arch: str = "",
+) -> list[FoundLayer]:
+    """Every conv and linear layer of `model` in order of definition, compressible or with its reason.
+
+    Args:
+        model: the network, in eval mode.
+        example: one input batch, used for one forward pass (MACs, and which layers are called at all).
+        method: "auto" and "auto+cp" split k x k convolutions spatially; "tucker" and "cp" decompose those without
+            groups; "interpolative" keeps rows of every layer without groups. Where a method does not apply: as "auto".
+        include: name patterns (fnmatch); empty means every layer; "paper" is the paper's set for `arch`.
+        skip: name patterns to leave out.
+
+    Raises:
+        InputError: a pattern matches no layer, or the paper names no set for `arch`.
+    """
+    _, macs = count_macs(model, example)
+    called = _called_modules(model, example)
+    found = [
+        _describe(name, module, macs.get(name, 0), method, called)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    ]
+    found = _mark_shared_weights(model, found)
+    return _select(found, _expand_sets(include, arch), skip)
+
+
+def compressible(layers: Sequence[FoundLayer]) -> list[FoundLayer]:
+    """The layers that take part in the search."""
+    return [layer for layer in layers if layer.skipped is None]
+
+
+def factorised_ranks(layers: Sequence[FoundLayer], ranks: Iterable[int]) -> dict[str, int]:
+    """Ranks by name of the layers that are factorised, without those that stay dense."""
+    return {layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if int(rank) < layer.dense_rank}
+
+
+def possible_methods(layer: FoundLayer) -> tuple[Method, ...]:
+    """The methods that apply to a layer's kind, the default first."""
+    module = layer.module
+    if isinstance(module, nn.Linear) or _weight(module).shape[2:].numel() == 1:
+        return ("svd", "interpolative") if layer.num_groups == 1 else ("svd",)
+    return ("spatial", "tucker", "cp", "interpolative") if layer.num_groups == 1 else ("spatial",)
+
+
+def with_method(layer: FoundLayer, method: Method) -> FoundLayer:
+    """The layer with another method and its break-even rank."""
+    cap = break_even_rank(method, layer.shape, layer.num_groups, layer.params)
+    return replace(layer, method=method, cap=cap)
+
+
+def _describe(name: str, module: nn.Module, macs: int, choice: MethodChoice, called: set[nn.Module]) -> FoundLayer:
+    kind: Kind = "linear" if isinstance(module, nn.Linear) else "conv"
+    layer = FoundLayer(name, module, kind, macs)
+    if type(module) not in (nn.Linear, nn.Conv2d):
+        return replace(layer, skipped=f"{type(module).__name__} is not supported")
+    if module not in called:
+        return replace(layer, skipped="its forward is never called (unused, or its owner reads the weight)")
+    possible = possible_methods(layer)
+    layer = with_method(layer, next((method for method in possible if method == choice), possible[0]))
+    if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+        return replace(layer, skipped="depthwise: already thin, two thinner convolutions would only be slower")
+    if layer.dense_rank < 2:
+        return replace(layer, skipped=f"no rank below break-even (cap {layer.cap})")
+    return layer
+
+
+def _called_modules(model: nn.Module, example: Tensor) -> set[nn.Module]:
+    called: set[nn.Module] = set()
+    hooks = [module.register_forward_hook(lambda m, *_: called.add(m)) for module in model.modules()]
+    try:
+        with torch.inference_mode():
+            model(example[:1])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    # Fused encoders call their parts only while hooks are attached.
+    return called - fused_modules(model)
+
+
+def _mark_shared_weights(model: nn.Module, layers: list[FoundLayer]) -> list[FoundLayer]:
+    """A weight with two places in the network cannot be replaced in one of them."""
+    every_module = model.named_modules(remove_duplicate=False)
+    places = Counter(id(weight) for _, module in every_module for weight in module.parameters(recurse=False))
+    return [
+        replace(layer, skipped="shares its weight with another layer")
+        if places[id(_weight(layer.module))] > 1
+        else layer
+        for layer in layers
+    ]
+
+
+def _expand_sets(include: Sequence[str], arch: str) -> list[str]:
+    patterns = []
+    for pattern in include:
+        if pattern != "paper":
+            patterns.append(pattern)
+            continue
+        family = next((name for name in PAPER_LAYERS if arch.startswith(name)), None)
+        if family is None:
+            raise InputError(f"the paper names no layer set for {arch or 'this network'}; give name patterns")
+        patterns.append(PAPER_LAYERS[family])
+    return patterns
+
+
+def _select(layers: list[FoundLayer], include: Sequence[str], skip: Sequence[str]) -> list[FoundLayer]:
+    for pattern in (*include, *skip):
+        if not any(fnmatchcase(layer.name, pattern) for layer in layers):
+            raise InputError(f"the layer pattern {pattern!r} matches no layer; `bocompress inspect` lists them")
+    return [_leave_out(layer, include, skip) if layer.skipped is None else layer for layer in layers]
+
+
+def _leave_out(layer: FoundLayer, include: Sequence[str], skip: Sequence[str]) -> FoundLayer:
+    if include and not any(fnmatchcase(layer.name, pattern) for pattern in include):
+        return replace(layer, skipped="not named by --layers")
+    if any(fnmatchcase(layer.name, pattern) for pattern in skip):
+        return replace(layer, skipped="left out by --skip")
+    return layer
+
+
+def _weight(module: nn.Module) -> Tensor:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight
+
+
+def groups_of(module: nn.Module) -> int:
+    """Groups of a convolution, 1 for any other layer."""
+    return module.groups if isinstance(module, nn.Conv2d) else 1

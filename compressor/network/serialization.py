@@ -1,0 +1,89 @@
+"""A compressed network in a file that is safe to read: weights, and of which modules the factorised layers consist.
+
+Factors are made of convolutions, linear layers, chains of them and `Interpolated`; what these were made with is written
+as JSON beside the weights, so that no decomposition has to be repeated to put a network together again.
+"""
+
+import copy
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from compressor.errors import InputError
+from compressor.factorization.interpolative import Interpolated
+from compressor.files import replace_when_whole
+from compressor.network.surgery import replace_layer
+
+CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+LINEAR = ("in_features", "out_features")
+Description = dict[str, Any]
+
+
+def save_network(original: nn.Module, network: nn.Module, path: Path) -> None:
+    """Write `network`, which is `original` with some layers replaced by factors, to `path`, whole or not at all."""
+    layers = {name: describe_module(network.get_submodule(name)) for name in factorised_names(original, network)}
+    weights = {name: value.detach().cpu().clone().contiguous() for name, value in network.state_dict().items()}
+    with replace_when_whole(path) as partial:
+        partial.write_bytes(save(weights, {"layers": json.dumps(layers)}))
+
+
+def load_network(original: nn.Module, path: Path) -> nn.Module:
+    """The network that `save_network` wrote, in eval mode, on the device of `original`.
+
+    Raises:
+        InputError: the file cannot be read, or is not of a network like `original`.
+    """
+    network = copy.deepcopy(original)
+    with suppress(OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        with safe_open(path, framework="pt") as file:
+            layers = json.loads((file.metadata() or {})["layers"])
+            weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        for name, description in layers.items():
+            network = replace_layer(network, name, build_module(description))
+        network.load_state_dict(weights)
+        device = next((value.device for value in original.parameters()), torch.device("cpu"))
+        return network.to(device).eval().requires_grad_(False)
+    raise InputError(f"{path} does not hold a network compressed from this one; choose another --out")
+
+
+def factorised_names(original: nn.Module, network: nn.Module) -> list[str]:
+    """Layers of `original` in whose place `network` has factors."""
+    return [
+        name
+        for name, module in original.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear) and type(network.get_submodule(name)) is not type(module)
+    ]
+
+
+def describe_module(module: nn.Module) -> Description:
+    """What `module` was made with, JSON values only."""
+    if isinstance(module, nn.Sequential):
+        return {"chain": [describe_module(part) for part in module]}
+    if isinstance(module, Interpolated):
+        parts = {"keep": describe_module(module.keep), "rest": describe_module(module.rest)}
+        return {"interpolated": parts, "outputs": len(module.order)}
+    if isinstance(module, nn.Linear):
+        return {"linear": {name: getattr(module, name) for name in LINEAR} | {"bias": module.bias is not None}}
+    assert isinstance(module, nn.Conv2d)
+    return {"conv": {name: getattr(module, name) for name in CONV} | {"bias": module.bias is not None}}
+
+
+def build_module(description: Description) -> nn.Module:
+    """A module as described; its weights are still to be filled."""
+    kind, options = next(iter(description.items()))
+    if kind == "chain":
+        return nn.Sequential(*(build_module(part) for part in options))
+    if kind == "interpolated":
+        keep, rest = build_module(options["keep"]), build_module(options["rest"])
+        assert isinstance(keep, nn.Conv2d | nn.Linear)
+        assert isinstance(rest, nn.Conv2d | nn.Linear)
+        return Interpolated(keep, rest, torch.zeros(description["outputs"], dtype=torch.int64))
+    # JSON has lists where torch wants tuples.
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return {"linear": nn.Linear, "conv": nn.Conv2d}[kind](**given)

@@ -1,0 +1,80 @@
+"""Teacher and ranks in, a network out."""
+
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from torch import nn
+
+from compressor.factorization.registry import Factors
+
+KEPT_PER_LAYER = 4  # ranks
+
+
+def build_candidate(model: nn.Module, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> nn.Module:
+    """The network with the named layers factorised; every other tensor is shared with `model`.
+
+    Args:
+        model: the original, left untouched.
+        factors: factors by layer name.
+        ranks: rank by layer name, only for layers that are not kept dense.
+    """
+    candidate = _copy_sharing_tensors(model)
+    for name, rank in ranks.items():
+        candidate = replace_layer(candidate, name, factors[name].build(rank))
+    return candidate
+
+
+class Candidates:
+    """The networks of one search, one after the other: what a layer was made into at a rank is kept for a while, for
+    the next that wants it.
+
+    Candidates differ in few layers from one another, and factors fitted to images take longer to build than the network
+    takes for a look. A network must not be changed, and becomes the next that its thread asks for.
+    """
+
+    def __init__(self, model: nn.Module, factors: Mapping[str, Factors]) -> None:
+        self._model = model
+        self._factors = factors
+        self._kept = {name: lru_cache(maxsize=KEPT_PER_LAYER)(layer.build) for name, layer in factors.items()}
+        self._local = threading.local()
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        return Candidates, (self._model, self._factors)
+
+    def build(self, ranks: Mapping[str, int]) -> nn.Module:
+        """`build_candidate` at these ranks."""
+        local = self._local
+        if not hasattr(local, "network"):
+            local.network = _copy_sharing_tensors(self._model)
+            local.dense = {name: local.network.get_submodule(name) for name in self._factors}
+        network: nn.Module = local.network
+        for name, dense in local.dense.items():
+            network = replace_layer(network, name, self._kept[name](ranks[name]) if name in ranks else dense)
+        return network
+
+
+def detach_from_original(candidate: nn.Module) -> nn.Module:
+    """A copy that shares no tensor with the original network."""
+    return copy.deepcopy(candidate)
+
+
+def _copy_sharing_tensors(model: nn.Module) -> nn.Module:
+    known: dict[int, object] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    # A module has a dozen empty dictionaries, of hooks and the like; without them a copy takes half the time.
+    for module in model.modules():
+        for value in vars(module).values():
+            if type(value) in (dict, OrderedDict) and not value:
+                known[id(value)] = type(value)()
+    return copy.deepcopy(model, known)
+
+
+def replace_layer(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """The network with `module` in the place of the named layer: `model` itself, changed, or `module` alone."""
+    if not name:  # the network is the layer
+        return module
+    model.set_submodule(name, module)
+    return model

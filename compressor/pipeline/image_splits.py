@@ -1,0 +1,118 @@
+"""Which images a network is tuned on, and which decide over it: never those that judge."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from compressor.data.images import ImageSet
+from compressor.errors import InputError
+from compressor.fidelity.labels import misfit
+from compressor.pipeline.settings import Settings
+from compressor.recovery.records import TuneTarget
+
+MAX_CALIBRATION_SHARE = 0.3  # of all images
+MIN_CALIBRATION_IMAGES = 8
+MAX_SEARCH_IMAGES = 500
+MAX_SEARCH_IMAGES_OF_RISK = 2000  # risks scatter more than function norms do
+DECIDING_SHARE = 2 / 3  # of the images outside the search, where a drop is asked for; the others judge
+
+CHECK_SHARE = 0.2  # of the images, where none are given for training alone
+MAX_CHECK_IMAGES = 500
+MIN_TRAIN_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Images to train on and other ones that decide over epochs; `excluded` images were given and belong to others."""
+
+    train: ImageSet
+    check: ImageSet
+    excluded: int = 0
+
+
+def divide_training(
+    given: ImageSet | None, calibration: ImageSet, search: ImageSet, held_out: ImageSet, seed: int
+) -> TrainingImages:
+    """What to tune on: the images `given` for it, which the search's then check, or the others without the judges.
+
+    An image that is given for training, too, and judges or checks, is left out of the training.
+
+    Raises:
+        InputError: there are no images of a task, or too few.
+    """
+    if given is None:
+        if search.drawn:
+            raise InputError(
+                "--finetune needs images of the task: give --data or --train-data (drawn images teach nothing)"
+            )
+        images = join(calibration, search) if len(calibration) else search
+        check, train = images.split(min(MAX_CHECK_IMAGES, int(CHECK_SHARE * len(images))), seed)
+    elif search.drawn:
+        check, train = given.split(min(MAX_CHECK_IMAGES, int(CHECK_SHARE * len(given))), seed)
+    else:
+        check, train = search, without(given, join(search, held_out))
+    if len(train) < MIN_TRAIN_IMAGES or len(check) < 2:
+        raise InputError(f"{len(train)} images are left to train on, of {MIN_TRAIN_IMAGES} at least: give more images")
+    excluded = 0 if given is None or search.drawn else len(given) - len(train)
+    return TrainingImages(train, check, excluded)
+
+
+def require_trainable(images: TrainingImages, by: TuneTarget, model: nn.Module, example: Tensor) -> None:
+    """Raises InputError unless the network takes the images, and they have the labels that are to be learnt."""
+    if images.train.input_shape != tuple(example.shape[1:]):
+        shapes = (" x ".join(map(str, shape)) for shape in (images.train.input_shape, example.shape[1:]))
+        raise InputError("the images to train on are {}, the others {}".format(*shapes))
+    if by == "labels":
+        with torch.inference_mode():
+            num_outputs = model(example).reshape(len(example), -1).shape[1]
+        _require_labels(images, num_outputs)
+
+
+def _require_labels(images: TrainingImages, num_outputs: int) -> None:
+    for part in (images.train, images.check):
+        if part.labels is None:
+            raise InputError(f"--finetune-by labels: no labels ({part.source}): --finetune-by teacher needs none")
+        why = misfit(part, num_outputs)
+        if why:
+            raise InputError(f"--finetune-by labels: {why} ({part.source}): --finetune-by teacher needs no labels")
+    if images.train.class_names != images.check.class_names:
+        raise InputError("--finetune-by labels: the class folders of --train-data and --data have different names")
+
+
+def join(first: ImageSet, second: ImageSet) -> ImageSet:
+    """Both sets, one after the other; with labels where both have them."""
+    labels = None
+    if first.labels is not None and second.labels is not None:
+        labels = torch.cat([first.labels, second.labels])
+    return replace(first, data=torch.cat([first.data, second.data]), labels=labels)
+
+
+def without(images: ImageSet, others: ImageSet) -> ImageSet:
+    """The images that are not, to the pixel, among `others`."""
+    known = {_content(others, index) for index in range(len(others))}
+    return images.subset([index for index in range(len(images)) if _content(images, index) not in known])
+
+
+def _content(images: ImageSet, index: int) -> bytes:
+    return images.data[index].numpy().tobytes()
+
+
+def divide_images(images: ImageSet, settings: Settings) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """Images to fit factors on, to search with, and to judge the result."""
+    num_calibration = min(settings.calibration_wanted, int(MAX_CALIBRATION_SHARE * len(images)))
+    if num_calibration < MIN_CALIBRATION_IMAGES:
+        num_calibration = 0
+    calibration, others = images.split(num_calibration, settings.search.seed)
+    limit = MAX_SEARCH_IMAGES if settings.fidelity == "norm" else MAX_SEARCH_IMAGES_OF_RISK
+    search_images, held_out = others.split(min(limit, len(others) // 2), settings.search.seed)
+    return calibration, search_images, held_out
+
+
+def set_aside_deciding(held_out: ImageSet, settings: Settings) -> tuple[ImageSet | None, ImageSet]:
+    """Images to decide over a drop, where one is asked for, and those that judge."""
+    if settings.target is None or settings.target.wish != "drop":
+        return None, held_out
+    if len(held_out) < 4:
+        raise InputError("--max-drop needs more images: to search, to decide and to judge")
+    return held_out.split(int(DECIDING_SHARE * len(held_out)), settings.search.seed)

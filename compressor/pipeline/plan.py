@@ -1,0 +1,138 @@
+"""plan.json: from ranks to a plan a person can read and edit, and back again."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from compressor.errors import InputError
+from compressor.factorization.records import FactorKind, Method
+from compressor.fidelity.records import Fidelity
+from compressor.files import prepare_folder, write_text
+from compressor.network.layers import FoundLayer, possible_methods, with_method
+from compressor.schema import Record
+
+
+class LayerPlan(Record):
+    """What happens to one layer: factorised by `method` at `rank`, or kept dense (`rank` null).
+
+    `factors`: the weight's own; with the last factor refitted on calibration images; or those of the layer's inputs
+    ("activation"). Null leaves the choice to the run that applies the plan."""
+
+    name: str
+    method: Method
+    factors: FactorKind | None = None
+    rank: int | None = Field(ge=1)
+    cap: int = Field(ge=1)
+    why: str = ""
+
+
+class Plan(Record):
+    """`plan.json`: a rank for every compressible layer. Can be edited by hand and applied again. `gamma` weighs
+    `fidelity`, both of the search that made the plan."""
+
+    version: Literal[1] = 1
+    arch: str
+    gamma: float | None = Field(default=None, gt=0)
+    fidelity: Fidelity = "norm"
+    prune_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    layers: list[LayerPlan] = Field(min_length=1)
+
+
+def make_plan(
+    layers: Sequence[FoundLayer],
+    ranks: Sequence[int],
+    kinds: Mapping[str, FactorKind],
+    arch: str,
+    gamma: float | None,
+    prune_fraction: float,
+    fidelity: Fidelity = "norm",
+    why: str = "chosen by the search",
+) -> Plan:
+    """The plan for `layers` at `ranks`; a layer's `dense_rank` leaves it dense. `why` the others have their rank."""
+    return Plan(
+        arch=arch,
+        gamma=gamma,
+        fidelity=fidelity,
+        prune_fraction=prune_fraction,
+        layers=[
+            _plan_layer(layer, int(rank), kinds[layer.name], why) for layer, rank in zip(layers, ranks, strict=True)
+        ],
+    )
+
+
+def _plan_layer(layer: FoundLayer, rank: int, kind: FactorKind, why: str) -> LayerPlan:
+    assert layer.method is not None
+    dense = rank >= layer.dense_rank
+    return LayerPlan(
+        name=layer.name,
+        method=layer.method,
+        rank=None if dense else rank,
+        factors=kind,
+        cap=layer.cap,
+        why="the search kept it dense" if dense else why,
+    )
+
+
+def write_plans(folder: Path, plan: Plan, others: Mapping[str, Plan]) -> None:
+    """plan.json and, under their names, other plans; those that an earlier run left beside them go."""
+    write_text(folder / "plan.json", plan.model_dump_json(indent=2) + "\n")
+    for parent in {(folder / name).parent for name in others}:
+        prepare_folder(parent)
+        for old in parent.glob("*.json"):
+            old.unlink()
+    for name, other in others.items():
+        write_text(folder / name, other.model_dump_json(indent=2) + "\n")
+
+
+def read_plan(path: Path) -> Plan:
+    """Read and validate a plan.
+
+    Raises:
+        InputError: missing, not JSON, or not a plan; the sentence names the first field at fault.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise InputError(f"{path} is not a plan: it holds no JSON object")
+        return Plan.model_validate(content)
+    except OSError as error:
+        raise InputError(f"cannot read the plan {path}: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{path} is not a plan: {': '.join(filter(None, [place, first['msg']]))}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a plan: not valid JSON") from error
+
+
+def planned_layers(plan: Plan, layers: Sequence[FoundLayer]) -> tuple[list[FoundLayer], list[int]]:
+    """The plan's layers as found in the network, with their ranks (`dense_rank` where the plan says dense).
+
+    Raises:
+        InputError: a layer of the plan does not exist, cannot be compressed, appears twice, or has a rank
+            above its cap.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    names = [row.name for row in plan.layers]
+    if len(set(names)) < len(names):
+        raise InputError(f"the plan names {max(names, key=names.count)} more than once")
+    chosen = [_find(row, by_name) for row in plan.layers]
+    ranks = [row.rank or layer.dense_rank for row, layer in zip(plan.layers, chosen, strict=True)]
+    return chosen, ranks
+
+
+def _find(row: LayerPlan, by_name: Mapping[str, FoundLayer]) -> FoundLayer:
+    layer = by_name.get(row.name)
+    if layer is None:
+        raise InputError(f"the plan names a layer {row.name!r} that this network does not have")
+    if layer.skipped is not None:
+        raise InputError(f"the plan names {row.name}, which cannot be compressed: {layer.skipped}")
+    if row.method not in possible_methods(layer):
+        raise InputError(f"the plan wants {row.method} for {row.name}, to which it does not apply")
+    layer = with_method(layer, row.method)
+    if row.rank is not None and row.rank > layer.cap:
+        raise InputError(f"the plan gives {row.name} rank {row.rank}, above its cap of {layer.cap}")
+    return layer

@@ -1,0 +1,77 @@
+"""What a run writes beside ONNX files: the ORT format and zipped files, each checked before it gets its name."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from compressor.cost.size import file_bytes, gzip_bytes, list_parts
+from compressor.errors import BocompressError, VerificationError
+from compressor.files import replace_when_whole
+from compressor.pipeline.state import Job
+from compressor.report.records import FileRecord, PrecisionRecord
+from exporters.ort_format import converted_to_ort, zip_file
+from exporters.verify import VERIFY_IMAGES, verify_files, verify_onnx
+
+MODEL = "model.onnx"
+# The same integer kernels run from both formats; where they do not, a rounding may fall the other way.
+TOLERANCE = 0.05
+
+
+def write_formats(
+    job: Job, network: nn.Module, precisions: Sequence[PrecisionRecord]
+) -> tuple[list[FileRecord], list[str]]:
+    """Files in the formats asked for, of model.onnx and of each further precision, and a sentence for each that could
+    not be had."""
+    records: list[FileRecord] = []
+    failures = []
+    for name in (MODEL, *(record.file for record in precisions)):
+        try:
+            records += _write_formats(job, job.folder / name, network)
+        except BocompressError as error:
+            failures.append(f"{error}; {name} is not affected")
+            job.progress.say(f"note: {failures[-1]}")
+    return records, failures
+
+
+def _write_formats(job: Job, path: Path, network: nn.Module) -> list[FileRecord]:
+    records = []
+    if "ort" in job.settings.formats:
+        with job.progress.stage(f"converting {path.name} to ORT format"):
+            records.append(_write_ort(job, path, network))
+    if job.settings.zip:
+        with job.progress.stage(f"zipping {path.name}"):
+            records += [_zip(part) for part in list_parts(path)]
+    return records
+
+
+def _write_ort(job: Job, source: Path, network: nn.Module) -> FileRecord:
+    """float32 is compared with torch, other precisions with their ONNX file, which has been judged against torch."""
+    images = job.held_out.batch(slice(0, VERIFY_IMAGES))
+    with converted_to_ort(source) as (ort, config):
+        if source.name == MODEL:
+            error = verify_onnx(ort, network, images).max_rel_error
+        else:
+            difference = verify_files(source, ort, images, TOLERANCE)
+            error = difference.max_rel_error
+            if not difference.same:
+                raise VerificationError(f"{ort.name} is {error:.2g} of the largest output away from {source.name}")
+        for path in (config, ort):
+            with replace_when_whole(job.folder / path.name) as partial:
+                shutil.copyfile(path, partial)
+    target = job.folder / ort.name
+    return FileRecord(
+        file=target.name,
+        source=source.name,
+        size_bytes=file_bytes(target),
+        gzip_bytes=gzip_bytes(target),
+        max_rel_error=error,
+        operators=config.name,
+    )
+
+
+def _zip(source: Path) -> FileRecord:
+    target = zip_file(source)
+    size = target.stat().st_size
+    return FileRecord(file=target.name, source=source.name, size_bytes=size, gzip_bytes=size)

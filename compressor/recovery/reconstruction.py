@@ -1,0 +1,272 @@
+"""After the plan is chosen: refit each layer's factors to what the original layer computes.
+
+Factors are the best approximation of a layer on the original's activations. In the compressed network a layer receives
+other inputs, bent by every layer before it. Front to back, each is refitted by least squares from the inputs it really
+receives to the outputs the original layer gives on the same images (asymmetric reconstruction; Zhang et al. 2016):
+first the last factor alone, then both in turn. Closed form, no labels, no gradient descent. A step is kept only if it
+lowers the function norm on images outside calibration.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from compressor.data.images import ImageSet
+from compressor.factorization.alternating import alternate
+from compressor.factorization.base import Layer
+from compressor.factorization.interpolative import Interpolated
+from compressor.factorization.least_squares import NestedRefit
+from compressor.factorization.metric import INPUT_FLOOR, with_floor
+from compressor.factorization.registry import SPLIT_METHODS
+from compressor.factorization.two_factor import first_factor
+from compressor.fidelity.function_norm import FunctionNorm
+from compressor.network.hooks import Places, batches, draw_places, in_order_of_use, input_of, watching
+from compressor.network.layers import FoundLayer, groups_of
+from compressor.network.statistics import (
+    MAX_ROWS,
+    Moments,
+    chunks,
+    has_metric,
+    make_metric,
+    output_weights,
+    rows_of_batch,
+)
+from compressor.network.surgery import replace_layer
+from compressor.recovery.records import RecalibrationRecord, RecalibrationStep, StepKind
+
+LAST_FLOOR = 1e-3  # of the mean variance of the last factor's inputs: features hardly seen keep their weights
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """What one layer is to give: per batch the places and the original's outputs there (rows, Co), and the weight of
+    these outputs where both factors can be refitted."""
+
+    layer: FoundLayer
+    rows: list[tuple[Places, Tensor]]
+    weights: Tensor | None
+
+
+@dataclass
+class Recalibration:
+    """One recalibration of `network`, which it changes in place (or replaces, where the network is one layer).
+
+    Args:
+        original: the network to imitate, on `device`.
+        network: the compressed network on `device`, sharing no tensor with `original`.
+        layers: its factorised layers, as found in the original.
+        calibration: images to fit on.
+        judge: function norm on other images, which decides over each step.
+        seed: of the places that enter the equations.
+        on_step: told the number of layers done and a word.
+    """
+
+    original: nn.Module
+    network: nn.Module
+    layers: Sequence[FoundLayer]
+    calibration: ImageSet
+    judge: FunctionNorm
+    device: torch.device
+    seed: int = 0
+    on_step: Callable[[int, str], None] = lambda count, text: None
+    steps: list[RecalibrationStep] = field(default_factory=list)
+
+    def run(self) -> RecalibrationRecord:
+        """Refit all layers, and say what each step brought."""
+        began = time.perf_counter()
+        self._current = before = self._loss()
+        for count, goal in enumerate(self._front_to_back()):
+            self.on_step(count, f"{goal.layer.name}, function norm {self._current:.4g}")
+            self._refit_layer(goal)
+        self._refit_norms()
+        return RecalibrationRecord(
+            calibration_images=len(self.calibration),
+            check_images=len(self.judge.images),
+            before=before,
+            after=self._current,
+            seconds=time.perf_counter() - began,
+            steps=self.steps,
+        )
+
+    def _loss(self) -> float:
+        return self.judge.losses(self.network, np.arange(len(self.judge.images))).mean
+
+    def _front_to_back(self) -> Iterator[_Goal]:
+        """What each layer is to give, in order of use; the original runs once for as many as memory allows."""
+        by_name = {layer.name: layer for layer in self.layers}
+        example = self.calibration.batch([0]).to(self.device)
+        ordered = [by_name[name] for name in in_order_of_use(self.network, list(by_name), example)]
+        for chunk in chunks(ordered, _goal_bytes):
+            both = [layer for layer in chunk if _has_both(layer)]
+            weights = output_weights(self.original, both, self.calibration, self.device, self.seed) if both else {}
+            rows = self._outputs_of_original(chunk)
+            for layer in chunk:
+                yield _Goal(layer, rows.pop(layer.name), weights.pop(layer.name, None))
+
+    def _outputs_of_original(self, layers: Sequence[FoundLayer]) -> dict[str, list[tuple[Places, Tensor]]]:
+        """For every layer and batch the places drawn, and what the original layer gives there (rows, Co)."""
+        rows: dict[str, list[tuple[Places, Tensor]]] = {layer.name: [] for layer in layers}
+        generators = [torch.Generator().manual_seed(self.seed) for _ in layers]
+        seen: set[int] = set()
+
+        def keep(number: int, _value: Tensor, output: Tensor) -> None:
+            layer = layers[number]
+            if number in seen:  # a layer called twice is refitted on its first call
+                return
+            seen.add(number)
+            count = rows_of_batch(len(batch), len(self.calibration))
+            places = draw_places(layer.module, output, count, generators[number])
+            rows[layer.name].append((places, places.of_output(output)))
+
+        modules = [self.original.get_submodule(layer.name) for layer in layers]
+        with torch.inference_mode(), watching(modules, keep):
+            for batch in batches(self.calibration, self.device):
+                seen.clear()
+                self.original(batch)
+        return rows
+
+    def _refit_layer(self, goal: _Goal) -> None:
+        name = goal.layer.name
+        module = self.network.get_submodule(name)
+        last, whole = self._moments(goal, module)
+        # Equations that cannot be solved are a step not taken.
+        with suppress(torch.linalg.LinAlgError):
+            self._try("last factor", name, _with_last_refitted(module, last))
+        if goal.weights is None:
+            return
+        with suppress(torch.linalg.LinAlgError):
+            present = self.network.get_submodule(name)
+            self._try("both factors", name, _with_both_refitted(goal.layer, present, whole, goal.weights))
+
+    def _moments(self, goal: _Goal, module: nn.Module) -> tuple[Moments, Moments]:
+        """Sums over what the last factor and what the whole layer receive, and over what the original layer gives."""
+        original = goal.layer.module
+        final, outputs = last_factor(module)
+        last, whole = Moments(groups_of(final)), Moments(groups_of(original))
+        for batch, (places, targets) in zip(batches(self.calibration, self.device), goal.rows, strict=True):
+            given = input_of(self.network, module, batch)
+            with torch.inference_mode():
+                features = _before_last(module, given)
+            last.add(places.of_input(final, features), targets if outputs is None else targets[:, outputs])
+            if goal.weights is not None:
+                whole.add(places.of_input(original, given), targets)
+        return last, whole
+
+    def _try(self, kind: StepKind, name: str, candidate: nn.Module) -> None:
+        """Put the candidate in the layer's place, and keep it if the function norm falls."""
+        present = self.network.get_submodule(name)
+        self.network = replace_layer(self.network, name, candidate)
+        after = self._loss()
+        kept = after < self._current
+        if not kept:
+            self.network = replace_layer(self.network, name, present)
+        self._note(kind, name, after, kept)
+
+    def _note(self, kind: StepKind, name: str, after: float, kept: bool) -> None:
+        self.steps.append(RecalibrationStep(layer=name, kind=kind, before=self._current, after=after, kept=kept))
+        self._current = after if kept else self._current
+
+    def _refit_norms(self) -> None:
+        """Batch-norm statistics of the compressed network's own activations, all at once."""
+        norms = [m for m in self.network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        norms = [norm for norm in norms if norm.track_running_stats]
+        if not norms:
+            return
+        before = [copy.deepcopy(norm.state_dict()) for norm in norms]
+        estimate_statistics(self.network, norms, self.calibration, self.device)
+        after = self._loss()
+        kept = after < self._current
+        for norm, state in zip(norms, before, strict=True):
+            if not kept or not norm.num_batches_tracked:  # auxiliary heads see nothing
+                norm.load_state_dict(state)
+        self._note("batch-norm statistics", "", after, kept)
+
+
+def last_factor(module: nn.Module) -> tuple[nn.Module, Tensor | None]:
+    """The last linear part of a factorised layer, and which of the layer's outputs it gives (None for all)."""
+    if isinstance(module, Interpolated):
+        return module.rest, module.order.argsort()[len(module.keep.weight) :]
+    assert isinstance(module, nn.Sequential)
+    return module[-1], None
+
+
+def estimate_statistics(network: nn.Module, norms: Sequence[nn.Module], images: ImageSet, device: torch.device) -> None:
+    """Set mean and variance of the batch norms to the averages over the images' batches."""
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()  # type: ignore[operator]
+        norm.momentum = None  # type: ignore[assignment]
+        norm.train()
+    with torch.no_grad():
+        for batch in batches(images, device):
+            if len(batch) > 1:  # one image has no variance where there is but one place
+                network(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def _goal_bytes(layer: FoundLayer) -> int:
+    num_out = layer.shape[0]
+    return 4 * MAX_ROWS * num_out + 8 * num_out * (num_out // layer.num_groups)
+
+
+def _has_both(layer: FoundLayer) -> bool:
+    return layer.method in SPLIT_METHODS and has_metric(layer)
+
+
+def _before_last(module: nn.Module, value: Tensor) -> Tensor:
+    return module.keep(value) if isinstance(module, Interpolated) else module[:-1](value)  # type: ignore[index]
+
+
+def _with_last_refitted(module: nn.Module, moments: Moments) -> nn.Module:
+    """A copy of the factorised layer whose last factor and bias are the least-squares ones."""
+    changed = copy.deepcopy(module)
+    final, _ = last_factor(changed)
+    weight, bias = solve(moments, final.weight, LAST_FLOOR)  # type: ignore[arg-type]
+    final.weight = _as_parameter(weight, final)
+    final.bias = _as_parameter(bias, final)
+    return changed
+
+
+def _with_both_refitted(layer: FoundLayer, module: nn.Module, moments: Moments, outputs: Tensor) -> nn.Module:
+    """Factors of the layer that maps the inputs received to the outputs wanted; the better of two beginnings."""
+    assert isinstance(module, nn.Sequential)
+    assert layer.method is not None
+    factors = SPLIT_METHODS[layer.method]
+    substitute: Layer = copy.deepcopy(layer.weighted_module)
+    weight, bias = solve(moments, substitute.weight, INPUT_FLOOR)
+    substitute.weight, substitute.bias = _as_parameter(weight, layer.module), _as_parameter(bias, layer.module)
+    metric = make_metric(moments, outputs)
+    kernel = factors.kernel(substitute).double().cpu()
+    present = first_factor(module, layer.num_groups).double().cpu()
+    rank = present.shape[1]
+    starts = [present, factors(substitute, metric, limit=rank).first(rank)]
+    start = max(starts, key=lambda first: NestedRefit(kernel, metric, first.double()).kept(metric.outputs))
+    return factors.with_first(substitute, metric, alternate(kernel, metric, start)).build(rank)
+
+
+def solve(moments: Moments, present: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+    """Weight of the shape of `present` and bias (Co,) of least squared error, float64.
+
+    A ridge of `floor` times the mean variance pulls towards `present` where the rows say little.
+    """
+    covariance = moments.covariance()
+    damped = with_floor(covariance, floor)
+    weight = present.detach().double().cpu().reshape(moments.groups, -1, covariance.shape[-1])
+    cross = moments.cross_covariance() + (damped - covariance) @ weight.mT
+    solution = torch.cholesky_solve(cross, torch.linalg.cholesky(damped))
+    bias = moments.target_mean() - (moments.mean()[:, None] @ solution)[:, 0]
+    return solution.mT.reshape(present.shape), bias.flatten()
+
+
+def _as_parameter(values: Tensor, like: nn.Module) -> nn.Parameter:
+    weight = like.weight
+    assert isinstance(weight, Tensor)
+    return nn.Parameter(values.to(weight).contiguous(), requires_grad=False)

@@ -1,0 +1,261 @@
+"""The tables the command line prints on stdout."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from compressor.cost.records import LatencyRecord
+from compressor.network.records import LayerRecord
+from compressor.recovery.records import RecalibrationRecord, TuneRecord
+from compressor.report.records import FileRecord, Report, StageRecord
+from compressor.schema import Number, Pair
+from compressor.search.records import WISH_OPTIONS, SearchRecord, TargetRecord
+from exporters.records import DifferenceRecord, QuantisationRecord
+
+NARROWEST = 100  # a pipe has no width: wide enough for the longest row
+
+
+def print_report(report: Report, folder: Path) -> None:
+    """One summary: original, compressed, their ratio."""
+    table = _table(f"{report.arch}, gamma {report.gamma:.3g}", "", "original", "compressed", "ratio")
+    rows = {
+        "parameters": report.params,
+        "  of compressible layers": report.params_compressible,
+        "  not zero": report.nonzero_params,
+        "MACs": report.macs,
+        "ONNX bytes": report.onnx_bytes,
+        "ONNX bytes, gzip": report.gzip_bytes,
+    }
+    for name, pair in rows.items():
+        table.add_row(name, f"{pair.original:,}", f"{pair.compressed:,}", f"{pair.compressed / pair.original:.3f}")
+    _add_latency(table, report.latency)
+    if report.top1:
+        change = 100 * (report.top1.compressed - report.top1.original)
+        table.add_row("top-1", _percent(report.top1.original), _percent(report.top1.compressed), f"{change:+.2f} pt")
+    if report.risk:
+        change = report.risk.compressed - report.risk.original
+        table.add_row("cross-entropy", f"{report.risk.original:.4f}", f"{report.risk.compressed:.4f}", f"{change:+.4f}")
+    fidelity, parity = report.fidelity, report.parity
+    table.add_row(
+        "function norm",
+        "0",
+        f"{fidelity.function_norm:.4g} ± {fidelity.stderr:.2g}",
+        f"{fidelity.relative:.4f}",
+    )
+    table.add_row("same top-1 decision", "", _percent(fidelity.top1_agreement), "")
+    table.add_row("ONNX Runtime against torch", "", f"{parity.max_rel_error:.1e} relative", "")
+    console = _console()
+    console.print(table)
+    if report.precisions:
+        console.print(_precision_table(report))
+    if report.stages:
+        console.print(_stage_table(report.stages))
+    if report.target:
+        console.print(_target_line(report.target), markup=False)
+    if report.search:
+        for line in _certificate_lines(report.search):
+            console.print(line, markup=False)
+    if report.recalibration:
+        console.print(_recalibration_line(report.recalibration))
+    if report.tuning:
+        console.print(_tuning_line(report.tuning), markup=False)
+    for record in report.precisions:
+        if record.quantisation:
+            console.print(_quantisation_line(record.quantisation), markup=False)
+    for file in report.files:
+        console.print(_file_line(file), markup=False)
+    for warning in report.warnings:
+        console.print(f"note: {warning}", markup=False)
+    console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _precision_table(report: Report) -> Table:
+    """The original, the compressed float32 file and its other precisions side by side."""
+    others = report.precisions
+    table = _table("precisions", "", "original", "float32", *(record.precision for record in others))
+    sizes, packed, fidelity = report.onnx_bytes, report.gzip_bytes, report.fidelity
+    rows: list[tuple[str, Sequence[str]]] = [
+        ("ONNX bytes", [f"{size:,}" for size in (*_both(sizes), *(record.onnx_bytes for record in others))]),
+        ("ONNX bytes, gzip", [f"{size:,}" for size in (*_both(packed), *(record.gzip_bytes for record in others))]),
+        *_latency_rows(report),
+        ("function norm", ["0", *(f"{f.function_norm:.4g}" for f in (fidelity, *(r.fidelity for r in others)))]),
+        ("  against float32", ["", "0", *(f"{record.norm_to_float32:.2g}" for record in others)]),
+        ("same top-1 decision", ["", *(_percent(f.top1_agreement) for f in (fidelity, *(r.fidelity for r in others)))]),
+        ("  as float32's", ["", "", *(_percent(record.agreement_to_float32) for record in others)]),
+    ]
+    if report.top1:
+        tops = [*_both(report.top1), *(record.top1 for record in others)]
+        rows.append(("top-1", ["" if top is None else _percent(top) for top in tops]))
+    for name, cells in rows:
+        table.add_row(name, *cells)
+    return table
+
+
+def _latency_rows(report: Report) -> list[tuple[str, Sequence[str]]]:
+    """Paired ratios only: milliseconds of different runs do not compare."""
+    rows: list[tuple[str, Sequence[str]]] = []
+    for provider, float32 in report.latency.items():
+        name = f"{provider.removesuffix('ExecutionProvider')} time of original"
+        beside = [record.latency.get(provider) for record in report.precisions]
+        rows.append((name, ["1", *map(_interval, (float32, *beside))]))
+        within = [_interval(record.latency_to_float32.get(provider)) for record in report.precisions]
+        rows.append(("  of float32", ["", "1", *within]))
+    return rows
+
+
+def _interval(record: LatencyRecord | None) -> str:
+    return f"{record.ratio:.3f} ({record.ratio_low:.3f} to {record.ratio_high:.3f})" if record else ""
+
+
+def _both(pair: Pair[Number]) -> tuple[Number, Number]:
+    return pair.original, pair.compressed
+
+
+def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[LayerRecord]) -> None:
+    """The table of `bocompress inspect`."""
+    title = f"{arch}, {num_classes} classes, {input_size} px: {len(layers)} layers"
+    table = _table(title, "layer", "shape", "method", "cap", "parameters", "MACs", "skipped", left=(0, 1, 2, 6))
+    for layer in layers:
+        table.add_row(
+            layer.name,
+            "x".join(map(str, layer.shape)),
+            layer.method or "",
+            "" if layer.cap is None else str(layer.cap),
+            f"{layer.params:,}",
+            f"{layer.macs:,}",
+            layer.skipped or "",
+        )
+    _console().print(table)
+
+
+def print_cells(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> None:
+    """A table whose cells are text already; columns in `left` are flush left."""
+    table = _table(title, *header, left=left)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    _console().print(table)
+
+
+def print_difference(first: Path, second: Path, difference: DifferenceRecord) -> None:
+    """The lines of `bocompress verify`."""
+    console = _console()
+    verdict = "the same" if difference.same else "not the same"
+    console.print(f"{first} and {second}: {verdict} (tolerance {difference.tolerance:g})", markup=False, soft_wrap=True)
+    table = _table("", "", "")
+    table.add_row("largest difference of outputs", f"{difference.max_abs_error:.3g}")
+    table.add_row("  over the largest output", f"{difference.max_rel_error:.3g}")
+    table.add_row("function norm", f"{difference.function_norm:.3g}")
+    table.add_row("same top-1 decision", _percent(difference.top1_agreement))
+    table.add_row("images", str(difference.images))
+    table.add_row("worst image", f"number {difference.worst_image}")
+    if not difference.same:
+        parting = difference.parting
+        place = (
+            f"{parting.layer} (tensor {parting.tensor}, by {parting.relative_error:.3g})"
+            if parting
+            else f"at the output; {difference.tensors_compared} tensors within agree"
+        )
+        table.add_row("part first", place)
+    console.print(table)
+
+
+def _add_latency(table: Table, latency: dict[str, LatencyRecord]) -> None:
+    for provider, record in latency.items():
+        table.add_row(
+            f"latency, {provider.removesuffix('ExecutionProvider')}, batch {record.batch_size}, "
+            f"{record.threads} thread{'s' if record.threads > 1 else ''}",
+            f"{record.original_ms:.2f} ms",
+            f"{record.compressed_ms:.2f} ms",
+            f"{record.ratio:.3f} ({record.ratio_low:.3f} to {record.ratio_high:.3f})",
+        )
+
+
+def _target_line(target: TargetRecord) -> str:
+    bound = f", at most {target.at_most:.4g} with 95 % confidence ({target.images} images)" if target.images else ""
+    verdict = "kept" if target.met else "not kept"
+    return f"target {WISH_OPTIONS[target.wish]} {target.asked:g} {verdict}: {target.reached:.4g}{bound}"
+
+
+def _certificate_lines(search: SearchRecord) -> list[str]:
+    """Both figures, the one that was to stop the search beside its epsilon, and what they rest on."""
+    certificate, joint = search.certificate, search.certificate.joint
+    margin = f"better by {certificate.delta:.2g}"
+    figures = {"pointwise": f"P(a given other plan is {margin}) = {certificate.pointwise:.2g}"}
+    if joint is not None:
+        figures["joint"] = f"P(any plan is {margin}) = {joint.estimate:.2g}, at most {joint.upper:.2g}"
+    asked = figures.pop(certificate.asked)
+    lines = [
+        f"certificate ({certificate.asked}, asked: {certificate.epsilon:g}) {'met' if certificate.met else 'not met'}: "
+        f"{asked}",
+        *(f"  {name}: {figure}" for name, figure in figures.items()),
+        f"  given the Gaussian process: its errors are {search.calibration.z_rms:.2g} times as large as it predicts",
+        *([f"front: {len(search.front)} plans in plans/ that no other seen beats in both"] if search.front else []),
+        f"search: {search.evaluations} evaluations, {search.image_passes:,} image passes, {search.seconds:.0f} s",
+    ]
+    return lines
+
+
+def _recalibration_line(record: RecalibrationRecord) -> str:
+    kept = sum(step.kept for step in record.steps)
+    return (
+        f"recalibration: function norm {record.before:.4g} -> {record.after:.4g} on {record.check_images} images, "
+        f"{kept} of {len(record.steps)} steps kept, {record.seconds:.0f} s"
+    )
+
+
+def _stage_table(stages: Sequence[StageRecord]) -> Table:
+    """The columns of the paper's Table 5, and how far each network is from the original."""
+    table = _table(
+        "stages", "network", "top-1", "top-5", "ratio", "function norm", "time", "what was done", left=(0, 6)
+    )
+    for stage in stages:
+        judgement = stage.judgement
+        tops = ["" if top is None else _percent(top) for top in (judgement.top1, judgement.top5)]
+        seconds = f"{stage.seconds:.0f} s" if stage.kind != "original" else ""
+        figures = [*tops, _percent(stage.ratio), f"{judgement.function_norm:.4g}", seconds]
+        table.add_row(escape(stage.name), *figures, escape(stage.what))
+    return table
+
+
+def _tuning_line(record: TuneRecord) -> str:
+    """What it brought on the images outside the search."""
+    parts = [f"fine-tuning: epoch {record.kept_epoch} of {record.epochs} kept"]
+    if record.before and record.after:
+        parts.append(f"function norm {record.before.function_norm:.4g} -> {record.after.function_norm:.4g}")
+        if record.before.top1 is not None and record.after.top1 is not None:
+            parts.append(f"top-1 {_percent(record.before.top1)} -> {_percent(record.after.top1)}")
+    return ", ".join([*parts, f"{record.train_images} images, {record.seconds:.0f} s"])
+
+
+def _quantisation_line(record: QuantisationRecord) -> str:
+    kept = ", ".join(f"{layer.name} ({layer.added_norm:.2g})" for layer in record.float_layers)
+    return (
+        f"int8: {record.calibration} ranges of {record.calibration_images} images; "
+        f"{record.layers - len(record.float_layers)} of {record.layers} layers in int8"
+        + (f"; left in float, with the function norm each adds alone: {kept}" if kept else "")
+    )
+
+
+def _file_line(record: FileRecord) -> str:
+    checked = f", {record.max_rel_error:.1e} relative" if record.max_rel_error is not None else ""
+    needs = f", {record.operators}" if record.operators else ""
+    return f"{record.file}: {record.size_bytes:,} bytes{checked}{needs}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _table(title: str, *columns: str, left: Sequence[int] = (0,)) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index in left else "right", overflow="fold")
+    return table
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, NARROWEST), highlight=False)

@@ -1,0 +1,129 @@
+"""The data that passes between stages; the same pydantic records write and validate every JSON file.
+
+Units are part of the names. This module imports nothing of ours.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from compressor.cost.records import Cost, LatencyRecord, MachineRecord
+from compressor.fidelity.records import Fidelity, FidelityRecord, Judgement
+from compressor.network.records import LayerRecord
+from compressor.recovery.records import RecalibrationRecord, TuneRecord
+from compressor.schema import Pair, Record
+from compressor.search.records import Form, SearchRecord, TargetRecord
+from exporters.records import ParityRecord, Precision, QuantisationRecord
+
+StageKind = Literal["original", "compress", "finetune", "prune"]
+
+
+class PrecisionRecord(Record):
+    """The compressed network in another precision, judged through ONNX Runtime on the images outside the search.
+
+    `fidelity` is against the original network; `norm_to_float32`, `agreement_to_float32` and `latency_to_float32`
+    against the compressed float32 file, whose times are that record's `original_ms`.
+    """
+
+    precision: Precision
+    file: str
+    onnx_bytes: int
+    gzip_bytes: int
+    fidelity: FidelityRecord
+    norm_to_float32: float = Field(ge=0)
+    agreement_to_float32: float = Field(ge=0, le=1)
+    top1: float | None = None
+    latency: dict[str, LatencyRecord]
+    latency_to_float32: dict[str, LatencyRecord]
+    quantisation: QuantisationRecord | None = None
+
+
+class FileRecord(Record):
+    """A file made from another of the run: in ORT format (`max_rel_error` is against torch for float32, else against
+    `source`; `operators` names the list for a minimal build), or zipped, when both sizes are the same."""
+
+    file: str
+    source: str
+    size_bytes: int
+    gzip_bytes: int
+    max_rel_error: float | None = None
+    operators: str | None = None
+
+
+class StageRecord(Record):
+    """One stage of a recipe, and the network as it left it, on the images outside the search; the first row of a report
+    is the original. `ratio` counts weights that are not zero, over the original's; `what` says what was done."""
+
+    name: str
+    kind: StageKind
+    what: str
+    nonzero_params: int
+    ratio: float
+    judgement: Judgement
+    seconds: float
+    gamma: float | None = None
+    search: SearchRecord | None = None
+    recalibration: RecalibrationRecord | None = None
+    tuning: TuneRecord | None = None
+
+
+class ImagesRecord(Record):
+    """Where the images came from and how they were used."""
+
+    source: str
+    calibration: int = 0
+    search: int
+    deciding: int = 0
+    held_out: int
+    unreadable: int
+    labelled: bool
+    input_shape: list[int]
+
+
+class Report(Record):
+    """`report.json`: everything the page shows, and enough to run it again.
+
+    `ratio` is R, compressed/original `cost` of the layers searched; `top1` holds shares of correct decisions
+    on the images outside the search, null where the images carry no labels, `risk` the mean cross-entropy on them;
+    `searched` is what L was in the search; where `prune_searched`, `ratio` counts the weights that are not zero.
+    `precisions` holds the compressed network in precisions other than float32, `files` those made from its ONNX files;
+    `stages` are those of a recipe, each with its own search and fine-tuning; `seconds` is the whole run.
+    """
+
+    version: str
+    created: str
+    command: str
+    seed: int
+    seconds: float
+    arch: str
+    gamma: float
+    form: Form
+    searched: Fidelity = "norm"
+    cost: Cost = "params"
+    provider: str = "CPUExecutionProvider"
+    ratio: float
+    rank_multiple: int = 1
+    prune_fraction: float
+    prune_searched: bool = False
+    params: Pair[int]
+    params_compressible: Pair[int]
+    nonzero_params: Pair[int]
+    macs: Pair[int]
+    onnx_bytes: Pair[int]
+    gzip_bytes: Pair[int]
+    latency: dict[str, LatencyRecord]
+    fidelity: FidelityRecord
+    parity: ParityRecord
+    top1: Pair[float] | None = None
+    risk: Pair[float] | None = None
+    precisions: list[PrecisionRecord] = Field(default_factory=list)
+    files: list[FileRecord] = Field(default_factory=list)
+    search: SearchRecord | None = None
+    target: TargetRecord | None = None
+    recalibration: RecalibrationRecord | None = None
+    tuning: TuneRecord | None = None
+    stages: list[StageRecord] = Field(default_factory=list)
+    layers: list[LayerRecord]
+    images: ImagesRecord
+    machine: MachineRecord
+    warnings: list[str]

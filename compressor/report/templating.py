@@ -1,0 +1,24 @@
+"""How templates of pages are read."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+
+
+def load_template(
+    folder: Path, name: str, filters: Mapping[str, Any], escape: bool = True, keep_trailing_newline: bool = False
+) -> Template:
+    """The template of this name in `folder`; a value that is missing is an error."""
+    # Autoescape is switched on outright: jinja's choice by file ending would leave it off for ".jinja".
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=keep_trailing_newline,
+    )
+    environment.filters.update(filters)
+    return environment.get_template(name)

@@ -1,0 +1,293 @@
+"""The report's sentences: the figures in words, and no more than they can bear."""
+
+from collections.abc import Callable, Sequence
+
+from compressor.cost.records import COST_WORDS, Cost, LatencyRecord
+from compressor.factorization.records import FactorKind, Method
+from compressor.fidelity.records import FIDELITY_WORDS, FidelityRecord
+from compressor.network.records import LayerRecord
+from compressor.recovery.records import RecalibrationRecord
+from compressor.report.formatting import (
+    GAP,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_interval,
+    format_ms,
+    format_number,
+    format_percent,
+    format_plural,
+    format_probability,
+    format_provider,
+    format_ratio,
+)
+from compressor.report.records import Report
+from compressor.search.records import WISH_OPTIONS, SearchRecord, TargetRecord, Wish
+from compressor.text import join_words
+from exporters.records import ParityRecord
+
+_METHODS: dict[Method, str] = {
+    "svd": "a linear or 1 × 1 layer in two, K features between them",
+    "spatial": "a k × k convolution in two, one along columns and one along rows",
+    "tucker": "a k × k convolution on fewer channels, between two 1 × 1 convolutions (Tucker-2)",
+    "cp": "two 1 × 1 convolutions round two that act on each channel alone, along columns and along rows",
+    "interpolative": "some of the layer’s own outputs kept, the others combined from them",
+}
+_FACTORS: dict[FactorKind, str] = {
+    "weight": "the best approximation of the weight itself",
+    "refit": "those of the weight, the last one fitted anew to the layer’s outputs on calibration images",
+    "activation": "fitted to the layer’s inputs on calibration images, where possible also to what its outputs count",
+}
+
+
+def describe_size(report: Report) -> str:
+    """'resnet18: 46.8 MB → 9.1 MB', also the page's title."""
+    sizes = report.onnx_bytes
+    return f"{report.arch}: {format_bytes(sizes.original)} → {format_bytes(sizes.compressed)}"
+
+
+def describe_result(report: Report) -> str:
+    """The headline: size, speed and agreement in one sentence."""
+    sizes = report.onnx_bytes
+    ratio = format_ratio(sizes.compressed / sizes.original) if sizes.original else "—"
+    speeds = [describe_speed(provider, record) for provider, record in report.latency.items()]
+    agreement = f"{format_percent(report.fidelity.top1_agreement)} of top-1 decisions unchanged"
+    return ", ".join([f"{describe_size(report)} ({ratio})", *speeds, agreement])
+
+
+def describe_speed(provider: str, record: LatencyRecord) -> str:
+    """'2.1× faster on CPU (95 % interval 2.05 to 2.15×)'; a difference within the noise is called so."""
+    place = format_provider(provider)
+    if record.ratio_low <= 1 <= record.ratio_high or record.ratio_low <= 0:
+        noise = format_interval(record.ratio_low, record.ratio_high)
+        return f"no measurable difference in speed on {place} (95{GAP}% interval of the time’s ratio {noise})"
+    if record.ratio < 1:
+        interval = format_interval(1 / record.ratio_high, 1 / record.ratio_low)
+        return f"{format_ratio(1 / record.ratio)} faster on {place} (95{GAP}% interval {interval})"
+    interval = format_interval(record.ratio_low, record.ratio_high)
+    return f"{format_ratio(record.ratio)} slower on {place} (95{GAP}% interval {interval})"
+
+
+def describe_fidelity(report: Report) -> str:
+    """How far the outputs are from the original's, and on how many images that was seen."""
+    fidelity = report.fidelity
+    outside = _describe_unused(report)
+    images = format_plural(fidelity.images, "held-out image" if outside else "image")
+    share = f"{format_number(100 * fidelity.relative)}{GAP}%"
+    return (
+        f"On {images}{outside} the squared distance between the outputs of the two "
+        f"networks is L = {format_number(fidelity.function_norm)} on average, with a standard error of "
+        f"{format_number(fidelity.stderr)}. That is {share} of the original "
+        f"outputs’ own energy, E‖f*‖² = {format_number(fidelity.teacher_energy)}. "
+        f"The most likely class is the same for {format_percent(fidelity.top1_agreement)} of the images."
+    )
+
+
+def describe_risk_bound(fidelity: FidelityRecord) -> str:
+    """What the function norm says of any loss."""
+    root = format_number(max(fidelity.function_norm, 0.0) ** 0.5)
+    return (
+        f"For any loss that is K-Lipschitz in the outputs, the compressed network’s expected loss exceeds "
+        f"the original’s by at most K√L, here estimated as {root}{GAP}K."
+    )
+
+
+def describe_search(search: SearchRecord) -> str:
+    """What the search cost and why it ended."""
+    return (
+        f"{format_plural(search.evaluations, 'evaluation')} of candidate plans took "
+        f"{format_duration(search.seconds)} ({format_duration(search.surrogate_seconds)} of it in the "
+        f"Gaussian process) and {format_plural(search.image_passes, 'image pass', 'image passes')}, start "
+        f"included. The chosen plan’s objective is J = {_signed(search.objective)} with a posterior standard "
+        f"deviation of {format_number(search.objective_sd)}."
+    )
+
+
+def describe_target(target: TargetRecord, cost: Cost) -> str:
+    """What was asked in place of gamma, and what came of it."""
+    unit, show = _TARGET_UNITS[target.wish](target, cost), _TARGET_FORMATS[target.wish]
+    reached = f"{show(target.reached)} {unit}"
+    if target.wish == "drop":
+        reached += (
+            f" on {format_plural(target.images, 'image')} outside the fit, at most {show(target.at_most)} "
+            f"with 90{GAP}% confidence"
+        )
+    return (
+        f"Asked for: {WISH_OPTIONS[target.wish]} {target.asked:g}. {'Kept' if target.met else 'Not kept'}: {reached}. "
+        f"γ was found for it."
+    )
+
+
+def _describe_drop_unit(target: TargetRecord, _: Cost) -> str:
+    return "points of top-1 lost" if target.labelled else f"{GAP}% of the original outputs’ energy lost"
+
+
+_TARGET_UNITS: dict[Wish, Callable[[TargetRecord, Cost], str]] = {
+    "ratio": lambda _, cost: f"of the whole network’s {COST_WORDS[cost]}",
+    "bytes": lambda *_: "in model.onnx",
+    "macs": lambda *_: "multiply-accumulates",
+    "latency": lambda *_: "in the median",
+    "drop": _describe_drop_unit,
+}
+_TARGET_FORMATS: dict[Wish, Callable[[float], str]] = {
+    "ratio": format_number,
+    "bytes": format_bytes,
+    "macs": format_count,
+    "latency": format_ms,
+    "drop": format_number,
+}
+
+
+def describe_layers(report: Report) -> str:
+    """How many layers changed, and what is left of their parameters."""
+    layers = [layer for layer in report.layers if layer.skipped is None]
+    changed = sum(layer.rank is not None for layer in layers)
+    kept, skipped = len(layers) - changed, len(report.layers) - len(layers)
+    pruned = f" {format_percent(report.prune_fraction)} of the weights were then set to zero."
+    changes = f"{format_plural(changed, 'layer was', 'layers were')} factorised"
+    return (
+        f"{changes}, {kept} kept dense and {skipped} left out; compressed to original, the ratio R is "
+        f"{format_number(report.ratio)} in {_name_cost(report)}.{pruned if report.prune_fraction else ''}"
+    )
+
+
+def _name_cost(report: Report) -> str:
+    return "weights that are not zero" if report.prune_searched else COST_WORDS[report.cost]
+
+
+def explain_methods(layers: Sequence[LayerRecord]) -> dict[str, str]:
+    """The methods of the layers that were factorised, each with what it makes of a layer."""
+    used = {layer.method for layer in layers if layer.rank is not None}
+    return {name: meaning for name, meaning in _METHODS.items() if name in used}
+
+
+def explain_factors(layers: Sequence[LayerRecord]) -> dict[str, str]:
+    """How the factors of these layers were found; empty for a report that does not say."""
+    used = {layer.factors for layer in layers if layer.rank is not None}
+    return {name: meaning for name, meaning in _FACTORS.items() if name in used}
+
+
+def describe_objective(report: Report) -> str:
+    """The function that was maximised."""
+    formula = "−γL − R (Eq. 3)" if report.form == "ratio" else "−γL + 1/R (Eq. 2)"
+    where = format_provider(report.provider)
+    measured = f", each layer measured by itself on {where}" if report.cost == "latency" else ""
+    multiple = report.rank_multiple
+    lattice = f" Ranks from {multiple} on are multiples of {multiple}." if multiple > 1 else ""
+    return (
+        f"The search maximises J = {formula} with {_equal('γ', report.gamma)}: L is "
+        f"{FIDELITY_WORDS[report.searched]}, estimated on a few images at a time, and R the share of the searched "
+        f"layers’ {_name_cost(report)} that is left{measured}."
+        f"{lattice}"
+    )
+
+
+def describe_recalibration(record: RecalibrationRecord) -> str:
+    """What was fitted on how many images, and what it brought."""
+    kept = sum(step.kept for step in record.steps)
+    before, after = format_number(record.before), format_number(record.after)
+    change = f"fell from L = {before} to {after}" if after != before else f"stayed at L = {before}"
+    return (
+        f"The layers were refitted front to back on {format_plural(record.calibration_images, 'calibration image')}: "
+        f"on {format_plural(record.check_images, 'check image')}, which had no part in the fit, the function norm "
+        f"{change}; {kept} of {format_plural(len(record.steps), 'step')} "
+        f"{'was' if kept == 1 else 'were'} kept, in {format_duration(record.seconds)}."
+    )
+
+
+def describe_recalibration_limits(report: Report) -> str:
+    """Which images and which network the figures speak of."""
+    rule = "A step is kept if it lowers the function norm on the check images"
+    if report.search is None:
+        return f"{rule}, which are not those held out."
+    return (
+        f"{rule}; these are some of the images for the search, not those held out. "
+        "The search and its certificate speak of the network before this."
+    )
+
+
+def describe_images(report: Report) -> str:
+    """Where the images came from, and how they were divided."""
+    images = report.images
+    uses = {
+        "for calibration": images.calibration,
+        "for the search" if report.search is not None or report.stages else "to check with": images.search,
+        "to decide over the target": images.deciding,
+        "held out": images.held_out,
+        "unreadable": images.unreadable,
+    }
+    first, *others = [(use, count) for use, count in uses.items() if count]
+    parts = [f"{format_plural(first[1], 'image')} {first[0]}", *(f"{count} {use}" for use, count in others)]
+    return f"{images.source} ({'labelled' if images.labelled else 'unlabelled'}); {', '.join(parts)}"
+
+
+def describe_certificate(search: SearchRecord) -> str:
+    """Whether what was to stop the search did, in words; both figures."""
+    certificate, joint = search.certificate, search.certificate.joint
+    asked = f" (asked: at most {_equal('ε', certificate.epsilon)}): {'met' if certificate.met else 'not met'}"
+    pointwise = (
+        f"the largest probability found that a given other plan is better than this one by more than "
+        f"{_equal('δ', float(f'{certificate.delta:.2g}'))} is {format_probability(certificate.pointwise)}"
+        f"{asked if certificate.asked == 'pointwise' else ''}"
+    )
+    given = f"Given the Gaussian process fitted to {format_plural(len(search.history), 'observation')}, {pointwise}"
+    if joint is None:
+        return f"{given}."
+    return (
+        f"{given}. That any plan at all is better by that much has a probability of "
+        f"{format_probability(joint.estimate)}, at most {format_probability(joint.upper)} with confidence "
+        f"{format_percent(joint.confidence)}, from {format_plural(joint.paths, 'draw')} of the Gaussian process"
+        f"{asked if certificate.asked == 'joint' else ''}."
+    )
+
+
+def describe_calibration(search: SearchRecord) -> str:
+    """Whether the Gaussian process deserves trust."""
+    calibration = search.calibration
+    return (
+        f"How far the model can be trusted: predicting each of the {calibration.looks} looks from all the others, "
+        f"{format_percent(calibration.within_two_sd)} lie within two predicted deviations (a good model: 95{GAP}%), "
+        f"and the errors are {format_number(calibration.z_rms)} times as large as predicted (a good model: 1)."
+    )
+
+
+def describe_certificate_limits() -> str:
+    """What the certificate does not say; it belongs beside every statement of it."""
+    return (
+        "The first probability speaks of single plans (Ma et al. 2019, Eq. 12), the second of all plans at once (after "
+        "Wilson 2024). Both rest on searches over plans, which may miss the best, and hold only as far as the model is "
+        "right."
+    )
+
+
+def describe_parity(parity: ParityRecord) -> str:
+    """How the exported file was compared with the network it came from."""
+    sizes = join_words([str(size) for size in parity.batch_sizes])
+    noun = "batch size" if len(parity.batch_sizes) == 1 else "batch sizes"
+    agreement = format_percent(parity.top1_agreement)
+    return (
+        f"The compressed ONNX file was run in ONNX Runtime on {format_plural(parity.images, 'image')} at "
+        f"{noun} {sizes} and compared with the compressed torch network: the outputs differ by at most "
+        f"{format_number(parity.max_abs_error)}, which is {format_number(parity.max_rel_error)} of the "
+        f"largest output (tolerance {parity.tolerance:g}), and the most likely class is the same for "
+        f"{agreement} of the images."
+    )
+
+
+def _describe_unused(report: Report) -> str:
+    """', which the search never used,': what the held-out images had no part in."""
+    uses = {"calibration": report.images.calibration > 0, "the search": report.search is not None}
+    users = [name for name, is_used in uses.items() if is_used]
+    if len(users) == 2:
+        return ", which neither calibration nor the search used,"
+    return f", which {users[0]} never used," if users else ""
+
+
+def _equal(letter: str, value: float) -> str:
+    """'ε = 0.005' that no line end tears apart."""
+    return f"{letter}{GAP}={GAP}{value:g}"
+
+
+def _signed(value: float) -> str:
+    """A true minus sign, as wide as the digits."""
+    return f"−{format_number(-value)}" if value < 0 else format_number(value)

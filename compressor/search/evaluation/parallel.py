@@ -1,0 +1,148 @@
+"""Looks that do not depend on one another, evaluated by several workers through joblib.
+
+Losses come back in the order of the looks, whoever computed them, so that a search depends on neither the number of
+workers nor the backend.
+"""
+
+import importlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+from joblib import Parallel, delayed, parallel_config
+
+from compressor.arrays import Ranks
+from compressor.errors import BocompressError, InputError
+from compressor.fidelity.losses import Losses
+from compressor.text import first_line
+
+Evaluate = Callable[[Ranks, np.ndarray], Losses]
+DEFAULT_BACKEND = "loky"
+SAME_MACHINE = ("loky", "multiprocessing")
+# Modules of other packages that know a backend, and their function that tells joblib of it.
+REGISTRARS = {"ray": ("ray.util.joblib", "register_ray"), "spark": ("joblibspark", "register_spark")}
+
+
+class Workers:
+    """Evaluates several looks at once; a context manager, whose end forgets what workers were sent.
+
+    On this machine's backends each worker process loads the evaluation once, from a temporary file. Other backends get
+    it with every look, and may keep it (dask does).
+
+    Args:
+        count: of workers; with one, looks are evaluated here, and `backend` does not matter.
+        backend: name of a joblib backend: "loky", "multiprocessing", "threading", one that was registered, or "ray" or
+            "spark", which are registered where their packages are installed.
+        prepare: called once in each worker process on this machine, before its first look.
+
+    Raises:
+        InputError: joblib knows no such backend, or cannot start it.
+    """
+
+    def __init__(
+        self, count: int = 1, backend: str = DEFAULT_BACKEND, prepare: Callable[[], object] | None = None
+    ) -> None:
+        self._count = count
+        self._backend = backend
+        self._prepare = prepare
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._sent: dict[int, tuple[Evaluate, Path]] = {}  # the evaluation is kept, so that its id stays its own
+        if count > 1:
+            _require_backend(backend, count)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sent.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def run(self, evaluate: Evaluate, looks: Sequence[tuple[Ranks, np.ndarray]]) -> Iterator[Losses]:
+        """Losses of every look, ranks (d,) and indices of images (m,), in the looks' order, as they come.
+
+        Raises:
+            InputError: the network cannot be sent to other processes.
+            BocompressError: a worker died.
+        """
+        if self._count == 1 or len(looks) < 2:
+            yield from (evaluate(ranks, images) for ranks, images in looks)
+            return
+        task = self._task(evaluate)
+        try:
+            with parallel_config(backend=self._backend, n_jobs=self._count):
+                yield from _parallel()(delayed(task)(ranks, images) for ranks, images in looks)
+        except BrokenExecutor as error:
+            raise BocompressError(
+                "a worker ended unexpectedly, for want of memory perhaps: --resume with fewer --workers goes on"
+            ) from error
+
+    def _task(self, evaluate: Evaluate) -> Evaluate:
+        return _Loaded(str(self._file_of(evaluate)), self._prepare) if self._backend in SAME_MACHINE else evaluate
+
+    def _file_of(self, evaluate: Evaluate) -> Path:
+        if id(evaluate) not in self._sent:
+            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="bocompress-")
+            path = Path(self._folder.name) / str(len(self._sent))
+            try:
+                path.write_bytes(cloudpickle.dumps(evaluate))
+            except OSError as error:
+                raise InputError(f"cannot write {path}: {error.strerror}") from error
+            except Exception as error:  # whatever a network of the user's cannot do
+                raise InputError(
+                    f"the network cannot be sent to other processes ({first_line(error)}): "
+                    "use --backend threading or --workers 1"
+                ) from error
+            self._sent[id(evaluate)] = evaluate, path
+        return self._sent[id(evaluate)][1]
+
+
+class _Loaded:
+    """Stands for an evaluation in a file, of which a worker process keeps the last one it loaded."""
+
+    _path: str | None = None
+    _evaluate: Evaluate
+
+    def __init__(self, path: str, prepare: Callable[[], object] | None) -> None:
+        self.path = path
+        self.prepare = prepare
+
+    def __call__(self, ranks: Ranks, images: np.ndarray) -> Losses:
+        if _Loaded._path != self.path:
+            if self.prepare is not None:
+                self.prepare()
+            _Loaded._evaluate = cloudpickle.loads(Path(self.path).read_bytes())
+            _Loaded._path = self.path
+        return _Loaded._evaluate(ranks, images)
+
+
+def _parallel() -> Any:
+    """Losses as they come, in order, where the backend can; else all at the end."""
+    try:
+        return Parallel(batch_size=1, return_as="generator")
+    except ValueError:
+        return Parallel(batch_size=1)
+
+
+def _require_backend(backend: str, count: int) -> None:
+    try:
+        _register(backend)
+        with parallel_config(backend=backend, n_jobs=count):
+            Parallel()
+    except Exception as error:  # joblib's, or that of the backend's own package
+        raise InputError(
+            f"--backend {backend} cannot be used ({first_line(error)}): loky and threading come with joblib, "
+            "others must be installed and registered with it"
+        ) from error
+
+
+def _register(backend: str) -> None:
+    if backend in REGISTRARS:
+        module, function = REGISTRARS[backend]
+        with suppress(ImportError):  # joblib then says that it knows no such backend
+            getattr(importlib.import_module(module), function)()

@@ -1,0 +1,51 @@
+"""The objective J(theta): fidelity against size, Eqs. (2) and (3), always to be maximised."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from compressor.errors import InputError
+from compressor.search.records import Form
+
+
+@dataclass(frozen=True)
+class Objective:
+    """J = -gamma L - R (form "ratio", Eq. 3 with gamma for kappa) or J = -gamma L + 1/R (form "rate", Eq. 2).
+
+    L is the function norm or another loss (only known with noise), R the compressed/original parameters of the
+    compressible layers (known exactly). The rate form is unbounded as R goes to 0: with a small gamma it prefers a
+    destroyed network to any useful one.
+
+    Raises:
+        InputError: gamma is not a positive finite number.
+    """
+
+    gamma: float
+    form: Form = "ratio"
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.gamma) and self.gamma > 0):
+            raise InputError(f"gamma must be a positive number, got {self.gamma}")
+
+    def size_term(self, ratio: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The part of J that is known exactly."""
+        return -ratio if self.form == "ratio" else 1.0 / ratio
+
+    def value(self, function_norm: NDArray[np.float64], ratio: NDArray[np.float64]) -> NDArray[np.float64]:
+        """J for function norms L and ratios R of the same shape."""
+        return self.size_term(ratio) - self.gamma * function_norm
+
+
+def default_gamma(loss_when_lost: float) -> float:
+    """gamma at which losing the whole output costs as much as the whole size, R = 1.
+
+    Args:
+        loss_when_lost: L of a network that says nothing: E||f*||^2 for the function norm, else `loss_of_guessing`.
+
+    Raises:
+        InputError: the outputs are all zero.
+    """
+    if loss_when_lost <= 0:
+        raise InputError("the network's outputs on these images are all zero: there is nothing to preserve")
+    return 1.0 / loss_when_lost

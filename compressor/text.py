@@ -1,0 +1,21 @@
+"""Small pieces of sentences."""
+
+from collections.abc import Sequence
+
+MAX_REASON_LENGTH = 200  # characters
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's innermost cause without its closing punctuation, or its type where it has none.
+
+    Exporters and runtimes wrap errors in others, and add pages of advice.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = next(filter(None, map(str.strip, str(error).splitlines())), "")
+    return line.rstrip(" .:")[:MAX_REASON_LENGTH] or type(error).__name__
+
+
+def join_words(words: Sequence[str], conjunction: str = "and") -> str:
+    """['a', 'b', 'c'] -> 'a, b and c'."""
+    return f" {conjunction} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -1,0 +1,79 @@
+"""Files for small runtimes: the ORT format with the operators a minimal build needs, and the zipped file."""
+
+import gzip
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
+
+from compressor.errors import BocompressError, VerificationError
+from compressor.files import replace_when_whole
+from compressor.text import first_line
+from exporters.onnx import silence
+
+ORT_SUFFIX = ".ort"
+CONFIG_SUFFIX = ".required_operators.config"  # the name that ONNX Runtime's own tool gives it
+ZIP_SUFFIX = ".gz"
+ZIP_LEVEL = 9
+
+
+@contextmanager
+def converted_to_ort(source: Path) -> Iterator[tuple[Path, Path]]:
+    """The ORT format of an ONNX file and its list of required operators, in a folder that goes with the block.
+
+    ONNX Runtime's own converter with its default: the graph is optimised as far as it is the same on every processor
+    (no layouts of one x86 family), so that a build without the optimiser, and without ONNX's format, runs it.
+
+    Raises:
+        BocompressError: ONNX Runtime cannot convert the file.
+    """
+    with tempfile.TemporaryDirectory(prefix="bocompress.") as name:
+        folder = Path(name)
+        try:
+            with silence():
+                convert_onnx_models_to_ort(source, output_dir=folder, optimization_styles=[OptimizationStyle.Fixed])
+            ort, config = folder / f"{source.stem}{ORT_SUFFIX}", folder / f"{source.stem}{CONFIG_SUFFIX}"
+            lines = config.read_text(encoding="utf-8").splitlines()
+        except Exception as error:
+            raise BocompressError(f"ONNX Runtime cannot convert {source} to ORT format: {first_line(error)}") from error
+        # Its comments name the temporary folder.
+        operators = [line for line in lines if line and not line.startswith("#")]
+        config.write_text("\n".join([f"# Generated from {ort.name}", *operators]) + "\n", encoding="utf-8")
+        yield ort, config
+
+
+def zip_file(source: Path) -> Path:
+    """Write `source` as gzip beside it, the same bytes for the same content, and read it back.
+
+    Zeroed weights are worth something only here. ONNX's sparse initialisers would spend eight bytes of index on each
+    weight that is left, and most runtimes do not read them.
+
+    Raises:
+        InputError: the file cannot be written.
+        VerificationError: what is read back is not what was written.
+    """
+    target = source.with_name(source.name + ZIP_SUFFIX)
+    with replace_when_whole(target) as partial:
+        with (
+            open(source, "rb") as plain,
+            open(partial, "wb") as raw,
+            gzip.GzipFile("", "wb", ZIP_LEVEL, raw, mtime=0) as packed,
+        ):
+            shutil.copyfileobj(plain, packed)
+        if not _same_content(partial, source):
+            raise VerificationError(f"{target} does not unzip to {source}")
+    return target
+
+
+def _same_content(packed: Path, plain: Path) -> bool:
+    size = 1 << 20
+    with gzip.open(packed, "rb") as one, open(plain, "rb") as other:
+        while True:
+            parts = one.read(size), other.read(size)
+            if parts[0] != parts[1]:
+                return False
+            if not parts[0]:
+                return True

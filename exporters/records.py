@@ -1,0 +1,73 @@
+"""TODO docstring."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from compressor.schema import Record
+
+Precision = Literal["fp32", "fp16", "int8"]
+FileFormat = Literal["onnx", "ort"]
+CalibrationName = Literal["min-max", "percentile", "entropy"]
+
+
+class ParityRecord(Record):
+    """ONNX Runtime against torch on the same images: outputs' largest absolute difference, the same over the
+    largest output magnitude (at most `tolerance`), and the share of images with the same top-1 class."""
+
+    max_abs_error: float = Field(ge=0)
+    max_rel_error: float = Field(ge=0)
+    top1_agreement: float = Field(ge=0, le=1)
+    images: int
+    batch_sizes: list[int]
+    tolerance: float
+
+
+class PartingRecord(Record):
+    """A tensor in which two files differ: its name, the layer (or operator) that gives it, and the largest difference
+    over the first file's largest magnitude."""
+
+    tensor: str
+    layer: str
+    relative_error: float = Field(ge=0)
+
+
+class DifferenceRecord(Record):
+    """Two files on the same images, as `bocompress verify` compares them; figures as in `ParityRecord`, with the first
+    file in torch's place. `function_norm` is the mean squared distance of the outputs, `worst_image` the number of the
+    image with the largest difference. On it `tensors_compared` tensors within were compared, up to the first that is
+    further apart than `tolerance`: `parting`, null where none is."""
+
+    max_abs_error: float = Field(ge=0)
+    max_rel_error: float = Field(ge=0)
+    function_norm: float = Field(ge=0)
+    top1_agreement: float = Field(ge=0, le=1)
+    images: int
+    worst_image: int
+    tolerance: float
+    same: bool
+    parting: PartingRecord | None
+    tensors_compared: int
+
+
+class FloatLayer(Record):
+    """A layer that an int8 file keeps in float32, and the function norm it adds where it alone is in int8."""
+
+    name: str
+    added_norm: float = Field(ge=0)
+
+
+class QuantisationRecord(Record):
+    """How an int8 file came about. Function norms are against the float32 file, on `judge_images` of the search's:
+    `added_norm_all` with every layer in int8, `added_norm` with `float_layers` (costliest first, of `layers` in all)
+    left in float32 because `allowed_norm` was exceeded. `trials` counts the int8 networks that were run for it."""
+
+    calibration: CalibrationName
+    calibration_images: int
+    judge_images: int
+    added_norm: float = Field(ge=0)
+    added_norm_all: float = Field(ge=0)
+    allowed_norm: float = Field(ge=0)
+    layers: int
+    float_layers: list[FloatLayer]
+    trials: int

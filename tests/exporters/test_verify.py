@@ -1,0 +1,234 @@
+"""Parity of ONNX Runtime and torch; a damaged file must not pass."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+import torchvision
+from click.testing import Result
+from onnx import numpy_helper
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from compressor.errors import InputError, VerificationError
+from exporters.float16 import convert_fp16
+from exporters.onnx import export_onnx
+from exporters.verify import VERIFY_IMAGES, verify_files, verify_onnx
+
+
+def digit_images(count: int, size: int) -> Tensor:
+    """Handwritten digits as (count, 3, size, size), zero mean and unit deviation."""
+    images = torch.tensor(load_digits().images[:count], dtype=torch.float32)[:, None]
+    images = nn.functional.interpolate((images - images.mean()) / images.std(), size=size, mode="bilinear")
+    return images.repeat(1, 3, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return digit_images(VERIFY_IMAGES, 32)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    """ResNet-18 with random weights and batch norms that have seen digits."""
+    torch.manual_seed(0)
+    network = torchvision.models.resnet18(num_classes=10).train()
+    with torch.no_grad():
+        for _ in range(3):
+            network(digit_images(64, 32))
+    return network
+
+
+@pytest.fixture(scope="module")
+def exported(model: nn.Module, images: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("verify") / "model.onnx"
+    export_onnx(model, images[:2], path, {})
+    return path
+
+
+def damage(source: Path, target: Path, change: Callable[[onnx.ModelProto], None]) -> Path:
+    proto = onnx.load(source)
+    change(proto)
+    onnx.save(proto, target)
+    return target
+
+
+def change_weight(proto: onnx.ModelProto, name: str, change: Callable[[np.ndarray], None]) -> None:
+    (tensor,) = (tensor for tensor in proto.graph.initializer if tensor.name == name)
+    weight = numpy_helper.to_array(tensor).copy()
+    change(weight)
+    tensor.CopyFrom(numpy_helper.from_array(weight, tensor.name))
+
+
+def test_a_right_file_passes(exported: Path, model: nn.Module, images: Tensor) -> None:
+    record = verify_onnx(exported, model, images)
+    assert 0 < record.max_abs_error < 1e-3
+    assert record.max_rel_error < 1e-5
+    assert record.top1_agreement == 1.0
+    assert (record.images, record.batch_sizes, record.tolerance) == (16, [1, 4, 6], 1e-4)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("batch_sizes", "seen"), [((8,), [1, 8]), ((1,), [1, 2]), ((1, 3, 3), [1, 3]), ((40,), [1, 16])]
+)
+def test_one_and_a_larger_batch_always_run(
+    exported: Path, model: nn.Module, images: Tensor, batch_sizes: tuple[int, ...], seen: list[int]
+) -> None:
+    assert verify_onnx(exported, model, images, batch_sizes).batch_sizes == seen
+
+
+def test_an_altered_weight_fails(exported: Path, model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    def scale_one_filter(weight: np.ndarray) -> None:
+        weight[0] *= 1.5
+
+    def scale_conv(proto: onnx.ModelProto) -> None:
+        change_weight(proto, "layer3.0.conv1.weight", scale_one_filter)
+
+    path = damage(exported, tmp_path / "altered.onnx", scale_conv)
+    with pytest.raises(VerificationError) as caught:
+        verify_onnx(path, model, images)
+    assert str(path) in str(caught.value)
+    assert "0.0001 is allowed" in str(caught.value)
+
+
+def test_other_weights_fail(exported: Path, images: Tensor) -> None:
+    torch.manual_seed(1)
+    with pytest.raises(VerificationError, match="does not compute what the torch network computes"):
+        verify_onnx(exported, torchvision.models.resnet18(num_classes=10), images)
+
+
+def test_nan_fails(exported: Path, model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    def spoil(weight: np.ndarray) -> None:
+        weight.flat[0] = np.nan
+
+    # In the last layer every weight meets every image; at 1 px a corner of a 3x3 kernel meets only padding.
+    path = damage(exported, tmp_path / "nan.onnx", lambda proto: change_weight(proto, "fc.weight", spoil))
+    with pytest.raises(VerificationError, match="NaN"):
+        verify_onnx(path, model, images)
+
+
+def test_a_fixed_batch_fails(exported: Path, model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    def fix_batch(proto: onnx.ModelProto) -> None:
+        proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 6
+
+    path = damage(exported, tmp_path / "fixed.onnx", fix_batch)
+    with pytest.raises(VerificationError, match="does not run on batches of 1"):
+        verify_onnx(path, model, images)
+
+
+def test_a_graph_that_is_wrong_at_another_batch_size_fails(tmp_path: Path) -> None:
+    """The batch has leaked into the mathematics: right for single images only."""
+    x = onnx.helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["batch", 3])
+    y = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 3])
+    axes = numpy_helper.from_array(np.array([0]), "axes")
+    node = onnx.helper.make_node("ReduceSum", ["input", "axes"], ["sum"])
+    expand = onnx.helper.make_node("Expand", ["sum", "shape"], ["logits"])
+    shape = onnx.helper.make_node("Shape", ["input"], ["shape"])
+    graph = onnx.helper.make_graph([node, shape, expand], "leak", [x], [y], [axes])
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9), tmp_path / "leak.onnx")
+    with pytest.raises(VerificationError, match="differ by up to"):
+        verify_onnx(tmp_path / "leak.onnx", nn.Identity(), torch.eye(3))
+
+
+def test_other_shapes_fail(exported: Path, images: Tensor) -> None:
+    with pytest.raises(VerificationError, match=r"\[16, 10\] where torch gives \[16, 7\]"):
+        verify_onnx(exported, torchvision.models.resnet18(num_classes=7), images)
+
+
+def test_half_a_file_fails(exported: Path, model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    path = tmp_path / "half.onnx"
+    path.write_bytes(exported.read_bytes()[:1_000_000])
+    with pytest.raises(VerificationError, match="cannot load") as caught:
+        verify_onnx(path, model, images)
+    assert "\n" not in str(caught.value)
+
+
+def test_torch_itself_gives_nan(exported: Path, images: Tensor) -> None:
+    network = torchvision.models.resnet18(num_classes=10)
+    nn.init.constant_(network.fc.bias, float("nan"))
+    with pytest.raises(VerificationError, match="torch network itself"):
+        verify_onnx(exported, network, images)
+
+
+def test_bad_input_is_told(exported: Path, model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="at least 2 images"):
+        verify_onnx(exported, model, images[:1])
+    with pytest.raises(InputError, match="at least one image"):
+        verify_onnx(exported, model, images, batch_sizes=(0, 4))
+    with pytest.raises(InputError, match="there is no file"):
+        verify_onnx(tmp_path / "none.onnx", model, images)
+    with pytest.raises(InputError, match="NoSuchProvider"):
+        verify_onnx(exported, model, images, provider="NoSuchProvider")
+
+
+def test_a_file_is_the_same_as_itself(exported: Path, images: Tensor) -> None:
+    record = verify_files(exported, exported, images)
+    assert (record.same, record.max_abs_error, record.top1_agreement, record.parting) == (True, 0.0, 1.0, None)
+
+
+@pytest.mark.parametrize("layer", ["layer2.1.conv1", "fc"])
+def test_two_files_part_at_the_layer_that_differs(exported: Path, images: Tensor, tmp_path: Path, layer: str) -> None:
+    def disturb(weight: np.ndarray) -> None:
+        weight *= 1.5
+
+    changed = damage(exported, tmp_path / "x.onnx", lambda proto: change_weight(proto, f"{layer}.weight", disturb))
+    record = verify_files(exported, changed, images)
+    assert not record.same
+    assert record.parting is not None
+    assert record.parting.layer == layer
+    assert record.parting.relative_error > record.tolerance
+    ours, theirs = (
+        ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": images.numpy()})[0]
+        for path in (exported, changed)
+    )
+    assert record.max_abs_error == pytest.approx(np.abs(ours - theirs).max(), rel=1e-4)
+    assert record.worst_image == np.abs(ours - theirs).max(1).argmax()
+    assert record.function_norm == pytest.approx(np.square(ours - theirs).sum(1).mean(), rel=1e-4)
+
+
+def test_files_of_other_precision_are_compared_within_a_tolerance(
+    exported: Path, images: Tensor, tmp_path: Path
+) -> None:
+    convert_fp16(exported, tmp_path / "half.onnx", images, {})
+    assert verify_files(exported, tmp_path / "half.onnx", images, tolerance=0.02).same
+    record = verify_files(exported, tmp_path / "half.onnx", images, tolerance=1e-7)
+    assert not record.same
+    assert record.tensors_compared >= 1
+
+
+def test_outputs_that_are_no_numbers_are_never_the_same(exported: Path, images: Tensor, tmp_path: Path) -> None:
+    def spoil(weight: np.ndarray) -> None:
+        weight[3] = np.nan
+
+    changed = damage(exported, tmp_path / "x.onnx", lambda proto: change_weight(proto, "fc.weight", spoil))
+    record = verify_files(exported, changed, images)
+    assert not record.same
+    assert record.parting is not None
+    assert record.parting.layer == "fc"
+    with pytest.raises(VerificationError, match="itself gives NaN"):
+        verify_files(changed, exported, images)
+
+
+def test_verify_says_so_by_its_exit_code(
+    exported: Path, tmp_path: Path, invoke: Callable[..., Result], digit_images: Path
+) -> None:
+    def disturb(weight: np.ndarray) -> None:
+        weight *= 1.5
+
+    changed = damage(exported, tmp_path / "x.onnx", lambda proto: change_weight(proto, "fc.weight", disturb))
+    options = ["--data", digit_images, "--max-images", 8, "--input-size", 32]
+    assert invoke("bocompress", "verify", exported, exported, *options).exit_code == 0
+    result = invoke("bocompress", "verify", exported, changed, *options)
+    assert result.exit_code == 1
+    assert "not the same" in result.stdout
+    assert "fc (tensor logits" in result.stdout
+    assert invoke("bocompress", "verify", exported, changed, *options, "--tolerance", 1).exit_code == 0
+    missing = invoke("bocompress", "verify", tmp_path / "none.onnx", exported, *options)
+    assert missing.exit_code == 2
+    assert missing.stderr == f"error: there is no file {tmp_path / 'none.onnx'}\n"

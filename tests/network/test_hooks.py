@@ -1,0 +1,167 @@
+"""Rows that explain a layer's outputs, passes that end where they may, and hooks that do not stay."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from compressor.data.images import ImageSet
+from compressor.network.hooks import batches, draw_places, in_order_of_use, input_of, watching
+
+MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> nn.Conv2d:
+    groups = draw(st.integers(1, 3))
+    padding: Any = draw(st.sampled_from(["same", "valid", "numbers"]))
+    stride = (1, 1) if padding == "same" else (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+    if padding == "numbers":
+        padding = (draw(st.integers(0, 3)), draw(st.integers(0, 3)))
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    return nn.Conv2d(
+        groups * draw(st.integers(1, 3)),
+        groups * draw(st.integers(1, 3)),
+        (draw(st.integers(1, 4)), draw(st.integers(1, 4))),
+        stride=stride,
+        padding=padding,
+        dilation=(draw(st.integers(1, 2)), draw(st.integers(1, 2))),
+        groups=groups,
+        padding_mode=draw(st.sampled_from(MODES)),
+    )
+
+
+def explained(layer: nn.Module, rows: Tensor, groups: int = 1) -> Tensor:
+    """Outputs (rows, Co) by each group's own rows and weight."""
+    weight = layer.weight.flatten(1).unflatten(0, (groups, -1))
+    by_group = rows.unflatten(1, (groups, -1))
+    return torch.einsum("rgn,gon->rgo", by_group, weight).flatten(1) + layer.bias
+
+
+@settings(max_examples=80, deadline=None)
+@given(convolutions(), st.integers(1, 400))
+def test_rows_of_a_convolution_times_its_weight_are_its_outputs(layer: nn.Conv2d, count: int) -> None:
+    images = torch.randn(3, layer.in_channels, 10, 11)
+    with torch.inference_mode():
+        outputs = layer(images)
+        places = draw_places(layer, outputs, count, generator())
+        rows, expected = places.of_input(layer, images), places.of_output(outputs)
+        assert len(rows) == len(expected) == min(count, outputs[:, 0].numel())
+        torch.testing.assert_close(explained(layer, rows, layer.groups), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(40, 6), (5, 8, 6), (2, 5, 4, 6)])
+@pytest.mark.parametrize("count", [7, 40, 1000])
+def test_rows_of_a_linear_layer_times_its_weight_are_its_outputs(shape: tuple[int, ...], count: int) -> None:
+    torch.manual_seed(0)
+    layer, inputs = nn.Linear(6, 4), torch.randn(shape)
+    with torch.inference_mode():
+        outputs = layer(inputs)
+        places = draw_places(layer, outputs, count, generator())
+        rows, expected = places.of_input(layer, inputs), places.of_output(outputs)
+        assert len(rows) == min(count, 40)
+        torch.testing.assert_close(explained(layer, rows), expected)
+
+
+def test_places_are_distinct_random_and_everywhere() -> None:
+    layer = nn.Conv2d(1, 1, 1)
+    numbered = torch.arange(2 * 5 * 7.0).reshape(2, 1, 5, 7)
+    every = draw_places(layer, numbered, 1000, generator()).of_output(numbered).flatten()
+    assert sorted(every.tolist()) == list(range(70))
+    some, others = (draw_places(layer, numbered, 20, generator(seed)).of_output(numbered) for seed in (1, 2))
+    assert len(set(some.flatten().tolist())) == 20
+    assert not torch.equal(some, others)
+    again = draw_places(layer, numbered, 20, generator(1)).of_output(numbered)
+    assert torch.equal(some, again)
+
+
+def test_the_same_places_in_another_network_of_that_shape() -> None:
+    """How recalibration pairs what one network receives with what the other gives."""
+    first, second = nn.Conv2d(2, 3, 3, stride=2), nn.Conv2d(5, 7, 1, stride=2)
+    images = torch.randn(2, 2, 9, 9)
+    outputs = first(images)
+    places = draw_places(first, outputs, 10, generator())
+    inputs = torch.randn(2, 5, 7, 7)
+    with torch.inference_mode():
+        torch.testing.assert_close(explained(second, places.of_input(second, inputs)), places.of_output(second(inputs)))
+
+
+class Bomb(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise AssertionError("the pass went on")
+
+
+def armed() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3), Bomb())
+
+
+def hooks(network: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in network.modules())
+
+
+def test_the_input_ends_the_pass_and_leave_no_hooks() -> None:
+    network, batch = armed(), torch.randn(6, 4)
+    with torch.inference_mode():
+        hidden = network[:2](batch)
+        torch.testing.assert_close(input_of(network, network[2], batch), hidden)
+        assert torch.equal(input_of(network, network[3], batch), network[2](hidden))
+        assert torch.equal(input_of(network, network, batch), batch)
+    assert hooks(network) == 0
+
+
+def test_an_error_on_the_way_is_not_swallowed_and_leaves_no_hooks() -> None:
+    network = nn.Sequential(Bomb(), nn.Linear(4, 5))
+    with pytest.raises(AssertionError, match="the pass went on"):
+        input_of(network, network[1], torch.randn(2, 4))
+    assert hooks(network) == 0
+
+
+def test_watching_tells_of_every_call_and_may_replace_outputs() -> None:
+    network, batch = armed()[:3], torch.randn(6, 4)
+    calls = []
+
+    def see(number: int, value: Tensor, output: Tensor) -> Tensor | None:
+        calls.append((number, tuple(value.shape), tuple(output.shape)))
+        return torch.zeros_like(output) if number == 1 else None
+
+    with torch.inference_mode(), watching([network[2], network[0]], see):
+        found = network(batch)
+    assert calls == [(1, (6, 4), (6, 5)), (0, (6, 5), (6, 3))]
+    torch.testing.assert_close(found, network[2].bias.expand(6, 3))
+    assert hooks(network) == 0
+
+
+class Crossed(nn.Module):
+    """Modules that run in another order than they are defined in, one of them twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.twice, self.first = (nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.twice(self.first(self.twice(x))))
+
+
+def test_the_order_of_use_is_that_of_the_first_calls() -> None:
+    network = Crossed()
+    assert in_order_of_use(network, ["last", "twice", "first"], torch.zeros(1, 4)) == ["twice", "first", "last"]
+    assert in_order_of_use(network, ["last", "first"], torch.zeros(1, 4)) == ["first", "last"]
+    assert hooks(network) == 0
+
+
+def test_batches_are_the_images_in_order_and_theirs_alone() -> None:
+    data = torch.randn(10, 3)
+    images = ImageSet(data.clone(), "test")
+    for batch in batches(images, torch.device("cpu"), 4):
+        batch.zero_()  # as a network that works in place would
+    found = list(batches(images, torch.device("cpu"), 4))
+    assert [len(batch) for batch in found] == [4, 4, 2]
+    assert torch.equal(torch.cat(found), data)

@@ -1,0 +1,72 @@
+"""Factors in one scale: the same function, and pruning that takes no factor away as a whole."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from compressor.factorization.records import Method
+from compressor.factorization.registry import METHODS
+from compressor.network.layers import compressible, find_layers, with_method
+from compressor.network.pruning import balance_factors, prune_smallest
+from compressor.network.surgery import build_candidate, detach_from_original
+
+
+def factorised(method: Method, groups: int = 1) -> nn.Module:
+    """A network of two factorised layers, the first factors a thousandth of their size and the last a thousandfold."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, groups=groups), nn.ReLU(), nn.Flatten(), nn.Linear(576, 10))
+    first, last = compressible(find_layers(network.eval(), torch.zeros(1, 8, 6, 6)))
+    layers = [with_method(first, method), last]
+    factors = {layer.name: METHODS[layer.method or "svd"].factorise(layer.module) for layer in layers}
+    made = detach_from_original(build_candidate(network, factors, {first.name: 4, last.name: 6}))
+    for name in (first.name, last.name):
+        chain = made.get_submodule(name)
+        assert isinstance(chain, nn.Sequential)
+        chain[0].weight.mul_(1e-3)
+        chain[-1].weight.mul_(1e3)
+    return made
+
+
+@pytest.mark.parametrize(("method", "groups"), [("spatial", 1), ("spatial", 2), ("tucker", 1), ("cp", 1)])
+def test_the_function_stays_and_norms_are_alike(method: Method, groups: int) -> None:
+    network = factorised(method, groups)
+    inputs = torch.randn(4, 8, 6, 6)
+    with torch.inference_mode():
+        before = network(inputs)
+        balanced = balance_factors(copy.deepcopy(network))
+        assert torch.allclose(balanced(inputs), before, atol=1e-4 * float(before.abs().max()))
+    first, second = balanced.get_submodule("3")
+    assert torch.allclose(first.weight.norm(dim=1), second.weight.norm(dim=0), rtol=1e-4)
+    assert not any(value.requires_grad for value in balanced.parameters())
+
+
+@pytest.mark.parametrize("method", ["spatial", "tucker"])
+def test_pruning_no_longer_takes_a_whole_factor(method: Method) -> None:
+    network = factorised(method)
+    inputs = torch.randn(64, 8, 6, 6)
+    with torch.inference_mode():
+        outputs = network(inputs)
+        pruned = prune_smallest(copy.deepcopy(network), 0.2)(inputs)
+    assert float((pruned - outputs).square().mean()) < 0.4 * float(outputs.var())
+
+
+def test_a_channel_that_nothing_reads_or_writes_is_left_as_it_is() -> None:
+    chain = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 5)).requires_grad_(False)
+    chain[0].weight[1] = 0.0
+    chain[1].weight[:, 2] = 0.0
+    inputs = torch.randn(7, 4)
+    before = chain(inputs)
+    balance_factors(chain)
+    assert torch.allclose(chain(inputs), before, atol=1e-5)
+    assert torch.isfinite(chain[0].weight).all()
+    assert torch.equal(chain[0].weight[1], torch.zeros(4))
+
+
+def test_layers_that_are_no_factors_stay() -> None:
+    """A bias between two layers says that they are layers of a network, or at least not ours."""
+    chain = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 5, bias=False), nn.ReLU())
+    before = copy.deepcopy(chain.state_dict())
+    balance_factors(chain)
+    assert all(torch.equal(value, before[name]) for name, value in chain.state_dict().items())

@@ -1,0 +1,344 @@
+"""Metrics from images: sums as NumPy takes them, gradients as the network has them, in any number of passes."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from compressor.data.images import ImageSet, from_batches
+from compressor.factorization.metric import INPUT_FLOOR, OUTPUT_FLOOR, Metric, with_floor
+from compressor.network import statistics as calibrate
+from compressor.network.layers import FoundLayer, compressible, find_layers
+from compressor.network.statistics import PROJECTIONS, Moments, chunks, collect_metrics, output_weights
+
+CPU = torch.device("cpu")
+
+
+def images_of(*shape: int, seed: int = 0) -> ImageSet:
+    return from_batches([torch.randn(*shape, generator=torch.Generator().manual_seed(seed))], shape[0])
+
+
+def layers_of(model: nn.Module, images: ImageSet) -> list[FoundLayer]:
+    return find_layers(model.eval().requires_grad_(False), images.batch([0]))
+
+
+def metrics_of(model: nn.Module, images: ImageSet, seed: int = 0) -> dict[str, Metric]:
+    found = collect_metrics(model, layers_of(model, images), images, CPU, seed)
+    return {layer.name: metric for layer, metric in found}
+
+
+# Sums
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.lists(st.integers(1, 9), min_size=1), st.integers(0, 99)
+)
+def test_moments_are_those_of_all_rows(groups: int, n: int, m: int, sizes: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = (3 + rng.standard_normal((sum(sizes), groups, size)) for size in (n, m))
+    moments, begin = Moments(groups), 0
+    for size in sizes:
+        rows, targets = (torch.from_numpy(part[begin : begin + size]).float().flatten(1) for part in (x, y))
+        moments.add(rows, targets)
+        begin += size
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(moments.mean(), x.mean(0), **close)
+    np.testing.assert_allclose(moments.target_mean(), y.mean(0), **close)
+    for group in range(groups):
+        one, two = x[:, group], y[:, group]
+        both = np.cov(one.T, two.T, bias=True)
+        np.testing.assert_allclose(moments.covariance()[group], both[:n, :n], **close)
+        np.testing.assert_allclose(moments.cross_covariance()[group], both[:n, n:], **close)
+        np.testing.assert_allclose(moments.second_moment()[group], one.T @ one / len(one), rtol=1e-4, atol=1e-3)
+    assert moments.count == sum(sizes)
+
+
+def test_small_variation_about_a_large_mean_is_kept_and_none_is_none() -> None:
+    torch.manual_seed(0)
+    moving, still = 1000 + 1e-2 * torch.randn(500, 3), torch.full((500, 2), 123.456)
+    rows = torch.cat([moving, still], 1)
+    moments = Moments(1)
+    for part in rows.split(64):
+        moments.add(part, part)
+    expected = np.cov(moving.double().numpy().T, bias=True)
+    for found in (moments.covariance()[0], moments.cross_covariance()[0]):
+        np.testing.assert_allclose(found[:3, :3], expected, rtol=1e-3, atol=1e-7)
+        assert not found[3:].any()
+        assert not found[:, 3:].any()
+
+
+# Metrics of a network
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    """Convolutions whose outputs the next module overwrites."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 8, 3, stride=2, groups=2),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 6, 1),
+        nn.Hardswish(inplace=True),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(24, 5),
+    ).eval()
+
+
+def test_every_layer_gets_its_metric_in_order(network: nn.Module) -> None:
+    images = images_of(40, 3, 8, 8)
+    layers = layers_of(network, images)
+    found = list(collect_metrics(network, layers, images, CPU, 0))
+    assert [layer.name for layer, _ in found] == ["0", "2", "5", "9"]
+    for layer, metric in found:
+        groups, num_in = layer.num_groups, torch.Size(layer.shape[1:]).numel()
+        num_out = layer.shape[0] // groups
+        assert metric.covariance.shape == (groups, num_in, num_in)
+        assert metric.mean.shape == (groups, num_in)
+        assert metric.outputs.shape == (groups, num_out, num_out)
+        for part in (metric.covariance, metric.outputs):
+            assert part.dtype == torch.float64
+            torch.testing.assert_close(part, part.mT)
+            assert float(torch.linalg.eigvalsh(part).min()) > 0
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def patches(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
+    """By torch's own unfold: (places, n), groups one after the other."""
+    columns = nn.functional.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return columns.movedim(1, -1).flatten(0, 1).double()
+
+
+def test_covariances_are_those_of_the_inputs(network: nn.Module) -> None:
+    images = images_of(40, 3, 8, 8)
+    metrics = metrics_of(network, images)
+    with torch.inference_mode():
+        inputs = {name: network[: int(name)](images.batch(slice(None)).clone()) for name in metrics}
+    for name, metric in metrics.items():
+        layer = network[int(name)]
+        rows = patches(layer, inputs[name]) if isinstance(layer, nn.Conv2d) else inputs[name].double()
+        for group, part in enumerate(rows.chunk(len(metric.mean), 1)):
+            torch.testing.assert_close(metric.mean[group], part.mean(0), rtol=1e-4, atol=1e-5)
+            expected = with_floor(part.T.cov(correction=0)[None], INPUT_FLOOR)[0]
+            torch.testing.assert_close(metric.covariance[group], expected, rtol=1e-3, atol=1e-5)
+
+
+def exact_weights(network: nn.Module, images: ImageSet, name: str) -> Tensor:
+    """E[sum over places of J^T J] by one backward pass per output, up to its scale, before the floor."""
+    begin = int(name) + 1
+    layer = network[int(name)]
+    before = network[:begin](images.batch(slice(None))).detach()
+    total = 0
+    for image in before:
+        jacobian = torch.autograd.functional.jacobian(lambda z: network[begin:](z[None].clone())[0], image)
+        flat = jacobian.flatten(2) if isinstance(layer, nn.Conv2d) else jacobian[..., None]
+        total = total + torch.einsum("kop,kqp->oq", flat, flat)
+    groups, size = getattr(layer, "groups", 1), len(before[0]) // getattr(layer, "groups", 1)
+    blocks = total.reshape(groups, size, groups, size)
+    kept = torch.stack([blocks[group, :, group] for group in range(groups)])
+    return kept / kept.diagonal(dim1=-2, dim2=-1).mean()
+
+
+@pytest.mark.parametrize("name", ["0", "2", "5", "9"])
+def test_outputs_weigh_what_gradients_of_the_preactivation_say(
+    network: nn.Module, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "PROJECTIONS", 300)
+    images = images_of(6, 3, 8, 8)
+    layers = [layer for layer in layers_of(network, images) if layer.name == name]
+    found = output_weights(network, layers, images, CPU, 0)[name]
+    expected = exact_weights(network, images, name).double()
+    expected = expected + OUTPUT_FLOOR * torch.diag_embed(
+        expected.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).expand(expected.shape[:2])
+    )
+    assert float((found - expected).norm() / expected.norm()) < 0.1
+
+
+def test_of_a_linear_network_with_one_output_weights_are_exact() -> None:
+    """A single random sign squares to one."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4, bias=False), nn.Linear(4, 1))
+    images = images_of(20, 6)
+    found = output_weights(network, layers_of(network, images)[:2], images, CPU, 0)
+    for name, jacobian in (("0", network[2].weight @ network[1].weight), ("1", network[2].weight)):
+        exact = (jacobian.T @ jacobian).double().detach()
+        shrinkage = OUTPUT_FLOOR + len(exact) / (20 * PROJECTIONS)
+        exact = exact / exact.diagonal().mean() + shrinkage * torch.eye(len(exact), dtype=torch.float64)
+        torch.testing.assert_close(found[name][0], exact, rtol=1e-5, atol=1e-6)
+
+
+def test_too_wide_layers_get_none(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "MAX_INPUTS", 26)
+    assert list(metrics_of(network, images_of(10, 3, 8, 8))) == ["5", "9"]
+    monkeypatch.setattr(calibrate, "MAX_INPUTS", 27)
+    assert list(metrics_of(network, images_of(10, 3, 8, 8))) == ["0", "5", "9"]
+
+
+@pytest.mark.parametrize("max_rows", [100, 100_000])
+def test_passes_for_few_layers_each_give_the_same(
+    network: nn.Module, max_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random places, too: a layer's own do not depend on which others are looked at."""
+    monkeypatch.setattr(calibrate, "MAX_ROWS", max_rows)
+    images = images_of(40, 3, 8, 8)
+    together = metrics_of(network, images)
+    monkeypatch.setattr(calibrate, "MEMORY_BYTES", 1)
+    apart = metrics_of(network, images)
+    assert list(apart) == list(together)
+    for name, metric in together.items():
+        for part in ("covariance", "mean", "outputs"):
+            torch.testing.assert_close(getattr(apart[name], part), getattr(metric, part))
+
+
+def test_chunks_keep_to_the_memory_and_the_order(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = layers_of(network, images_of(2, 3, 8, 8))
+    sizes = dict(zip(("0", "2", "5", "9"), (300, 900, 100, 200), strict=True))
+
+    def cut(memory: int) -> list[list[str]]:
+        monkeypatch.setattr(calibrate, "MEMORY_BYTES", memory)
+        return [[layer.name for layer in chunk] for chunk in chunks(layers, lambda layer: sizes[layer.name])]
+
+    assert cut(1000) == [["0"], ["2", "5"], ["9"]]
+    assert cut(1499) == [["0", "2", "5"], ["9"]]
+    assert cut(1500) == [["0", "2", "5", "9"]]
+    assert cut(1) == [["0"], ["2"], ["5"], ["9"]]
+    assert list(chunks([], lambda layer: 1)) == []
+
+
+def test_a_limited_number_of_places_enters(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "MAX_ROWS", 100)
+    images = images_of(40, 3, 8, 8)
+    moments = calibrate._input_moments(network, layers_of(network, images), images, CPU, 0)
+    assert [part.count for part in moments.values()] == [100, 100, 100, 40]
+    assert metrics_of(network, images)["0"].covariance.equal(metrics_of(network, images)["0"].covariance)
+    assert not metrics_of(network, images)["0"].covariance.equal(metrics_of(network, images, 1)["0"].covariance)
+
+
+def test_the_network_and_the_images_stay_as_they_were(network: nn.Module) -> None:
+    images = images_of(10, 3, 8, 8)
+    pixels, before = images.data.clone(), {name: value.clone() for name, value in network.state_dict().items()}
+    metrics_of(network, images)
+    assert torch.equal(images.data, pixels)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in network.parameters())
+
+
+class Frozen(nn.Module):
+    """A network that computes a part of itself without gradients."""
+
+    def __init__(self, context: Callable[[], torch.no_grad]) -> None:
+        super().__init__()
+        self.body, self.head, self.context = nn.Linear(6, 6), nn.Linear(6, 3), context
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.context():
+            hidden = torch.relu(self.body(x))
+        return self.head(hidden.clone())
+
+
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sub_(1)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_parts_without_gradients_are_weighed_alike(context: Callable[[], torch.no_grad]) -> None:
+    metrics = metrics_of(Frozen(context), images_of(20, 6))
+    torch.testing.assert_close(metrics["body"].outputs[0], torch.eye(6, dtype=torch.float64))
+    assert float(metrics["head"].covariance.diagonal(dim1=-2, dim2=-1).min()) > 0
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_network_without_any_gradient(context: Callable[[], torch.no_grad]) -> None:
+    class Decorated(Frozen):
+        def forward(self, x: Tensor) -> Tensor:
+            with self.context():
+                return super().forward(x)
+
+    for metric in metrics_of(Decorated(context), images_of(20, 6)).values():
+        torch.testing.assert_close(metric.outputs[0], torch.eye(len(metric.outputs[0]), dtype=torch.float64))
+
+
+def test_a_network_that_changes_its_input_in_place() -> None:
+    images = images_of(20, 6)
+    before = images.data.clone()
+    metrics = metrics_of(nn.Sequential(InPlace(), nn.Linear(6, 3)), images)
+    assert list(metrics) == ["1"]
+    assert torch.equal(images.data, before)
+
+
+def test_images_all_alike_give_metrics_that_can_be_used(network: nn.Module) -> None:
+    images = from_batches([torch.ones(20, 3, 8, 8)], 20)
+    for metric in metrics_of(network, images).values():
+        torch.linalg.cholesky(metric.covariance)
+        torch.linalg.cholesky(metric.outputs)
+
+
+# Networks that do as they like
+
+
+class Awkward(nn.Module):
+    """Keywords, one image at a time, two calls of one layer, outputs (N,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.twice = nn.Linear(6, 6)
+        self.last = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = torch.stack([self.conv(image) for image in x]).mean((-1, -2))
+        mixed = self.twice(input=torch.relu(self.twice(features)))
+        return torch.stack([self.last(row) for row in mixed]).sum(1)
+
+
+class Cached(nn.Module):
+    """Keeps a tensor of its first pass, which then has no gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 8), nn.Linear(8, 5)
+        self.scale: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x.flatten(1))
+        if self.scale is None:
+            self.scale = torch.ones_like(hidden[:1]) * 2
+        return self.second(hidden * self.scale)
+
+
+def awkward_images(*shape: int) -> ImageSet:
+    torch.manual_seed(0)
+    return from_batches([torch.randn(24, *shape)], 24)
+
+
+def test_awkward_calls_are_seen() -> None:
+    model, images = Awkward().eval().requires_grad_(False), awkward_images(3, 6, 6)
+    layers = compressible(find_layers(model, images.batch([0])))
+    found = [layer.name for layer, _ in collect_metrics(model, layers, images, torch.device("cpu"), 0)]
+    assert found == [layer.name for layer in layers] == ["conv", "twice", "last"]
+
+
+def test_a_network_without_gradients_weighs_all_outputs_alike() -> None:
+    model, images = Cached().eval().requires_grad_(False), awkward_images(12)
+    with torch.inference_mode():
+        model(images.batch([0]))  # the tensor it keeps cannot be used by autograd any more
+    layers = compressible(find_layers(model, images.batch([0])))
+    weights = output_weights(model, layers, images, torch.device("cpu"), 0)
+    assert all(torch.equal(weight[0], torch.eye(weight.shape[-1], dtype=weight.dtype)) for weight in weights.values())
+
+
+def test_autocast_inside_a_network_does_not_round_the_sums() -> None:
+    rows = torch.randn(50, 8) + 4.0
+    sums = Moments(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sums.add(rows)
+    np.testing.assert_allclose(sums.covariance()[0], np.cov(rows.double().numpy().T, bias=True), atol=1e-5)

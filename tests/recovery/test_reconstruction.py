@@ -1,0 +1,388 @@
+"""Refitting in the compressed network: never worse on the check images, told truthfully, plainly better when due."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from compressor.data.images import ImageSet, from_batches
+from compressor.factorization.interpolative import Interpolated
+from compressor.fidelity.function_norm import FunctionNorm
+from compressor.network.layers import compressible, factorised_ranks, find_layers
+from compressor.network.statistics import Moments
+from compressor.network.surgery import build_candidate, detach_from_original
+from compressor.pipeline.stages.factorize import Decomposer
+from compressor.recovery import reconstruction as recalibrate
+from compressor.recovery.reconstruction import LAST_FLOOR, Recalibration, estimate_statistics, last_factor, solve
+from compressor.recovery.records import RecalibrationRecord
+
+CPU = torch.device("cpu")
+METHODS = ["spatial", "tucker", "cp", "interpolative"]
+
+
+class Tokens(nn.Module):
+    """(N, C, H, W) as a sequence (N, H * W, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
+def small_network() -> nn.Module:
+    """Batch norm with statistics that fit, groups, a 1 x 1, linear layers on sequences and on vectors."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1, bias=False),
+        nn.BatchNorm2d(12),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(12, 16, 3, stride=2, padding=1, groups=2),
+        nn.BatchNorm2d(16),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(16, 16, 1),
+        nn.ReLU(inplace=True),
+        Tokens(),
+        nn.Linear(16, 12),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Linear(12 * 16, 10),
+    )
+    for norm in (network[1], network[4]):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.3)
+    network.train()
+    for seed in range(20):
+        network(drawn(32, seed).batch(slice(None)))
+    return network.eval().requires_grad_(False)
+
+
+def drawn(count: int, seed: int) -> ImageSet:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 3, 4, 4, generator=generator) + 0.5
+    return from_batches([nn.functional.interpolate(coarse, size=8, mode="bilinear")], count)
+
+
+class Subject:
+    """A network at low ranks, about to be recalibrated."""
+
+    def __init__(self, original: nn.Module, images: ImageSet, check: ImageSet, **options: Any) -> None:
+        choice, share = options.pop("choice", "weight"), options.pop("share", 0.3)
+        self.original, self.calibration = original, images
+        self.judge = FunctionNorm(original, check, CPU)
+        found = compressible(find_layers(original, images.batch([0]), **options))
+        decomposer = Decomposer(model=original, calibration=images, judge=self.judge, device=CPU, choice=choice)
+        parts = decomposer.run(found)
+        ranks = [max(1, int(share * part.layer.cap)) for part in parts]
+        self.ranks = factorised_ranks([part.layer for part in parts], ranks)
+        self.layers = [part.layer for part in parts if part.layer.name in self.ranks]
+        factors = {part.layer.name: part.factors for part in parts}
+        self.network = detach_from_original(build_candidate(original, factors, self.ranks))
+
+    def loss(self, network: nn.Module) -> float:
+        return self.judge.losses(network, np.arange(len(self.judge.images))).mean
+
+    def run(self, network: nn.Module | None = None) -> tuple[RecalibrationRecord, nn.Module]:
+        recalibration = Recalibration(
+            original=self.original,
+            network=copy.deepcopy(self.network) if network is None else network,
+            layers=self.layers,
+            calibration=self.calibration,
+            judge=self.judge,
+            device=CPU,
+        )
+        return recalibration.run(), recalibration.network
+
+
+def subject_with(**options: Any) -> Subject:
+    return Subject(small_network(), drawn(96, 100), drawn(40, 101), **options)
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return subject_with()
+
+
+def assert_told_truthfully(record: RecalibrationRecord, subject: Subject, network: nn.Module) -> None:
+    current = record.before
+    for step in record.steps:
+        assert step.before == current
+        assert step.kept == (step.after < step.before)
+        current = step.after if step.kept else current
+    assert record.after == current <= record.before
+    assert record.before == pytest.approx(subject.loss(subject.network))
+    assert record.after == pytest.approx(subject.loss(network))
+    assert record.calibration_images == len(subject.calibration)
+    assert record.check_images == len(subject.judge.images)
+    assert record.seconds > 0
+
+
+def state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def weight_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in network.named_parameters() if not name.endswith("bias")}
+
+
+def test_low_ranks_of_the_weight_become_plainly_better(subject: Subject) -> None:
+    record, network = subject.run()
+    assert_told_truthfully(record, subject, network)
+    assert record.after < 0.4 * record.before
+    fresh = FunctionNorm(subject.original, drawn(200, 7), CPU)
+    every = np.arange(200)
+    assert fresh.losses(network, every).mean < 0.6 * fresh.losses(subject.network, every).mean
+
+
+def test_steps_come_front_to_back_last_factor_first(subject: Subject) -> None:
+    record, _ = subject.run()
+    names = ["0", "3", "6", "9", "12"]
+    expected = [(name, kind) for name in names for kind in ("last factor", "both factors")]
+    assert [(step.layer, step.kind) for step in record.steps] == [*expected, ("", "batch-norm statistics")]
+    kept = {step.kind for step in record.steps if step.kept}
+    assert {"last factor", "both factors"} <= kept
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("choice", ["weight", "activation"])
+def test_every_method_is_refitted_and_keeps_its_shapes(method: str, choice: str) -> None:
+    subject = subject_with(method=method, choice=choice)
+    assert method in {layer.method for layer in subject.layers}
+    original = state(subject.original)
+    record, network = subject.run()
+    assert_told_truthfully(record, subject, network)
+    assert weight_shapes(network) == weight_shapes(subject.network)
+    assert record.after < (0.6 if choice == "weight" else 0.98) * record.before
+    assert any(step.kept for step in record.steps if step.kind == "last factor")
+    assert all(torch.equal(value, original[name]) for name, value in subject.original.state_dict().items())
+    ours = {value.data_ptr() for value in network.state_dict().values()}
+    assert ours.isdisjoint(value.data_ptr() for value in subject.original.state_dict().values() if value.numel() > 1)
+
+
+def test_the_network_is_left_in_eval_mode_without_hooks_and_gradients(subject: Subject) -> None:
+    _, network = subject.run()
+    for module in [*network.modules(), *subject.original.modules()]:
+        assert not module.training
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    assert all(norm.momentum == 0.1 for norm in network.modules() if isinstance(norm, nn.BatchNorm2d))
+
+
+class Worse(FunctionNorm):
+    """A judge for whom everything that comes later is worse."""
+
+    calls = 0
+
+    def losses(self, network: nn.Module, indices: Any) -> Any:
+        self.calls += 1
+        found = super().losses(network, indices)
+        return type(found)(found.indices, found.values * 0 + self.calls)
+
+
+def test_what_does_harm_is_undone_to_the_last_bit(subject: Subject) -> None:
+    network, before = copy.deepcopy(subject.network), state(subject.network)
+    recalibration = Recalibration(
+        original=subject.original,
+        network=network,
+        layers=subject.layers,
+        calibration=subject.calibration,
+        judge=Worse(subject.original, subject.judge.images, CPU),
+        device=CPU,
+    )
+    record = recalibration.run()
+    assert (record.before, record.after) == (1.0, 1.0)
+    assert [step.after for step in record.steps] == [float(2 + number) for number in range(11)]
+    assert not any(step.kept for step in record.steps)
+    assert list(state(network)) == list(before)
+    assert all(torch.equal(value, before[name]) for name, value in state(network).items())
+
+
+def test_the_same_seed_gives_the_same_network(subject: Subject) -> None:
+    (first, one), (second, two) = subject.run(), subject.run()
+    assert first.model_copy(update={"seconds": 0.0}) == second.model_copy(update={"seconds": 0.0})
+    assert all(torch.equal(value, state(two)[name]) for name, value in state(one).items())
+
+
+def test_at_full_rank_there_is_next_to_nothing_to_gain() -> None:
+    subject = subject_with(share=1.0)
+    record, _ = subject.run()
+    assert record.after <= record.before
+
+
+def refitted(layer: nn.Module, inputs: Tensor, **options: Any) -> tuple[Subject, nn.Module]:
+    """A network of one linear layer between nothings; factors are fitted on all inputs."""
+    images = from_batches([inputs], len(inputs))
+    subject = Subject(nn.Sequential(nn.Identity(), layer).eval().requires_grad_(False), images, images, **options)
+    return subject, subject.run()[1]
+
+
+@pytest.mark.parametrize("shape", [(60,), (12, 5), (6, 2, 5)])
+def test_a_linear_layer_reaches_the_best_of_its_rank(shape: tuple[int, ...]) -> None:
+    """Reduced-rank regression has a closed form: the leading directions of the fitted outputs."""
+    torch.manual_seed(0)
+    inputs = torch.randn(*shape, 8) * torch.tensor([3, 2, 2, 1, 1, 0.5, 0.5, 0.2]) + 1
+    layer = nn.Linear(8, 7)
+    subject, network = refitted(layer, inputs, share=0.7)
+    assert subject.ranks == {"1": 2}
+    outputs = layer(inputs).detach().flatten(0, -2).double()
+    values = torch.linalg.svdvals(outputs - outputs.mean(0))
+    found = (network(inputs) - layer(inputs)).detach().double().square().sum()
+    assert float(found) == pytest.approx(float(values[2:].square().sum()), rel=0.03)
+    # The mean is right to the last digit, whatever the rank.
+    torch.testing.assert_close(network(inputs).flatten(0, -2).mean(0), outputs.float().mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_outputs_the_network_does_not_feel_are_given_up() -> None:
+    """One feature is kept: that of the small output, because the large one is multiplied by nothing."""
+    torch.manual_seed(0)
+    layer, reader = nn.Linear(6, 6, bias=False), nn.Linear(6, 2, bias=False)
+    layer.weight.data = torch.diag(torch.tensor([5.0, 4.0, 3.0, 1.0, 1.0, 1.0]))
+    reader.weight.data = torch.eye(6)[[3, 4]] + 1e-3 * torch.randn(2, 6)
+    network = nn.Sequential(layer, reader).eval().requires_grad_(False)
+    inputs = torch.randn(200, 6)
+    images = from_batches([inputs], 200)
+    subject = Subject(network, images, images, share=0.7, include=["0"])
+    record, found = subject.run()
+    assert subject.ranks == {"0": 2}
+    assert record.after < 0.05 * record.before
+    assert_told_truthfully(record, subject, found)
+
+
+def test_a_network_that_is_one_layer_is_replaced() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(12, 12).eval().requires_grad_(False)
+    inputs = torch.randn(100, 12) @ torch.randn(12, 12)
+    subject = Subject(layer, from_batches([inputs], 100), from_batches([inputs[:50]], 50))
+    assert list(subject.ranks) == [""]
+    record, network = subject.run()
+    assert any(step.kept for step in record.steps)
+    assert_told_truthfully(record, subject, network)
+
+
+class Crossed(nn.Module):
+    """Defined last to first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.first = nn.Linear(12, 12), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.first(x)))
+
+
+def test_front_to_back_is_the_order_of_use() -> None:
+    torch.manual_seed(0)
+    images = from_batches([torch.randn(60, 12)], 60)
+    subject = Subject(Crossed().eval().requires_grad_(False), images, images)
+    record, _ = subject.run()
+    assert [step.layer for step in record.steps] == ["first", "first", "last", "last"]
+
+
+def test_each_layer_is_fitted_to_the_inputs_it_receives() -> None:
+    """The second of two linear layers can make up for what the first did, as long as its features are there."""
+    torch.manual_seed(0)
+    original = nn.Sequential(nn.Linear(10, 10), nn.Linear(10, 10)).eval().requires_grad_(False)
+    images = from_batches([torch.randn(80, 10)], 80)
+    subject = Subject(original, images, images, include=["1"], share=0.9)
+    network = copy.deepcopy(subject.network)
+    network[0].weight.mul_(2)
+    network[0].bias.add_(1)
+    record, found = subject.run(network)
+    assert record.after < 0.05 * record.before
+    inputs = images.batch(slice(None))
+    error = (found(inputs) - original(inputs)).square().sum(1).mean()
+    assert float(error) == pytest.approx(record.after, rel=1e-4)
+
+
+# Degenerate layers
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("fault", ["zero weight", "dead", "constant images"])
+def test_layers_that_do_nothing_end_nothing(method: str, fault: str) -> None:
+    network = small_network()
+    images, check = drawn(20, 0), drawn(10, 1)
+    if fault == "zero weight":
+        network[3].weight.data.zero_()
+    if fault == "dead":
+        network[1].weight.data.zero_()
+        network[1].bias.data.fill_(-1)
+    if fault == "constant images":
+        images, check = (from_batches([torch.ones(count, 3, 8, 8)], count) for count in (20, 10))
+    subject = Subject(network, images, check, choice="activation", method=method)
+    record, found = subject.run()
+    assert_told_truthfully(record, subject, found)
+    assert all(bool(value.isfinite().all()) for value in found.state_dict().values())
+
+
+# The pieces
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_solving_is_ridge_regression_towards_what_is_there(groups: int) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((50, groups, 4)) + 2, rng.standard_normal((50, groups, 3)) - 1
+    present = rng.standard_normal((groups, 3, 4))
+    moments = Moments(groups)
+    moments.add(torch.from_numpy(x).flatten(1), torch.from_numpy(y).flatten(1))
+    weight, bias = solve(moments, torch.from_numpy(present.reshape(3 * groups, 4, 1, 1)), 0.1)
+    assert weight.shape == (3 * groups, 4, 1, 1)
+    for group in range(groups):
+        one, two = (part[:, group] - part[:, group].mean(0) for part in (x, y))
+        covariance = one.T @ one / 50
+        ridge = 0.1 * np.trace(covariance) / 4 * np.eye(4)
+        best = np.linalg.solve(covariance + ridge, one.T @ two / 50 + ridge @ present[group].T).T
+        part = slice(3 * group, 3 * group + 3)
+        np.testing.assert_allclose(weight[part, :, 0, 0], best, rtol=1e-6)
+        means = y[:, group].mean(0) - best @ x[:, group].mean(0)
+        np.testing.assert_allclose(bias[part], means, rtol=1e-6)
+
+
+def test_solving_without_data_leaves_what_is_there() -> None:
+    """The second input never varies: what is known of it stays."""
+    x = torch.randn(200, 2, dtype=torch.float64) * torch.tensor([1.0, 0.0])
+    moments = Moments(1)
+    moments.add(x, 3 * x[:, :1])
+    weight, _ = solve(moments, torch.tensor([[0.0, 7.0]]), LAST_FLOOR)
+    assert float(weight[0, 0]) == pytest.approx(3, rel=1e-2)
+    assert float(weight[0, 1]) == pytest.approx(7)
+
+
+def test_the_last_factor_of_an_interpolation_gives_the_outputs_that_are_not_kept() -> None:
+    order = torch.tensor([2, 0, 3, 1, 4])  # of every output its place among kept and rest
+    module = Interpolated(nn.Linear(3, 2), nn.Linear(2, 3), order)
+    final, outputs = last_factor(module)
+    assert final is module.rest
+    assert outputs is not None
+    inputs = torch.randn(9, 3)
+    torch.testing.assert_close(module(inputs)[:, outputs], module.rest(module.keep(inputs)))
+    chain = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 5))
+    assert last_factor(chain) == (chain[1], None)
+
+
+@pytest.mark.parametrize("counts", [[64], [33], [32, 1], [40, 9]])
+def test_statistics_are_the_averages_over_batches(counts: Sequence[int]) -> None:
+    """A last batch of one image would have no variance, and is left out."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2)).eval()
+    images = from_batches([torch.randn(count, 4) + 2 for count in counts], sum(counts))
+    estimate_statistics(network, [network[1]], images, CPU)
+    assert not any(module.training for module in network.modules())
+    assert network[1].momentum == 0.1
+    with torch.inference_mode():
+        hidden = network[0](images.batch(slice(None)))
+    parts = [part for part in hidden.split(32) if len(part) > 1]
+    torch.testing.assert_close(network[1].running_mean, torch.stack([part.mean(0) for part in parts]).mean(0))
+    torch.testing.assert_close(network[1].running_var, torch.stack([part.var(0) for part in parts]).mean(0))
+
+
+def test_norms_without_statistics_of_their_own_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, track_running_stats=False), nn.GroupNorm(2, 8))
+    images = from_batches([torch.randn(64, 8, 4, 4)], 64)
+    monkeypatch.setattr(recalibrate, "estimate_statistics", lambda *_: pytest.fail("statistics were touched"))
+    subject = Subject(network.eval().requires_grad_(False), images, images)
+    record, _ = subject.run()
+    assert {step.kind for step in record.steps} == {"last factor", "both factors"}

@@ -1,0 +1,89 @@
+"""The prior mean from truncated energies: sensitivities are found where losses are sums of energies."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from compressor.factorization.registry import METHODS
+from compressor.network.layers import find_layers
+from compressor.pipeline.stages.factorize import energies_of
+from compressor.search.surrogate.energy_prior import Energies
+
+CAPS = (9, 30, 14)
+
+
+def shares(seed: int = 0) -> list[np.ndarray]:
+    """Energies that fall with the rank, none left at the cap."""
+    rng = np.random.default_rng(seed)
+    tails = [np.cumsum(rng.gamma(0.5, size=cap))[::-1] for cap in CAPS]
+    return [np.append(tail[1:], 0.0) / tail[0] for tail in tails]
+
+
+def plans(count: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, np.array(CAPS), size=(count, len(CAPS)))
+
+
+def loss_of(sensitivities: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    tables = shares()
+    return sum(s * tables[layer][ranks[..., layer] - 1] for layer, s in enumerate(sensitivities))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0.01, 100.0), min_size=3, max_size=3), st.integers(0, 5))
+def test_with_true_guesses_sums_of_energies_are_found_whatever_the_looks(values: list[float], count: int) -> None:
+    sensitivities = np.array(values)
+    energies = Energies(shares())
+    energies.guess([s * share for s, share in zip(sensitivities, shares(), strict=True)])
+    looked, others = plans(count), plans(50, seed=2)
+    expected = energies.learn(looked, loss_of(sensitivities, looked))
+    np.testing.assert_allclose(expected(others), loss_of(sensitivities, others), rtol=1e-6)
+
+
+def test_wrong_guesses_are_unlearnt_by_looks() -> None:
+    sensitivities = np.array([0.3, 5.0, 2.0])
+    energies = Energies(shares())
+    energies.guess([share.copy() for share in shares()])
+    others = plans(50, seed=2)
+    errors = [
+        np.abs(np.log(energies.learn(looked, loss_of(sensitivities, looked))(others) / loss_of(sensitivities, others)))
+        for looked in (plans(1), plans(200))
+    ]
+    assert errors[1].max() < 0.3 < 1.0 < errors[0].max()
+
+
+def test_what_saturates_is_unbent_and_destroyed_plans_are_left_out() -> None:
+    sensitivities, saturation = np.array([0.3, 5.0, 2.0]), 3.0
+    looked, others = plans(60), plans(50, seed=2)
+    sums = loss_of(sensitivities, looked)
+    losses = np.where(sums < saturation, sums / (1.0 + sums / saturation), 40.0)  # far off where destroyed
+    energies = Energies(shares())
+    energies.guess([s * share for s, share in zip(sensitivities, shares(), strict=True)])
+    expected = energies.learn(looked, losses, saturation)
+    np.testing.assert_allclose(expected(others), loss_of(sensitivities, others), rtol=1e-6)
+
+
+def test_without_guesses_all_energies_are_worth_the_same_at_first() -> None:
+    looked = plans(1)
+    expected = Energies(shares()).learn(looked, 7.0 * loss_of(np.ones(3), looked))
+    others = plans(50, seed=2)
+    np.testing.assert_allclose(expected(others), 7.0 * loss_of(np.ones(3), others), rtol=1e-6)
+
+
+def test_a_layer_that_gives_nothing_up_is_expected_to_lose_nothing() -> None:
+    nothing = [np.zeros(cap) for cap in CAPS]
+    energies = Energies(nothing)
+    energies.guess(nothing)
+    assert energies.learn(plans(4), np.ones(4))(plans(9)) == pytest.approx(0.0)
+
+
+def test_energies_of_a_layer_are_shares_of_its_squared_singular_values() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(20, 12))
+    (layer,) = find_layers(network, torch.randn(2, 20))
+    squares = torch.linalg.svdvals(layer.module.weight.detach().double()).square()
+    found = energies_of(layer, METHODS["svd"].factorise(layer.module))
+    expected = [float(squares[rank:].sum() / squares.sum()) for rank in range(1, layer.dense_rank)]
+    np.testing.assert_allclose(found, [*expected, 0.0], rtol=1e-4)

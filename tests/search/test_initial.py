@@ -1,0 +1,233 @@
+"""The start: allocation against brute force, probes that fall with the rank, and the walk along the curve."""
+
+from collections.abc import Callable
+from itertools import pairwise, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from compressor.arrays import Ranks
+from compressor.fidelity.losses import Losses
+from compressor.search.initial import allocation as start
+from compressor.search.initial.sensitivity import PROBE_RANKS, probe_sensitivities, tables_of
+from compressor.search.objective import Objective
+from compressor.search.space import CONTEXT_STEP, SHARES_OF_THE_WAY, RankSpace
+from compressor.search.surrogate.additive_prior import LOSS_FLOOR, sum_of
+
+Array = NDArray[np.float64]
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[RankSpace, list[Array]]:
+    """Up to three layers of any costs, and losses that need not even fall with the rank."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    caps = draw(st.lists(st.integers(2, 6), min_size=1, max_size=3))
+    space = RankSpace([f"layer{i}" for i in range(len(caps))], [np.cumsum(rng.integers(1, 50, cap)) for cap in caps])
+    scale = draw(st.sampled_from([0.01, 1.0, 100.0]))
+    return space, [scale * rng.exponential(size=cap) for cap in caps]
+
+
+def lattice(space: RankSpace, every: int = 1) -> Ranks:
+    return np.array(list(product(*(range(1, cap + 1, every) for cap in space.caps))))
+
+
+def total_loss(losses: list[Array], ranks: Ranks) -> Array:
+    """Losses of many layers as the sum of the single ones."""
+    return np.array([sum(table[rank - 1] for table, rank in zip(losses, row, strict=True)) for row in ranks])
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems(), st.floats(1e-4, 1e3))
+def test_the_allocation_is_the_best_of_all_plans(problem: tuple[RankSpace, list[Array]], weight: float) -> None:
+    space, losses = problem
+    found = start.allocate(space, losses, weight)
+    costs = space.ratio(lattice(space)) + weight * total_loss(losses, lattice(space))
+    cost = space.ratio(found[None]) + weight * total_loss(losses, found[None])
+    assert cost[0] == pytest.approx(costs.min(), rel=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.floats(1e-4, 1e2), st.floats(1.01, 100))
+def test_a_larger_weight_never_loses_more(problem: tuple[RankSpace, list[Array]], weight: float, factor: float) -> None:
+    space, losses = problem
+    light, heavy = (start.allocate(space, losses, value)[None] for value in (weight, weight * factor))
+    assert total_loss(losses, heavy)[0] <= total_loss(losses, light)[0] + 1e-12
+    assert space.ratio(heavy)[0] >= space.ratio(light)[0] - 1e-12
+
+
+def test_the_sum_of_sensitivities_is_the_sum() -> None:
+    losses = [np.array([3.0, 1.0, 0.0]), np.array([0.5, 0.0])]
+    ranks = np.array([[1, 1], [2, 2], [3, 1]])
+    np.testing.assert_allclose(sum_of(losses)(ranks), [3.5, 1.0, 0.5])
+
+
+class Probe:
+    """Single-layer losses `law(layer, rank)`, and the plans that were asked for."""
+
+    def __init__(self, space: RankSpace, law: object) -> None:
+        self.space = space
+        self.law = law
+        self.asked: list[tuple[int, int]] = []
+
+    def __call__(self, plans: list[Ranks]) -> list[Losses]:
+        return [self.look(ranks) for ranks in plans]
+
+    def look(self, ranks: Ranks) -> Losses:
+        (layer,) = np.flatnonzero(ranks != self.space.caps)  # one layer, and one below its cap
+        rank = int(ranks[layer])
+        self.asked.append((int(layer), rank))
+        assert callable(self.law)
+        return Losses(np.arange(2), np.full(2, self.law(layer, rank)))
+
+
+def make_space(caps: list[int]) -> RankSpace:
+    return RankSpace([str(cap) for cap in caps], [list(range(1, cap + 1)) for cap in caps])
+
+
+@given(st.lists(st.integers(2, 400), min_size=1, max_size=4), st.integers(0, 1000))
+def test_noisy_probes_never_rise_with_the_rank_and_end_at_zero(caps: list[int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    probe = Probe(make_space(caps), lambda layer, rank: rng.lognormal())
+    tables = tables_of(probe.space, probe_sensitivities(probe.space, probe))
+    assert [len(table) for table in tables] == caps
+    for table in tables:
+        assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(table))
+        assert (table[:-1] > 0).all()
+        assert table[-1] == 0
+
+
+@given(st.lists(st.integers(2, 400), min_size=1, max_size=4))
+def test_probes_are_few_begin_at_rank_one_and_never_repeat(caps: list[int]) -> None:
+    probe = Probe(make_space(caps), lambda layer, rank: 1.0)
+    probe_sensitivities(probe.space, probe)
+    assert len(set(probe.asked)) == len(probe.asked) <= PROBE_RANKS * len(caps)
+    assert {layer for layer, rank in probe.asked if rank == 1} == set(range(len(caps)))
+    for layer, cap in enumerate(caps):
+        if cap >= 40:
+            assert sum(asked == layer for asked, _ in probe.asked) == PROBE_RANKS
+
+
+def test_a_power_law_is_met_at_every_rank_between_the_probes() -> None:
+    probe = Probe(make_space([300, 50]), lambda layer, rank: (layer + 1) * rank**-1.5)
+    tables = tables_of(probe.space, probe_sensitivities(probe.space, probe))
+    for layer, table in enumerate(tables):
+        last = max(rank for asked, rank in probe.asked if asked == layer)
+        ranks = np.arange(1, last + 1)
+        np.testing.assert_allclose(table[:last], (layer + 1) * ranks**-1.5)
+        np.testing.assert_allclose(table[last:-1], table[last - 1])
+
+
+def test_a_layer_without_effect_is_no_logarithm_of_zero() -> None:
+    probe = Probe(make_space([30]), lambda layer, rank: 0.0)
+    (table,) = tables_of(probe.space, probe_sensitivities(probe.space, probe))
+    assert np.isfinite(table).all()
+    assert table.max() <= LOSS_FLOOR * 1.01
+
+
+class Looks:
+    """Answers J of plans where joint losses are `excess` times the sum of single ones; remembers them."""
+
+    def __init__(self, space: RankSpace, objective: Objective, losses: list[Array], excess: float = 1.0) -> None:
+        self.space, self.objective, self.losses, self.excess = space, objective, losses, excess
+        self.seen: list[tuple[list[int], float]] = []
+
+    def value(self, ranks: Ranks) -> Array:
+        return self.objective.value(self.excess * total_loss(self.losses, ranks), self.space.ratio(ranks))
+
+    def __call__(self, ranks: Ranks) -> float:
+        value = float(self.value(ranks[None])[0])
+        self.seen.append((ranks.tolist(), value))
+        return value
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.sampled_from([0.01, 0.3, 5.0]), st.sampled_from([0.5, 1.0, 4.0]))
+def test_the_curve_gives_the_best_plan_it_looked_at_and_looks_at_none_twice(
+    problem: tuple[RankSpace, list[Array]], gamma: float, excess: float
+) -> None:
+    space, losses = problem
+    looks = Looks(space, Objective(gamma), losses, excess)
+    best = start.look_along_curve(space, looks.objective, losses, looks)
+    plans = [tuple(plan) for plan, _ in looks.seen]
+    assert len(set(plans)) == len(plans) <= len(start.CURVE_WEIGHTS) + 2 * start.NUM_REFINEMENTS
+    assert looks.value(best[None])[0] == max(value for _, value in looks.seen)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problems(), st.sampled_from([0.01, 0.3, 5.0]), st.sampled_from([0.25, 1.0, 4.0, 16.0]))
+def test_where_losses_add_up_the_curve_holds_the_best_of_all_plans(
+    problem: tuple[RankSpace, list[Array]], gamma: float, excess: float
+) -> None:
+    """Joint losses 4 or 16 times the sum are an allocation at 4 or 16 times the weight: also on the curve."""
+    space, losses = problem
+    looks = Looks(space, Objective(gamma), losses, excess)
+    best = start.look_along_curve(space, looks.objective, losses, looks)
+    assert looks.value(best[None])[0] == pytest.approx(looks.value(lattice(space)).max(), rel=1e-9)
+
+
+class InContext:
+    """Losses that multiply across layers: what a layer loses alone says little about what it loses beside others."""
+
+    def __init__(self, num_dims: int = 4, cap: int = 40, gamma: float = 0.2) -> None:
+        self.space = RankSpace([str(i) for i in range(num_dims)], [[10 * k for k in range(1, cap + 1)]] * num_dims)
+        self.objective = Objective(gamma)
+        self.powers = np.linspace(0.3, 1.5, num_dims)
+        self.image_scales = np.random.default_rng(0).uniform(0.5, 1.5, 50)
+        self.looks: list[tuple[tuple[int, ...], int]] = []
+
+    def loss(self, ranks: Ranks) -> float:
+        shares = ranks / self.space.caps
+        return float(np.prod(shares**-self.powers) - 1)
+
+    def value(self, ranks: Ranks) -> float:
+        return float(self.objective.value(np.array(self.loss(ranks)), self.space.ratio(ranks[None])[0]))
+
+    def look(self, count: int) -> Callable[[Ranks], Losses]:
+        def look(ranks: Ranks) -> Losses:
+            self.looks.append((tuple(ranks.tolist()), count))
+            scales = self.image_scales[:count]
+            return Losses(np.arange(count), self.loss(ranks) * scales / self.image_scales.mean())
+
+        return look
+
+    def reallocate(self, plan: Ranks) -> Ranks:
+        glance = self.look(start.CONTEXT_IMAGES)
+        return start.reallocate(
+            self.space, self.objective, plan, self.look(50), lambda plans: [glance(ranks) for ranks in plans]
+        )
+
+
+@pytest.mark.parametrize("first", [(20, 20, 20, 20), (40, 40, 40, 40), (8, 30, 8, 30)])
+def test_reallocation_climbs_where_layers_depend_on_each_other(first: tuple[int, ...]) -> None:
+    problem = InContext()
+    plan = np.array(first)
+    values = [problem.value(plan)]
+    for _ in range(6):
+        plan = problem.reallocate(plan)
+        values.append(problem.value(plan))
+    assert values == sorted(values)
+    everything = lattice(problem.space, every=3)
+    best = max(problem.value(ranks) for ranks in everything)
+    assert best - values[-1] < 0.1 * (best - values[0])
+
+
+def test_reallocation_changes_layers_by_a_step_at_most_and_looks_little() -> None:
+    problem = InContext()
+    plan = np.array([12, 12, 12, 40])
+    found = problem.reallocate(plan)
+    assert (np.abs(np.log(found / plan)) <= np.log(CONTEXT_STEP) + 0.06).all()
+    glances = [ranks for ranks, count in problem.looks if count == start.CONTEXT_IMAGES]
+    assert len(glances) == 2 * 4 - 1  # nothing lies above dense
+    assert all((np.array(ranks) != plan).sum() == 1 for ranks in glances)
+    looks = [ranks for ranks, count in problem.looks if count == 50]
+    assert len(set(looks)) == len(looks) <= 2 + len(SHARES_OF_THE_WAY)
+    assert tuple(found.tolist()) in looks
+
+
+def test_a_plan_that_cannot_be_bettered_is_kept() -> None:
+    problem = InContext(num_dims=1)
+    best = max((np.array([rank]) for rank in range(1, 41)), key=problem.value)
+    np.testing.assert_array_equal(problem.reallocate(best), best)

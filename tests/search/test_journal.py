@@ -1,0 +1,224 @@
+"""The journal: everything that was looked at comes back, whatever stopped the run that wrote it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from compressor.errors import InputError
+from compressor.fidelity.losses import Losses
+from compressor.search.evaluation.journal import Journal
+
+HEADER: dict[str, Any] = {
+    "weights": "abc",
+    "gamma": 0.01,
+    "layers": [["fc", "svd", 9]],
+    "search settings": {"seed": 0},
+}
+Look = tuple[np.ndarray, Losses]
+
+
+def make_looks(count: int, seed: int = 0) -> list[Look]:
+    rng = np.random.default_rng(seed)
+    return [(rng.integers(1, 9, 3), Losses(rng.permutation(20)[:5], rng.lognormal(size=5))) for _ in range(count)]
+
+
+def append(journal: Journal, look: Look) -> None:
+    ranks, losses = look
+    journal.append("start", ranks, losses, 0.5, -0.25)
+
+
+def write(path: Path, looks: list[Look], header: dict[str, Any] | None = None) -> None:
+    journal = Journal(path, header or HEADER)
+    for look in looks:
+        append(journal, look)
+
+
+def assert_recalled(journal: Journal, looks: list[Look]) -> None:
+    for ranks, losses in looks:
+        found = journal.recall(ranks, losses.indices)
+        assert found is not None
+        np.testing.assert_array_equal(found.values, losses.values)
+        np.testing.assert_array_equal(found.indices, losses.indices)
+
+
+NOTHING = np.array([1, 1, 1]), np.array([0])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "search.jsonl"
+
+
+def test_looks_come_back_to_the_last_bit_and_the_run_goes_on(path: Path) -> None:
+    looks = make_looks(6)
+    write(path, looks[:4])
+    journal = Journal(path, HEADER, resume=True)
+    assert journal.num_recalled == 4
+    assert_recalled(journal, looks[:4])
+    assert journal.recall(*NOTHING) is None
+    append(journal, looks[4])
+    append(journal, looks[5])
+    again = Journal(path, HEADER, resume=True)
+    assert again.num_recalled == 6
+    assert_recalled(again, looks)
+
+
+def test_a_row_says_what_was_seen(path: Path) -> None:
+    (look,) = make_looks(1)
+    write(path, [look])
+    header, row = (json.loads(line) for line in path.read_text().splitlines())
+    assert header == HEADER
+    ranks, losses = look
+    assert row == {
+        "look": 0,
+        "source": "start",
+        "ranks": ranks.tolist(),
+        "function_norm": losses.mean,
+        "variance": losses.variance,
+        "ratio": 0.5,
+        "objective": -0.25,
+        "images": losses.indices.tolist(),
+        "losses": losses.values.tolist(),
+    }
+
+
+def test_rows_are_numbered_on_across_a_resumption(path: Path) -> None:
+    looks = make_looks(3)
+    write(path, looks[:2])
+    journal = Journal(path, HEADER, resume=True)
+    assert_recalled(journal, looks[:2])
+    append(journal, looks[2])
+    assert [json.loads(line).get("look") for line in path.read_text().splitlines()] == [None, 0, 1, 2]
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_kill_at_any_byte_costs_at_most_the_look_under_way(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("journal") / "search.jsonl"
+    looks = make_looks(3)
+    write(path, looks)
+    whole = path.read_bytes()
+    kept = whole[: data.draw(st.integers(whole.index(b"\n") + 1, len(whole)))]
+    path.write_bytes(kept)
+    num_whole = kept.count(b"\n") - 1
+    journal = Journal(path, HEADER, resume=True)
+    assert journal.num_recalled == num_whole
+    assert_recalled(journal, looks[:num_whole])
+    assert journal.recall(*NOTHING) is None
+    for look in looks[num_whole:]:
+        append(journal, look)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"gamma": 0.02}, "gamma"),
+        ({"layers": [["fc", "svd", 8]]}, "layers"),
+        ({"gamma": 0.02, "weights": "abd"}, "gamma, weights"),
+        ({"search settings": {"seed": 1}}, "search settings"),
+        ({"new": 1}, "new"),
+    ],
+)
+def test_a_journal_of_another_search_is_refused_with_what_differs(
+    path: Path, change: dict[str, Any], named: str
+) -> None:
+    write(path, make_looks(2))
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=rf"search\.jsonl was written with other {named}; --resume needs the same"):
+        Journal(path, {**HEADER, **change}, resume=True)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_stop_within_the_first_line_begins_anew(path: Path, share: float) -> None:
+    first_line = json.dumps(HEADER)
+    path.write_text(first_line[: round(share * len(first_line))])
+    assert Journal(path, HEADER, resume=True).num_recalled == 0
+    assert path.read_text() == first_line + "\n"
+
+
+def test_a_search_that_goes_another_way_is_refused(path: Path) -> None:
+    looks = make_looks(2)
+    write(path, looks)
+    ranks, losses = looks[1]
+    for other in [(ranks + 1, losses.indices), (ranks, losses.indices[::-1])]:
+        journal = Journal(path, HEADER, resume=True)
+        assert_recalled(journal, looks[:1])
+        with pytest.raises(InputError, match="departs from this search at look 1"):
+            journal.recall(*other)
+
+
+@pytest.mark.parametrize("content", [b"\n", b"ranks, losses\n1, 2\n", b"my notes", b'{"weights": "of another'])
+def test_what_is_no_journal_is_refused_and_left(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is not a search journal"):
+        Journal(path, HEADER, resume=True)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(b"\xff\xfe\x00\n", id="not text"),
+        pytest.param(b"[]\n", id="a header that is no object"),
+        pytest.param(json.dumps(HEADER).encode() + b'\n{"look": 0}\n', id="a row that is no look"),
+    ],
+)
+def test_what_looks_like_a_journal_and_is_none(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(InputError):
+        Journal(path, HEADER, resume=True).recall(*NOTHING)
+
+
+def test_a_journal_that_cannot_be_read(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(InputError):
+        Journal(path, HEADER, resume=True)
+
+
+def test_without_resume_the_file_begins_anew(path: Path) -> None:
+    write(path, make_looks(3))
+    journal = Journal(path, HEADER)
+    assert journal.num_recalled == 0
+    assert journal.recall(*NOTHING) is None
+    assert path.read_text() == json.dumps(HEADER) + "\n"
+
+
+def test_resuming_where_nothing_was_begins_anew(path: Path) -> None:
+    assert Journal(path, HEADER, resume=True).num_recalled == 0
+    assert path.read_text() == json.dumps(HEADER) + "\n"
+
+
+def test_no_path_keeps_nothing(tmp_path: Path) -> None:
+    journal = Journal(None, HEADER, resume=True)
+    append(journal, make_looks(1)[0])
+    assert journal.recall(*NOTHING) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("missing/search.jsonl", "No such file"), (".", "Is a directory"), ("/dev/full", "No space left")],
+)
+def test_a_disk_that_refuses_is_an_input_error(tmp_path: Path, name: str, reason: str) -> None:
+    with pytest.raises(InputError, match=f"cannot write .*: {reason}"):
+        Journal(tmp_path / name, HEADER)
+
+
+def test_a_disk_that_fills_up_later_is_an_input_error(path: Path) -> None:
+    looks = make_looks(2)
+    journal = Journal(path, HEADER)
+    append(journal, looks[0])
+    path.rename(path.with_name("kept"))
+    path.symlink_to("/dev/full")
+    with pytest.raises(InputError, match="No space left"):
+        append(journal, looks[1])
+    assert Journal(path.with_name("kept"), HEADER, resume=True).num_recalled == 1

@@ -1,0 +1,100 @@
+"""What must hold of the house as a whole: import order, sizes, and what loads without torch."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import compressor
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("compressor", "exporters", "benchmarks")
+STUDIES = ("benchmarks.studies", "benchmarks.datasets")  # one file may be one study
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_MODULES = 400, 50, 13
+WITHOUT_TORCH = (
+    "compressor",
+    "compressor.errors",
+    "compressor.files",
+    "compressor.progress",
+    "compressor.cli.commands",
+    "compressor.report.console",
+    "compressor.report.warnings",
+    "compressor.report.page",
+    "compressor.search.space",
+    "compressor.search.optimizer",
+    "benchmarks.cli",
+)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+SOURCES = {name: path.read_text(encoding="utf-8") for name, path in FILES.items()}
+HOUSE = [name for name in FILES if not name.startswith(STUDIES)]
+FOLDERS = sorted({path.parent for path in FILES.values()})
+
+
+def functions(source: str) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
+            yield node.name, node.end_lineno - node.lineno + 1
+
+
+def test_imports_run_downwards() -> None:
+    """The order is in pyproject.toml, under tool.importlinter."""
+    program = Path(sys.executable).with_name("lint-imports")
+    result = subprocess.run([program, "--no-cache"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+
+
+def test_imports_are_absolute() -> None:
+    """Relative imports hide what is imported."""
+    relative = [
+        name
+        for name, source in SOURCES.items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and node.level
+    ]
+    assert relative == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_no_folder_is_too_full(folder: Path) -> None:
+    modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= MAX_MODULES, modules
+
+
+@pytest.mark.parametrize("name", sorted(HOUSE))
+def test_no_file_is_too_long(name: str) -> None:
+    assert len(SOURCES[name].splitlines()) <= MAX_FILE_LINES
+
+
+@pytest.mark.parametrize("name", sorted(HOUSE))
+def test_no_function_is_too_long(name: str) -> None:
+    too_long = {function: lines for function, lines in functions(SOURCES[name]) if lines > MAX_FUNCTION_LINES}
+    assert too_long == {}
+
+
+def test_what_needs_no_torch_does_not_load_it() -> None:
+    """`--help` must answer at once, and torch takes seconds."""
+    program = (
+        "import importlib, sys\n"
+        f"for name in {WITHOUT_TORCH!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    if 'torch' in sys.modules:\n"
+        "        sys.exit(f'{name} loads torch')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_public_face_comes_when_asked_for() -> None:
+    for name in compressor.__all__:
+        assert getattr(compressor, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'decompress'"):
+        compressor.decompress  # noqa: B018
