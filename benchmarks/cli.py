@@ -8,10 +8,10 @@ import click
 from compressor.cli.errors import explain_errors
 from compressor.cli.inputs import make_progress, typed_command
 from compressor.cli.types import (
-    LARGEST_BATCH,
-    LARGEST_INPUT,
-    LARGEST_SEED,
-    LARGEST_THREADS,
+    MAX_BATCH,
+    MAX_INPUT,
+    MAX_SEED,
+    MAX_THREADS,
     PATH,
     PROVIDER_NAMES,
     Numbers,
@@ -32,21 +32,19 @@ if TYPE_CHECKING:
     show_default=True,
     help="Where to run; auto: all that work here.",
 )
-@click.option("--threads", type=Numbers(LARGEST_THREADS), default="1", show_default=True, help="Threads, a list.")
+@click.option("--threads", type=Numbers(MAX_THREADS), default="1", show_default=True, help="Threads, a list.")
 @click.option(
     "--batch-size",
     "batch_sizes",
-    type=Numbers(LARGEST_BATCH),
+    type=Numbers(MAX_BATCH),
     default="1",
     show_default=True,
     help="Images in one run, a list.",
 )
-@click.option(
-    "--input-size", type=click.IntRange(1, LARGEST_INPUT), help="Side of the input if the file leaves it open."
-)
+@click.option("--input-size", type=click.IntRange(1, MAX_INPUT), help="Side of the input if the file leaves it open.")
 @click.option("--profile", is_flag=True, help="Say where the time goes, by operator and by node.")
 @click.option(
-    "--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help="Seed of inputs and orders."
+    "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of inputs and orders."
 )
 @click.option("--out", type=PATH, help="Folder for benchmark.json, benchmark.md and benchmark.html.")
 @click.option("--json", "as_json", is_flag=True, help="Print benchmark.json on stdout in place of the tables.")
@@ -56,7 +54,7 @@ def benchmark(**options: Any) -> None:
 
     The first FILE is the reference: the others' times are given as ratios to its own, measured in interleaved runs.
     Inputs are random, of the shape that the files want. Every combination of --provider, --threads and --batch-size is
-    measured. It says when the machine is too busy to tell files apart.
+    measured. It says when the machine is too busy to log files apart.
     """
     from benchmarks.runtime.compare import Settings, benchmark_files
     from benchmarks.runtime.page import OUTPUTS, write_benchmark

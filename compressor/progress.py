@@ -28,7 +28,7 @@ class Progress:
         """Announce a stage of `total` steps (None: unknown) for the length of a with-block."""
         yield _SilentStage()
 
-    def say(self, sentence: str) -> None:
+    def log(self, sentence: str) -> None:
         """One line that stays."""
 
 
@@ -43,11 +43,11 @@ class PlainProgress(Progress):
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Iterator[Stage]:
         began = time.monotonic()
-        self.say(f"{title} ...")
+        self.log(f"{title} ...")
         yield _PlainStage(self, title, total)
-        self.say(f"{title}: done in {time.monotonic() - began:.1f} s")
+        self.log(f"{title}: done in {time.monotonic() - began:.1f} s")
 
-    def say(self, sentence: str) -> None:
+    def log(self, sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
@@ -61,7 +61,7 @@ class _PlainStage:
     def update(self, done: int, note: str = "") -> None:
         if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
             self._last = time.monotonic()
-            self._progress.say(f"{self._title}: {done}{self._of} {note}".rstrip())
+            self._progress.log(f"{self._title}: {done}{self._of} {note}".rstrip())
 
 
 class TerminalProgress(Progress):
@@ -86,7 +86,7 @@ class TerminalProgress(Progress):
             yield _TerminalStage(bars, task)
         self._console.print(f"[green]✓[/] {title} [dim]{time.monotonic() - began:.1f} s[/]")
 
-    def say(self, sentence: str) -> None:
+    def log(self, sentence: str) -> None:
         self._console.print(sentence, highlight=False, markup=False)
 
 

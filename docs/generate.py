@@ -85,7 +85,7 @@ def _uniform_section(path: Path) -> str:
     lines = [
         f"## {path.stem}: the searched plan against every uniform plan",
         f"{study['network']}, {study['layers']} layers, weight-space factors, no fine-tuning. Objective "
-        f"J = -gamma L - R on {study['judged_on']} images that the search never saw; the best of all uniform "
+        f"J = -gamma L - R on {study['evaluated_on']} images that the search never saw; the best of all uniform "
         f"plans is chosen on those same images. Latency: ONNX Runtime, CPU, one thread, 95 % interval. "
         f"{_machine(study)}",
         _table(
@@ -100,8 +100,8 @@ def _uniform_section(path: Path) -> str:
                 "top-1": lambda r: _points(r["top1_original"], r["top1_compressed"]),
                 "MACs": lambda r: f"{r['macs_ratio']:.3f}",
                 "latency": lambda r: _interval(r, "latency_ratio"),
-                "parity": lambda r: f"{r['parity']:.0e}",
-                "looks": lambda r: str(r["evaluations"]),
+                "export_check": lambda r: f"{r['export_check']:.0e}",
+                "evaluations": lambda r: str(r["evaluations"]),
                 "image passes": lambda r: f"{r['image_passes']:,}",
                 "search s": lambda r: f"{r['search_seconds']:.0f}",
                 "total s": lambda r: f"{r['seconds']:.0f}",
@@ -128,7 +128,7 @@ def _factors_section(path: Path) -> str:
         f"## {path.stem}: what the factors alone are worth",
         f"{study['network']}, {study['layers']} layers ({study['patterns']}), every layer at the same fraction of its "
         f"cap (other methods at as many parameters), no search, no fine-tuning. Function norm and top-1 on "
-        f"{study['judged_on']} images outside calibration; time is the median over the original's, one image on one "
+        f"{study['evaluated_on']} images outside calibration; time is the median over the original's, one image on one "
         f"thread. {_machine(study)}",
         _table(
             {
@@ -160,15 +160,15 @@ def _search_section(path: Path) -> str:
         f"## {name}: bocompress's search beside others",
         f"{study['network']}, {study['layers']} layers ({study['patterns']}), weight-space factors, gamma "
         f"{study['gamma']:.4g}, {study['budget']:,} image passes, {study['samples']} images per look. J is the median "
-        f"over the seeds of the final plans' J = -gamma L - R on {study['judged_on']} images outside the search; "
+        f"over the seeds of the final plans' J = -gamma L - R on {study['evaluated_on']} images outside the search; "
         f"p: one-sided Wilcoxon signed-rank test over the seeds that the default's J is the greater (never below 2^-n "
         f"for n seeds), at the end of the budget and against what the others held when the default had stopped. "
         f"Passes to best peer: median passes to hold a plan as good as the last of the best peer with the same seed "
-        f"({study['best_peer']}), over all that the peer spent, and over those after which it held that plan; by "
+        f"({study['best_baseline']}), over all that the peer spent, and over those after which it held that plan; by "
         f"{study['curve_on']} of these images, and nothing where half of the seeds never do. "
         f"Peers search log-scaled ranks, too. Contradicted: a plan seen anywhere in the study beats a certified one by "
         f"more than its delta. Own CPU s: what the search spends beside the looks, on one thread. "
-        f"{', '.join(f'{peer} {number}' for peer, number in study['peers'].items())}. {_machine(study)}",
+        f"{', '.join(f'{baseline} {number}' for baseline, number in study['baselines'].items())}. {_machine(study)}",
         f"![Objective against image passes](pictures/{name}.svg)",
         _table(
             {
@@ -183,8 +183,8 @@ def _search_section(path: Path) -> str:
                 "relative L": lambda r: f"{r['relative']:.3f}",
                 "image passes": lambda r: f"{r['passes']:,.0f}",
                 "own CPU s": lambda r: f"{r['overhead_seconds']:.1f}",
-                "reached best peer": lambda r: f"{r['reached_best_peer']} of {r['compared']}",
-                "passes to best peer": _passes_to_best_peer,
+                "reached best peer": lambda r: f"{r['reached_best_baseline']} of {r['compared']}",
+                "passes to best peer": _passes_to_best_baseline,
                 "certified": lambda r: f"{r['stopped']}" if SEARCHES[r["search"]].ours else "",
                 "contradicted": lambda r: f"{r['contradicted']}" if r["stopped"] else "",
             },
@@ -194,7 +194,7 @@ def _search_section(path: Path) -> str:
     return "\n\n".join(lines)
 
 
-def _passes_to_best_peer(row: dict[str, Any]) -> str:
+def _passes_to_best_baseline(row: dict[str, Any]) -> str:
     shares = (row["passes_share"], row["passes_ratio"])
     return "" if None in shares else "{:.2f}, {:.2f}".format(*shares)
 
@@ -215,7 +215,7 @@ def _objectives_section(path: Path) -> str:
     lines = [
         "## objectives: function norm, risk and error as fidelity, and searched sparsity",
         f"{study['network']}, SVD of the weights, no recalibration; medians over {study['seeds']} seeds, judged on "
-        f"{study['judged_on']:,} images outside the search. gamma: times the fidelity's default. J is each "
+        f"{study['evaluated_on']:,} images outside the search. gamma: times the fidelity's default. J is each "
         f"fidelity's own and not comparable between them; believed: what the search says of its plan, with the "
         f"deviation it claims. Fixed prune: the best of five shares for the plan found without. The "
         f"paper (its Tables 3 and 4, MNIST, gamma 0.001 to 0.02 and 0.9 to 1.1): norm 97.80 % at ratio 11.96 in 71 s, "
@@ -254,7 +254,7 @@ def _exported_section(path: Path) -> str:
     lines = [
         f"## {path.stem}: the same network from the command line",
         f"{study['network']} by `bocompress-export`, with factors fitted and recalibrated; medians over "
-        f"{study['seeds']} seeds, judged on {study['rows'][0]['judged_on']:,} images. gamma: times the fidelity's "
+        f"{study['seeds']} seeds, judged on {study['rows'][0]['evaluated_on']:,} images. gamma: times the fidelity's "
         f"default. Whole run: with export, verification, latency and report. {_machine(study)}",
         _table(
             {
@@ -327,28 +327,28 @@ def _median(rows: list[dict[str, Any]], name: str) -> float:
 def _targets_section(path: Path) -> str:
     study = json.loads(path.read_text(encoding="utf-8"))
     how = "recalibrated" if study["recalibrated"] else "no recalibration"
-    rows = sorted(study["rows"], key=lambda r: (r["wish"] == "gamma", r["wish"], r["sweep"], r["asked"], r["seed"]))
-    drops = [row for row in rows if row["wish"] == "drop"]
+    rows = sorted(study["rows"], key=lambda r: (r["kind"] == "gamma", r["kind"], r["sweep"], r["asked"], r["seed"]))
+    drops = [row for row in rows if row["kind"] == "drop"]
     held = sum(row["drop_outside"] <= row["asked"] for row in drops)
     lines = [
         f"## {path.stem}: what is asked for, and what it is outside the run",
         f"{study['network']}, {how}. Every seed gives a run its own {study['images']:,} images; the drop, in points "
-        f"of top-1, is on the {study['judged_on']:,} others. Bound: what the run itself found it to be at most, with "
+        f"of top-1, is on the {study['evaluated_on']:,} others. Bound: what the run itself found it to be at most, with "
         f"95 % confidence; of a network found by gamma, what it would have been. Image passes: of the search, and of "
         f"measuring drops. {_machine(study)}",
         f"The drop asked for held outside in {held} of {len(drops)} seeds. {_against_sweeps(rows, study['drop'])}",
         _table(
             {
-                "asked": lambda r: f"{r['wish']} {r['asked']:.3g}" + (" (sweep)" if r["sweep"] else ""),
+                "asked": lambda r: f"{r['kind']} {r['asked']:.3g}" + (" (sweep)" if r["sweep"] else ""),
                 "seed": lambda r: str(r["seed"]),
                 "ratio": lambda r: f"{r['ratio']:.4f}",
                 "drop outside": lambda r: f"{r['drop_outside']:.2f}",
-                "bound": lambda r: f"{r['at_most']:.2f}" if r["wish"] in ("drop", "gamma") else "",
+                "bound": lambda r: f"{r['at_most']:.2f}" if r["kind"] in ("drop", "gamma") else "",
                 "kept by the run": lambda r: "" if r["met"] is None else ("yes" if r["met"] else "no"),
                 "gamma": lambda r: f"{r['gamma']:.3g}",
                 "plans built": lambda r: str(r["steps"] or 1),
                 "evaluations": lambda r: str(r["evaluations"]),
-                "image passes": lambda r: f"{r['image_passes']:,} + {r['deciding_passes']:,}",
+                "image passes": lambda r: f"{r['image_passes']:,} + {r['validation_passes']:,}",
                 "s": lambda r: f"{r['seconds']:.0f}",
             },
             rows,
@@ -360,19 +360,19 @@ def _targets_section(path: Path) -> str:
 def _against_sweeps(rows: list[dict[str, Any]], drop: float) -> str:
     """The smallest network of each sweep that keeps to the drop, by its own bound and by the judges; and passes."""
     parts = []
-    for mine in (row for row in rows if row["wish"] == "drop"):
-        others = [row for row in rows if row["seed"] == mine["seed"] and row["wish"] == "gamma"]
+    for mine in (row for row in rows if row["kind"] == "drop"):
+        others = [row for row in rows if row["seed"] == mine["seed"] and row["kind"] == "gamma"]
         sweep = [row for row in others if row["sweep"]]
-        passes = mine["image_passes"] + mine["deciding_passes"]
+        passes = mine["image_passes"] + mine["validation_passes"]
         if sweep:
-            bounded, judged = (
+            bounded, evaluated = (
                 min((row["ratio"] for row in sweep if row[by] <= drop), default=None)
                 for by in ("at_most", "drop_outside")
             )
             parts.append(
                 f"Seed {mine['seed']}: ratio {mine['ratio']:.4f} with {passes:,} image passes. Of a sweep of "
                 f"{len(sweep)} gammas the smallest network whose own bound keeps to the drop has {_or_none(bounded)}, "
-                f"the smallest that kept to it by the judges, which nobody could have known, {_or_none(judged)}; the "
+                f"the smallest that kept to it by the judges, which nobody could have known, {_or_none(evaluated)}; the "
                 f"sweep took {sum(row['image_passes'] for row in sweep):,} passes."
             )
         parts += [
@@ -393,7 +393,7 @@ def _certificates_section(path: Path) -> str:
     lines = [
         "## certificates: how often a stopped search is wrong where the Gaussian process is right",
         f"Objectives drawn from a Gaussian process of deviation 1 whose hyperparameters the search knows; noise of a "
-        f"look {study['look_noise']:g}, {study['levels']} ranks per layer, at most {study['max_looks']} looks, epsilon "
+        f"look {study['evaluation_noise']:g}, {study['levels']} ranks per layer, at most {study['max_evaluations_drawn']} looks, epsilon "
         f"{study['epsilon']:g}. Wrong: climbs on the drawn function find a plan better than the incumbent by more than "
         f"delta; 95 % binomial interval. {_machine(study)}",
         _table(
@@ -404,7 +404,7 @@ def _certificates_section(path: Path) -> str:
                 "rule": lambda r: r["rule"],
                 "stopped": lambda r: f"{r['stopped']} of {r['problems']}",
                 "wrong of those": lambda r: _share_with_interval(r),
-                "median looks": lambda r: f"{r['median_looks']:g}",
+                "median looks": lambda r: f"{r['median_evaluations']:g}",
             },
             study["rows"],
         ),
@@ -424,15 +424,15 @@ def _overhead_section(path: Path) -> str:
     lines = [
         "## overhead: what the search costs beside its looks",
         f"Processor seconds of fit, acquisition and certificate on one thread, with an analytic objective; the share "
-        f"is that beside looks of {study['look_seconds']:g} s each. {_machine(study)}",
+        f"is that beside looks of {study['evaluation_seconds']:g} s each. {_machine(study)}",
         _table(
             {
                 "d": lambda r: str(r["dims"]),
                 "delta": lambda r: f"{100 * r['delta']:g} %",
-                "looks": lambda r: str(r["looks"]),
+                "evaluations": lambda r: str(r["evaluations"]),
                 "CPU s": lambda r: f"{r['cpu_seconds']:.1f}",
-                "ms per look": lambda r: f"{1000 * r['cpu_seconds_per_look']:.0f}",
-                "share": lambda r: f"{100 * r['share_beside_looks']:.1f} %",
+                "ms per look": lambda r: f"{1000 * r['cpu_seconds_per_evaluation']:.0f}",
+                "share": lambda r: f"{100 * r['share_beside_evaluations']:.1f} %",
                 "stopped because": lambda r: r["stopped_because"],
             },
             study["rows"],
@@ -454,7 +454,7 @@ def _candidates_section(path: Path) -> str:
         _table(
             {
                 "factors": lambda r: r["factors"],
-                "looks": lambda r: str(r["looks"]),
+                "evaluations": lambda r: str(r["evaluations"]),
                 "look ms": lambda r: f"{r['candidate_ms']:.0f}",
                 "pass ms": lambda r: f"{r['bare_ms']:.0f}",
                 "ratio": lambda r: f"{r['ratio']:.2f} ({r['ratio_quartiles'][0]:.2f} to {r['ratio_quartiles'][1]:.2f})",
@@ -541,7 +541,7 @@ def _coverage_section(path: Path) -> str:
                 "MACs": lambda r: f"{r['macs'] / 1e9:.2f} G",
                 "MACs / fvcore": lambda r: f"{r['macs'] / r['macs_fvcore']:.4f}" if r["macs_fvcore"] else "",
                 "MACs ratio": lambda r: f"{r['macs_compressed'] / r['macs']:.3f}",
-                "parity": lambda r: f"{r['parity']:.0e}",
+                "export_check": lambda r: f"{r['export_check']:.0e}",
             },
             passed,
         ),
@@ -572,7 +572,7 @@ def _finetune_section(path: Path) -> str:
                 "original's top-1": lambda r: f"{100 * r['top1_original']:.2f}",
                 "top-1": lambda r: f"{100 * r['top1_before']:.2f} → {100 * r['top1_after']:.2f}",
                 "won back": lambda r: f"{100 * _won_back(r):.0f} %",
-                "judged on": lambda r: f"{r['judged_on']:,}",
+                "judged on": lambda r: f"{r['evaluated_on']:,}",
                 "s": lambda r: f"{r['seconds']:.0f}",
             },
             study["rows"],
@@ -593,11 +593,11 @@ def _recipe_section(path: Path) -> str:
         f"## {path.stem}: the paper's stages on a small VGG",
         f"Six convolutions with batch norms and three linear layers, {study['params']:,} parameters, trained here on "
         f"{study['trained_on']:,} CIFAR-10 images of 32 px; `--recipe {study['recipe']}`, tuned on "
-        f"{study['tuned_on']:,} of the training images. Accuracies on {study['judged_on']} images that no stage learns "
+        f"{study['tuned_on']:,} of the training images. Accuracies on {study['evaluated_on']} images that no stage learns "
         f"from; the ratio counts weights that are not zero, over the original's (the columns of the paper's Table 5). "
         f"Killed in {killed} and "
         f"gone on with `--resume`: {ending} as a run that was not. The last network's time is "
-        f"{study['latency_ratio']:.2f} of the original's, its file within {study['parity']:.0e} of torch. "
+        f"{study['latency_ratio']:.2f} of the original's, its file within {study['export_check']:.0e} of torch. "
         f"{_machine(study)}",
         _table(
             {

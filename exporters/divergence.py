@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from exporters.records import PartingRecord
+from exporters.records import DivergenceRecord
 from exporters.session import Logits, open_session
 
 
-def find_parting(first: Path, second: Path, image: Logits, tolerance: float) -> tuple[PartingRecord | None, int]:
+def find_divergence(first: Path, second: Path, image: Logits, tolerance: float) -> tuple[DivergenceRecord | None, int]:
     """The first tensor, in the order of `first`, whose relative error on the image (1, ...) exceeds `tolerance`.
 
     Compared are the float tensors that nodes of both graphs give under the same name and in the same shape; the
@@ -36,7 +36,7 @@ def find_parting(first: Path, second: Path, image: Logits, tolerance: float) -> 
         compared += 1
         error = _relative_error(found, expected)
         if not error <= tolerance:
-            return PartingRecord(tensor=name, layer=_layer(one, name), relative_error=min(error, 1e30)), compared
+            return DivergenceRecord(tensor=name, layer=_layer(one, name), relative_error=min(error, 1e30)), compared
     return None, compared
 
 

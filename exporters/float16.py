@@ -15,7 +15,7 @@ from compressor.text import first_line
 from exporters.activation_ranges import tensor_ranges
 from exporters.onnx import needs_data_file, save_onnx, sign, silence
 
-LARGEST_FP16 = 65504.0
+MAX_FP16 = 65504.0
 RANGE_IMAGES = 64
 
 
@@ -60,7 +60,7 @@ def _require_range(proto: onnx.ModelProto, source: Path, images: Tensor, large: 
         for name, (low, high) in tensor_ranges(source, images, Path(folder), large).items():
             largest[name] = max(abs(low), abs(high))
     worst = max(largest, key=lambda name: largest[name])
-    if not largest[worst] <= LARGEST_FP16:
+    if not largest[worst] <= MAX_FP16:
         raise BocompressError(
-            f"values overflow: {worst} reaches {largest[worst]:.3g} on real images, and fp16 ends at {LARGEST_FP16:g}"
+            f"values overflow: {worst} reaches {largest[worst]:.3g} on real images, and fp16 ends at {MAX_FP16:g}"
         )

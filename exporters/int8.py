@@ -1,4 +1,4 @@
-"""A float32 ONNX file in, the same network in int8 out: static quantisation of ONNX Runtime, QDQ format.
+"""A float32 ONNX file in, the same network in int8 out: static quantization of ONNX Runtime, QDQ format.
 
 Activations are unsigned 8-bit, weights signed, one scale per output channel, and weights use seven bits of their
 eight. x86 processors without VNNI add pairs of products in 16 bits, which saturate at eight: ResNet-18 then lost 2 %
@@ -21,75 +21,75 @@ from compressor.errors import BocompressError
 from compressor.text import first_line
 from exporters.activation_ranges import BATCH, METHODS, calibrate
 from exporters.onnx import needs_data_file, save_onnx, sign, silence, write_with_data
-from exporters.records import CalibrationName, FloatLayer, QuantisationRecord
+from exporters.records import CalibrationName, FloatLayer, QuantizationRecord
 from exporters.sensitivity import WEIGHTED, choose_float_groups, group_nodes
 from exporters.session import Logits, open_session, run_batches
 
 CALIBRATION_IMAGES = 64  # 20, 100 and 400 gave ResNet-18 the same function norm within its error
-JUDGE_IMAGES = 48
-# What ONNX Runtime's CPU provider computes, or hands on, in int8. Softmax and normalisations stay in float: they would
+CHECK_IMAGES = 48
+# What ONNX Runtime's CPU provider computes, or hands on, in int8. Softmax and normalizations stay in float: they would
 # only be surrounded by conversions. EfficientNet-B0 with Mul and Sigmoid in float ran slower than in float32.
 OPERATORS = (
     *WEIGHTED,
     *("Add", "Mul", "Sigmoid", "LeakyRelu", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
     *("Concat", "Split", "Gather", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Pad", "Resize"),
 )
-LARGEST_NORM = 1e30  # reports hold no infinity
+MAX_NORM = 1e30  # reports hold no infinity
 
 OnStep = Callable[[int, str], None]
 
 
-def quantise_int8(
+def quantize_int8(
     source: Path,
     target: Path,
     calibration: Tensor,
-    judge: Tensor,
+    evaluator: Tensor,
     allowed_norm: float,
     layers: Sequence[str],
     metadata: Mapping[str, str],
     on_step: OnStep = lambda done, note: None,
-) -> QuantisationRecord:
+) -> QuantizationRecord:
     """Write the int8 form of the float32 file `source` to `target`.
 
     Ranges of activations come from the calibration images, by the method (smallest and largest value, percentile,
     entropy) that adds the least function norm on the judge's images. Where all layers in int8 add more than
-    `allowed_norm`, each is quantised alone, and the costliest are left in float (see `choose_float_groups`).
+    `allowed_norm`, each is quantized alone, and the costliest are left in float (see `choose_float_groups`).
 
     Args:
         source, target: ONNX files; the batch stays free.
         calibration: images (N, ...), of which `CALIBRATION_IMAGES` are used.
-        judge: other images (N, ...), of which `JUDGE_IMAGES` are used.
+        judge: other images (N, ...), of which `CHECK_IMAGES` are used.
         allowed_norm: the function norm E||int8(x) - float(x)||^2 that is accepted without leaving layers in float.
         layers: names of the network's layers, whose factors are then treated as one.
         metadata: as for `export_onnx`.
         on_step: called with (trials done, what is being tried).
 
     Raises:
-        BocompressError: the network cannot be quantised.
+        BocompressError: the network cannot be quantized.
     """
     try:
         with tempfile.TemporaryDirectory(prefix="bocompress.") as folder, silence():
-            trials = _Trials(source, Path(folder), judge[:JUDGE_IMAGES], on_step)
+            trials = _Trials(source, Path(folder), evaluator[:CHECK_IMAGES], on_step)
             calibration = calibration[:CALIBRATION_IMAGES]
             method, joint = _choose_ranges(trials, calibration)
             groups = group_nodes(trials.model, layers)
             float_layers, norm = _choose_float_layers(trials, groups, joint, allowed_norm)
             proto = trials.build(exclude=_nodes(groups, [layer.name for layer in float_layers]))
             if not np.isfinite(norm):
-                raise BocompressError("the network cannot be quantised to int8: its outputs are no longer finite")
+                raise BocompressError("the network cannot be quantized to int8: its outputs are no longer finite")
     except BocompressError:
         raise
-    except Exception as error:  # the quantiser asserts, looks up and indexes what it does not know
+    except Exception as error:  # the quantizer asserts, looks up and indexes what it does not know
         name = type(error).__name__
-        raise BocompressError(f"the network cannot be quantised to int8 ({name}: {first_line(error)})") from error
+        raise BocompressError(f"the network cannot be quantized to int8 ({name}: {first_line(error)})") from error
     sign(proto, metadata)
     save_onnx(proto, target)
-    return QuantisationRecord(
+    return QuantizationRecord(
         calibration=method,
         calibration_images=len(calibration),
-        judge_images=min(len(judge), JUDGE_IMAGES),
+        check_images=min(len(evaluator), CHECK_IMAGES),
         added_norm=norm,
-        added_norm_all=min(joint, LARGEST_NORM),
+        added_norm_all=min(joint, MAX_NORM),
         allowed_norm=allowed_norm,
         layers=len(groups),
         float_layers=float_layers,
@@ -100,8 +100,8 @@ def quantise_int8(
 class _Trials:
     """Int8 forms of one file, and how far each is from it."""
 
-    def __init__(self, source: Path, folder: Path, judge: Tensor, on_step: OnStep) -> None:
-        self._folder, self._judge, self._on_step = folder, judge, on_step
+    def __init__(self, source: Path, folder: Path, evaluator: Tensor, on_step: OnStep) -> None:
+        self._folder, self._evaluate_outside, self._on_step = folder, evaluator, on_step
         self.prepared = folder / "prepared.onnx"
         whole = onnx.load(source)
         self._large = needs_data_file(whole)
@@ -113,8 +113,8 @@ class _Trials:
         self._expected = self._run(source)
 
     def calibrate(self, method: CalibrationName, images: Tensor) -> TensorsData:
-        """Ranges of all tensors that may be quantised."""
-        self._tell(f"{method} ranges")
+        """Ranges of all tensors that may be quantized."""
+        self._log(f"{method} ranges")
         return calibrate(self.prepared, images, method, OPERATORS, self._folder, self._large)
 
     def build(self, exclude: Sequence[str] = (), only: Sequence[str] = ()) -> onnx.ModelProto:
@@ -139,7 +139,7 @@ class _Trials:
     def added_norm(self, exclude: Sequence[str] = (), only: Sequence[str] = (), note: str = "") -> float:
         """E||int8(x) - float(x)||^2 on the judge's images; infinite where the outputs are."""
         self.count += 1
-        self._tell(note)
+        self._log(note)
         path = self._folder / "trial.onnx"
         if self._large:
             write_with_data(self.build(exclude, only), path)
@@ -148,9 +148,9 @@ class _Trials:
         return function_norm(self._run(path), self._expected)
 
     def _run(self, path: Path) -> Logits:
-        return run_batches(open_session(path), path, self._judge, BATCH)
+        return run_batches(open_session(path), path, self._evaluate_outside, BATCH)
 
-    def _tell(self, note: str) -> None:
+    def _log(self, note: str) -> None:
         self._on_step(self.count, note)
 
 
@@ -163,7 +163,7 @@ def _prepare(source: Path, target: Path, options: Mapping[str, Any]) -> None:
 
 
 def _drop_unused_domains(proto: onnx.ModelProto) -> None:
-    """ONNX Runtime's optimiser imports every domain that it knows, and other runtimes may not know them."""
+    """ONNX Runtime's optimizer imports every domain that it knows, and other runtimes may not know them."""
     used = {node.domain for node in proto.graph.node}
     kept = [entry for entry in proto.opset_import if entry.domain in used]
     del proto.opset_import[:]
@@ -209,7 +209,7 @@ def _choose_float_layers(
         return trials.added_norm(exclude=_nodes(groups, names), note=f"{len(names)} layers in float")
 
     chosen, norm = choose_float_groups(sensitivity, joint, allowed, measure)
-    return [FloatLayer(name=name, added_norm=min(sensitivity[name], LARGEST_NORM)) for name in chosen], norm
+    return [FloatLayer(name=name, added_norm=min(sensitivity[name], MAX_NORM)) for name in chosen], norm
 
 
 def _nodes(groups: Mapping[str, list[str]], names: Iterable[str]) -> list[str]:

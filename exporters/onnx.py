@@ -139,7 +139,7 @@ def _require_opset(proto: onnx.ModelProto, opset: int | None) -> None:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Exporter and quantiser report their steps by print, warnings and logging, none of them meant for our user."""
+    """Exporter and quantizer report their steps by print, warnings and logging, none of them meant for our user."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -24,8 +24,8 @@ ZIP_LEVEL = 9
 def converted_to_ort(source: Path) -> Iterator[tuple[Path, Path]]:
     """The ORT format of an ONNX file and its list of required operators, in a folder that goes with the block.
 
-    ONNX Runtime's own converter with its default: the graph is optimised as far as it is the same on every processor
-    (no layouts of one x86 family), so that a build without the optimiser, and without ONNX's format, runs it.
+    ONNX Runtime's own converter with its default: the graph is optimized as far as it is the same on every processor
+    (no layouts of one x86 family), so that a build without the optimizer, and without ONNX's format, runs it.
 
     Raises:
         BocompressError: ONNX Runtime cannot convert the file.
@@ -48,7 +48,7 @@ def converted_to_ort(source: Path) -> Iterator[tuple[Path, Path]]:
 def zip_file(source: Path) -> Path:
     """Write `source` as gzip beside it, the same bytes for the same content, and read it back.
 
-    Zeroed weights are worth something only here. ONNX's sparse initialisers would spend eight bytes of index on each
+    Zeroed weights are worth something only here. ONNX's sparse initializers would spend eight bytes of index on each
     weight that is left, and most runtimes do not read them.
 
     Raises:

@@ -11,7 +11,7 @@ FileFormat = Literal["onnx", "ort"]
 CalibrationName = Literal["min-max", "percentile", "entropy"]
 
 
-class ParityRecord(Record):
+class ExportCheckRecord(Record):
     """ONNX Runtime against torch on the same images: outputs' largest absolute difference, the same over the
     largest output magnitude (at most `tolerance`), and the share of images with the same top-1 class."""
 
@@ -23,7 +23,7 @@ class ParityRecord(Record):
     tolerance: float
 
 
-class PartingRecord(Record):
+class DivergenceRecord(Record):
     """A tensor in which two files differ: its name, the layer (or operator) that gives it, and the largest difference
     over the first file's largest magnitude."""
 
@@ -33,7 +33,7 @@ class PartingRecord(Record):
 
 
 class DifferenceRecord(Record):
-    """Two files on the same images, as `bocompress verify` compares them; figures as in `ParityRecord`, with the first
+    """Two files on the same images, as `bocompress verify` compares them; figures as in `ExportCheckRecord`, with the first
     file in torch's place. `function_norm` is the mean squared distance of the outputs, `worst_image` the number of the
     image with the largest difference. On it `tensors_compared` tensors within were compared, up to the first that is
     further apart than `tolerance`: `parting`, null where none is."""
@@ -46,7 +46,7 @@ class DifferenceRecord(Record):
     worst_image: int
     tolerance: float
     same: bool
-    parting: PartingRecord | None
+    divergence: DivergenceRecord | None
     tensors_compared: int
 
 
@@ -57,14 +57,14 @@ class FloatLayer(Record):
     added_norm: float = Field(ge=0)
 
 
-class QuantisationRecord(Record):
-    """How an int8 file came about. Function norms are against the float32 file, on `judge_images` of the search's:
+class QuantizationRecord(Record):
+    """How an int8 file came about. Function norms are against the float32 file, on `check_images` of the search's:
     `added_norm_all` with every layer in int8, `added_norm` with `float_layers` (costliest first, of `layers` in all)
     left in float32 because `allowed_norm` was exceeded. `trials` counts the int8 networks that were run for it."""
 
     calibration: CalibrationName
     calibration_images: int
-    judge_images: int
+    check_images: int
     added_norm: float = Field(ge=0)
     added_norm_all: float = Field(ge=0)
     allowed_norm: float = Field(ge=0)

@@ -1,4 +1,4 @@
-"""Which layers stay in float: those whose quantisation costs the most, and no more of them than it takes."""
+"""Which layers stay in float: those whose quantization costs the most, and no more of them than it takes."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import onnx
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-MAX_GROUPS = 48  # each is quantised alone once: a session and a few dozen images
+MAX_GROUPS = 48  # each is quantized alone once: a session and a few dozen images
 MAX_TRIALS = 6  # of leaving more layers in float
 MAX_SHARE = 0.5  # of the groups may stay in float: beyond that the file is hardly an int8 file
 WORTH = 0.9  # leaving layers in float must take the added function norm to this share of what it was

@@ -21,13 +21,13 @@ PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"CUDAExecutionProvider": {"use_tf
 Logits = NDArray[np.floating[Any]]
 
 
-def open_session(path: Path, provider: str = CPU, optimise: bool = True) -> ort.InferenceSession:
+def open_session(path: Path, provider: str = CPU, optimize: bool = True) -> ort.InferenceSession:
     """A session on the file, on as many threads as torch uses.
 
     Args:
         path: an ONNX file.
         provider: the execution provider, or an error: ONNX Runtime would fall back to the CPU without a word.
-        optimise: False keeps every node as it stands in the file.
+        optimize: False keeps every node as it stands in the file.
 
     Raises:
         InputError: there is no such file or provider.
@@ -40,7 +40,7 @@ def open_session(path: Path, provider: str = CPU, optimise: bool = True) -> ort.
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     options.intra_op_num_threads = torch.get_num_threads()
-    if not optimise:
+    if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = ort.InferenceSession(path, options, [(provider, PROVIDER_OPTIONS.get(provider, {}))])

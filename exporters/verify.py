@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import InputError, VerificationError
-from exporters.divergence import find_parting
+from exporters.divergence import find_divergence
 from exporters.onnx import frozen_copy
-from exporters.records import DifferenceRecord, ParityRecord
+from exporters.records import DifferenceRecord, ExportCheckRecord
 from exporters.session import CPU, Logits, open_session, run_batches, split_batches
 
 # Sixteen images at 1 and at 6 (6 + 6 + 4): three batch sizes, two passes; ResNet-18 at 224 px takes seconds.
@@ -18,7 +18,7 @@ VERIFY_IMAGES = 16
 DEFAULT_BATCH_SIZES = (1, 6)
 TORCH_BATCH = 8
 FILE_BATCH = 8
-LARGEST = 1e30  # records hold no infinity
+MAX = 1e30  # records hold no infinity
 
 
 def verify_onnx(
@@ -28,7 +28,7 @@ def verify_onnx(
     batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
     tolerance: float = 1e-4,
     provider: str = "CPUExecutionProvider",
-) -> ParityRecord:
+) -> ExportCheckRecord:
     """Compare ONNX Runtime with torch on the same images, cut into batches of every given size.
 
     Where a size does not divide the number of images, the remainder is a batch of its own size. Torch runs in
@@ -56,7 +56,7 @@ def verify_onnx(
     expected = _torch_logits(model, images)
     session = open_session(Path(path), provider)
     found = [run_batches(session, Path(path), images, size) for size in sizes]
-    return _judge(Path(path), expected, found, _sizes_seen(len(images), sizes), tolerance)
+    return _evaluate_outside(Path(path), expected, found, _sizes_seen(len(images), sizes), tolerance)
 
 
 def verify_files(
@@ -94,17 +94,17 @@ def verify_files(
     worst, scale = int(per_image.argmax()), float(np.abs(expected).max()) or 1.0
     same = bool(per_image[worst] / scale <= tolerance)
     image = next(split_batches(images[worst : worst + 1], 1))
-    parting, compared = (None, 0) if same else find_parting(Path(first), Path(second), image, tolerance)
+    divergence, compared = (None, 0) if same else find_divergence(Path(first), Path(second), image, tolerance)
     return DifferenceRecord(
-        max_abs_error=min(float(per_image[worst]), LARGEST),
-        max_rel_error=min(float(per_image[worst]) / scale, LARGEST),
-        function_norm=min(float(np.nan_to_num(np.square(differences).sum(1), nan=np.inf).mean()), LARGEST),
+        max_abs_error=min(float(per_image[worst]), MAX),
+        max_rel_error=min(float(per_image[worst]) / scale, MAX),
+        function_norm=min(float(np.nan_to_num(np.square(differences).sum(1), nan=np.inf).mean()), MAX),
         top1_agreement=_top1_agreement(found, expected),
         images=len(images),
         worst_image=worst,
         tolerance=tolerance,
         same=same,
-        parting=parting,
+        divergence=divergence,
         tensors_compared=compared,
     )
 
@@ -131,13 +131,13 @@ def _torch_logits(model: nn.Module, images: Tensor) -> Logits:
     return logits.numpy()
 
 
-def _judge(
+def _evaluate_outside(
     path: Path, expected: Logits, found: Sequence[Logits], batch_sizes: list[int], tolerance: float
-) -> ParityRecord:
+) -> ExportCheckRecord:
     _require_finite_and_same_shape(path, expected, found)
     scale = float(np.abs(expected).max()) or 1.0  # a network of zeros has no scale of its own
     max_abs = max(float(np.abs(logits - expected).max()) for logits in found)
-    record = ParityRecord(
+    record = ExportCheckRecord(
         max_abs_error=max_abs,
         max_rel_error=max_abs / scale,
         top1_agreement=min(_top1_agreement(logits, expected) for logits in found),
@@ -158,7 +158,7 @@ def _require_finite_and_same_shape(path: Path, expected: Logits, found: Sequence
             raise VerificationError(f"{path} gives NaN or infinity where torch gives finite outputs")
 
 
-def _require_within_tolerance(path: Path, record: ParityRecord) -> None:
+def _require_within_tolerance(path: Path, record: ExportCheckRecord) -> None:
     if record.max_rel_error > record.tolerance:
         raise VerificationError(
             f"{path} does not compute what the torch network computes: outputs differ by up to "

@@ -82,7 +82,7 @@ def halves(digits):
 
 
 @pytest.fixture(scope="module")
-def held_out(halves):
+def test_images(halves):
     return halves[1]
 
 
@@ -147,7 +147,7 @@ def test_report_has_every_promised_field(run):
     for row in raw["latency"].values():
         assert {"original_ms", "compressed_ms", "ratio"} <= row.keys()
     assert {"function_norm", "stderr", "relative"} <= raw["fidelity"].keys()
-    assert {"max_abs_error", "max_rel_error", "top1_agreement"} <= raw["parity"].keys()
+    assert {"max_abs_error", "max_rel_error", "top1_agreement"} <= raw["export_check"].keys()
     assert {"evaluations", "image_passes", "seconds", "certificate"} <= raw["search"].keys()
     assert {"pointwise", "joint", "delta", "epsilon", "asked", "met"} <= raw["search"]["certificate"].keys()
     assert all({"name", "kind", "method", "rank", "cap"} <= layer.keys() for layer in raw["layers"])
@@ -171,12 +171,12 @@ def test_plan_and_report_agree(run):
     ]
     assert any(layer.rank is not None for layer in run.plan.layers)
     for layer in run.plan.layers:
-        assert (layer.rank, layer.cap, layer.method) == (
+        assert (layer.rank, layer.break_even_rank, layer.method) == (
             reported[layer.name].rank,
-            reported[layer.name].cap,
+            reported[layer.name].break_even_rank,
             reported[layer.name].method,
         )
-        assert layer.rank is None or layer.rank <= layer.cap
+        assert layer.rank is None or layer.rank <= layer.break_even_rank
         assert layer.factors == "weight"
         assert reported[layer.name].factors == ("weight" if layer.rank else None)
 
@@ -208,7 +208,7 @@ def test_sizes_are_those_of_the_files(run, digits):
     )
     assert num_weights == run.report.params.compressed
     assert sum(parameter.numel() for parameter in digits.model.parameters()) == run.report.params.original
-    # Batch norm may be folded in both files; what factorising saves is the same either way.
+    # Batch norm may be folded in both files; what factorizing saves is the same either way.
     stored = [
         sum(int(np.prod(tensor.dims)) for tensor in onnx.load(run.folder / f"{name}.onnx").graph.initializer)
         for name in ("original", "model")
@@ -228,8 +228,8 @@ def test_ratio_is_that_of_the_weights_in_the_files(run, digits):
     assert run.report.ratio < 1
 
 
-def test_fidelity_and_top1_are_those_of_the_onnx_files(run, held_out):
-    inputs = held_out.batch(slice(0, len(held_out))).numpy()
+def test_fidelity_and_top1_are_those_of_the_onnx_files(run, test_images):
+    inputs = test_images.batch(slice(0, len(test_images))).numpy()
     before, after = (infer(run.folder / f"{name}.onnx", inputs) for name in ("original", "model"))
     losses = ((after - before).astype(np.float64) ** 2).sum(1)
     fidelity = run.report.fidelity
@@ -237,21 +237,21 @@ def test_fidelity_and_top1_are_those_of_the_onnx_files(run, held_out):
     assert fidelity.function_norm == pytest.approx(losses.mean(), rel=1e-3)
     assert fidelity.stderr == pytest.approx(losses.std(ddof=1) / np.sqrt(len(losses)), rel=1e-3)
     energy = (before.astype(np.float64) ** 2).sum(1).mean()
-    assert fidelity.teacher_energy == pytest.approx(energy, rel=1e-3)
+    assert fidelity.output_energy == pytest.approx(energy, rel=1e-3)
     assert fidelity.relative == pytest.approx(losses.mean() / energy, rel=1e-3)
     assert fidelity.top1_agreement == (before.argmax(1) == after.argmax(1)).mean()
-    labels = held_out.labels.numpy()
+    labels = test_images.labels.numpy()
     assert run.report.top1.original == pytest.approx((before.argmax(1) == labels).mean())
     assert run.report.top1.compressed == pytest.approx((after.argmax(1) == labels).mean())
     assert run.report.top1.original > 0.6
 
 
-def test_images_are_prepared_as_the_network_expects(held_out, pictures):
+def test_images_are_prepared_as_the_network_expects(test_images, pictures):
     """The figures above rest on the program's own images: each is one of the folder's, with its label."""
-    found = held_out.batch(slice(0, len(held_out))).numpy()
+    found = test_images.batch(slice(0, len(test_images))).numpy()
     distances = np.abs(found[:, None] - pictures[0][None]).reshape(len(found), len(pictures[0]), -1).max(2)
     assert distances.min(1).max() < 1e-5
-    assert (pictures[1][distances.argmin(1)] == held_out.labels.numpy()).all()
+    assert (pictures[1][distances.argmin(1)] == test_images.labels.numpy()).all()
 
 
 def highest_ranks(rows):
@@ -265,12 +265,12 @@ def test_search_is_reported_as_it_was_journaled(run):
     assert header["gamma"] == run.report.gamma
     rows, models = ([line for line in lines if ("passes" in line) is is_model] for is_model in (False, True))
     assert search.image_passes == sum(len(row["images"]) for row in rows) + sum(model["passes"] for model in models)
-    looks = [row for row in rows if row["source"] not in ("probe", "refinement", "race")]
+    evaluations = [row for row in rows if row["source"] not in ("probe", "refinement", "race")]
     history = [record for record in search.history if record.source not in ("refinement", "race")]
     assert len(search.history) - len(history) <= len(models)  # all looks at a refined plan, as one
-    assert search.evaluations == len(history) == len(looks) <= 20
+    assert search.evaluations == len(history) == len(evaluations) <= 20
     dense = highest_ranks(rows)
-    for row, record in zip(looks, history, strict=True):
+    for row, record in zip(evaluations, history, strict=True):
         ranks = [rank or last for rank, last in zip(record.ranks, dense, strict=True)]
         assert (row["ranks"], row["source"]) == (ranks, record.source)
         assert row["objective"] == record.objective
@@ -322,9 +322,9 @@ def test_latency_and_parity_make_sense(run):
         assert 0 < row.ratio_low <= row.ratio <= row.ratio_high
         assert len(row.original_samples_ms) == len(row.compressed_samples_ms) == row.runs
         assert row.original_ms == pytest.approx(np.median(row.original_samples_ms), rel=1e-3)
-    assert 0 <= run.report.parity.max_rel_error <= run.report.parity.tolerance
-    assert len(run.report.parity.batch_sizes) >= 2
-    assert run.report.parity.top1_agreement == 1
+    assert 0 <= run.report.export_check.max_rel_error <= run.report.export_check.tolerance
+    assert len(run.report.export_check.batch_sizes) >= 2
+    assert run.report.export_check.top1_agreement == 1
 
 
 def test_the_page_shows_the_key_figures(run):
@@ -373,9 +373,11 @@ def test_benchmark_measures_two_files_and_one(run, invoke):
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
 
 
-def test_apply_plan_gives_the_run_again(run, digits, held_out, pictures, tmp_path):
+def test_apply_plan_gives_the_run_again(run, digits, test_images, pictures, tmp_path):
     """From Python, with the torchvision network itself in place of its checkpoint."""
-    result = apply_plan(digits.model, held_out, run.plan, tmp_path / "again", Settings(factors=None, recalibrate=False))
+    result = apply_plan(
+        digits.model, test_images, run.plan, tmp_path / "again", Settings(factors=None, recalibrate=False)
+    )
     assert {path.name for path in (tmp_path / "again").iterdir()} == FILES
     first, again = (infer(folder / "model.onnx", pictures[0]) for folder in (run.folder, tmp_path / "again"))
     assert np.abs(first - again).max() <= 1e-6 * np.abs(first).max()
@@ -535,7 +537,7 @@ def test_without_data_images_are_drawn_and_that_is_said_in_one_line(odd_run):
     result, _, report = odd_run
     (line,) = [line for line in result.stderr.splitlines() if "drawn procedurally" in line]
     assert "no --data given" in line
-    assert report.images.search + report.images.held_out == 24
+    assert report.images.search + report.images.test_images == 24
     assert not report.images.labelled
     assert report.top1 is None
     assert any("no --data given" in warning for warning in report.warnings)
@@ -556,7 +558,7 @@ def test_tucker_is_used_where_it_applies(odd_run):
     assert methods == {"2": "tucker", "4": "tucker", "8": "svd", "10": "svd"}
     for name in ("2", "4"):
         (layer,) = [layer for layer in report.layers if layer.name == name]
-        assert layer.cap is not None
+        assert layer.break_even_rank is not None
         if layer.rank is not None:
             parts = [key for key in load_file(folder / "compressed.safetensors") if key.startswith(f"{name}.")]
             assert sum(key.endswith("weight") for key in parts) == 3
@@ -598,7 +600,7 @@ def test_compress_takes_any_network_and_any_batches(tmp_path):
         expected = result.model(x).numpy()
     assert np.allclose(infer(tmp_path / "out" / "model.onnx", x.numpy()), expected, rtol=1e-4, atol=1e-5)
     images = result.report.images
-    assert (images.calibration, images.search, images.held_out) == (24, 28, 28)
+    assert (images.calibration, images.search, images.test_images) == (24, 28, 28)
     assert result.report.top1 is not None
     assert result.report.arch == "Sequential"
     assert result.report.ratio == pytest.approx(

@@ -19,7 +19,7 @@ def test_a_plan_searched_and_tuned_on_the_gpu_is_as_good_on_the_cpu(
     assert tuned.exit_code == 0, tuned.stderr
     found = Report.model_validate_json((tmp_path / "gpu" / "report.json").read_text())
     assert found.tuning is not None
-    assert found.parity.max_rel_error < 1e-3  # torch on the GPU against ONNX Runtime on the CPU
+    assert found.export_check.max_rel_error < 1e-3  # torch on the GPU against ONNX Runtime on the CPU
     plain = [invoke(*base, "--device", device, "--out", tmp_path / device) for device in (DEVICE, "cpu")]
     assert [done.exit_code for done in plain] == [0, 0]
     reports = [tmp_path / device / "report.json" for device in (DEVICE, "cpu")]

@@ -17,7 +17,7 @@ def run_stages(speaker: Progress) -> None:
             stage.update(done, f"J {done}")
     with speaker.stage("outputs of the original") as stage:
         stage.update(7)
-    speaker.say("note: 2 images could not be read")
+    speaker.log("note: 2 images could not be read")
 
 
 def test_plain_lines_in_order(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,13 +42,13 @@ def test_quick_updates_are_no_lines(capsys: pytest.CaptureFixture[str], monkeypa
     """A log must not have a line for each of a thousand layers: by the clock, not by the count."""
     now = 100.0
     monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
-    with PlainProgress().stage("factorising", 1000) as stage:
+    with PlainProgress().stage("factorizing", 1000) as stage:
         for done in range(1000):
             now += 1 / 32
             stage.update(done)
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(": ")[2] for line in lines[1:-1]] == [f"{done}/1000" for done in range(159, 1000, 160)]
-    assert lines[-1] == "factorising: done in 31.2 s"
+    assert lines[-1] == "factorizing: done in 31.2 s"
 
 
 @pytest.mark.parametrize("speaker", [PlainProgress, TerminalProgress])
@@ -93,7 +93,7 @@ def test_a_terminal_keeps_one_line_for_each_stage(
 def test_sentences_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     """File and layer names may hold brackets, which rich would take for markup."""
     for speaker in (PlainProgress(), TerminalProgress()):
-        speaker.say("skipping [bold]x[/bold] and [/]")
+        speaker.log("skipping [bold]x[/bold] and [/]")
     assert capsys.readouterr().err.splitlines() == ["skipping [bold]x[/bold] and [/]"] * 2
 
 

@@ -7,13 +7,13 @@ import pytest
 
 from compressor.pipeline.stages import export
 from compressor.pipeline.state import Job
-from exporters.records import ParityRecord
+from exporters.records import ExportCheckRecord
 
 
-def write_nothing(job: Job, *_: object) -> ParityRecord:
+def write_nothing(job: Job, *_: object) -> ExportCheckRecord:
     for name in ("original.onnx", "model.onnx"):
         (job.folder / name).write_bytes(b"no network")
-    return ParityRecord(max_abs_error=0, max_rel_error=0, top1_agreement=1, images=2, batch_sizes=[1], tolerance=1)
+    return ExportCheckRecord(max_abs_error=0, max_rel_error=0, top1_agreement=1, images=2, batch_sizes=[1], tolerance=1)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from benchmarks.datasets.training import OnStep, train_classifier
 from compressor.files import replace_when_whole
 
 SIZE = 32
-NUM_HELD_OUT = 500
+NUM_TEST_IMAGES = 500
 BATCH_SIZE, MAX_LR = 64, 0.05
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -35,7 +35,7 @@ def load_digits_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def as_inputs(images: NDArray[np.uint8]) -> Tensor:
-    """Grey images (n, 32, 32) as normalised colour inputs (n, 3, 32, 32)."""
+    """Grey images (n, 32, 32) as normalized colour inputs (n, 3, 32, 32)."""
     pixels = torch.from_numpy(images.copy()).float().div(255)[:, None].expand(-1, 3, -1, -1)
     return (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
 
@@ -46,12 +46,12 @@ def train_resnet18(epochs: int, on_step: OnStep = lambda done, total, loss: None
 
     torch.manual_seed(0)
     images, labels = load_digits_images()
-    inputs, targets = as_inputs(images[:-NUM_HELD_OUT]), torch.from_numpy(labels[:-NUM_HELD_OUT])
+    inputs, targets = as_inputs(images[:-NUM_TEST_IMAGES]), torch.from_numpy(labels[:-NUM_TEST_IMAGES])
     model = resnet18(num_classes=10)
     return train_classifier(model, inputs, targets, epochs, BATCH_SIZE, MAX_LR, on_step)
 
 
-def write_image_folder(folder: Path, count: int = NUM_HELD_OUT) -> None:
+def write_image_folder(folder: Path, count: int = NUM_TEST_IMAGES) -> None:
     """Write the last `count` digits as PNG files in class subfolders 0 to 9."""
     images, labels = load_digits_images()
     write_class_folders(folder, images[-count:], labels[-count:])
@@ -66,19 +66,19 @@ def save_checkpoint(model: nn.Module, path: Path) -> None:
 def main(folder: Path, epochs: int = 8) -> None:
     """Train, write `resnet18-digits.pt` and `images/` into `folder`, and say how good the network is."""
 
-    def tell(done: int, total: int, loss: float) -> None:
+    def log(done: int, total: int, loss: float) -> None:
         if done % 20 == 0 or done == total:
             print(f"training resnet18 on handwritten digits: step {done} of {total}, loss {loss:.3f}", file=sys.stderr)
 
     folder.mkdir(parents=True, exist_ok=True)
-    model = train_resnet18(epochs, tell)
+    model = train_resnet18(epochs, log)
     save_checkpoint(model, folder / "resnet18-digits.pt")
     write_image_folder(folder / "images")
     images, labels = load_digits_images()
     with torch.inference_mode():
-        decisions = model(as_inputs(images[-NUM_HELD_OUT:])).argmax(1)
-    correct = float((decisions == torch.from_numpy(labels[-NUM_HELD_OUT:])).double().mean())
-    print(f"trained: {100 * correct:.1f} % of {NUM_HELD_OUT} digits outside training recognised", file=sys.stderr)
+        decisions = model(as_inputs(images[-NUM_TEST_IMAGES:])).argmax(1)
+    correct = float((decisions == torch.from_numpy(labels[-NUM_TEST_IMAGES:])).double().mean())
+    print(f"trained: {100 * correct:.1f} % of {NUM_TEST_IMAGES} digits outside training recognized", file=sys.stderr)
 
 
 if __name__ == "__main__":

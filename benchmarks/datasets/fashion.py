@@ -76,7 +76,7 @@ def trained_fc3(cache: Path = CACHE) -> nn.Module:
     """FC3 as trained by `train_fc3`, once: its weights are kept in `cache`."""
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
-        weights = train_fc3(*load_fashion(train=True), on_step=tell).state_dict()
+        weights = train_fc3(*load_fashion(train=True), on_step=log).state_dict()
         with replace_when_whole(cache) as partial:
             torch.save(weights, partial)
     model = new_fc3()
@@ -84,7 +84,7 @@ def trained_fc3(cache: Path = CACHE) -> nn.Module:
     return model.eval()
 
 
-def tell(done: int, total: int, loss: float) -> None:
+def log(done: int, total: int, loss: float) -> None:
     """A line now and then while it trains."""
     if done % 200 == 0 or done == total:
         print(f"training FC3 on Fashion-MNIST: step {done} of {total}, loss {loss:.3f}", file=sys.stderr)
@@ -114,7 +114,7 @@ def main(folder: Path) -> None:
     inputs, labels = load_fashion(train=False)
     with torch.inference_mode():
         correct = float((model(inputs).argmax(1) == labels).double().mean())
-    print(f"trained: {100 * correct:.1f} % of 10,000 test images recognised", file=sys.stderr)
+    print(f"trained: {100 * correct:.1f} % of 10,000 test images recognized", file=sys.stderr)
 
 
 if __name__ == "__main__":

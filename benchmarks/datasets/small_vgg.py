@@ -1,4 +1,4 @@
-"""A small VGG with batch normalisation, trained here on an image folder of 32 x 32 pixels.
+"""A small VGG with batch normalization, trained here on an image folder of 32 x 32 pixels.
 
 Six convolutions and three linear layers, named as torchvision names VGG's. The checkpoint that is written holds the
 whole network: its architecture is not torchvision's.
@@ -44,12 +44,12 @@ class SmallVGG(nn.Module):
 def train_small_vgg(
     inputs: Tensor, labels: Tensor, epochs: int = EPOCHS, on_step: OnStep = lambda done, total, loss: None
 ) -> nn.Module:
-    """The network trained on normalised images (n, 3, 32, 32) and labels (n,); in eval mode."""
+    """The network trained on normalized images (n, 3, 32, 32) and labels (n,); in eval mode."""
     torch.manual_seed(0)
     return train_classifier(SmallVGG(), inputs, labels, epochs, BATCH_SIZE, MAX_LR, on_step)
 
 
-def tell(done: int, total: int, loss: float) -> None:
+def log(done: int, total: int, loss: float) -> None:
     """A line now and then while it trains."""
     if done % 200 == 0 or done == total:
         print(f"training a small VGG: step {done} of {total}, loss {loss:.3f}", file=sys.stderr, flush=True)

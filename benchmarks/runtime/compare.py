@@ -147,7 +147,7 @@ def describe_setting(provider: str, threads: int, batch_size: int) -> str:
 
 
 def find_warnings(noise: RatioRecord, others: float | None, timings: Sequence[TimingRecord]) -> list[str]:
-    """What the figures cannot tell, judged by how far the reference, opened twice, seems to differ from itself."""
+    """What the figures cannot log, judged by how far the reference, opened twice, seems to differ from itself."""
     spans = [math.log(timing.ratio.high / timing.ratio.low) for timing in timings if timing.ratio]
     warnings = []
     if others is not None and others > BUSY:
@@ -156,7 +156,7 @@ def find_warnings(noise: RatioRecord, others: float | None, timings: Sequence[Ti
             "all files alike; a quiet machine may give other ratios, and the intervals are wider for it"
         )
     if distance(noise) > NOISY_ALIKE or max(spans, default=0.0) > NOISY_SPAN:
-        warnings.append("the machine is too busy to tell small differences: stop what else runs and measure again")
+        warnings.append("the machine is too busy to log small differences: stop what else runs and measure again")
     if not noise.low <= 1 <= noise.high:
         warnings.append(
             f"the reference, opened twice, differs from itself ({noise.low:.3f} to {noise.high:.3f}): "
@@ -200,7 +200,7 @@ class _Bench:
                 for name, path in self.files.items():
                     profiles.append(profile_file(name, path, self._batch(), self.provider, self.threads))
                     stage.update(len(profiles))
-        return self._summarise(rounds, memory, profiles)
+        return self._summarize(rounds, memory, profiles)
 
     def _time(self, on_step: Callable[[int, int], None]) -> Rounds:
         """The reference stands first and, to be compared with itself, last."""
@@ -217,7 +217,7 @@ class _Bench:
     def _batch(self) -> NDArray[Any]:
         return np.random.default_rng(self.settings.seed).standard_normal(self.shape, dtype=np.float32)
 
-    def _summarise(self, rounds: Rounds, memory: Sequence[int | None], profiles: list[ProfileRecord]) -> SettingRecord:
+    def _summarize(self, rounds: Rounds, memory: Sequence[int | None], profiles: list[ProfileRecord]) -> SettingRecord:
         times = rounds.times_ms
         reference, seed = times[..., 0], self.settings.seed
         timings = []

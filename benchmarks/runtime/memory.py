@@ -23,7 +23,7 @@ SECONDS_ALLOWED = 600
 def peak_memory_bytes(path: Path, provider: str, threads: int, shape: tuple[int, ...]) -> int | None:
     """Peak resident memory for the file on inputs of `shape` (batch first), above that of an empty process.
 
-    None where the system does not tell (Windows).
+    None where the system does not log (Windows).
 
     Raises:
         BocompressError: the process failed.
@@ -51,7 +51,7 @@ def _grow(path: Path, provider: str, threads: int, shape: tuple[int, ...], scrat
 
 
 def _peak_bytes() -> int | None:
-    if LINUX_STATUS.exists():  # getrusage would tell the peak of the process that started this one, if that was larger
+    if LINUX_STATUS.exists():  # getrusage would log the peak of the process that started this one, if that was larger
         for line in LINUX_STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return 1024 * int(line.split()[1])

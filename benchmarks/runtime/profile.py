@@ -16,7 +16,7 @@ from exporters.providers import open_session, session_options
 
 RUNS = 20
 WARM_UP = 3
-MOST_EXPENSIVE = 10
+MAX_EXPENSIVE = 10
 SUFFIX = "_kernel_time"
 
 Event = dict[str, Any]
@@ -39,10 +39,10 @@ def profile_file(name: str, path: Path, batch: NDArray[Any], provider: str, thre
         for _ in range(WARM_UP + RUNS):
             session.run(None, feed)
         events: list[Event] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return summarise_events(name, events)
+    return summarize_events(name, events)
 
 
-def summarise_events(name: str, events: Iterable[Event]) -> ProfileRecord:
+def summarize_events(name: str, events: Iterable[Event]) -> ProfileRecord:
     """Medians over the runs behind the warm-up, per node and per operator type; times in the file are microseconds."""
     runs: list[float] = []
     times: dict[str, list[float]] = defaultdict(list)
@@ -63,7 +63,7 @@ def summarise_events(name: str, events: Iterable[Event]) -> ProfileRecord:
         runs=len(runs[-RUNS:]),
         run_ms=float(np.median(runs[-RUNS:])),
         operators=_by_type(nodes),
-        nodes=nodes[:MOST_EXPENSIVE],
+        nodes=nodes[:MAX_EXPENSIVE],
     )
 
 

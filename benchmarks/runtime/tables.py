@@ -19,7 +19,7 @@ from compressor.report.formatting import (
 from compressor.text import join_words
 
 NONE = "—"
-MOST_TYPES = 8
+MAX_TYPES = 8
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def tabulate_operators(setting: SettingRecord) -> TextTable:
         {name for table in tables for name in table},
         key=lambda name: -max(table[name].median_ms for table in tables if name in table),
     )
-    rows = [(name, *(_share_cell(table.get(name)) for table in tables)) for name in types[:MOST_TYPES]]
+    rows = [(name, *(_share_cell(table.get(name)) for table in tables)) for name in types[:MAX_TYPES]]
     rows.append(("all nodes", *(format_ms(sum(entry.median_ms for entry in table.values())) for table in tables)))
     rows.append(("whole run", *(format_ms(profile.run_ms) for profile in setting.profiles)))
     title = f"Where the time goes on {describe_setting(setting.provider, setting.threads, setting.batch_size)}"

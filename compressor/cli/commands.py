@@ -29,12 +29,12 @@ from compressor.cli.options import (
     tune_options,
 )
 from compressor.cli.settings import choose_recipe, make_settings, split_patterns
-from compressor.cli.types import LARGEST_INPUT, LARGEST_SEED, PATH, FiniteRange
+from compressor.cli.types import MAX_INPUT, MAX_SEED, PATH, FiniteRange
 from compressor.errors import InputError
 from compressor.version import VERSION
 
 if TYPE_CHECKING:
-    from compressor.pipeline.compress import Compressed
+    from compressor.pipeline.compress import CompressedModel
 
 
 PLUGINS = "bocompress.commands"  # entry points: what other packages add to the command
@@ -83,7 +83,7 @@ def main() -> None:
 def export(**options: Any) -> None:
     """Compress the torchvision checkpoint MODEL into a verified ONNX file.
 
-    Finds a rank for every layer by Bayesian optimisation, prunes, exports, checks the file against torch,
+    Finds a rank for every layer by Bayesian optimization, prunes, exports, checks the file against torch,
     measures size and latency, and writes a report: plan.json, compressed.safetensors, original.onnx,
     model.onnx, report.json and report.html.
     """
@@ -117,7 +117,7 @@ main.add_command(export)
 @main.command()
 @model_options
 @layer_options
-@click.option("--input-size", type=click.IntRange(8, LARGEST_INPUT), help="Side of the input in pixels (for MACs).")
+@click.option("--input-size", type=click.IntRange(8, MAX_INPUT), help="Side of the input in pixels (for MACs).")
 @click.option("--json", "as_json", is_flag=True, help="Print the layers as JSON in place of the table.")
 @explain_errors
 def inspect(**options: Any) -> None:
@@ -210,7 +210,7 @@ def apply_command(**options: Any) -> None:
     show_default=True,
     help="Largest difference of two outputs that passes, as a share of the first file's largest output.",
 )
-@click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help="Seed of the images.")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of the images.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
 @explain_errors
 def verify(**options: Any) -> None:
@@ -243,7 +243,7 @@ def report(folder: Path) -> None:
     click.echo(page)
 
 
-def _print_result(result: "Compressed", as_json: bool) -> None:
+def _print_result(result: "CompressedModel", as_json: bool) -> None:
     from compressor.report.console import print_report
 
     if as_json:

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from compressor.pipeline.state import Source
     from compressor.progress import Progress
 
-NUM_DRAWN_IMAGES = 256
+NUM_SYNTHETIC_IMAGES = 256
 MAX_IMAGES_TO_DECIDE = 10_000
 NUM_VERIFY_IMAGES = 64
-SMALLEST_STD = 1e-6
-LARGEST_IMAGES_GB = 8
-DRAWN = (
+MIN_STD = 1e-6
+MAX_IMAGES_GB = 8
+SYNTHETIC_NOTE = (
     "no --data given: images are drawn procedurally (seeded); real images of your task give a better plan and "
     "a truer report"
 )
@@ -50,15 +50,15 @@ def _adapt(transform: "Transform", options: dict[str, Any]) -> "Transform":
         transform = replace(transform, mean=options["mean"])
     if options.get("std"):
         transform = replace(transform, std=options["std"])
-    if any(value < SMALLEST_STD for value in transform.std):
-        raise InputError(f"--std must be at least {SMALLEST_STD:g} in every channel")
+    if any(value < MIN_STD for value in transform.std):
+        raise InputError(f"--std must be at least {MIN_STD:g} in every channel")
     return transform
 
 
 def images_for_file(options: dict[str, Any], progress: "Progress") -> "ImageSet":
     """Images as the first file wants them: its own input size, the transform published for its architecture."""
     from compressor.data.images import load_folder
-    from compressor.data.synthetic import procedural_images
+    from compressor.data.synthetic import synthetic_images
     from compressor.data.transforms import Transform
     from compressor.network.architectures import list_architectures, published_transform
     from exporters.session import describe_input
@@ -71,8 +71,8 @@ def images_for_file(options: dict[str, Any], progress: "Progress") -> "ImageSet"
     transform = _adapt(transform, {**options, "input_size": size})
     _require_memory(4 * options["max_images"], transform.input_size)  # all at once, as float32
     if options["data"] is None:
-        progress.say(f"note: {DRAWN}")
-        return procedural_images(min(NUM_VERIFY_IMAGES, options["max_images"]), transform, options["seed"])
+        progress.log(f"note: {SYNTHETIC_NOTE}")
+        return synthetic_images(min(NUM_VERIFY_IMAGES, options["max_images"]), transform, options["seed"])
     return load_folder(options["data"], transform, options["max_images"], options["seed"])
 
 
@@ -81,31 +81,33 @@ def load_network_and_images(
 ) -> "tuple[LoadedModel, ImageSet]":
     check_tuning(options, tuned or options["finetune"] > 0)
     from compressor.data.images import list_images, load_folder
-    from compressor.data.synthetic import procedural_images
+    from compressor.data.synthetic import synthetic_images
     from compressor.network.checkpoint import load_model
 
     options = {**options, "max_images": _max_images(options)}
-    num_images = options["max_images"] if options["data"] is not None else min(NUM_DRAWN_IMAGES, options["max_images"])
+    num_images = (
+        options["max_images"] if options["data"] is not None else min(NUM_SYNTHETIC_IMAGES, options["max_images"])
+    )
     if options["data"] is not None:
         # A wrong folder is said at once, not after the network is loaded.
         num_images = min(num_images, len(list_images(options["data"]).files))
     with progress.stage("loading the network"):
         loaded = load_model(options["model"], options["arch"], options["trust_pickle"])
-    progress.say(f"{options['model']}: {loaded.arch} with {loaded.num_classes} classes")
+    progress.log(f"{options['model']}: {loaded.arch} with {loaded.num_classes} classes")
     for note in loaded.notes:
-        progress.say(f"note: {note}")
+        progress.log(f"note: {note}")
     transform, seed = choose_transform(loaded, options), options["seed"]
     _require_memory(num_images, transform.input_size)
     if options["data"] is None:
-        progress.say(f"note: {DRAWN}")
-        count = min(NUM_DRAWN_IMAGES, options["max_images"])
+        progress.log(f"note: {SYNTHETIC_NOTE}")
+        count = min(NUM_SYNTHETIC_IMAGES, options["max_images"])
         with progress.stage("drawing images", count) as stage:
-            return loaded, procedural_images(count, transform, seed, lambda done, _: stage.update(done))
+            return loaded, synthetic_images(count, transform, seed, lambda done, _: stage.update(done))
     with progress.stage("reading images", options["max_images"]) as stage:
         images = load_folder(
             options["data"], transform, options["max_images"], seed, lambda done, _: stage.update(done)
         )
-    progress.say(images.source)
+    progress.log(images.source)
     return loaded, images
 
 
@@ -129,13 +131,13 @@ def load_train_images(loaded: "LoadedModel", options: dict[str, Any], progress: 
         images = load_folder(
             options["train_data"], transform, count, options["seed"], lambda done, _: stage.update(done)
         )
-    progress.say(f"to train on: {images.source}")
+    progress.log(f"to train on: {images.source}")
     return images
 
 
 def _require_memory(num_images: int, input_size: int) -> None:
     needed_gb = 3 * num_images * input_size**2 / 1e9
-    if needed_gb > LARGEST_IMAGES_GB:
+    if needed_gb > MAX_IMAGES_GB:
         raise InputError(
             f"{num_images} images of {input_size} px would take {needed_gb:.0f} GB of memory: "
             "lower --max-images or --input-size"
@@ -145,5 +147,5 @@ def _require_memory(num_images: int, input_size: int) -> None:
 def make_source(loaded: "LoadedModel", images: "ImageSet", options: dict[str, Any]) -> "Source":
     from compressor.pipeline.state import Source
 
-    notes = [*loaded.notes, *([DRAWN] if options["data"] is None else [])]
+    notes = [*loaded.notes, *([SYNTHETIC_NOTE] if options["data"] is None else [])]
     return Source(loaded.arch, notes, typed_command())

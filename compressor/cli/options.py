@@ -8,10 +8,10 @@ import click
 
 from compressor.cli.types import (
     FILE_BYTES,
-    LARGEST_BATCH,
-    LARGEST_INPUT,
-    LARGEST_SEED,
     MACS,
+    MAX_BATCH,
+    MAX_INPUT,
+    MAX_SEED,
     METHOD_NAMES,
     PATH,
     PROVIDER_NAMES,
@@ -54,7 +54,7 @@ def _options(title: str, *decorators: Callable[[Command], Command]) -> Callable[
 model_options = _options(
     "Model",
     click.argument("model", type=PATH),
-    click.option("--arch", help="torchvision name of the architecture; recognised from the weights if left out."),
+    click.option("--arch", help="torchvision name of the architecture; recognized from the weights if left out."),
     click.option(
         "--trust-pickle",
         is_flag=True,
@@ -70,7 +70,7 @@ image_options = _options(
     ),
     click.option(
         "--input-size",
-        type=click.IntRange(8, LARGEST_INPUT),
+        type=click.IntRange(8, MAX_INPUT),
         help="Side of the network's square input in pixels; the short side of an image is resized to it. "
         "Left out: the architecture's published transform (for most: resize to 256, crop 224).",
     ),
@@ -378,7 +378,7 @@ tune_options = _options(
 run_options = _options(
     "Machine and files",
     click.option("--device", default="cpu", show_default=True, help="Where candidates run: cpu, cuda, cuda:1."),
-    click.option("--seed", type=click.IntRange(0, LARGEST_SEED), default=0, show_default=True, help="Seed of all."),
+    click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of all."),
     click.option(
         "--threads",
         type=click.IntRange(min=1),
@@ -388,7 +388,7 @@ run_options = _options(
     ),
     click.option(
         "--batch-size",
-        type=click.IntRange(1, LARGEST_BATCH),
+        type=click.IntRange(1, MAX_BATCH),
         default=1,
         show_default=True,
         help="Batch size while latency is measured.",
@@ -401,7 +401,7 @@ run_options = _options(
         default=["fp32"],
         show_default=True,
         help="Files to write (repeat, or separate by commas): model.onnx in float32 is always written; int8 and fp16 "
-        "add model.int8.onnx, quantised on the calibration images, and model.fp16.onnx, float32 outside.",
+        "add model.int8.onnx, quantized on the calibration images, and model.fp16.onnx, float32 outside.",
     ),
     click.option(
         "--format",

@@ -9,7 +9,7 @@ from compressor.errors import InputError
 
 if TYPE_CHECKING:
     from compressor.cost.records import Cost
-    from compressor.pipeline.settings import Settings, Wanted
+    from compressor.pipeline.settings import Settings, Target
 
 if TYPE_CHECKING:
     from compressor.pipeline.recipe import Recipe
@@ -121,7 +121,7 @@ def make_settings(options: dict[str, Any]) -> "Settings":
             )
         },
     )
-    target = _wanted(options)
+    target = _make_target(options)
     return Settings(
         gamma=options["gamma"],
         target=target,
@@ -141,39 +141,39 @@ def make_settings(options: dict[str, Any]) -> "Settings":
     )
 
 
-def _wanted(options: dict[str, Any]) -> "Wanted | None":
+def _make_target(options: dict[str, Any]) -> "Target | None":
     """The one target given.
 
     Raises:
         InputError: there are several, or one beside what it stands for.
     """
-    from compressor.pipeline.settings import Wanted
-    from compressor.search.records import WISH_OPTIONS
+    from compressor.pipeline.settings import Target
+    from compressor.search.records import TARGET_OPTIONS
 
-    values = {wish: options[name.strip("-").replace("-", "_")] for wish, name in WISH_OPTIONS.items()}
-    given = {wish: name for wish, name in WISH_OPTIONS.items() if values[wish] is not None}
+    values = {kind: options[name.strip("-").replace("-", "_")] for kind, name in TARGET_OPTIONS.items()}
+    given = {kind: name for kind, name in TARGET_OPTIONS.items() if values[kind] is not None}
     if not given:
         return None
     if len(given) > 1:
         raise InputError(f"{' and '.join(given.values())} contradict each other: each says what to stop at; give one")
-    ((wish, name),) = given.items()
+    ((kind, name),) = given.items()
     if options["gamma"] is not None:
         raise InputError(f"{name} and --gamma contradict each other: the target finds gamma; give one of them")
     if options["form"] != "ratio":
         raise InputError(f"{name} needs --form ratio: the dual is that of Eq. (3)")
-    return Wanted(wish, values[wish])
+    return Target(kind, values[kind])
 
 
-def _cost(options: dict[str, Any], target: "Wanted | None") -> "Cost":
+def _cost(options: dict[str, Any], target: "Target | None") -> "Cost":
     """What size means: as given, or what the target is about.
 
     Raises:
         InputError: they are not the same.
     """
-    from compressor.search.records import WISH_OPTIONS
+    from compressor.search.records import TARGET_OPTIONS
 
-    wish = target.wish if target else "ratio"
-    implied: Cost | None = None if wish in ("ratio", "drop") else cast("Cost", wish)
+    kind = target.kind if target else "ratio"
+    implied: Cost | None = None if kind in ("ratio", "drop") else cast("Cost", kind)
     if implied and is_given("cost") and options["cost"] != implied:
-        raise InputError(f"{WISH_OPTIONS[wish]} and --cost {options['cost']} contradict each other")
+        raise InputError(f"{TARGET_OPTIONS[kind]} and --cost {options['cost']} contradict each other")
     return implied or options["cost"]

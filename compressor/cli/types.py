@@ -10,12 +10,12 @@ PATH = click.Path(path_type=Path)
 METHOD_NAMES = ("auto", "auto+cp", "spatial", "tucker", "cp", "interpolative")
 PROVIDER_NAMES = ("cpu", "cuda", "tensorrt")
 PRECISION_NAMES = ("fp32", "fp16", "int8")
-LARGEST_INPUT = 4096
-LARGEST_BATCH = 1024
-LARGEST_THREADS = 1024
-LARGEST_SEED = 2**32 - 1
-LARGEST_MULTIPLE = 256
-SMALLEST_GAMMA, LARGEST_GAMMA = 1e-12, 1e12
+MAX_INPUT = 4096
+MAX_BATCH = 1024
+MAX_THREADS = 1024
+MAX_SEED = 2**32 - 1
+MAX_MULTIPLE = 256
+MIN_GAMMA, MAX_GAMMA = 1e-12, 1e12
 
 
 class Gamma(click.ParamType):
@@ -29,8 +29,8 @@ class Gamma(click.ParamType):
         number = _parse_float(value)
         if number is None or not number > 0 or math.isinf(number):
             self.fail(f"{value!r} is neither a positive number nor 'auto'", param, ctx)
-        if not SMALLEST_GAMMA <= number <= LARGEST_GAMMA:
-            self.fail(f"{value} lies outside {SMALLEST_GAMMA:g} to {LARGEST_GAMMA:g}", param, ctx)
+        if not MIN_GAMMA <= number <= MAX_GAMMA:
+            self.fail(f"{value} lies outside {MIN_GAMMA:g} to {MAX_GAMMA:g}", param, ctx)
         return number
 
 
@@ -46,8 +46,8 @@ class RankMultiple(click.ParamType):
             number = int(value)
         except (TypeError, ValueError):
             number = 0
-        if not 1 <= number <= LARGEST_MULTIPLE:
-            self.fail(f"{value!r} is neither a whole number from 1 to {LARGEST_MULTIPLE} nor 'auto'", param, ctx)
+        if not 1 <= number <= MAX_MULTIPLE:
+            self.fail(f"{value!r} is neither a whole number from 1 to {MAX_MULTIPLE} nor 'auto'", param, ctx)
         return number
 
 

@@ -27,13 +27,13 @@ MAX_WARM_UP_ROUNDS = 10
 STABLE_WITHIN = 0.1  # warm is: a round takes no more than a tenth less than the fastest before it
 SETTLE_SECONDS = 1.0  # networks of a millisecond get more rounds than asked for: they cost nothing
 MAX_ROUNDS = 1000
-FEWEST_ROUNDS = 20
-FEWEST_SLOW_ROUNDS = 5
+MIN_ROUNDS = 20
+MIN_SLOW_ROUNDS = 5
 SLOW_FACTOR = 3.0  # twenty rounds may take this many times the time allowed; if they would not, five do
 
 # Runs of one session share its memory layout and the neighbours of its second: they are not independent.
 SESSIONS = 10
-FEWEST_SESSIONS = 2
+MIN_SESSIONS = 2
 OPENING_SHARE = 0.5  # of the time allowed for rounds, that opening sessions anew may take beside it
 
 # What others take of a core is not counted, but they also empty shared caches and slow memory, and not for all networks
@@ -103,7 +103,7 @@ def measure_latency(
     on_core = has_core_time(provider, threads)
     rounds = measure_rounds(openers, on_core, min_runs, max_seconds, np.random.default_rng(seed), on_step)
     times = rounds.times_ms
-    return summarise(times[..., 0], times[..., 1], threads, batch_size, seed, rounds.others or 0.0)
+    return summarize(times[..., 0], times[..., 1], threads, batch_size, seed, rounds.others or 0.0)
 
 
 def has_core_time(provider: str, threads: int) -> bool:
@@ -215,7 +215,7 @@ def _tail(share: float, sessions: int) -> float:
     return float(stats.norm.cdf(wider * stats.t.ppf(share, sessions - 1)))
 
 
-def summarise(
+def summarize(
     original_ms: ArrayLike, compressed_ms: ArrayLike, threads: int, batch_size: int, seed: int = 0, others: float = 0.0
 ) -> LatencyRecord:
     """Medians, tails and the paired ratio with its interval, from paired samples (sessions, pairs) or (pairs,)."""
@@ -242,7 +242,7 @@ def summarise(
 def plan_rounds(round_seconds: float, min_rounds: int, max_seconds: float) -> tuple[int, int]:
     """How many rounds to aim for, and how many to run even when the time is over: (planned, fewest)."""
     fits = int(max_seconds / round_seconds)
-    fewest = FEWEST_ROUNDS if FEWEST_ROUNDS * round_seconds <= SLOW_FACTOR * max_seconds else FEWEST_SLOW_ROUNDS
+    fewest = MIN_ROUNDS if MIN_ROUNDS * round_seconds <= SLOW_FACTOR * max_seconds else MIN_SLOW_ROUNDS
     fewest = min(fewest, min_rounds)
     wanted = max(min_rounds, min(int(SETTLE_SECONDS / round_seconds), MAX_ROUNDS))
     return max(min(wanted, fits), fewest), fewest
@@ -251,7 +251,7 @@ def plan_rounds(round_seconds: float, min_rounds: int, max_seconds: float) -> tu
 def plan_sessions(planned: int, opening_seconds: float, max_seconds: float) -> int:
     """How often to open the files, when opening and warming up all of them takes `opening_seconds`."""
     affordable = int(OPENING_SHARE * max_seconds / opening_seconds)
-    return min(max(affordable, FEWEST_SESSIONS), SESSIONS, planned)
+    return min(max(affordable, MIN_SESSIONS), SESSIONS, planned)
 
 
 def share_of_others(started: CoreUse, ended: CoreUse) -> float | None:

@@ -1,4 +1,4 @@
-"""Which multiples ONNX Runtime's kernels like on this machine: latency of factorised layers against their rank.
+"""Which multiples ONNX Runtime's kernels like on this machine: latency of factorized layers against their rank.
 
 Kernels work on blocks of channels. A rank just above a block's end pays for the whole next block, and the layouts that
 are fastest on a CPU take some multiples only. What they are depends on the processor, the provider and the version, so

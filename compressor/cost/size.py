@@ -23,8 +23,8 @@ def list_parts(path: Path) -> list[Path]:
     except Exception:  # not ONNX, whatever its name says; protobuf raises a type of its own
         return [path]
     tensors = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
-    places = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return [path, *(path.parent / place for place in sorted(places))]
+    positions = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return [path, *(path.parent / place for place in sorted(positions))]
 
 
 def file_bytes(path: Path) -> int:

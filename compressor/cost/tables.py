@@ -95,17 +95,17 @@ def _macs_by_rank(layer: FoundLayer, factors: Factors, value: Tensor) -> list[fl
     # One sample of a layer's input need not be one image: windows of attention lie along that dimension, too.
     scale = layer.macs / dense_macs
     weights = {name: part.weight for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)}
-    places = np.array([scale * macs.get(name, 0) / prod(weight.shape) for name, weight in weights.items()])
+    positions = np.array([scale * macs.get(name, 0) / prod(weight.shape) for name, weight in weights.items()])
     method, shape, groups = METHODS[layer.method], layer.shape, layer.num_groups
     counts = np.array([method.factor_params(shape, groups, rank) for rank in range(1, layer.dense_rank)])
-    return [*(counts @ places).tolist(), float(layer.macs)]
+    return [*(counts @ positions).tolist(), float(layer.macs)]
 
 
 def _clocked(clock: Clock) -> Callable[[FoundLayer, Factors, Tensor], list[float]]:
     def table(layer: FoundLayer, factors: Factors, value: Tensor) -> list[float]:
         ranks = np.unique(np.geomspace(1, layer.dense_rank - 1, MEASURED_RANKS).round().astype(int))
         key = f"{layer.method} {layer.module} {ranks.tolist()}"
-        dense, *factorised = clock(key, [layer.module, *(factors.build(int(rank)) for rank in ranks)], value)
-        return [*np.interp(np.arange(1, layer.dense_rank), ranks, factorised).tolist(), dense]
+        dense, *factorized = clock(key, [layer.module, *(factors.build(int(rank)) for rank in ranks)], value)
+        return [*np.interp(np.arange(1, layer.dense_rank), ranks, factorized).tolist(), dense]
 
     return table

@@ -1,4 +1,4 @@
-"""Fingerprints of weights and images, by which a run to be resumed is recognised."""
+"""Fingerprints of weights and images, by which a run to be resumed is recognized."""
 
 import hashlib
 from collections.abc import Iterable

@@ -1,6 +1,6 @@
 """Images to compare networks on: folders with or without labels, batches from Python, and drawn ones.
 
-Folders and drawn images are kept as bytes and normalised when a batch is asked for, which takes a quarter of
+Folders and drawn images are kept as bytes and normalized when a batch is asked for, which takes a quarter of
 the memory.
 """
 
@@ -39,7 +39,7 @@ class ImageSet:
     """Inputs of a network, with labels where they are known.
 
     Attributes:
-        data: uint8 of shape (N, C, H, W) to be normalised by `mean` and `std` per channel, or float32 of
+        data: uint8 of shape (N, C, H, W) to be normalized by `mean` and `std` per channel, or float32 of
             shape (N, ...) that the network takes as it is (then `mean` and `std` are empty).
         source: one line on where the images come from.
         labels: int64 of shape (N,), or None.
@@ -55,7 +55,7 @@ class ImageSet:
     labels: Tensor | None = None
     class_names: list[str] | None = field(default=None)
     unreadable: int = 0
-    drawn: bool = False
+    synthetic: bool = False
 
     def __len__(self) -> int:
         return len(self.data)
@@ -66,7 +66,7 @@ class ImageSet:
         return tuple(self.data.shape[1:])
 
     def batch(self, indices: Indices) -> Tensor:
-        """The inputs at `indices`: float32 of shape (n, *input_shape), normalised for the network."""
+        """The inputs at `indices`: float32 of shape (n, *input_shape), normalized for the network."""
         chosen = self.data[as_index(indices)]
         if not self.mean:
             return chosen

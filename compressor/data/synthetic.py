@@ -35,13 +35,13 @@ PALETTE = np.array(
     ],
     dtype=np.float32,
 )
-SMALLEST_SIDE = 64
-SMALLEST_RADIUS, LARGEST_RADIUS = 0.012, 0.6
+MIN_SIDE = 64
+MIN_RADIUS, MAX_RADIUS = 0.012, 0.6
 SHAPES = 160
 LARGE_SHAPES = 6
 
 
-def procedural_images(count: int, transform: Transform, seed: int, on_step: Progress | None = None) -> ImageSet:
+def synthetic_images(count: int, transform: Transform, seed: int, on_step: Progress | None = None) -> ImageSet:
     """Images drawn with the statistics of photographs, for those who have none at hand.
 
     Shapes of all sizes hide one another (the dead leaves model), shaded and textured with noise whose
@@ -49,7 +49,7 @@ def procedural_images(count: int, transform: Transform, seed: int, on_step: Prog
 
     Args:
         count: how many images.
-        transform: gives the size and the normalisation; images are drawn at 64 pixels at least.
+        transform: gives the size and the normalization; images are drawn at 64 pixels at least.
         seed: of all random choices.
         on_step: called as `on_step(done, count)`.
 
@@ -61,8 +61,8 @@ def procedural_images(count: int, transform: Transform, seed: int, on_step: Prog
     size = transform.input_size
     pixels = np.empty((count, size, size, 3), dtype=np.uint8)
     for index in range(count):
-        drawn = draw_image(max(SMALLEST_SIDE, size), np.random.default_rng([seed, index]))
-        pixels[index] = fit_image(Image.fromarray(drawn), replace(transform, resize_size=size))
+        synthetic = draw_image(max(MIN_SIDE, size), np.random.default_rng([seed, index]))
+        pixels[index] = fit_image(Image.fromarray(synthetic), replace(transform, resize_size=size))
         if on_step:
             on_step(index + 1, count)
     return ImageSet(
@@ -70,13 +70,13 @@ def procedural_images(count: int, transform: Transform, seed: int, on_step: Prog
         source=f"{count} procedurally drawn images",
         mean=transform.mean,
         std=transform.std,
-        drawn=True,
+        synthetic=True,
     )
 
 
 def draw_image(size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """One picture, uint8 of shape (size, size, 3)."""
-    texture = coloured_noise(3 * size // 2, rng)
+    texture = colored_noise(3 * size // 2, rng)
     palette = PALETTE[rng.choice(len(PALETTE), size=rng.integers(3, 8), replace=False)]
     grey = palette.mean(axis=1, keepdims=True)
     palette = grey + (palette - grey) * np.float32(rng.uniform(0.3, 1.0))
@@ -90,9 +90,9 @@ def draw_image(size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
 def draw_radii(rng: np.random.Generator) -> Array:
     """Radii with density r^-3 as parts of the side, a few large ones first so that they fill the ground."""
     uniform = rng.random(SHAPES)
-    low, high = SMALLEST_RADIUS**-2, LARGEST_RADIUS**-2
+    low, high = MIN_RADIUS**-2, MAX_RADIUS**-2
     radii = (low + uniform * (high - low)) ** -0.5
-    radii[:LARGE_SHAPES] = rng.uniform(0.15, LARGEST_RADIUS, LARGE_SHAPES)
+    radii[:LARGE_SHAPES] = rng.uniform(0.15, MAX_RADIUS, LARGE_SHAPES)
     return radii.astype(np.float32)
 
 
@@ -159,7 +159,7 @@ def cut(texture: Array, shape: tuple[int, ...], rng: np.random.Generator) -> Arr
     return texture[top : top + shape[0], left : left + shape[1]]
 
 
-def coloured_noise(size: int, rng: np.random.Generator) -> Array:
+def colored_noise(size: int, rng: np.random.Generator) -> Array:
     """Noise of unit deviation whose amplitude falls as 1/f, shape (size, size, 3), its channels alike."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
     # The mean is no noise, and the longest waves would only tint whole shapes.

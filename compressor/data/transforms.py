@@ -6,7 +6,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Transform:
     """How an image becomes the network's input: the short side is resized to `resize_size` pixels, the middle
-    `input_size` x `input_size` pixels are cut out, scaled to [0, 1], and normalised by `mean` and `std` per
+    `input_size` x `input_size` pixels are cut out, scaled to [0, 1], and normalized by `mean` and `std` per
     channel. `interpolation` is "bilinear" or "bicubic"."""
 
     input_size: int = 224

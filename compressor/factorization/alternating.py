@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, linalg
 
 from compressor.factorization.least_squares import NestedRefit, regular
-from compressor.factorization.metric import Metric
+from compressor.factorization.moments import LayerMoments
 from compressor.factorization.two_factor import column_covariance
 
 SWEEPS = 2
@@ -19,7 +19,7 @@ CONJUGATE_STEPS = 3
 ENOUGH = 1e-10  # of the first residual's square
 
 
-def alternate(kernel: Tensor, metric: Metric, first: Tensor, sweeps: int = SWEEPS) -> Tensor:
+def alternate(kernel: Tensor, moments: LayerMoments, first: Tensor, sweeps: int = SWEEPS) -> Tensor:
     """First factors (groups, K, a), float64, after `sweeps` of refitting the second and then the first factor.
 
     Works in single precision: the second factor is refitted in double precision from what comes out anyway.
@@ -30,11 +30,11 @@ def alternate(kernel: Tensor, metric: Metric, first: Tensor, sweeps: int = SWEEP
         first: where to begin, (groups, K, a).
     """
     kernel, first = kernel.float(), first.float()
-    metric = Metric(metric.covariance.float(), metric.mean.float(), metric.outputs.float())
-    seen = (kernel.flatten(2) @ metric.covariance).reshape(kernel.shape)
+    moments = LayerMoments(moments.covariance.float(), moments.mean.float(), moments.outputs.float())
+    seen = (kernel.flatten(2) @ moments.covariance).reshape(kernel.shape)
     for _ in range(sweeps):
-        second = NestedRefit(kernel, metric, _orthonormal(first)).second(first.shape[1])
-        first = _best_first(seen, metric, _orthonormal(first), second)
+        second = NestedRefit(kernel, moments, _orthonormal(first)).second(first.shape[1])
+        first = _best_first(seen, moments, _orthonormal(first), second)
     return first.double()
 
 
@@ -58,16 +58,16 @@ class _Quadratic:
         return torch.cholesky_solve(half.mT, self.root_covariance).mT
 
 
-def _best_first(seen: Tensor, metric: Metric, first: Tensor, second: Tensor) -> Tensor:
+def _best_first(seen: Tensor, moments: LayerMoments, first: Tensor, second: Tensor) -> Tensor:
     """The best first factor for `second`; `seen` is W C in the kernel's shape."""
     groups, _, num_in, width = seen.shape
-    weighted = torch.einsum("gop,gpkw->gokw", metric.outputs, second)
+    weighted = torch.einsum("gop,gpkw->gokw", moments.outputs, second)
     gram = torch.einsum("gokw,golv->gkwlv", weighted, second)
     quadratic = _Quadratic(
         gram,
-        metric.covariance.reshape(groups, num_in, width, num_in, width),
+        moments.covariance.reshape(groups, num_in, width, num_in, width),
         linalg.cholesky(regular(torch.einsum("gkwlw->gkl", gram))),
-        linalg.cholesky(column_covariance(metric, width)),
+        linalg.cholesky(column_covariance(moments, width)),
     )
     wanted = torch.einsum("gokw,goaw->gka", weighted, seen)
     return _conjugate_gradients(quadratic, wanted, first)

@@ -1,4 +1,4 @@
-"""What every factorisation offers, and the small pieces they share."""
+"""What every factorization offers, and the small pieces they share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

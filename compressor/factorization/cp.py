@@ -32,13 +32,13 @@ from torch import Tensor, nn
 
 from compressor.factorization.base import Factors, chain, make_conv, one_axis_geometry, untouched_geometry
 from compressor.factorization.least_squares import NestedRefit, refit_layer, refit_of
-from compressor.factorization.metric import Metric
+from compressor.factorization.moments import LayerMoments
 
 LADDER_RATIO = 2**0.5
 MAX_SWEEPS = 12
 MAX_STEP_FLOPS = 3e10  # for all sweeps of one step
 MAX_PRODUCT_BYTES = 2**29  # of the largest Khatri-Rao product; only kernels of 14 x 14 and more come near
-# Without a ridge ALS lets components grow that cancel each other: a hundred times the weight's energy at no gain.
+# ExcludedPoints a ridge ALS lets components grow that cancel each other: a hundred times the weight's energy at no gain.
 RIDGE = 1e-4  # of the weight's norm, on the sum of the components' norms
 MAX_REFITS = 3  # kept, the latest of them: a search stays near one rank
 MAX_CANCELLATION = 100.0  # energy of the components over the weight's: beyond, float32 would lose digits
@@ -67,9 +67,9 @@ class CpFactors(Factors):
     With a metric the last factor and the bias are refitted in it; the other three are the weight's.
     """
 
-    def __init__(self, layer: nn.Conv2d, metric: Metric | None = None) -> None:
+    def __init__(self, layer: nn.Conv2d, moments: LayerMoments | None = None) -> None:
         self._layer = layer
-        self._metric = metric
+        self._moments = moments
         self._weight: Array = layer.weight.detach().double().cpu().numpy()
         self.max_rank = max_rank(self._weight.shape, layer.groups)
         self._break_even = self._weight.size // sum(self._weight.shape)
@@ -83,8 +83,8 @@ class CpFactors(Factors):
         parts = step.parts_at(rank)
         out, inside, rows, columns = map(self._as_tensor, parts)
         bias = layer.bias
-        if self._metric is not None:
-            out, bias = refit_layer(layer, self._metric, _features(parts), self._refit(step, rank))
+        if self._moments is not None:
+            out, bias = refit_layer(layer, self._moments, _features(parts), self._refit(step, rank))
         return chain(
             make_conv(inside.T[:, :, None, None], None, layer, 1, **untouched_geometry()),
             make_conv(rows.T[:, None, :, None], None, layer, rank, **one_axis_geometry(layer, axis=0)),
@@ -97,15 +97,15 @@ class CpFactors(Factors):
 
     def squared_error(self, rank: int) -> float:
         step = self._nearest_step(rank)
-        return step.error_at(rank) if self._metric is None else self._refit(step, rank).squared_error(rank)
+        return step.error_at(rank) if self._moments is None else self._refit(step, rank).squared_error(rank)
 
     def _refit(self, step: "Step", rank: int) -> NestedRefit:
         """Last factors for all ranks of a step up to break-even, or up to `rank` where that is above."""
-        assert self._metric is not None
+        assert self._moments is not None
         first, last = step.parts[0].shape[1], max(rank, min(step.last, self._break_even))
         if (first, last) not in self._refits:
             features = _features(step.parts_at(last))
-            self._refits[first, last] = refit_of(self._layer, self._metric, features)
+            self._refits[first, last] = refit_of(self._layer, self._moments, features)
             if len(self._refits) > MAX_REFITS:
                 del self._refits[next(iter(self._refits))]
         return self._refits[first, last]

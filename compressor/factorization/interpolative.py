@@ -22,7 +22,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
 from compressor.factorization.base import Factors, Layer, make_conv, make_linear, tail_energy, untouched_geometry
-from compressor.factorization.metric import Metric
+from compressor.factorization.moments import LayerMoments
 
 # A pivot below this share of the first is the rounding of a float32 weight: its row of W depends on those before.
 DEPENDENT = 1e-7
@@ -75,13 +75,13 @@ class InterpolativeFactors(Factors):
     With a metric, rows are those of W C^(1/2): outputs are chosen, and combined, by what the layer really computes.
     """
 
-    def __init__(self, layer: Layer, metric: Metric | None = None) -> None:
+    def __init__(self, layer: Layer, moments: LayerMoments | None = None) -> None:
         self._layer = layer
-        self._mean = None if metric is None else metric.mean[0]
+        self._mean = None if moments is None else moments.mean[0]
         self.max_rank = max_rank(layer.weight.shape, 1)
         rows = layer.weight.detach().flatten(1).double().cpu()
-        if metric is not None:
-            rows = rows @ torch.linalg.cholesky(metric.covariance[0])
+        if moments is not None:
+            rows = rows @ torch.linalg.cholesky(moments.covariance[0])
         columns = rows.numpy().T
         # On one thread: more would change the last bits of sums, and with them the choice between equal rows.
         with threadpool_limits(limits=1, user_api="blas"):
@@ -115,7 +115,7 @@ class InterpolativeFactors(Factors):
     def _bias_left(self, kept: Tensor, others: Tensor, coefficients: Tensor) -> Tensor | None:
         """Bias of the combinations: what the outputs left out have on average beyond those kept, bias included.
 
-        Without a metric the layer's inputs are taken to have mean zero.
+        ExcludedPoints a metric the layer's inputs are taken to have mean zero.
         """
         layer = self._layer
         if layer.bias is None and self._mean is None:

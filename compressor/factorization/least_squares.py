@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, linalg
 
 from compressor.factorization.base import Layer
-from compressor.factorization.metric import Metric
+from compressor.factorization.moments import LayerMoments
 
 # Added to the features' covariance as a share of its mean diagonal: features may be (nearly) dependent.
 JITTER = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -23,11 +23,11 @@ class NestedRefit:
         first: (groups, K, a), float64.
     """
 
-    def __init__(self, kernel: Tensor, metric: Metric, first: Tensor) -> None:
+    def __init__(self, kernel: Tensor, moments: LayerMoments, first: Tensor) -> None:
         groups, _num_out, num_in, self._width = kernel.shape
         self.max_rank = first.shape[1]
         size = self.max_rank * self._width
-        covariance = metric.covariance.reshape(groups, num_in, self._width, -1)
+        covariance = moments.covariance.reshape(groups, num_in, self._width, -1)
         seen = torch.einsum("gka,gawn->gkwn", first, covariance)
         patches = seen.reshape(groups, size, num_in, self._width)
         features = torch.einsum("gsbv,glb->gslv", patches, first).reshape(groups, size, size)
@@ -35,7 +35,7 @@ class NestedRefit:
         self._root = linalg.cholesky(regular(features))
         self._projected = linalg.solve_triangular(self._root, wanted, upper=False)
         flat = kernel.flatten(2)
-        self._energy = float(((flat @ metric.covariance) * flat).sum())
+        self._energy = float(((flat @ moments.covariance) * flat).sum())
 
     def second(self, rank: int) -> Tensor:
         """Second factors (groups, Co/groups, rank, kw), float64."""
@@ -64,20 +64,20 @@ class NestedRefit:
         return float(((self._projected @ outputs) * self._projected).sum())
 
 
-def refit_of(layer: Layer, metric: Metric, features: Tensor) -> NestedRefit:
+def refit_of(layer: Layer, moments: LayerMoments, features: Tensor) -> NestedRefit:
     """Last factors for the first 1, 2, ... of `features` T (F, n) of whole patches; for layers of one group."""
     kernel = layer.weight.detach().flatten(1).double().cpu()
-    return NestedRefit(kernel[None, :, :, None], metric, features[None])
+    return NestedRefit(kernel[None, :, :, None], moments, features[None])
 
 
-def refit_layer(layer: Layer, metric: Metric, features: Tensor, refit: NestedRefit) -> tuple[Tensor, Tensor]:
+def refit_layer(layer: Layer, moments: LayerMoments, features: Tensor, refit: NestedRefit) -> tuple[Tensor, Tensor]:
     """The last factor (Co, F) and bias (Co,) that make the best of `features` T (F, n); for layers of one group.
 
     Both in the layer's own type and on its device. `refit` is that of these features, or of more that begin with them.
     """
     weight = layer.weight.detach().flatten(1).double().cpu()
     last = refit.second(len(features))[0, :, :, 0]
-    bias = (weight - last @ features) @ metric.mean[0]
+    bias = (weight - last @ features) @ moments.mean[0]
     if layer.bias is not None:
         bias = bias + layer.bias.detach().double().cpu()
     return last.to(layer.weight), bias.to(layer.weight)

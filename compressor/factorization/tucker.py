@@ -12,7 +12,7 @@ from torch import Tensor, linalg, nn
 
 from compressor.factorization.base import Factors, chain, make_conv, untouched_geometry
 from compressor.factorization.least_squares import refit_layer, refit_of
-from compressor.factorization.metric import Metric
+from compressor.factorization.moments import LayerMoments
 
 
 def side_ranks(shape: Sequence[int], rank: int) -> tuple[int, int]:
@@ -42,13 +42,13 @@ class TuckerFactors(Factors):
     places of the kernel) and weighted outputs, and the last factor and the bias are refitted at every rank.
     """
 
-    def __init__(self, layer: nn.Conv2d, metric: Metric | None = None) -> None:
+    def __init__(self, layer: nn.Conv2d, moments: LayerMoments | None = None) -> None:
         self._layer = layer
         self._shape = tuple(layer.weight.shape)
-        self._metric = metric
+        self._moments = moments
         self.max_rank = max_rank(self._shape, layer.groups)
         weight = layer.weight.detach().double().cpu()
-        root_in, root_out = _roots(metric, self._shape)
+        root_in, root_out = _roots(moments, self._shape)
         whitened = torch.einsum("oihw,ij,op->pjhw", weight, root_in, root_out)
         # TensorLy's NumPy backend is its default: no global state is switched.
         ranks = list(side_ranks(self._shape, self.max_rank))
@@ -63,9 +63,9 @@ class TuckerFactors(Factors):
         rank_out, rank_in = side_ranks(self._shape, rank)
         core, reduce = self._core[:rank_out, :rank_in], self._in[:, :rank_in].T
         expand, bias = self._out[:, :rank_out], layer.bias
-        if self._metric is not None:
+        if self._moments is not None:
             features = self._features(rank)
-            expand, bias = refit_layer(layer, self._metric, features, refit_of(layer, self._metric, features))
+            expand, bias = refit_layer(layer, self._moments, features, refit_of(layer, self._moments, features))
         geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
         return chain(
             make_conv(reduce[..., None, None].to(layer.weight), None, layer, 1, **untouched_geometry()),
@@ -79,8 +79,8 @@ class TuckerFactors(Factors):
         return torch.einsum("rshw,is->rihw", self._core[:rank_out, :rank_in], self._in[:, :rank_in]).flatten(1)
 
     def squared_error(self, rank: int) -> float:
-        if self._metric is not None:
-            return refit_of(self._layer, self._metric, self._features(rank)).squared_error(
+        if self._moments is not None:
+            return refit_of(self._layer, self._moments, self._features(rank)).squared_error(
                 side_ranks(self._shape, rank)[0]
             )
         # The side factors are orthonormal, so energy outside the kept core is the error.
@@ -89,11 +89,11 @@ class TuckerFactors(Factors):
         return float(squares.sum() - squares[:rank_out, :rank_in].sum())
 
 
-def _roots(metric: Metric | None, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _roots(moments: LayerMoments | None, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Triangular roots of the input channels' covariance (Ci, Ci) and of the outputs' weight (Co, Co)."""
     num_out, num_in, height, width = shape
-    if metric is None:
+    if moments is None:
         return torch.eye(num_in, dtype=torch.float64), torch.eye(num_out, dtype=torch.float64)
-    places = height * width
-    covariance = metric.covariance[0].reshape(num_in, places, num_in, places)
-    return linalg.cholesky(torch.einsum("ipjp->ij", covariance) / places), linalg.cholesky(metric.outputs[0])
+    positions = height * width
+    covariance = moments.covariance[0].reshape(num_in, positions, num_in, positions)
+    return linalg.cholesky(torch.einsum("ipjp->ij", covariance) / positions), linalg.cholesky(moments.outputs[0])

@@ -12,45 +12,45 @@ from torch import Tensor, linalg, nn
 
 from compressor.factorization.base import Factors, Layer, NestedFactors, split_grouped_matrices, tail_energy
 from compressor.factorization.least_squares import NestedRefit
-from compressor.factorization.metric import Metric
+from compressor.factorization.moments import LayerMoments
 
 
 class SplitFactors(Factors):
     """First factors by singular value decomposition, second ones by truncation or least squares.
 
-    Without a metric both are the truncated decomposition of the weight. With one the first factor holds the leading
+    ExcludedPoints a metric both are the truncated decomposition of the weight. With one the first factor holds the leading
     directions of C^(1/2) M G^(1/2), C being the inputs' covariance within a column averaged over the columns, and the
     second factor and the bias are the best in the metric for it.
     """
 
-    def __init__(self, layer: Layer, metric: Metric | None = None, limit: int | None = None) -> None:
+    def __init__(self, layer: Layer, moments: LayerMoments | None = None, limit: int | None = None) -> None:
         """`limit` is the largest rank that will be asked for, where that is known: refits for all take memory."""
         self._layer = layer
         kernel = self.kernel(layer)
-        if metric is not None:
-            first = _leading_directions(kernel, metric)
+        if moments is not None:
+            first = _leading_directions(kernel, moments)
         else:
             left, right, squares = split_grouped_matrices(kernel.transpose(1, 2).flatten(2))
             first, self._tail = left.mT, tail_energy(squares)
             self._truncated = right.unflatten(-1, (kernel.shape[1], -1)).transpose(1, 2).contiguous()
-        self._set(first, metric, limit)
+        self._set(first, moments, limit)
 
     @classmethod
-    def with_first(cls, layer: Layer, metric: Metric, first: Tensor) -> Self:
+    def with_first(cls, layer: Layer, moments: LayerMoments, first: Tensor) -> Self:
         """Factors whose first factor is `first` (groups, K, a), the second being refitted."""
         factors = cls.__new__(cls)
         factors._layer = layer
-        factors._set(first, metric, None)
+        factors._set(first, moments, None)
         return factors
 
-    def _set(self, first: Tensor, metric: Metric | None, limit: int | None) -> None:
+    def _set(self, first: Tensor, moments: LayerMoments | None, limit: int | None) -> None:
         self.max_rank = first.shape[1] if limit is None else min(limit, first.shape[1])
         self._first = first[:, : self.max_rank]
         self._refit = None
-        if metric is not None:
+        if moments is not None:
             self._first, kernel = self._first.double().cpu(), self.kernel(self._layer).double().cpu()
-            self._refit = NestedRefit(kernel, metric, self._first)
-            mean = metric.mean.reshape(len(kernel), -1, kernel.shape[-1])
+            self._refit = NestedRefit(kernel, moments, self._first)
+            mean = moments.mean.reshape(len(kernel), -1, kernel.shape[-1])
             self._mean_features = torch.einsum("gka,gaw->gkw", self._first, mean)
             self._mean_outputs = torch.einsum("goaw,gaw->go", kernel, mean)
             if self._layer.bias is not None:
@@ -97,19 +97,19 @@ class SplitFactors(Factors):
         """The first factor (groups, rank, a)."""
         return self._first[:, :rank]
 
-    def refitted(self, metric: Metric, limit: int) -> Self:
+    def refitted(self, moments: LayerMoments, limit: int) -> Self:
         """The same first factors up to rank `limit`, the second ones being refitted in the metric."""
-        return self.with_first(self._layer, metric, self.first(min(limit, self.max_rank)))
+        return self.with_first(self._layer, moments, self.first(min(limit, self.max_rank)))
 
     def squared_error(self, rank: int) -> float:
         return self._tail[rank] if self._refit is None else self._refit.squared_error(rank)
 
 
-def _leading_directions(kernel: Tensor, metric: Metric) -> Tensor:
+def _leading_directions(kernel: Tensor, moments: LayerMoments) -> Tensor:
     """First factors (groups, K, a) in order of what they keep of the outputs, K = min(a, Co/groups * kw)."""
     _, num_out, num_in, width = kernel.shape
-    root = linalg.cholesky(column_covariance(metric, width))
-    outputs = linalg.cholesky(metric.outputs)
+    root = linalg.cholesky(column_covariance(moments, width))
+    outputs = linalg.cholesky(moments.outputs)
     weighted = root.mT @ torch.einsum("gop,goaw->gapw", outputs, kernel.double().cpu()).flatten(2)
     # Eigenvectors of the product take half the time of singular vectors; small ones need not be exact.
     _, vectors = linalg.eigh(weighted @ weighted.mT)
@@ -117,10 +117,10 @@ def _leading_directions(kernel: Tensor, metric: Metric) -> Tensor:
     return linalg.solve_triangular(root.mT, leading, upper=True).mT
 
 
-def column_covariance(metric: Metric, width: int) -> Tensor:
+def column_covariance(moments: LayerMoments, width: int) -> Tensor:
     """Covariance (groups, a, a) of the inputs of one column, averaged over the `width` columns of a patch."""
-    groups, num_inputs, _ = metric.covariance.shape
-    blocks = metric.covariance.reshape(groups, num_inputs // width, width, num_inputs // width, width)
+    groups, num_inputs, _ = moments.covariance.shape
+    blocks = moments.covariance.reshape(groups, num_inputs // width, width, num_inputs // width, width)
     return torch.einsum("gawbw->gab", blocks) / width
 
 

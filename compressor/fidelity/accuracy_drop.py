@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.fidelity.losses import SMALLEST_LOSS
+from compressor.fidelity.losses import MIN_LOSS
 
 DEVIATIONS = 1.6449  # of a normal distribution, 95 % on one side
-REACH, MOST_CLOSE, SHARE_OF_OTHERS = 8.0, 0.3, 0.1
+REACH, MAX_CLOSE, SHARE_OF_OTHERS = 8.0, 0.3, 0.1
 SAMPLE_STREAM = 9
 DROP_EXPONENT = 0.55  # of a drop in top-1, in the function norm
 
@@ -30,7 +30,7 @@ class Measurement:
         return float(self.scores.mean())
 
 
-class DropGauge:
+class DropEstimator:
     """What a network loses against the original, on images that neither fitted nor recalibrated it.
 
     With labels that fit the outputs, points of top-1; without, the function norm in per cent of the output energy.
@@ -43,10 +43,10 @@ class DropGauge:
         self._norms = norms
         self.num_images = sum(len(norm.images) for norm in norms)
         self.is_labelled = all(norm.labels is not None for norm in norms)
-        self.energy = sum(norm.teacher_energy * len(norm.images) for norm in norms) / self.num_images
+        self.energy = sum(norm.output_energy * len(norm.images) for norm in norms) / self.num_images
         self._weights = np.ones(self.num_images)
 
-    def thrifty(self, loss: float, seed: int) -> "DropGauge":
+    def importance_sampled(self, loss: float, seed: int) -> "DropEstimator":
         """The same, with labels, from all images where a network of this L may decide otherwise, and some others."""
         if not self.is_labelled:
             return self
@@ -67,10 +67,10 @@ class DropGauge:
             chosen = np.flatnonzero(weights)
             found = norm.losses(network, chosen)
             losses += float(weights[chosen] @ found.values)
-            each = found.harms if self.is_labelled and found.harms is not None else found.values / self.energy
+            each = found.flips if self.is_labelled and found.flips is not None else found.values / self.energy
             scores[start + chosen] = 100.0 * weights[chosen] * each
             start += len(norm.images)
-        return Measurement(max(losses / self.num_images, SMALLEST_LOSS), scores)
+        return Measurement(max(losses / self.num_images, MIN_LOSS), scores)
 
 
 def sampling_weights(targets: Tensor, loss: float, rng: np.random.Generator) -> np.ndarray:
@@ -82,7 +82,7 @@ def sampling_weights(targets: Tensor, loss: float, rng: np.random.Generator) -> 
     best = targets.double().topk(2, dim=1).values.cpu().numpy()
     margins = best[:, 0] - best[:, 1]
     reach = REACH * (2.0 * loss / targets.shape[1]) ** 0.5
-    close = margins <= min(reach, np.quantile(margins, MOST_CLOSE))
+    close = margins <= min(reach, np.quantile(margins, MAX_CLOSE))
     others = rng.permutation(np.flatnonzero(~close))
     some = others[: int(np.ceil(SHARE_OF_OTHERS * len(others)))]
     weights = close.astype(float)

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.fidelity.records import FidelityRecord, Judgement
+from compressor.fidelity.records import FidelityRecord, Metrics
 
 
 @dataclass(frozen=True)
-class Judged:
+class TestOutputs:
     """What was computed on the images outside the search: outputs (N, classes) of the original and of the compressed
     network, the fidelity, and labels (N,) where there are usable ones."""
 
@@ -26,7 +26,7 @@ def make_fidelity(squares: Tensor, energy: float, outputs: Tensor, targets: Tens
         function_norm=float(squares.mean()),
         stderr=float(squares.std() / len(squares) ** 0.5),
         relative=float(squares.mean() / energy),
-        teacher_energy=energy,
+        output_energy=energy,
         images=len(squares),
         top1_agreement=agreement(outputs, targets),
     )
@@ -45,21 +45,21 @@ def agreement(outputs: Tensor, targets: Tensor) -> float:
     return share(outputs.argmax(1) == targets.argmax(1))
 
 
-class Judge:
+class TestEvaluator:
     """Figures of any network on the images outside the search, for the report alone."""
 
     def __init__(self, norm: FunctionNorm) -> None:
         self._norm = norm
 
-    def judge(self, network: nn.Module) -> Judgement:
+    def evaluate(self, network: nn.Module) -> Metrics:
         """Function norm to the original, and accuracies where there are labels."""
         every = torch.arange(len(self._norm.images))
         outputs = self._norm.outputs(network, every)
         norm = float(self._norm.compare(outputs, every).mean())
         if self._norm.labels is None:
-            return Judgement(function_norm=norm)
+            return Metrics(function_norm=norm)
         hits = outputs.cpu().topk(min(5, outputs.shape[1])).indices == self._norm.labels[:, None]
-        return Judgement(
+        return Metrics(
             function_norm=norm,
             top1=share(hits[:, 0]),
             top5=share(hits.any(1)) if outputs.shape[1] > 5 else None,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
 from compressor.fidelity.labels import fitting_labels
-from compressor.fidelity.losses import Losses, LossLaw
+from compressor.fidelity.losses import Losses, NoiseSpecification
 
 BATCH_SIZE = 64
 HUGE = 1e12
@@ -24,33 +24,33 @@ class FunctionNorm:
         InputError: fewer than two images, or the network's outputs are not one finite tensor.
     """
 
-    def __init__(self, teacher: nn.Module, images: ImageSet, device: torch.device) -> None:
+    def __init__(self, original: nn.Module, images: ImageSet, device: torch.device) -> None:
         if len(images) < 2:
             raise InputError(f"at least two images are needed to know the noise, got {len(images)}")
         self.images = images
         self._device = device
-        self.targets = self.outputs(teacher, torch.arange(len(images)))
+        self.targets = self.outputs(original, torch.arange(len(images)))
         if not torch.isfinite(self.targets).all():
             raise InputError("the network's outputs on these images are not finite")
-        self.teacher_energy = _energy(self.targets)
+        self.output_energy = _energy(self.targets)
         self.labels = fitting_labels(images, self.targets.shape[1])
 
     @property
-    def law(self) -> LossLaw:
+    def noise_spec(self) -> NoiseSpecification:
         """Losses of different plans scatter alike relative to L."""
-        return LossLaw()
+        return NoiseSpecification()
 
     @property
     def loss_when_lost(self) -> float:
         """L of a network that says nothing."""
-        return self.teacher_energy
+        return self.output_energy
 
     def subset(self, count: int) -> "FunctionNorm":
         """The same on the first `count` images, without running the teacher again."""
         part = copy.copy(self)
         part.images = self.images.subset(range(count))
         part.targets = self.targets[:count]
-        part.teacher_energy = _energy(part.targets)
+        part.output_energy = _energy(part.targets)
         part.labels = None if self.labels is None else self.labels[:count]
         return part
 
@@ -70,7 +70,7 @@ class FunctionNorm:
         """Squared distance to the teacher for each of the images `indices`."""
         chosen = torch.from_numpy(indices)
         outputs = self.outputs(network, chosen)
-        return Losses(indices, self.compare(outputs, chosen), harms=self._harms(outputs, chosen))
+        return Losses(indices, self.compare(outputs, chosen), flips=self._flips(outputs, chosen))
 
     def compare(self, outputs: Tensor, indices: Tensor) -> NDArray[np.float64]:
         """Squared distances (m,) of `outputs` (m, num_outputs) to the teacher's on the images `indices` (m,)."""
@@ -79,7 +79,7 @@ class FunctionNorm:
         # A destroyed candidate may overflow; a huge finite loss keeps the search going and away from it.
         return np.minimum(np.nan_to_num(values, nan=HUGE, posinf=HUGE), HUGE)
 
-    def _harms(self, outputs: Tensor, indices: Tensor) -> NDArray[np.float64] | None:
+    def _flips(self, outputs: Tensor, indices: Tensor) -> NDArray[np.float64] | None:
         if self.labels is None:
             return None
         labels, targets = self.labels[indices], self.targets[indices.to(self.targets.device)]

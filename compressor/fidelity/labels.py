@@ -34,7 +34,7 @@ def require_labelled(images: ImageSet, kind: Fidelity) -> None:
     """
     if kind == "norm" or images.labels is not None:
         return
-    why = "drawn images have none" if images.drawn else f"there are none with {images.source}"
+    why = "drawn images have none" if images.synthetic else f"there are none with {images.source}"
     raise InputError(
         f"--fidelity {kind} needs labels, and {why}: give --data a folder with one subfolder for each class, "
         "or use --fidelity norm, which needs no labels"

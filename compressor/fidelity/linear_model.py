@@ -35,6 +35,6 @@ class LinearModel:
         ]
 
 
-Linearise = Callable[[Ranks, Sequence[Sequence[int]], np.ndarray, int], LinearModel]
+Linearize = Callable[[Ranks, Sequence[Sequence[int]], np.ndarray, int], LinearModel]
 """Ranks (d,) of a plan, other ranks for every layer, indices of images (m,), and how many directions at most in, the
 model around the plan out."""

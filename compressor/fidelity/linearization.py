@@ -20,11 +20,11 @@ from compressor.factorization.base import NestedFactors
 from compressor.factorization.registry import Factors
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linear_model import LinearModel
-from compressor.network.layers import FoundLayer, factorised_ranks
+from compressor.network.layers import FoundLayer, factorized_ranks
 from compressor.network.surgery import build_candidate
 
 BATCH_SIZE = 25
-MOST_NUMBERS = 5 * 10**8  # every layer's inputs, outputs and slopes are held at once: 2 GB
+MAX_NUMBERS = 5 * 10**8  # every layer's inputs, outputs and slopes are held at once: 2 GB
 DIRECTIONS_STREAM = 8
 BACKWARD = (
     1.5  # in passes forward; with it the count agrees with the clock (benchmarks/studies/search/evaluation_cost.py)
@@ -33,7 +33,7 @@ BACKWARD = (
 Calls = list[tuple[Tensor, Tensor]]  # inputs and outputs (b, ...) of a layer, one pair for each time it is called
 
 
-class Lineariser:
+class Linearizer:
     """The linear model around any plan of one network.
 
     Args:
@@ -42,10 +42,10 @@ class Lineariser:
     """
 
     def __init__(
-        self, norm: FunctionNorm, teacher: nn.Module, layers: Sequence[FoundLayer], factors: Mapping[str, Factors]
+        self, norm: FunctionNorm, original: nn.Module, layers: Sequence[FoundLayer], factors: Mapping[str, Factors]
     ) -> None:
         self._norm = norm
-        self._teacher = teacher
+        self._original = original
         self._layers = list(layers)
         self._factors = dict(factors)
         self._names = [layer.name for layer in layers]
@@ -54,14 +54,14 @@ class Lineariser:
         self, ranks: Ranks, others: Sequence[Sequence[int]], indices: np.ndarray, directions: int
     ) -> LinearModel:
         """The model around the plan `ranks` (d,) with `others` as each layer's other ranks, on the images (m,)."""
-        candidate = build_candidate(self._teacher, self._factors, factorised_ranks(self._layers, ranks)).eval()
+        candidate = build_candidate(self._original, self._factors, factorized_ranks(self._layers, ranks)).eval()
         rng = np.random.default_rng([DIRECTIONS_STREAM, *indices.tolist()])
         along = _directions(len(indices), self._norm.targets.shape[1], directions, rng)
         images = torch.from_numpy(indices)
         size = self._batch_size(images[:1], directions)
         moves = [self._move(layer, row) for layer, row in zip(self._layers, others, strict=True)]
         batches = zip(images.split(size), along.split(size), strict=True)
-        parts = [self._linearise(candidate, moves, *batch) for batch in batches]
+        parts = [self._linearize(candidate, moves, *batch) for batch in batches]
         residuals = np.concatenate([part[0] for part in parts])
         changes = [
             {rank: np.concatenate([part[1][layer][rank] for part in parts]) for rank in ranks_of_layer}
@@ -79,13 +79,13 @@ class Lineariser:
         return _Move(alone, kept if nested else [], nested)
 
     def _batch_size(self, first: Tensor, directions: int) -> int:
-        calls, _ = _forward(self._teacher, self._names, self._norm.inputs_and_targets(first)[0])
+        calls, _ = _forward(self._original, self._names, self._norm.inputs_and_targets(first)[0])
         numbers = sum(
             inputs.numel() + (2 + directions) * outputs.numel() for layer in calls for inputs, outputs in layer
         )
-        return max(1, min(BATCH_SIZE, MOST_NUMBERS // numbers))
+        return max(1, min(BATCH_SIZE, MAX_NUMBERS // numbers))
 
-    def _linearise(
+    def _linearize(
         self, candidate: nn.Module, moves: Sequence["_Move"], indices: Tensor, directions: Tensor
     ) -> tuple[np.ndarray, list[dict[int, np.ndarray]]]:
         inputs, targets = self._norm.inputs_and_targets(indices)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-SMALLEST_LOSS = 1e-12
+MIN_LOSS = 1e-12
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Losses:
     indices: NDArray[np.int64]
     values: NDArray[np.float64]
     squares: NDArray[np.float64] | None = None
-    harms: NDArray[np.float64] | None = None
+    flips: NDArray[np.float64] | None = None
 
     @property
     def mean(self) -> float:
@@ -50,12 +50,12 @@ class Losses:
         return self._where(~np.isin(self.indices, indices))
 
     def _where(self, chosen: NDArray[np.bool_]) -> "Losses":
-        squares, harms = (None if values is None else values[chosen] for values in (self.squares, self.harms))
-        return Losses(self.indices[chosen], self.values[chosen], squares, harms)
+        squares, flips = (None if values is None else values[chosen] for values in (self.squares, self.flips))
+        return Losses(self.indices[chosen], self.values[chosen], squares, flips)
 
 
 @dataclass(frozen=True)
-class LossLaw:
+class NoiseSpecification:
     """How a loss behaves, as far as a search needs to know beforehand.
 
     `floor`: what the loss of the original itself is taken to be, so that L + `floor` is positive.

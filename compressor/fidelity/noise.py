@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.errors import InputError
-from compressor.fidelity.losses import Losses, LossLaw
+from compressor.fidelity.losses import Losses, NoiseSpecification
 
-SMALLEST_NORM = 1e-12
+MIN_NORM = 1e-12
 IMAGE_STREAM, UNSEEN_STREAM = 1, 2  # keep the random streams of one seed apart
 
 
@@ -27,8 +27,8 @@ class NoiseModel:
     where by chance its losses are, so that lucky looks would count most. Measured, see docs/method.md.
     """
 
-    def __init__(self, num_images: int, law: LossLaw | None = None) -> None:
-        self._law = law or LossLaw()
+    def __init__(self, num_images: int, noise_spec: NoiseSpecification | None = None) -> None:
+        self._noise_spec = noise_spec or NoiseSpecification()
         self._norms: list[float] = []
         self._sizes: list[int] = []
         self._indices = np.zeros(0, dtype=np.int64)  # of all looks' images, one look after the other
@@ -46,7 +46,7 @@ class NoiseModel:
         self._append_shared(indices)
         self._norms.append(losses.function_norm)
         deviations = losses.values - losses.mean
-        scale, spread = losses.function_norm**self._law.noise_power, float(deviations.std())
+        scale, spread = losses.function_norm**self._noise_spec.noise_power, float(deviations.std())
         if scale > 0.0:  # a plan without any loss has no noise, and says nothing about that of others
             self._counts[indices] += 1.0
             self._relative_squares[indices] += (deviations / scale) ** 2 * size / (size - 1)
@@ -83,24 +83,24 @@ class NoiseModel:
         scattered = np.array(self._norms) > 0.0
         shared = self._shared * np.outer(scattered, scattered)
         shared[np.diag_indices_from(shared)] = 0.0
-        likeness = float((shared * self._likeness()).sum() / shared.sum())
-        return float(np.clip(pairs.sum() / total / likeness, 0.0, 1.0))
+        correlation_decay = float((shared * self._likeness()).sum() / shared.sum())
+        return float(np.clip(pairs.sum() / total / correlation_decay, 0.0, 1.0))
 
     def _likeness(self) -> NDArray[np.float64]:
         """q_ij (n, n)."""
-        norms = np.log(np.maximum(self._norms, SMALLEST_NORM))
-        return np.exp(-self._law.likeness_power * np.abs(norms[:, None] - norms))
+        norms = np.log(np.maximum(self._norms, MIN_NORM))
+        return np.exp(-self._noise_spec.likeness_power * np.abs(norms[:, None] - norms))
 
     def variance(self, function_norms: NDArray[np.float64]) -> NDArray[np.float64]:
         """Variance (m,) of the losses on one image of plans with these function norms (m,)."""
-        return np.asarray(self.relative_variance * function_norms ** (2.0 * self._law.noise_power))
+        return np.asarray(self.relative_variance * function_norms ** (2.0 * self._noise_spec.noise_power))
 
     def covariance(self, function_norms: NDArray[np.float64]) -> NDArray[np.float64]:
         """Covariance (n, n) of the looks added so far, which found these function norms (n,)."""
         sizes = np.array(self._sizes, dtype=float)
         matrix = self.correlation * self._likeness() * self._shared / np.outer(sizes, sizes)
         matrix[np.diag_indices_from(matrix)] = 1.0 / sizes
-        scales = function_norms**self._law.noise_power
+        scales = function_norms**self._noise_spec.noise_power
         return self.relative_variance * matrix * np.outer(scales, scales)
 
 
@@ -130,7 +130,7 @@ class ImageSampler:
     def draw_unseen(self, number: int, seen: Collection[int]) -> NDArray[np.int64]:
         """Up to `samples` images other than `seen`, for another look at a plan; fewer than two are none.
 
-        The same image gives the same loss again: only new ones can tell more.
+        The same image gives the same loss again: only new ones can log more.
         """
         order = np.random.default_rng([self._seed, UNSEEN_STREAM, number]).permutation(self._num_images)
         unseen = order[~np.isin(order, list(seen))][: self.samples]

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from compressor.fidelity.function_norm import HUGE, FunctionNorm
 from compressor.fidelity.labels import require_labels
-from compressor.fidelity.losses import Losses, LossLaw
+from compressor.fidelity.losses import Losses, NoiseSpecification
 from compressor.fidelity.records import Fidelity
 from compressor.schema import Pair
 
@@ -24,7 +24,7 @@ from compressor.schema import Pair
 NOISE_POWERS: dict[Fidelity, float] = {"risk": 0.5, "error": 0.25}
 # What a plan changes in the outputs, one that compresses further changes, too, and more beside it.
 LIKENESS_POWER = 0.5
-LEAST_FLOOR = 0.05  # of the loss of guessing: an original without any error has no logarithm
+MIN_FLOOR = 0.05  # of the loss of guessing: an original without any error has no logarithm
 
 
 class Risk:
@@ -47,11 +47,11 @@ class Risk:
         self.loss_when_lost = loss_of_guessing(kind, num_outputs)
 
     @property
-    def law(self) -> LossLaw:
+    def noise_spec(self) -> NoiseSpecification:
         """The original's own risk is the floor."""
-        floor = max(float(self._own.mean()), LEAST_FLOOR * self.loss_when_lost)
+        floor = max(float(self._own.mean()), MIN_FLOOR * self.loss_when_lost)
         per_norm = self.loss_when_lost / self._norm.loss_when_lost
-        return LossLaw(floor, NOISE_POWERS[self._kind], LIKENESS_POWER, per_norm)
+        return NoiseSpecification(floor, NOISE_POWERS[self._kind], LIKENESS_POWER, per_norm)
 
     def losses(self, network: nn.Module, indices: NDArray[np.int64]) -> Losses:
         """Loss above the original's for each of the images `indices`."""

@@ -1,6 +1,6 @@
 """torchvision's classifiers: their names, transforms, empty networks, and which one a checkpoint is.
 
-An architecture and its class count are recognised by comparing names and shapes with every classifier in
+An architecture and its class count are recognized by comparing names and shapes with every classifier in
 torchvision's registry.
 
 torchvision is imported inside functions, so that a torch and a torchvision that do not belong together give
@@ -40,7 +40,7 @@ PROBE_CLASSES = 7919
 TOKEN_TENSOR = "encoder.pos_embedding"
 CACHE_FORMAT = 1
 
-# Auxiliary heads serve training only. Without these arguments they would be built and initialised slowly.
+# Auxiliary heads serve training only. ExcludedPoints these arguments they would be built and initialized slowly.
 BUILD_ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
@@ -173,7 +173,7 @@ def architecture_fingerprint(arch: str) -> Fingerprint:
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> Fingerprint:
-    """Names and shapes of the tensors that tell architectures apart."""
+    """Names and shapes of the tensors that log architectures apart."""
     return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
@@ -181,7 +181,7 @@ def registry_fingerprints(cache_dir: Path | None = None) -> dict[str, Fingerprin
     """Fingerprints of all of torchvision's classifiers by name.
 
     They take seconds to make, so they are kept in `cache_dir` (by default the user's cache directory) for
-    each version of torchvision. Without a usable cache they are made anew.
+    each version of torchvision. ExcludedPoints a usable cache they are made anew.
     """
     cache = cache_file(cache_dir)
     names = list_architectures()

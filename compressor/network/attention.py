@@ -1,4 +1,4 @@
-"""Attention whose linear layers are called, so that they can be factorised like any other layer.
+"""Attention whose linear layers are called, so that they can be factorized like any other layer.
 
 `nn.MultiheadAttention` and torchvision's Swin attention hand the weights of their linear layers to a function. The
 modules here hold the same tensors and compute the same, but through layers that a network can have replaced.
@@ -20,7 +20,7 @@ SWIN_MODULE = "torchvision.models.swin_transformer"
 SWIN_V1, SWIN_V2 = "ShiftedWindowAttention", "ShiftedWindowAttentionV2"
 # Added to the score of two tokens that the shift brought into one window from opposite edges of the image.
 APART = -100.0
-LARGEST_LOGIT_SCALE = math.log(100.0)
+MAX_LOGIT_SCALE = math.log(100.0)
 
 
 def open_attention(model: nn.Module, example: Tensor) -> nn.Module:
@@ -138,7 +138,7 @@ class WindowAttention(nn.Module):
         if self.logit_scale is None:
             return (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
         cosines = F.normalize(query, dim=-1) @ F.normalize(key, dim=-1).transpose(-2, -1)
-        return cosines * self.logit_scale.clamp(max=LARGEST_LOGIT_SCALE).exp()
+        return cosines * self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
 
     def _score_bias(self, padded: Sequence[int], shift: tuple[int, int]) -> Tensor:
         """What is added to the scores: (heads, L, L), or (windows, heads, L, L) where windows are shifted."""
@@ -223,7 +223,7 @@ def _is_pristine(module: nn.Module) -> bool:
 
 
 def _holds_its_weight(layer: Any) -> bool:
-    """False where a parametrisation computes the weight, and for a layer that has been factorised already."""
+    """False where a parametrization computes the weight, and for a layer that has been factorized already."""
     return isinstance(getattr(layer, "weight", None), nn.Parameter)
 
 

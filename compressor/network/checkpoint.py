@@ -77,7 +77,7 @@ def load_model(path: Path, arch: str | None = None, trust_pickle: bool = False) 
 
     Args:
         path: a state_dict, a dict holding one, or with `trust_pickle` a whole pickled module.
-        arch: torchvision's name of the architecture; recognised from the weights if not given.
+        arch: torchvision's name of the architecture; recognized from the weights if not given.
         trust_pickle: allow a file to run code while it is loaded.
 
     Raises:
@@ -319,7 +319,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path, notes: lis
     """Give a network from `build_model` its weights, as float32.
 
     Raises:
-        InputError: a tensor is of a kind that cannot be a weight, such as a quantised one.
+        InputError: a tensor is of a kind that cannot be a weight, such as a quantized one.
     """
     expected = model.state_dict()
     cast = {str(weights[name].dtype) for name in expected if is_cast(weights.get(name), expected[name])}

@@ -17,8 +17,8 @@ class Captured(Exception):
 
 
 @dataclass(frozen=True)
-class Places:
-    """Places of a layer's output, the same in every network of that shape: `count` of them drawn at random.
+class OutputPositions:
+    """OutputPositions of a layer's output, the same in every network of that shape: `count` of them drawn at random.
 
     For a convolution's output (N, Co, H, W) the indices of image, row and column; else the index among all but the
     last dimension.
@@ -40,15 +40,15 @@ class Places:
         return value.reshape(-1, value.shape[-1])[self.indices[0]]
 
 
-def draw_places(layer: nn.Module, output: Tensor, count: int, generator: torch.Generator) -> Places:
+def sample_positions(layer: nn.Module, output: Tensor, count: int, generator: torch.Generator) -> OutputPositions:
     """At most `count` distinct places of the layer's output."""
     if isinstance(layer, nn.Conv2d):
         num_images, (height, width) = output.shape[:-3].numel(), output.shape[-2:]  # one image may come alone
         chosen = torch.randperm(num_images * height * width, generator=generator)[:count].to(output.device)
         image, place = chosen // (height * width), chosen % (height * width)
-        return Places((image, place // width, place % width))
+        return OutputPositions((image, place // width, place % width))
     total = output.shape[:-1].numel()
-    return Places((torch.randperm(total, generator=generator)[:count].to(output.device),))
+    return OutputPositions((torch.randperm(total, generator=generator)[:count].to(output.device),))
 
 
 def _patches(layer: nn.Conv2d, value: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:

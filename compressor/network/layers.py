@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compressor.errors import InputError
 from compressor.factorization.records import Method
-from compressor.factorization.registry import break_even_rank, num_params_table
+from compressor.factorization.registry import find_break_even_rank, num_params_table
 from compressor.network.attention import fused_modules
 from compressor.network.macs import count_macs
 from compressor.network.records import Kind, LayerRecord
@@ -32,7 +32,7 @@ class FoundLayer:
     kind: Kind
     macs: int
     method: Method | None = None
-    cap: int = 0
+    break_even_rank: int = 0
     skipped: str | None = None
 
     @property
@@ -60,7 +60,7 @@ class FoundLayer:
     def params_by_rank(self) -> list[int]:
         """Parameters at ranks 1, 2, ... up to `dense_rank`, which stands for the dense layer."""
         assert self.method is not None
-        return num_params_table(self.method, self.shape, self.num_groups, self.cap, self.params)
+        return num_params_table(self.method, self.shape, self.num_groups, self.break_even_rank, self.params)
 
     @cached_property
     def dense_rank(self) -> int:
@@ -74,7 +74,7 @@ class FoundLayer:
             kind=self.kind,
             shape=self.shape,
             method=self.method,
-            cap=self.cap or None,
+            break_even_rank=self.break_even_rank or None,
             params=self.params,
             macs=self.macs,
             skipped=self.skipped,
@@ -118,8 +118,8 @@ def compressible(layers: Sequence[FoundLayer]) -> list[FoundLayer]:
     return [layer for layer in layers if layer.skipped is None]
 
 
-def factorised_ranks(layers: Sequence[FoundLayer], ranks: Iterable[int]) -> dict[str, int]:
-    """Ranks by name of the layers that are factorised, without those that stay dense."""
+def factorized_ranks(layers: Sequence[FoundLayer], ranks: Iterable[int]) -> dict[str, int]:
+    """Ranks by name of the layers that are factorized, without those that stay dense."""
     return {layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if int(rank) < layer.dense_rank}
 
 
@@ -133,8 +133,8 @@ def possible_methods(layer: FoundLayer) -> tuple[Method, ...]:
 
 def with_method(layer: FoundLayer, method: Method) -> FoundLayer:
     """The layer with another method and its break-even rank."""
-    cap = break_even_rank(method, layer.shape, layer.num_groups, layer.params)
-    return replace(layer, method=method, cap=cap)
+    break_even_rank = find_break_even_rank(method, layer.shape, layer.num_groups, layer.params)
+    return replace(layer, method=method, break_even_rank=break_even_rank)
 
 
 def _describe(name: str, module: nn.Module, macs: int, choice: MethodChoice, called: set[nn.Module]) -> FoundLayer:
@@ -149,7 +149,7 @@ def _describe(name: str, module: nn.Module, macs: int, choice: MethodChoice, cal
     if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
         return replace(layer, skipped="depthwise: already thin, two thinner convolutions would only be slower")
     if layer.dense_rank < 2:
-        return replace(layer, skipped=f"no rank below break-even (cap {layer.cap})")
+        return replace(layer, skipped=f"no rank below break-even (cap {layer.break_even_rank})")
     return layer
 
 
@@ -169,10 +169,10 @@ def _called_modules(model: nn.Module, example: Tensor) -> set[nn.Module]:
 def _mark_shared_weights(model: nn.Module, layers: list[FoundLayer]) -> list[FoundLayer]:
     """A weight with two places in the network cannot be replaced in one of them."""
     every_module = model.named_modules(remove_duplicate=False)
-    places = Counter(id(weight) for _, module in every_module for weight in module.parameters(recurse=False))
+    positions = Counter(id(weight) for _, module in every_module for weight in module.parameters(recurse=False))
     return [
         replace(layer, skipped="shares its weight with another layer")
-        if places[id(_weight(layer.module))] > 1
+        if positions[id(_weight(layer.module))] > 1
         else layer
         for layer in layers
     ]

@@ -51,7 +51,7 @@ def _run_counted(
 def _own_flops(names: Mapping[nn.Module, str], counter: FlopCounterMode) -> Iterator[dict[str, int]]:
     """Give a dictionary that fills while the network runs: name -> flops outside the module's children.
 
-    The counter's own table cannot tell: a module that hangs in two places is under one of its names there.
+    The counter's own table cannot log: a module that hangs in two places is under one of its names there.
     """
     own = dict.fromkeys(names.values(), 0)
     running: list[int] = []  # flops that no module had been charged for when each open one was entered

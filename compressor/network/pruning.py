@@ -12,7 +12,7 @@ Part = nn.Conv2d | nn.Linear
 def prune_smallest(model: nn.Module, fraction: float) -> nn.Module:
     """Set the smallest `fraction` of all conv and linear weights to zero, in place; returns `model`.
 
-    One threshold holds for the whole network; biases and normalisation layers are left alone. Factors of one layer are
+    One threshold holds for the whole network; biases and normalization layers are left alone. Factors of one layer are
     brought to one scale before.
     """
     if fraction == 0:

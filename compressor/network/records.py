@@ -21,7 +21,7 @@ class LayerRecord(Record):
     shape: list[int]
     method: Method | None = None
     factors: FactorKind | None = None
-    cap: int | None = None
+    break_even_rank: int | None = None
     rank: int | None = None
     params: int
     params_compressed: int | None = None

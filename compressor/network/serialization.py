@@ -1,4 +1,4 @@
-"""A compressed network in a file that is safe to read: weights, and of which modules the factorised layers consist.
+"""A compressed network in a file that is safe to read: weights, and of which modules the factorized layers consist.
 
 Factors are made of convolutions, linear layers, chains of them and `Interpolated`; what these were made with is written
 as JSON beside the weights, so that no decomposition has to be repeated to put a network together again.
@@ -27,7 +27,7 @@ Description = dict[str, Any]
 
 def save_network(original: nn.Module, network: nn.Module, path: Path) -> None:
     """Write `network`, which is `original` with some layers replaced by factors, to `path`, whole or not at all."""
-    layers = {name: describe_module(network.get_submodule(name)) for name in factorised_names(original, network)}
+    layers = {name: describe_module(network.get_submodule(name)) for name in factorized_names(original, network)}
     weights = {name: value.detach().cpu().clone().contiguous() for name, value in network.state_dict().items()}
     with replace_when_whole(path) as partial:
         partial.write_bytes(save(weights, {"layers": json.dumps(layers)}))
@@ -52,7 +52,7 @@ def load_network(original: nn.Module, path: Path) -> nn.Module:
     raise InputError(f"{path} does not hold a network compressed from this one; choose another --out")
 
 
-def factorised_names(original: nn.Module, network: nn.Module) -> list[str]:
+def factorized_names(original: nn.Module, network: nn.Module) -> list[str]:
     """Layers of `original` in whose place `network` has factors."""
     return [
         name

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
-from compressor.factorization.metric import INPUT_FLOOR, OUTPUT_FLOOR, Metric, with_floor
-from compressor.network.hooks import batches, draw_places, watching
+from compressor.factorization.moments import INPUT_FLOOR, OUTPUT_FLOOR, LayerMoments, with_floor
+from compressor.network.hooks import batches, sample_positions, watching
 from compressor.network.layers import FoundLayer
 
 MAX_INPUTS = 5120  # of one output, and outputs of a group; wider layers get no metric. A matrix takes 210 MB at most.
@@ -88,19 +88,19 @@ class Moments:
         return by_group - self._origins[name]
 
 
-def has_metric(layer: FoundLayer) -> bool:
+def has_moments(layer: FoundLayer) -> bool:
     """Whether covariance of the inputs and weight of the outputs are small enough to be kept."""
     return max(_num_inputs(layer), layer.shape[0] // layer.num_groups) <= MAX_INPUTS
 
 
-def collect_metrics(
+def collect_moments(
     model: nn.Module,
     layers: Sequence[FoundLayer],
     images: ImageSet,
     device: torch.device,
     seed: int,
     on_step: Callable[[int, str], None] = lambda count, text: None,
-) -> Iterator[tuple[FoundLayer, Metric]]:
+) -> Iterator[tuple[FoundLayer, LayerMoments]]:
     """The metric of each of `layers` that is not too wide for one, in order.
 
     Covariances are summed over at most MAX_ROWS random places per layer, in as many passes as keep their memory
@@ -115,7 +115,7 @@ def collect_metrics(
         on_step: told the number of layers done and a word.
     """
     done = 0
-    for chunk in chunks([layer for layer in layers if has_metric(layer)], _moment_bytes):
+    for chunk in chunks([layer for layer in layers if has_moments(layer)], _moment_bytes):
         on_step(done, f"inputs of {len(chunk)} layers")
         moments = _input_moments(model, chunk, images, device, seed)
         on_step(done, f"gradients at {len(chunk)} layers")
@@ -123,7 +123,7 @@ def collect_metrics(
         for layer in chunk:
             done += 1
             on_step(done, layer.name)
-            yield layer, make_metric(moments.pop(layer.name), outputs.pop(layer.name))
+            yield layer, make_moments(moments.pop(layer.name), outputs.pop(layer.name))
 
 
 def rows_of_batch(batch_size: int, num_images: int) -> int:
@@ -131,9 +131,9 @@ def rows_of_batch(batch_size: int, num_images: int) -> int:
     return -(-MAX_ROWS * batch_size // num_images)
 
 
-def make_metric(moments: Moments, outputs: Tensor) -> Metric:
+def make_moments(moments: Moments, outputs: Tensor) -> LayerMoments:
     """The metric from sums over a layer's inputs and the weight of its outputs."""
-    return Metric(with_floor(moments.covariance(), INPUT_FLOOR), moments.mean(), outputs)
+    return LayerMoments(with_floor(moments.covariance(), INPUT_FLOOR), moments.mean(), outputs)
 
 
 def _num_inputs(layer: FoundLayer) -> int:
@@ -169,8 +169,8 @@ def _input_moments(
     def add(number: int, value: Tensor, output: Tensor) -> None:
         layer = layers[number]
         count = rows_of_batch(len(batch), len(images))
-        places = draw_places(layer.module, output, count, generators[number])
-        moments[layer.name].add(places.of_input(layer.module, value))
+        positions = sample_positions(layer.module, output, count, generators[number])
+        moments[layer.name].add(positions.of_input(layer.module, value))
 
     with torch.inference_mode(), watching([layer.module for layer in layers], add):
         for batch in batches(images, device):

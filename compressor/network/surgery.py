@@ -15,7 +15,7 @@ KEPT_PER_LAYER = 4  # ranks
 
 
 def build_candidate(model: nn.Module, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> nn.Module:
-    """The network with the named layers factorised; every other tensor is shared with `model`.
+    """The network with the named layers factorized; every other tensor is shared with `model`.
 
     Args:
         model: the original, left untouched.

@@ -16,13 +16,13 @@ from compressor.files import prepare_folder
 from compressor.pipeline.plan import Plan, planned_layers
 from compressor.pipeline.prepare import function_norm, prepare
 from compressor.pipeline.settings import Settings
-from compressor.pipeline.stages.build import realise
+from compressor.pipeline.stages.build import build
 from compressor.pipeline.stages.export import deliver
 from compressor.pipeline.stages.factorize import decompose_layers
 from compressor.pipeline.stages.finetune import tune_as_asked
 from compressor.pipeline.stages.meet_size import reach_target
-from compressor.pipeline.stages.search_ranks import RankSearch, make_choice
-from compressor.pipeline.state import Compressed, Job, Realised, Source
+from compressor.pipeline.stages.search_ranks import RankSearch, make_result
+from compressor.pipeline.state import BuiltNetwork, CompressedModel, Job, Source
 from compressor.progress import Progress
 from compressor.search.objective import default_gamma
 
@@ -36,7 +36,7 @@ def compress(
     progress: Progress | None = None,
     resume: bool = False,
     train_images: ImageSet | Iterable[Any] | None = None,
-) -> Compressed:
+) -> CompressedModel:
     """Search ranks, build the compressed network, export, verify and measure it, and write the report.
 
     Args:
@@ -54,8 +54,8 @@ def compress(
     job = prepare(model, images, out, settings, source, progress, resume, train_images)
     norm = function_norm(job)
     with RankSearch(job, norm, resume) as search:
-        realised = reach_target(job, search, norm) if job.settings.target else realise(job, search.run(), norm)
-    return _finish(job, realised)
+        built = reach_target(job, search, norm) if job.settings.target else build(job, search.run(), norm)
+    return _finish(job, built)
 
 
 def apply_plan(
@@ -68,10 +68,10 @@ def apply_plan(
     progress: Progress | None = None,
     resume: bool = False,
     train_images: ImageSet | Iterable[Any] | None = None,
-) -> Compressed:
+) -> CompressedModel:
     """The same job with a given plan instead of a search; arguments and errors as `compress`.
 
-    Without settings the factors are those that the plan names.
+    ExcludedPoints settings the factors are those that the plan names.
     """
     settings = settings or Settings(factors=None)
     job = prepare(model, images, out, settings, source, progress, resume, train_images)
@@ -80,12 +80,15 @@ def apply_plan(
     norm = function_norm(job)
     kinds = {row.name: row.factors for row in plan.layers if row.factors} if job.settings.factors is None else {}
     parts = decompose_layers(job, layers, norm, kinds)
-    gamma = plan.gamma or job.settings.gamma or default_gamma(norm.teacher_energy)
-    caps = {layer.name: layer.cap for layer in layers}
+    gamma = plan.gamma or job.settings.gamma or default_gamma(norm.output_energy)
+    break_even_ranks = {layer.name: layer.break_even_rank for layer in layers}
     used = {part.layer.name: part.kind for part in parts}
-    rows = [row.model_copy(update={"cap": caps[row.name], "factors": used[row.name]}) for row in plan.layers]
+    rows = [
+        row.model_copy(update={"break_even_rank": break_even_ranks[row.name], "factors": used[row.name]})
+        for row in plan.layers
+    ]
     kept = plan.model_copy(update={"arch": job.source.arch, "gamma": gamma, "layers": rows})
-    return _finish(job, realise(job, make_choice(parts, ranks, gamma, kept), norm))
+    return _finish(job, build(job, make_result(parts, ranks, gamma, kept), norm))
 
 
 # Before the search
@@ -94,5 +97,5 @@ def apply_plan(
 # After the search
 
 
-def _finish(job: Job, realised: Realised) -> Compressed:
-    return deliver(job, tune_as_asked(job, realised))
+def _finish(job: Job, built: BuiltNetwork) -> CompressedModel:
+    return deliver(job, tune_as_asked(job, built))

@@ -15,7 +15,7 @@ MAX_CALIBRATION_SHARE = 0.3  # of all images
 MIN_CALIBRATION_IMAGES = 8
 MAX_SEARCH_IMAGES = 500
 MAX_SEARCH_IMAGES_OF_RISK = 2000  # risks scatter more than function norms do
-DECIDING_SHARE = 2 / 3  # of the images outside the search, where a drop is asked for; the others judge
+VALIDATION_SHARE = 2 / 3  # of the images outside the search, where a drop is asked for; the others judge
 
 CHECK_SHARE = 0.2  # of the images, where none are given for training alone
 MAX_CHECK_IMAGES = 500
@@ -32,7 +32,7 @@ class TrainingImages:
 
 
 def divide_training(
-    given: ImageSet | None, calibration: ImageSet, search: ImageSet, held_out: ImageSet, seed: int
+    given: ImageSet | None, calibration: ImageSet, search: ImageSet, test_images: ImageSet, seed: int
 ) -> TrainingImages:
     """What to tune on: the images `given` for it, which the search's then check, or the others without the judges.
 
@@ -42,19 +42,19 @@ def divide_training(
         InputError: there are no images of a task, or too few.
     """
     if given is None:
-        if search.drawn:
+        if search.synthetic:
             raise InputError(
                 "--finetune needs images of the task: give --data or --train-data (drawn images teach nothing)"
             )
         images = join(calibration, search) if len(calibration) else search
         check, train = images.split(min(MAX_CHECK_IMAGES, int(CHECK_SHARE * len(images))), seed)
-    elif search.drawn:
+    elif search.synthetic:
         check, train = given.split(min(MAX_CHECK_IMAGES, int(CHECK_SHARE * len(given))), seed)
     else:
-        check, train = search, without(given, join(search, held_out))
+        check, train = search, without(given, join(search, test_images))
     if len(train) < MIN_TRAIN_IMAGES or len(check) < 2:
         raise InputError(f"{len(train)} images are left to train on, of {MIN_TRAIN_IMAGES} at least: give more images")
-    excluded = 0 if given is None or search.drawn else len(given) - len(train)
+    excluded = 0 if given is None or search.synthetic else len(given) - len(train)
     return TrainingImages(train, check, excluded)
 
 
@@ -100,19 +100,19 @@ def _content(images: ImageSet, index: int) -> bytes:
 
 def divide_images(images: ImageSet, settings: Settings) -> tuple[ImageSet, ImageSet, ImageSet]:
     """Images to fit factors on, to search with, and to judge the result."""
-    num_calibration = min(settings.calibration_wanted, int(MAX_CALIBRATION_SHARE * len(images)))
+    num_calibration = min(settings.num_calibration, int(MAX_CALIBRATION_SHARE * len(images)))
     if num_calibration < MIN_CALIBRATION_IMAGES:
         num_calibration = 0
     calibration, others = images.split(num_calibration, settings.search.seed)
     limit = MAX_SEARCH_IMAGES if settings.fidelity == "norm" else MAX_SEARCH_IMAGES_OF_RISK
-    search_images, held_out = others.split(min(limit, len(others) // 2), settings.search.seed)
-    return calibration, search_images, held_out
+    search_images, test_images = others.split(min(limit, len(others) // 2), settings.search.seed)
+    return calibration, search_images, test_images
 
 
-def set_aside_deciding(held_out: ImageSet, settings: Settings) -> tuple[ImageSet | None, ImageSet]:
+def split_validation(test_images: ImageSet, settings: Settings) -> tuple[ImageSet | None, ImageSet]:
     """Images to decide over a drop, where one is asked for, and those that judge."""
-    if settings.target is None or settings.target.wish != "drop":
-        return None, held_out
-    if len(held_out) < 4:
+    if settings.target is None or settings.target.kind != "drop":
+        return None, test_images
+    if len(test_images) < 4:
         raise InputError("--max-drop needs more images: to search, to decide and to judge")
-    return held_out.split(int(DECIDING_SHARE * len(held_out)), settings.search.seed)
+    return test_images.split(int(VALIDATION_SHARE * len(test_images)), settings.search.seed)

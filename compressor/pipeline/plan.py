@@ -16,7 +16,7 @@ from compressor.schema import Record
 
 
 class LayerPlan(Record):
-    """What happens to one layer: factorised by `method` at `rank`, or kept dense (`rank` null).
+    """What happens to one layer: factorized by `method` at `rank`, or kept dense (`rank` null).
 
     `factors`: the weight's own; with the last factor refitted on calibration images; or those of the layer's inputs
     ("activation"). Null leaves the choice to the run that applies the plan."""
@@ -25,7 +25,7 @@ class LayerPlan(Record):
     method: Method
     factors: FactorKind | None = None
     rank: int | None = Field(ge=1)
-    cap: int = Field(ge=1)
+    break_even_rank: int = Field(ge=1)
     why: str = ""
 
 
@@ -71,7 +71,7 @@ def _plan_layer(layer: FoundLayer, rank: int, kind: FactorKind, why: str) -> Lay
         method=layer.method,
         rank=None if dense else rank,
         factors=kind,
-        cap=layer.cap,
+        break_even_rank=layer.break_even_rank,
         why="the search kept it dense" if dense else why,
     )
 
@@ -133,6 +133,6 @@ def _find(row: LayerPlan, by_name: Mapping[str, FoundLayer]) -> FoundLayer:
     if row.method not in possible_methods(layer):
         raise InputError(f"the plan wants {row.method} for {row.name}, to which it does not apply")
     layer = with_method(layer, row.method)
-    if row.rank is not None and row.rank > layer.cap:
-        raise InputError(f"the plan gives {row.name} rank {row.rank}, above its cap of {layer.cap}")
+    if row.rank is not None and row.rank > layer.break_even_rank:
+        raise InputError(f"the plan gives {row.name} rank {row.rank}, above its cap of {layer.break_even_rank}")
     return layer

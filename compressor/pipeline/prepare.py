@@ -16,7 +16,7 @@ from compressor.fidelity.labels import require_labelled
 from compressor.files import check_folder
 from compressor.network.attention import open_attention
 from compressor.network.layers import find_layers
-from compressor.pipeline.image_splits import divide_images, divide_training, require_trainable, set_aside_deciding
+from compressor.pipeline.image_splits import divide_images, divide_training, require_trainable, split_validation
 from compressor.pipeline.settings import Settings, require_compatible
 from compressor.pipeline.stages.export import OUTPUTS
 from compressor.pipeline.state import Job, Source
@@ -51,22 +51,22 @@ def prepare(
     if absence := explain_absence([settings.provider]):
         raise InputError(f"--provider {settings.provider}: {absence}")
     check_folder(Path(out), keep=OUTPUTS if resume else ())
-    calibration, search_images, held_out = divide_images(image_set, settings)
+    calibration, search_images, test_images = divide_images(image_set, settings)
     training = None
     if settings.tune.epochs:
         given = None if train_images is None else _as_image_set(train_images, MAX_TRAIN_IMAGES)
-        training = divide_training(given, calibration, search_images, held_out, settings.search.seed)
-    deciding, held_out = set_aside_deciding(held_out, settings)
-    teacher = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
+        training = divide_training(given, calibration, search_images, test_images, settings.search.seed)
+    validation, test_images = split_validation(test_images, settings)
+    original = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
     example = search_images.batch([0]).to(settings.device)
-    _require_input_fits(teacher, example)
-    teacher = open_attention(teacher, example)
+    _require_input_fits(original, example)
+    original = open_attention(original, example)
     if settings.opset is not None:
-        require_opset(teacher, example, settings.opset)  # now, rather than after the search
+        require_opset(original, example, settings.opset)  # now, rather than after the search
     if training:
-        require_trainable(training, settings.tune.by, teacher, example)
+        require_trainable(training, settings.tune.by, original, example)
     layers = find_layers(
-        teacher,
+        original,
         example,
         settings.method,
         settings.layers,
@@ -74,17 +74,17 @@ def prepare(
         source.arch if source else "",
     )
     return Job(
-        teacher=teacher,
+        original=original,
         calibration=calibration,
         search_images=search_images,
-        held_out=held_out,
+        test_images=test_images,
         layers=layers,
         folder=Path(out),
         settings=settings,
         source=source or Source(type(model).__name__, command="compressor.compress(...)"),
         progress=progress or Progress(),
         began=began,
-        deciding=deciding,
+        validation=validation,
         training=training,
         resume=resume,
     )
@@ -117,4 +117,4 @@ def _require_input_fits(model: nn.Module, example: Tensor) -> None:
 def function_norm(job: Job) -> FunctionNorm:
     """The function norm on the images that search and choices of factors may see."""
     with job.progress.stage("outputs of the original"):
-        return FunctionNorm(job.teacher, job.search_images, job.device)
+        return FunctionNorm(job.original, job.search_images, job.device)

@@ -20,23 +20,23 @@ from torch import nn
 from compressor.data.fingerprint import hash_images, hash_tensors
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
-from compressor.fidelity.evaluation import Judge
+from compressor.fidelity.evaluation import TestEvaluator
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.files import prepare_folder, write_text
-from compressor.network.layers import FoundLayer, MethodChoice, compressible, factorised_ranks, find_layers
+from compressor.network.layers import FoundLayer, MethodChoice, compressible, factorized_ranks, find_layers
 from compressor.network.pruning import prune_smallest
-from compressor.network.serialization import factorised_names, load_network, save_network
+from compressor.network.serialization import factorized_names, load_network, save_network
 from compressor.pipeline.plan import LayerPlan, Plan, planned_layers, read_plan
 from compressor.pipeline.prepare import function_norm, prepare
 from compressor.pipeline.recipe import CompressStage, FinetuneStage, PruneStage, Recipe, recipe_content
-from compressor.pipeline.settings import Settings, Wanted
-from compressor.pipeline.stages.build import realise
+from compressor.pipeline.settings import Settings, Target
+from compressor.pipeline.stages.build import build
 from compressor.pipeline.stages.export import deliver
 from compressor.pipeline.stages.finetune import tune_network
 from compressor.pipeline.stages.meet_size import reach_target
 from compressor.pipeline.stages.report import make_stage
 from compressor.pipeline.stages.search_ranks import RankSearch
-from compressor.pipeline.state import CHECKPOINT, STAGES, Choice, Compressed, Job, Realised, Source
+from compressor.pipeline.state import CHECKPOINT, STAGES, BuiltNetwork, CompressedModel, Job, SearchResult, Source
 from compressor.progress import Progress
 from compressor.recovery.schedules import TuneSettings
 from compressor.report.records import StageRecord
@@ -59,7 +59,7 @@ def compress_by_recipe(
     progress: Progress | None = None,
     resume: bool = False,
     train_images: ImageSet | Iterable[Any] | None = None,
-) -> Compressed:
+) -> CompressedModel:
     """All stages of the recipe, then what `compress` writes; arguments and errors as there.
 
     `settings` hold for what the stages do not say themselves. With `resume` it goes on at the stage that was
@@ -70,13 +70,15 @@ def compress_by_recipe(
     _check_layers(job, recipe)
     prepare_folder(job.folder / STAGES)
     _keep_about(job, recipe)
-    judge = Judge(FunctionNorm(job.teacher, job.held_out, job.device))
-    original = make_stage("original", "original", job.source.arch, job, job.teacher, judge.judge(job.teacher), 0.0)
-    run = _Run(job, judge, job.teacher, [original], [])
+    evaluator = TestEvaluator(FunctionNorm(job.original, job.test_images, job.device))
+    original = make_stage(
+        "original", "original", job.source.arch, job, job.original, evaluator.evaluate(job.original), 0.0
+    )
+    run = _Run(job, evaluator, job.original, [original], [])
     for number, (stage, folder) in enumerate(zip(recipe.stage, recipe.folders, strict=True), 1):
-        job.progress.say(f"stage {number} of {len(recipe.stage)}, {folder.partition('-')[2]} ({stage.kind})")
+        job.progress.log(f"stage {number} of {len(recipe.stage)}, {folder.partition('-')[2]} ({stage.kind})")
         run.do(stage, job.folder / STAGES / folder)
-    return deliver(job, Realised(_final_choice(run, recipe), run.network, recalibration=None, stages=run.records))
+    return deliver(job, BuiltNetwork(_final_result(run, recipe), run.network, reconstruction=None, stages=run.records))
 
 
 def _with_tuning(settings: Settings, recipe: Recipe) -> Settings:
@@ -96,7 +98,7 @@ def _check_layers(job: Job, recipe: Recipe) -> None:
     for number, stage in enumerate(recipe.stage, 1):
         if isinstance(stage, CompressStage):
             try:
-                found = compressible(_stage_layers(job, job.teacher, stage))
+                found = compressible(_stage_layers(job, job.original, stage))
             except InputError as error:
                 raise InputError(f"stage {number} of the recipe: {error}") from error
             if not found:
@@ -107,8 +109,8 @@ def _keep_about(job: Job, recipe: Recipe) -> None:
     """Write what the stages depend on, or hold what an earlier run wrote against it."""
     about = {
         "recipe": recipe_content(recipe),
-        "weights": hash_tensors(job.teacher.state_dict().values()),
-        "images": [hash_images(images) for images in (job.calibration, job.search_images, job.held_out)],
+        "weights": hash_tensors(job.original.state_dict().values()),
+        "images": [hash_images(images) for images in (job.calibration, job.search_images, job.test_images)],
         "images to train on": hash_images(job.training.train) if job.training else None,
         "settings": _chosen(job.settings),
     }
@@ -136,7 +138,7 @@ class _Run:
     """The network after the stages so far, their records, and what the searches decided on each layer."""
 
     job: Job
-    judge: Judge
+    evaluator: TestEvaluator
     network: nn.Module
     records: list[StageRecord]
     plans: list[Plan]
@@ -152,8 +154,8 @@ class _Run:
                 what, more = self._tune(stage, folder)
             else:
                 what, more = self._prune(stage)
-            save_network(self.job.teacher, self.network, folder / NETWORK)
-            judgement, seconds = self.judge.judge(self.network), time.perf_counter() - began
+            save_network(self.job.original, self.network, folder / NETWORK)
+            judgement, seconds = self.evaluator.evaluate(self.network), time.perf_counter() - began
             name = folder.name.partition("-")[2]
             record = make_stage(name, stage.kind, what, self.job, self.network, judgement, seconds, **more)
             self.records.append(record)
@@ -167,7 +169,7 @@ class _Run:
             record = StageRecord.model_validate_json((folder / STAGE).read_bytes())
         except (OSError, ValidationError) as error:
             raise InputError(f"{folder / STAGE} cannot be read; choose another --out") from error
-        self.network = load_network(self.job.teacher, folder / NETWORK)
+        self.network = load_network(self.job.original, folder / NETWORK)
         if (folder / PLAN).exists():
             self.plans.append(read_plan(folder / PLAN))
         self.records.append(record)
@@ -177,23 +179,23 @@ class _Run:
         record = self.records[-1]
         top1 = "" if record.judgement.top1 is None else f", top-1 {100 * record.judgement.top1:.2f} %"
         norm = f"function norm {record.judgement.function_norm:.4g}"
-        self.job.progress.say(f"{record.name}: {record.what}; ratio {record.ratio:.4f}, {norm}{top1}")
+        self.job.progress.log(f"{record.name}: {record.what}; ratio {record.ratio:.4f}, {norm}{top1}")
 
     def _compress(self, stage: CompressStage, folder: Path) -> tuple[str, dict[str, Any]]:
         layers = _stage_layers(self.job, self.network, stage)
         if not compressible(layers):
             return "no layer was left to compress", {}
         settings = _search_settings(self.job.settings, stage)
-        job = replace(self.job, teacher=self.network, layers=layers, folder=folder, settings=settings)
+        job = replace(self.job, original=self.network, layers=layers, folder=folder, settings=settings)
         norm = function_norm(job)
         with RankSearch(job, norm, job.resume) as search:
-            realised = reach_target(job, search, norm) if settings.target else realise(job, search.run(), norm)
-        self.network, choice = realised.network, realised.choice
-        self.plans.append(choice.plan)
-        write_text(folder / PLAN, choice.plan.model_dump_json(indent=2) + "\n")
-        count = len(factorised_ranks(choice.layers, choice.ranks))
-        what = f"{count} of {len(choice.layers)} layers factorised, gamma {choice.gamma:.3g}"
-        return what, {"gamma": choice.gamma, "search": choice.search, "recalibration": realised.recalibration}
+            built = reach_target(job, search, norm) if settings.target else build(job, search.run(), norm)
+        self.network, result = built.network, built.result
+        self.plans.append(result.plan)
+        write_text(folder / PLAN, result.plan.model_dump_json(indent=2) + "\n")
+        count = len(factorized_ranks(result.layers, result.ranks))
+        what = f"{count} of {len(result.layers)} layers factorized, gamma {result.gamma:.3g}"
+        return what, {"gamma": result.gamma, "search": result.search, "reconstruction": built.reconstruction}
 
     def _tune(self, stage: FinetuneStage, folder: Path) -> tuple[str, dict[str, Any]]:
         settings = _tune_settings(self.job.settings.tune, stage)
@@ -212,7 +214,7 @@ def _stage_layers(job: Job, network: nn.Module, stage: CompressStage) -> list[Fo
     example = job.example.to(job.device)
     method = cast(MethodChoice, stage.method)  # "svd" suits what has no other method
     found = find_layers(network, example, method, stage.layers, stage.skip, job.source.arch)
-    names = {layer.name for layer in job.layers} - set(factorised_names(job.teacher, network))
+    names = {layer.name for layer in job.layers} - set(factorized_names(job.original, network))
     kinds = ("conv", "linear") if stage.of == "all" else (stage.of,)
     return [
         layer if layer.skipped or layer.kind in kinds else replace(layer, skipped=f"the stage is for {stage.of} layers")
@@ -228,7 +230,7 @@ def _search_settings(settings: Settings, stage: CompressStage) -> Settings:
     others = {key: value for key, value in own.items() if key not in SEARCH_KEYS}
     if stage.target_ratio is not None:
         del others["target_ratio"]
-        others |= {"target": Wanted("ratio", stage.target_ratio), "gamma": None, "cost": "params"}
+        others |= {"target": Target("ratio", stage.target_ratio), "gamma": None, "cost": "params"}
     return replace(settings, **others, search=replace(settings.search, **searching))
 
 
@@ -236,16 +238,16 @@ def _tune_settings(settings: TuneSettings, stage: FinetuneStage) -> TuneSettings
     return replace(settings, **stage.model_dump(exclude={"kind", "name"}))
 
 
-def _final_choice(run: _Run, recipe: Recipe) -> Choice:
+def _final_result(run: _Run, recipe: Recipe) -> SearchResult:
     """What all searches together decided on the original's layers; weights themselves are in the files."""
     job = run.job
     rows: Mapping[str, LayerPlan] = {row.name: row for plan in run.plans for row in plan.layers}
     gammas = [plan.gamma for plan in run.plans if plan.gamma is not None]
-    gamma = gammas[0] if gammas else default_gamma(function_norm(job).teacher_energy)
+    gamma = gammas[0] if gammas else default_gamma(function_norm(job).output_energy)
     pruned = max((stage.fraction for stage in recipe.stage if isinstance(stage, PruneStage)), default=0.0)
     plan = Plan(arch=job.source.arch, gamma=gamma, prune_fraction=pruned, layers=list(rows.values()))
     layers, ranks = planned_layers(plan, job.layers)
-    return Choice(
+    return SearchResult(
         layers=layers,
         ranks=ranks,
         factors={},

@@ -11,15 +11,15 @@ from compressor.network.layers import MethodChoice
 from compressor.recovery.schedules import TuneSettings
 from compressor.search.evaluation.parallel import DEFAULT_BACKEND
 from compressor.search.optimizer import SearchSettings
-from compressor.search.records import Form, Wish
+from compressor.search.records import Form, TargetKind
 from exporters.records import FileFormat, Precision
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Target:
     """A target in place of gamma, in the units of `TargetRecord`; at most `value`."""
 
-    wish: Wish
+    kind: TargetKind
     value: float
 
 
@@ -39,7 +39,7 @@ class Settings:
     """
 
     gamma: float | None = None
-    target: Wanted | None = None
+    target: Target | None = None
     form: Form = "ratio"
     fidelity: Fidelity = "norm"
     cost: Cost = "params"
@@ -65,7 +65,7 @@ class Settings:
     tune: TuneSettings = field(default_factory=TuneSettings)
 
     @property
-    def calibration_wanted(self) -> int:
+    def num_calibration(self) -> int:
         """Images to fit on, if there are enough: none where nothing would be fitted."""
         return self.calibration if self.factors != "weight" or self.recalibrate else 0
 
@@ -86,7 +86,7 @@ def require_compatible(settings: Settings) -> None:
         )
     if settings.search.prior_mean == "energies" and settings.search.surrogate == "plain":
         raise InputError("--surrogate plain has no prior mean: leave out --prior-mean energies")
-    if settings.fidelity != "norm" and settings.target is not None and settings.target.wish == "drop":
+    if settings.fidelity != "norm" and settings.target is not None and settings.target.kind == "drop":
         raise InputError(
             f"--max-drop measures the drop of finished networks and searches by the function norm: leave out "
             f"--fidelity {settings.fidelity}"

@@ -16,7 +16,7 @@ from compressor.pipeline.image_splits import TrainingImages
 from compressor.pipeline.plan import Plan
 from compressor.pipeline.settings import Settings
 from compressor.progress import Progress
-from compressor.recovery.records import RecalibrationRecord, TuneRecord
+from compressor.recovery.records import ReconstructionRecord, TuneRecord
 from compressor.report.records import Report, StageRecord
 from compressor.search.records import SearchRecord, TargetRecord
 
@@ -35,7 +35,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Compressed:
+class CompressedModel:
     """The result: a torch network on the CPU, its plan, and the report; files lie in `folder`."""
 
     model: nn.Module
@@ -50,17 +50,17 @@ class Job:
     `training` is there where the network is to be fine-tuned. With `resume` stages go on from what an earlier run left
     in `folder`."""
 
-    teacher: nn.Module
+    original: nn.Module
     calibration: ImageSet
     search_images: ImageSet
-    held_out: ImageSet
+    test_images: ImageSet
     layers: list[FoundLayer]
     folder: Path
     settings: Settings
     source: Source
     progress: Progress
     began: float
-    deciding: ImageSet | None = None
+    validation: ImageSet | None = None
     training: TrainingImages | None = None
     resume: bool = False
 
@@ -76,8 +76,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A plan with what led to it: `ratio` is R in what `cost` counts, None where nothing was searched; `believed_loss`
+class SearchResult:
+    """A plan with what led to it: `ratio` is R in what `cost` counts, None where nothing was searched; `posterior_loss`
     is L as the search has it, before recalibration; `left` says why layers were left out of the search."""
 
     layers: list[FoundLayer]
@@ -90,19 +90,19 @@ class Choice:
     plan: Plan
     cost: Cost = "params"
     ratio: float | None = None
-    believed_loss: float = 0.0
+    posterior_loss: float = 0.0
     left: Mapping[str, str] = field(default_factory=dict)
-    front: Mapping[str, Plan] = field(default_factory=dict)
+    pareto_front: Mapping[str, Plan] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Realised:
+class BuiltNetwork:
     """A choice as a network, and what recalibration and fine-tuning brought; `target` says whether one was met, and
     `stages` are those of a recipe."""
 
-    choice: Choice
+    result: SearchResult
     network: nn.Module
-    recalibration: RecalibrationRecord | None
+    reconstruction: ReconstructionRecord | None
     target: TargetRecord | None = None
     tuning: TuneRecord | None = None
     stages: Sequence[StageRecord] = ()

@@ -1,6 +1,6 @@
 """Fine-tuning of a compressed network at fixed ranks, by labels or by what the original computes (Sec. 4.3).
 
-Only numbers change: weights of the factors, biases, scales and shifts of normalisation layers. Weights that are zero
+Only numbers change: weights of the factors, biases, scales and shifts of normalization layers. Weights that are zero
 stay zero, so that a pruned network stays pruned. The network is in eval mode throughout: what is trained is what is
 exported, and statistics of batch norms, which small sets estimate badly, stay as they are.
 
@@ -72,9 +72,9 @@ class FineTuning:
     def run(self) -> tuple[nn.Module, TuneRecord]:
         """Tune until the epochs are over or the loss on the check images no longer falls."""
         self._lap_began = time.perf_counter()
-        self._judge = FunctionNorm(self.teacher, self.check, self.device)
+        self._evaluate_outside = FunctionNorm(self.teacher, self.check, self.device)
         self._network = copy.deepcopy(self.network).eval().requires_grad_(True)
-        self._optimiser = torch.optim.SGD(self._network.parameters(), lr=0.0, momentum=MOMENTUM)
+        self._optimizer = torch.optim.SGD(self._network.parameters(), lr=0.0, momentum=MOMENTUM)
         self._best = _weights(self._network)
         self._rows: list[TuneEpoch] = []
         self._first_step: tuple[int, float] | None = None
@@ -128,7 +128,7 @@ class FineTuning:
     def _set_rate(self, step: int) -> float:
         settings = self.settings
         rate = rate_at(settings.schedule, settings.highest_rate, step, self._steps_per_epoch, settings.epochs)
-        for group in self._optimiser.param_groups:
+        for group in self._optimizer.param_groups:
             group["lr"] = rate
         return rate
 
@@ -137,9 +137,9 @@ class FineTuning:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.autocast):
             outputs = self._network(inputs)
         loss = self._loss(outputs.float().reshape(len(indices), -1), self._targets[indices].to(self.device))
-        self._optimiser.zero_grad()
+        self._optimizer.zero_grad()
         loss.backward()
-        self._optimiser.step()
+        self._optimizer.step()
         with torch.no_grad():
             for weight, mask in self._masks:
                 weight.mul_(mask)
@@ -148,7 +148,7 @@ class FineTuning:
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.settings.by == "labels":
             return nn.functional.cross_entropy(outputs, targets)
-        return (outputs - targets).square().sum(1).mean() / self._judge.teacher_energy
+        return (outputs - targets).square().sum(1).mean() / self._evaluate_outside.output_energy
 
     def _training_targets(self) -> Tensor:
         """Labels (n,), or the original's outputs (n, num_outputs), computed once."""
@@ -163,9 +163,9 @@ class FineTuning:
     def _checked(self, epoch: int, train_loss: float, rate: float) -> TuneEpoch:
         """Loss and function norm on the check images; figures that are not finite become null."""
         every = torch.arange(len(self.check))
-        outputs = self._judge.outputs(self._network, every)
-        norm = float(self._judge.compare(outputs, every).mean())
-        loss = norm / self._judge.teacher_energy
+        outputs = self._evaluate_outside.outputs(self._network, every)
+        norm = float(self._evaluate_outside.compare(outputs, every).mean())
+        loss = norm / self._evaluate_outside.output_energy
         if self.settings.by == "labels":
             assert self.check.labels is not None
             loss = float(nn.functional.cross_entropy(outputs, self.check.labels.to(outputs.device)))
@@ -225,7 +225,7 @@ class FineTuning:
         if self.checkpoint is None:
             return
         parameters = self._network.named_parameters()
-        states = {name: self._optimiser.state.get(value, {}) for name, value in parameters}
+        states = {name: self._optimizer.state.get(value, {}) for name, value in parameters}
         momenta = {name: state["momentum_buffer"] for name, state in states.items() if state}  # unused ones have none
         groups = {"now": _weights(self._network), "best": self._best, "momentum": momenta}
         tensors = {
@@ -250,7 +250,7 @@ class FineTuning:
             momenta = _part(tensors, "momentum")
             for name, value in self._network.named_parameters():
                 if name in momenta:
-                    self._optimiser.state[value]["momentum_buffer"] = momenta[name].to(self.device)
+                    self._optimizer.state[value]["momentum_buffer"] = momenta[name].to(self.device)
         except (ValidationError, KeyError, TypeError, RuntimeError) as error:
             raise InputError(f"{self.checkpoint} is no checkpoint of this network; choose another --out") from error
         return True

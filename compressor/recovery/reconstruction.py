@@ -22,23 +22,23 @@ from compressor.factorization.alternating import alternate
 from compressor.factorization.base import Layer
 from compressor.factorization.interpolative import Interpolated
 from compressor.factorization.least_squares import NestedRefit
-from compressor.factorization.metric import INPUT_FLOOR, with_floor
+from compressor.factorization.moments import INPUT_FLOOR, with_floor
 from compressor.factorization.registry import SPLIT_METHODS
 from compressor.factorization.two_factor import first_factor
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.network.hooks import Places, batches, draw_places, in_order_of_use, input_of, watching
+from compressor.network.hooks import OutputPositions, batches, in_order_of_use, input_of, sample_positions, watching
 from compressor.network.layers import FoundLayer, groups_of
 from compressor.network.statistics import (
     MAX_ROWS,
     Moments,
     chunks,
-    has_metric,
-    make_metric,
+    has_moments,
+    make_moments,
     output_weights,
     rows_of_batch,
 )
 from compressor.network.surgery import replace_layer
-from compressor.recovery.records import RecalibrationRecord, RecalibrationStep, StepKind
+from compressor.recovery.records import ReconstructionRecord, ReconstructionStep, StepKind
 
 LAST_FLOOR = 1e-3  # of the mean variance of the last factor's inputs: features hardly seen keep their weights
 
@@ -49,18 +49,18 @@ class _Goal:
     these outputs where both factors can be refitted."""
 
     layer: FoundLayer
-    rows: list[tuple[Places, Tensor]]
+    rows: list[tuple[OutputPositions, Tensor]]
     weights: Tensor | None
 
 
 @dataclass
-class Recalibration:
+class Reconstruction:
     """One recalibration of `network`, which it changes in place (or replaces, where the network is one layer).
 
     Args:
         original: the network to imitate, on `device`.
         network: the compressed network on `device`, sharing no tensor with `original`.
-        layers: its factorised layers, as found in the original.
+        layers: its factorized layers, as found in the original.
         calibration: images to fit on.
         judge: function norm on other images, which decides over each step.
         seed: of the places that enter the equations.
@@ -71,13 +71,13 @@ class Recalibration:
     network: nn.Module
     layers: Sequence[FoundLayer]
     calibration: ImageSet
-    judge: FunctionNorm
+    evaluator: FunctionNorm
     device: torch.device
     seed: int = 0
     on_step: Callable[[int, str], None] = lambda count, text: None
-    steps: list[RecalibrationStep] = field(default_factory=list)
+    steps: list[ReconstructionStep] = field(default_factory=list)
 
-    def run(self) -> RecalibrationRecord:
+    def run(self) -> ReconstructionRecord:
         """Refit all layers, and say what each step brought."""
         began = time.perf_counter()
         self._current = before = self._loss()
@@ -85,9 +85,9 @@ class Recalibration:
             self.on_step(count, f"{goal.layer.name}, function norm {self._current:.4g}")
             self._refit_layer(goal)
         self._refit_norms()
-        return RecalibrationRecord(
+        return ReconstructionRecord(
             calibration_images=len(self.calibration),
-            check_images=len(self.judge.images),
+            check_images=len(self.evaluator.images),
             before=before,
             after=self._current,
             seconds=time.perf_counter() - began,
@@ -95,7 +95,7 @@ class Recalibration:
         )
 
     def _loss(self) -> float:
-        return self.judge.losses(self.network, np.arange(len(self.judge.images))).mean
+        return self.evaluator.losses(self.network, np.arange(len(self.evaluator.images))).mean
 
     def _front_to_back(self) -> Iterator[_Goal]:
         """What each layer is to give, in order of use; the original runs once for as many as memory allows."""
@@ -109,9 +109,9 @@ class Recalibration:
             for layer in chunk:
                 yield _Goal(layer, rows.pop(layer.name), weights.pop(layer.name, None))
 
-    def _outputs_of_original(self, layers: Sequence[FoundLayer]) -> dict[str, list[tuple[Places, Tensor]]]:
+    def _outputs_of_original(self, layers: Sequence[FoundLayer]) -> dict[str, list[tuple[OutputPositions, Tensor]]]:
         """For every layer and batch the places drawn, and what the original layer gives there (rows, Co)."""
-        rows: dict[str, list[tuple[Places, Tensor]]] = {layer.name: [] for layer in layers}
+        rows: dict[str, list[tuple[OutputPositions, Tensor]]] = {layer.name: [] for layer in layers}
         generators = [torch.Generator().manual_seed(self.seed) for _ in layers]
         seen: set[int] = set()
 
@@ -121,8 +121,8 @@ class Recalibration:
                 return
             seen.add(number)
             count = rows_of_batch(len(batch), len(self.calibration))
-            places = draw_places(layer.module, output, count, generators[number])
-            rows[layer.name].append((places, places.of_output(output)))
+            positions = sample_positions(layer.module, output, count, generators[number])
+            rows[layer.name].append((positions, positions.of_output(output)))
 
         modules = [self.original.get_submodule(layer.name) for layer in layers]
         with torch.inference_mode(), watching(modules, keep):
@@ -149,13 +149,13 @@ class Recalibration:
         original = goal.layer.module
         final, outputs = last_factor(module)
         last, whole = Moments(groups_of(final)), Moments(groups_of(original))
-        for batch, (places, targets) in zip(batches(self.calibration, self.device), goal.rows, strict=True):
+        for batch, (positions, targets) in zip(batches(self.calibration, self.device), goal.rows, strict=True):
             given = input_of(self.network, module, batch)
             with torch.inference_mode():
                 features = _before_last(module, given)
-            last.add(places.of_input(final, features), targets if outputs is None else targets[:, outputs])
+            last.add(positions.of_input(final, features), targets if outputs is None else targets[:, outputs])
             if goal.weights is not None:
-                whole.add(places.of_input(original, given), targets)
+                whole.add(positions.of_input(original, given), targets)
         return last, whole
 
     def _try(self, kind: StepKind, name: str, candidate: nn.Module) -> None:
@@ -169,7 +169,7 @@ class Recalibration:
         self._note(kind, name, after, kept)
 
     def _note(self, kind: StepKind, name: str, after: float, kept: bool) -> None:
-        self.steps.append(RecalibrationStep(layer=name, kind=kind, before=self._current, after=after, kept=kept))
+        self.steps.append(ReconstructionStep(layer=name, kind=kind, before=self._current, after=after, kept=kept))
         self._current = after if kept else self._current
 
     def _refit_norms(self) -> None:
@@ -189,7 +189,7 @@ class Recalibration:
 
 
 def last_factor(module: nn.Module) -> tuple[nn.Module, Tensor | None]:
-    """The last linear part of a factorised layer, and which of the layer's outputs it gives (None for all)."""
+    """The last linear part of a factorized layer, and which of the layer's outputs it gives (None for all)."""
     if isinstance(module, Interpolated):
         return module.rest, module.order.argsort()[len(module.keep.weight) :]
     assert isinstance(module, nn.Sequential)
@@ -218,7 +218,7 @@ def _goal_bytes(layer: FoundLayer) -> int:
 
 
 def _has_both(layer: FoundLayer) -> bool:
-    return layer.method in SPLIT_METHODS and has_metric(layer)
+    return layer.method in SPLIT_METHODS and has_moments(layer)
 
 
 def _before_last(module: nn.Module, value: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def _before_last(module: nn.Module, value: Tensor) -> Tensor:
 
 
 def _with_last_refitted(module: nn.Module, moments: Moments) -> nn.Module:
-    """A copy of the factorised layer whose last factor and bias are the least-squares ones."""
+    """A copy of the factorized layer whose last factor and bias are the least-squares ones."""
     changed = copy.deepcopy(module)
     final, _ = last_factor(changed)
     weight, bias = solve(moments, final.weight, LAST_FLOOR)  # type: ignore[arg-type]
@@ -243,7 +243,7 @@ def _with_both_refitted(layer: FoundLayer, module: nn.Module, moments: Moments, 
     substitute: Layer = copy.deepcopy(layer.weighted_module)
     weight, bias = solve(moments, substitute.weight, INPUT_FLOOR)
     substitute.weight, substitute.bias = _as_parameter(weight, layer.module), _as_parameter(bias, layer.module)
-    metric = make_metric(moments, outputs)
+    metric = make_moments(moments, outputs)
     kernel = factors.kernel(substitute).double().cpu()
     present = first_factor(module, layer.num_groups).double().cpu()
     rank = present.shape[1]

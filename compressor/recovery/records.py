@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from compressor.fidelity.records import Judgement
+from compressor.fidelity.records import Metrics
 from compressor.schema import Record
 
 StepKind = Literal["last factor", "both factors", "batch-norm statistics"]
@@ -10,7 +10,7 @@ TuneTarget = Literal["teacher", "labels"]
 Schedule = Literal["cosine", "step", "cyclic"]
 
 
-class RecalibrationStep(Record):
+class ReconstructionStep(Record):
     """One step of the recalibration: function norm on the check images before and after; `layer` is empty where the
     step speaks of the whole network."""
 
@@ -21,7 +21,7 @@ class RecalibrationStep(Record):
     kept: bool
 
 
-class RecalibrationRecord(Record):
+class ReconstructionRecord(Record):
     """What refitting the layers of the compressed network brought, on images outside calibration."""
 
     calibration_images: int
@@ -29,7 +29,7 @@ class RecalibrationRecord(Record):
     before: float
     after: float
     seconds: float
-    steps: list[RecalibrationStep]
+    steps: list[ReconstructionStep]
 
 
 class TuneEpoch(Record):
@@ -64,5 +64,5 @@ class TuneRecord(Record):
     stopped_because: str
     seconds: float
     rows: list[TuneEpoch]
-    before: Judgement | None = None
-    after: Judgement | None = None
+    before: Metrics | None = None
+    after: Metrics | None = None

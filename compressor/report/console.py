@@ -9,11 +9,11 @@ from rich.table import Table
 
 from compressor.cost.records import LatencyRecord
 from compressor.network.records import LayerRecord
-from compressor.recovery.records import RecalibrationRecord, TuneRecord
+from compressor.recovery.records import ReconstructionRecord, TuneRecord
 from compressor.report.records import FileRecord, Report, StageRecord
 from compressor.schema import Number, Pair
-from compressor.search.records import WISH_OPTIONS, SearchRecord, TargetRecord
-from exporters.records import DifferenceRecord, QuantisationRecord
+from compressor.search.records import TARGET_OPTIONS, SearchRecord, TargetRecord
+from exporters.records import DifferenceRecord, QuantizationRecord
 
 NARROWEST = 100  # a pipe has no width: wide enough for the longest row
 
@@ -38,7 +38,7 @@ def print_report(report: Report, folder: Path) -> None:
     if report.risk:
         change = report.risk.compressed - report.risk.original
         table.add_row("cross-entropy", f"{report.risk.original:.4f}", f"{report.risk.compressed:.4f}", f"{change:+.4f}")
-    fidelity, parity = report.fidelity, report.parity
+    fidelity, export_check = report.fidelity, report.export_check
     table.add_row(
         "function norm",
         "0",
@@ -46,7 +46,7 @@ def print_report(report: Report, folder: Path) -> None:
         f"{fidelity.relative:.4f}",
     )
     table.add_row("same top-1 decision", "", _percent(fidelity.top1_agreement), "")
-    table.add_row("ONNX Runtime against torch", "", f"{parity.max_rel_error:.1e} relative", "")
+    table.add_row("ONNX Runtime against torch", "", f"{export_check.max_rel_error:.1e} relative", "")
     console = _console()
     console.print(table)
     if report.precisions:
@@ -58,13 +58,13 @@ def print_report(report: Report, folder: Path) -> None:
     if report.search:
         for line in _certificate_lines(report.search):
             console.print(line, markup=False)
-    if report.recalibration:
-        console.print(_recalibration_line(report.recalibration))
+    if report.reconstruction:
+        console.print(_reconstruction_line(report.reconstruction))
     if report.tuning:
         console.print(_tuning_line(report.tuning), markup=False)
     for record in report.precisions:
-        if record.quantisation:
-            console.print(_quantisation_line(record.quantisation), markup=False)
+        if record.quantization:
+            console.print(_quantization_line(record.quantization), markup=False)
     for file in report.files:
         console.print(_file_line(file), markup=False)
     for warning in report.warnings:
@@ -123,7 +123,7 @@ def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[
             layer.name,
             "x".join(map(str, layer.shape)),
             layer.method or "",
-            "" if layer.cap is None else str(layer.cap),
+            "" if layer.break_even_rank is None else str(layer.break_even_rank),
             f"{layer.params:,}",
             f"{layer.macs:,}",
             layer.skipped or "",
@@ -152,10 +152,10 @@ def print_difference(first: Path, second: Path, difference: DifferenceRecord) ->
     table.add_row("images", str(difference.images))
     table.add_row("worst image", f"number {difference.worst_image}")
     if not difference.same:
-        parting = difference.parting
+        divergence = difference.divergence
         place = (
-            f"{parting.layer} (tensor {parting.tensor}, by {parting.relative_error:.3g})"
-            if parting
+            f"{divergence.layer} (tensor {divergence.tensor}, by {divergence.relative_error:.3g})"
+            if divergence
             else f"at the output; {difference.tensors_compared} tensors within agree"
         )
         table.add_row("part first", place)
@@ -176,7 +176,7 @@ def _add_latency(table: Table, latency: dict[str, LatencyRecord]) -> None:
 def _target_line(target: TargetRecord) -> str:
     bound = f", at most {target.at_most:.4g} with 95 % confidence ({target.images} images)" if target.images else ""
     verdict = "kept" if target.met else "not kept"
-    return f"target {WISH_OPTIONS[target.wish]} {target.asked:g} {verdict}: {target.reached:.4g}{bound}"
+    return f"target {TARGET_OPTIONS[target.kind]} {target.asked:g} {verdict}: {target.reached:.4g}{bound}"
 
 
 def _certificate_lines(search: SearchRecord) -> list[str]:
@@ -192,13 +192,17 @@ def _certificate_lines(search: SearchRecord) -> list[str]:
         f"{asked}",
         *(f"  {name}: {figure}" for name, figure in figures.items()),
         f"  given the Gaussian process: its errors are {search.calibration.z_rms:.2g} times as large as it predicts",
-        *([f"front: {len(search.front)} plans in plans/ that no other seen beats in both"] if search.front else []),
+        *(
+            [f"front: {len(search.pareto_front)} plans in plans/ that no other seen beats in both"]
+            if search.pareto_front
+            else []
+        ),
         f"search: {search.evaluations} evaluations, {search.image_passes:,} image passes, {search.seconds:.0f} s",
     ]
     return lines
 
 
-def _recalibration_line(record: RecalibrationRecord) -> str:
+def _reconstruction_line(record: ReconstructionRecord) -> str:
     kept = sum(step.kept for step in record.steps)
     return (
         f"recalibration: function norm {record.before:.4g} -> {record.after:.4g} on {record.check_images} images, "
@@ -230,7 +234,7 @@ def _tuning_line(record: TuneRecord) -> str:
     return ", ".join([*parts, f"{record.train_images} images, {record.seconds:.0f} s"])
 
 
-def _quantisation_line(record: QuantisationRecord) -> str:
+def _quantization_line(record: QuantizationRecord) -> str:
     kept = ", ".join(f"{layer.name} ({layer.added_norm:.2g})" for layer in record.float_layers)
     return (
         f"int8: {record.calibration} ranges of {record.calibration_images} images; "

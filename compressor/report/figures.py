@@ -11,11 +11,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from compressor.cost.records import LatencyRecord
 from compressor.network.records import LayerRecord
-from compressor.recovery.records import RecalibrationRecord, RecalibrationStep
+from compressor.recovery.records import ReconstructionRecord, ReconstructionStep
 from compressor.report.formatting import format_count, format_ms
 from compressor.report.records import Report
 from compressor.report.svg import LIGHT, new_axes, page_style, to_inline_svg
-from compressor.search.records import EvaluationRecord, FrontRecord
+from compressor.search.records import EvaluationRecord, ParetoRecord
 
 _ROW = 17.0  # height of one layer's row, in points
 _BAR_WIDTH, _LABEL_WIDTH, _HEAD = 118.0, 96.0, 24.0
@@ -35,7 +35,7 @@ _DEVIATIONS = 2
 
 def list_compressible(layers: Sequence[LayerRecord]) -> list[LayerRecord]:
     """The layers the plan speaks of, in the network's order."""
-    return [layer for layer in layers if layer.skipped is None and layer.cap is not None]
+    return [layer for layer in layers if layer.skipped is None and layer.break_even_rank is not None]
 
 
 def list_chosen_ranks(layers: Sequence[LayerRecord]) -> list[int | None]:
@@ -52,10 +52,10 @@ def draw_ranks(layers: Sequence[LayerRecord]) -> str:
         axes.barh(rows, [1.0] * len(layers), _BAR, color=LIGHT["track"])
         dense = [row for row in rows if layers[row].rank is None]
         _hatch_rows(axes, dense)
-        shares = [(layer.rank or 0) / (layer.cap or 1) for layer in layers]
+        shares = [(layer.rank or 0) / (layer.break_even_rank or 1) for layer in layers]
         axes.barh(rows, shares, _BAR, color=LIGHT["compressed"])
         for row, layer in enumerate(layers):
-            text = f"{layer.rank} / {layer.cap}" if layer.rank else "dense"
+            text = f"{layer.rank} / {layer.break_even_rank}" if layer.rank else "dense"
             _write_label(axes, row, text, quiet=layer.rank is None)
         axes.set_xlim(0, 1)
         return to_inline_svg(axes, f"Rank of each of {len(layers)} layers as a share of its cap")
@@ -102,7 +102,7 @@ def draw_tradeoff(report: Report) -> str:
         axes.set_yscale("log")
         for entries, style in _group_by_source(history):
             _draw_points(axes, entries, style, floor)
-        _draw_front(axes, report.search.front if report.search else [], floor)
+        _draw_pareto_front(axes, report.search.pareto_front if report.search else [], floor)
         _ring_middle(axes, [(entry.ratio, max(entry.function_norm, floor)) for entry in _list_chosen(report)])
         _draw_equal_objective(axes, report)
         _format_log_axis(axes)
@@ -114,7 +114,7 @@ def _name_loss(report: Report) -> str:
     return "function norm" if report.searched == "norm" else f"excess {report.searched}"
 
 
-def draw_recalibration(record: RecalibrationRecord) -> str:
+def draw_reconstruction(record: ReconstructionRecord) -> str:
     """The function norm after each step of the recalibration; empty where there was none to take."""
     if not record.steps:
         return ""
@@ -254,11 +254,11 @@ def _draw_points(axes: Axes, entries: Sequence[EvaluationRecord], style: dict[st
     axes.plot(ratios, norms, linestyle="none", markersize=4.5, alpha=0.85, markeredgewidth=0, **style)
 
 
-def _draw_front(axes: Axes, front: Sequence[FrontRecord], floor: float) -> None:
+def _draw_pareto_front(axes: Axes, pareto_front: Sequence[ParetoRecord], floor: float) -> None:
     """Steps through the plans that none seen beats in both, as the Gaussian process sees them."""
-    if front:
-        norms = [max(plan.function_norm, floor) for plan in front]
-        ratios = [plan.ratio for plan in front]
+    if pareto_front:
+        norms = [max(plan.function_norm, floor) for plan in pareto_front]
+        ratios = [plan.ratio for plan in pareto_front]
         axes.step(ratios, norms, where="post", color=LIGHT["ink"], linewidth=0.9, alpha=0.7, label="front", zorder=1)
 
 
@@ -340,10 +340,10 @@ def _add_legend(axes: Axes) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0, borderaxespad=0.4, **spacing)
 
 
-# Recalibration -------------------------------------------------------------------------------------------
+# Reconstruction -------------------------------------------------------------------------------------------
 
 
-def _group_by_kind(steps: Sequence[RecalibrationStep]) -> list[tuple[list[int], dict[str, Any]]]:
+def _group_by_kind(steps: Sequence[ReconstructionStep]) -> list[tuple[list[int], dict[str, Any]]]:
     """The numbers of the steps, from 1, by kind, in the order the kinds first appear."""
     groups = []
     for kind in dict.fromkeys(step.kind for step in steps):
@@ -353,20 +353,20 @@ def _group_by_kind(steps: Sequence[RecalibrationStep]) -> list[tuple[list[int], 
     return groups
 
 
-def _draw_steps(axes: Axes, steps: Sequence[RecalibrationStep], numbers: Sequence[int], style: dict[str, Any]) -> None:
+def _draw_steps(axes: Axes, steps: Sequence[ReconstructionStep], numbers: Sequence[int], style: dict[str, Any]) -> None:
     """Filled where kept, hollow where not; what lies far above becomes an arrow at the upper edge."""
     top = axes.get_ylim()[1]
-    drawn: dict[str, Any] = {"linestyle": "none", "markersize": 5, **style}
-    refused = {**drawn, "markerfacecolor": LIGHT["paper"], "label": None}
-    for is_kept, look in ((True, drawn), (False, refused)):
+    synthetic: dict[str, Any] = {"linestyle": "none", "markersize": 5, **style}
+    refused = {**synthetic, "markerfacecolor": LIGHT["paper"], "label": None}
+    for is_kept, evaluation in ((True, synthetic), (False, refused)):
         inside = [number for number in numbers if steps[number - 1].kept == is_kept and steps[number - 1].after <= top]
-        axes.plot(inside, [steps[number - 1].after for number in inside], **look)
+        axes.plot(inside, [steps[number - 1].after for number in inside], **evaluation)
     above = [number for number in numbers if steps[number - 1].after > top]
     place = axes.get_xaxis_transform()
     axes.plot(above, [0.97] * len(above), transform=place, **{**refused, "marker": "^"})
 
 
-def _limit_norms(axes: Axes, record: RecalibrationRecord) -> None:
+def _limit_norms(axes: Axes, record: ReconstructionRecord) -> None:
     """From nought to what was kept and a little more, or logarithmic where the fall is long."""
     highest = max([record.before, *(step.after for step in record.steps if step.kept)])
     if record.after > 0 and highest > _WIDE_FALL * record.after:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from compressor.fidelity.records import Judgement
+from compressor.fidelity.records import Metrics
 from compressor.recovery.records import TuneRecord
 from compressor.report.formatting import format_count, format_duration, format_number, format_percent, format_plural
 from compressor.report.records import StageRecord
@@ -33,7 +33,7 @@ def describe_tuning(record: TuneRecord) -> str:
     return how + _describe_gain(record.before, record.after)
 
 
-def _describe_gain(before: Judgement | None, after: Judgement | None) -> str:
+def _describe_gain(before: Metrics | None, after: Metrics | None) -> str:
     if before is None or after is None:
         return ""
     norms = f"from L = {format_number(before.function_norm)} to {format_number(after.function_norm)}"

@@ -8,7 +8,7 @@ import math
 GAP = "\u202f"  # narrow no-break space
 TIMES = "×"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_SMALLEST_PROBABILITY = 0.0001
+_MIN_PROBABILITY = 0.0001
 
 
 def format_bytes(size_bytes: float) -> str:
@@ -67,9 +67,9 @@ def format_number(value: float) -> str:
 
 
 def format_probability(probability: float) -> str:
-    """'0.0031'; below what a fitted model can tell apart from nothing, 'less than 0.0001'."""
-    if probability < _SMALLEST_PROBABILITY:
-        return f"less than {_SMALLEST_PROBABILITY}"
+    """'0.0031'; below what a fitted model can log apart from nothing, 'less than 0.0001'."""
+    if probability < _MIN_PROBABILITY:
+        return f"less than {_MIN_PROBABILITY}"
     return f"{probability:.{max(2, 1 - math.floor(math.log10(probability)))}f}"
 
 

@@ -77,7 +77,7 @@ def render_report(report: Report) -> str:
         skipped=[layer for layer in report.layers if layer.skipped is not None],
         layer_pictures=_draw_layers(report),
         search_pictures=_draw_search(report),
-        recalibration_picture=_draw_recalibration(report),
+        reconstruction_figure=_draw_reconstruction(report),
         latency_pictures=_draw_latency(report),
         words=wording,
         light=svg.LIGHT,
@@ -108,17 +108,17 @@ def _draw_layers(report: Report) -> list[Markup]:
 
 
 def _draw_search(report: Report) -> list[Markup]:
-    drawn = [pictures.draw_objectives(report), pictures.draw_tradeoff(report)]
-    return [Markup(picture) for picture in drawn if picture]
+    synthetic = [pictures.draw_objectives(report), pictures.draw_tradeoff(report)]
+    return [Markup(picture) for picture in synthetic if picture]
 
 
-def _draw_recalibration(report: Report) -> Markup:
-    return Markup(pictures.draw_recalibration(report.recalibration) if report.recalibration else "")
+def _draw_reconstruction(report: Report) -> Markup:
+    return Markup(pictures.draw_reconstruction(report.reconstruction) if report.reconstruction else "")
 
 
 def _draw_latency(report: Report) -> dict[str, Markup]:
-    drawn = {name: pictures.draw_latency(name, record) for name, record in report.latency.items()}
-    return {name: Markup(picture) for name, picture in drawn.items() if picture}
+    synthetic = {name: pictures.draw_latency(name, record) for name, record in report.latency.items()}
+    return {name: Markup(picture) for name, picture in synthetic.items() if picture}
 
 
 def _list_rows(report: Report) -> list[Row]:

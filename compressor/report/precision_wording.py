@@ -9,7 +9,7 @@ from compressor.report.formatting import GAP, format_number, format_plural
 from compressor.report.records import PrecisionRecord, Report
 from compressor.schema import Number, Pair
 from compressor.text import join_words
-from exporters.records import QuantisationRecord
+from exporters.records import QuantizationRecord
 
 NAMES = {"fp32": "float32", "fp16": "fp16", "int8": "int8"}
 ABSENT = "—"
@@ -56,14 +56,14 @@ def list_precision_rows(report: Report) -> list[PrecisionRow]:
     return rows
 
 
-def describe_quantisation(record: QuantisationRecord) -> str:
+def describe_quantization(record: QuantizationRecord) -> str:
     """How the int8 file came about, and what stays in float."""
     sources = {"min-max": "extremes", "percentile": "percentiles", "entropy": "least relative entropy"}
     left = len(record.float_layers)
     text = (
         f"int8: {record.layers - left} of {format_plural(record.layers, 'layer')} in int8, weights per channel, ranges "
         f"of activations by {sources[record.calibration]} on {format_plural(record.calibration_images, 'image')}, the "
-        f"best of three ways on {record.judge_images} others. There all layers in int8 add a function norm of "
+        f"best of three ways on {record.check_images} others. There all layers in int8 add a function norm of "
         f"{format_number(record.added_norm_all)} to the float32 file’s; {format_number(record.allowed_norm)} was meant "
         f"for it"
     )

@@ -8,12 +8,12 @@ from typing import Literal
 from pydantic import Field
 
 from compressor.cost.records import Cost, LatencyRecord, MachineRecord
-from compressor.fidelity.records import Fidelity, FidelityRecord, Judgement
+from compressor.fidelity.records import Fidelity, FidelityRecord, Metrics
 from compressor.network.records import LayerRecord
-from compressor.recovery.records import RecalibrationRecord, TuneRecord
+from compressor.recovery.records import ReconstructionRecord, TuneRecord
 from compressor.schema import Pair, Record
 from compressor.search.records import Form, SearchRecord, TargetRecord
-from exporters.records import ParityRecord, Precision, QuantisationRecord
+from exporters.records import ExportCheckRecord, Precision, QuantizationRecord
 
 StageKind = Literal["original", "compress", "finetune", "prune"]
 
@@ -35,7 +35,7 @@ class PrecisionRecord(Record):
     top1: float | None = None
     latency: dict[str, LatencyRecord]
     latency_to_float32: dict[str, LatencyRecord]
-    quantisation: QuantisationRecord | None = None
+    quantization: QuantizationRecord | None = None
 
 
 class FileRecord(Record):
@@ -59,11 +59,11 @@ class StageRecord(Record):
     what: str
     nonzero_params: int
     ratio: float
-    judgement: Judgement
+    judgement: Metrics
     seconds: float
     gamma: float | None = None
     search: SearchRecord | None = None
-    recalibration: RecalibrationRecord | None = None
+    reconstruction: ReconstructionRecord | None = None
     tuning: TuneRecord | None = None
 
 
@@ -73,8 +73,8 @@ class ImagesRecord(Record):
     source: str
     calibration: int = 0
     search: int
-    deciding: int = 0
-    held_out: int
+    validation: int = 0
+    test_images: int
     unreadable: int
     labelled: bool
     input_shape: list[int]
@@ -113,14 +113,14 @@ class Report(Record):
     gzip_bytes: Pair[int]
     latency: dict[str, LatencyRecord]
     fidelity: FidelityRecord
-    parity: ParityRecord
+    export_check: ExportCheckRecord
     top1: Pair[float] | None = None
     risk: Pair[float] | None = None
     precisions: list[PrecisionRecord] = Field(default_factory=list)
     files: list[FileRecord] = Field(default_factory=list)
     search: SearchRecord | None = None
     target: TargetRecord | None = None
-    recalibration: RecalibrationRecord | None = None
+    reconstruction: ReconstructionRecord | None = None
     tuning: TuneRecord | None = None
     stages: list[StageRecord] = Field(default_factory=list)
     layers: list[LayerRecord]

@@ -6,7 +6,7 @@ from compressor.fidelity.records import Fidelity, FidelityRecord
 from compressor.recovery.records import TuneRecord
 from compressor.report.records import PrecisionRecord
 from compressor.search.objective import default_gamma
-from compressor.search.records import WISH_OPTIONS, CertificateRecord, Form, TargetRecord
+from compressor.search.records import TARGET_OPTIONS, CertificateRecord, Form, TargetRecord
 
 # Below this share of the default gamma, destroying the output altogether costs less than a twentieth of R.
 FAINT_GAMMA = 0.05
@@ -75,8 +75,10 @@ def on_target(target: TargetRecord) -> list[str]:
     """About a target that the result does not keep to."""
     if target.met:
         return []
-    known = f", at most {target.at_most:.4g} with 95 % confidence" if target.wish == "drop" else ""
-    return [f"{WISH_OPTIONS[target.wish]} {target.asked:g} is not kept: the best found has {target.reached:.4g}{known}"]
+    known = f", at most {target.at_most:.4g} with 95 % confidence" if target.kind == "drop" else ""
+    return [
+        f"{TARGET_OPTIONS[target.kind]} {target.asked:g} is not kept: the best found has {target.reached:.4g}{known}"
+    ]
 
 
 def on_prune(fraction: float) -> list[str]:
@@ -146,11 +148,11 @@ def on_precision(record: PrecisionRecord) -> list[str]:
             )
         elif latency.ratio_high >= 1.0:
             warnings.append(f"on {provider} {record.file} is not faster than the compressed float32 file here")
-    quantisation = record.quantisation
-    if quantisation is not None and quantisation.added_norm > quantisation.allowed_norm:
+    quantization = record.quantization
+    if quantization is not None and quantization.added_norm > quantization.allowed_norm:
         warnings.append(
-            f"{name} adds a function norm of {quantisation.added_norm:.2g} to the float32 file's, more than the "
-            f"{quantisation.allowed_norm:.2g} meant for it, with {len(quantisation.float_layers)} of "
-            f"{quantisation.layers} layers left in float"
+            f"{name} adds a function norm of {quantization.added_norm:.2g} to the float32 file's, more than the "
+            f"{quantization.allowed_norm:.2g} meant for it, with {len(quantization.float_layers)} of "
+            f"{quantization.layers} layers left in float"
         )
     return warnings

@@ -6,7 +6,7 @@ from compressor.cost.records import COST_WORDS, Cost, LatencyRecord
 from compressor.factorization.records import FactorKind, Method
 from compressor.fidelity.records import FIDELITY_WORDS, FidelityRecord
 from compressor.network.records import LayerRecord
-from compressor.recovery.records import RecalibrationRecord
+from compressor.recovery.records import ReconstructionRecord
 from compressor.report.formatting import (
     GAP,
     format_bytes,
@@ -22,9 +22,9 @@ from compressor.report.formatting import (
     format_ratio,
 )
 from compressor.report.records import Report
-from compressor.search.records import WISH_OPTIONS, SearchRecord, TargetRecord, Wish
+from compressor.search.records import TARGET_OPTIONS, SearchRecord, TargetKind, TargetRecord
 from compressor.text import join_words
-from exporters.records import ParityRecord
+from exporters.records import ExportCheckRecord
 
 _METHODS: dict[Method, str] = {
     "svd": "a linear or 1 × 1 layer in two, K features between them",
@@ -78,7 +78,7 @@ def describe_fidelity(report: Report) -> str:
         f"On {images}{outside} the squared distance between the outputs of the two "
         f"networks is L = {format_number(fidelity.function_norm)} on average, with a standard error of "
         f"{format_number(fidelity.stderr)}. That is {share} of the original "
-        f"outputs’ own energy, E‖f*‖² = {format_number(fidelity.teacher_energy)}. "
+        f"outputs’ own energy, E‖f*‖² = {format_number(fidelity.output_energy)}. "
         f"The most likely class is the same for {format_percent(fidelity.top1_agreement)} of the images."
     )
 
@@ -105,15 +105,15 @@ def describe_search(search: SearchRecord) -> str:
 
 def describe_target(target: TargetRecord, cost: Cost) -> str:
     """What was asked in place of gamma, and what came of it."""
-    unit, show = _TARGET_UNITS[target.wish](target, cost), _TARGET_FORMATS[target.wish]
+    unit, show = _TARGET_UNITS[target.kind](target, cost), _TARGET_FORMATS[target.kind]
     reached = f"{show(target.reached)} {unit}"
-    if target.wish == "drop":
+    if target.kind == "drop":
         reached += (
             f" on {format_plural(target.images, 'image')} outside the fit, at most {show(target.at_most)} "
             f"with 90{GAP}% confidence"
         )
     return (
-        f"Asked for: {WISH_OPTIONS[target.wish]} {target.asked:g}. {'Kept' if target.met else 'Not kept'}: {reached}. "
+        f"Asked for: {TARGET_OPTIONS[target.kind]} {target.asked:g}. {'Kept' if target.met else 'Not kept'}: {reached}. "
         f"γ was found for it."
     )
 
@@ -122,14 +122,14 @@ def _describe_drop_unit(target: TargetRecord, _: Cost) -> str:
     return "points of top-1 lost" if target.labelled else f"{GAP}% of the original outputs’ energy lost"
 
 
-_TARGET_UNITS: dict[Wish, Callable[[TargetRecord, Cost], str]] = {
+_TARGET_UNITS: dict[TargetKind, Callable[[TargetRecord, Cost], str]] = {
     "ratio": lambda _, cost: f"of the whole network’s {COST_WORDS[cost]}",
     "bytes": lambda *_: "in model.onnx",
     "macs": lambda *_: "multiply-accumulates",
     "latency": lambda *_: "in the median",
     "drop": _describe_drop_unit,
 }
-_TARGET_FORMATS: dict[Wish, Callable[[float], str]] = {
+_TARGET_FORMATS: dict[TargetKind, Callable[[float], str]] = {
     "ratio": format_number,
     "bytes": format_bytes,
     "macs": format_count,
@@ -144,7 +144,7 @@ def describe_layers(report: Report) -> str:
     changed = sum(layer.rank is not None for layer in layers)
     kept, skipped = len(layers) - changed, len(report.layers) - len(layers)
     pruned = f" {format_percent(report.prune_fraction)} of the weights were then set to zero."
-    changes = f"{format_plural(changed, 'layer was', 'layers were')} factorised"
+    changes = f"{format_plural(changed, 'layer was', 'layers were')} factorized"
     return (
         f"{changes}, {kept} kept dense and {skipped} left out; compressed to original, the ratio R is "
         f"{format_number(report.ratio)} in {_name_cost(report)}.{pruned if report.prune_fraction else ''}"
@@ -156,7 +156,7 @@ def _name_cost(report: Report) -> str:
 
 
 def explain_methods(layers: Sequence[LayerRecord]) -> dict[str, str]:
-    """The methods of the layers that were factorised, each with what it makes of a layer."""
+    """The methods of the layers that were factorized, each with what it makes of a layer."""
     used = {layer.method for layer in layers if layer.rank is not None}
     return {name: meaning for name, meaning in _METHODS.items() if name in used}
 
@@ -168,21 +168,21 @@ def explain_factors(layers: Sequence[LayerRecord]) -> dict[str, str]:
 
 
 def describe_objective(report: Report) -> str:
-    """The function that was maximised."""
+    """The function that was maximized."""
     formula = "−γL − R (Eq. 3)" if report.form == "ratio" else "−γL + 1/R (Eq. 2)"
     where = format_provider(report.provider)
     measured = f", each layer measured by itself on {where}" if report.cost == "latency" else ""
     multiple = report.rank_multiple
     lattice = f" Ranks from {multiple} on are multiples of {multiple}." if multiple > 1 else ""
     return (
-        f"The search maximises J = {formula} with {_equal('γ', report.gamma)}: L is "
+        f"The search maximizes J = {formula} with {_equal('γ', report.gamma)}: L is "
         f"{FIDELITY_WORDS[report.searched]}, estimated on a few images at a time, and R the share of the searched "
         f"layers’ {_name_cost(report)} that is left{measured}."
         f"{lattice}"
     )
 
 
-def describe_recalibration(record: RecalibrationRecord) -> str:
+def describe_reconstruction(record: ReconstructionRecord) -> str:
     """What was fitted on how many images, and what it brought."""
     kept = sum(step.kept for step in record.steps)
     before, after = format_number(record.before), format_number(record.after)
@@ -195,7 +195,7 @@ def describe_recalibration(record: RecalibrationRecord) -> str:
     )
 
 
-def describe_recalibration_limits(report: Report) -> str:
+def describe_reconstruction_limits(report: Report) -> str:
     """Which images and which network the figures speak of."""
     rule = "A step is kept if it lowers the function norm on the check images"
     if report.search is None:
@@ -212,8 +212,8 @@ def describe_images(report: Report) -> str:
     uses = {
         "for calibration": images.calibration,
         "for the search" if report.search is not None or report.stages else "to check with": images.search,
-        "to decide over the target": images.deciding,
-        "held out": images.held_out,
+        "to decide over the target": images.validation,
+        "held out": images.test_images,
         "unreadable": images.unreadable,
     }
     first, *others = [(use, count) for use, count in uses.items() if count]
@@ -245,7 +245,7 @@ def describe_calibration(search: SearchRecord) -> str:
     """Whether the Gaussian process deserves trust."""
     calibration = search.calibration
     return (
-        f"How far the model can be trusted: predicting each of the {calibration.looks} looks from all the others, "
+        f"How far the model can be trusted: predicting each of the {calibration.evaluations} looks from all the others, "
         f"{format_percent(calibration.within_two_sd)} lie within two predicted deviations (a good model: 95{GAP}%), "
         f"and the errors are {format_number(calibration.z_rms)} times as large as predicted (a good model: 1)."
     )
@@ -260,16 +260,16 @@ def describe_certificate_limits() -> str:
     )
 
 
-def describe_parity(parity: ParityRecord) -> str:
+def describe_export_check(export_check: ExportCheckRecord) -> str:
     """How the exported file was compared with the network it came from."""
-    sizes = join_words([str(size) for size in parity.batch_sizes])
-    noun = "batch size" if len(parity.batch_sizes) == 1 else "batch sizes"
-    agreement = format_percent(parity.top1_agreement)
+    sizes = join_words([str(size) for size in export_check.batch_sizes])
+    noun = "batch size" if len(export_check.batch_sizes) == 1 else "batch sizes"
+    agreement = format_percent(export_check.top1_agreement)
     return (
-        f"The compressed ONNX file was run in ONNX Runtime on {format_plural(parity.images, 'image')} at "
+        f"The compressed ONNX file was run in ONNX Runtime on {format_plural(export_check.images, 'image')} at "
         f"{noun} {sizes} and compared with the compressed torch network: the outputs differ by at most "
-        f"{format_number(parity.max_abs_error)}, which is {format_number(parity.max_rel_error)} of the "
-        f"largest output (tolerance {parity.tolerance:g}), and the most likely class is the same for "
+        f"{format_number(export_check.max_abs_error)}, which is {format_number(export_check.max_rel_error)} of the "
+        f"largest output (tolerance {export_check.tolerance:g}), and the most likely class is the same for "
         f"{agreement} of the images."
     )
 

@@ -1,1 +1,1 @@
-"""Bayesian optimisation over ranks that knows the noise of every observation (Sec. 3.2)."""
+"""Bayesian optimization over ranks that knows the noise of every observation (Sec. 3.2)."""

@@ -1,4 +1,4 @@
-"""The objective J(theta): fidelity against size, Eqs. (2) and (3), always to be maximised."""
+"""The objective J(theta): fidelity against size, Eqs. (2) and (3), always to be maximized."""
 
 from dataclasses import dataclass
 

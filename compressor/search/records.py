@@ -8,8 +8,8 @@ from compressor.schema import Record
 
 Form = Literal["ratio", "rate"]
 Certificate = Literal["joint", "pointwise"]
-Wish = Literal["ratio", "bytes", "macs", "latency", "drop"]
-WISH_OPTIONS: dict[Wish, str] = {
+TargetKind = Literal["ratio", "bytes", "macs", "latency", "drop"]
+TARGET_OPTIONS: dict[TargetKind, str] = {
     "ratio": "--target-ratio",
     "bytes": "--target-bytes",
     "macs": "--target-macs",
@@ -57,7 +57,7 @@ class CalibrationRecord(Record):
 
     z_rms: float
     within_two_sd: float = Field(ge=0, le=1)
-    looks: int
+    evaluations: int
 
 
 class EvaluationRecord(Record):
@@ -76,7 +76,7 @@ class EvaluationRecord(Record):
     prune_fraction: float = 0.0
 
 
-class FrontRecord(Record):
+class ParetoRecord(Record):
     """A plan looked at by the search that no other beats in both R and L, by the Gaussian process: its `function_norm`
     and the deviation of that; `file` holds the plan, relative to the report."""
 
@@ -105,7 +105,7 @@ class TargetRecord(Record):
     the delivered file's counts. `steps` are the plans that were built and measured on the way, `image_passes` what the
     measuring took."""
 
-    wish: Wish
+    kind: TargetKind
     asked: float
     reached: float
     at_most: float
@@ -133,4 +133,4 @@ class SearchRecord(Record):
     certificate: CertificateRecord
     calibration: CalibrationRecord
     history: list[EvaluationRecord]
-    front: list[FrontRecord] = Field(default_factory=list)
+    pareto_front: list[ParetoRecord] = Field(default_factory=list)

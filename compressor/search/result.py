@@ -1,11 +1,11 @@
 """What a search leaves behind: its record, row by row."""
 
-from compressor.search.evaluation.history import SearchState
+from compressor.search.evaluation.history import History
 from compressor.search.records import CalibrationRecord, CertificateRecord, EvaluationRecord, JointRecord
 from compressor.search.settings import SearchSettings
 from compressor.search.space import RankSpace
 from compressor.search.stopping.criterion import StopTest
-from compressor.search.surrogate.base import Belief
+from compressor.search.surrogate.base import Posterior
 
 
 def certificate_record(test: StopTest, settings: SearchSettings) -> CertificateRecord:
@@ -23,12 +23,12 @@ def certificate_record(test: StopTest, settings: SearchSettings) -> CertificateR
     )
 
 
-def history(state: SearchState, space: RankSpace, belief: Belief) -> list[EvaluationRecord]:
+def history(state: History, space: RankSpace, posterior: Posterior) -> list[EvaluationRecord]:
     """All looks, in order."""
-    return [_row(state, space, belief, index) for index in range(len(state.ranks))]
+    return [_row(state, space, posterior, index) for index in range(len(state.ranks))]
 
 
-def _row(state: SearchState, space: RankSpace, belief: Belief, index: int) -> EvaluationRecord:
+def _row(state: History, space: RankSpace, posterior: Posterior, index: int) -> EvaluationRecord:
     ranks, losses = state.ranks[index], state.losses[index]
     ratio = space.ratio(ranks[None])[0]
     return EvaluationRecord(
@@ -36,21 +36,21 @@ def _row(state: SearchState, space: RankSpace, belief: Belief, index: int) -> Ev
         source=state.sources[index],
         ranks=[
             None if rank == dense else rank
-            for rank, dense in zip(space.layer_ranks(ranks).tolist(), space.layers.caps, strict=True)
+            for rank, dense in zip(space.layer_ranks(ranks).tolist(), space.layers.num_choices, strict=True)
         ],
         prune_fraction=space.prune_fraction(ranks),
         function_norm=losses.mean,
         variance=losses.variance,
         ratio=float(ratio),
-        objective=float(belief.objective.value(losses.values.mean(), ratio)),
+        objective=float(posterior.objective.value(losses.values.mean(), ratio)),
         images=len(losses.indices),
     )
 
 
-def calibrate(belief: Belief) -> CalibrationRecord:
+def calibrate(posterior: Posterior) -> CalibrationRecord:
     """Leave-one-out check of the process on its own targets."""
-    means, deviations = belief.process.leave_one_out()
-    z = (belief.process.targets - means) / deviations
+    means, deviations = posterior.process.leave_one_out()
+    z = (posterior.process.targets - means) / deviations
     return CalibrationRecord(
-        z_rms=float((z**2).mean() ** 0.5), within_two_sd=float((abs(z) <= 2.0).mean()), looks=len(z)
+        z_rms=float((z**2).mean() ** 0.5), within_two_sd=float((abs(z) <= 2.0).mean()), evaluations=len(z)
     )

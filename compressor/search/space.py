@@ -43,22 +43,25 @@ class RankSpace:
     ) -> None:
         self.names = list(names)
         self.coordinates = coordinates
-        self.caps: Ranks = np.array([len(table) for table in costs], dtype=np.int64)
+        self.num_choices: Ranks = np.array([len(table) for table in costs], dtype=np.int64)
         self.tables = [np.asarray(table, dtype=np.float64) for table in costs]
         self.choices: list[Ranks] = [_lattice(table, multiple) for table in self.tables]
         prior = "log-uniform" if coordinates == "log" else "uniform"
         self.space = Space(
             [
-                Integer(1, int(cap), prior=prior, transform="normalize", name=name)
-                for name, cap in zip(self.names, self.caps, strict=True)
+                Integer(1, int(break_even_rank), prior=prior, transform="normalize", name=name)
+                for name, break_even_rank in zip(self.names, self.num_choices, strict=True)
             ]
         )
         self.dense_cost = sum(float(table[-1]) for table in self.tables)
         # All layers' tables in one array each: a look-up for many plans is then one step.
-        self._offsets = np.cumsum([-1, *self.caps[:-1]])
+        self._offsets = np.cumsum([-1, *self.num_choices[:-1]])
         self._cost_table = np.concatenate(self.tables)
         self._theta_table = np.concatenate(
-            [self._theta(layer, np.arange(1, cap + 1)) for layer, cap in enumerate(self.caps)]
+            [
+                self._theta(layer, np.arange(1, break_even_rank + 1))
+                for layer, break_even_rank in enumerate(self.num_choices)
+            ]
         )
         self._moves: dict[tuple[float, ...], list[Ranks]] = {}
 
@@ -90,7 +93,7 @@ class RankSpace:
 
     def decode(self, thetas: Thetas) -> Ranks:
         """Nearest ranks (n, d) of thetas (n, d)."""
-        return self.nearest(self._values(self.caps, thetas))
+        return self.nearest(self._values(self.num_choices, thetas))
 
     def nearest(self, values: NDArray[np.floating[Any]]) -> Ranks:
         """The lattice's points (n, d) nearest to real ranks (n, d)."""
@@ -103,28 +106,32 @@ class RankSpace:
         return self._moves[strides]
 
     def _moves_of(self, layer: int, strides: tuple[float, ...]) -> Ranks:
-        cap, choices = self.caps[layer], self.choices[layer]
-        ranks = np.arange(1, cap + 1)
+        break_even_rank, choices = self.num_choices[layer], self.choices[layer]
+        ranks = np.arange(1, break_even_rank + 1)
         thetas = self._theta(layer, ranks)
         columns = []
         for stride in [sign * stride for stride in strides for sign in (-1, 1)]:
-            columns.append(self._nearest(layer, self._values(cap, thetas + stride)))
-        places = np.searchsorted(choices, ranks)
-        columns += [choices[np.clip(places + sign, 0, len(choices) - 1)] for sign in (-1, 1)]
+            columns.append(self._nearest(layer, self._values(break_even_rank, thetas + stride)))
+        positions = np.searchsorted(choices, ranks)
+        columns += [choices[np.clip(positions + sign, 0, len(choices) - 1)] for sign in (-1, 1)]
         return np.stack(columns, axis=1)
 
-    def _values(self, caps: Ranks, thetas: Thetas) -> NDArray[np.float64]:
+    def _values(self, num_choices: Ranks, thetas: Thetas) -> NDArray[np.float64]:
         """Real ranks at thetas, of layers with these caps."""
         clipped = np.clip(thetas, 0.0, 1.0)
-        return np.asarray(caps**clipped if self.coordinates == "log" else 1 + clipped * (caps - 1))
+        return np.asarray(num_choices**clipped if self.coordinates == "log" else 1 + clipped * (num_choices - 1))
 
     def _nearest(self, layer: int, values: NDArray[np.floating[Any]]) -> Ranks:
         choices = self.choices[layer]
         return choices[np.searchsorted((choices[1:] + choices[:-1]) / 2, values)]
 
     def _theta(self, layer: int, ranks: Ranks) -> NDArray[np.float64]:
-        cap = self.caps[layer]
-        return np.asarray(np.log(ranks) / np.log(cap) if self.coordinates == "log" else (ranks - 1) / (cap - 1))
+        break_even_rank = self.num_choices[layer]
+        return np.asarray(
+            np.log(ranks) / np.log(break_even_rank)
+            if self.coordinates == "log"
+            else (ranks - 1) / (break_even_rank - 1)
+        )
 
     def levels(
         self, layer: int, count: int, thetas: NDArray[np.float64] | None = None
@@ -132,13 +139,13 @@ class RankSpace:
         """At most `count` of a layer's choices (r,), evenly spaced in theta, both ends included, and their theta; with
         `thetas` (k,) those nearest to these, too."""
         choices = self.choices[layer]
-        places = self._theta(layer, choices)
+        positions = self._theta(layer, choices)
         if len(choices) <= count:
-            return choices, places
+            return choices, positions
         wanted = np.linspace(0.0, 1.0, count)
         wanted = wanted if thetas is None else np.concatenate([wanted, thetas])
-        chosen = np.unique(np.abs(places[:, None] - wanted).argmin(0))
-        return choices[chosen], places[chosen]
+        chosen = np.unique(np.abs(positions[:, None] - wanted).argmin(0))
+        return choices[chosen], positions[chosen]
 
     def sample(self, count: int, rng: np.random.Generator) -> Ranks:
         """`count` random points (n, d), uniform on the coordinates' scale.
@@ -146,7 +153,7 @@ class RankSpace:
         Drawn between 0.5 and cap + 0.5 and then rounded, so that the two end points (rank 1 and dense) are not
         half as likely as their neighbours.
         """
-        low, high = np.full(self.num_dims, 0.5), self.caps + 0.5
+        low, high = np.full(self.num_dims, 0.5), self.num_choices + 0.5
         if self.coordinates == "log":
             values = np.exp(rng.uniform(np.log(low), np.log(high), size=(count, self.num_dims)))
         else:
@@ -155,7 +162,7 @@ class RankSpace:
 
     def uniform(self, fraction: float) -> Ranks:
         """The plan (d,) with every layer at the same fraction of its cap."""
-        return self.nearest(fraction * self.caps)
+        return self.nearest(fraction * self.num_choices)
 
     def cost(self, ranks: Ranks) -> NDArray[np.float64]:
         """What the compressible layers cost (...,) at ranks (..., d)."""

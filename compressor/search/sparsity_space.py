@@ -13,7 +13,7 @@ from compressor.search.space import RankSpace
 
 SPARSITY = "share of weights kept"
 LEVELS = 20
-FEWEST = 2  # levels kept at least: nine weights of ten are the most to be pruned
+MIN = 2  # levels kept at least: nine weights of ten are the most to be pruned
 FRACTIONS = np.round(1.0 - np.arange(1, LEVELS + 1) / LEVELS, 2)  # pruned at levels 1..LEVELS
 
 
@@ -29,10 +29,10 @@ class SparsitySpace(RankSpace):
         kept = np.arange(1, LEVELS + 1) / LEVELS
         tables = [table.tolist() for table in (*layers.tables, kept)]
         super().__init__([*layers.names, SPARSITY], tables, layers.coordinates)
-        self.choices = [*layers.choices, np.arange(FEWEST, LEVELS + 1)]
+        self.choices = [*layers.choices, np.arange(MIN, LEVELS + 1)]
         self._layers = layers
         self._other_weights = other_weights
-        self.dense_cost = float(layers.cost(layers.caps)) + other_weights
+        self.dense_cost = float(layers.cost(layers.num_choices)) + other_weights
 
     @property
     def layers(self) -> RankSpace:

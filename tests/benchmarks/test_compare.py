@@ -15,7 +15,7 @@ from benchmarks.runtime import compare
 from benchmarks.runtime.compare import Settings, benchmark_files, choose_providers, find_warnings, is_alike, name_files
 from benchmarks.runtime.memory import peak_memory_bytes
 from benchmarks.runtime.page import OUTPUTS, describe_result, render_markdown, render_page, write_benchmark
-from benchmarks.runtime.profile import summarise_events
+from benchmarks.runtime.profile import summarize_events
 from compressor.cost.records import RatioRecord
 from compressor.errors import BocompressError, InputError
 from exporters import providers as sessions
@@ -201,7 +201,7 @@ def test_names_are_as_short_as_they_can_be() -> None:
     assert name_files([Path("/a/x.onnx")] * 2) == ["x.onnx (1)", "x.onnx (2)"]
 
 
-# --- what the figures cannot tell ---
+# --- what the figures cannot log ---
 
 
 def timing(name: str, value: float, low: float, high: float) -> TimingRecord:
@@ -231,7 +231,7 @@ def test_a_busy_machine_is_told() -> None:
     assert first.startswith("other processes took 40.0\u202f% of the machine")
     assert "too busy" in second
     (warning,) = find_warnings(QUIET, None, [timing("b", 0.5, 0.45, 0.55)])
-    assert "too busy to tell small differences: stop" in warning
+    assert "too busy to log small differences: stop" in warning
 
 
 def test_a_reference_that_differs_from_itself_is_told() -> None:
@@ -254,7 +254,7 @@ def test_events_are_medians_per_node_without_the_warm_up() -> None:
         slow = 1000 if run < 3 else 1
         events += [event("a", 300 * slow), event("b", 100 * slow, index="1"), event("c", 600, "Gemm", "2")]
         events += [{"cat": "Session", "name": "model_run", "dur": 1100 * slow}]
-    profile = summarise_events("x.onnx", events)
+    profile = summarize_events("x.onnx", events)
     assert (profile.runs, profile.run_ms) == (20, pytest.approx(1.1))
     assert [(row.op_type, row.nodes, row.median_ms, row.share) for row in profile.operators] == [
         ("Gemm", 1, pytest.approx(0.6), pytest.approx(0.6)),

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from benchmarks.studies.search.baselines import DEFAULT, SEARCHES, networks
 from benchmarks.studies.search.baselines.judging import check_certificates, checkpoints_of, follow, held_at
-from benchmarks.studies.search.baselines.networks import POOL_IMAGES, Judge, Network, gamma_of
+from benchmarks.studies.search.baselines.networks import POOL_IMAGES, Network, TestEvaluator, gamma_of
 from benchmarks.studies.search.baselines.picture import draw, spread
 from benchmarks.studies.search.baselines.problem import DENSE_OBJECTIVE, Attempt, OutOfBudget, Problem, Step
-from benchmarks.studies.search.baselines.summary import _median_or_never, best_peer, p_value, summarise
+from benchmarks.studies.search.baselines.summary import _median_or_never, best_baseline, p_value, summarize
 from compressor.arrays import Ranks
 from compressor.data.images import ImageSet
 from compressor.factorization.registry import METHODS
@@ -40,22 +40,27 @@ def make_problem(noise: float = 0.0, interaction: float = 0.0) -> Problem:
         total = single_losses(ranks).sum()
         return total * (1.0 + interaction * total) * factors[indices]
 
-    def energies(cap: int) -> NDArray[np.float64]:
-        return np.array([1.0 / rank**1.5 - 1.0 / cap**1.5 for rank in range(1, cap + 1)])
+    def energies(break_even_rank: int) -> NDArray[np.float64]:
+        return np.array([1.0 / rank**1.5 - 1.0 / break_even_rank**1.5 for rank in range(1, break_even_rank + 1)])
 
     return Problem(
         [f"layer{i}" for i in range(len(CAPS))],
-        [[each * rank for rank in range(1, cap + 1)] for cap, each in zip(CAPS, PARAMS, strict=True)],
+        [
+            [each * rank for rank in range(1, break_even_rank + 1)]
+            for break_even_rank, each in zip(CAPS, PARAMS, strict=True)
+        ],
         Objective(0.3),
         losses,
         NUM_IMAGES,
-        [energies(cap) for cap in CAPS],
+        [energies(break_even_rank) for break_even_rank in CAPS],
         samples=20,
     )
 
 
 def true_objectives(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    plans = np.stack(np.meshgrid(*[np.arange(1, cap + 1) for cap in CAPS], indexing="ij"), -1).reshape(-1, len(CAPS))
+    plans = np.stack(
+        np.meshgrid(*[np.arange(1, break_even_rank + 1) for break_even_rank in CAPS], indexing="ij"), -1
+    ).reshape(-1, len(CAPS))
     norms = np.array([problem.losses(plan, np.arange(NUM_IMAGES)).mean() for plan in plans])
     return plans, problem.objective.value(norms, problem.space.ratio(plans))
 
@@ -83,7 +88,7 @@ def test_a_search_keeps_to_its_budget_and_to_the_lattice_and_finds_something(nam
     assert attempt.stopped_because
     assert [passes for passes, _ in steps] == sorted(passes for passes, _ in steps)
     assert steps[0][0] == 0
-    assert np.array_equal(steps[0][1], problem.space.caps)
+    assert np.array_equal(steps[0][1], problem.space.break_even_ranks)
     for passes, ranks in steps:
         assert passes <= attempt.passes
         assert ranks.dtype == np.int64
@@ -151,16 +156,18 @@ def test_fewer_images_are_taken_where_the_probes_alone_would_spend_the_budget() 
 def test_a_look_beyond_the_budget_is_refused_and_not_counted() -> None:
     problem = make_problem()
     attempt = Attempt(problem, 30, seed=0)
-    attempt.observe(problem.space.caps)
+    attempt.observe(problem.space.break_even_ranks)
     with pytest.raises(OutOfBudget):
-        attempt.observe(problem.space.caps)
-    assert (attempt.passes, attempt.looks, attempt.left) == (20, 1, 10)
+        attempt.observe(problem.space.break_even_ranks)
+    assert (attempt.passes, attempt.evaluations, attempt.left) == (20, 1, 10)
 
 
 def test_the_pool_is_in_an_order_of_the_seeds_own() -> None:
     problem = make_problem(noise=0.5)
     images = np.arange(20)
-    values = [Attempt(problem, 100, seed).look(problem.space.caps - 1, images).values for seed in (0, 0, 1)]
+    values = [
+        Attempt(problem, 100, seed).evaluation(problem.space.break_even_ranks - 1, images).values for seed in (0, 0, 1)
+    ]
     assert np.array_equal(values[0], values[1])
     assert not np.array_equal(values[0], values[2])
 
@@ -178,7 +185,7 @@ def make_row(search: str, seed: int, objective: float, since: int, **more: Any) 
         "ratio": 0.1,
         "relative": 0.05,
         "passes": 1000,
-        "looks": 20,
+        "evaluations": 20,
         "overhead_seconds": 1.0,
         "certificate": {},
     }
@@ -191,14 +198,14 @@ def test_the_summary_tests_the_default_against_each_and_counts_passes_to_the_bes
     rows = [make_row(DEFAULT, seed, -0.1 - 0.001 * seed, 200) for seed in range(5)]
     rows += [make_row("random", seed, -0.3, 900, objective_at_end_of_default=-0.08) for seed in range(5)]
     rows += [make_row("botorch", seed, -0.12 - 0.001 * seed, 800) for seed in range(5)]
-    found = {row["search"]: row for row in summarise(rows)}
-    assert best_peer(rows) == "botorch"
+    found = {row["search"]: row for row in summarize(rows)}
+    assert best_baseline(rows) == "botorch"
     assert list(found) == [DEFAULT, "botorch", "random"]
     assert found["botorch"]["p_value"] == pytest.approx(2**-5)
     assert found[DEFAULT]["p_value"] is None
     assert found[DEFAULT]["passes_ratio"] == pytest.approx(200 / 800)
-    assert found[DEFAULT]["reached_best_peer"] == 5
-    assert found["random"]["reached_best_peer"] == 0
+    assert found[DEFAULT]["reached_best_baseline"] == 5
+    assert found["random"]["reached_best_baseline"] == 0
     assert found["random"]["passes_ratio"] is None
     assert found["random"]["wins_of_default"] == 5
     assert (found["random"]["wins_at_equal_passes"], found["random"]["p_value_at_equal_passes"]) == (0, 1.0)
@@ -208,15 +215,15 @@ def test_the_summary_tests_the_default_against_each_and_counts_passes_to_the_bes
 
 def test_a_summary_of_our_own_searches_alone_has_no_peer() -> None:
     rows = [make_row(DEFAULT, 0, -0.1, 200)]
-    assert best_peer(rows) is None
-    assert summarise(rows)[0]["passes_ratio"] is None
+    assert best_baseline(rows) is None
+    assert summarize(rows)[0]["passes_ratio"] is None
 
 
 def test_a_searchs_best_look_counts_before_its_first_test() -> None:
     problem = make_problem(noise=0.2, interaction=0.3)
     attempt, steps = run(DEFAULT, problem, budget=800)
-    probes = sum(min(8, cap - 1) for cap in CAPS) * 5
-    assert steps[1][0] <= probes + problem.samples
+    inputs = sum(min(8, break_even_rank - 1) for break_even_rank in CAPS) * 5
+    assert steps[1][0] <= inputs + problem.samples
     assert attempt.certificate["delta"] > 0
 
 
@@ -233,9 +240,9 @@ def test_the_picture_shows_every_search_and_is_the_same_twice() -> None:
 
 
 def test_names_beside_curves_are_moved_apart() -> None:
-    places = spread([0.5, 0.49, 0.48, 0.02, 0.01], 0.05)
-    assert all(upper - lower >= 0.05 - 1e-9 for upper, lower in pairwise(places))
-    assert min(places) >= 0
+    positions = spread([0.5, 0.49, 0.48, 0.02, 0.01], 0.05)
+    assert all(upper - lower >= 0.05 - 1e-9 for upper, lower in pairwise(positions))
+    assert min(positions) >= 0
 
 
 def test_a_network_becomes_a_problem_whose_losses_are_its_own_and_are_computed_once() -> None:
@@ -243,22 +250,22 @@ def test_a_network_becomes_a_problem_whose_losses_are_its_own_and_are_computed_o
     model = torch.nn.Sequential(torch.nn.Linear(12, 16), torch.nn.ReLU(), torch.nn.Linear(16, 6)).eval()
     images = ImageSet(torch.randn(40, 12), "random")
     layers = compressible(find_layers(model, images.batch([0])))
-    factors = {layer.name: METHODS["svd"].factorise(layer.module) for layer in layers}
+    factors = {layer.name: METHODS["svd"].factorize(layer.module) for layer in layers}
     network = Network("two layers", model, layers, factors, images, images, torch.device("cpu"))
     plans = network.plans(images)
     problem = network.problem(plans, gamma_of(plans, None, 0.5), samples=10)
-    assert problem.objective.gamma == pytest.approx(0.5 / plans.norm.teacher_energy)
+    assert problem.objective.gamma == pytest.approx(0.5 / plans.norm.output_energy)
     assert [table[-1] for table in problem.energies] == [0.0, 0.0]
     assert all((np.diff(table) <= 1e-9).all() and table[0] < 1 for table in problem.energies)
-    judge = Judge(network.plans(images), problem)
-    assert judge.objective(problem.space.caps) == pytest.approx(DENSE_OBJECTIVE)
+    evaluator = TestEvaluator(network.plans(images), problem)
+    assert evaluator.objective(problem.space.break_even_ranks) == pytest.approx(DENSE_OBJECTIVE)
     ranks = np.array([2, 2])
     values = plans.values(ranks, np.arange(10))
     passes = plans.run_passes
     assert np.array_equal(plans.values(ranks, np.arange(5, 10)), values[5:])
     assert plans.run_passes == passes == 10
-    advantage, stderr = judge.advantage(problem.space.caps, ranks)
-    assert advantage == pytest.approx(DENSE_OBJECTIVE - judge.objective(ranks))
+    advantage, stderr = evaluator.advantage(problem.space.break_even_ranks, ranks)
+    assert advantage == pytest.approx(DENSE_OBJECTIVE - evaluator.objective(ranks))
     assert stderr > 0
 
 
@@ -269,9 +276,9 @@ def test_a_certificate_is_contradicted_by_a_plan_that_beats_it_by_more_than_delt
         norm = None
         values = staticmethod(problem.losses)
 
-    judge = Judge.__new__(Judge)
-    judge.plans, judge._space, judge._objective = FakePlans(), problem.space, problem.objective  # type: ignore[assignment]
-    judge._every = np.arange(NUM_IMAGES)
+    evaluator = TestEvaluator.__new__(TestEvaluator)
+    evaluator.plans, evaluator._space, evaluator._objective = FakePlans(), problem.space, problem.objective  # type: ignore[assignment]
+    evaluator._every = np.arange(NUM_IMAGES)
     plans, objectives = true_objectives(problem)
     texts = [" ".join(map(str, plan)) for plan in plans[np.argsort(objectives)[[-1, -40]]]]
     gap = np.sort(objectives)[-1] - np.sort(objectives)[-40]
@@ -280,7 +287,7 @@ def test_a_certificate_is_contradicted_by_a_plan_that_beats_it_by_more_than_delt
         rows.append(make_row("random", 0, objectives.max(), 200))
         for row, text in zip(rows, texts[::-1], strict=True):
             row["incumbents"] = [{"since": 200, "objective": row["objective"], "ranks": text}]
-        check_certificates(rows, judge)
+        check_certificates(rows, evaluator)
         assert rows[0]["contradicted"] is contradicted
         assert rows[0]["best_other"] == {"search": "random", "seed": 0}
         assert "contradicted" not in rows[1]
@@ -288,10 +295,10 @@ def test_a_certificate_is_contradicted_by_a_plan_that_beats_it_by_more_than_delt
 
 def test_more_judges_leave_the_pool_as_it_is() -> None:
     images = ImageSet(torch.arange(1800.0).reshape(-1, 1, 1, 1), "numbers")
-    pools, judges = zip(*(networks.divide(images, count, 1500) for count in (750, 1300, 5000)), strict=True)
+    pools, evaluators = zip(*(networks.divide(images, count, 1500) for count in (750, 1300, 5000)), strict=True)
     assert [len(pool) for pool in pools] == [POOL_IMAGES] * 3
-    assert [len(judge) for judge in judges] == [750, 1300, 1300]
-    numbers = [set(judge.batch(slice(None)).flatten().tolist()) for judge in judges]
+    assert [len(evaluator) for evaluator in evaluators] == [750, 1300, 1300]
+    numbers = [set(evaluator.batch(slice(None)).flatten().tolist()) for evaluator in evaluators]
     pool = set(pools[0].batch(slice(None)).flatten().tolist())
     assert all(set(other.batch(slice(None)).flatten().tolist()) == pool for other in pools)
     assert numbers[0] < numbers[1]

@@ -185,7 +185,7 @@ def test_inspect_lists_layers_as_a_table_and_as_json(invoke, squeezenet, tmp_pat
     }
     # conv1 of 64 px: 3 x 3, stride 2, no padding, 31 x 31 places.
     assert layers[0].macs == 31 * 31 * 64 * 3 * 9
-    assert layers[0].cap == 64 * 3 * 9 // (3 * 3 + 64 * 3)
+    assert layers[0].break_even_rank == 64 * 3 * 9 // (3 * 3 + 64 * 3)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -401,7 +401,7 @@ def finished(tiny_checkpoint, digit_images, tmp_path_factory, invoke) -> Path:
 def test_one_broken_image_is_skipped_and_counted(finished):
     report = Report.model_validate_json((finished / "report.json").read_text())
     assert report.images.unreadable == 1
-    assert (report.images.calibration, report.images.search, report.images.held_out) == (35, 42, 42)
+    assert (report.images.calibration, report.images.search, report.images.test_images) == (35, 42, 42)
     assert any("1 image could not be read" in warning for warning in report.warnings)
     assert {path.name for path in finished.iterdir()} == ALL_FILES
 
@@ -446,7 +446,7 @@ def files_of_at_most(size_bytes: int):
 
 def write_plan(path: Path, rank: int | None = 3, **changes: object) -> Path:
     """A plan for the third convolution of the tiny network, whose cap is 48."""
-    layer = {"name": "4", "method": "spatial", "rank": rank, "cap": 48} | changes
+    layer = {"name": "4", "method": "spatial", "rank": rank, "break_even_rank": 48} | changes
     path.write_text(json.dumps({"version": 1, "arch": "sequential", "layers": [layer]}))
     return path
 
@@ -495,7 +495,7 @@ def test_a_disk_that_is_full_during_the_search(invoke, tiny_checkpoint, digit_im
 
 def test_plans_that_do_not_fit(refuse, tiny_checkpoint, digit_images, tmp_path):
     plan = tmp_path / "plan.json"
-    layer = {"name": "4", "method": "spatial", "rank": 3, "cap": 48}
+    layer = {"name": "4", "method": "spatial", "rank": 3, "break_even_rank": 48}
     good = {"version": 1, "arch": "sequential", "layers": [layer]}
     cases = [
         ("not JSON", "not valid JSON"),

@@ -22,7 +22,7 @@ from compressor.cost.latency import (
     plan_sessions,
     ratio_of,
     share_of_others,
-    summarise,
+    summarize,
 )
 from compressor.cost.machine import core_seconds
 from compressor.cost.records import LatencyRecord
@@ -95,7 +95,7 @@ def test_the_interval_is_reproducible_and_narrows() -> None:
 
 def test_the_summary_holds_the_figures_of_its_samples() -> None:
     original = np.arange(1.0, 101.0)
-    record = summarise(original, original / 2, threads=2, batch_size=4)
+    record = summarize(original, original / 2, threads=2, batch_size=4)
     assert (record.original_ms, record.compressed_ms, record.ratio) == (50.5, 25.25, 0.5)
     assert (record.ratio_low, record.ratio_high) == (0.5, 0.5)
     assert record.original_p90_ms == pytest.approx(90.1)

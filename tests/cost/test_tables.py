@@ -53,7 +53,7 @@ def subject(method: str) -> tuple[nn.Module, list[FoundLayer], Tensor]:
 
 
 def tables(cost: Cost, model: nn.Module, layers: Sequence[FoundLayer], example: Tensor) -> dict[str, list[float]]:
-    factors = {layer.name: METHODS[layer.method].factorise(layer.module) for layer in layers if layer.method}
+    factors = {layer.name: METHODS[layer.method].factorize(layer.module) for layer in layers if layer.method}
     found = cost_tables(cost, model, layers, factors, example, no_clock)
     return {layer.name: table for layer, table in zip(layers, found, strict=True)}
 
@@ -65,7 +65,7 @@ def test_macs_are_those_that_run(method: str, data: st.DataObject) -> None:
     model, layers, example = subject(method)
     costs = tables("macs", model, layers, example)
     ranks = {layer.name: data.draw(st.integers(1, layer.dense_rank)) for layer in layers}
-    factors = {layer.name: METHODS[layer.method].factorise(layer.module) for layer in layers if layer.method}
+    factors = {layer.name: METHODS[layer.method].factorize(layer.module) for layer in layers if layer.method}
     below = {layer.name: ranks[layer.name] for layer in layers if ranks[layer.name] < layer.dense_rank}
     macs, _ = count_macs(build_candidate(model, factors, below), example)
     untouched = count_macs(model, example)[0] - sum(layer.macs for layer in layers)
@@ -79,7 +79,7 @@ def test_macs_of_attention_in_windows_are_those_of_one_image() -> None:
     model = open_attention(swin_t(num_classes=4).eval(), example)
     layer = next(layer for layer in compressible(find_layers(model, example)) if "attn.qkv" in layer.name)
     costs = tables("macs", model, [layer], example)[layer.name]
-    factors = METHODS["svd"].factorise(layer.module)
+    factors = METHODS["svd"].factorize(layer.module)
     macs, _ = count_macs(build_candidate(model, {layer.name: factors}, {layer.name: 5}), example)
     assert costs[4] - costs[-1] == pytest.approx(macs - count_macs(model, example)[0])
 
@@ -90,7 +90,7 @@ def test_bytes_are_those_stored(method: str) -> None:
     costs = tables("bytes", model, layers, example)
     for layer in layers:
         assert layer.method is not None
-        factors = METHODS[layer.method].factorise(layer.module)
+        factors = METHODS[layer.method].factorize(layer.module)
         for rank in {1, layer.dense_rank // 2, layer.dense_rank - 1} - {0}:
             state = factors.build(rank).state_dict().values()
             assert costs[layer.name][rank - 1] == sum(value.numel() * value.element_size() for value in state)
@@ -114,7 +114,7 @@ def test_times_are_measured_at_some_ranks_and_lie_on_lines_between() -> None:
         assert len(value) == len(example)
         return [10.0, *map(float, range(1, len(modules)))]
 
-    factors = {layer.name: METHODS[layer.method].factorise(layer.module) for layer in layers if layer.method}
+    factors = {layer.name: METHODS[layer.method].factorize(layer.module) for layer in layers if layer.method}
     found = cost_tables("latency", model, layers, factors, example, clock)
     assert len(set(keys)) == len(layers)
     for layer, table in zip(layers, found, strict=True):

@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from compressor.data.images import ImageSet, from_batches, load_folder
-from compressor.data.synthetic import procedural_images
+from compressor.data.synthetic import synthetic_images
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
 
@@ -213,7 +213,7 @@ def test_bad_folders(tmp_path):
 # --- Sets --------------------------------------------------------------------------------------------------
 
 
-def test_batch_normalises_and_takes_any_index():
+def test_batch_normalizes_and_takes_any_index():
     data = torch.randint(0, 256, (5, 3, 4, 4), dtype=torch.uint8)
     images = ImageSet(data, "test", (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     whole = images.batch(slice(None))
@@ -305,7 +305,7 @@ def spectrum_slope(pixels):
 
 @pytest.mark.parametrize(("size", "count"), [(224, 16), (64, 40), (32, 40)])
 def test_drawn_images_have_natural_statistics(size, count):
-    images = procedural_images(count, Transform(size, size), seed=0)
+    images = synthetic_images(count, Transform(size, size), seed=0)
     assert images.data.shape == (count, 3, size, size)
     assert -1.5 < spectrum_slope(images.data) < -0.7
     channels = images.data.permute(1, 0, 2, 3).reshape(3, -1).float()
@@ -318,7 +318,7 @@ def test_drawn_images_have_natural_statistics(size, count):
 
 def test_drawn_images_follow_the_seed_and_their_number():
     first, again, longer, other = (
-        procedural_images(count, SMALL, seed=seed) for count, seed in ((2, 5), (2, 5), (4, 5), (2, 6))
+        synthetic_images(count, SMALL, seed=seed) for count, seed in ((2, 5), (2, 5), (4, 5), (2, 6))
     )
     assert torch.equal(first.data, again.data)
     assert torch.equal(first.data, longer.data[:2])
@@ -330,11 +330,11 @@ def test_drawn_images_follow_the_seed_and_their_number():
 def test_drawing_is_quick_and_tells_its_progress():
     steps = []
     start = time.process_time()
-    procedural_images(8, Transform(), seed=1, on_step=lambda done, total: steps.append((done, total)))
+    synthetic_images(8, Transform(), seed=1, on_step=lambda done, total: steps.append((done, total)))
     assert (time.process_time() - start) / 8 < 0.3
     assert steps == [(done, 8) for done in range(1, 9)]
 
 
 def test_no_images_to_draw():
     with pytest.raises(InputError, match="at least one"):
-        procedural_images(0, SMALL, seed=0)
+        synthetic_images(0, SMALL, seed=0)

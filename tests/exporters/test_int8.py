@@ -12,7 +12,7 @@ from compressor.errors import BocompressError
 from compressor.factorization.interpolative import Interpolated
 from compressor.network.attention import open_attention
 from exporters.float16 import convert_fp16
-from exporters.int8 import function_norm, quantise_int8
+from exporters.int8 import function_norm, quantize_int8
 from exporters.onnx import export_onnx
 from exporters.sensitivity import choose_float_groups, group_nodes
 from exporters.session import open_session, run_batches
@@ -69,15 +69,15 @@ def outputs(path: Path, images: Tensor, size: int = 8) -> np.ndarray:
     return run_batches(open_session(path), path, images, size)
 
 
-def quantise(source: Path, target: Path, images: Tensor, allowed: float, layers: tuple[str, ...] = ("0",)) -> object:
-    return quantise_int8(source, target, images[:32], images[32:64], allowed, layers, {"precision": "int8"})
+def quantize(source: Path, target: Path, images: Tensor, allowed: float, layers: tuple[str, ...] = ("0",)) -> object:
+    return quantize_int8(source, target, images[:32], images[32:64], allowed, layers, {"precision": "int8"})
 
 
 @pytest.mark.parametrize("name", ["chain", "interpolative", "attention"])
 def test_int8_computes_nearly_the_same_at_any_batch_size(
     name: str, files: dict[str, Path], images: Tensor, tmp_path: Path
 ) -> None:
-    record = quantise(files[name], tmp_path / "int8.onnx", images, allowed=1e9)
+    record = quantize(files[name], tmp_path / "int8.onnx", images, allowed=1e9)
     expected, found = outputs(files[name], images[64:]), outputs(tmp_path / "int8.onnx", images[64:])
     assert 0 < function_norm(found, expected) < 0.002 * function_norm(expected, 0 * expected)
     np.testing.assert_allclose(outputs(tmp_path / "int8.onnx", images[64:67], 1), found[:3], atol=1e-5)
@@ -102,9 +102,9 @@ def test_the_layer_that_costs_most_stays_in_float(images: Tensor, tmp_path: Path
         network[0][1].bias[0] = -100.0
         network[2].weight[:, 0] = 1000.0
     export_onnx(network, images[:2], tmp_path / "float.onnx", {})
-    everything = quantise(tmp_path / "float.onnx", tmp_path / "all.onnx", images, 1e9)
+    everything = quantize(tmp_path / "float.onnx", tmp_path / "all.onnx", images, 1e9)
     allowed = everything.added_norm / 4
-    record = quantise(tmp_path / "float.onnx", tmp_path / "int8.onnx", images, allowed)
+    record = quantize(tmp_path / "float.onnx", tmp_path / "int8.onnx", images, allowed)
     assert [layer.name for layer in record.float_layers] == ["2"]
     assert record.layers == 3
     assert record.added_norm <= allowed < record.added_norm_all
@@ -173,7 +173,7 @@ def test_fp16_halves_the_file_and_keeps_float32_outside(files: dict[str, Path], 
         assert onnx.TensorProto.FLOAT not in {tensor.data_type for tensor in proto.graph.initializer}
 
 
-def test_what_cannot_be_quantised_is_said_in_one_sentence(images: Tensor, tmp_path: Path) -> None:
+def test_what_cannot_be_quantized_is_said_in_one_sentence(images: Tensor, tmp_path: Path) -> None:
     node = onnx.helper.make_node("ReduceMean", ["input"], ["logits"], keepdims=0)
     sides = [
         onnx.helper.make_tensor_value_info("input", 1, ["batch", 3, 16, 16]),
@@ -182,6 +182,6 @@ def test_what_cannot_be_quantised_is_said_in_one_sentence(images: Tensor, tmp_pa
     graph = onnx.helper.make_graph([node], "mean", sides[:1], sides[1:])
     proto = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=9)
     onnx.save(proto, tmp_path / "mean.onnx")
-    with pytest.raises(BocompressError, match=r"^the network cannot be quantised to int8"):
-        quantise(tmp_path / "mean.onnx", tmp_path / "int8.onnx", images, 1.0)
+    with pytest.raises(BocompressError, match=r"^the network cannot be quantized to int8"):
+        quantize(tmp_path / "mean.onnx", tmp_path / "int8.onnx", images, 1.0)
     assert not (tmp_path / "int8.onnx").exists()

@@ -169,7 +169,7 @@ def test_bad_input_is_told(exported: Path, model: nn.Module, images: Tensor, tmp
 
 def test_a_file_is_the_same_as_itself(exported: Path, images: Tensor) -> None:
     record = verify_files(exported, exported, images)
-    assert (record.same, record.max_abs_error, record.top1_agreement, record.parting) == (True, 0.0, 1.0, None)
+    assert (record.same, record.max_abs_error, record.top1_agreement, record.divergence) == (True, 0.0, 1.0, None)
 
 
 @pytest.mark.parametrize("layer", ["layer2.1.conv1", "fc"])
@@ -180,9 +180,9 @@ def test_two_files_part_at_the_layer_that_differs(exported: Path, images: Tensor
     changed = damage(exported, tmp_path / "x.onnx", lambda proto: change_weight(proto, f"{layer}.weight", disturb))
     record = verify_files(exported, changed, images)
     assert not record.same
-    assert record.parting is not None
-    assert record.parting.layer == layer
-    assert record.parting.relative_error > record.tolerance
+    assert record.divergence is not None
+    assert record.divergence.layer == layer
+    assert record.divergence.relative_error > record.tolerance
     ours, theirs = (
         ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": images.numpy()})[0]
         for path in (exported, changed)
@@ -209,8 +209,8 @@ def test_outputs_that_are_no_numbers_are_never_the_same(exported: Path, images: 
     changed = damage(exported, tmp_path / "x.onnx", lambda proto: change_weight(proto, "fc.weight", spoil))
     record = verify_files(exported, changed, images)
     assert not record.same
-    assert record.parting is not None
-    assert record.parting.layer == "fc"
+    assert record.divergence is not None
+    assert record.divergence.layer == "fc"
     with pytest.raises(VerificationError, match="itself gives NaN"):
         verify_files(changed, exported, images)
 

@@ -15,7 +15,7 @@ from torch import nn
 from compressor.cli.types import METHOD_NAMES
 from compressor.factorization.interpolative import Interpolated
 from compressor.factorization.records import Method
-from compressor.factorization.registry import METHODS, Factors, break_even_rank, cp, num_params_table
+from compressor.factorization.registry import METHODS, Factors, cp, find_break_even_rank, num_params_table
 from compressor.network.layers import MethodChoice, find_layers
 
 MODES = ("zeros", "reflect", "replicate", "circular")
@@ -33,9 +33,9 @@ def count_weights(module: nn.Module) -> int:
 def difference(layer: nn.Module, candidate: nn.Module) -> float:
     """||W - W_rank||_F^2 by outputs alone, for layers without stride and padding."""
     shape = (layer.in_features,) if isinstance(layer, nn.Linear) else (layer.in_channels, *layer.kernel_size)
-    probes = torch.eye(prod(shape)).reshape(-1, *shape)
+    inputs = torch.eye(prod(shape)).reshape(-1, *shape)
     with torch.inference_mode():
-        return float((layer(probes) - candidate(probes)).double().square().sum())
+        return float((layer(inputs) - candidate(inputs)).double().square().sum())
 
 
 @st.composite
@@ -69,7 +69,7 @@ def convolutions(draw: st.DrawFn, groups: tuple[int, ...] = (1, 2)) -> nn.Conv2d
 @given(convolutions())
 def test_spatial_is_exact_at_full_rank(layer: nn.Conv2d) -> None:
     images = torch.randn(2, layer.in_channels, 11, 12)
-    factors = METHODS["spatial"].factorise(layer)
+    factors = METHODS["spatial"].factorize(layer)
     assert factors.max_rank == METHODS["spatial"].max_rank(layer.weight.shape, layer.groups)
     with torch.inference_mode():
         assert relative_error(factors.build(factors.max_rank)(images), layer(images)) < EXACT
@@ -80,7 +80,7 @@ def test_spatial_is_exact_at_full_rank(layer: nn.Conv2d) -> None:
 @given(layer=convolutions(groups=(1,)))
 def test_others_are_exact_at_full_rank(method: str, layer: nn.Conv2d) -> None:
     images = torch.randn(2, layer.in_channels, 11, 12)
-    factors = METHODS[method].factorise(layer)
+    factors = METHODS[method].factorize(layer)
     assert factors.max_rank == METHODS[method].max_rank(layer.weight.shape, 1)
     with torch.inference_mode():
         assert relative_error(factors.build(factors.max_rank)(images), layer(images)) < EXACT
@@ -110,7 +110,7 @@ def test_svd_of_a_1x1_convolution_is_exact_at_full_rank(
         padding_mode=mode,
     )
     images = torch.randn(2, layer.in_channels, 7, 8)
-    factors = METHODS["svd"].factorise(layer)
+    factors = METHODS["svd"].factorize(layer)
     with torch.inference_mode():
         assert relative_error(factors.build(factors.max_rank)(images), layer(images)) < EXACT
 
@@ -119,7 +119,7 @@ def test_svd_of_a_1x1_convolution_is_exact_at_full_rank(
 def test_svd_of_a_linear_layer_is_the_best_approximation(bias: bool) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(20, 12, bias=bias)
-    factors = METHODS["svd"].factorise(layer)
+    factors = METHODS["svd"].factorize(layer)
     first, second = factors.build(5)
     approximation = second.weight @ first.weight
     singular_values = torch.linalg.svdvals(layer.weight.detach().double())
@@ -152,7 +152,7 @@ def test_every_rank_holds_the_parameters_it_says_and_loses_less_than_the_one_bef
 ) -> None:
     row = METHODS[method]
     groups = getattr(layer, "groups", 1)
-    factors = row.factorise(layer)
+    factors = row.factorize(layer)
     errors = [factors.squared_error(rank) for rank in range(1, factors.max_rank + 1)]
     assert all(later <= earlier + 1e-9 for earlier, later in pairwise(errors))
     assert errors[-1] == pytest.approx(0, abs=1e-6)
@@ -170,19 +170,19 @@ def test_every_rank_holds_the_parameters_it_says_and_loses_less_than_the_one_bef
 def test_break_even_is_the_last_rank_that_is_not_larger(method: str, shape: tuple[int, ...]) -> None:
     dense = shape[0] * shape[1] * shape[2] * shape[3]
     row = METHODS[method]
-    cap = break_even_rank(method, shape, 1, dense)
-    if cap:
-        assert row.num_params(shape, 1, cap) <= dense
-    if cap < row.max_rank(shape, 1):
-        assert row.num_params(shape, 1, cap + 1) > dense
+    break_even_rank = find_break_even_rank(method, shape, 1, dense)
+    if break_even_rank:
+        assert row.num_params(shape, 1, break_even_rank) <= dense
+    if break_even_rank < row.max_rank(shape, 1):
+        assert row.num_params(shape, 1, break_even_rank + 1) > dense
     counts = [row.num_params(shape, 1, rank) for rank in range(1, row.max_rank(shape, 1) + 1)]
     assert counts == sorted(counts)
 
 
 def test_caps_are_those_of_the_paper() -> None:
     # Sec. 3.3: HW / (H + W) for a matrix, k Ci Co / (Ci + Co) for a k x k convolution.
-    assert break_even_rank("svd", (1000, 784), 1, 784000) == 784000 // 1784
-    assert break_even_rank("spatial", (512, 256, 3, 3), 1, 512 * 256 * 9) == 3 * 512 * 256 // 768
+    assert find_break_even_rank("svd", (1000, 784), 1, 784000) == 784000 // 1784
+    assert find_break_even_rank("spatial", (512, 256, 3, 3), 1, 512 * 256 * 9) == 3 * 512 * 256 // 768
     assert num_params_table("svd", (20, 10), 1, 6, 200) == [30, 60, 90, 120, 150, 180, 200]
     assert num_params_table("svd", (20, 20), 1, 10, 400) == [*range(40, 400, 40), 400]  # rank 10 is as large: dense
     assert num_params_table("interpolative", (4, 3), 1, 3, 12) == [6, 10, 12]  # as large at full rank only
@@ -191,7 +191,7 @@ def test_caps_are_those_of_the_paper() -> None:
 @pytest.mark.parametrize("rank", [0, -1, 6])
 def test_a_rank_outside_the_range_is_refused(rank: int) -> None:
     with pytest.raises(ValueError, match=r"rank must lie in 1\.\.5"):
-        METHODS["svd"].factorise(nn.Linear(9, 5)).build(rank)
+        METHODS["svd"].factorize(nn.Linear(9, 5)).build(rank)
 
 
 # CP
@@ -208,20 +208,20 @@ def states(factors: Factors, ranks: Sequence[int]) -> dict[int, dict[str, torch.
 
 @pytest.mark.parametrize("order", [[1, 3, 17, 40, 60, 100], [100, 3, 60, 1, 40, 17], [17]])
 def test_cp_depends_on_the_weight_and_the_rank_alone(order: list[int]) -> None:
-    expected = states(METHODS["cp"].factorise(layer_of_16()), [60, 40, 1, 3, 100, 17])
-    found = states(METHODS["cp"].factorise(layer_of_16()), order)
+    expected = states(METHODS["cp"].factorize(layer_of_16()), [60, 40, 1, 3, 100, 17])
+    found = states(METHODS["cp"].factorize(layer_of_16()), order)
     for rank, state in found.items():
         assert all(torch.equal(value, expected[rank][name]) for name, value in state.items())
 
 
 def test_cp_refines_the_closed_form_and_never_spoils_it() -> None:
     layer = layer_of_16()
-    refined = METHODS["cp"].factorise(layer)
+    refined = METHODS["cp"].factorize(layer)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cp, "MAX_SWEEPS", 0)
-        closed = METHODS["cp"].factorise(layer)
+        closed = METHODS["cp"].factorize(layer)
         closed.squared_error(closed.max_rank)
-    ranks = range(2, break_even_rank("cp", layer.weight.shape, 1, layer.weight.numel()) + 1)
+    ranks = range(2, find_break_even_rank("cp", layer.weight.shape, 1, layer.weight.numel()) + 1)
     gains = [refined.squared_error(rank) / closed.squared_error(rank) for rank in ranks]
     assert max(gains) < 1
     assert min(gains) < 0.85
@@ -244,11 +244,11 @@ def gives(value: float) -> Any:
 @pytest.mark.parametrize("failing", [raises, gives(np.nan), gives(1e200), gives(1.0), gives(0.0)])
 def test_cp_goes_on_where_least_squares_fail(failing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cp, "MAX_SWEEPS", 0)
-    closed = METHODS["cp"].factorise(layer_of_16())
+    closed = METHODS["cp"].factorize(layer_of_16())
     expected = [closed.squared_error(rank) for rank in range(1, 41)]
     monkeypatch.undo()
     monkeypatch.setattr(cp, "parafac", failing)
-    factors = METHODS["cp"].factorise(layer_of_16())
+    factors = METHODS["cp"].factorize(layer_of_16())
     assert [factors.squared_error(rank) for rank in range(1, 41)] == expected
 
 
@@ -256,7 +256,7 @@ def test_cp_goes_on_where_least_squares_fail(failing: Any, monkeypatch: pytest.M
 def test_cp_factors_stay_in_range_whatever_the_weights_scale(scale: float) -> None:
     layer = layer_of_16()
     layer.weight.data *= scale
-    candidate = METHODS["cp"].factorise(layer).build(23)
+    candidate = METHODS["cp"].factorize(layer).build(23)
     inside, rows, columns, out = (module.weight for module in candidate)
     lengths = [inside.flatten(1).norm(dim=1), rows.flatten(1).norm(dim=1), columns.flatten(1).norm(dim=1)]
     for length in lengths:
@@ -268,7 +268,7 @@ def test_cp_factors_stay_in_range_whatever_the_weights_scale(scale: float) -> No
 def test_cp_of_a_tensor_of_low_rank_has_no_singular_surprises() -> None:
     layer = layer_of_16()
     layer.weight.data = layer.weight.data[:1].expand(16, 16, 3, 3) + 0.0
-    factors = METHODS["cp"].factorise(layer)
+    factors = METHODS["cp"].factorize(layer)
     energy = float(layer.weight.detach().double().square().sum())
     errors = [factors.squared_error(rank) / energy for rank in range(1, 61)]
     assert all(later <= earlier + 1e-12 for earlier, later in pairwise(errors))
@@ -288,7 +288,7 @@ def test_interpolative_is_exact_where_the_rows_depend_on_each_other(layer: nn.Co
     rank = min(rank, METHODS["interpolative"].max_rank(layer.weight.shape, 1))
     layer.weight.data = torch.einsum("or,r...->o...", torch.randn(num_out, rank), layer.weight.data[:rank])
     images = torch.randn(2, layer.in_channels, 11, 12)
-    factors = METHODS["interpolative"].factorise(layer)
+    factors = METHODS["interpolative"].factorize(layer)
     with torch.inference_mode():
         for enough in range(rank, factors.max_rank + 1):  # more rows than are independent
             assert relative_error(factors.build(enough)(images), layer(images)) < EXACT
@@ -299,7 +299,7 @@ def test_interpolative_is_exact_where_the_rows_depend_on_each_other(layer: nn.Co
 def test_interpolative_linear_layers_take_inputs_of_any_shape(shape: tuple[int, ...], bias: bool) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(12, 40, bias=bias)
-    candidate = METHODS["interpolative"].factorise(layer).build(12)
+    candidate = METHODS["interpolative"].factorize(layer).build(12)
     assert isinstance(candidate, Interpolated)
     assert (candidate.keep.bias is not None) == (candidate.rest.bias is not None) == bias
     inputs = torch.randn(shape)
@@ -310,7 +310,7 @@ def test_interpolative_linear_layers_take_inputs_of_any_shape(shape: tuple[int, 
 def test_interpolative_keeps_rows_of_the_layer_and_combines_the_others_best() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(30, 20)
-    candidate = METHODS["interpolative"].factorise(layer).build(7)
+    candidate = METHODS["interpolative"].factorize(layer).build(7)
     assert isinstance(candidate, Interpolated)
     order = candidate.order.argsort()
     assert torch.equal(candidate.keep.weight, layer.weight[order[:7]])
@@ -323,7 +323,7 @@ def test_interpolative_keeps_rows_of_the_layer_and_combines_the_others_best() ->
 def test_interpolative_of_nothing_is_nothing() -> None:
     layer = nn.Linear(6, 5)
     layer.weight.data.zero_()
-    factors = METHODS["interpolative"].factorise(layer)
+    factors = METHODS["interpolative"].factorize(layer)
     assert [factors.squared_error(rank) for rank in range(1, 6)] == [0.0] * 5
     with torch.inference_mode():
         torch.testing.assert_close(factors.build(2)(torch.ones(1, 6)), layer(torch.ones(1, 6)))
@@ -356,5 +356,5 @@ def test_methods_are_taken_where_they_apply(method: MethodChoice, expected: list
     found = find_layers(model, torch.zeros(1, 3, 8, 8), method=method)
     assert [layer.method for layer in found] == expected
     for layer in found:
-        assert METHODS[layer.method].factorise(layer.module).max_rank >= layer.cap
+        assert METHODS[layer.method].factorize(layer.module).max_rank >= layer.break_even_rank
         assert layer.params_by_rank()[-2] < layer.params_by_rank()[-1] == layer.params

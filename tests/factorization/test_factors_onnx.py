@@ -1,4 +1,4 @@
-"""Networks factorised by CP and by interpolation as ONNX files: the same outputs, and the operators meant."""
+"""Networks factorized by CP and by interpolation as ONNX files: the same outputs, and the operators meant."""
 
 from collections import Counter
 from math import prod
@@ -49,8 +49,8 @@ def compress(method: MethodChoice) -> tuple[nn.Module, dict[str, int]]:
     network = small_network()
     layers = find_layers(network, torch.zeros(1, 3, 8, 8), method=method)
     assert [layer.skipped for layer in layers] == [None] * 5
-    ranks = {layer.name: max(1, layer.cap // 2) for layer in layers}
-    factors = {layer.name: METHODS[layer.method].factorise(layer.module) for layer in layers}
+    ranks = {layer.name: max(1, layer.break_even_rank // 2) for layer in layers}
+    factors = {layer.name: METHODS[layer.method].factorize(layer.module) for layer in layers}
     candidate = build_candidate(network, factors, ranks)
     return candidate, {layer.name: params_at(layer, ranks[layer.name]) for layer in layers}
 

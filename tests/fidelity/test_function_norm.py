@@ -17,7 +17,7 @@ from compressor.data.images import ImageSet, from_batches
 from compressor.errors import InputError
 from compressor.factorization.registry import METHODS
 from compressor.fidelity.function_norm import BATCH_SIZE, FunctionNorm
-from compressor.fidelity.losses import Losses, LossLaw
+from compressor.fidelity.losses import Losses, NoiseSpecification
 from compressor.fidelity.noise import ImageSampler, NoiseModel
 from compressor.network.layers import compressible, find_layers
 from compressor.network.surgery import build_candidate
@@ -32,15 +32,17 @@ class Candidates:
 
     def __init__(self) -> None:
         torch.manual_seed(0)
-        self.teacher = torchvision.models.squeezenet1_1(num_classes=10).eval()
+        self.original = torchvision.models.squeezenet1_1(num_classes=10).eval()
         digits = torch.from_numpy(load_digits().images[:NUM_IMAGES]).float() / 16
         self.inputs = nn.functional.interpolate(digits[:, None].repeat(1, 3, 1, 1), size=32)
         self.images = from_batches([self.inputs], NUM_IMAGES)
-        self.norm = FunctionNorm(self.teacher, self.images, CPU)
-        layers = compressible(find_layers(self.teacher, self.inputs))
-        factors = {layer.name: METHODS[layer.method].factorise(layer.module) for layer in layers}
+        self.norm = FunctionNorm(self.original, self.images, CPU)
+        layers = compressible(find_layers(self.original, self.inputs))
+        factors = {layer.name: METHODS[layer.method].factorize(layer.module) for layer in layers}
         self.strong, self.mild = (
-            build_candidate(self.teacher, factors, {layer.name: max(1, layer.cap // part) for layer in layers})
+            build_candidate(
+                self.original, factors, {layer.name: max(1, layer.break_even_rank // part) for layer in layers}
+            )
             for part in (4, 2)
         )
         every = np.arange(NUM_IMAGES)
@@ -60,7 +62,7 @@ def test_losses_are_squared_distances_of_the_outputs(candidates: Candidates) -> 
     losses = candidates.norm.losses(candidates.strong, indices)
     with torch.inference_mode():
         chosen = candidates.inputs[indices]
-        differences = (candidates.strong(chosen) - candidates.teacher(chosen)).double().numpy()
+        differences = (candidates.strong(chosen) - candidates.original(chosen)).double().numpy()
     np.testing.assert_allclose(losses.values, (differences**2).sum(1), rtol=1e-4)
     assert losses.indices.tolist() == indices.tolist()
     assert losses.mean == pytest.approx((differences**2).sum(1).mean(), rel=1e-4)
@@ -75,22 +77,22 @@ def test_an_image_has_the_same_loss_in_every_batch(candidates: Candidates) -> No
 
 
 def test_the_original_has_no_loss_and_more_compression_has_more(candidates: Candidates) -> None:
-    assert candidates.norm.losses(candidates.teacher, np.arange(20)).values.max() < 1e-9
+    assert candidates.norm.losses(candidates.original, np.arange(20)).values.max() < 1e-9
     assert candidates.losses["strong"].mean > candidates.losses["mild"].mean > 0
 
 
 def test_teacher_energy_is_the_loss_of_a_network_that_says_nothing(candidates: Candidates) -> None:
-    silent = nn.Sequential(candidates.teacher, nn.Threshold(float("inf"), 0.0))
-    assert candidates.norm.losses(silent, np.arange(NUM_IMAGES)).mean == pytest.approx(candidates.norm.teacher_energy)
+    silent = nn.Sequential(candidates.original, nn.Threshold(float("inf"), 0.0))
+    assert candidates.norm.losses(silent, np.arange(NUM_IMAGES)).mean == pytest.approx(candidates.norm.output_energy)
 
 
 def test_outputs_of_any_shape_are_summed_over(candidates: Candidates) -> None:
     """A network without its head: the loss is over all positions of all channels."""
-    norm = FunctionNorm(candidates.teacher.features, candidates.images, CPU)
+    norm = FunctionNorm(candidates.original.features, candidates.images, CPU)
     losses = norm.losses(candidates.strong.features, np.arange(4))
     with torch.inference_mode():
         chosen = candidates.inputs[:4]
-        squares = (candidates.strong.features(chosen) - candidates.teacher.features(chosen)).double().square()
+        squares = (candidates.strong.features(chosen) - candidates.original.features(chosen)).double().square()
     assert squares.dim() == 4
     np.testing.assert_allclose(losses.values, squares.sum((1, 2, 3)).numpy(), rtol=1e-4)
 
@@ -124,7 +126,7 @@ def test_nothing_is_worse_than_nan(candidates: Candidates) -> None:
 
 def test_one_image_is_not_enough(candidates: Candidates) -> None:
     with pytest.raises(InputError, match="at least two images"):
-        FunctionNorm(candidates.teacher, candidates.images.subset([0]), CPU)
+        FunctionNorm(candidates.original, candidates.images.subset([0]), CPU)
 
 
 def test_outputs_must_be_one_finite_tensor() -> None:
@@ -147,25 +149,25 @@ def test_one_number_per_image_is_an_output_too() -> None:
 def test_the_estimate_is_unbiased_and_its_variance_is_what_it_says(candidates: Candidates) -> None:
     population = candidates.losses["strong"].values
     rng = np.random.default_rng(0)
-    looks = [Losses(np.arange(20), rng.choice(population, 20)) for _ in range(6000)]
-    means = np.array([look.mean for look in looks])
-    variances = np.array([look.variance for look in looks])
+    evaluations = [Losses(np.arange(20), rng.choice(population, 20)) for _ in range(6000)]
+    means = np.array([evaluation.mean for evaluation in evaluations])
+    variances = np.array([evaluation.variance for evaluation in evaluations])
     assert means.mean() == pytest.approx(population.mean(), abs=4 * means.std() / np.sqrt(len(means)))
     assert variances.mean() == pytest.approx(population.var() / 20, abs=4 * variances.std() / np.sqrt(len(means)))
     assert variances.mean() == pytest.approx(means.var(), rel=0.1)
 
 
-def noise_covariance(looks: list[Losses], num_images: int, likeness_power: float = 0.0) -> Array:
-    model = NoiseModel(num_images, LossLaw(likeness_power=likeness_power))
-    for losses in looks:
+def noise_covariance(evaluations: list[Losses], num_images: int, likeness_power: float = 0.0) -> Array:
+    model = NoiseModel(num_images, NoiseSpecification(likeness_power=likeness_power))
+    for losses in evaluations:
         model.add(losses)
-    return model.covariance(np.array([losses.mean for losses in looks]))
+    return model.covariance(np.array([losses.mean for losses in evaluations]))
 
 
 POOL = 400
 
 
-def draw_looks(
+def draw_evaluations(
     rng: np.random.Generator, norms: Array, parts: list[NDArray[np.int64]], common: float = 0.25, own: float = 0.05
 ) -> list[Losses]:
     """Plans whose losses are their norm times a factor of the image and one of plan and image, of these variances."""
@@ -183,9 +185,9 @@ def test_the_noise_is_what_it_says_whatever_images_are_shared() -> None:
     rng = np.random.default_rng(1)
     means, claimed = [], np.zeros((4, 4))
     for _ in range(3000):
-        looks = draw_looks(rng, norms, parts)
-        means.append([look.mean for look in looks])
-        claimed += noise_covariance(looks, POOL) / 3000
+        evaluations = draw_evaluations(rng, norms, parts)
+        means.append([evaluation.mean for evaluation in evaluations])
+        claimed += noise_covariance(evaluations, POOL) / 3000
     found = np.cov(np.transpose(means))
     scale = np.sqrt(np.outer(np.diag(found), np.diag(found)))
     np.testing.assert_allclose(claimed / scale, found / scale, atol=0.12)
@@ -197,44 +199,48 @@ def test_plans_of_other_norms_are_less_alike() -> None:
     """Losses of plans on one image are correlated as a power of the smaller over the larger norm."""
     norms, power, rng = np.array([1.0, 4.0, 4.4]), 0.3, np.random.default_rng(5)
     shares = (norms[:-1] / norms[1:]) ** power
-    looks, factors = [], rng.normal(size=POOL)
+    evaluations, factors = [], rng.normal(size=POOL)
     for norm, share in zip(norms, [0.0, *shares], strict=True):
         factors = share * factors + np.sqrt(1 - share**2) * rng.normal(size=POOL)
-        looks.append(Losses(np.arange(POOL), norm * (1 + 0.2 * factors)))
-    claimed = noise_covariance(looks, POOL, power)
+        evaluations.append(Losses(np.arange(POOL), norm * (1 + 0.2 * factors)))
+    claimed = noise_covariance(evaluations, POOL, power)
     correlations = claimed / np.sqrt(np.outer(np.diag(claimed), np.diag(claimed)))
-    np.testing.assert_allclose(correlations, np.corrcoef([look.values for look in looks]), atol=0.08)
+    np.testing.assert_allclose(correlations, np.corrcoef([evaluation.values for evaluation in evaluations]), atol=0.08)
     assert correlations[0, 1] < correlations[1, 2]
 
 
 def test_many_plans_on_few_images_are_not_known_exactly_against_each_other() -> None:
     """The sample covariance of 100 plans on 20 images has rank 19: it claims 80 differences free of noise."""
     rng = np.random.default_rng(2)
-    looks = draw_looks(rng, np.ones(100), [np.arange(20)] * 100)
-    least = np.linalg.eigvalsh(noise_covariance(looks, POOL)).min()
+    evaluations = draw_evaluations(rng, np.ones(100), [np.arange(20)] * 100)
+    least = np.linalg.eigvalsh(noise_covariance(evaluations, POOL)).min()
     assert least == pytest.approx((0.25 + 0.05 + 0.0125 - 0.25) / 20, rel=0.5)
 
 
 def test_lucky_looks_do_not_count_more() -> None:
     """Of looks alike but for chance, the one that found small losses of small spread has the same relative noise."""
     rng = np.random.default_rng(3)
-    looks = draw_looks(rng, np.ones(8), [np.arange(50 * k, 50 * k + 50) for k in range(8)])
-    relative = np.diag(noise_covariance(looks, POOL)) / np.array([look.mean for look in looks]) ** 2
-    np.testing.assert_allclose(relative, np.mean([look.variance / look.mean**2 for look in looks]))
+    evaluations = draw_evaluations(rng, np.ones(8), [np.arange(50 * k, 50 * k + 50) for k in range(8)])
+    relative = (
+        np.diag(noise_covariance(evaluations, POOL)) / np.array([evaluation.mean for evaluation in evaluations]) ** 2
+    )
+    np.testing.assert_allclose(
+        relative, np.mean([evaluation.variance / evaluation.mean**2 for evaluation in evaluations])
+    )
 
 
 def test_a_plan_without_loss_has_no_noise_and_leaves_that_of_others() -> None:
     rng = np.random.default_rng(4)
-    looks = draw_looks(rng, np.ones(2), [np.arange(20), np.arange(20)])
+    evaluations = draw_evaluations(rng, np.ones(2), [np.arange(20), np.arange(20)])
     dense = Losses(np.arange(20), np.zeros(20))
-    matrix = noise_covariance([dense, *looks], POOL)
+    matrix = noise_covariance([dense, *evaluations], POOL)
     assert not matrix[0].any()
-    np.testing.assert_array_equal(matrix[1:, 1:], noise_covariance(looks, POOL))
+    np.testing.assert_array_equal(matrix[1:, 1:], noise_covariance(evaluations, POOL))
     assert not noise_covariance([dense], POOL).any()
 
 
 @st.composite
-def looks(draw: st.DrawFn) -> list[Losses]:
+def evaluations(draw: st.DrawFn) -> list[Losses]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     sizes = draw(st.lists(st.integers(2, 12), min_size=1, max_size=6))
     scale = draw(st.sampled_from([1e-6, 1.0, 1e6]))
@@ -242,7 +248,7 @@ def looks(draw: st.DrawFn) -> list[Losses]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(looks())
+@given(evaluations())
 def test_the_noise_matrix_is_a_covariance(all_losses: list[Losses]) -> None:
     matrix = noise_covariance(all_losses, 12)
     np.testing.assert_allclose(matrix, matrix.T)

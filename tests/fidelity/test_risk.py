@@ -17,7 +17,7 @@ from compressor.data.images import ImageSet, from_batches
 from compressor.errors import InputError
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.labels import fitting_labels
-from compressor.fidelity.losses import Losses, LossLaw
+from compressor.fidelity.losses import Losses, NoiseSpecification
 from compressor.fidelity.noise import NoiseModel
 from compressor.fidelity.records import Fidelity
 from compressor.fidelity.risk import Risk, compare_risks, loss_of_guessing
@@ -61,11 +61,11 @@ def network(images: ImageSet) -> nn.Module:
     """64-64-10, trained on the first 900 digits until it knows nine of ten of the others."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    optimiser = torch.optim.Adam(model.parameters(), 0.01)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01)
     for _ in range(60):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.cross_entropy(model(images.data[:900]), images.labels[:900]).backward()
-        optimiser.step()
+        optimizer.step()
     return model.eval().requires_grad_(False)
 
 
@@ -104,10 +104,10 @@ def test_the_estimate_is_unbiased_and_its_variance_is_what_it_says(
     risk, other = make_risk(network, outside, kind), spoil(network, 0.3)
     every = risk.losses(other, np.arange(len(outside)))
     rng = np.random.default_rng(0)
-    looks = [Losses(index, every.values[index]) for index in rng.integers(len(outside), size=(4000, 50))]
-    means = np.array([look.mean for look in looks])
+    evaluations = [Losses(index, every.values[index]) for index in rng.integers(len(outside), size=(4000, 50))]
+    means = np.array([evaluation.mean for evaluation in evaluations])
     assert means.mean() == pytest.approx(every.mean, abs=4 * means.std() / np.sqrt(len(means)))
-    assert np.mean([look.variance for look in looks]) == pytest.approx(means.var(), rel=0.1)
+    assert np.mean([evaluation.variance for evaluation in evaluations]) == pytest.approx(means.var(), rel=0.1)
     labels = outside.labels.numpy()
     wrong = [float((model(outside.data).argmax(1).numpy() != labels).mean()) for model in (other, network)]
     if kind == "error":
@@ -130,22 +130,22 @@ def test_the_noise_follows_the_function_norm(
 ) -> None:
     """Over a hundredfold range of norms one number says the noise of all plans, within a factor."""
     risk, every = make_risk(network, outside, kind), np.arange(len(outside))
-    looks = [
+    evaluations = [
         risk.losses(spoil(network, deviation, seed), every) for seed, deviation in enumerate([0.05, 0.1, 0.2, 0.5])
     ]
-    norms = np.array([look.function_norm for look in looks])
+    norms = np.array([evaluation.function_norm for evaluation in evaluations])
     assert norms.max() > 50 * norms.min()
-    noise = NoiseModel(len(outside), risk.law)
-    for look in looks:
-        noise.add(look)
-    claimed, found = noise.variance(norms), np.array([look.values.var(ddof=1) for look in looks])
+    noise = NoiseModel(len(outside), risk.noise_spec)
+    for evaluation in evaluations:
+        noise.add(evaluation)
+    claimed, found = noise.variance(norms), np.array([evaluation.values.var(ddof=1) for evaluation in evaluations])
     assert (np.abs(np.log(claimed / found)) < np.log(factor)).all()
     np.testing.assert_allclose(np.diag(noise.covariance(norms)), claimed / len(outside))
 
 
 def test_plans_far_apart_are_less_alike_on_an_image() -> None:
-    law = LossLaw(0.3, 0.5, 0.5)
-    noise, rng = NoiseModel(50, law), np.random.default_rng(0)
+    noise_spec = NoiseSpecification(0.3, 0.5, 0.5)
+    noise, rng = NoiseModel(50, noise_spec), np.random.default_rng(0)
     common = rng.standard_normal(50)
     norms = np.array([1.0, 1.0, 4.0])
     for norm in norms:
@@ -159,10 +159,10 @@ def test_plans_far_apart_are_less_alike_on_an_image() -> None:
 
 def test_the_law_knows_floor_and_scale(network: nn.Module, outside: ImageSet) -> None:
     norm = FunctionNorm(network, outside, CPU)
-    law = Risk(norm, "error").law
+    noise_spec = Risk(norm, "error").noise_spec
     wrong = float((network(outside.data).argmax(1) != outside.labels).double().mean())
-    assert law.floor == pytest.approx(max(wrong, 0.05 * 0.9))
-    assert law.per_norm == pytest.approx(0.9 / norm.teacher_energy)
+    assert noise_spec.floor == pytest.approx(max(wrong, 0.05 * 0.9))
+    assert noise_spec.per_norm == pytest.approx(0.9 / norm.output_energy)
     assert (loss_of_guessing("risk", 10), loss_of_guessing("error", 10)) == pytest.approx((np.log(10), 0.9))
     assert default_gamma(Risk(norm, "risk").loss_when_lost) == pytest.approx(1 / np.log(10))
 
@@ -173,7 +173,7 @@ def test_the_law_knows_floor_and_scale(network: nn.Module, outside: ImageSet) ->
 class NoisyProblem(Problem):
     """The synthetic problem seen through a risk: half its norm, with noise as large as itself."""
 
-    law = LossLaw(0.5, 0.5, 0.5, 0.5)
+    noise_spec = NoiseSpecification(0.5, 0.5, 0.5, 0.5)
 
     def evaluate(self, ranks: np.ndarray, indices: np.ndarray) -> Losses:
         squares = super().evaluate(ranks, indices)
@@ -187,7 +187,13 @@ def test_a_search_through_noise_finds_the_optimum_and_knows_its_noise(seed: int)
     problem = NoisyProblem()
     settings = SearchSettings(max_evaluations=60, seed=seed)
     search = Search(
-        problem.space, problem.objective, problem.evaluate, 400, settings, Journal(None, {}), law=problem.law
+        problem.space,
+        problem.objective,
+        problem.evaluate,
+        400,
+        settings,
+        Journal(None, {}),
+        noise_spec=problem.noise_spec,
     )
     ranks, record = search.run()
     values = problem.objective.value(
@@ -280,9 +286,9 @@ def test_images_without_labels_are_refused_before_anything_is_written(
 
 
 def test_drawn_images_have_no_labels(network: nn.Module, tmp_path: Path) -> None:
-    drawn = ImageSet(torch.rand(20, 64), "20 procedurally drawn images", drawn=True)
+    synthetic = ImageSet(torch.rand(20, 64), "20 procedurally drawn images", synthetic=True)
     with pytest.raises(InputError, match="--fidelity risk needs labels, and drawn images have none"):
-        compress(network, drawn, tmp_path / "out", Settings(fidelity="risk"))
+        compress(network, synthetic, tmp_path / "out", Settings(fidelity="risk"))
 
 
 @pytest.mark.parametrize("labels", [torch.arange(20), torch.arange(20) - 5])

@@ -278,7 +278,7 @@ def hooked() -> nn.Module:
     return model
 
 
-def parametrised() -> nn.Module:
+def parametrized() -> nn.Module:
     model = Attends()
     nn.utils.parametrizations.weight_norm(model.attention.out_proj)
     return model
@@ -305,7 +305,7 @@ LEFT: dict[str, Callable[[], nn.Module]] = {
     "unpacked weights": lambda: Attends(kdim=EMBED, vdim=EMBED + 1),
     "subclass": subclassed,
     "hook": hooked,
-    "parametrised": parametrised,
+    "parametrized": parametrized,
     "window with a hook": hooked_window,
     "fused encoder": lambda: nn.TransformerEncoderLayer(EMBED, 2, 16, batch_first=True),
     "no attention": lambda: nn.Linear(EMBED, EMBED),
@@ -341,17 +341,17 @@ def test_a_call_that_the_example_did_not_make_is_refused(options: dict[str, Any]
     assert attention(tokens, tokens, tokens, need_weights=False)[1] is None
 
 
-# What it is for: layers that can be factorised, and exported
+# What it is for: layers that can be factorized, and exported
 
 
 @every_network
-def test_at_full_rank_factorised_attention_is_the_original_and_at_rank_one_it_is_not(network: str) -> None:
+def test_at_full_rank_factorized_attention_is_the_original_and_at_rank_one_it_is_not(network: str) -> None:
     model = NETWORKS[network]()
     opened = open_attention(model, images())
     layers = attention_layers(opened, images())
     assert len(layers) == (4 if network == "vit" else 8)
     assert compressible(layers) == layers
-    factors = {layer.name: METHODS["svd"].factorise(layer.module) for layer in layers}
+    factors = {layer.name: METHODS["svd"].factorize(layer.module) for layer in layers}
     full = build_candidate(opened, factors, {name: factor.max_rank for name, factor in factors.items()})
     assert error(full, model, images()) < 1e-4
     for name in factors:
@@ -370,8 +370,8 @@ def test_half_ranks_survive_the_export(tmp_path: Path) -> None:
     opened = open_attention(model, inputs)
     layers = attention_layers(opened, inputs)
     assert len(layers) == 6
-    factors = {layer.name: METHODS["svd"].factorise(layer.module) for layer in layers}
-    candidate = build_candidate(opened, factors, {layer.name: layer.cap // 2 for layer in layers})
+    factors = {layer.name: METHODS["svd"].factorize(layer.module) for layer in layers}
+    candidate = build_candidate(opened, factors, {layer.name: layer.break_even_rank // 2 for layer in layers})
     assert error(candidate, model, inputs) > 1e-3
     export_onnx(candidate, inputs[:1], tmp_path / "model.onnx", {})
     assert verify_onnx(tmp_path / "model.onnx", candidate, inputs, (1, 2, 5)).batch_sizes == [1, 2, 5]
@@ -411,9 +411,14 @@ def test_inspect_lists_the_layers_of_attention(invoke: Any, monkeypatch: pytest.
 
 
 def test_a_run_finds_the_layers_of_attention(tmp_path: Path) -> None:
-    """The plan asks for too high a rank, which a run can only say of a layer that it would factorise."""
+    """The plan asks for too high a rank, which a run can only say of a layer that it would factorize."""
     model = vit(1)
     in_proj = attention_layers(open_attention(model, images()), images())[0]
-    row = LayerPlan(name=in_proj.name, method="svd", rank=in_proj.cap + 1, cap=in_proj.cap)
+    row = LayerPlan(
+        name=in_proj.name,
+        method="svd",
+        rank=in_proj.break_even_rank + 1,
+        break_even_rank=in_proj.break_even_rank,
+    )
     with pytest.raises(InputError, match=r"in_proj rank \d+, above its cap"):
         apply_plan(model, [images(count=8)], Plan(arch="vit", layers=[row]), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Loading and recognising checkpoints: every torchvision classifier by name and shape, and every bad file."""
+"""Loading and recognizing checkpoints: every torchvision classifier by name and shape, and every bad file."""
 
 import argparse
 import importlib.abc
@@ -57,7 +57,7 @@ def refusal(path, **options):
 # --- Recognition -------------------------------------------------------------------------------------------
 
 
-def test_every_architecture_is_recognised_and_no_two_are_alike(registry):
+def test_every_architecture_is_recognized_and_no_two_are_alike(registry):
     assert len(registry) == 80
     for arch, fingerprint in registry.items():
         values = {CLASSES: 7, TOKENS: 197}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
-from compressor.network.hooks import batches, draw_places, in_order_of_use, input_of, watching
+from compressor.network.hooks import batches, in_order_of_use, input_of, sample_positions, watching
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -51,8 +51,8 @@ def test_rows_of_a_convolution_times_its_weight_are_its_outputs(layer: nn.Conv2d
     images = torch.randn(3, layer.in_channels, 10, 11)
     with torch.inference_mode():
         outputs = layer(images)
-        places = draw_places(layer, outputs, count, generator())
-        rows, expected = places.of_input(layer, images), places.of_output(outputs)
+        positions = sample_positions(layer, outputs, count, generator())
+        rows, expected = positions.of_input(layer, images), positions.of_output(outputs)
         assert len(rows) == len(expected) == min(count, outputs[:, 0].numel())
         torch.testing.assert_close(explained(layer, rows, layer.groups), expected, rtol=1e-4, atol=1e-5)
 
@@ -64,8 +64,8 @@ def test_rows_of_a_linear_layer_times_its_weight_are_its_outputs(shape: tuple[in
     layer, inputs = nn.Linear(6, 4), torch.randn(shape)
     with torch.inference_mode():
         outputs = layer(inputs)
-        places = draw_places(layer, outputs, count, generator())
-        rows, expected = places.of_input(layer, inputs), places.of_output(outputs)
+        positions = sample_positions(layer, outputs, count, generator())
+        rows, expected = positions.of_input(layer, inputs), positions.of_output(outputs)
         assert len(rows) == min(count, 40)
         torch.testing.assert_close(explained(layer, rows), expected)
 
@@ -73,12 +73,12 @@ def test_rows_of_a_linear_layer_times_its_weight_are_its_outputs(shape: tuple[in
 def test_places_are_distinct_random_and_everywhere() -> None:
     layer = nn.Conv2d(1, 1, 1)
     numbered = torch.arange(2 * 5 * 7.0).reshape(2, 1, 5, 7)
-    every = draw_places(layer, numbered, 1000, generator()).of_output(numbered).flatten()
+    every = sample_positions(layer, numbered, 1000, generator()).of_output(numbered).flatten()
     assert sorted(every.tolist()) == list(range(70))
-    some, others = (draw_places(layer, numbered, 20, generator(seed)).of_output(numbered) for seed in (1, 2))
+    some, others = (sample_positions(layer, numbered, 20, generator(seed)).of_output(numbered) for seed in (1, 2))
     assert len(set(some.flatten().tolist())) == 20
     assert not torch.equal(some, others)
-    again = draw_places(layer, numbered, 20, generator(1)).of_output(numbered)
+    again = sample_positions(layer, numbered, 20, generator(1)).of_output(numbered)
     assert torch.equal(some, again)
 
 
@@ -87,10 +87,12 @@ def test_the_same_places_in_another_network_of_that_shape() -> None:
     first, second = nn.Conv2d(2, 3, 3, stride=2), nn.Conv2d(5, 7, 1, stride=2)
     images = torch.randn(2, 2, 9, 9)
     outputs = first(images)
-    places = draw_places(first, outputs, 10, generator())
+    positions = sample_positions(first, outputs, 10, generator())
     inputs = torch.randn(2, 5, 7, 7)
     with torch.inference_mode():
-        torch.testing.assert_close(explained(second, places.of_input(second, inputs)), places.of_output(second(inputs)))
+        torch.testing.assert_close(
+            explained(second, positions.of_input(second, inputs)), positions.of_output(second(inputs))
+        )
 
 
 class Bomb(nn.Module):

@@ -52,7 +52,7 @@ def test_caps_of_resnet18_are_those_of_section_3_3(resnet18: nn.Module) -> None:
     for layer in found_in(resnet18).values():
         num_out, num_in = layer.shape[:2]
         kernel = layer.shape[2] if layer.kind == "conv" else 1
-        assert layer.cap == kernel * num_in * num_out // (num_in + num_out)
+        assert layer.break_even_rank == kernel * num_in * num_out // (num_in + num_out)
         assert layer.method == ("svd" if kernel == 1 else "spatial")
 
 
@@ -63,7 +63,7 @@ def test_the_table_of_parameters_ends_with_the_dense_layer(resnet18: nn.Module) 
     assert layers["fc"].params_by_rank()[:2] == [1512, 3024]
     for layer in layers.values():
         counts = layer.params_by_rank()
-        assert len(counts) == layer.dense_rank in (layer.cap, layer.cap + 1)
+        assert len(counts) == layer.dense_rank in (layer.break_even_rank, layer.break_even_rank + 1)
         assert counts == sorted(counts)
         assert counts[-2] < counts[-1] == layer.params
 
@@ -72,8 +72,8 @@ def test_costs_and_record(resnet18: nn.Module) -> None:
     record = found_in(resnet18)["layer1.0.conv1"].record()
     assert record.shape == [64, 64, 3, 3]
     assert record.macs == 64 * 64 * 9 * 16 * 16
-    assert (record.cap, record.method, record.params, record.skipped) == (96, "spatial", 36864, None)
-    assert found_in(on_meta(models.mobilenet_v2))["features.1.conv.0.0"].record().cap == 1
+    assert (record.break_even_rank, record.method, record.params, record.skipped) == (96, "spatial", 36864, None)
+    assert found_in(on_meta(models.mobilenet_v2))["features.1.conv.0.0"].record().break_even_rank == 1
 
 
 def test_the_papers_set_for_resnet18_is_the_eight_conv2(resnet18: nn.Module) -> None:
@@ -105,7 +105,7 @@ def test_the_paper_has_no_set_for_other_networks(resnet18: nn.Module, arch: str)
 def test_the_features_of_vgg11() -> None:
     layers = found_in(on_meta(models.vgg11).features)
     assert [layer.shape[0] for layer in layers.values()] == [64, 128, 256, 256, 512, 512, 512, 512]
-    assert layers["0"].cap == 3 * 3 * 64 // 67
+    assert layers["0"].break_even_rank == 3 * 3 * 64 // 67
     assert len(names(layers)) == 8
 
 
@@ -120,7 +120,7 @@ def test_depthwise_layers_of_mobilenet_are_left_with_their_reason() -> None:
 
 
 def test_attention_keeps_its_output_projection() -> None:
-    """nn.MultiheadAttention reads `out_proj.weight` itself: a factorised one would crash it."""
+    """nn.MultiheadAttention reads `out_proj.weight` itself: a factorized one would crash it."""
     layers = found_in(on_meta(models.vit_b_16), side=224)
     projections = {name: layer for name, layer in layers.items() if name.endswith("out_proj")}
     assert len(projections) == 12
@@ -133,7 +133,7 @@ def test_what_is_called_compressible_in_a_fused_encoder_can_be_replaced() -> Non
     model = nn.Sequential(nn.Linear(8, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)).eval()
     tokens = torch.randn(2, 5, 8)
     for layer in compressible(find_layers(model, tokens)):
-        factors = {layer.name: METHODS[layer.method].factorise(layer.module)}
+        factors = {layer.name: METHODS[layer.method].factorize(layer.module)}
         candidate = build_candidate(model, factors, {layer.name: factors[layer.name].max_rank})
         with torch.inference_mode():
             torch.testing.assert_close(candidate(tokens), model(tokens), rtol=1e-3, atol=1e-4)
@@ -183,7 +183,7 @@ def test_subclasses_may_do_anything_and_are_left() -> None:
     assert [layer.skipped for layer in layers] == [None, "Doubled is not supported"]
 
 
-class TwoPlaces(nn.Module):
+class TwoPositions(nn.Module):
     """One layer object that hangs in two places."""
 
     def __init__(self) -> None:
@@ -197,7 +197,7 @@ class TwoPlaces(nn.Module):
 
 
 def test_a_layer_in_two_places_is_left() -> None:
-    layers = find_layers(TwoPlaces(), torch.zeros(1, 10))
+    layers = find_layers(TwoPositions(), torch.zeros(1, 10))
     assert [layer.name for layer in compressible(layers)] == ["other"]
 
 
@@ -268,7 +268,7 @@ def test_tucker_is_taken_where_groups_and_kernel_allow() -> None:
     assert [layer.method for layer in found] == ["tucker", "spatial", "svd", "svd"]
     assert [layer.method for layer in find_layers(model, example)] == ["spatial", "spatial", "svd", "svd"]
     for layer in found:
-        assert METHODS[layer.method].factorise(layer.module).max_rank >= layer.cap
+        assert METHODS[layer.method].factorize(layer.module).max_rank >= layer.break_even_rank
 
 
 def test_looking_leaves_the_network_as_it_was() -> None:

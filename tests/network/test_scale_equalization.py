@@ -13,13 +13,13 @@ from compressor.network.pruning import balance_factors, prune_smallest
 from compressor.network.surgery import build_candidate, detach_from_original
 
 
-def factorised(method: Method, groups: int = 1) -> nn.Module:
-    """A network of two factorised layers, the first factors a thousandth of their size and the last a thousandfold."""
+def factorized(method: Method, groups: int = 1) -> nn.Module:
+    """A network of two factorized layers, the first factors a thousandth of their size and the last a thousandfold."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, groups=groups), nn.ReLU(), nn.Flatten(), nn.Linear(576, 10))
     first, last = compressible(find_layers(network.eval(), torch.zeros(1, 8, 6, 6)))
     layers = [with_method(first, method), last]
-    factors = {layer.name: METHODS[layer.method or "svd"].factorise(layer.module) for layer in layers}
+    factors = {layer.name: METHODS[layer.method or "svd"].factorize(layer.module) for layer in layers}
     made = detach_from_original(build_candidate(network, factors, {first.name: 4, last.name: 6}))
     for name in (first.name, last.name):
         chain = made.get_submodule(name)
@@ -31,7 +31,7 @@ def factorised(method: Method, groups: int = 1) -> nn.Module:
 
 @pytest.mark.parametrize(("method", "groups"), [("spatial", 1), ("spatial", 2), ("tucker", 1), ("cp", 1)])
 def test_the_function_stays_and_norms_are_alike(method: Method, groups: int) -> None:
-    network = factorised(method, groups)
+    network = factorized(method, groups)
     inputs = torch.randn(4, 8, 6, 6)
     with torch.inference_mode():
         before = network(inputs)
@@ -44,7 +44,7 @@ def test_the_function_stays_and_norms_are_alike(method: Method, groups: int) -> 
 
 @pytest.mark.parametrize("method", ["spatial", "tucker"])
 def test_pruning_no_longer_takes_a_whole_factor(method: Method) -> None:
-    network = factorised(method)
+    network = factorized(method)
     inputs = torch.randn(64, 8, 6, 6)
     with torch.inference_mode():
         outputs = network(inputs)

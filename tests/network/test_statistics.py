@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.data.images import ImageSet, from_batches
-from compressor.factorization.metric import INPUT_FLOOR, OUTPUT_FLOOR, Metric, with_floor
+from compressor.factorization.moments import INPUT_FLOOR, OUTPUT_FLOOR, LayerMoments, with_floor
 from compressor.network import statistics as calibrate
 from compressor.network.layers import FoundLayer, compressible, find_layers
-from compressor.network.statistics import PROJECTIONS, Moments, chunks, collect_metrics, output_weights
+from compressor.network.statistics import PROJECTIONS, Moments, chunks, collect_moments, output_weights
 
 CPU = torch.device("cpu")
 
@@ -26,9 +26,9 @@ def layers_of(model: nn.Module, images: ImageSet) -> list[FoundLayer]:
     return find_layers(model.eval().requires_grad_(False), images.batch([0]))
 
 
-def metrics_of(model: nn.Module, images: ImageSet, seed: int = 0) -> dict[str, Metric]:
-    found = collect_metrics(model, layers_of(model, images), images, CPU, seed)
-    return {layer.name: metric for layer, metric in found}
+def moments_of(model: nn.Module, images: ImageSet, seed: int = 0) -> dict[str, LayerMoments]:
+    found = collect_moments(model, layers_of(model, images), images, CPU, seed)
+    return {layer.name: moments for layer, moments in found}
 
 
 # Sums
@@ -96,15 +96,15 @@ def network() -> nn.Module:
 def test_every_layer_gets_its_metric_in_order(network: nn.Module) -> None:
     images = images_of(40, 3, 8, 8)
     layers = layers_of(network, images)
-    found = list(collect_metrics(network, layers, images, CPU, 0))
+    found = list(collect_moments(network, layers, images, CPU, 0))
     assert [layer.name for layer, _ in found] == ["0", "2", "5", "9"]
-    for layer, metric in found:
+    for layer, moments in found:
         groups, num_in = layer.num_groups, torch.Size(layer.shape[1:]).numel()
         num_out = layer.shape[0] // groups
-        assert metric.covariance.shape == (groups, num_in, num_in)
-        assert metric.mean.shape == (groups, num_in)
-        assert metric.outputs.shape == (groups, num_out, num_out)
-        for part in (metric.covariance, metric.outputs):
+        assert moments.covariance.shape == (groups, num_in, num_in)
+        assert moments.mean.shape == (groups, num_in)
+        assert moments.outputs.shape == (groups, num_out, num_out)
+        for part in (moments.covariance, moments.outputs):
             assert part.dtype == torch.float64
             torch.testing.assert_close(part, part.mT)
             assert float(torch.linalg.eigvalsh(part).min()) > 0
@@ -119,16 +119,16 @@ def patches(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
 
 def test_covariances_are_those_of_the_inputs(network: nn.Module) -> None:
     images = images_of(40, 3, 8, 8)
-    metrics = metrics_of(network, images)
+    metrics = moments_of(network, images)
     with torch.inference_mode():
         inputs = {name: network[: int(name)](images.batch(slice(None)).clone()) for name in metrics}
-    for name, metric in metrics.items():
+    for name, moments in metrics.items():
         layer = network[int(name)]
         rows = patches(layer, inputs[name]) if isinstance(layer, nn.Conv2d) else inputs[name].double()
-        for group, part in enumerate(rows.chunk(len(metric.mean), 1)):
-            torch.testing.assert_close(metric.mean[group], part.mean(0), rtol=1e-4, atol=1e-5)
+        for group, part in enumerate(rows.chunk(len(moments.mean), 1)):
+            torch.testing.assert_close(moments.mean[group], part.mean(0), rtol=1e-4, atol=1e-5)
             expected = with_floor(part.T.cov(correction=0)[None], INPUT_FLOOR)[0]
-            torch.testing.assert_close(metric.covariance[group], expected, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(moments.covariance[group], expected, rtol=1e-3, atol=1e-5)
 
 
 def exact_weights(network: nn.Module, images: ImageSet, name: str) -> Tensor:
@@ -177,9 +177,9 @@ def test_of_a_linear_network_with_one_output_weights_are_exact() -> None:
 
 def test_too_wide_layers_get_none(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "MAX_INPUTS", 26)
-    assert list(metrics_of(network, images_of(10, 3, 8, 8))) == ["5", "9"]
+    assert list(moments_of(network, images_of(10, 3, 8, 8))) == ["5", "9"]
     monkeypatch.setattr(calibrate, "MAX_INPUTS", 27)
-    assert list(metrics_of(network, images_of(10, 3, 8, 8))) == ["0", "5", "9"]
+    assert list(moments_of(network, images_of(10, 3, 8, 8))) == ["0", "5", "9"]
 
 
 @pytest.mark.parametrize("max_rows", [100, 100_000])
@@ -189,13 +189,13 @@ def test_passes_for_few_layers_each_give_the_same(
     """Random places, too: a layer's own do not depend on which others are looked at."""
     monkeypatch.setattr(calibrate, "MAX_ROWS", max_rows)
     images = images_of(40, 3, 8, 8)
-    together = metrics_of(network, images)
+    together = moments_of(network, images)
     monkeypatch.setattr(calibrate, "MEMORY_BYTES", 1)
-    apart = metrics_of(network, images)
+    apart = moments_of(network, images)
     assert list(apart) == list(together)
-    for name, metric in together.items():
+    for name, moments in together.items():
         for part in ("covariance", "mean", "outputs"):
-            torch.testing.assert_close(getattr(apart[name], part), getattr(metric, part))
+            torch.testing.assert_close(getattr(apart[name], part), getattr(moments, part))
 
 
 def test_chunks_keep_to_the_memory_and_the_order(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,14 +218,14 @@ def test_a_limited_number_of_places_enters(network: nn.Module, monkeypatch: pyte
     images = images_of(40, 3, 8, 8)
     moments = calibrate._input_moments(network, layers_of(network, images), images, CPU, 0)
     assert [part.count for part in moments.values()] == [100, 100, 100, 40]
-    assert metrics_of(network, images)["0"].covariance.equal(metrics_of(network, images)["0"].covariance)
-    assert not metrics_of(network, images)["0"].covariance.equal(metrics_of(network, images, 1)["0"].covariance)
+    assert moments_of(network, images)["0"].covariance.equal(moments_of(network, images)["0"].covariance)
+    assert not moments_of(network, images)["0"].covariance.equal(moments_of(network, images, 1)["0"].covariance)
 
 
 def test_the_network_and_the_images_stay_as_they_were(network: nn.Module) -> None:
     images = images_of(10, 3, 8, 8)
     pixels, before = images.data.clone(), {name: value.clone() for name, value in network.state_dict().items()}
-    metrics_of(network, images)
+    moments_of(network, images)
     assert torch.equal(images.data, pixels)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not any(parameter.requires_grad or parameter.grad is not None for parameter in network.parameters())
@@ -251,7 +251,7 @@ class InPlace(nn.Module):
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_parts_without_gradients_are_weighed_alike(context: Callable[[], torch.no_grad]) -> None:
-    metrics = metrics_of(Frozen(context), images_of(20, 6))
+    metrics = moments_of(Frozen(context), images_of(20, 6))
     torch.testing.assert_close(metrics["body"].outputs[0], torch.eye(6, dtype=torch.float64))
     assert float(metrics["head"].covariance.diagonal(dim1=-2, dim2=-1).min()) > 0
 
@@ -263,23 +263,23 @@ def test_a_network_without_any_gradient(context: Callable[[], torch.no_grad]) ->
             with self.context():
                 return super().forward(x)
 
-    for metric in metrics_of(Decorated(context), images_of(20, 6)).values():
-        torch.testing.assert_close(metric.outputs[0], torch.eye(len(metric.outputs[0]), dtype=torch.float64))
+    for moments in moments_of(Decorated(context), images_of(20, 6)).values():
+        torch.testing.assert_close(moments.outputs[0], torch.eye(len(moments.outputs[0]), dtype=torch.float64))
 
 
 def test_a_network_that_changes_its_input_in_place() -> None:
     images = images_of(20, 6)
     before = images.data.clone()
-    metrics = metrics_of(nn.Sequential(InPlace(), nn.Linear(6, 3)), images)
+    metrics = moments_of(nn.Sequential(InPlace(), nn.Linear(6, 3)), images)
     assert list(metrics) == ["1"]
     assert torch.equal(images.data, before)
 
 
 def test_images_all_alike_give_metrics_that_can_be_used(network: nn.Module) -> None:
     images = from_batches([torch.ones(20, 3, 8, 8)], 20)
-    for metric in metrics_of(network, images).values():
-        torch.linalg.cholesky(metric.covariance)
-        torch.linalg.cholesky(metric.outputs)
+    for moments in moments_of(network, images).values():
+        torch.linalg.cholesky(moments.covariance)
+        torch.linalg.cholesky(moments.outputs)
 
 
 # Networks that do as they like
@@ -323,7 +323,7 @@ def awkward_images(*shape: int) -> ImageSet:
 def test_awkward_calls_are_seen() -> None:
     model, images = Awkward().eval().requires_grad_(False), awkward_images(3, 6, 6)
     layers = compressible(find_layers(model, images.batch([0])))
-    found = [layer.name for layer, _ in collect_metrics(model, layers, images, torch.device("cpu"), 0)]
+    found = [layer.name for layer, _ in collect_moments(model, layers, images, torch.device("cpu"), 0)]
     assert found == [layer.name for layer in layers] == ["conv", "twice", "last"]
 
 

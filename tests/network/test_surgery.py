@@ -33,7 +33,7 @@ class Subject:
         self.model.eval()
         self.layers = compressible(find_layers(self.model, self.images, method=method))
         self.factors: dict[str, Factors] = {
-            layer.name: METHODS[layer.method].factorise(layer.module) for layer in self.layers
+            layer.name: METHODS[layer.method].factorize(layer.module) for layer in self.layers
         }
 
     def error(self, candidate: nn.Module) -> float:
@@ -102,7 +102,7 @@ def test_networks_asked_for_in_several_threads_are_kept_apart(mobilenet: Subject
 
 
 def test_what_is_kept_for_other_candidates_is_bounded(mobilenet: Subject) -> None:
-    name = max(mobilenet.layers, key=lambda layer: layer.cap).name
+    name = max(mobilenet.layers, key=lambda layer: layer.break_even_rank).name
     candidates = Candidates(mobilenet.model, {name: mobilenet.factors[name]})
     first = candidates.build({name: 1}).get_submodule(name)
     assert candidates.build({name: 1}).get_submodule(name) is first
@@ -154,7 +154,7 @@ def test_with_no_rank_given_the_candidate_is_the_original_in_other_modules(mobil
 
 
 def test_a_detached_network_shares_nothing(mobilenet: Subject) -> None:
-    ranks = {layer.name: max(1, layer.cap // 2) for layer in mobilenet.layers}
+    ranks = {layer.name: max(1, layer.break_even_rank // 2) for layer in mobilenet.layers}
     candidate = build_candidate(mobilenet.model, mobilenet.factors, ranks)
     detached = detach_from_original(candidate)
     assert addresses(detached).isdisjoint(addresses(mobilenet.model) | addresses(candidate))
@@ -177,7 +177,7 @@ def test_a_candidate_holds_the_parameters_the_plan_says(mobilenet: Subject, data
     space = RankSpace([layer.name for layer in layers], [layer.params_by_rank() for layer in layers])
     below_cap = {layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if rank < layer.dense_rank}
     candidate = build_candidate(mobilenet.model, mobilenet.factors, below_cap)
-    rest = conv_and_linear_weights(mobilenet.model) - space.cost(space.caps[None])[0]
+    rest = conv_and_linear_weights(mobilenet.model) - space.cost(space.break_even_ranks[None])[0]
     assert conv_and_linear_weights(candidate) == space.cost(ranks[None])[0] + rest
     biases_and_norms = num_params(mobilenet.model) - conv_and_linear_weights(mobilenet.model)
     assert num_params(candidate) == conv_and_linear_weights(candidate) + biases_and_norms
@@ -202,7 +202,7 @@ def whole_network(layer: nn.Module, example: torch.Tensor) -> FoundLayer:
 def test_a_network_that_is_one_layer(layer: nn.Module, example: torch.Tensor) -> None:
     found = whole_network(layer, example)
     assert found.name == ""
-    factors = {"": METHODS[found.method].factorise(found.module)}
+    factors = {"": METHODS[found.method].factorize(found.module)}
     before = snapshot(layer)
     candidate = build_candidate(layer, factors, {"": factors[""].max_rank})
     with torch.inference_mode():

@@ -14,14 +14,14 @@ from compressor.network import statistics as calibrate
 from compressor.network.layers import FoundLayer, compressible, find_layers, with_method
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.stages import factorize as decompose
-from compressor.pipeline.stages.factorize import MARGIN, RIVALS, TRIAL_SHARES, Decomposed, Decomposer
+from compressor.pipeline.stages.factorize import COMPETITORS, MARGIN, TRIAL_SHARES, Decomposed, Decomposer
 
 CPU = torch.device("cpu")
 EVERY_FACTOR = {"spatial, refit", "spatial, weight", "spatial, activation"}
 EVERY_METHOD = EVERY_FACTOR | {"tucker, activation", "cp, activation", "interpolative, activation"}
 
 
-def drawn(count: int, seed: int) -> ImageSet:
+def synthetic(count: int, seed: int) -> ImageSet:
     """Images whose neighbouring pixels are alike and whose channels differ in size."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 4, 4, 4, generator=generator) * torch.tensor([3.0, 1.0, 0.3, 0.1])[:, None, None]
@@ -45,14 +45,14 @@ class Subject:
             nn.Linear(64, 10),
         ).eval()
         self.model.requires_grad_(False)
-        self.calibration, search = drawn(30, 0), drawn(20, 1)
-        self.judge = FunctionNorm(self.model, search, CPU)
+        self.calibration, search = synthetic(30, 0), synthetic(20, 1)
+        self.evaluator = FunctionNorm(self.model, search, CPU)
         self.layers = compressible(find_layers(self.model, search.batch([0])))
 
     def run(
         self, choice: str = "auto", layers: list[FoundLayer] | None = None, **options: Any
     ) -> dict[str, Decomposed]:
-        given = {"calibration": self.calibration, "judge": self.judge} | options
+        given = {"calibration": self.calibration, "judge": self.evaluator} | options
         decomposer = Decomposer(model=self.model, device=CPU, choice=choice, **given)  # type: ignore[arg-type]
         layers = self.layers if layers is None else layers
         found = decomposer.run(layers)
@@ -97,7 +97,7 @@ def test_trials_are_what_each_candidate_does_alone_at_the_shares(subject: Subjec
         for name, alone in subject.run(choice).items():
             ranks = [largest_rank(alone.layer, share) for share in TRIAL_SHARES]
             networks = [build_candidate(subject.model, {name: alone.factors}, {name: rank}) for rank in ranks]
-            losses = [subject.judge.losses(network, images).mean for network in networks]
+            losses = [subject.evaluator.losses(network, images).mean for network in networks]
             trial = found[name].trials[f"{alone.layer.method}, {choice}"]
             assert trial == pytest.approx(losses, rel=1e-4)
 
@@ -134,7 +134,7 @@ def test_another_method_must_win_by_the_margin_at_every_share(
     }
     monkeypatch.setattr(Decomposer, "_loss", lambda *args: Losses(losses)(*args))
     spatial = [layer for layer in subject.layers if layer.method == "spatial" and layer.num_groups == 1]
-    for part in subject.run(layers=spatial, rivals=RIVALS["auto+cp"]).values():
+    for part in subject.run(layers=spatial, challengers=COMPETITORS["auto+cp"]).values():
         assert part.layer.method == winner
         won = sum(MARGIN * mine < other for mine, other in zip(tucker, own, strict=True))
         assert len(part.trials["tucker, activation"]) <= won
@@ -153,7 +153,7 @@ def test_trials_keep_within_the_shares_of_parameters(subject: Subject, monkeypat
         return candidate
 
     monkeypatch.setattr(decompose, "build_candidate", build)
-    subject.run(rivals=RIVALS["auto+cp"])
+    subject.run(challengers=COMPETITORS["auto+cp"])
     assert len(tried) >= 4 * 3 * len(TRIAL_SHARES)
     for name, size in tried:
         weight = subject.model.get_submodule(name).weight
@@ -171,7 +171,7 @@ def test_a_choice_is_taken_without_trials(subject: Subject, choice: str, monkeyp
 
 def test_weight_needs_no_images(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     with_images = subject.run("weight")
-    monkeypatch.setattr(decompose, "collect_metrics", lambda *_: pytest.fail("images were looked at"))
+    monkeypatch.setattr(decompose, "collect_moments", lambda *_: pytest.fail("images were looked at"))
     nothing = subject.calibration.subset([])
     for found in (subject.run("weight"), subject.run("weight", calibration=nothing), subject.run(calibration=nothing)):
         assert kinds(found) == ["weight"] * 4
@@ -197,13 +197,13 @@ def test_what_is_kept_is_the_same_whatever_the_others_are(subject: Subject, monk
 
 
 def test_methods_compete_for_convolutions_without_groups_alone(subject: Subject) -> None:
-    found = subject.run(rivals=RIVALS["auto+cp"])
+    found = subject.run(challengers=COMPETITORS["auto+cp"])
     assert set(found["0"].trials) == EVERY_METHOD
     assert set(found["2"].trials) == EVERY_FACTOR
     for name in ("4", "8"):
         assert set(found[name].trials) == {f"svd, {kind}" for kind in ("refit", "weight", "activation")}
     best = found["0"]
-    assert best.layer.cap == with_method(subject.layers[0], best.layer.method or "svd").cap
+    assert best.layer.break_even_rank == with_method(subject.layers[0], best.layer.method or "svd").break_even_rank
 
 
 def test_every_method_can_win(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,22 +211,22 @@ def test_every_method_can_win(subject: Subject, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(
             Decomposer, "_loss", lambda _, part, _share, winner=winner: float(decompose._describe(part) != winner)
         )
-        best = subject.run(layers=subject.layers[:1], rivals=RIVALS["auto+cp"])["0"]
+        best = subject.run(layers=subject.layers[:1], challengers=COMPETITORS["auto+cp"])["0"]
         assert (f"{best.layer.method}, {best.kind}", best.trials[winner]) == (winner, [0.0] * len(TRIAL_SHARES))
         assert best.factors.max_rank >= best.layer.dense_rank - 1
         best.factors.build(best.layer.dense_rank - 1)
 
 
 def test_without_images_methods_compete_with_the_weights_factors(subject: Subject) -> None:
-    found = subject.run(rivals=RIVALS["auto+cp"], calibration=subject.calibration.subset([]))
-    assert set(found["0"].trials) == {f"{method}, weight" for method in RIVALS["auto+cp"]}
+    found = subject.run(challengers=COMPETITORS["auto+cp"], calibration=subject.calibration.subset([]))
+    assert set(found["0"].trials) == {f"{method}, weight" for method in COMPETITORS["auto+cp"]}
     assert found["2"].trials == {}
 
 
 @pytest.mark.parametrize("method", ["tucker", "cp", "interpolative"])
 def test_a_method_asked_for_has_no_rivals(subject: Subject, method: Any) -> None:
     layers = compressible(find_layers(subject.model, subject.calibration.batch([0]), method=method))
-    found = subject.run(layers=layers, rivals=RIVALS["auto+cp"])
+    found = subject.run(layers=layers, challengers=COMPETITORS["auto+cp"])
     assert (found["0"].layer.method, found["0"].kind, found["0"].trials) == (method, "activation", {})
     assert found["2"].layer.method == "spatial"
 
@@ -245,7 +245,7 @@ def test_factors_reach_the_last_rank_that_makes_a_layer_smaller(subject: Subject
 
 def test_the_network_stays_as_it_was(subject: Subject) -> None:
     before = {name: value.clone() for name, value in subject.model.state_dict().items()}
-    subject.run(rivals=RIVALS["auto+cp"])
+    subject.run(challengers=COMPETITORS["auto+cp"])
     assert all(torch.equal(value, before[name]) for name, value in subject.model.state_dict().items())
     assert not any(module._forward_hooks for module in subject.model.modules())
 

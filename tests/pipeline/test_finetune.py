@@ -12,7 +12,7 @@ from compressor import apply_plan, compress
 from compressor.data.images import ImageSet, from_batches
 from compressor.errors import InputError
 from compressor.pipeline.settings import Settings
-from compressor.pipeline.state import CHECKPOINT, Compressed
+from compressor.pipeline.state import CHECKPOINT, CompressedModel
 from compressor.recovery.finetuning import FineTuning
 from compressor.recovery.schedules import TuneSettings
 from compressor.report.console import print_report
@@ -58,11 +58,13 @@ def unmeasured() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def run(unmeasured: None, network: nn.Module, images: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
+def run(
+    unmeasured: None, network: nn.Module, images: ImageSet, tmp_path_factory: pytest.TempPathFactory
+) -> CompressedModel:
     return compress(network, images, tmp_path_factory.mktemp("tuned") / "out", SETTINGS)
 
 
-def test_the_report_says_what_tuning_brought(run: Compressed, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_says_what_tuning_brought(run: CompressedModel, capsys: pytest.CaptureFixture[str]) -> None:
     record = run.report.tuning
     assert record is not None
     assert record.before is not None
@@ -85,7 +87,7 @@ def test_the_report_says_what_tuning_brought(run: Compressed, capsys: pytest.Cap
 
 
 def test_a_run_killed_while_tuning_ends_as_one_that_was_not(
-    run: Compressed, network: nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: CompressedModel, network: nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epoch = FineTuning._epoch
 
@@ -107,14 +109,14 @@ def test_a_run_killed_while_tuning_ends_as_one_that_was_not(
 
 
 def test_a_plan_is_applied_and_tuned_on_images_of_its_own(
-    run: Compressed, network: nn.Module, images: ImageSet, tmp_path: Path
+    run: CompressedModel, network: nn.Module, images: ImageSet, tmp_path: Path
 ) -> None:
     """Those of them that check or judge are left out, and said to be."""
     settings = Settings(factors=None, search=SEARCH, tune=TUNE)
     result = apply_plan(network, images, run.plan, tmp_path / "out", settings, train_images=images)
     record = result.report.tuning
     assert record is not None
-    assert record.excluded == 120 - record.train_images == record.check_images + result.report.images.held_out
+    assert record.excluded == 120 - record.train_images == record.check_images + result.report.images.test_images
     assert any(f"{record.excluded} images of --train-data" in warning for warning in result.report.warnings)
 
 
@@ -161,9 +163,9 @@ def test_wrong_options_are_one_sentence(
 
 def test_the_command_line_tunes(invoke: Callable, tiny_checkpoint: Path, digit_images: Path, tmp_path: Path) -> None:
     command = (tiny_checkpoint, "--trust-pickle", "--input-size", 32, "--data", digit_images, "--out", tmp_path / "out")
-    looks = ("--max-evaluations", 1, "--samples", 4, "--factors", "weight", "--no-recalibrate")
+    evaluations = ("--max-evaluations", 1, "--samples", 4, "--factors", "weight", "--no-recalibrate")
     tuning = ("--finetune", 1, "--schedule", "cyclic", "--learning-rate", 0.001, "--finetune-by", "labels")
-    result = invoke("bocompress-export", *command, *looks, *tuning)
+    result = invoke("bocompress-export", *command, *evaluations, *tuning)
     assert result.exit_code == 0, result.output
     assert "fine-tuning: done" in result.stderr
     report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())

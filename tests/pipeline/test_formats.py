@@ -22,7 +22,7 @@ from compressor.pipeline.settings import Settings
 from compressor.pipeline.stages import export, formats
 from compressor.pipeline.stages import quantize as precision
 from compressor.pipeline.stages.export import OUTPUTS
-from compressor.pipeline.state import Compressed
+from compressor.pipeline.state import CompressedModel
 from exporters import onnx as exporter
 from exporters import ort_format as edge
 from exporters.ort_format import converted_to_ort, zip_file
@@ -31,7 +31,7 @@ PLAN = {
     "arch": "toy",
     "gamma": 0.01,
     "prune_fraction": 0.6,
-    "layers": [{"name": "2", "method": "spatial", "factors": "weight", "rank": 8, "cap": 24}],
+    "layers": [{"name": "2", "method": "spatial", "factors": "weight", "rank": 8, "break_even_rank": 24}],
 }
 
 
@@ -42,7 +42,7 @@ def images() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def runs(images: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> tuple[Compressed, Compressed]:
+def runs(images: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> tuple[CompressedModel, CompressedModel]:
     """A run with every format, and one whose weights do not fit into one file; neither measures latency."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()]
@@ -50,7 +50,7 @@ def runs(images: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> tupl
     quick = Settings(factors="weight", recalibrate=False, calibration=0, precisions=("int8", "fp16"), zip=True)
     plan = Plan.model_validate(PLAN)
 
-    def run(name: str, **changes: object) -> Compressed:
+    def run(name: str, **changes: object) -> CompressedModel:
         out = tmp_path_factory.mktemp(name) / "out"
         return apply_plan(model, from_batches([images], 60), plan, out, replace(quick, **changes))
 
@@ -66,13 +66,15 @@ def infer(path: Path, images: torch.Tensor) -> np.ndarray:
     return ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": images.numpy()})[0]
 
 
-def test_the_files_have_the_operator_set_asked_for(runs: tuple[Compressed, Compressed]) -> None:
+def test_the_files_have_the_operator_set_asked_for(runs: tuple[CompressedModel, CompressedModel]) -> None:
     for name in ("original.onnx", "model.onnx", "model.int8.onnx"):
         (opset,) = (entry.version for entry in onnx.load(runs[0].folder / name).opset_import if entry.domain == "")
         assert opset == 18
 
 
-def test_ort_files_run_and_name_their_operators(runs: tuple[Compressed, Compressed], images: torch.Tensor) -> None:
+def test_ort_files_run_and_name_their_operators(
+    runs: tuple[CompressedModel, CompressedModel], images: torch.Tensor
+) -> None:
     run = runs[0]
     files = {record.file: record for record in run.report.files}
     assert {"model.ort", "model.int8.ort", "model.fp16.ort"} <= set(files)
@@ -92,7 +94,7 @@ def test_ort_files_run_and_name_their_operators(runs: tuple[Compressed, Compress
 
 
 def test_a_wrong_ort_file_is_not_kept(
-    runs: tuple[Compressed, Compressed], images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: tuple[CompressedModel, CompressedModel], images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The converter is made to convert another network."""
     run = runs[0]
@@ -102,14 +104,14 @@ def test_a_wrong_ort_file_is_not_kept(
 
     class JobOf:
         folder = tmp_path
-        held_out = from_batches([images], 60)
+        test_images = from_batches([images], 60)
 
     with pytest.raises(VerificationError, match="does not compute what the torch network computes"):
         formats._write_ort(JobOf, tmp_path / "model.onnx", run.model)  # type: ignore[arg-type]
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_zipped_files_hold_the_same_and_pruning_shows(runs: tuple[Compressed, Compressed]) -> None:
+def test_zipped_files_hold_the_same_and_pruning_shows(runs: tuple[CompressedModel, CompressedModel]) -> None:
     run = runs[0]
     records = {record.file: record for record in run.report.files if record.file.endswith(".gz")}
     assert set(records) == {"model.onnx.gz", "model.int8.onnx.gz", "model.fp16.onnx.gz"}
@@ -136,7 +138,7 @@ def test_what_is_no_network_has_no_ort_format(tmp_path: Path) -> None:
 
 
 def test_weights_too_large_for_one_file_lie_beside_it(
-    runs: tuple[Compressed, Compressed], images: torch.Tensor
+    runs: tuple[CompressedModel, CompressedModel], images: torch.Tensor
 ) -> None:
     usual, run = runs
     for name in ("original.onnx", "model.onnx", "model.int8.onnx", "model.fp16.onnx"):
@@ -157,7 +159,7 @@ def gzip_alone(path: Path) -> int:
     return len(gzip.compress(path.read_bytes(), 6, mtime=0))
 
 
-def test_a_run_leaves_what_may_be_left_and_says_so(runs: tuple[Compressed, Compressed]) -> None:
+def test_a_run_leaves_what_may_be_left_and_says_so(runs: tuple[CompressedModel, CompressedModel]) -> None:
     for run in runs:
         names = {path.name for path in run.folder.iterdir()}
         assert names <= set(OUTPUTS)

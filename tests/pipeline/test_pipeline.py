@@ -22,7 +22,7 @@ from compressor.pipeline.plan import Plan
 from compressor.pipeline.settings import Settings
 from compressor.pipeline.stages import cost
 from compressor.pipeline.stages.factorize import Decomposer
-from compressor.pipeline.state import Compressed
+from compressor.pipeline.state import CompressedModel
 from compressor.search.optimizer import SearchSettings
 from tests.unmeasured import without_measuring
 
@@ -58,12 +58,14 @@ def unmeasured() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def run(unmeasured: None, network: nn.Module, images: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
+def run(
+    unmeasured: None, network: nn.Module, images: ImageSet, tmp_path_factory: pytest.TempPathFactory
+) -> CompressedModel:
     """The defaults."""
     return compress(network, images, tmp_path_factory.mktemp("run") / "out", Settings(search=SEARCH))
 
 
-def held_out(images: ImageSet, settings: Settings) -> ImageSet:
+def test_images(images: ImageSet, settings: Settings) -> ImageSet:
     return divide_images(images, settings)[2]
 
 
@@ -91,13 +93,13 @@ def test_every_image_has_one_purpose(count: int, calibration: int, factors: Any,
     )
     parts = divide_images(images, settings)
     assert sorted(number for part in parts for number in part.data.flatten().tolist()) == list(range(count))
-    fitted, searched, judged = map(len, parts)
+    fitted, searched, evaluated = map(len, parts)
     assert fitted <= min(calibration, 0.3 * count)
     assert fitted == 0 or fitted >= MIN_CALIBRATION_IMAGES
     needed = factors != "weight" or recalibrate
     assert (fitted > 0) == (needed and min(calibration, int(0.3 * count)) >= MIN_CALIBRATION_IMAGES)
     assert searched == min(500, (count - fitted) // 2)
-    assert min(searched, judged) >= 2
+    assert min(searched, evaluated) >= 2
     again = divide_images(images, settings)
     assert all(torch.equal(one.data, two.data) for one, two in zip(parts, again, strict=True))
 
@@ -108,8 +110,8 @@ def test_search_and_factors_never_meet_the_judge(
     """Everything up to the verdict runs on the other images: with the judge's replaced, it comes out the same."""
     changed = ImageSet(images.data.clone(), "changed")
     order = ImageSet(torch.arange(100.0)[:, None], "numbers")
-    judges = held_out(order, Settings(search=SEARCH)).data.flatten().long()
-    changed.data[judges] = torch.randn(len(judges), 3, 8, 8)
+    evaluators = test_images(order, Settings(search=SEARCH)).data.flatten().long()
+    changed.data[evaluators] = torch.randn(len(evaluators), 3, 8, 8)
     results = [
         compress(network, part, tmp_path / name, Settings(search=SEARCH))
         for name, part in {"one": images, "two": changed}.items()
@@ -123,25 +125,25 @@ def test_search_and_factors_never_meet_the_judge(
 # What the report says
 
 
-def test_by_default_factors_are_fitted_and_refitted(run: Compressed, network: nn.Module, images: ImageSet) -> None:
+def test_by_default_factors_are_fitted_and_refitted(run: CompressedModel, network: nn.Module, images: ImageSet) -> None:
     report = run.report
-    assert (report.images.calibration, report.images.search, report.images.held_out) == (30, 35, 35)
-    record = report.recalibration
+    assert (report.images.calibration, report.images.search, report.images.test_images) == (30, 35, 35)
+    record = report.reconstruction
     assert record is not None
     assert (record.calibration_images, record.check_images) == (30, 35)
     assert record.after <= record.before
-    factorised = [layer.name for layer in report.layers if layer.rank]
-    assert factorised
-    assert {step.layer for step in record.steps} == {*factorised, ""}
+    factorized = [layer.name for layer in report.layers if layer.rank]
+    assert factorized
+    assert {step.layer for step in record.steps} == {*factorized, ""}
     assert report.fidelity.function_norm == pytest.approx(
-        function_norm(run.model, network, held_out(images, Settings(search=SEARCH))), rel=1e-4
+        function_norm(run.model, network, test_images(images, Settings(search=SEARCH))), rel=1e-4
     )
     assert all(layer.factors for layer in run.plan.layers)
     kinds = {row.name: (row.method, row.factors if row.rank else None) for row in run.plan.layers}
     assert {layer.name: (layer.method, layer.factors) for layer in report.layers} == kinds
 
 
-def test_files_hold_the_network_after_recalibration(run: Compressed) -> None:
+def test_files_hold_the_network_after_recalibration(run: CompressedModel) -> None:
     stored = load_file(run.folder / "compressed.safetensors")
     assert all(torch.equal(value, stored[name]) for name, value in run.model.state_dict().items())
     assert Plan.model_validate_json((run.folder / "plan.json").read_text()) == run.plan
@@ -149,7 +151,7 @@ def test_files_hold_the_network_after_recalibration(run: Compressed) -> None:
 
 @pytest.mark.parametrize("settings", [None, Settings(factors=None, search=SEARCH)])
 def test_applying_the_plan_gives_the_run_again(
-    run: Compressed, network: nn.Module, images: ImageSet, tmp_path: Path, settings: Settings | None
+    run: CompressedModel, network: nn.Module, images: ImageSet, tmp_path: Path, settings: Settings | None
 ) -> None:
     """From Python without settings the factors are the plan's, too; only the division of the images is another."""
     again = apply_plan(network, images, run.plan, tmp_path / "again", settings)
@@ -159,14 +161,17 @@ def test_applying_the_plan_gives_the_run_again(
     assert again.report.search is None
     if settings is not None:
         assert again.report.fidelity.function_norm == pytest.approx(run.report.fidelity.function_norm, rel=1e-5)
-        steps = [[step.kept for step in result.report.recalibration.steps] for result in (run, again)]
+        steps = [[step.kept for step in result.report.reconstruction.steps] for result in (run, again)]
         assert steps[0] == steps[1]
 
 
 @pytest.fixture(scope="module")
-def plan(run: Compressed) -> Plan:
-    """The run's layers at low ranks, so that all are factorised."""
-    rows = [row.model_copy(update={"rank": max(1, row.cap // 4), "factors": "weight"}) for row in run.plan.layers]
+def plan(run: CompressedModel) -> Plan:
+    """The run's layers at low ranks, so that all are factorized."""
+    rows = [
+        row.model_copy(update={"rank": max(1, row.break_even_rank // 4), "factors": "weight"})
+        for row in run.plan.layers
+    ]
     return run.plan.model_copy(update={"layers": rows})
 
 
@@ -177,9 +182,9 @@ def test_recalibration_lowers_the_function_norm_outside_its_images(
         apply_plan(network, images, plan, tmp_path / str(wanted), Settings(factors=None, recalibrate=wanted))
         for wanted in (True, False)
     )
-    assert without.report.recalibration is None
+    assert without.report.reconstruction is None
     assert without.report.images.calibration == 30
-    record = with_it.report.recalibration
+    record = with_it.report.reconstruction
     assert record is not None
     assert record.after < 0.7 * record.before
     assert with_it.report.fidelity.function_norm < 0.8 * without.report.fidelity.function_norm
@@ -211,9 +216,9 @@ def test_without_calibration_images_the_weights_own_factors_do(
     network: nn.Module, images: ImageSet, tmp_path: Path, count: int, settings: dict[str, Any]
 ) -> None:
     result = compress(network, images.subset(range(count)), tmp_path / "out", Settings(search=SEARCH, **settings))
-    assert result.report.recalibration is None
+    assert result.report.reconstruction is None
     assert result.report.images.calibration == 0
-    assert result.report.images.search + result.report.images.held_out == count
+    assert result.report.images.search + result.report.images.test_images == count
     assert {row.factors for row in result.plan.layers} == {"weight"}
 
 
@@ -223,7 +228,7 @@ def test_where_everything_stays_dense_there_is_nothing_to_refit(
     rows = [row.model_copy(update={"rank": None}) for row in plan.layers]
     dense = plan.model_copy(update={"layers": rows})
     result = apply_plan(network, images, dense, tmp_path / "out")
-    assert result.report.recalibration is None
+    assert result.report.reconstruction is None
     assert result.report.fidelity.function_norm == pytest.approx(0, abs=1e-9)
 
 
@@ -233,8 +238,8 @@ def test_every_method_goes_all_the_way(network: nn.Module, images: ImageSet, tmp
     result = compress(network, images, tmp_path / "out", settings)
     assert result.plan.layers[0].method == method
     assert all(row.rank for row in result.plan.layers)
-    assert result.report.recalibration is not None
-    assert any(step.kept for step in result.report.recalibration.steps)
+    assert result.report.reconstruction is not None
+    assert any(step.kept for step in result.report.reconstruction.steps)
 
 
 @pytest.mark.parametrize(
@@ -244,10 +249,10 @@ def test_a_network_that_is_one_layer(layer: nn.Module, shape: tuple[int, ...], t
     torch.manual_seed(0)
     inputs = torch.randn(shape)
     result = compress(layer, inputs, tmp_path / "out", Settings(search=SEARCH, gamma=1e-9))
-    record = result.report.recalibration
+    record = result.report.reconstruction
     assert record is not None
     assert result.plan.layers[0].rank is not None
-    norm = function_norm(result.model, layer, held_out(from_batches(inputs, 100), Settings(search=SEARCH)))
+    norm = function_norm(result.model, layer, test_images(from_batches(inputs, 100), Settings(search=SEARCH)))
     assert result.report.fidelity.function_norm == pytest.approx(norm, rel=1e-4)
 
 
@@ -257,8 +262,8 @@ def test_a_last_batch_of_one_image_is_no_trouble(tmp_path: Path) -> None:
     settings = Settings(search=SEARCH, calibration=33)
     result = compress(network, torch.randn(120, 20), tmp_path / "out", settings)
     assert result.report.images.calibration == 33
-    assert result.report.recalibration is not None
-    assert np.isfinite(result.report.recalibration.after)
+    assert result.report.reconstruction is not None
+    assert np.isfinite(result.report.reconstruction.after)
 
 
 # Resume
@@ -312,6 +317,6 @@ def test_drawn_images_do_not_choose_factors(
     network: nn.Module, images: ImageSet, tmp_path: Path, factors: Any, expected: set[str]
 ) -> None:
     chosen = Settings(factors=factors, method="spatial", search=SEARCH)
-    run = compress(network, replace(images, drawn=True), tmp_path / "out", chosen)
+    run = compress(network, replace(images, synthetic=True), tmp_path / "out", chosen)
     assert {layer.factors for layer in run.plan.layers if layer.rank is not None} == expected
-    assert run.report.recalibration is not None
+    assert run.report.reconstruction is not None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from compressor.errors import InputError
 from compressor.factorization.records import FactorKind
-from compressor.factorization.registry import break_even_rank
+from compressor.factorization.registry import find_break_even_rank
 from compressor.files import write_text
 from compressor.network.layers import FoundLayer, compressible, find_layers
 from compressor.pipeline.plan import Plan, make_plan, planned_layers, read_plan
@@ -27,7 +27,7 @@ def resnet18_layers(**options: Any) -> list[FoundLayer]:
 
 LAYERS = resnet18_layers(skip=["conv1"])
 CHOSEN = compressible(LAYERS)
-HALF = [layer.cap // 2 for layer in CHOSEN]
+HALF = [layer.break_even_rank // 2 for layer in CHOSEN]
 KINDS: dict[str, FactorKind] = {layer.name: "weight" for layer in CHOSEN}
 PLAN = make_plan(CHOSEN, HALF, KINDS, "resnet18", 0.0005, 0.1)
 Edit = Callable[[dict[str, Any]], None]
@@ -44,7 +44,7 @@ def edited(folder: Path, edit: Edit) -> Plan:
 
 @settings(max_examples=30, deadline=None)
 @given(
-    ranks=st.tuples(*(st.integers(1, layer.cap) for layer in CHOSEN)),
+    ranks=st.tuples(*(st.integers(1, layer.break_even_rank) for layer in CHOSEN)),
     kinds=st.tuples(*(st.sampled_from(get_args(FactorKind)) for _ in CHOSEN)),
     prune=st.floats(0, 0.99),
 )
@@ -63,11 +63,11 @@ def test_ranks_and_factors_survive_the_file(
 
 
 def test_the_last_choice_is_written_as_dense() -> None:
-    caps = [layer.cap for layer in CHOSEN]
+    break_even_ranks = [layer.break_even_rank for layer in CHOSEN]
     plan = make_plan(CHOSEN, [*(layer.dense_rank for layer in CHOSEN[:-1]), 7], KINDS, "resnet18", None, 0.0)
-    assert [row.rank for row in plan.layers] == [None] * (len(caps) - 1) + [7]
+    assert [row.rank for row in plan.layers] == [None] * (len(break_even_ranks) - 1) + [7]
     assert "kept it dense" in plan.layers[0].why
-    assert [row.cap for row in plan.layers] == caps
+    assert [row.break_even_rank for row in plan.layers] == break_even_ranks
 
 
 def test_as_many_ranks_as_layers() -> None:
@@ -80,13 +80,13 @@ def test_hand_edits(tmp_path: Path) -> None:
         content["layers"] = content["layers"][3:][::-1]
         content["layers"][0]["rank"] = None
         content["layers"][1]["rank"] = 1
-        content["layers"][2]["rank"] = content["layers"][2]["cap"]
+        content["layers"][2]["rank"] = content["layers"][2]["break_even_rank"]
         del content["layers"][3]["why"], content["gamma"]
 
     layers, ranks = planned_layers(edited(tmp_path, edit), LAYERS)
     expected = CHOSEN[3:][::-1]
     assert layers == expected
-    assert ranks == [expected[0].dense_rank, 1, expected[2].cap, *HALF[3:][::-1][3:]]
+    assert ranks == [expected[0].dense_rank, 1, expected[2].break_even_rank, *HALF[3:][::-1][3:]]
 
 
 def test_a_plan_may_name_any_method_that_applies_and_leave_the_factors_open(tmp_path: Path) -> None:
@@ -99,7 +99,11 @@ def test_a_plan_may_name_any_method_that_applies_and_leave_the_factors_open(tmp_
     assert [row.factors for row in plan.layers][:4] == [None, None, None, "weight"]
     layers, _ = planned_layers(plan, LAYERS)
     assert [layer.method for layer in layers][:4] == ["tucker", "cp", "interpolative", "spatial"]
-    assert layers[2].cap == break_even_rank("interpolative", layers[2].shape, 1, layers[2].params) != CHOSEN[2].cap
+    assert (
+        layers[2].break_even_rank
+        == find_break_even_rank("interpolative", layers[2].shape, 1, layers[2].params)
+        != CHOSEN[2].break_even_rank
+    )
 
 
 def set_row(field: str, value: object, row: int = 0) -> Edit:

@@ -18,7 +18,7 @@ from compressor.pipeline.plan import Plan
 from compressor.pipeline.settings import Settings
 from compressor.pipeline.stages import export
 from compressor.pipeline.stages import quantize as precision
-from compressor.pipeline.state import Compressed
+from compressor.pipeline.state import CompressedModel
 from compressor.report.console import print_report
 from compressor.report.page import read_report
 from compressor.report.precision_wording import list_precision_rows
@@ -35,7 +35,7 @@ def network() -> nn.Module:
 PLAN = {
     "arch": "toy",
     "gamma": 0.01,
-    "layers": [{"name": "2", "method": "spatial", "factors": "weight", "rank": 8, "cap": 24}],
+    "layers": [{"name": "2", "method": "spatial", "factors": "weight", "rank": 8, "break_even_rank": 24}],
 }
 
 
@@ -46,13 +46,13 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     return images, torch.randint(10, (100,))
 
 
-def run(inputs: tuple[torch.Tensor, torch.Tensor], out: Path, model: nn.Module, *precisions: str) -> Compressed:
+def run(inputs: tuple[torch.Tensor, torch.Tensor], out: Path, model: nn.Module, *precisions: str) -> CompressedModel:
     settings = Settings(precisions=precisions, **QUICK)  # type: ignore[arg-type]
     return apply_plan(model, from_batches([inputs], 100), Plan.model_validate(PLAN), out, settings)
 
 
 @pytest.fixture(scope="module")
-def result(inputs: tuple[torch.Tensor, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Compressed:
+def result(inputs: tuple[torch.Tensor, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> CompressedModel:
     return run(inputs, tmp_path_factory.mktemp("precision") / "out", network(), "fp32", "int8", "fp16")
 
 
@@ -66,7 +66,7 @@ def infer(path: Path, images: np.ndarray) -> np.ndarray:
     return ort.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"input": images})[0]
 
 
-def test_every_precision_has_its_file_with_where_it_came_from(result: Compressed) -> None:
+def test_every_precision_has_its_file_with_where_it_came_from(result: CompressedModel) -> None:
     assert [record.precision for record in result.report.precisions] == ["int8", "fp16"]
     for record in result.report.precisions:
         assert record.file == f"model.{record.precision}.onnx"
@@ -77,12 +77,12 @@ def test_every_precision_has_its_file_with_where_it_came_from(result: Compressed
 
 
 def test_figures_are_those_of_the_files_on_the_held_out_images(
-    result: Compressed, inputs: tuple[torch.Tensor, torch.Tensor]
+    result: CompressedModel, inputs: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     images = from_batches([inputs], 100)
     _, others = images.split(0, 0)
-    _, held_out = others.split(50, 0)
-    batch = held_out.batch(slice(0, 50)).numpy()
+    _, test_images = others.split(50, 0)
+    batch = test_images.batch(slice(0, 50)).numpy()
     names = ["original.onnx", "model.onnx", *(record.file for record in result.report.precisions)]
     outputs = {name: infer(result.folder / name, batch).astype(np.float64) for name in names}
     for record in result.report.precisions:
@@ -91,15 +91,17 @@ def test_figures_are_those_of_the_files_on_the_held_out_images(
         assert [record.fidelity.function_norm, record.norm_to_float32] == pytest.approx(norms, rel=1e-3, abs=1e-9)
         agreement = (found.argmax(1) == outputs["model.onnx"].argmax(1)).mean()
         assert record.agreement_to_float32 == pytest.approx(agreement)
-        assert record.top1 == pytest.approx((found.argmax(1) == held_out.labels.numpy()).mean())
+        assert record.top1 == pytest.approx((found.argmax(1) == test_images.labels.numpy()).mean())
     int8, fp16 = result.report.precisions
     assert int8.norm_to_float32 > fp16.norm_to_float32
-    assert int8.quantisation is not None
-    assert int8.quantisation.layers == 3
+    assert int8.quantization is not None
+    assert int8.quantization.layers == 3
     assert set(int8.latency) == set(int8.latency_to_float32) == set(result.report.latency)
 
 
-def test_table_and_page_put_the_precisions_side_by_side(result: Compressed, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_and_page_put_the_precisions_side_by_side(
+    result: CompressedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
     print_report(result.report, result.folder)
     printed = capsys.readouterr().out
     assert "│ float32 │" in " ".join(printed.split()) or "float32" in printed
@@ -113,7 +115,7 @@ def test_table_and_page_put_the_precisions_side_by_side(result: Compressed, caps
     assert "3 of 3" in page.replace("\u202f", " ")
 
 
-def test_reports_of_earlier_versions_are_read(result: Compressed, tmp_path: Path) -> None:
+def test_reports_of_earlier_versions_are_read(result: CompressedModel, tmp_path: Path) -> None:
     stored = json.loads((result.folder / "report.json").read_text())
     del stored["precisions"]
     (tmp_path / "report.json").write_text(json.dumps(stored))
@@ -134,16 +136,16 @@ def test_what_overflows_in_fp16_is_said_and_leaves_no_file(
     assert {path.name for path in (tmp_path / "out").iterdir()} & {"model.onnx", "model.fp16.onnx"} == {"model.onnx"}
 
 
-def test_a_network_that_cannot_be_quantised_keeps_its_float_file(
+def test_a_network_that_cannot_be_quantized_keeps_its_float_file(
     inputs: tuple[torch.Tensor, torch.Tensor], tmp_path: Path, untimed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise BocompressError("the network cannot be quantised to int8 (KeyError: val_3)")
+        raise BocompressError("the network cannot be quantized to int8 (KeyError: val_3)")
 
-    monkeypatch.setattr(precision, "quantise_int8", refuse)
+    monkeypatch.setattr(precision, "quantize_int8", refuse)
     report = run(inputs, tmp_path / "out", network(), "int8").report
     assert report.warnings[-1] == (
-        "no model.int8.onnx: the network cannot be quantised to int8 (KeyError: val_3); model.onnx, in float32, is not "
+        "no model.int8.onnx: the network cannot be quantized to int8 (KeyError: val_3); model.onnx, in float32, is not "
         "affected"
     )
     assert not (tmp_path / "out" / "model.int8.onnx").exists()

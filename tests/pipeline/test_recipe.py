@@ -17,14 +17,14 @@ from compressor.factorization.records import Method
 from compressor.factorization.registry import METHODS
 from compressor.network.layers import compressible, find_layers, with_method
 from compressor.network.pruning import prune_smallest
-from compressor.network.serialization import factorised_names, load_network, save_network
+from compressor.network.serialization import factorized_names, load_network, save_network
 from compressor.network.surgery import build_candidate
 from compressor.pipeline import recipe_runner as staged
 from compressor.pipeline.plan import Plan
 from compressor.pipeline.recipe import Recipe, list_recipes, load_recipe, parse_recipe, recipe_text
 from compressor.pipeline.recipe_runner import STAGE, compress_by_recipe
 from compressor.pipeline.settings import Settings
-from compressor.pipeline.state import Compressed
+from compressor.pipeline.state import CompressedModel
 from compressor.recovery.finetuning import FineTuning
 from compressor.report.console import print_report
 from compressor.report.page import render_report
@@ -103,7 +103,9 @@ def unmeasured() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def run(unmeasured: None, network: nn.Module, images: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Compressed:
+def run(
+    unmeasured: None, network: nn.Module, images: ImageSet, tmp_path_factory: pytest.TempPathFactory
+) -> CompressedModel:
     folder = tmp_path_factory.mktemp("recipe") / "out"
     return compress_by_recipe(network, images, folder, parse_recipe(SMALL, "small"), SETTINGS)
 
@@ -112,7 +114,7 @@ def run(unmeasured: None, network: nn.Module, images: ImageSet, tmp_path_factory
 
 
 def test_every_stage_leaves_its_line_and_its_checkpoint(
-    run: Compressed, network: nn.Module, capsys: pytest.CaptureFixture[str]
+    run: CompressedModel, network: nn.Module, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stages = run.report.stages
     assert [stage.name for stage in stages] == ["original", "convs", "tune", "linears", "tune-again", "prune"]
@@ -136,7 +138,7 @@ def test_every_stage_leaves_its_line_and_its_checkpoint(
     inputs = torch.randn(2, 3, 8, 8)
     with torch.inference_mode():
         assert torch.equal(last(inputs), run.model(inputs))
-    assert set(factorised_names(network, run.model)) == {row.name for row in run.plan.layers if row.rank}
+    assert set(factorized_names(network, run.model)) == {row.name for row in run.plan.layers if row.rank}
     assert {row.name: row.method for row in run.plan.layers} == {"0": "spatial", "3": "spatial", "7": "svd", "9": "svd"}
     assert Plan.model_validate_json((run.folder / "plan.json").read_text()).prune_fraction == 0.2
     print_report(run.report, run.folder)
@@ -146,7 +148,7 @@ def test_every_stage_leaves_its_line_and_its_checkpoint(
     assert "There was no search" not in page
 
 
-def test_the_page_has_every_stage_and_fits_a_phone(run: Compressed, tmp_path: Path) -> None:
+def test_the_page_has_every_stage_and_fits_a_phone(run: CompressedModel, tmp_path: Path) -> None:
     page = (run.folder / "report.html").read_text(encoding="utf-8")
     found = on_a_phone(page, tmp_path)
     assert found["scroll"] <= found["inner"] == PHONE_WIDTH
@@ -163,7 +165,7 @@ def test_the_page_has_every_stage_and_fits_a_phone(run: Compressed, tmp_path: Pa
     [
         ("1-convs", Search, "_test", 2),
         ("2-tune", FineTuning, "_epoch", 2),
-        ("3-linears", staged, "realise", 2),
+        ("3-linears", staged, "realize", 2),
         ("4-tune-again", FineTuning, "_epoch", 3),
         ("5-prune", staged, "prune_smallest", 1),
         ("the files", staged, "deliver", 1),
@@ -174,7 +176,7 @@ def test_a_recipe_goes_on_at_the_stage_that_was_interrupted(
     owner: object,
     name: str,
     call: int,
-    run: Compressed,
+    run: CompressedModel,
     network: nn.Module,
     images: ImageSet,
     tmp_path: Path,
@@ -204,7 +206,7 @@ def test_a_recipe_goes_on_at_the_stage_that_was_interrupted(
 
 
 def test_a_recipe_is_not_resumed_with_another(
-    run: Compressed, network: nn.Module, images: ImageSet, tmp_path: Path
+    run: CompressedModel, network: nn.Module, images: ImageSet, tmp_path: Path
 ) -> None:
     commented = parse_recipe(f"# a remark\ndescription = 'mine'\n{SMALL}", "small")
     before = listing(run.folder / "stages")
@@ -224,13 +226,13 @@ def test_a_recipe_is_not_resumed_with_another(
 def test_a_second_stage_for_the_same_layers_takes_those_that_stayed_dense(
     network: nn.Module, images: ImageSet, tmp_path: Path
 ) -> None:
-    """With a huge gamma nothing is worth factorising; then all is; then nothing is left."""
+    """With a huge gamma nothing is worth factorizing; then all is; then nothing is left."""
     stages = "".join(
         f'[[stage]]\nkind = "compress"\nname = "s{n}"\ngamma = {g}\n' for n, g in enumerate((1e9, 1e-9, 1))
     )
     result = compress_by_recipe(network, images, tmp_path / "out", parse_recipe(stages, "thrice"), SETTINGS)
     whats = [stage.what for stage in result.report.stages[1:]]
-    assert whats == ["0 of 4 layers factorised, gamma 1e+09", "4 of 4 layers factorised, gamma 1e-09", *whats[2:]]
+    assert whats == ["0 of 4 layers factorized, gamma 1e+09", "4 of 4 layers factorized, gamma 1e-09", *whats[2:]]
     assert whats[2] == "no layer was left to compress"
     assert len(result.plan.layers) == 4
 
@@ -257,9 +259,9 @@ def test_stages_without_layers_are_refused_before_any_work(
 
 
 def test_a_recipe_that_tunes_needs_images(network: nn.Module, images: ImageSet, tmp_path: Path) -> None:
-    drawn = replace(images, drawn=True)
+    synthetic = replace(images, synthetic=True)
     with pytest.raises(InputError, match="needs images of the task"):
-        compress_by_recipe(network, drawn, tmp_path / "out", parse_recipe(SMALL, "small"), SETTINGS)
+        compress_by_recipe(network, synthetic, tmp_path / "out", parse_recipe(SMALL, "small"), SETTINGS)
     assert not (tmp_path / "out").exists()
 
 
@@ -285,7 +287,7 @@ def test_the_papers_recipe_comes_along() -> None:
         ("", "stage: Field required"),
         ("[[stage]", "no TOML"),
         ("[[stage]]\nname = 'x'", "stage 1: it has no kind; kinds are compress, finetune, prune"),
-        ("[[stage]]\nkind = 'quantise'", "stage 1: unknown kind 'quantise'; kinds are compress, finetune, prune"),
+        ("[[stage]]\nkind = 'quantize'", "stage 1: unknown kind 'quantize'; kinds are compress, finetune, prune"),
         ("[[stage]]\nkind = 'compress'\n[[stage]]\nkind = 'prune'\nshare = 1", "stage 2: fraction: Field required"),
         ("[[stage]]\nkind = 'compress'\ngama = 1", "stage 1: unknown key 'gama'"),
         ("[[stages]]\nkind = 'compress'", "stage: Field required"),
@@ -339,9 +341,9 @@ def test_the_command_line_runs_a_recipe_copied_and_changed(
     assert invoke("bocompress", "recipes").stdout.startswith("vgg: ")
     path = tmp_path / "mine.toml"
     path.write_text(printed.replace("epochs = 5", "epochs = 1"))
-    looks = ("--max-evaluations", 1, "--samples", 4, "--gamma", 0.01, "--factors", "weight", "--no-recalibrate")
+    evaluations = ("--max-evaluations", 1, "--samples", 4, "--gamma", 0.01, "--factors", "weight", "--no-recalibrate")
     command = (tiny_checkpoint, "--trust-pickle", "--input-size", 32, "--data", digit_images, "--max-images", 60)
-    result = invoke("bocompress-export", *command, *looks, "--recipe", path, "--out", tmp_path / "out")
+    result = invoke("bocompress-export", *command, *evaluations, "--recipe", path, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "stage 5 of 5, prune (prune)" in result.stderr
     report = Report.model_validate_json((tmp_path / "out" / "report.json").read_text())
@@ -360,14 +362,14 @@ def test_a_network_of_any_factors_is_put_together_again(method: Method, network:
         with_method(layer, method if layer.kind == "conv" and method != "svd" else layer.method or "svd")
         for layer in compressible(find_layers(network, torch.zeros(1, 3, 8, 8)))
     ]
-    factors = {layer.name: METHODS[layer.method or "svd"].factorise(layer.module) for layer in layers}
+    factors = {layer.name: METHODS[layer.method or "svd"].factorize(layer.module) for layer in layers}
     made = prune_smallest(build_candidate(network, factors, {layer.name: 3 for layer in layers[1:]}), 0.1)
     save_network(network, made, tmp_path / "network.safetensors")
     found = load_network(network, tmp_path / "network.safetensors")
     inputs = torch.randn(2, 3, 8, 8)
     with torch.inference_mode():
         assert torch.equal(found(inputs), made(inputs))
-    assert factorised_names(network, found) == [layer.name for layer in layers[1:]]
+    assert factorized_names(network, found) == [layer.name for layer in layers[1:]]
     layers_written = json.loads(_metadata(tmp_path / "network.safetensors")["layers"])
     assert set(layers_written) == {layer.name for layer in layers[1:]}
     assert load_file(tmp_path / "network.safetensors").keys() == made.state_dict().keys()

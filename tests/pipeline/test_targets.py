@@ -14,29 +14,36 @@ from compressor import apply_plan, compress
 from compressor.arrays import Ranks
 from compressor.cost import layer_latency
 from compressor.cost import rank_multiple as rank_steps
-from compressor.cost.latency import summarise
+from compressor.cost.latency import summarize
 from compressor.cost.records import Cost
 from compressor.cost.size import count_params, file_bytes
 from compressor.data.images import ImageSet, load_folder
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
-from compressor.fidelity.accuracy_drop import DROP_EXPONENT, REACH, DropCurve, DropGauge, Measurement, sampling_weights
+from compressor.fidelity.accuracy_drop import (
+    DROP_EXPONENT,
+    REACH,
+    DropCurve,
+    DropEstimator,
+    Measurement,
+    sampling_weights,
+)
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.losses import Losses
 from compressor.network.layers import find_layers
 from compressor.network.macs import count_macs
 from compressor.pipeline import prepare
 from compressor.pipeline.plan import planned_layers, read_plan
-from compressor.pipeline.settings import Settings, Wanted
+from compressor.pipeline.settings import Settings, Target
 from compressor.pipeline.stages import cost
 from compressor.pipeline.stages import meet_size as targets
 from compressor.pipeline.stages import search_ranks as rank_search
 from compressor.report.records import Report
 from compressor.search.evaluation.journal import Journal
-from compressor.search.optimizer import LOOKS_FAR_AWAY, LOOKS_NEARBY, Search, SearchSettings
-from compressor.search.records import TargetRecord, Wish
+from compressor.search.optimizer import EVALUATIONS_FAR_AWAY, EVALUATIONS_NEARBY, Search, SearchSettings
+from compressor.search.records import TargetKind, TargetRecord
 from compressor.search.target.accuracy_drop import drop_target
-from compressor.search.target.target import Target, solve_dual
+from compressor.search.target.target import SearchTarget, solve_dual
 from exporters.providers import CPU, CUDA
 from tests.search.test_optimizer import NUM_IMAGES, Problem
 from tests.unmeasured import without_measuring
@@ -55,7 +62,7 @@ QUICK = (
 )
 
 
-def search(problem: Problem, target: Target, journal: Journal | None = None, **settings: object) -> Search:
+def search(problem: Problem, target: SearchTarget, journal: Journal | None = None, **settings: object) -> Search:
     chosen = SearchSettings(**{"max_evaluations": 80, **settings})  # type: ignore[arg-type]
     journal = journal or Journal(None, {})
     return Search(problem.space, problem.objective, problem.evaluate, NUM_IMAGES, chosen, journal, target=target)
@@ -77,13 +84,13 @@ def least_loss(problem: Problem, ratio: float) -> float:
 
 def _steps(problem: Problem, points: Ranks, sign: int) -> Ranks:
     steps = sign * np.eye(problem.space.num_dims, dtype=np.int64)
-    return np.clip((points[:, None] + steps).reshape(-1, problem.space.num_dims), 1, problem.space.caps)
+    return np.clip((points[:, None] + steps).reshape(-1, problem.space.num_dims), 1, problem.space.break_even_ranks)
 
 
 @pytest.mark.parametrize("ratio", [0.4, 0.15])
 def test_a_ratio_is_kept_used_and_spent_well(ratio: float) -> None:
     problem = Problem()
-    ranks, record = search(problem, Target("ratio", ratio)).run()
+    ranks, record = search(problem, SearchTarget("ratio", ratio)).run()
     reached = float(problem.space.ratio(ranks[None])[0])
     assert ratio - 0.01 <= reached <= ratio
     assert record.certificate.met
@@ -93,7 +100,7 @@ def test_a_ratio_is_kept_used_and_spent_well(ratio: float) -> None:
 
 def test_gamma_is_that_at_which_the_best_plan_has_the_loss() -> None:
     problem = Problem()
-    done = search(problem, Target("loss", 0.5))
+    done = search(problem, SearchTarget("loss", 0.5))
     ranks, record = done.run()
     assert record.certificate.met
     loss = float(problem.norm(ranks[None])[0] * problem.factors.mean())
@@ -104,51 +111,51 @@ def test_gamma_is_that_at_which_the_best_plan_has_the_loss() -> None:
 
 def test_a_loss_gives_gamma_from_a_random_start_too() -> None:
     problem = Problem()
-    done = search(problem, Target("loss", 0.2), start="random")
+    done = search(problem, SearchTarget("loss", 0.2), start="random")
     _, first = done.run()
     assert done.objective.gamma != problem.objective.gamma
     gamma = done.objective.gamma
-    _, record = done.aim_at(Target("loss", 0.08))
+    _, record = done.continue_for(SearchTarget("loss", 0.08))
     assert done.objective.gamma > gamma
-    assert record.evaluations <= first.evaluations + LOOKS_FAR_AWAY
+    assert record.evaluations <= first.evaluations + EVALUATIONS_FAR_AWAY
 
 
 def test_a_loss_nearby_is_landed_on_with_two_looks() -> None:
     problem = Problem()
-    done = search(problem, Target("loss", 0.2))
+    done = search(problem, SearchTarget("loss", 0.2))
     _, first = done.run()
-    ranks, record = done.aim_at(Target("loss", 0.15))
-    assert record.evaluations <= first.evaluations + LOOKS_NEARBY
+    ranks, record = done.continue_for(SearchTarget("loss", 0.15))
+    assert record.evaluations <= first.evaluations + EVALUATIONS_NEARBY
     assert done.target is not None
     assert done.target.is_near
-    assert done.believed_loss(ranks) == pytest.approx(done.target.middle, rel=0.15)
-    done.aim_at(Target("loss", 0.05))
+    assert done.posterior_loss(ranks) == pytest.approx(done.target.middle, rel=0.15)
+    done.continue_for(SearchTarget("loss", 0.05))
     assert not done.target.is_near
 
 
 def test_going_on_for_another_target_uses_the_looks_already_made() -> None:
     problem = Problem()
-    both = search(problem, Target("ratio", 0.3))
+    both = search(problem, SearchTarget("ratio", 0.3))
     _, first = both.run()
-    ranks, second = both.aim_at(Target("ratio", 0.2))
+    ranks, second = both.continue_for(SearchTarget("ratio", 0.2))
     assert 0.19 <= float(problem.space.ratio(ranks[None])[0]) <= 0.2
     assert second.evaluations - first.evaluations <= first.evaluations / 2
 
 
 def test_the_front_holds_what_nothing_else_beats() -> None:
     problem = Problem()
-    done = search(problem, Target("ratio", 0.3))
+    done = search(problem, SearchTarget("ratio", 0.3))
     done.run()
-    front = done.front()
-    ratios, norms = ([getattr(plan, name) for plan in front] for name in ("ratio", "function_norm"))
+    pareto_front = done.pareto_front()
+    ratios, norms = ([getattr(plan, name) for plan in pareto_front] for name in ("ratio", "function_norm"))
     assert ratios == sorted(ratios)
     assert norms == sorted(norms, reverse=True)
-    assert len(front) >= 5
+    assert len(pareto_front) >= 5
 
 
 @pytest.mark.parametrize("surrogate", ["log", "loss", "plain"])
 def test_a_resumed_search_for_a_target_goes_on_as_if_nothing_had_happened(tmp_path: Path, surrogate: str) -> None:
-    problem, path, target = Problem(), tmp_path / "search.jsonl", Target("ratio", 0.25)
+    problem, path, target = Problem(), tmp_path / "search.jsonl", SearchTarget("ratio", 0.25)
     settings = {"max_evaluations": 25, "surrogate": surrogate}
     whole, _ = search(problem, target, Journal(path, {}), **settings).run()
     lines = path.read_text().splitlines()
@@ -160,7 +167,7 @@ def test_a_resumed_search_for_a_target_goes_on_as_if_nothing_had_happened(tmp_pa
 
 @pytest.mark.parametrize("exponent", [0.3, 1.0, 3.0])
 def test_the_dual_is_solved_from_any_first_guess(exponent: float) -> None:
-    target = Target("ratio", 0.3)
+    target = SearchTarget("ratio", 0.3)
     for guess in (1e-6, 1.0, 1e6):
         gamma = solve_dual(lambda gamma: gamma**exponent / (1 + gamma**exponent), target, guess)
         assert gamma**exponent / (1 + gamma**exponent) == pytest.approx(target.middle, abs=0.02)
@@ -209,31 +216,31 @@ def test_close_decisions_are_all_looked_at_and_the_others_are_stood_for() -> Non
     most = sampling_weights(targets, 100.0 * loss, np.random.default_rng(0))
     assert (most > 0).sum() == 370
     assert weights[0].sum() == pytest.approx(1000)
-    harms = (margins > np.quantile(margins, 0.9)).astype(float)  # where hardly any image is looked at
-    found = [float((each * harms).mean()) for each in weights]
-    assert np.mean(found) == pytest.approx(harms.mean(), abs=3 * np.std(found) / 200**0.5)
+    flips = (margins > np.quantile(margins, 0.9)).astype(float)  # where hardly any image is looked at
+    found = [float((each * flips).mean()) for each in weights]
+    assert np.mean(found) == pytest.approx(flips.mean(), abs=3 * np.std(found) / 200**0.5)
 
 
 def test_a_drop_is_of_top1_with_labels_and_of_the_output_without() -> None:
     torch.manual_seed(0)
-    teacher, other = nn.Linear(6, 4), nn.Linear(6, 4)
+    original, other = nn.Linear(6, 4), nn.Linear(6, 4)
     inputs = torch.randn(50, 6)
-    outputs, changed = teacher(inputs).detach(), other(inputs).detach()
+    outputs, changed = original(inputs).detach(), other(inputs).detach()
     labels = outputs.argmax(1)
 
-    def gauge(images: ImageSet) -> DropGauge:
-        return DropGauge([FunctionNorm(teacher, images, torch.device("cpu"))])
+    def estimator(images: ImageSet) -> DropEstimator:
+        return DropEstimator([FunctionNorm(original, images, torch.device("cpu"))])
 
-    with_labels = gauge(ImageSet(inputs, "", labels=labels))
+    with_labels = estimator(ImageSet(inputs, "", labels=labels))
     assert with_labels.is_labelled
     wrong = float((changed.argmax(1) != labels).double().mean())
     measured = with_labels.measure(other)
     assert measured.drop == pytest.approx(100 * wrong)
     assert measured.loss == pytest.approx(float((changed - outputs).square().sum(1).mean()), rel=1e-5)
-    without = gauge(ImageSet(inputs, ""))
+    without = estimator(ImageSet(inputs, ""))
     expected = 100 * float((changed - outputs).square().sum() / outputs.square().sum())
     assert without.measure(other).drop == pytest.approx(expected, rel=1e-5)
-    foreign = gauge(ImageSet(inputs, "", labels=labels, class_names=["a", "b"]))
+    foreign = estimator(ImageSet(inputs, "", labels=labels, class_names=["a", "b"]))
     assert not foreign.is_labelled
 
 
@@ -241,19 +248,19 @@ def test_a_drop_is_of_top1_with_labels_and_of_the_output_without() -> None:
 def test_looks_tell_at_which_loss_a_drop_comes(rate: float) -> None:
     """Decisions of a network of known law: what is learnt from many looks is near what the law gives."""
     rng = np.random.default_rng(3)
-    looks = []
+    evaluations = []
     for loss in np.geomspace(0.05, 5.0, 100):
         changes = decisions(rng, rate * (loss / 20.0) ** DROP_EXPONENT, 100) / 100
-        looks.append(Losses(np.arange(100), np.full(100, loss), harms=changes))
+        evaluations.append(Losses(np.arange(100), np.full(100, loss), flips=changes))
     target = drop_target(asked=1.0, energy=20.0, num_images=10**9, deviations=1.64, gain=1.0)
     for _ in range(3):
-        target = target.learn(looks)
+        target = target.learn(evaluations)
     truth = 20.0 * (1.0 / (100 * rate * 0.2)) ** (1 / DROP_EXPONENT)
     assert truth / 3 <= target.most <= 3 * truth
-    careful = drop_target(asked=1.0, energy=20.0, num_images=500, deviations=1.64, gain=1.0).learn(looks)
+    careful = drop_target(asked=1.0, energy=20.0, num_images=500, deviations=1.64, gain=1.0).learn(evaluations)
     assert careful.most < target.most
     assert (
-        target.learn([replace(look, harms=None) for look in looks]).most
+        target.learn([replace(evaluation, flips=None) for evaluation in evaluations]).most
         == drop_target(1.0, 20.0, 10**9, 1.64, 1.0).most
     )
 
@@ -271,11 +278,13 @@ def pictures(digit_images) -> ImageSet:
     return load_folder(digit_images, Transform(32, 32), 1500, seed=0)
 
 
-def compressed(network: nn.Module, images: ImageSet, out: Path, wish: Wish, value: float, **others: Any) -> Report:
+def compressed(
+    network: nn.Module, images: ImageSet, out: Path, kind: TargetKind, value: float, **others: Any
+) -> Report:
     """The job without what is measured after the search, which other tests look at."""
     chosen = {"calibration": 0, "recalibrate": False, "search": SearchSettings(samples=10), **others}
     with without_measuring():
-        return compress(network, images, out, Settings(target=Wanted(wish, value), **chosen)).report
+        return compress(network, images, out, Settings(target=Target(kind, value), **chosen)).report
 
 
 def test_bytes_are_those_of_the_file(tiny, pictures, tmp_path) -> None:
@@ -294,12 +303,12 @@ def test_bytes_are_those_of_the_file(tiny, pictures, tmp_path) -> None:
 def taught(tiny, pictures) -> nn.Module:
     """The tiny network once it knows its pictures: of one that knows nothing, no compression raises the risk."""
     network = deepcopy(tiny).requires_grad_(True).train()
-    inputs, optimiser = pictures.batch(range(len(pictures))), torch.optim.Adam(network.parameters(), 0.01)
+    inputs, optimizer = pictures.batch(range(len(pictures))), torch.optim.Adam(network.parameters(), 0.01)
     torch.manual_seed(0)
     for _ in range(40):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.cross_entropy(network(inputs), pictures.labels).backward()
-        optimiser.step()
+        optimizer.step()
     return network.eval().requires_grad_(False)
 
 
@@ -322,7 +331,7 @@ def test_operations_are_those_of_the_network(tiny, pictures, tmp_path) -> None:
 def test_milliseconds_are_measured_until_they_are_kept(tiny, pictures, tmp_path, monkeypatch) -> None:
     """Times of layers add up to half of the network's here, and what they save counts double."""
 
-    def milliseconds(wish: targets._Size, network: nn.Module) -> float:
+    def milliseconds(kind: targets._Size, network: nn.Module) -> float:
         return 1.0 + 1e-4 * count_params(network)
 
     monkeypatch.setattr(targets._Size, "_measure", milliseconds)
@@ -364,13 +373,13 @@ def test_times_are_those_of_the_provider_asked_for(tiny, pictures, tmp_path, mon
 
 
 @pytest.mark.parametrize(
-    ("wish", "cost", "asked", "reached"),
+    ("kind", "cost", "asked", "reached"),
     [("latency", "latency", 2.0, 2.5), ("latency", "latency", 3.0, 2.5), ("ratio", "latency", 0.5, 0.25)],
 )
-def test_a_time_is_judged_by_the_delivered_file(wish: Wish, cost: Cost, asked: float, reached: float) -> None:
-    before = TargetRecord(wish=wish, asked=asked, reached=0.1, at_most=0.1, met=True)
+def test_a_time_is_judged_by_the_delivered_file(kind: TargetKind, cost: Cost, asked: float, reached: float) -> None:
+    before = TargetRecord(kind=kind, asked=asked, reached=0.1, at_most=0.1, met=True)
     samples = np.full((4, 5), 10.0)
-    last = summarise(samples, samples / 4, threads=1, batch_size=1)
+    last = summarize(samples, samples / 4, threads=1, batch_size=1)
     after = targets.with_last_timing(before, cost, last)
     assert (after.reached, after.at_most, after.met) == (pytest.approx(reached), after.reached, reached <= asked)
     assert targets.with_last_timing(before, cost, None) == before
@@ -384,12 +393,12 @@ def test_a_drop_is_bounded_on_images_that_the_report_does_not_judge_by(refine, t
     target = report.target
     assert target is not None
     assert target.labelled
-    assert target.images == report.images.search + report.images.deciding
+    assert target.images == report.images.search + report.images.validation
     assert target.met == (target.at_most <= 12)
     # The bound is that of all networks measured together; 100 images know the drop of one to about four points.
     assert target.reached <= target.at_most + 4.0
     assert target.image_passes <= 0.5 * len(target.steps) * target.images
-    assert report.images.deciding + report.images.search + report.images.held_out == len(pictures)
+    assert report.images.validation + report.images.search + report.images.test_images == len(pictures)
 
 
 def test_a_network_measured_before_the_search_is_not_measured_again(tiny, pictures, tmp_path) -> None:
@@ -409,23 +418,23 @@ def test_biases_that_fitted_factors_gain_are_counted_in(pictures, tmp_path) -> N
     assert report.params.compressed <= 0.5 * count_params(network)
 
 
-@pytest.mark.parametrize(("wish", "asked", "other"), [("ratio", 0.4, 0.3), ("drop", 12.0, 10.0)])
+@pytest.mark.parametrize(("kind", "asked", "other"), [("ratio", 0.4, 0.3), ("drop", 12.0, 10.0)])
 def test_a_target_resumed_is_the_same(
-    wish: Wish, asked: float, other: float, tiny: nn.Module, pictures: ImageSet, tmp_path: Path
+    kind: TargetKind, asked: float, other: float, tiny: nn.Module, pictures: ImageSet, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    first = compressed(tiny, pictures, out, wish, asked)
+    first = compressed(tiny, pictures, out, kind, asked)
     assert first.target is not None
-    assert len(first.target.steps) >= 1 + (wish == "drop")  # a drop is measured once before the search, too
+    assert len(first.target.steps) >= 1 + (kind == "drop")  # a drop is measured once before the search, too
     journal = (out / "search.jsonl").read_text()
     with without_measuring():
         settings = Settings(
-            target=Wanted(wish, asked), calibration=0, recalibrate=False, search=SearchSettings(samples=10)
+            target=Target(kind, asked), calibration=0, recalibrate=False, search=SearchSettings(samples=10)
         )
         assert compress(tiny, pictures, out, settings, resume=True).report.target == first.target
         assert (out / "search.jsonl").read_text() == journal
         with pytest.raises(InputError, match="other target"):
-            compress(tiny, pictures, out, replace(settings, target=Wanted(wish, other)), resume=True)
+            compress(tiny, pictures, out, replace(settings, target=Target(kind, other)), resume=True)
 
 
 # The command line
@@ -446,7 +455,7 @@ def test_half_the_size_and_a_plan_of_the_front(invoke, tiny_checkpoint, digit_im
     assert "target --target-ratio 0.5 kept" in done.stdout
     assert "--target-ratio 0.5. Kept" in (out / "report.html").read_text()
     assert report.search is not None
-    files = [out / row.file for row in report.search.front]
+    files = [out / row.file for row in report.search.pareto_front]
     assert sorted(files) == sorted((out / "plans").iterdir())
     layers = find_layers(torch.load(tiny_checkpoint, weights_only=False), torch.zeros(1, 3, 32, 32), "auto", (), (), "")
     for file in files:

@@ -65,8 +65,8 @@ def student(teacher: nn.Module) -> nn.Module:
     """Every layer at a rank that hurts, by methods of every kind of module."""
     layers = compressible(find_layers(teacher, digit_set(0, 2).batch([0]), method="spatial"))
     methods = ["spatial", "interpolative", "tucker", "svd"]
-    factors = {layer.name: METHODS[name].factorise(layer.module) for layer, name in zip(layers, methods, strict=True)}
-    ranks = {layer.name: max(2, layer.cap // 4) for layer in layers}
+    factors = {layer.name: METHODS[name].factorize(layer.module) for layer, name in zip(layers, methods, strict=True)}
+    ranks = {layer.name: max(2, layer.break_even_rank // 4) for layer in layers}
     return detach_from_original(build_candidate(teacher, factors, ranks))
 
 
@@ -271,10 +271,10 @@ def test_images_given_for_training_never_check_nor_judge() -> None:
 
 
 def test_drawn_images_neither_teach_nor_check() -> None:
-    drawn = [replace(part, drawn=True) for part in (numbered(0, 30), numbered(30, 100), numbered(100, 150))]
+    synthetic = [replace(part, synthetic=True) for part in (numbered(0, 30), numbered(30, 100), numbered(100, 150))]
     with pytest.raises(InputError, match="--finetune needs images of the task"):
-        divide_training(None, *drawn, seed=0)
-    found = divide_training(numbered(200, 300), *drawn, seed=0)
+        divide_training(None, *synthetic, seed=0)
+    found = divide_training(numbered(200, 300), *synthetic, seed=0)
     assert values(found.train) | values(found.check) == set(range(200, 300))
     assert len(found.check) == 20
 

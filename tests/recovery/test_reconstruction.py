@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from compressor.data.images import ImageSet, from_batches
 from compressor.factorization.interpolative import Interpolated
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.network.layers import compressible, factorised_ranks, find_layers
+from compressor.network.layers import compressible, factorized_ranks, find_layers
 from compressor.network.statistics import Moments
 from compressor.network.surgery import build_candidate, detach_from_original
 from compressor.pipeline.stages.factorize import Decomposer
 from compressor.recovery import reconstruction as recalibrate
-from compressor.recovery.reconstruction import LAST_FLOOR, Recalibration, estimate_statistics, last_factor, solve
-from compressor.recovery.records import RecalibrationRecord
+from compressor.recovery.reconstruction import LAST_FLOOR, Reconstruction, estimate_statistics, last_factor, solve
+from compressor.recovery.records import ReconstructionRecord
 
 CPU = torch.device("cpu")
 METHODS = ["spatial", "tucker", "cp", "interpolative"]
@@ -54,11 +54,11 @@ def small_network() -> nn.Module:
         nn.init.normal_(norm.bias, std=0.3)
     network.train()
     for seed in range(20):
-        network(drawn(32, seed).batch(slice(None)))
+        network(synthetic(32, seed).batch(slice(None)))
     return network.eval().requires_grad_(False)
 
 
-def drawn(count: int, seed: int) -> ImageSet:
+def synthetic(count: int, seed: int) -> ImageSet:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(count, 3, 4, 4, generator=generator) + 0.5
     return from_batches([nn.functional.interpolate(coarse, size=8, mode="bilinear")], count)
@@ -70,33 +70,33 @@ class Subject:
     def __init__(self, original: nn.Module, images: ImageSet, check: ImageSet, **options: Any) -> None:
         choice, share = options.pop("choice", "weight"), options.pop("share", 0.3)
         self.original, self.calibration = original, images
-        self.judge = FunctionNorm(original, check, CPU)
+        self.evaluator = FunctionNorm(original, check, CPU)
         found = compressible(find_layers(original, images.batch([0]), **options))
-        decomposer = Decomposer(model=original, calibration=images, judge=self.judge, device=CPU, choice=choice)
+        decomposer = Decomposer(model=original, calibration=images, evaluator=self.evaluator, device=CPU, choice=choice)
         parts = decomposer.run(found)
-        ranks = [max(1, int(share * part.layer.cap)) for part in parts]
-        self.ranks = factorised_ranks([part.layer for part in parts], ranks)
+        ranks = [max(1, int(share * part.layer.break_even_rank)) for part in parts]
+        self.ranks = factorized_ranks([part.layer for part in parts], ranks)
         self.layers = [part.layer for part in parts if part.layer.name in self.ranks]
         factors = {part.layer.name: part.factors for part in parts}
         self.network = detach_from_original(build_candidate(original, factors, self.ranks))
 
     def loss(self, network: nn.Module) -> float:
-        return self.judge.losses(network, np.arange(len(self.judge.images))).mean
+        return self.evaluator.losses(network, np.arange(len(self.evaluator.images))).mean
 
-    def run(self, network: nn.Module | None = None) -> tuple[RecalibrationRecord, nn.Module]:
-        recalibration = Recalibration(
+    def run(self, network: nn.Module | None = None) -> tuple[ReconstructionRecord, nn.Module]:
+        reconstruction = Reconstruction(
             original=self.original,
             network=copy.deepcopy(self.network) if network is None else network,
             layers=self.layers,
             calibration=self.calibration,
-            judge=self.judge,
+            evaluator=self.evaluator,
             device=CPU,
         )
-        return recalibration.run(), recalibration.network
+        return reconstruction.run(), reconstruction.network
 
 
 def subject_with(**options: Any) -> Subject:
-    return Subject(small_network(), drawn(96, 100), drawn(40, 101), **options)
+    return Subject(small_network(), synthetic(96, 100), synthetic(40, 101), **options)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def subject() -> Subject:
     return subject_with()
 
 
-def assert_told_truthfully(record: RecalibrationRecord, subject: Subject, network: nn.Module) -> None:
+def assert_told_truthfully(record: ReconstructionRecord, subject: Subject, network: nn.Module) -> None:
     current = record.before
     for step in record.steps:
         assert step.before == current
@@ -114,7 +114,7 @@ def assert_told_truthfully(record: RecalibrationRecord, subject: Subject, networ
     assert record.before == pytest.approx(subject.loss(subject.network))
     assert record.after == pytest.approx(subject.loss(network))
     assert record.calibration_images == len(subject.calibration)
-    assert record.check_images == len(subject.judge.images)
+    assert record.check_images == len(subject.evaluator.images)
     assert record.seconds > 0
 
 
@@ -130,7 +130,7 @@ def test_low_ranks_of_the_weight_become_plainly_better(subject: Subject) -> None
     record, network = subject.run()
     assert_told_truthfully(record, subject, network)
     assert record.after < 0.4 * record.before
-    fresh = FunctionNorm(subject.original, drawn(200, 7), CPU)
+    fresh = FunctionNorm(subject.original, synthetic(200, 7), CPU)
     every = np.arange(200)
     assert fresh.losses(network, every).mean < 0.6 * fresh.losses(subject.network, every).mean
 
@@ -183,15 +183,15 @@ class Worse(FunctionNorm):
 
 def test_what_does_harm_is_undone_to_the_last_bit(subject: Subject) -> None:
     network, before = copy.deepcopy(subject.network), state(subject.network)
-    recalibration = Recalibration(
+    reconstruction = Reconstruction(
         original=subject.original,
         network=network,
         layers=subject.layers,
         calibration=subject.calibration,
-        judge=Worse(subject.original, subject.judge.images, CPU),
+        evaluator=Worse(subject.original, subject.evaluator.images, CPU),
         device=CPU,
     )
-    record = recalibration.run()
+    record = reconstruction.run()
     assert (record.before, record.after) == (1.0, 1.0)
     assert [step.after for step in record.steps] == [float(2 + number) for number in range(11)]
     assert not any(step.kept for step in record.steps)
@@ -303,7 +303,7 @@ def test_each_layer_is_fitted_to_the_inputs_it_receives() -> None:
 @pytest.mark.parametrize("fault", ["zero weight", "dead", "constant images"])
 def test_layers_that_do_nothing_end_nothing(method: str, fault: str) -> None:
     network = small_network()
-    images, check = drawn(20, 0), drawn(10, 1)
+    images, check = synthetic(20, 0), synthetic(10, 1)
     if fault == "zero weight":
         network[3].weight.data.zero_()
     if fault == "dead":

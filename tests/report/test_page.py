@@ -13,7 +13,7 @@ from compressor.cost.records import LatencyRecord, MachineRecord
 from compressor.errors import InputError
 from compressor.fidelity.records import FidelityRecord
 from compressor.network.records import LayerRecord
-from compressor.recovery.records import RecalibrationRecord, RecalibrationStep, StepKind
+from compressor.recovery.records import ReconstructionRecord, ReconstructionStep, StepKind
 from compressor.report import figures as pictures
 from compressor.report import formatting, wording
 from compressor.report.console import print_report
@@ -22,7 +22,7 @@ from compressor.report.records import ImagesRecord, Report
 from compressor.report.svg import new_axes, page_style, to_inline_svg
 from compressor.schema import Pair
 from compressor.search.records import CalibrationRecord, CertificateRecord, EvaluationRecord, JointRecord, SearchRecord
-from exporters.records import ParityRecord
+from exporters.records import ExportCheckRecord
 from tests.browser import PHONE_WIDTH, on_a_phone, run_browser
 
 GAMMA = 0.03
@@ -34,7 +34,7 @@ GAMMA = 0.03
 def make_conv(name: str, co: int, ci: int, size: int, side: int, rank: int | None) -> LayerRecord:
     """A convolution of ResNet-18 at 224 px; 1x1 ones take the SVD, the others the spatial split."""
     params = co * ci * size * size
-    cap = max(1, params // (size * (ci + co)))
+    break_even_rank = max(1, params // (size * (ci + co)))
     after = None if rank is None else rank * size * (ci + co)
     return LayerRecord(
         name=name,
@@ -42,7 +42,7 @@ def make_conv(name: str, co: int, ci: int, size: int, side: int, rank: int | Non
         shape=[co, ci, size, size],
         method="svd" if size == 1 else "spatial",
         factors=None if rank is None else "refit" if ci < 128 else "activation",
-        cap=cap,
+        break_even_rank=break_even_rank,
         rank=rank,
         params=params,
         params_compressed=after,
@@ -67,15 +67,17 @@ def make_layers() -> list[LayerRecord]:
         for block in range(2):
             for conv in (1, 2):
                 ci = width // 2 if stage > 1 and block == 0 and conv == 1 else width
-                cap = 3 * width * ci // (width + ci)
+                break_even_rank = 3 * width * ci // (width + ci)
                 share = (0.75, 0.5, 0.3, 0.12)[stage - 1] * random_ranks.uniform(0.6, 1.3)
-                rank = None if (stage, block, conv) in {(1, 0, 1), (1, 1, 2), (2, 0, 1)} else int(share * cap)
+                rank = (
+                    None if (stage, block, conv) in {(1, 0, 1), (1, 1, 2), (2, 0, 1)} else int(share * break_even_rank)
+                )
                 layers.append(make_conv(f"layer{stage}.{block}.conv{conv}", width, ci, 3, side, rank))
         if stage > 1:
             shortcut = make_conv(f"layer{stage}.0.downsample.0", width, width // 2, 1, side, None)
             why = "left out by --skip '*.downsample.*'"
-            layers.append(shortcut.model_copy(update={"skipped": why, "method": None, "cap": None}))
-    linear = {"name": "fc", "kind": "linear", "shape": [1000, 512], "method": "svd", "cap": 338, "rank": 96}
+            layers.append(shortcut.model_copy(update={"skipped": why, "method": None, "break_even_rank": None}))
+    linear = {"name": "fc", "kind": "linear", "shape": [1000, 512], "method": "svd", "break_even_rank": 338, "rank": 96}
     linear["factors"] = "weight"
     costs = {"params": 512_000, "params_compressed": 145_152, "macs": 512_000, "macs_compressed": 145_152}
     return [*layers, LayerRecord.model_validate({**linear, **costs})]
@@ -93,8 +95,13 @@ def make_history(layers: list[LayerRecord]) -> list[EvaluationRecord]:
         source = "start" if index < 17 else "re-measure" if again else "candidate"
         factors = [1.0 if again else 2.718 ** dice.gauss(-0.1, spread) for _ in chosen]
         pairs = zip(chosen, factors, compressible, strict=True)
-        ranks = [rank and max(1, min(layer.cap or 1, round(rank * factor))) for rank, factor, layer in pairs]
-        shares = [(rank or layer.cap or 1) / (layer.cap or 1) for rank, layer in zip(ranks, compressible, strict=True)]
+        ranks = [
+            rank and max(1, min(layer.break_even_rank or 1, round(rank * factor))) for rank, factor, layer in pairs
+        ]
+        shares = [
+            (rank or layer.break_even_rank or 1) / (layer.break_even_rank or 1)
+            for rank, layer in zip(ranks, compressible, strict=True)
+        ]
         ratio = sum(shares) / len(shares) * 0.45
         norm = sum((0.04 / share) ** 1.5 for share in shares) * 2.718 ** dice.gauss(0, 0.12)
         history.append(
@@ -134,8 +141,8 @@ def make_latency(original_ms: float, ratio: float, seed: int) -> LatencyRecord:
     )
 
 
-def make_recalibration(layers: list[LayerRecord]) -> RecalibrationRecord:
-    """Two steps for every factorised layer, of which every third is refused, and batch norms far off."""
+def make_reconstruction(layers: list[LayerRecord]) -> ReconstructionRecord:
+    """Two steps for every factorized layer, of which every third is refused, and batch norms far off."""
     refitted = [layer.name for layer in layers if layer.rank is not None]
     kinds: list[StepKind] = ["last factor", "both factors"]
     rows = [(name, kind) for name in refitted for kind in kinds]
@@ -144,9 +151,9 @@ def make_recalibration(layers: list[LayerRecord]) -> RecalibrationRecord:
     for number, (layer, kind) in enumerate(rows):
         kept = number % 3 < 2 and layer != ""
         after = loss * (0.96 if kept else 1.02 if layer else 4)
-        steps.append(RecalibrationStep(layer=layer, kind=kind, before=loss, after=after, kept=kept))
+        steps.append(ReconstructionStep(layer=layer, kind=kind, before=loss, after=after, kept=kept))
         loss = after if kept else loss
-    return RecalibrationRecord(
+    return ReconstructionRecord(
         calibration_images=400, check_images=100, before=1.61, after=loss, seconds=154.2, steps=steps
     )
 
@@ -180,11 +187,11 @@ def make_report() -> Report:
             function_norm=0.7712,
             stderr=0.0419,
             relative=0.00171,
-            teacher_energy=451.3,
+            output_energy=451.3,
             images=500,
             top1_agreement=0.984,
         ),
-        parity=ParityRecord(
+        export_check=ExportCheckRecord(
             max_abs_error=3.1e-5,
             max_rel_error=1.4e-6,
             top1_agreement=1.0,
@@ -202,16 +209,16 @@ def make_report() -> Report:
             objective=sorted(entry.objective for entry in history if entry.ranks == chosen)[3],
             objective_sd=0.0042,
             certificate=certificate,
-            calibration=CalibrationRecord(z_rms=1.1, within_two_sd=0.93, looks=60),
+            calibration=CalibrationRecord(z_rms=1.1, within_two_sd=0.93, evaluations=60),
             history=history,
         ),
-        recalibration=make_recalibration(layers),
+        reconstruction=make_reconstruction(layers),
         layers=layers,
         images=ImagesRecord(
             source="photographs",
             calibration=400,
             search=1000,
-            held_out=500,
+            test_images=500,
             unreadable=1,
             labelled=True,
             input_shape=[3, 224, 224],
@@ -232,7 +239,7 @@ def make_sparse_report() -> Report:
     images = make_report().images.model_copy(update={"calibration": 0, "labelled": False})
     changes: dict[str, Any] = {
         "search": None,
-        "recalibration": None,
+        "reconstruction": None,
         "images": images,
         "latency": {},
         "top1": None,
@@ -310,7 +317,7 @@ def test_speed_is_called_what_it_is(ratio: float, low: float, high: float, words
         "On 500 held-out images, which neither calibration nor the search used, the squared distance",
         "L = 0.771 on average, with a standard error of 0.0419",
         "0.171 % of the original outputs’ own energy, E‖f*‖² = 451",
-        "14 layers were factorised, 3 kept dense",
+        "14 layers were factorized, 3 kept dense",
         "4 layers left out, and why",
         "Method Factors Shape",
         "layer1.0.conv2 spatial refit 64 × 64 × 3 × 3",
@@ -354,7 +361,7 @@ def test_parts_come_in_order(page: str) -> None:
         "layers",
         "search",
         "certificate",
-        "recalibration",
+        "reconstruction",
         "verified",
         "measured",
         "again",
@@ -426,16 +433,16 @@ def test_multiples_of_ranks_are_said(report: Report) -> None:
 
 def test_check_images_are_those_of_the_search_if_there_was_one(report: Report) -> None:
     applied = report.model_copy(update={"search": None})
-    assert "some of the images for the search" in wording.describe_recalibration_limits(report)
-    assert "search" not in wording.describe_recalibration_limits(applied)
+    assert "some of the images for the search" in wording.describe_reconstruction_limits(report)
+    assert "search" not in wording.describe_reconstruction_limits(applied)
     assert "400 images for calibration, 1000 to check with" in wording.describe_images(applied)
 
 
 def test_recalibration_without_gain_is_said(report: Report) -> None:
-    assert report.recalibration is not None
-    refused = [step.model_copy(update={"before": 1.61, "kept": False}) for step in report.recalibration.steps]
-    record = report.recalibration.model_copy(update={"after": 1.61, "steps": refused})
-    sentence = wording.describe_recalibration(record).replace(formatting.GAP, " ")
+    assert report.reconstruction is not None
+    refused = [step.model_copy(update={"before": 1.61, "kept": False}) for step in report.reconstruction.steps]
+    record = report.reconstruction.model_copy(update={"after": 1.61, "steps": refused})
+    sentence = wording.describe_reconstruction(record).replace(formatting.GAP, " ")
     assert "the function norm stayed at L = 1.61; 0 of 29 steps were kept" in sentence
 
 
@@ -553,10 +560,10 @@ def test_unknown_sources_and_exact_networks_are_drawn(report: Report) -> None:
 
 
 def test_recalibration_picture_tells_kept_from_refused(report: Report) -> None:
-    assert report.recalibration is not None
-    refused = pictures.draw_recalibration(report.recalibration)
-    kept = [step.model_copy(update={"kept": True, "after": 1.0}) for step in report.recalibration.steps]
-    all_kept = pictures.draw_recalibration(report.recalibration.model_copy(update={"steps": kept}))
+    assert report.reconstruction is not None
+    refused = pictures.draw_reconstruction(report.reconstruction)
+    kept = [step.model_copy(update={"kept": True, "after": 1.0}) for step in report.reconstruction.steps]
+    all_kept = pictures.draw_reconstruction(report.reconstruction.model_copy(update={"steps": kept}))
     assert "not kept" in refused
     assert "not kept" not in all_kept
     for name in ("last factor", "both factors", "batch-norm statistics"):
@@ -565,17 +572,17 @@ def test_recalibration_picture_tells_kept_from_refused(report: Report) -> None:
 
 @pytest.mark.parametrize(("before", "after"), [(1e4, 1.0), (1.0, 0.0), (0.0, 0.0)])
 def test_recalibration_of_any_size_can_be_drawn(before: float, after: float) -> None:
-    step = RecalibrationStep(layer="fc", kind="last factor", before=before, after=after, kept=after < before)
-    record = RecalibrationRecord(
+    step = ReconstructionStep(layer="fc", kind="last factor", before=before, after=after, kept=after < before)
+    record = ReconstructionRecord(
         calibration_images=8, check_images=2, before=before, after=after, seconds=1, steps=[step]
     )
-    assert ">10000<" in (svg := pictures.draw_recalibration(record)) or before < 1e4
+    assert ">10000<" in (svg := pictures.draw_reconstruction(record)) or before < 1e4
     assert svg.count("<svg") == 1
 
 
 def test_recalibration_without_steps_has_no_picture(report: Report) -> None:
-    assert report.recalibration is not None
-    assert pictures.draw_recalibration(report.recalibration.model_copy(update={"steps": []})) == ""
+    assert report.reconstruction is not None
+    assert pictures.draw_reconstruction(report.reconstruction.model_copy(update={"steps": []})) == ""
 
 
 def test_identical_samples_can_be_drawn() -> None:

@@ -9,7 +9,7 @@ from compressor.pipeline.settings import Settings
 from compressor.report import warnings as advice
 from compressor.report.records import PrecisionRecord
 from compressor.search.records import CertificateRecord, JointRecord
-from exporters.records import FloatLayer, QuantisationRecord
+from exporters.records import FloatLayer, QuantizationRecord
 
 LIMITS = (MIN_CALIBRATION_IMAGES, MAX_CALIBRATION_SHARE)
 
@@ -32,13 +32,13 @@ def test_too_small_a_wish_is_warned_about_by_its_option() -> None:
     "settings", [Settings(calibration=0), Settings(factors="weight", recalibrate=False)], ids=["none", "weight"]
 )
 def test_nothing_to_fit_is_no_reason_to_warn(settings: Settings) -> None:
-    assert settings.calibration_wanted == 0
-    assert advice.on_calibration(20, settings.calibration_wanted, *LIMITS) == []
+    assert settings.num_calibration == 0
+    assert advice.on_calibration(20, settings.num_calibration, *LIMITS) == []
 
 
 @pytest.mark.parametrize("settings", [Settings(), Settings(factors="weight"), Settings(recalibrate=False)])
 def test_images_are_wanted_where_something_is_fitted(settings: Settings) -> None:
-    assert settings.calibration_wanted == 400
+    assert settings.num_calibration == 400
 
 
 def test_a_certificate_not_met_is_said_with_the_figure_that_was_asked_for() -> None:
@@ -64,10 +64,10 @@ def int8_record(low: float, high: float, added_norm: float) -> PrecisionRecord:
         batch_size=1,
         **times,
     )
-    quantisation = QuantisationRecord(
+    quantization = QuantizationRecord(
         calibration="entropy",
         calibration_images=64,
-        judge_images=48,
+        check_images=48,
         added_norm=added_norm,
         added_norm_all=0.5,
         allowed_norm=0.1,
@@ -81,13 +81,13 @@ def int8_record(low: float, high: float, added_norm: float) -> PrecisionRecord:
         onnx_bytes=1,
         gzip_bytes=1,
         fidelity=FidelityRecord(
-            function_norm=1, stderr=0.1, relative=0.1, teacher_energy=10, images=50, top1_agreement=0.9
+            function_norm=1, stderr=0.1, relative=0.1, output_energy=10, images=50, top1_agreement=0.9
         ),
         norm_to_float32=0.1,
         agreement_to_float32=0.99,
         latency={},
         latency_to_float32={"CPUExecutionProvider": latency},
-        quantisation=quantisation,
+        quantization=quantization,
     )
 
 

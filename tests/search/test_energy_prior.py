@@ -18,7 +18,7 @@ CAPS = (9, 30, 14)
 def shares(seed: int = 0) -> list[np.ndarray]:
     """Energies that fall with the rank, none left at the cap."""
     rng = np.random.default_rng(seed)
-    tails = [np.cumsum(rng.gamma(0.5, size=cap))[::-1] for cap in CAPS]
+    tails = [np.cumsum(rng.gamma(0.5, size=break_even_rank))[::-1] for break_even_rank in CAPS]
     return [np.append(tail[1:], 0.0) / tail[0] for tail in tails]
 
 
@@ -73,7 +73,7 @@ def test_without_guesses_all_energies_are_worth_the_same_at_first() -> None:
 
 
 def test_a_layer_that_gives_nothing_up_is_expected_to_lose_nothing() -> None:
-    nothing = [np.zeros(cap) for cap in CAPS]
+    nothing = [np.zeros(break_even_rank) for break_even_rank in CAPS]
     energies = Energies(nothing)
     energies.guess(nothing)
     assert energies.learn(plans(4), np.ones(4))(plans(9)) == pytest.approx(0.0)
@@ -84,6 +84,6 @@ def test_energies_of_a_layer_are_shares_of_its_squared_singular_values() -> None
     network = nn.Sequential(nn.Linear(20, 12))
     (layer,) = find_layers(network, torch.randn(2, 20))
     squares = torch.linalg.svdvals(layer.module.weight.detach().double()).square()
-    found = energies_of(layer, METHODS["svd"].factorise(layer.module))
+    found = energies_of(layer, METHODS["svd"].factorize(layer.module))
     expected = [float(squares[rank:].sum() / squares.sum()) for rank in range(1, layer.dense_rank)]
     np.testing.assert_allclose(found, [*expected, 0.0], rtol=1e-4)

@@ -14,22 +14,22 @@ from torch import Tensor, nn
 from compressor.arrays import Ranks
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
-from compressor.fidelity import linearization as linearise
+from compressor.fidelity import linearization as linearize
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linear_model import LinearModel
-from compressor.fidelity.linearization import Lineariser
+from compressor.fidelity.linearization import Linearizer
 from compressor.fidelity.losses import Losses
-from compressor.network.layers import MethodChoice, compressible, factorised_ranks, find_layers
+from compressor.network.layers import MethodChoice, compressible, factorized_ranks, find_layers
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.stages.factorize import weight_factors
 from compressor.search.evaluation.journal import Journal
 from compressor.search.initial import gauss_newton as refine
-from compressor.search.initial.sensitivity import linear_sensitivities, probe_sensitivities
+from compressor.search.initial.sensitivity import linear_sensitivities, measure_sensitivities
 from compressor.search.objective import Objective
 from compressor.search.optimizer import Search, SearchSettings
 from compressor.search.space import RankSpace, alternatives, with_rank
 from compressor.search.surrogate.additive_prior import around_plan
-from compressor.search.target.target import Target
+from compressor.search.target.target import SearchTarget
 
 NUM_IMAGES = 40
 GAMMA = 2.0  # of the searches, times the energy of the outputs
@@ -52,10 +52,10 @@ class Net:
         self.layers = compressible(find_layers(self.network, images.batch([0]), method))
         self.factors = {layer.name: weight_factors(layer) for layer in self.layers}
         self.space = RankSpace([layer.name for layer in self.layers], [layer.params_by_rank() for layer in self.layers])
-        self.linearise = Lineariser(self.norm, self.network, self.layers, self.factors)
+        self.linearize = Linearizer(self.norm, self.network, self.layers, self.factors)
 
     def candidate(self, ranks: Ranks) -> nn.Module:
-        return build_candidate(self.network, self.factors, factorised_ranks(self.layers, ranks))
+        return build_candidate(self.network, self.factors, factorized_ranks(self.layers, ranks))
 
     def residuals(self, ranks: Ranks, indices: np.ndarray) -> np.ndarray:
         chosen = torch.from_numpy(indices)
@@ -115,9 +115,9 @@ def test_where_the_network_is_linear_the_model_of_one_layer_is_exact(
     network: nn.Module, shape: tuple[int, ...], method: MethodChoice
 ) -> None:
     net, images = Net(network, shape, method), np.arange(7, 32)
-    plan = np.maximum(net.space.caps // 2, 1)
+    plan = np.maximum(net.space.num_choices // 2, 1)
     others = alternatives(net.space, plan)
-    model = net.linearise(plan, others, images, 10)
+    model = net.linearize(plan, others, images, 10)
     np.testing.assert_allclose(model.residuals, net.residuals(plan, images), atol=1e-5)
     for layer, ranks in enumerate(others):
         assert int(plan[layer]) not in ranks
@@ -130,8 +130,8 @@ def test_where_the_network_is_linear_the_model_of_one_layer_is_exact(
 
 def test_a_small_step_of_a_curved_network_is_foretold_and_layers_together() -> None:
     net, images = Net(curved_net()), np.arange(NUM_IMAGES)
-    plan = net.space.caps - 3
-    model = net.linearise(plan, [[int(rank) + 1] for rank in plan], images, 10)
+    plan = net.space.num_choices - 3
+    model = net.linearize(plan, [[int(rank) + 1] for rank in plan], images, 10)
     moved = model.residuals + sum(rows[int(rank) + 1] for rows, rank in zip(model.changes, plan, strict=True))
     truth, before = net.residuals(plan + 1, images), model.residuals
     assert np.square(moved - truth).sum() < 0.3 * np.square(before - truth).sum()
@@ -142,7 +142,7 @@ def test_layers_that_work_in_place_change_nothing() -> None:
     models = []
     for inplace in (True, False):
         net = Net(curved_net(inplace))
-        models.append(net.linearise(plan, alternatives(net.space, plan), images, 10))
+        models.append(net.linearize(plan, alternatives(net.space, plan), images, 10))
     np.testing.assert_allclose(models[0].residuals, models[1].residuals)
     for first, second in zip(models[0].changes, models[1].changes, strict=True):
         assert all(np.allclose(first[rank], second[rank]) for rank in first)
@@ -150,8 +150,8 @@ def test_layers_that_work_in_place_change_nothing() -> None:
 
 def test_with_many_outputs_lengths_are_kept_on_average() -> None:
     net, images = Net(linear_net(outputs=200)), np.arange(NUM_IMAGES)
-    plan = np.maximum(net.space.caps // 2, 1)
-    model = net.linearise(plan, [[1]] * len(plan), images, 10)
+    plan = np.maximum(net.space.num_choices // 2, 1)
+    model = net.linearize(plan, [[1]] * len(plan), images, 10)
     assert model.residuals.shape == (NUM_IMAGES, 10)
     truth = np.square(net.residuals(plan, images)).sum(1)
     assert np.square(model.residuals).sum(1).mean() == pytest.approx(truth.mean(), rel=0.3)
@@ -159,7 +159,7 @@ def test_with_many_outputs_lengths_are_kept_on_average() -> None:
 
 
 def test_combinations_of_outputs_are_at_right_angles_and_keep_lengths_on_average() -> None:
-    along = linearise._directions(4000, 8, 3, np.random.default_rng(0)).numpy()
+    along = linearize._directions(4000, 8, 3, np.random.default_rng(0)).numpy()
     gram = np.einsum("bkp,bkq->bpq", along, along)
     np.testing.assert_allclose(gram, np.broadcast_to(8 / 3 * np.eye(3), gram.shape), atol=1e-5)
     np.testing.assert_allclose(np.einsum("bkp,blp->kl", along, along) / len(along), np.eye(8), atol=0.05)
@@ -167,17 +167,17 @@ def test_combinations_of_outputs_are_at_right_angles_and_keep_lengths_on_average
 
 def test_a_large_network_is_taken_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     net, images = Net(linear_net(outputs=40)), np.arange(23)
-    plan = np.maximum(net.space.caps // 2, 1)
-    models = [net.linearise(plan, alternatives(net.space, plan), images, 10)]
+    plan = np.maximum(net.space.num_choices // 2, 1)
+    models = [net.linearize(plan, alternatives(net.space, plan), images, 10)]
     sizes = []
-    forward = linearise._forward
-    monkeypatch.setattr(linearise, "MOST_NUMBERS", 40_000)
+    forward = linearize._forward
+    monkeypatch.setattr(linearize, "MAX_NUMBERS", 40_000)
     monkeypatch.setattr(
-        linearise,
+        linearize,
         "_forward",
         lambda network, names, inputs: sizes.append(len(inputs)) or forward(network, names, inputs),
     )
-    models.append(net.linearise(plan, alternatives(net.space, plan), images, 10))
+    models.append(net.linearize(plan, alternatives(net.space, plan), images, 10))
     assert max(sizes) in (2, 3)
     np.testing.assert_allclose(models[0].residuals, models[1].residuals, atol=1e-5)
 
@@ -208,9 +208,9 @@ class Blocked(nn.Module):
 def test_a_layer_called_twice_counts_twice_and_one_without_slopes_not_at_all() -> None:
     torch.manual_seed(0)
     net, images = Net(Shared(), (10,)), np.arange(NUM_IMAGES)
-    plan = np.array([int(net.space.caps[0]) - 1])
+    plan = np.array([int(net.space.num_choices[0]) - 1])
     rank = int(plan[0]) - 1
-    model = net.linearise(plan, [[rank]], images, 10)
+    model = net.linearize(plan, [[rank]], images, 10)
     before, after = net.factors["layer"].build(int(plan[0])), net.factors["layer"].build(rank)
     inputs = net.norm.images.batch(range(NUM_IMAGES))
     middle = before(inputs)
@@ -218,7 +218,7 @@ def test_a_layer_called_twice_counts_twice_and_one_without_slopes_not_at_all() -
     second = after(middle) - before(middle)
     np.testing.assert_allclose(model.changes[0][rank], (first + second).numpy(), atol=1e-5)
     blocked = Net(Blocked(), (10,))
-    assert not blocked.linearise(plan, [[rank]], images, 10).changes[0][rank].any()
+    assert not blocked.linearize(plan, [[rank]], images, 10).changes[0][rank].any()
 
 
 def random_model(seed: int, num_layers: int) -> tuple[RankSpace, Ranks, LinearModel]:
@@ -269,35 +269,35 @@ def test_the_way_begins_with_the_plan_and_ends_with_the_target() -> None:
 def make_search(
     net: Net,
     journal: Journal,
-    linearise: bool = True,
+    linearize: bool = True,
     max_evaluations: int = 100,
-    target: Target | None = None,
+    target: SearchTarget | None = None,
     seed: int = 0,
     samples: int = 8,
 ) -> Search:
     chosen = SearchSettings(samples=samples, max_evaluations=max_evaluations, delta=0.1, seed=seed)
-    objective = Objective(GAMMA / net.norm.teacher_energy)
+    objective = Objective(GAMMA / net.norm.output_energy)
     return Search(
         net.space, objective, net.evaluate, len(net.norm.images), chosen, journal,
-        target=target, linearise=net.linearise if linearise else None,
+        target=target, linearize=net.linearize if linearize else None,
     )  # fmt: skip
 
 
 def run_search(
-    net: Net, journal: Journal, linearise: bool = True, max_evaluations: int = 100, seed: int = 0
+    net: Net, journal: Journal, linearize: bool = True, max_evaluations: int = 100, seed: int = 0
 ) -> tuple[Ranks, list[str], int]:
-    ranks, record = make_search(net, journal, linearise, max_evaluations, seed=seed).run()
+    ranks, record = make_search(net, journal, linearize, max_evaluations, seed=seed).run()
     return ranks, [row.source for row in record.history], record.image_passes
 
 
 @pytest.mark.parametrize("asked", [(0.1, 0.01), (0.1, 0.3)])
 def test_the_way_to_another_target_is_found_by_steps_of_the_model(asked: tuple[float, float]) -> None:
     net = Net(compressible_net(), num_images=200)
-    first, then = (Target("loss", share * net.norm.teacher_energy) for share in asked)
+    first, then = (SearchTarget("loss", share * net.norm.output_energy) for share in asked)
     search = make_search(net, Journal(None, {}), target=first, samples=50)
     search.run()
-    ranks, record = search.aim_at(then)
-    found = net.evaluate(ranks, np.arange(200)).mean / net.norm.teacher_energy
+    ranks, record = search.continue_for(then)
+    found = net.evaluate(ranks, np.arange(200)).mean / net.norm.output_energy
     assert asked[1] / 4 <= found <= 4 * asked[1]  # three layers leave few plans to choose from
     assert [row.source for row in record.history].count("refinement") > 1
 
@@ -317,10 +317,10 @@ def test_a_search_steps_to_a_plan_that_is_no_worse_and_resumes_in_the_midst_of_i
     net = Net(compressible_net())
     path = tmp_path / "search.jsonl"
     ranks, sources, passes = run_search(net, Journal(path, {}), seed=2)
-    plain, plain_sources, _ = run_search(net, Journal(None, {}), linearise=False, seed=2)
+    plain, plain_sources, _ = run_search(net, Journal(None, {}), linearize=False, seed=2)
     assert "refinement" in sources
     assert "refinement" not in plain_sources
-    every, objective = np.arange(NUM_IMAGES), Objective(GAMMA / net.norm.teacher_energy)
+    every, objective = np.arange(NUM_IMAGES), Objective(GAMMA / net.norm.output_energy)
     before, after = (
         float(objective.value(np.array(net.evaluate(plan, every).mean), net.space.ratio(plan[None])[0]))
         for plan in (plain, ranks)
@@ -367,7 +367,7 @@ def test_what_a_run_ended_with_is_not_looked_at_again(tmp_path: Path) -> None:
 def test_where_no_slope_comes_through_layers_are_probed() -> None:
     torch.manual_seed(0)
     blocked = Net(Blocked(), (10,))
-    norms, passes = linear_sensitivities(blocked.space, blocked.linearise, np.arange(20))
+    norms, passes = linear_sensitivities(blocked.space, blocked.linearize, np.arange(20))
     assert not norms
     assert passes > 0
     _, sources, _ = run_search(blocked, Journal(None, {}))
@@ -376,8 +376,8 @@ def test_where_no_slope_comes_through_layers_are_probed() -> None:
 
 def test_single_layers_by_the_model_are_those_that_probes_find_where_the_network_is_linear() -> None:
     net, images = Net(linear_net(outputs=3)), np.arange(20)
-    norms, _ = linear_sensitivities(net.space, net.linearise, images)
-    probed = probe_sensitivities(net.space, lambda plans: [net.evaluate(plan, images) for plan in plans])
+    norms, _ = linear_sensitivities(net.space, net.linearize, images)
+    probed = measure_sensitivities(net.space, lambda plans: [net.evaluate(plan, images) for plan in plans])
     for row, truth in zip(norms, probed, strict=True):
         np.testing.assert_allclose(row, truth, rtol=1e-3, atol=1e-9)
 
@@ -387,7 +387,7 @@ def test_single_layers_by_the_model_are_those_that_probes_find_where_the_network
 def test_around_a_plan_its_own_loss_and_its_neighbours_are_expected(seed: int) -> None:
     space, plan, model = random_model(seed, 3)
     rng = np.random.default_rng(seed)
-    alone = [np.sort(rng.lognormal(size=int(cap)))[::-1] for cap in space.caps]
+    alone = [np.sort(rng.lognormal(size=int(break_even_rank)))[::-1] for break_even_rank in space.num_choices]
     norms = [{rank: model.norm * own / rank for rank in row} for row, own in zip(model.changes, plan, strict=True)]
     expected = around_plan(plan, model.norm, norms, alone)
     assert expected(plan) == pytest.approx(model.norm)
@@ -403,12 +403,15 @@ def test_around_a_plan_its_own_loss_and_its_neighbours_are_expected(seed: int) -
 def test_around_a_plan_losses_go_on_beyond_the_ranks_that_the_model_knows() -> None:
     """Also where chance let the lowest of them seem better than the plan's own."""
     space, plan, _ = random_model(0, 3)
-    alone = [np.geomspace(5.0, 0.01, int(cap)) for cap in space.caps]
-    caps, own = space.caps.tolist(), plan.tolist()
-    chance = [{max(1, rank // 2): 0.9, min(cap - 1, 2 * rank): 0.8} for rank, cap in zip(own, caps, strict=True)]
+    alone = [np.geomspace(5.0, 0.01, int(break_even_rank)) for break_even_rank in space.num_choices]
+    num_choices, own = space.num_choices.tolist(), plan.tolist()
+    chance = [
+        {max(1, rank // 2): 0.9, min(break_even_rank - 1, 2 * rank): 0.8}
+        for rank, break_even_rank in zip(own, num_choices, strict=True)
+    ]
     expected = around_plan(plan, 1.0, chance, alone)
-    for layer, (row, cap) in enumerate(zip(chance, caps, strict=True)):
-        losses = [float(expected(with_rank(plan, layer, rank))) for rank in (1, min(row), max(row), cap)]
+    for layer, (row, break_even_rank) in enumerate(zip(chance, num_choices, strict=True)):
+        losses = [float(expected(with_rank(plan, layer, rank))) for rank in (1, min(row), max(row), break_even_rank)]
         assert losses[0] >= losses[1] + 0.9 * (alone[layer][0] - alone[layer][min(row) - 1])
         assert losses[2] > losses[3] > 0
 

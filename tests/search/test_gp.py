@@ -86,7 +86,7 @@ def test_gradient_of_the_likelihood(seed: int) -> None:
     assert error < 1e-4
 
 
-def test_fit_maximises_the_likelihood() -> None:
+def test_fit_maximizes_the_likelihood() -> None:
     thetas, targets, variances = problem(7, count=40)
     noise = np.diag(variances)
     fitted = gp.fit(thetas, targets, noise)

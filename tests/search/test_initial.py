@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from compressor.arrays import Ranks
 from compressor.fidelity.losses import Losses
 from compressor.search.initial import allocation as start
-from compressor.search.initial.sensitivity import PROBE_RANKS, probe_sensitivities, tables_of
+from compressor.search.initial.sensitivity import SENSITIVITY_RANKS, measure_sensitivities, tables_of
 from compressor.search.objective import Objective
 from compressor.search.space import CONTEXT_STEP, SHARES_OF_THE_WAY, RankSpace
 from compressor.search.surrogate.additive_prior import LOSS_FLOOR, sum_of
@@ -24,14 +24,17 @@ Array = NDArray[np.float64]
 def problems(draw: st.DrawFn) -> tuple[RankSpace, list[Array]]:
     """Up to three layers of any costs, and losses that need not even fall with the rank."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    caps = draw(st.lists(st.integers(2, 6), min_size=1, max_size=3))
-    space = RankSpace([f"layer{i}" for i in range(len(caps))], [np.cumsum(rng.integers(1, 50, cap)) for cap in caps])
+    num_choices = draw(st.lists(st.integers(2, 6), min_size=1, max_size=3))
+    space = RankSpace(
+        [f"layer{i}" for i in range(len(num_choices))],
+        [np.cumsum(rng.integers(1, 50, break_even_rank)) for break_even_rank in num_choices],
+    )
     scale = draw(st.sampled_from([0.01, 1.0, 100.0]))
-    return space, [scale * rng.exponential(size=cap) for cap in caps]
+    return space, [scale * rng.exponential(size=break_even_rank) for break_even_rank in num_choices]
 
 
 def lattice(space: RankSpace, every: int = 1) -> Ranks:
-    return np.array(list(product(*(range(1, cap + 1, every) for cap in space.caps))))
+    return np.array(list(product(*(range(1, break_even_rank + 1, every) for break_even_rank in space.num_choices))))
 
 
 def total_loss(losses: list[Array], ranks: Ranks) -> Array:
@@ -64,35 +67,38 @@ def test_the_sum_of_sensitivities_is_the_sum() -> None:
     np.testing.assert_allclose(sum_of(losses)(ranks), [3.5, 1.0, 0.5])
 
 
-class Probe:
+class MeasureLayers:
     """Single-layer losses `law(layer, rank)`, and the plans that were asked for."""
 
-    def __init__(self, space: RankSpace, law: object) -> None:
+    def __init__(self, space: RankSpace, noise_spec: object) -> None:
         self.space = space
-        self.law = law
+        self.noise_spec = noise_spec
         self.asked: list[tuple[int, int]] = []
 
     def __call__(self, plans: list[Ranks]) -> list[Losses]:
-        return [self.look(ranks) for ranks in plans]
+        return [self.evaluation(ranks) for ranks in plans]
 
-    def look(self, ranks: Ranks) -> Losses:
-        (layer,) = np.flatnonzero(ranks != self.space.caps)  # one layer, and one below its cap
+    def evaluation(self, ranks: Ranks) -> Losses:
+        (layer,) = np.flatnonzero(ranks != self.space.num_choices)  # one layer, and one below its cap
         rank = int(ranks[layer])
         self.asked.append((int(layer), rank))
-        assert callable(self.law)
-        return Losses(np.arange(2), np.full(2, self.law(layer, rank)))
+        assert callable(self.noise_spec)
+        return Losses(np.arange(2), np.full(2, self.noise_spec(layer, rank)))
 
 
-def make_space(caps: list[int]) -> RankSpace:
-    return RankSpace([str(cap) for cap in caps], [list(range(1, cap + 1)) for cap in caps])
+def make_space(num_choices: list[int]) -> RankSpace:
+    return RankSpace(
+        [str(break_even_rank) for break_even_rank in num_choices],
+        [list(range(1, break_even_rank + 1)) for break_even_rank in num_choices],
+    )
 
 
 @given(st.lists(st.integers(2, 400), min_size=1, max_size=4), st.integers(0, 1000))
-def test_noisy_probes_never_rise_with_the_rank_and_end_at_zero(caps: list[int], seed: int) -> None:
+def test_noisy_probes_never_rise_with_the_rank_and_end_at_zero(num_choices: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    probe = Probe(make_space(caps), lambda layer, rank: rng.lognormal())
-    tables = tables_of(probe.space, probe_sensitivities(probe.space, probe))
-    assert [len(table) for table in tables] == caps
+    probe = MeasureLayers(make_space(num_choices), lambda layer, rank: rng.lognormal())
+    tables = tables_of(probe.space, measure_sensitivities(probe.space, probe))
+    assert [len(table) for table in tables] == num_choices
     for table in tables:
         assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(table))
         assert (table[:-1] > 0).all()
@@ -100,19 +106,19 @@ def test_noisy_probes_never_rise_with_the_rank_and_end_at_zero(caps: list[int], 
 
 
 @given(st.lists(st.integers(2, 400), min_size=1, max_size=4))
-def test_probes_are_few_begin_at_rank_one_and_never_repeat(caps: list[int]) -> None:
-    probe = Probe(make_space(caps), lambda layer, rank: 1.0)
-    probe_sensitivities(probe.space, probe)
-    assert len(set(probe.asked)) == len(probe.asked) <= PROBE_RANKS * len(caps)
-    assert {layer for layer, rank in probe.asked if rank == 1} == set(range(len(caps)))
-    for layer, cap in enumerate(caps):
-        if cap >= 40:
-            assert sum(asked == layer for asked, _ in probe.asked) == PROBE_RANKS
+def test_probes_are_few_begin_at_rank_one_and_never_repeat(num_choices: list[int]) -> None:
+    probe = MeasureLayers(make_space(num_choices), lambda layer, rank: 1.0)
+    measure_sensitivities(probe.space, probe)
+    assert len(set(probe.asked)) == len(probe.asked) <= SENSITIVITY_RANKS * len(num_choices)
+    assert {layer for layer, rank in probe.asked if rank == 1} == set(range(len(num_choices)))
+    for layer, break_even_rank in enumerate(num_choices):
+        if break_even_rank >= 40:
+            assert sum(asked == layer for asked, _ in probe.asked) == SENSITIVITY_RANKS
 
 
 def test_a_power_law_is_met_at_every_rank_between_the_probes() -> None:
-    probe = Probe(make_space([300, 50]), lambda layer, rank: (layer + 1) * rank**-1.5)
-    tables = tables_of(probe.space, probe_sensitivities(probe.space, probe))
+    probe = MeasureLayers(make_space([300, 50]), lambda layer, rank: (layer + 1) * rank**-1.5)
+    tables = tables_of(probe.space, measure_sensitivities(probe.space, probe))
     for layer, table in enumerate(tables):
         last = max(rank for asked, rank in probe.asked if asked == layer)
         ranks = np.arange(1, last + 1)
@@ -121,13 +127,13 @@ def test_a_power_law_is_met_at_every_rank_between_the_probes() -> None:
 
 
 def test_a_layer_without_effect_is_no_logarithm_of_zero() -> None:
-    probe = Probe(make_space([30]), lambda layer, rank: 0.0)
-    (table,) = tables_of(probe.space, probe_sensitivities(probe.space, probe))
+    probe = MeasureLayers(make_space([30]), lambda layer, rank: 0.0)
+    (table,) = tables_of(probe.space, measure_sensitivities(probe.space, probe))
     assert np.isfinite(table).all()
     assert table.max() <= LOSS_FLOOR * 1.01
 
 
-class Looks:
+class Evaluator:
     """Answers J of plans where joint losses are `excess` times the sum of single ones; remembers them."""
 
     def __init__(self, space: RankSpace, objective: Objective, losses: list[Array], excess: float = 1.0) -> None:
@@ -149,11 +155,11 @@ def test_the_curve_gives_the_best_plan_it_looked_at_and_looks_at_none_twice(
     problem: tuple[RankSpace, list[Array]], gamma: float, excess: float
 ) -> None:
     space, losses = problem
-    looks = Looks(space, Objective(gamma), losses, excess)
-    best = start.look_along_curve(space, looks.objective, losses, looks)
-    plans = [tuple(plan) for plan, _ in looks.seen]
+    evaluator = Evaluator(space, Objective(gamma), losses, excess)
+    best = start.evaluate_along_curve(space, evaluator.objective, losses, evaluator)
+    plans = [tuple(plan) for plan, _ in evaluator.seen]
     assert len(set(plans)) == len(plans) <= len(start.CURVE_WEIGHTS) + 2 * start.NUM_REFINEMENTS
-    assert looks.value(best[None])[0] == max(value for _, value in looks.seen)
+    assert evaluator.value(best[None])[0] == max(value for _, value in evaluator.seen)
 
 
 @settings(max_examples=60, deadline=None)
@@ -163,40 +169,46 @@ def test_where_losses_add_up_the_curve_holds_the_best_of_all_plans(
 ) -> None:
     """Joint losses 4 or 16 times the sum are an allocation at 4 or 16 times the weight: also on the curve."""
     space, losses = problem
-    looks = Looks(space, Objective(gamma), losses, excess)
-    best = start.look_along_curve(space, looks.objective, losses, looks)
-    assert looks.value(best[None])[0] == pytest.approx(looks.value(lattice(space)).max(), rel=1e-9)
+    evaluator = Evaluator(space, Objective(gamma), losses, excess)
+    best = start.evaluate_along_curve(space, evaluator.objective, losses, evaluator)
+    assert evaluator.value(best[None])[0] == pytest.approx(evaluator.value(lattice(space)).max(), rel=1e-9)
 
 
 class InContext:
     """Losses that multiply across layers: what a layer loses alone says little about what it loses beside others."""
 
-    def __init__(self, num_dims: int = 4, cap: int = 40, gamma: float = 0.2) -> None:
-        self.space = RankSpace([str(i) for i in range(num_dims)], [[10 * k for k in range(1, cap + 1)]] * num_dims)
+    def __init__(self, num_dims: int = 4, break_even_rank: int = 40, gamma: float = 0.2) -> None:
+        self.space = RankSpace(
+            [str(i) for i in range(num_dims)], [[10 * k for k in range(1, break_even_rank + 1)]] * num_dims
+        )
         self.objective = Objective(gamma)
         self.powers = np.linspace(0.3, 1.5, num_dims)
         self.image_scales = np.random.default_rng(0).uniform(0.5, 1.5, 50)
-        self.looks: list[tuple[tuple[int, ...], int]] = []
+        self.evaluator: list[tuple[tuple[int, ...], int]] = []
 
     def loss(self, ranks: Ranks) -> float:
-        shares = ranks / self.space.caps
+        shares = ranks / self.space.num_choices
         return float(np.prod(shares**-self.powers) - 1)
 
     def value(self, ranks: Ranks) -> float:
         return float(self.objective.value(np.array(self.loss(ranks)), self.space.ratio(ranks[None])[0]))
 
-    def look(self, count: int) -> Callable[[Ranks], Losses]:
-        def look(ranks: Ranks) -> Losses:
-            self.looks.append((tuple(ranks.tolist()), count))
+    def evaluation(self, count: int) -> Callable[[Ranks], Losses]:
+        def evaluation(ranks: Ranks) -> Losses:
+            self.evaluator.append((tuple(ranks.tolist()), count))
             scales = self.image_scales[:count]
             return Losses(np.arange(count), self.loss(ranks) * scales / self.image_scales.mean())
 
-        return look
+        return evaluation
 
     def reallocate(self, plan: Ranks) -> Ranks:
-        glance = self.look(start.CONTEXT_IMAGES)
+        evaluate_uncounted = self.evaluation(start.CONTEXT_IMAGES)
         return start.reallocate(
-            self.space, self.objective, plan, self.look(50), lambda plans: [glance(ranks) for ranks in plans]
+            self.space,
+            self.objective,
+            plan,
+            self.evaluation(50),
+            lambda plans: [evaluate_uncounted(ranks) for ranks in plans],
         )
 
 
@@ -219,12 +231,12 @@ def test_reallocation_changes_layers_by_a_step_at_most_and_looks_little() -> Non
     plan = np.array([12, 12, 12, 40])
     found = problem.reallocate(plan)
     assert (np.abs(np.log(found / plan)) <= np.log(CONTEXT_STEP) + 0.06).all()
-    glances = [ranks for ranks, count in problem.looks if count == start.CONTEXT_IMAGES]
-    assert len(glances) == 2 * 4 - 1  # nothing lies above dense
-    assert all((np.array(ranks) != plan).sum() == 1 for ranks in glances)
-    looks = [ranks for ranks, count in problem.looks if count == 50]
-    assert len(set(looks)) == len(looks) <= 2 + len(SHARES_OF_THE_WAY)
-    assert tuple(found.tolist()) in looks
+    uncounted = [ranks for ranks, count in problem.evaluator if count == start.CONTEXT_IMAGES]
+    assert len(uncounted) == 2 * 4 - 1  # nothing lies above dense
+    assert all((np.array(ranks) != plan).sum() == 1 for ranks in uncounted)
+    evaluations = [ranks for ranks, count in problem.evaluator if count == 50]
+    assert len(set(evaluations)) == len(evaluations) <= 2 + len(SHARES_OF_THE_WAY)
+    assert tuple(found.tolist()) in evaluations
 
 
 def test_a_plan_that_cannot_be_bettered_is_kept() -> None:

@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binom
 
 from benchmarks.studies.search.certificates import RULES, Family, run_problem
-from compressor.search.acquisition.optimize import maximise
+from compressor.search.acquisition.optimize import optimize_acquisition
 from compressor.search.objective import Objective
 from compressor.search.settings import SearchSettings
 from compressor.search.space import RankSpace
@@ -16,7 +16,7 @@ from compressor.search.stopping import joint_certificate as certificate
 from compressor.search.stopping.criterion import TEST_EVERY, StopRule
 from compressor.search.stopping.joint_certificate import (
     ALPHA_SHARE,
-    MOST_PATHS,
+    MAX_PATHS,
     NUM_RANDOM,
     NUM_STAGES,
     REACH,
@@ -24,15 +24,15 @@ from compressor.search.stopping.joint_certificate import (
     certify_jointly,
     largest_count,
     lower_bound,
-    share_of_risk,
+    share_of_failure_probability,
     stages_of,
     upper_bound,
 )
-from compressor.search.stopping.sample_paths import climb
+from compressor.search.stopping.sample_paths import local_search
 from compressor.search.surrogate import gp
 from compressor.search.surrogate.base import Score, Surrogate
 from compressor.search.surrogate.gaussian import LossSurrogate
-from compressor.search.surrogate.lognormal import LogSurrogate
+from compressor.search.surrogate.lognormal import LognormalSurrogate
 
 CAPS = {1: (60,), 2: (14, 11)}
 
@@ -57,31 +57,36 @@ def test_the_largest_count_is_the_last_that_passes() -> None:
 
 
 def test_the_shares_of_all_tests_add_up_to_their_part_of_epsilon() -> None:
-    shares = [share_of_risk(0.05, number) for number in range(1, 200_001)]
+    shares = [share_of_failure_probability(0.05, number) for number in range(1, 200_001)]
     assert sum(shares) == pytest.approx(ALPHA_SHARE * 0.05, rel=1e-4)
     assert sum(shares) < ALPHA_SHARE * 0.05
 
 
-def make_score(kind: str, num_dims: int, delta: float, noise: float = 0.2, looks: int = 8) -> Score:
-    caps = CAPS[num_dims]
-    space = RankSpace([str(cap) for cap in caps], [[10 * rank for rank in range(1, cap + 1)] for cap in caps])
+def make_score(kind: str, num_dims: int, delta: float, noise: float = 0.2, evaluations: int = 8) -> Score:
+    num_choices = CAPS[num_dims]
+    space = RankSpace(
+        [str(break_even_rank) for break_even_rank in num_choices],
+        [[10 * rank for rank in range(1, break_even_rank + 1)] for break_even_rank in num_choices],
+    )
     objective = Objective(0.3)
     surrogate: Surrogate = (
-        LossSurrogate(space, objective) if kind == "loss" else LogSurrogate(space, objective, lambda ranks: one(ranks))
+        LossSurrogate(space, objective)
+        if kind == "loss"
+        else LognormalSurrogate(space, objective, lambda ranks: one(ranks))
     )
-    ranks = space.sample(looks, np.random.default_rng(4))
+    ranks = space.sample(evaluations, np.random.default_rng(4))
     noises = (noise * one(ranks)) ** 2 + 1e-9
-    targets = surrogate.targets(ranks, one(ranks) * np.linspace(0.8, 1.3, looks), np.diag(noises))
+    targets = surrogate.targets(ranks, one(ranks) * np.linspace(0.8, 1.3, evaluations), np.diag(noises))
     hyper = gp.Hyperparameters(
         np.full(num_dims, 0.5), 0.05 if kind == "loss" else 0.15, 1e-4, float(targets.values.mean())
     )
-    belief = surrogate.belief(gp.GaussianProcess(space.encode(ranks), targets.values, targets.noise, hyper))
-    return belief.score(ranks[belief.mean(ranks).argmax()], delta)
+    posterior = surrogate.posterior(gp.GaussianProcess(space.encode(ranks), targets.values, targets.noise, hyper))
+    return posterior.score(ranks[posterior.mean(ranks).argmax()], delta)
 
 
 def first_stage() -> int:
     """The fewest paths at which a first test of 0.05 may end in a certificate."""
-    return stages_of(share_of_risk(0.05, 1), 0.045)[0]
+    return stages_of(share_of_failure_probability(0.05, 1), 0.045)[0]
 
 
 def one(ranks: np.ndarray) -> np.ndarray:
@@ -91,17 +96,19 @@ def one(ranks: np.ndarray) -> np.ndarray:
 
 def exact_probability(score: Score, count: int = 20_000) -> float:
     """P(max J - J(incumbent) > delta) by joint draws at all lattice points."""
-    belief = score.belief
-    everything = np.array(list(itertools.product(*(range(1, cap + 1) for cap in belief.space.caps))))
-    mean, covariance = belief.process.predict(belief.space.encode(everything))
+    posterior = score.posterior
+    everything = np.array(
+        list(itertools.product(*(range(1, break_even_rank + 1) for break_even_rank in posterior.space.num_choices)))
+    )
+    mean, covariance = posterior.process.predict(posterior.space.encode(everything))
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(np.maximum(values, 0.0))
     latent = mean[:, None] + root @ np.random.default_rng(0).standard_normal((len(mean), count))
-    if isinstance(belief.space, RankSpace) and hasattr(belief, "offset"):
-        norms = np.exp(latent) * (one(everything) + belief.offset)[:, None] - belief.offset
-        draws = -0.3 * norms - belief.space.ratio(everything)[:, None]
+    if isinstance(posterior.space, RankSpace) and hasattr(posterior, "offset"):
+        norms = np.exp(latent) * (one(everything) + posterior.offset)[:, None] - posterior.offset
+        draws = -0.3 * norms - posterior.space.ratio(everything)[:, None]
     else:
-        draws = latent - belief.space.ratio(everything)[:, None]
+        draws = latent - posterior.space.ratio(everything)[:, None]
     (own,) = np.flatnonzero((everything == score.incumbent).all(1))
     return float((draws.max(0) > draws[own] + score.delta).mean())
 
@@ -126,11 +133,11 @@ def test_the_share_of_failing_paths_is_the_probability_by_enumeration(kind: str,
 def test_climbs_begin_within_reach_of_a_failure(surrogate: str, random_points_are_climbed: bool) -> None:
     """Under the log surrogate an expected loss puts random points far below good plans."""
     score = make_score(surrogate, 2, 0.3 if surrogate == "loss" else 0.002)
-    near, far = score.incumbent[None], score.belief.space.sample(NUM_RANDOM, np.random.default_rng(1))
+    near, far = score.incumbent[None], score.posterior.space.sample(NUM_RANDOM, np.random.default_rng(1))
     with (
         mock.patch.object(RankSpace, "sample", return_value=far),
         mock.patch.object(certificate, "perturb", return_value=near),
-        mock.patch.object(certificate, "climb", wraps=climb) as climbing,
+        mock.patch.object(certificate, "climb", wraps=local_search) as climbing,
     ):
         certify_jointly(score, score.incumbent[None], 0.05, 1, np.random.default_rng(0), in_full=True)
     begun = [(call.args[2], call.kwargs["heights"], call.kwargs["goals"]) for call in climbing.call_args_list]
@@ -141,7 +148,7 @@ def test_climbs_begin_within_reach_of_a_failure(surrogate: str, random_points_ar
 
 def test_the_joint_probability_is_above_the_pointwise_one() -> None:
     score = make_score("loss", 2, 0.3)
-    _, value = maximise(score, score.belief.space, score.incumbent[None], np.random.default_rng(0))
+    _, value = optimize_acquisition(score, score.posterior.space, score.incumbent[None], np.random.default_rng(0))
     test = certify_jointly(score, score.incumbent[None], 0.05, 1, np.random.default_rng(0), in_full=True)
     assert test.failures / test.paths > np.exp(value)
 
@@ -156,7 +163,7 @@ def test_a_pilot_that_fails_is_no_test_and_bounds_nothing() -> None:
 def test_where_nothing_can_win_the_fewest_paths_that_prove_it_are_drawn(number: int) -> None:
     score = make_score("log", 2, 2.0)
     test = certify_jointly(score, score.incumbent[None], 0.05, number, np.random.default_rng(0))
-    alpha = share_of_risk(0.05, number) / NUM_STAGES
+    alpha = share_of_failure_probability(0.05, number) / NUM_STAGES
     enough = next(paths for paths in range(1, 1000) if 1 - alpha ** (1 / paths) <= 0.045)
     assert (test.met, test.failures, test.paths) == (True, 0, enough)
     assert test.upper == pytest.approx(1 - alpha ** (1 / enough))
@@ -165,11 +172,11 @@ def test_where_nothing_can_win_the_fewest_paths_that_prove_it_are_drawn(number: 
 
 @pytest.mark.parametrize("number", [1, 7, 300])
 def test_the_first_stage_is_the_least_that_can_certify_and_stages_grow(number: int) -> None:
-    share = share_of_risk(0.05, number)
+    share = share_of_failure_probability(0.05, number)
     stages, alpha = stages_of(share, 0.045), share / NUM_STAGES
     assert upper_bound(0, stages[0], alpha) <= 0.045 < upper_bound(0, stages[0] - 1, alpha)
     assert stages == sorted(set(stages))
-    assert stages[-1] <= MOST_PATHS
+    assert stages[-1] <= MAX_PATHS
     assert largest_count(stages[-1], alpha, 0.045) > 0
 
 
@@ -186,22 +193,22 @@ def test_a_risk_too_small_for_the_paths_drawn_is_never_met_and_said_to_be() -> N
 
 
 def visited_of(score: Score) -> np.ndarray:
-    return score.belief.space.sample(8, np.random.default_rng(4))
+    return score.posterior.space.sample(8, np.random.default_rng(4))
 
 
 def test_the_joint_test_waits_for_the_pointwise_one_and_for_the_start() -> None:
     unsure, sure = make_score("loss", 2, 0.01), make_score("log", 2, 2.0)
     wide = SearchSettings(delta=0.01, delta_is_relative=False)
-    test = StopRule(wide).test(unsure.belief, visited_of(unsure), may_stop=True)
+    test = StopRule(wide).test(unsure.posterior, visited_of(unsure), may_stop=True)
     assert test.pointwise is not None
     assert test.pointwise > 0.05
     assert test.joint is None
     assert not test.met
     narrow = SearchSettings(delta=2.0, delta_is_relative=False)
-    test = StopRule(narrow).test(sure.belief, visited_of(sure), may_stop=False)
+    test = StopRule(narrow).test(sure.posterior, visited_of(sure), may_stop=False)
     assert test.joint is None
     assert not test.met
-    test = StopRule(narrow).test(sure.belief, visited_of(sure), may_stop=True)
+    test = StopRule(narrow).test(sure.posterior, visited_of(sure), may_stop=True)
     assert test.joint is not None
     assert test.met
 
@@ -212,14 +219,14 @@ def test_each_certificate_stops_by_its_own_figure() -> None:
     visited = visited_of(score)
     settings = {"delta": 0.45, "delta_is_relative": False, "epsilon": 0.3}
     pointwise = StopRule(SearchSettings(certificate="pointwise", **settings))
-    test = pointwise.test(score.belief, visited, may_stop=True)
+    test = pointwise.test(score.posterior, visited, may_stop=True)
     assert test.pointwise is not None
     tight = exact_probability(score)
     assert test.pointwise < tight
     epsilon = 0.5 * (test.pointwise + tight)
     settings["epsilon"] = epsilon
-    assert StopRule(SearchSettings(certificate="pointwise", **settings)).test(score.belief, visited, True).met
-    joint = StopRule(SearchSettings(certificate="joint", **settings)).test(score.belief, visited, True)
+    assert StopRule(SearchSettings(certificate="pointwise", **settings)).test(score.posterior, visited, True).met
+    joint = StopRule(SearchSettings(certificate="joint", **settings)).test(score.posterior, visited, True)
     assert joint.joint is not None
     assert not joint.met
 
@@ -228,7 +235,7 @@ def test_other_acquisitions_are_tested_every_few_looks_and_at_the_end() -> None:
     score = make_score("loss", 2, 0.1)
     visited = visited_of(score)
     rule = StopRule(SearchSettings(acquisition="ei", delta=0.1, delta_is_relative=False))
-    tests = [rule.test(score.belief, np.concatenate([visited, visited[:more]]), True) for more in range(7)]
+    tests = [rule.test(score.posterior, np.concatenate([visited, visited[:more]]), True) for more in range(7)]
     assert [test.pointwise is not None for test in tests] == [more % TEST_EVERY == 0 for more in range(7)]
     complete = rule.complete(tests[1], visited, True)
     assert complete.pointwise == pytest.approx(tests[0].pointwise, rel=0.05)
@@ -248,4 +255,4 @@ def test_the_study_of_certificates_runs_its_rules_on_a_draw() -> None:
     for run in runs.values():
         assert run.stopped
         assert run.regret + 1e-6 >= 0
-        assert run.looks < 100
+        assert run.evaluator < 100

@@ -19,27 +19,27 @@ HEADER: dict[str, Any] = {
     "layers": [["fc", "svd", 9]],
     "search settings": {"seed": 0},
 }
-Look = tuple[np.ndarray, Losses]
+Evaluation = tuple[np.ndarray, Losses]
 
 
-def make_looks(count: int, seed: int = 0) -> list[Look]:
+def make_evaluator(count: int, seed: int = 0) -> list[Evaluation]:
     rng = np.random.default_rng(seed)
     return [(rng.integers(1, 9, 3), Losses(rng.permutation(20)[:5], rng.lognormal(size=5))) for _ in range(count)]
 
 
-def append(journal: Journal, look: Look) -> None:
-    ranks, losses = look
+def append(journal: Journal, evaluation: Evaluation) -> None:
+    ranks, losses = evaluation
     journal.append("start", ranks, losses, 0.5, -0.25)
 
 
-def write(path: Path, looks: list[Look], header: dict[str, Any] | None = None) -> None:
+def write(path: Path, evaluations: list[Evaluation], header: dict[str, Any] | None = None) -> None:
     journal = Journal(path, header or HEADER)
-    for look in looks:
-        append(journal, look)
+    for evaluation in evaluations:
+        append(journal, evaluation)
 
 
-def assert_recalled(journal: Journal, looks: list[Look]) -> None:
-    for ranks, losses in looks:
+def assert_recalled(journal: Journal, evaluations: list[Evaluation]) -> None:
+    for ranks, losses in evaluations:
         found = journal.recall(ranks, losses.indices)
         assert found is not None
         np.testing.assert_array_equal(found.values, losses.values)
@@ -55,25 +55,25 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_looks_come_back_to_the_last_bit_and_the_run_goes_on(path: Path) -> None:
-    looks = make_looks(6)
-    write(path, looks[:4])
+    evaluations = make_evaluator(6)
+    write(path, evaluations[:4])
     journal = Journal(path, HEADER, resume=True)
     assert journal.num_recalled == 4
-    assert_recalled(journal, looks[:4])
+    assert_recalled(journal, evaluations[:4])
     assert journal.recall(*NOTHING) is None
-    append(journal, looks[4])
-    append(journal, looks[5])
+    append(journal, evaluations[4])
+    append(journal, evaluations[5])
     again = Journal(path, HEADER, resume=True)
     assert again.num_recalled == 6
-    assert_recalled(again, looks)
+    assert_recalled(again, evaluations)
 
 
 def test_a_row_says_what_was_seen(path: Path) -> None:
-    (look,) = make_looks(1)
-    write(path, [look])
+    (evaluation,) = make_evaluator(1)
+    write(path, [evaluation])
     header, row = (json.loads(line) for line in path.read_text().splitlines())
     assert header == HEADER
-    ranks, losses = look
+    ranks, losses = evaluation
     assert row == {
         "look": 0,
         "source": "start",
@@ -88,11 +88,11 @@ def test_a_row_says_what_was_seen(path: Path) -> None:
 
 
 def test_rows_are_numbered_on_across_a_resumption(path: Path) -> None:
-    looks = make_looks(3)
-    write(path, looks[:2])
+    evaluations = make_evaluator(3)
+    write(path, evaluations[:2])
     journal = Journal(path, HEADER, resume=True)
-    assert_recalled(journal, looks[:2])
-    append(journal, looks[2])
+    assert_recalled(journal, evaluations[:2])
+    append(journal, evaluations[2])
     assert [json.loads(line).get("look") for line in path.read_text().splitlines()] == [None, 0, 1, 2]
 
 
@@ -102,18 +102,18 @@ def test_a_kill_at_any_byte_costs_at_most_the_look_under_way(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("journal") / "search.jsonl"
-    looks = make_looks(3)
-    write(path, looks)
+    evaluations = make_evaluator(3)
+    write(path, evaluations)
     whole = path.read_bytes()
     kept = whole[: data.draw(st.integers(whole.index(b"\n") + 1, len(whole)))]
     path.write_bytes(kept)
     num_whole = kept.count(b"\n") - 1
     journal = Journal(path, HEADER, resume=True)
     assert journal.num_recalled == num_whole
-    assert_recalled(journal, looks[:num_whole])
+    assert_recalled(journal, evaluations[:num_whole])
     assert journal.recall(*NOTHING) is None
-    for look in looks[num_whole:]:
-        append(journal, look)
+    for evaluation in evaluations[num_whole:]:
+        append(journal, evaluation)
     assert path.read_bytes() == whole
 
 
@@ -130,7 +130,7 @@ def test_a_kill_at_any_byte_costs_at_most_the_look_under_way(
 def test_a_journal_of_another_search_is_refused_with_what_differs(
     path: Path, change: dict[str, Any], named: str
 ) -> None:
-    write(path, make_looks(2))
+    write(path, make_evaluator(2))
     before = path.read_bytes()
     with pytest.raises(InputError, match=rf"search\.jsonl was written with other {named}; --resume needs the same"):
         Journal(path, {**HEADER, **change}, resume=True)
@@ -146,12 +146,12 @@ def test_a_stop_within_the_first_line_begins_anew(path: Path, share: float) -> N
 
 
 def test_a_search_that_goes_another_way_is_refused(path: Path) -> None:
-    looks = make_looks(2)
-    write(path, looks)
-    ranks, losses = looks[1]
+    evaluations = make_evaluator(2)
+    write(path, evaluations)
+    ranks, losses = evaluations[1]
     for other in [(ranks + 1, losses.indices), (ranks, losses.indices[::-1])]:
         journal = Journal(path, HEADER, resume=True)
-        assert_recalled(journal, looks[:1])
+        assert_recalled(journal, evaluations[:1])
         with pytest.raises(InputError, match="departs from this search at look 1"):
             journal.recall(*other)
 
@@ -185,7 +185,7 @@ def test_a_journal_that_cannot_be_read(path: Path) -> None:
 
 
 def test_without_resume_the_file_begins_anew(path: Path) -> None:
-    write(path, make_looks(3))
+    write(path, make_evaluator(3))
     journal = Journal(path, HEADER)
     assert journal.num_recalled == 0
     assert journal.recall(*NOTHING) is None
@@ -199,7 +199,7 @@ def test_resuming_where_nothing_was_begins_anew(path: Path) -> None:
 
 def test_no_path_keeps_nothing(tmp_path: Path) -> None:
     journal = Journal(None, HEADER, resume=True)
-    append(journal, make_looks(1)[0])
+    append(journal, make_evaluator(1)[0])
     assert journal.recall(*NOTHING) is None
     assert list(tmp_path.iterdir()) == []
 
@@ -214,11 +214,11 @@ def test_a_disk_that_refuses_is_an_input_error(tmp_path: Path, name: str, reason
 
 
 def test_a_disk_that_fills_up_later_is_an_input_error(path: Path) -> None:
-    looks = make_looks(2)
+    evaluations = make_evaluator(2)
     journal = Journal(path, HEADER)
-    append(journal, looks[0])
+    append(journal, evaluations[0])
     path.rename(path.with_name("kept"))
     path.symlink_to("/dev/full")
     with pytest.raises(InputError, match="No space left"):
-        append(journal, looks[1])
+        append(journal, evaluations[1])
     assert Journal(path.with_name("kept"), HEADER, resume=True).num_recalled == 1

@@ -1,56 +1,58 @@
-"""Maximisation on the lattice and the choice of what to look at next."""
+"""Maximization on the lattice and the choice of what to look at next."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from compressor.search.acquisition.optimize import maximise, measure_again
+from compressor.search.acquisition.optimize import measure_again, optimize_acquisition
 from compressor.search.objective import Objective
 from compressor.search.space import RankSpace
 from compressor.search.surrogate import gp
-from compressor.search.surrogate.base import Belief
+from compressor.search.surrogate.base import Posterior
 from compressor.search.surrogate.gaussian import LossSurrogate
 
 
-def make_belief(noise: list[float], norms: list[float], ranks: list[list[int]]) -> Belief:
+def make_belief(noise: list[float], norms: list[float], ranks: list[list[int]]) -> Posterior:
     space = RankSpace(["a", "b"], [list(range(1, 26)), list(range(2, 42, 2))])
     surrogate = LossSurrogate(space, Objective(0.1))
     points = np.array(ranks)
     targets = surrogate.targets(points, np.array(norms), np.diag(noise))
     hyper = gp.Hyperparameters(np.array([0.3, 0.4]), 0.05, 0.0, float(targets.values.mean()))
-    return surrogate.belief(gp.GaussianProcess(space.encode(points), targets.values, targets.noise, hyper))
+    return surrogate.posterior(gp.GaussianProcess(space.encode(points), targets.values, targets.noise, hyper))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_maximise_finds_the_best_of_all_lattice_points(seed: int) -> None:
+def test_maximize_finds_the_best_of_all_lattice_points(seed: int) -> None:
     rng = np.random.default_rng(seed)
     ranks = [[int(rng.integers(1, 26)), int(rng.integers(1, 21))] for _ in range(6)]
-    belief = make_belief([0.05] * 6, rng.uniform(0.5, 4, 6).tolist(), ranks)
-    score = belief.score(np.array(ranks[0]), 0.02)
+    posterior = make_belief([0.05] * 6, rng.uniform(0.5, 4, 6).tolist(), ranks)
+    score = posterior.score(np.array(ranks[0]), 0.02)
     everything = np.array(list(itertools.product(range(1, 26), range(1, 21))))
-    point, value = maximise(score, belief.space, np.array(ranks), np.random.default_rng(0))
+    point, value = optimize_acquisition(score, posterior.space, np.array(ranks), np.random.default_rng(0))
     assert value == pytest.approx(score(everything).max(), rel=1e-9)
     assert score(point[None])[0] == pytest.approx(value)
 
 
 def test_measure_again_takes_the_look_that_shrinks_the_difference_most() -> None:
     candidate = np.array([20, 15])
-    for incumbent_noise, look_noise in [(4.0, 0.01), (1e-6, 0.01), (0.5, 0.3)]:
-        belief = make_belief([incumbent_noise, 0.01], [2.0, 3.0], [[6, 5], [2, 2]])
-        score = belief.score(np.array([6, 5]), 0.01)
-        noise = np.array([look_noise, look_noise])
-        shrunk = [variance_after(belief, place, look_noise, candidate) for place in (candidate, score.incumbent)]
+    for incumbent_noise, evaluation_noise in [(4.0, 0.01), (1e-6, 0.01), (0.5, 0.3)]:
+        posterior = make_belief([incumbent_noise, 0.01], [2.0, 3.0], [[6, 5], [2, 2]])
+        score = posterior.score(np.array([6, 5]), 0.01)
+        noise = np.array([evaluation_noise, evaluation_noise])
+        shrunk = [
+            variance_after(posterior, place, evaluation_noise, candidate) for place in (candidate, score.incumbent)
+        ]
         assert measure_again(score, candidate, noise) == (shrunk[1] < shrunk[0])
 
 
-def variance_after(belief: Belief, place: np.ndarray, look_noise: float, candidate: np.ndarray) -> float:
+def variance_after(posterior: Posterior, place: np.ndarray, evaluation_noise: float, candidate: np.ndarray) -> float:
     """var(J(candidate) - J(incumbent)) once `place` has been looked at, by conditioning anew."""
-    old = belief.process
-    thetas = np.vstack([old.thetas, belief.space.encode(place[None])])
+    old = posterior.process
+    thetas = np.vstack([old.thetas, posterior.space.encode(place[None])])
     noise = np.zeros((len(thetas), len(thetas)))
     noise[:-1, :-1] = old.noise
-    noise[-1, -1] = look_noise
+    noise[-1, -1] = evaluation_noise
     process = gp.GaussianProcess(thetas, np.append(old.targets, 0.0), noise, old.hyper)
-    _, covariance = process.predict(belief.space.encode(np.stack([candidate, [6, 5]])))
+    _, covariance = process.predict(posterior.space.encode(np.stack([candidate, [6, 5]])))
     return float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])

@@ -24,17 +24,18 @@ STRENGTHS = np.array([1.0, 4.0, 0.5, 8.0])
 class Problem:
     """L = sum of a_i (1/K_i - 1/cap_i), raised by joint interaction; images differ by a fixed factor each."""
 
-    def __init__(self, caps: tuple[int, ...] = CAPS) -> None:
-        self.strengths = STRENGTHS[: len(caps)]
+    def __init__(self, num_choices: tuple[int, ...] = CAPS) -> None:
+        self.strengths = STRENGTHS[: len(num_choices)]
         self.space = RankSpace(
-            [f"layer{i}" for i in range(len(caps))], [[rank * 100 for rank in range(1, cap + 1)] for cap in caps]
+            [f"layer{i}" for i in range(len(num_choices))],
+            [[rank * 100 for rank in range(1, break_even_rank + 1)] for break_even_rank in num_choices],
         )
         self.objective = Objective(0.2)
         self.factors = np.random.default_rng(0).gamma(4.0, 0.25, NUM_IMAGES)
         self.num_evaluations = 0
 
     def norm(self, ranks: Ranks) -> np.ndarray:
-        singles = (self.strengths * (1.0 / ranks - 1.0 / self.space.caps)).sum(1)
+        singles = (self.strengths * (1.0 / ranks - 1.0 / self.space.num_choices)).sum(1)
         return singles * (1.0 + 0.3 * singles)
 
     def evaluate(self, ranks: Ranks, indices: np.ndarray) -> Losses:
@@ -49,17 +50,22 @@ class Problem:
         """The optimum by coordinate ascent from many starts."""
         points = self.space.sample(300, np.random.default_rng(1))
         for _ in range(12):
-            for layer, cap in enumerate(self.space.caps):
-                trials = np.repeat(points[:, None], cap, axis=1)
-                trials[:, :, layer] = np.arange(1, cap + 1)
-                values = self.value(trials.reshape(-1, len(self.space.caps))).reshape(len(points), cap)
+            for layer, break_even_rank in enumerate(self.space.num_choices):
+                trials = np.repeat(points[:, None], break_even_rank, axis=1)
+                trials[:, :, layer] = np.arange(1, break_even_rank + 1)
+                values = self.value(trials.reshape(-1, len(self.space.num_choices))).reshape(
+                    len(points), break_even_rank
+                )
                 points[:, layer] = 1 + values.argmax(1)
         return float(self.value(points).max())
 
     def search(self, journal: Journal | None = None, **settings: object) -> tuple[Ranks, SearchRecord]:
         chosen = SearchSettings(**{"max_evaluations": 80, **settings})  # type: ignore[arg-type]
         journal = journal or Journal(None, {})
-        energies = [1.0 / np.arange(1, cap + 1) - 1.0 / cap for cap in self.space.caps]
+        energies = [
+            1.0 / np.arange(1, break_even_rank + 1) - 1.0 / break_even_rank
+            for break_even_rank in self.space.num_choices
+        ]
         search = Search(self.space, self.objective, self.evaluate, NUM_IMAGES, chosen, journal, energies=energies)
         return search.run()
 
@@ -116,7 +122,9 @@ def test_the_chosen_plan_is_a_visited_one_and_the_history_is_whole() -> None:
     assert not record.certificate.met
     assert ranks.tolist() in [row.ranks for row in record.history]
     for row in record.history:
-        ratio = problem.space.ratio(np.array([[rank or cap for rank, cap in zip(row.ranks, CAPS, strict=True)]]))[0]
+        ratio = problem.space.ratio(
+            np.array([[rank or break_even_rank for rank, break_even_rank in zip(row.ranks, CAPS, strict=True)]])
+        )[0]
         assert row.ratio == ratio
         assert row.objective == pytest.approx(-0.2 * row.function_norm - ratio)
         assert row.variance > 0 or row.ranks == [None] * 4
@@ -177,7 +185,7 @@ def test_a_journal_that_departs_from_the_search_is_refused(tmp_path: Path) -> No
 
 
 def test_a_small_pool_is_not_looked_at_twice_by_the_same_plan() -> None:
-    """With one image set for all looks, a plan seen once has nothing more to tell."""
+    """With one image set for all looks, a plan seen once has nothing more to log."""
     problem = Problem()
     journal = Journal(None, {})
     settings = SearchSettings(max_evaluations=60, delta=0.0001, samples=50)
@@ -193,7 +201,7 @@ def test_a_search_that_has_seen_every_plan_on_every_image_stops() -> None:
     settings = SearchSettings(max_evaluations=60, delta=1e-6, epsilon=1e-9, samples=50)
     search = Search(problem.space, problem.objective, problem.evaluate, 50, settings, Journal(None, {}))
     ranks, record = search.run()
-    assert record.stopped_because == "no images left that could tell more"
+    assert record.stopped_because == "no images left that could log more"
     assert ranks.tolist() == [1 + int(np.argmax([problem.value(np.array([[rank]]))[0] for rank in (1, 2, 3, 4)]))]
 
 
@@ -203,10 +211,11 @@ class WideProblem(Problem):
     def __init__(self, num_dims: int) -> None:
         super().__init__()
         rng = np.random.default_rng(num_dims)
-        caps = rng.integers(20, 200, num_dims)
+        num_choices = rng.integers(20, 200, num_dims)
         self.strengths = rng.lognormal(0.0, 1.0, num_dims) * 4 / num_dims
         self.space = RankSpace(
-            [f"layer{i}" for i in range(num_dims)], [[rank * 100 for rank in range(1, cap + 1)] for cap in caps]
+            [f"layer{i}" for i in range(num_dims)],
+            [[rank * 100 for rank in range(1, break_even_rank + 1)] for break_even_rank in num_choices],
         )
 
 

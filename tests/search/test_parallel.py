@@ -37,14 +37,17 @@ def evaluate(ranks: Ranks, images: np.ndarray) -> Losses:
 def search(
     workers: Workers | None = None, journal: Journal | None = None, **settings: object
 ) -> tuple[list[int], SearchRecord]:
-    space = RankSpace([str(cap) for cap in CAPS], [[100 * rank for rank in range(1, cap + 1)] for cap in CAPS])
+    space = RankSpace(
+        [str(break_even_rank) for break_even_rank in CAPS],
+        [[100 * rank for rank in range(1, break_even_rank + 1)] for break_even_rank in CAPS],
+    )
     chosen = SearchSettings(**{"max_evaluations": 30, "delta": 1e-6, **settings})  # type: ignore[arg-type]
     one = Search(space, Objective(0.2), evaluate, NUM_IMAGES, chosen, journal or Journal(None, {}), workers=workers)
     ranks, record = one.run()
     return ranks.tolist(), record
 
 
-def looks_of(record: SearchRecord) -> list[dict[str, object]]:
+def evaluations_of(record: SearchRecord) -> list[dict[str, object]]:
     return [row.model_dump() for row in record.history]
 
 
@@ -61,12 +64,12 @@ def test_neither_the_number_of_workers_nor_the_backend_changes_a_look(
     with Workers(count, backend) as workers:
         ranks, record = search(workers, candidates=3)
     assert ranks == batched[0]
-    assert looks_of(record) == looks_of(batched[1])
+    assert evaluations_of(record) == evaluations_of(batched[1])
 
 
 def test_one_candidate_at_a_time_is_a_batch_of_one() -> None:
     with Workers(2, "threading") as workers:
-        assert looks_of(search(workers)[1]) == looks_of(search()[1])
+        assert evaluations_of(search(workers)[1]) == evaluations_of(search()[1])
 
 
 @pytest.mark.parametrize("acquisition", ["pac", "ei"])
@@ -101,7 +104,7 @@ def test_a_kill_within_a_batch_goes_on_as_if_nothing_had_happened(
     with Workers(2, "threading") as workers:
         ranks, record = search(workers, Journal(path, {}, resume=True), candidates=3)
     assert ranks == batched[0]
-    assert looks_of(record) == looks_of(batched[1])
+    assert evaluations_of(record) == evaluations_of(batched[1])
     assert path.read_text() == whole
 
 
@@ -109,7 +112,7 @@ def test_a_larger_budget_continues_a_batch_that_was_cut(tmp_path: Path) -> None:
     path = tmp_path / "search.jsonl"
     search(journal=Journal(path, {}), candidates=3, max_evaluations=26)
     _, record = search(journal=Journal(path, {}, resume=True), candidates=3, max_evaluations=30)
-    assert looks_of(record) == looks_of(search(candidates=3, max_evaluations=30)[1])
+    assert evaluations_of(record) == evaluations_of(search(candidates=3, max_evaluations=30)[1])
 
 
 def test_rows_are_written_as_they_come_in_the_looks_order(tmp_path: Path) -> None:
@@ -204,4 +207,4 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_an_installed_ray_is_registered_and_gives_the_same(batched: tuple[list[int], SearchRecord]) -> None:
     with Workers(2, "ray") as workers:
         _, record = search(workers, candidates=3)
-    assert looks_of(record) == looks_of(batched[1])
+    assert evaluations_of(record) == evaluations_of(batched[1])

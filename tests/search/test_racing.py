@@ -6,16 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.arrays import Ranks
-from compressor.fidelity.losses import Losses, LossLaw
-from compressor.search.evaluation.evaluator import Looks
+from compressor.fidelity.losses import Losses, NoiseSpecification
+from compressor.search.evaluation.evaluator import Evaluator
 from compressor.search.evaluation.journal import Journal
 from compressor.search.evaluation.parallel import Workers
 from compressor.search.objective import Objective
-from compressor.search.racing import LOOKS_WORTH, NUM_RIVALS, Race, is_better, rivals_of
+from compressor.search.racing import EVALUATIONS_WORTH, NUM_CHALLENGERS, Racing, challengers_of, is_better
 from compressor.search.settings import SearchSettings
 from compressor.search.space import RankSpace
 from compressor.search.surrogate.gp import GaussianProcess, Hyperparameters
-from compressor.search.surrogate.lognormal import LogSurrogate
+from compressor.search.surrogate.lognormal import LognormalSurrogate
 
 NUM_IMAGES, SAMPLES = 400, 20
 SPACE = RankSpace(["one", "two"], [[float(rank) for rank in range(1, 31)]] * 2)
@@ -31,9 +31,9 @@ class Course:
         self.chance, self.seed = chance, seed
         self.passes = 0
         settings = SearchSettings(samples=SAMPLES, seed=seed)
-        self.looks = Looks(
+        self.evaluator = Evaluator(
             SPACE, Objective(1.0), self.losses, NUM_IMAGES, settings, Journal(None, {}), lambda *_: None, Workers(),
-            LossLaw(),
+            NoiseSpecification(),
         )  # fmt: skip
 
     def losses(self, ranks: Ranks, images: np.ndarray) -> Losses:
@@ -47,54 +47,54 @@ class Course:
 def test_the_best_of_like_plans_wins_where_images_differ_far_more_than_plans(seed: int) -> None:
     course = Course(seed)
     plans = [BEST + step for step in ([2, 0], [0, 3], [0, 0], [-2, -2], [5, 5])]
-    assert Race(course.looks, np.zeros(0, dtype=np.int64)).run(plans).tolist() == BEST.tolist()
-    # Single looks on other images could not tell them apart.
+    assert Racing(course.evaluator, np.zeros(0, dtype=np.int64)).run(plans).tolist() == BEST.tolist()
+    # Single looks on other images could not log them apart.
     assert course.of_image.std() / np.sqrt(SAMPLES) > 0.1
-    assert course.looks.image_passes == course.passes < len(plans) * LOOKS_WORTH * SAMPLES
+    assert course.evaluator.image_passes == course.passes < len(plans) * EVALUATIONS_WORTH * SAMPLES
 
 
 def test_plans_that_nothing_tells_apart_are_looked_at_on_all_images_and_the_first_wins() -> None:
     course = Course(chance=0.0)
     plans = [BEST, BEST]
-    assert Race(course.looks, np.zeros(0, dtype=np.int64)).run(plans) is plans[0]
-    assert course.passes == 2 * LOOKS_WORTH * SAMPLES
+    assert Racing(course.evaluator, np.zeros(0, dtype=np.int64)).run(plans) is plans[0]
+    assert course.passes == 2 * EVALUATIONS_WORTH * SAMPLES
 
 
 def test_of_the_looks_the_winners_alone_are_kept_and_no_budget_counts_them() -> None:
     course = Course()
-    Race(course.looks, np.zeros(0, dtype=np.int64)).run([BEST + 2, BEST])
-    state = course.looks.state
+    Racing(course.evaluator, np.zeros(0, dtype=np.int64)).run([BEST + 2, BEST])
+    state = course.evaluator.state
     assert state.sources == ["race"]
     assert state.ranks[0].tolist() == BEST.tolist()
-    assert course.looks.count == 0
+    assert course.evaluator.count == 0
 
 
 def test_images_that_flatter_some_plans_come_last() -> None:
-    course, flattering = Course(chance=0.0), np.arange(NUM_IMAGES - SAMPLES)
-    Race(course.looks, flattering).run([BEST, BEST])
-    seen = course.looks.state.seen(BEST)
+    course, fitted_on = Course(chance=0.0), np.arange(NUM_IMAGES - SAMPLES)
+    Racing(course.evaluator, fitted_on).run([BEST, BEST])
+    seen = course.evaluator.state.seen(BEST)
     assert set(range(NUM_IMAGES - SAMPLES, NUM_IMAGES)) <= set(seen.tolist())
 
 
 def test_a_race_without_time_is_not_run() -> None:
     course = Course()
-    course.looks.settings = SearchSettings(samples=SAMPLES, max_seconds=0.0)
-    assert Race(course.looks, np.zeros(0, dtype=np.int64)).run([BEST + 1, BEST]).tolist() == (BEST + 1).tolist()
+    course.evaluator.settings = SearchSettings(samples=SAMPLES, max_seconds=0.0)
+    assert Racing(course.evaluator, np.zeros(0, dtype=np.int64)).run([BEST + 1, BEST]).tolist() == (BEST + 1).tolist()
     assert course.passes == 0
 
 
 def test_rivals_are_what_the_process_holds_for_best_but_the_champion() -> None:
-    surrogate = LogSurrogate(SPACE, Objective(1.0), lambda ranks: 0.05 * np.abs(ranks - BEST).sum(-1) + 0.1)
+    surrogate = LognormalSurrogate(SPACE, Objective(1.0), lambda ranks: 0.05 * np.abs(ranks - BEST).sum(-1) + 0.1)
     hyper = Hyperparameters(np.ones(2), 1e-4, 1e-6, 0.0)
     visited = np.array([BEST, [1, 1], [30, 30]])
     thetas = SPACE.encode(visited)
-    belief = surrogate.belief(GaussianProcess(thetas, np.zeros(3), np.eye(3), hyper))
-    champion = BEST + np.array([0, 1])
-    rivals = rivals_of(champion, belief, visited)
-    assert len(rivals) == NUM_RIVALS
-    assert BEST.tolist() == rivals[0].tolist()
-    assert champion.tolist() not in [ranks.tolist() for ranks in rivals]
-    assert all((ranks != champion).sum() == 1 for ranks in rivals if ranks.tolist() not in visited.tolist())
+    posterior = surrogate.posterior(GaussianProcess(thetas, np.zeros(3), np.eye(3), hyper))
+    initial_best = BEST + np.array([0, 1])
+    challengers = challengers_of(initial_best, posterior, visited)
+    assert len(challengers) == NUM_CHALLENGERS
+    assert BEST.tolist() == challengers[0].tolist()
+    assert initial_best.tolist() not in [ranks.tolist() for ranks in challengers]
+    assert all((ranks != initial_best).sum() == 1 for ranks in challengers if ranks.tolist() not in visited.tolist())
 
 
 def test_better_is_beyond_chance() -> None:
@@ -108,5 +108,5 @@ def test_better_is_beyond_chance() -> None:
 @pytest.mark.parametrize("images", [3, 9])
 def test_a_small_pool_is_enough(images: int) -> None:
     course = Course(chance=0.0)
-    course.looks.num_images = images
-    assert Race(course.looks, np.zeros(0, dtype=np.int64)).run([BEST + 2, BEST]).tolist() == BEST.tolist()
+    course.evaluator.num_images = images
+    assert Racing(course.evaluator, np.zeros(0, dtype=np.int64)).run([BEST + 2, BEST]).tolist() == BEST.tolist()

@@ -11,29 +11,34 @@ from compressor.search.space import Coordinates, RankSpace
 
 COORDINATES = get_args(Coordinates)
 both = pytest.mark.parametrize("coordinates", COORDINATES)
-all_caps = st.lists(st.integers(2, 600), min_size=1, max_size=6)
+all_break_even_ranks = st.lists(st.integers(2, 600), min_size=1, max_size=6)
 
 
-def make_space(caps: list[int], coordinates: Coordinates = "log", seed: int = 0) -> RankSpace:
+def make_space(num_choices: list[int], coordinates: Coordinates = "log", seed: int = 0) -> RankSpace:
     """Layers whose parameters grow with the rank, the dense layer a little dearer than the last rank."""
     rng = np.random.default_rng(seed)
     tables = [
-        [step * rank for rank in range(1, cap)] + [step * cap + 3] for cap in caps for step in [rng.integers(1, 99)]
+        [step * rank for rank in range(1, break_even_rank)] + [step * break_even_rank + 3]
+        for break_even_rank in num_choices
+        for step in [rng.integers(1, 99)]
     ]
-    return RankSpace([f"layer{i}" for i in range(len(caps))], tables, coordinates)
+    return RankSpace([f"layer{i}" for i in range(len(num_choices))], tables, coordinates)
 
 
-def all_ranks(caps: list[int]) -> np.ndarray:
+def all_ranks(num_choices: list[int]) -> np.ndarray:
     """Points that together hold every rank of every layer."""
-    return np.stack([np.minimum(np.arange(1, max(caps) + 1), cap) for cap in caps], axis=1)
+    return np.stack(
+        [np.minimum(np.arange(1, max(num_choices) + 1), break_even_rank) for break_even_rank in num_choices],
+        axis=1,
+    )
 
 
 @both
 @settings(max_examples=40, deadline=None)
-@given(caps=all_caps)
-def test_every_rank_survives_the_round_trip(coordinates: Coordinates, caps: list[int]) -> None:
-    space = make_space(caps, coordinates)
-    ranks = all_ranks(caps)
+@given(num_choices=all_break_even_ranks)
+def test_every_rank_survives_the_round_trip(coordinates: Coordinates, num_choices: list[int]) -> None:
+    space = make_space(num_choices, coordinates)
+    ranks = all_ranks(num_choices)
     thetas = space.encode(ranks)
     assert thetas.min() >= 0
     assert thetas.max() <= 1 + 1e-12
@@ -43,13 +48,15 @@ def test_every_rank_survives_the_round_trip(coordinates: Coordinates, caps: list
 
 @both
 @settings(max_examples=25, deadline=None)
-@given(caps=all_caps, seed=st.integers(0, 99))
-def test_thetas_and_ranks_are_those_of_scikit_optimize(coordinates: Coordinates, caps: list[int], seed: int) -> None:
-    space = make_space(caps, coordinates)
-    ranks = all_ranks(caps)[:: max(1, max(caps) // 40)]
+@given(num_choices=all_break_even_ranks, seed=st.integers(0, 99))
+def test_thetas_and_ranks_are_those_of_scikit_optimize(
+    coordinates: Coordinates, num_choices: list[int], seed: int
+) -> None:
+    space = make_space(num_choices, coordinates)
+    ranks = all_ranks(num_choices)[:: max(1, max(num_choices) // 40)]
     oracle = space.space.transform(ranks.tolist())
     np.testing.assert_allclose(space.encode(ranks), oracle, atol=1e-12)
-    thetas = np.random.default_rng(seed).random((20, len(caps)))
+    thetas = np.random.default_rng(seed).random((20, len(num_choices)))
     found = space.decode(thetas)
     np.testing.assert_array_equal(found, space.space.inverse_transform(thetas))
     assert found.dtype == np.int64
@@ -68,32 +75,32 @@ def test_log_coordinates_give_small_ranks_their_room() -> None:
     assert make_space([401], "linear").decode(middle) == 201
 
 
-@pytest.mark.parametrize("cap", [2, 3, 10])
-def test_linear_end_points_are_as_likely_as_all_others(cap: int) -> None:
-    ranks = make_space([cap], "linear").sample(40_000, np.random.default_rng(0))[:, 0]
-    shares = np.bincount(ranks, minlength=cap + 1)[1:] / len(ranks)
-    np.testing.assert_allclose(shares, 1 / cap, atol=4 * np.sqrt(1 / cap / len(ranks)))
+@pytest.mark.parametrize("break_even_rank", [2, 3, 10])
+def test_linear_end_points_are_as_likely_as_all_others(break_even_rank: int) -> None:
+    ranks = make_space([break_even_rank], "linear").sample(40_000, np.random.default_rng(0))[:, 0]
+    shares = np.bincount(ranks, minlength=break_even_rank + 1)[1:] / len(ranks)
+    np.testing.assert_allclose(shares, 1 / break_even_rank, atol=4 * np.sqrt(1 / break_even_rank / len(ranks)))
 
 
-@pytest.mark.parametrize("cap", [2, 3, 10, 100])
-def test_log_samples_fall_to_every_rank_by_its_width_on_the_scale(cap: int) -> None:
+@pytest.mark.parametrize("break_even_rank", [2, 3, 10, 100])
+def test_log_samples_fall_to_every_rank_by_its_width_on_the_scale(break_even_rank: int) -> None:
     """Rank K stands for K - 1/2 to K + 1/2, the end points included."""
-    ranks = make_space([cap], "log").sample(60_000, np.random.default_rng(0))[:, 0]
-    shares = np.bincount(ranks, minlength=cap + 1)[1:] / len(ranks)
-    edges = np.log(np.arange(0.5, cap + 1))
+    ranks = make_space([break_even_rank], "log").sample(60_000, np.random.default_rng(0))[:, 0]
+    shares = np.bincount(ranks, minlength=break_even_rank + 1)[1:] / len(ranks)
+    edges = np.log(np.arange(0.5, break_even_rank + 1))
     expected = np.diff(edges) / (edges[-1] - edges[0])
     np.testing.assert_allclose(shares, expected, atol=4 * np.sqrt(expected.max() / len(ranks)))
 
 
 @both
-@given(caps=all_caps, count=st.integers(0, 9), seed=st.integers(0, 99))
+@given(num_choices=all_break_even_ranks, count=st.integers(0, 9), seed=st.integers(0, 99))
 def test_samples_lie_in_the_space_and_repeat_with_the_seed(
-    coordinates: Coordinates, caps: list[int], count: int, seed: int
+    coordinates: Coordinates, num_choices: list[int], count: int, seed: int
 ) -> None:
-    space = make_space(caps, coordinates)
+    space = make_space(num_choices, coordinates)
     ranks = space.sample(count, np.random.default_rng(seed))
-    assert ranks.shape == (count, len(caps))
-    assert ((ranks >= 1) & (ranks <= caps)).all()
+    assert ranks.shape == (count, len(num_choices))
+    assert ((ranks >= 1) & (ranks <= num_choices)).all()
     np.testing.assert_array_equal(ranks, space.sample(count, np.random.default_rng(seed)))
 
 
@@ -104,29 +111,31 @@ def test_params_and_ratio_by_hand() -> None:
     np.testing.assert_allclose(space.ratio(ranks), np.array([17, 35, 32, 40]) / 40)
     np.testing.assert_allclose(space.layer_ratio(1), [7 / 40, 15 / 40])
     assert space.num_dims == 2
-    assert space.caps.tolist() == [3, 2]
+    assert space.num_choices.tolist() == [3, 2]
     assert space.cost(np.empty((0, 2), dtype=np.int64)).tolist() == []
 
 
-@given(caps=all_caps, seed=st.integers(0, 99))
-def test_the_ratio_is_the_sum_over_layers_rises_with_every_rank_and_ends_at_one(caps: list[int], seed: int) -> None:
-    space = make_space(caps, seed=seed)
+@given(num_choices=all_break_even_ranks, seed=st.integers(0, 99))
+def test_the_ratio_is_the_sum_over_layers_rises_with_every_rank_and_ends_at_one(
+    num_choices: list[int], seed: int
+) -> None:
+    space = make_space(num_choices, seed=seed)
     ranks = space.sample(5, np.random.default_rng(seed))
-    by_layer = [space.layer_ratio(i)[ranks[:, i] - 1] for i in range(len(caps))]
+    by_layer = [space.layer_ratio(i)[ranks[:, i] - 1] for i in range(len(num_choices))]
     np.testing.assert_allclose(space.ratio(ranks), np.sum(by_layer, axis=0))
-    assert space.ratio(space.caps[None])[0] == pytest.approx(1)
+    assert space.ratio(space.num_choices[None])[0] == pytest.approx(1)
     lower = np.maximum(ranks - 1, 1)
     changed = (lower != ranks).any(1)
     assert (space.ratio(lower)[changed] < space.ratio(ranks)[changed]).all()
 
 
-@given(caps=all_caps, fraction=st.floats(0, 2))
-def test_uniform_plans(caps: list[int], fraction: float) -> None:
-    ranks = make_space(caps).uniform(fraction)
+@given(num_choices=all_break_even_ranks, fraction=st.floats(0, 2))
+def test_uniform_plans(num_choices: list[int], fraction: float) -> None:
+    ranks = make_space(num_choices).uniform(fraction)
     assert ranks.dtype == np.int64
-    for rank, cap in zip(ranks, caps, strict=True):
-        assert 1 <= rank <= cap
-        assert abs(rank - fraction * cap) <= 0.5 or rank in (1, cap)
+    for rank, break_even_rank in zip(ranks, num_choices, strict=True):
+        assert 1 <= rank <= break_even_rank
+        assert abs(rank - fraction * break_even_rank) <= 0.5 or rank in (1, break_even_rank)
 
 
 def test_names_and_tables_must_go_together() -> None:

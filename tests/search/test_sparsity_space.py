@@ -16,23 +16,26 @@ from compressor.arrays import Ranks
 from compressor.data.images import from_batches
 from compressor.errors import InputError
 from compressor.factorization.registry import METHODS
-from compressor.network.layers import FoundLayer, compressible, factorised_ranks, find_layers, with_method
+from compressor.network.layers import FoundLayer, compressible, factorized_ranks, find_layers, with_method
 from compressor.network.pruning import count_prunable, pruned_copy
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.settings import Settings
 from compressor.search.evaluation.journal import Journal
 from compressor.search.optimizer import Search, SearchSettings
 from compressor.search.space import RankSpace
-from compressor.search.sparsity_space import FEWEST, FRACTIONS, LEVELS, SparsitySpace
+from compressor.search.sparsity_space import FRACTIONS, LEVELS, MIN, SparsitySpace
 from tests.search.test_optimizer import NUM_IMAGES, Problem
 from tests.unmeasured import without_measuring
 
 Invoke = Callable[..., Result]
 
 
-def make_space(caps: tuple[int, ...] = (30, 50), other: int = 0) -> SparsitySpace:
-    tables = [[7.0 * rank for rank in range(1, cap)] + [7.0 * cap + 3] for cap in caps]
-    return SparsitySpace(RankSpace([f"layer{i}" for i in range(len(caps))], tables), other)
+def make_space(num_choices: tuple[int, ...] = (30, 50), other: int = 0) -> SparsitySpace:
+    tables = [
+        [7.0 * rank for rank in range(1, break_even_rank)] + [7.0 * break_even_rank + 3]
+        for break_even_rank in num_choices
+    ]
+    return SparsitySpace(RankSpace([f"layer{i}" for i in range(len(num_choices))], tables), other)
 
 
 def nonzero_weights(network: torch.nn.Module) -> int:
@@ -46,14 +49,14 @@ def test_r_is_the_count_of_weights_that_are_not_zero(patterns: tuple[str, ...]) 
     model = torchvision.models.squeezenet1_1(num_classes=10).eval()
     layers: list[FoundLayer] = compressible(find_layers(model, torch.rand(1, 3, 64, 64), include=patterns))
     layers = [with_method(layer, "interpolative") if number % 5 == 0 else layer for number, layer in enumerate(layers)]
-    factors = {layer.name: METHODS[layer.method or "svd"].factorise(layer.module) for layer in layers}
+    factors = {layer.name: METHODS[layer.method or "svd"].factorize(layer.module) for layer in layers}
     ranks = RankSpace([layer.name for layer in layers], [layer.params_by_rank() for layer in layers])
     whole = sum(weight.numel() for name, weight in model.named_parameters() if name.endswith("weight"))
     assert count_prunable(model) == whole
     space = SparsitySpace(ranks, whole - sum(layer.params for layer in layers))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for point in space.sample(6, np.random.default_rng(0)):
-        kept = factorised_ranks(layers, space.layer_ranks(point))
+        kept = factorized_ranks(layers, space.layer_ranks(point))
         candidate = pruned_copy(build_candidate(model, factors, kept), space.prune_fraction(point))
         assert space.cost(point) == nonzero_weights(candidate)
         assert space.ratio(point[None])[0] == pytest.approx(nonzero_weights(candidate) / whole)
@@ -72,7 +75,7 @@ def test_without_pruning_r_is_that_of_the_ranks() -> None:
 def test_levels_are_shares_and_the_last_prunes_nothing() -> None:
     space = make_space()
     levels = np.unique(space.sample(3000, np.random.default_rng(0))[:, -1])
-    assert levels.tolist() == list(range(FEWEST, LEVELS + 1))
+    assert levels.tolist() == list(range(MIN, LEVELS + 1))
     assert FRACTIONS[levels - 1].max() == 0.9
     assert FRACTIONS[-1] == 0.0
     thetas = space.encode(np.array([space.complete(np.array([3, 4]))]))
@@ -88,7 +91,7 @@ class SparseProblem(Problem):
 
     def norm(self, ranks: Ranks) -> np.ndarray:
         layers = self.space.layers
-        singles = (self.strengths * (1.0 / ranks[:, :-1] - 1.0 / layers.caps)).sum(1)
+        singles = (self.strengths * (1.0 / ranks[:, :-1] - 1.0 / layers.num_choices)).sum(1)
         share = FRACTIONS[ranks[:, -1] - 1]
         return singles * (1.0 + 0.3 * singles) + (0.2 + 0.5 * singles) * share**2 / (1.0 - share)
 
@@ -106,7 +109,7 @@ def test_a_search_finds_ranks_and_sparsity_together(settings: dict[str, object])
     if settings == {}:
         assert record.certificate.met
     chosen = [row for row in record.history if row.prune_fraction == problem.space.prune_fraction(ranks)]
-    assert any([rank or cap for rank, cap in zip(row.ranks, problem.space.layers.caps, strict=True)]
+    assert any([rank or break_even_rank for rank, break_even_rank in zip(row.ranks, problem.space.layers.num_choices, strict=True)]
                == ranks[:-1].tolist() for row in chosen)  # fmt: skip
 
 

@@ -8,9 +8,9 @@ from compressor.arrays import Ranks
 from compressor.search.objective import Objective
 from compressor.search.space import RankSpace
 from compressor.search.surrogate import gp
-from compressor.search.surrogate.base import Belief, Surrogate
-from compressor.search.surrogate.gaussian import LossSurrogate, PlainSurrogate
-from compressor.search.surrogate.lognormal import LogSurrogate
+from compressor.search.surrogate.base import Posterior, Surrogate
+from compressor.search.surrogate.gaussian import LossSurrogate, ObjectiveSurrogate
+from compressor.search.surrogate.lognormal import LognormalSurrogate
 
 GAMMA = 0.05
 GAUSSIAN = ["plain", "loss", "loss, expected"]
@@ -24,14 +24,14 @@ def additive(ranks: Ranks) -> np.ndarray:
     return 4.0 / ranks[:, 0] + 3.0 / ranks[:, 1]
 
 
-def make_belief(kind: str, count: int = 8, relative_noise: float = 0.1) -> tuple[Surrogate, Belief, Ranks]:
+def make_belief(kind: str, count: int = 8, relative_noise: float = 0.1) -> tuple[Surrogate, Posterior, Ranks]:
     space, rng = small_space(), np.random.default_rng(2)
     objective = Objective(GAMMA)
     surrogate: Surrogate = {
-        "plain": PlainSurrogate(space, objective),
+        "plain": ObjectiveSurrogate(space, objective),
         "loss": LossSurrogate(space, objective),
         "loss, expected": LossSurrogate(space, objective, additive, saturation=9.0),
-        "log": LogSurrogate(space, objective, additive),
+        "log": LognormalSurrogate(space, objective, additive),
     }[kind]
     ranks = space.sample(count, rng)
     norms = 1.5 * additive(ranks) * np.exp(relative_noise * rng.standard_normal(count))
@@ -40,27 +40,27 @@ def make_belief(kind: str, count: int = 8, relative_noise: float = 0.1) -> tuple
         np.array([0.6, 0.8]), 0.3 * float(targets.values.var()) + 0.01, 0.0, targets.values.mean()
     )
     process = gp.GaussianProcess(space.encode(ranks), targets.values, targets.noise, hyper)
-    return surrogate, surrogate.belief(process), ranks
+    return surrogate, surrogate.posterior(process), ranks
 
 
-def known_of(kind: str, belief: Belief, points: Ranks) -> np.ndarray:
+def known_of(kind: str, posterior: Posterior, points: Ranks) -> np.ndarray:
     """What is added to the process for J."""
-    known = np.zeros(len(points)) if kind == "plain" else belief.size_term(points)
+    known = np.zeros(len(points)) if kind == "plain" else posterior.size_term(points)
     bent = 1.0 / (1.0 / additive(points) + 1.0 / 9.0)
     return known - GAMMA * bent if kind == "loss, expected" else known
 
 
 @pytest.mark.parametrize("kind", GAUSSIAN)
 def test_where_j_is_gaussian_its_score_is_equation_7(kind: str) -> None:
-    _, belief, ranks = make_belief(kind)
+    _, posterior, ranks = make_belief(kind)
     incumbent, delta = ranks[0], 0.02
-    points = belief.space.sample(20, np.random.default_rng(5))
+    points = posterior.space.sample(20, np.random.default_rng(5))
     points = points[(points != incumbent).any(1)]
-    score = belief.score(incumbent, delta)
+    score = posterior.score(incumbent, delta)
     for point in points:
         both = np.stack([point, incumbent])
-        mean, covariance = belief.process.predict(belief.space.encode(both))
-        mean = mean + known_of(kind, belief, both)
+        mean, covariance = posterior.process.predict(posterior.space.encode(both))
+        mean = mean + known_of(kind, posterior, both)
         deviation = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
         expected = norm.cdf((mean[0] - mean[1] - delta) / deviation)
         assert np.exp(score(point[None]))[0] == pytest.approx(expected, rel=1e-4, abs=1e-12)
@@ -68,17 +68,17 @@ def test_where_j_is_gaussian_its_score_is_equation_7(kind: str) -> None:
 
 @pytest.mark.parametrize("delta", [0.001, 0.02])
 def test_log_score_is_the_probability_found_by_sampling(delta: float) -> None:
-    _, belief, ranks = make_belief("log")
+    _, posterior, ranks = make_belief("log")
     incumbent = ranks[1]
     points = np.array([[3, 3], [5, 9], [8, 4], [12, 12], [2, 15]])
-    score = belief.score(incumbent, delta)
+    score = posterior.score(incumbent, delta)
     rng = np.random.default_rng(0)
     for point in points:
         both = np.stack([point, incumbent])
-        mean, covariance = belief.process.predict(belief.space.encode(both))
-        mean = mean + np.log(additive(both) + belief.offset)
-        draws = np.exp(rng.multivariate_normal(mean, covariance, size=200_000)) - belief.offset
-        values = belief.size_term(both) - GAMMA * draws
+        mean, covariance = posterior.process.predict(posterior.space.encode(both))
+        mean = mean + np.log(additive(both) + posterior.offset)
+        draws = np.exp(rng.multivariate_normal(mean, covariance, size=200_000)) - posterior.offset
+        values = posterior.size_term(both) - GAMMA * draws
         expected = (values[:, 0] > values[:, 1] + delta).mean()
         assert np.exp(score.exact(point[None]))[0] == pytest.approx(expected, abs=0.003)
         assert np.exp(score(point[None]))[0] == pytest.approx(expected, abs=0.02)
@@ -86,25 +86,25 @@ def test_log_score_is_the_probability_found_by_sampling(delta: float) -> None:
 
 @pytest.mark.parametrize("kind", [*GAUSSIAN, "log"])
 def test_mean_and_deviation_of_j_found_by_sampling(kind: str) -> None:
-    surrogate, belief, _ = make_belief(kind)
+    surrogate, posterior, _ = make_belief(kind)
     points = np.array([[4, 6], [20, 2]])
-    mean, covariance = belief.process.predict(belief.space.encode(points))
+    mean, covariance = posterior.process.predict(posterior.space.encode(points))
     draws = np.random.default_rng(1).multivariate_normal(mean, covariance, size=400_000)
-    if isinstance(surrogate, LogSurrogate):
+    if isinstance(surrogate, LognormalSurrogate):
         norms = np.exp(draws + surrogate.prior_mean(points)) - surrogate.offset
-        values = belief.size_term(points) - GAMMA * norms
+        values = posterior.size_term(points) - GAMMA * norms
     else:
-        values = draws + known_of(kind, belief, points)
-    np.testing.assert_allclose(belief.mean(points), values.mean(0), rtol=0.01)
-    np.testing.assert_allclose(belief.sd(points), values.std(0), rtol=0.02)
+        values = draws + known_of(kind, posterior, points)
+    np.testing.assert_allclose(posterior.mean(points), values.mean(0), rtol=0.01)
+    np.testing.assert_allclose(posterior.sd(points), values.std(0), rtol=0.02)
 
 
 @pytest.mark.parametrize("kind", ["loss", "loss, expected", "log"])
 def test_the_incumbent_itself_is_masked_and_a_plan_that_cannot_win_scores_nothing(kind: str) -> None:
-    _, belief, ranks = make_belief(kind)
-    score = belief.score(ranks[0], 0.01)
+    _, posterior, ranks = make_belief(kind)
+    score = posterior.score(ranks[0], 0.01)
     assert score(ranks[:1])[0] == -np.inf
-    assert np.exp(score(belief.space.caps[None]))[0] < 1e-3  # all dense: R = 1, nothing to gain
+    assert np.exp(score(posterior.space.num_choices[None]))[0] < 1e-3  # all dense: R = 1, nothing to gain
 
 
 def test_a_known_incumbent_gives_probability_of_improvement() -> None:
@@ -114,15 +114,15 @@ def test_a_known_incumbent_gives_probability_of_improvement() -> None:
     ranks = np.array([[10, 10]])
     targets = surrogate.targets(ranks, additive(ranks), np.array([[1e-14]]))
     hyper = gp.Hyperparameters(np.array([1e-3, 1e-3]), 0.01, 0.0, float(targets.values[0]))
-    belief = surrogate.belief(gp.GaussianProcess(space.encode(ranks), targets.values, targets.noise, hyper))
+    posterior = surrogate.posterior(gp.GaussianProcess(space.encode(ranks), targets.values, targets.noise, hyper))
     point = np.array([[2, 3]])
-    improvement = belief.mean(point)[0] - belief.mean(ranks)[0] - 0.01
-    assert np.exp(belief.score(ranks[0], 0.01)(point))[0] == pytest.approx(norm.cdf(improvement / 0.1), rel=1e-3)
+    improvement = posterior.mean(point)[0] - posterior.mean(ranks)[0] - 0.01
+    assert np.exp(posterior.score(ranks[0], 0.01)(point))[0] == pytest.approx(norm.cdf(improvement / 0.1), rel=1e-3)
 
 
 def test_log_targets_are_unbiased_under_log_normal_noise() -> None:
     space, objective = small_space(), Objective(GAMMA)
-    surrogate = LogSurrogate(space, objective, None)
+    surrogate = LognormalSurrogate(space, objective, None)
     rng, spread = np.random.default_rng(0), 0.2
     estimates = np.exp(spread * rng.standard_normal(20_000) - spread**2 / 2)
     ranks = np.tile([5, 5], (1, 1))
@@ -136,16 +136,16 @@ def test_log_targets_are_unbiased_under_log_normal_noise() -> None:
 def test_the_exact_score_sees_a_step_that_coarse_nodes_miss() -> None:
     """A rival whose value is all but tied to the incumbent's: given the incumbent, it wins or it does not."""
     space, objective = small_space(), Objective(GAMMA)
-    surrogate = LogSurrogate(space, objective, None)
+    surrogate = LognormalSurrogate(space, objective, None)
     ranks = np.array([[25, 15]])
     targets = surrogate.targets(ranks, np.array([1.0]), np.array([[0.04]]))
     hyper = gp.Hyperparameters(np.array([200.0, 200.0]), 0.5, 0.0, float(targets.values[0]))
-    belief = surrogate.belief(gp.GaussianProcess(space.encode(ranks), targets.values, targets.noise, hyper))
-    score, point = belief.score(ranks[0], 0.012), np.array([[24, 15]])
-    mean, covariance = belief.process.predict(space.encode(np.vstack([point, ranks])))
+    posterior = surrogate.posterior(gp.GaussianProcess(space.encode(ranks), targets.values, targets.noise, hyper))
+    score, point = posterior.score(ranks[0], 0.012), np.array([[24, 15]])
+    mean, covariance = posterior.process.predict(space.encode(np.vstack([point, ranks])))
     draws = np.random.default_rng(3).multivariate_normal(mean, covariance, size=1_000_000)
-    norms = np.exp(draws) - belief.offset
-    values = belief.size_term(np.vstack([point, ranks])) - GAMMA * norms
+    norms = np.exp(draws) - posterior.offset
+    values = posterior.size_term(np.vstack([point, ranks])) - GAMMA * norms
     expected = (values[:, 0] > values[:, 1] + 0.012).mean()
     assert np.exp(score.exact(point))[0] == pytest.approx(expected, abs=0.004)
 
@@ -154,17 +154,17 @@ def test_the_prior_mean_follows_the_sum_and_ends_at_saturation() -> None:
     space, objective = small_space(), Objective(GAMMA)
     ranks = np.array([[1, 1], [4, 3], [30, 20]])
     sums = np.array([1000.0, 2.0, 0.0])
-    surrogate = LogSurrogate(space, objective, lambda _: sums, saturation=50.0)
+    surrogate = LognormalSurrogate(space, objective, lambda _: sums, saturation=50.0)
     expected = np.array([50_000 / 1050, 100 / 52, 0.0])
     np.testing.assert_allclose(np.exp(surrogate.prior_mean(ranks)) - surrogate.offset, expected, atol=1e-12)
-    endless = LogSurrogate(space, objective, lambda _: sums)
+    endless = LognormalSurrogate(space, objective, lambda _: sums)
     np.testing.assert_allclose(np.exp(endless.prior_mean(ranks)) - endless.offset, sums, atol=1e-12)
 
 
 def test_the_plain_process_models_j_as_a_whole_and_l_follows_from_it() -> None:
-    surrogate, belief, ranks = make_belief("plain", relative_noise=0.0)
+    surrogate, posterior, ranks = make_belief("plain", relative_noise=0.0)
     targets = surrogate.targets(ranks, additive(ranks), np.zeros((len(ranks), len(ranks))))
-    np.testing.assert_allclose(targets.values, belief.objective.value(additive(ranks), belief.space.ratio(ranks)))
-    norms, _ = belief.function_norm(ranks)
+    np.testing.assert_allclose(targets.values, posterior.objective.value(additive(ranks), posterior.space.ratio(ranks)))
+    norms, _ = posterior.function_norm(ranks)
     np.testing.assert_allclose(norms, 1.5 * additive(ranks), rtol=1e-3)
-    np.testing.assert_allclose(belief.objective_of(ranks, targets.values), targets.values)
+    np.testing.assert_allclose(posterior.objective_of(ranks, targets.values), targets.values)

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from benchmarks.studies.study import read_results, write_results
 from compressor.cost.size import count_params
-from compressor.data.synthetic import procedural_images
+from compressor.data.synthetic import synthetic_images
 from compressor.network.architectures import import_torchvision, list_architectures, published_transform
 from compressor.network.attention import open_attention
 from compressor.network.checkpoint import load_model
@@ -53,15 +53,15 @@ def cover(arch: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "model.pt"
         size = next((size for start, size in SIZES.items() if arch.startswith(start)), None)
-        images = procedural_images(NUM_IMAGES, published_transform(arch, size), seed=0).batch(slice(None))
-        torch.save(settled(import_torchvision().models.get_model(arch, weights=None), images), checkpoint)
+        images = synthetic_images(NUM_IMAGES, published_transform(arch, size), seed=0).batch(slice(None))
+        torch.save(is_fixed(import_torchvision().models.get_model(arch, weights=None), images), checkpoint)
         loaded = load_model(checkpoint)
-        row = {"arch": arch, "recognised": loaded.arch, "input_size": images.shape[-1]}
+        row = {"arch": arch, "recognized": loaded.arch, "input_size": images.shape[-1]}
         row |= compress_half(loaded.model.eval().requires_grad_(False), images, Path(folder) / "model.onnx")
     return row | {"seconds": round(time.perf_counter() - began, 1)}
 
 
-def settled(model: nn.Module, images: Tensor) -> dict[str, Any]:
+def is_fixed(model: nn.Module, images: Tensor) -> dict[str, Any]:
     """Weights, none of them next to nothing, with the batch-norm statistics of the images."""
     model.eval()
     for parameter in model.parameters():
@@ -82,11 +82,11 @@ def compress_half(original: nn.Module, images: Tensor, path: Path) -> dict[str, 
     found = find_layers(model, images[:1])
     layers = compressible(found)
     macs, _ = count_macs(model, images[:1])
-    ranks = {layer.name: max(1, layer.cap // 2) for layer in layers}
+    ranks = {layer.name: max(1, layer.break_even_rank // 2) for layer in layers}
     network = build_candidate(model, {layer.name: weight_factors(layer) for layer in layers}, ranks)
     compressed_macs, _ = count_macs(network, images[:1])
     export_onnx(network, images, path, {})
-    parity = verify_onnx(path, network, images)
+    export_check = verify_onnx(path, network, images)
     return {
         "layers": len(found),
         "compressed": dict(Counter(layer.method for layer in layers)),
@@ -98,8 +98,8 @@ def compress_half(original: nn.Module, images: Tensor, path: Path) -> dict[str, 
         "macs_fvcore": fvcore_macs(original, images[:1]),
         "onnx_bytes": path.stat().st_size,
         "spread": spread(network, images),
-        "parity": parity.max_rel_error,
-        "batch_sizes": parity.batch_sizes,
+        "export_check": export_check.max_rel_error,
+        "batch_sizes": export_check.batch_sizes,
     }
 
 

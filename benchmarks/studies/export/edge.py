@@ -36,7 +36,7 @@ def row_of(report: Report, gamma: float, side: int) -> dict[str, Any]:
     if report.top1 is not None and report.precisions:
         (int8,) = report.precisions
         row |= {
-            "judged_on": report.fidelity.images,
+            "evaluated_on": report.fidelity.images,
             "top1_original": report.top1.original,
             "top1": report.top1.compressed,
             "int8_bytes": int8.onnx_bytes / report.onnx_bytes.original,

@@ -47,7 +47,7 @@ def run(data: Path, fidelity: Fidelity, gamma: float | None, seed: int, out: Pat
         "ratio": report.params.compressed / report.params.original,
         "top1_original": report.top1.original,
         "top1": report.top1.compressed,
-        "judged_on": report.images.held_out,
+        "evaluated_on": report.images.test_images,
         "evaluations": report.search.evaluations,
         "image_passes": report.search.image_passes,
         "search_seconds": report.search.seconds,

@@ -74,7 +74,7 @@ def measure(paths: Sequence[Path], seed: int, input_size: int | None) -> dict[st
     }
 
 
-def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """How often two repeats agree, and how far the other harness is from this one."""
     ratios = [row["ratio"] for row in rows]
     pairs = [(one, other) for one in ratios for other in ratios if one is not other]
@@ -106,7 +106,7 @@ def main() -> None:
     for seed in range(arguments.repeats):
         rows.append(measure(arguments.files, seed, arguments.input_size))
         print(rows[-1], flush=True)
-    about = {"files": [path.name for path in arguments.files], "summary": summarise(rows)}
+    about = {"files": [path.name for path in arguments.files], "summary": summarize(rows)}
     print(about["summary"])
     write_results(arguments.name, about, rows, began)
 

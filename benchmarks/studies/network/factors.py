@@ -27,19 +27,19 @@ from benchmarks.studies.study import earlier_rows, write_results
 from compressor.cost.latency import measure_latency
 from compressor.cost.size import count_params
 from compressor.data.images import ImageSet, load_folder
-from compressor.data.synthetic import procedural_images
+from compressor.data.synthetic import synthetic_images
 from compressor.data.transforms import Transform
 from compressor.factorization.records import FactorChoice
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.attention import open_attention
 from compressor.network.layers import FoundLayer, compressible, find_layers, with_method
 from compressor.network.surgery import build_candidate, detach_from_original
-from compressor.pipeline.stages.factorize import RIVALS, Decomposed, Decomposer
-from compressor.recovery.reconstruction import Recalibration
+from compressor.pipeline.stages.factorize import COMPETITORS, Decomposed, Decomposer
+from compressor.recovery.reconstruction import Reconstruction
 from exporters.onnx import export_onnx
 
 CPU = torch.device("cpu")
-NUM_CALIBRATION, NUM_CHECK, NUM_JUDGES = 400, 100, 2000
+NUM_CALIBRATION, NUM_CHECK, NUM_TEST = 400, 100, 2000
 FRACTIONS = (0.5, 0.3, 0.2)
 CHAINS: tuple[str, ...] = ("weight", "refit", "activation", "auto", "auto+cp")
 MIDDLE = 0.3  # the fraction at which methods and calibration images are compared
@@ -51,14 +51,14 @@ class Study:
 
     model: nn.Module
     layers: Sequence[FoundLayer]
-    judges: ImageSet
+    evaluators: ImageSet
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._norm = FunctionNorm(self.model, self.judges, CPU)
-        self._every = torch.arange(len(self.judges))
+        self._norm = FunctionNorm(self.model, self.evaluators, CPU)
+        self._every = torch.arange(len(self.evaluators))
         self._original_top1 = self._top1(self._norm.targets)
-        self._example = self.judges.batch([0])
+        self._example = self.evaluators.batch([0])
         self._folder = tempfile.TemporaryDirectory()
         self._original_path = self._export(self.model, "original.onnx")
 
@@ -72,8 +72,8 @@ class Study:
         began = time.perf_counter()
         check = FunctionNorm(self.model, images.check, CPU)
         layers = [with_method(layer, method) if _applies(layer, method) else layer for layer in self.layers]  # type: ignore[arg-type]
-        choice: FactorChoice = chain.removesuffix("+cp")  # type: ignore[assignment]
-        decomposer = Decomposer(self.model, images.fit, check, CPU, choice, rivals=RIVALS.get(chain, ()))
+        result: FactorChoice = chain.removesuffix("+cp")  # type: ignore[assignment]
+        decomposer = Decomposer(self.model, images.fit, check, CPU, result, challengers=COMPETITORS.get(chain, ()))
         parts = decomposer.run(layers)
         seconds = time.perf_counter() - began
         about = {"chain": chain, "method": method or "svd, spatial", "images": images.name, "fit_on": len(images.fit)}
@@ -83,10 +83,10 @@ class Study:
             network = detach_from_original(build_candidate(self.model, factors, ranks))
             row = about | {"fraction": fraction, "recalibrated": False, "seconds": round(seconds, 1)}
             self._add(network, row)
-            if choice in ("refit", "activation") and not method:
+            if result in ("refit", "activation") and not method:
                 continue
             chosen = [part.layer for part in parts]
-            record = Recalibration(self.model, network, chosen, images.fit, check, CPU).run()
+            record = Reconstruction(self.model, network, chosen, images.fit, check, CPU).run()
             kept = sum(step.kept for step in record.steps)
             row |= {"recalibrated": True, "steps": len(record.steps), "kept": kept, "seconds": round(record.seconds, 1)}
             row["methods"] = dict(Counter(f"{part.layer.method}, {part.kind}" for part in parts))
@@ -101,7 +101,7 @@ class Study:
         """Ranks at which every layer holds as many parameters as the two-factor methods do at `fraction` of the cap."""
         ranks = {}
         for part, layer in zip(parts, self.layers, strict=True):
-            allowed = layer.params_by_rank()[max(1, int(fraction * layer.cap)) - 1]
+            allowed = layer.params_by_rank()[max(1, int(fraction * layer.break_even_rank)) - 1]
             fitting = sum(count <= allowed for count in part.layer.params_by_rank()[:-1])
             ranks[part.layer.name] = max(1, fitting)
         return ranks
@@ -113,7 +113,7 @@ class Study:
             "params": count_params(network),
             "function_norm": float(squares.mean()),
             "stderr": float(squares.std(ddof=1) / len(squares) ** 0.5),
-            "relative": float(squares.mean() / self._norm.teacher_energy),
+            "relative": float(squares.mean() / self._norm.output_energy),
             "top1": self._top1(outputs),
             "top1_original": self._original_top1,
         }
@@ -121,8 +121,8 @@ class Study:
         click.echo({**row, **{k: measured[k] for k in ("params", "function_norm", "top1")}}, err=True)
 
     def _top1(self, outputs: torch.Tensor) -> float:
-        assert self.judges.labels is not None
-        return float((outputs.argmax(1) == self.judges.labels).double().mean())
+        assert self.evaluators.labels is not None
+        return float((outputs.argmax(1) == self.evaluators.labels).double().mean())
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def calibration_of(name: str, images: ImageSet) -> Calibration:
 
 def load(model: str, data: Path | None, input_size: int | None) -> tuple[str, nn.Module, ImageSet, Transform | None]:
     """Name, network and images of a checkpoint with its folder, or of FC3 on Fashion-MNIST where `model` is "fc3"."""
-    wanted = NUM_CALIBRATION + NUM_CHECK + NUM_JUDGES
+    wanted = NUM_CALIBRATION + NUM_CHECK + NUM_TEST
     if model == "fc3":
         inputs, labels = load_fashion(train=False)
         images = ImageSet(inputs[:wanted], "Fashion-MNIST's test images", labels=labels[:wanted])
@@ -195,11 +195,11 @@ def main(
     """Run the study and write benchmarks/results/NAME.json, anew after every part."""
     began = time.perf_counter()
     network, loaded, images, transform = load(model_path, data, input_size)
-    mine, judges = images.split(NUM_CALIBRATION + NUM_CHECK, seed=0)
+    mine, evaluators = images.split(NUM_CALIBRATION + NUM_CHECK, seed=0)
     model = open_attention(loaded.eval().requires_grad_(False), mine.batch([0]))
     layers = compressible(find_layers(model, mine.batch([0]), include=patterns.split(",")))
-    study = Study(model, layers, judges)
-    about = {"network": network, "judged_on": len(judges), "layers": len(layers), "patterns": patterns}
+    study = Study(model, layers, evaluators)
+    about = {"network": network, "evaluated_on": len(evaluators), "layers": len(layers), "patterns": patterns}
 
     def save() -> None:
         write_results(name, about, study.rows, began)
@@ -207,10 +207,10 @@ def main(
     own = calibration_of("of the task", mine)
     rows, began = earlier_rows(name, add, began)
     study.rows += rows
-    for choice in CHAINS:
-        if choice not in chains.split(","):
+    for result in CHAINS:
+        if result not in chains.split(","):
             continue
-        study.run(map(float, fractions.split(",")), choice, own)
+        study.run(map(float, fractions.split(",")), result, own)
         save()
     for method in filter(None, methods.split(",")):
         study.run([MIDDLE], "activation", own, method)
@@ -222,7 +222,7 @@ def main(
         elif transform is None:
             continue
         elif images_name == "procedural":
-            calibration = calibration_of("procedural", procedural_images(total, transform, seed=0))
+            calibration = calibration_of("procedural", synthetic_images(total, transform, seed=0))
         elif other is not None:
             calibration = calibration_of("other photographs", load_folder(other, transform, total, seed=0))
         else:

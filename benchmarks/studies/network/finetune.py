@@ -22,15 +22,15 @@ from benchmarks.studies.loading import load_squares
 from benchmarks.studies.study import earlier_rows, write_results
 from compressor.data.images import load_folder
 from compressor.factorization.records import FactorChoice
-from compressor.fidelity.evaluation import Judge
+from compressor.fidelity.evaluation import TestEvaluator
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.layers import FoundLayer
 from compressor.pipeline.prepare import function_norm, prepare
 from compressor.pipeline.settings import Settings
-from compressor.pipeline.stages.build import realise
+from compressor.pipeline.stages.build import build
 from compressor.pipeline.stages.finetune import tune_network
 from compressor.pipeline.stages.search_ranks import RankSearch
-from compressor.pipeline.state import Choice, Job
+from compressor.pipeline.state import Job, SearchResult
 from compressor.progress import progress_for_stderr
 from compressor.recovery.schedules import TuneSettings
 
@@ -64,13 +64,13 @@ def scale_ranks(layers: Sequence[FoundLayer], ranks: Sequence[int], share: float
         factor -= FACTOR_STEP
 
 
-def compressed_to(job: Job, share: float) -> tuple[nn.Module, Choice]:
+def compressed_to(job: Job, share: float) -> tuple[nn.Module, SearchResult]:
     """The job's network at this share of its convolutions' weights, recalibrated."""
     norm = function_norm(job)
     with RankSearch(job, norm, resume=False) as search:
         found = search.run()
-    choice = replace(found, ranks=scale_ranks(found.layers, found.ranks, share))
-    return realise(job, choice, norm).network, choice
+    result = replace(found, ranks=scale_ranks(found.layers, found.ranks, share))
+    return build(job, result, norm).network, result
 
 
 def run_way(job: Job, network: nn.Module, way: str, settings: TuneSettings) -> dict[str, Any]:
@@ -139,17 +139,19 @@ def main(
         job = prepare(
             loaded.model, images, Path(folder) / "out", settings, None, progress_for_stderr(), False, to_train_on
         )
-        network, choice = compressed_to(job, share)
+        network, result = compressed_to(job, share)
         about = {
             "network": loaded.arch,
             "gamma": gamma,
-            "share": share_of_convs(choice.layers, choice.ranks),
+            "share": share_of_convs(result.layers, result.ranks),
             "epochs": epochs,
         }
-        top1_original = Judge(FunctionNorm(job.teacher, job.held_out, job.device)).judge(job.teacher).top1
+        top1_original = (
+            TestEvaluator(FunctionNorm(job.original, job.test_images, job.device)).evaluate(job.original).top1
+        )
         for way in ways.split(";"):
             row = run_way(job, network, way, replace(WAYS[way], epochs=epochs))
-            rows.append(row | {"top1_original": top1_original, "judged_on": len(job.held_out)})
+            rows.append(row | {"top1_original": top1_original, "evaluated_on": len(job.test_images)})
             click.echo(rows[-1], err=True)
             write_results(name, about, rows, began)
 

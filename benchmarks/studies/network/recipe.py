@@ -2,7 +2,7 @@
 
     python -m benchmarks.studies.network.recipe TRAIN DATA
 
-TRAIN and DATA are folders of images in ten classes. A small VGG with batch normalisation is trained on the first, once
+TRAIN and DATA are folders of images in ten classes. A small VGG with batch normalization is trained on the first, once
 (build/small-vgg.pt), and compressed by `--recipe vgg` as people type it: one run that nothing disturbs, and one that is
 killed in the middle of each stage, by the files it leaves, and gone on with. Accuracies are on images of DATA that no
 stage learns from.
@@ -19,7 +19,7 @@ import click
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.datasets.small_vgg import SIZE, save_small_vgg, tell, train_small_vgg
+from benchmarks.datasets.small_vgg import SIZE, log, save_small_vgg, train_small_vgg
 from benchmarks.studies.study import EXPORT_PROGRAM, write_results
 from compressor.data.images import load_folder
 from compressor.data.transforms import Transform
@@ -38,7 +38,7 @@ def trained_vgg(train: Path, count: int, cache: Path = CACHE) -> Path:
         images = load_folder(train, Transform(SIZE, SIZE), count, seed=0)
         assert images.labels is not None
         inputs = images.batch(slice(None))
-        save_small_vgg(train_small_vgg(inputs, images.labels, on_step=tell), cache)
+        save_small_vgg(train_small_vgg(inputs, images.labels, on_step=log), cache)
     return cache
 
 
@@ -140,12 +140,12 @@ def main(
         "recipe": recipe_name,
         "trained_on": train_images,
         "tuned_on": tune_images,
-        "judged_on": report.images.held_out,
+        "evaluated_on": report.images.test_images,
         "params": report.params.original,
         "killed": killed,
         "same_as_undisturbed": same_weights(folder / "whole", folder / "killed"),
         "latency_ratio": report.latency["CPUExecutionProvider"].ratio,
-        "parity": report.parity.max_rel_error,
+        "export_check": report.export_check.max_rel_error,
     }
     click.echo(write_results(name, about, stage_rows(report, killed), began))
 

@@ -27,9 +27,9 @@ from compressor.search.settings import SearchSettings
 from compressor.search.space import RankSpace
 from compressor.search.stopping.criterion import StopRule
 from compressor.search.stopping.joint_certificate import lower_bound, upper_bound
-from compressor.search.stopping.sample_paths import Paths, climb
+from compressor.search.stopping.sample_paths import SamplePaths, local_search
 from compressor.search.surrogate import gp
-from compressor.search.surrogate.base import Belief
+from compressor.search.surrogate.base import Posterior
 from compressor.search.surrogate.gaussian import LossSurrogate
 
 EPSILON = 0.05
@@ -73,12 +73,12 @@ class Problem:
         self.hyper = gp.Hyperparameters(np.full(family.num_dims, family.length_scale), 1.0, 0.0, 0.0)
         self.rng = np.random.default_rng([TRUTH_STREAM, family.num_dims, number])
         nothing = np.zeros((0, family.num_dims), dtype=np.int64)
-        self.truth = Paths(self.belief(nothing, np.zeros(0)), 1, self.rng, TRUTH_FEATURES)
+        self.truth = SamplePaths(self.posterior(nothing, np.zeros(0)), 1, self.rng, TRUTH_FEATURES)
 
-    def belief(self, ranks: Ranks, values: np.ndarray) -> Belief:
-        """Posterior after looks (n,) at ranks (n, d); the hyperparameters are those of the draw."""
+    def posterior(self, ranks: Ranks, values: np.ndarray) -> Posterior:
+        """SurrogateFitter after looks (n,) at ranks (n, d); the hyperparameters are those of the draw."""
         noise = LOOK_NOISE**2 * np.eye(len(ranks))
-        return self.surrogate.belief(gp.GaussianProcess(self.space.encode(ranks), values, noise, self.hyper))
+        return self.surrogate.posterior(gp.GaussianProcess(self.space.encode(ranks), values, noise, self.hyper))
 
     def value(self, ranks: Ranks) -> np.ndarray:
         """The process's true values (m,) at ranks (m, d)."""
@@ -88,12 +88,14 @@ class Problem:
         """The largest value found by climbing from the best of many random points and of points around `visited`."""
         pool = [self.space.sample(START_POOL, self.rng), perturb(self.space, visited, START_POOL, self.rng)]
         starts = [part[np.argsort(-self.value(part))[: NUM_STARTS // 2]] for part in pool]
-        _, heights = climb(self.truth, np.zeros(NUM_STARTS, dtype=np.int64), np.concatenate(starts), TRUTH_SWEEPS)
+        _, heights = local_search(
+            self.truth, np.zeros(NUM_STARTS, dtype=np.int64), np.concatenate(starts), TRUTH_SWEEPS
+        )
         return float(heights.max() - self.surrogate.objective.size_term(np.ones(1))[0])
 
 
 def run_rule(problem: Problem, number: int, rule: str) -> tuple[int, bool, Ranks, Ranks]:
-    """Looks spent, whether the rule stopped, the incumbent (d,) and the plans visited (n, d)."""
+    """Evaluator spent, whether the rule stopped, the incumbent (d,) and the plans visited (n, d)."""
     certificate, remeasures = RULES[rule]
     family = problem.family
     settings = SearchSettings(
@@ -105,7 +107,7 @@ def run_rule(problem: Problem, number: int, rule: str) -> tuple[int, bool, Ranks
     values = problem.value(visited) + LOOK_NOISE * rng.standard_normal(len(visited))
     noise = np.full(2, LOOK_NOISE**2)
     while True:
-        test = stop.test(problem.belief(visited, values), visited, may_stop=True)
+        test = stop.test(problem.posterior(visited, values), visited, may_stop=True)
         incumbent = test.score.incumbent
         if test.met or len(visited) >= MAX_LOOKS:
             return len(visited), test.met, incumbent, visited
@@ -119,7 +121,7 @@ def run_rule(problem: Problem, number: int, rule: str) -> tuple[int, bool, Ranks
 class Run:
     """One rule on one problem: looks spent, whether it stopped, and how far the incumbent lies below the best."""
 
-    looks: int
+    evaluations: int
     stopped: bool
     regret: float
     seconds: float
@@ -134,12 +136,12 @@ def run_problem(family: Family, number: int) -> dict[str, Run]:
         ended[rule] = (*run_rule(problem, number, rule), time.perf_counter() - began)
     largest = problem.largest(np.concatenate([visited for *_, visited, _ in ended.values()]))
     return {
-        rule: Run(looks, stopped, round(largest - float(problem.value(incumbent[None])[0]), 5), round(seconds, 2))
-        for rule, (looks, stopped, incumbent, _, seconds) in ended.items()
+        rule: Run(evaluator, stopped, round(largest - float(problem.value(incumbent[None])[0]), 5), round(seconds, 2))
+        for rule, (evaluator, stopped, incumbent, _, seconds) in ended.items()
     }
 
 
-def summarise(family: Family, rule: str, runs: Sequence[Run]) -> dict[str, object]:
+def summarize(family: Family, rule: str, runs: Sequence[Run]) -> dict[str, object]:
     """A row of the study: how often the rule stopped, and how often it was then wrong (95 % interval)."""
     stopped = [run for run in runs if run.stopped]
     wrong = sum(run.regret > family.delta for run in stopped)
@@ -154,7 +156,7 @@ def summarise(family: Family, rule: str, runs: Sequence[Run]) -> dict[str, objec
         "wrong": wrong,
         "wrong_low": low,
         "wrong_high": high,
-        "median_looks": float(np.median([run.looks for run in runs])),
+        "median_evaluations": float(np.median([run.evaluations for run in runs])),
         "seconds": round(sum(run.seconds for run in runs), 1),
     }
 
@@ -169,8 +171,8 @@ def main() -> None:
     began = time.perf_counter()
     about: dict[str, Any] = {
         "epsilon": EPSILON,
-        "look_noise": LOOK_NOISE,
-        "max_looks": MAX_LOOKS,
+        "evaluation_noise": LOOK_NOISE,
+        "max_evaluations_drawn": MAX_LOOKS,
         "levels": NUM_LEVELS,
         "features_of_the_truth": TRUTH_FEATURES,
     }
@@ -187,7 +189,7 @@ def main() -> None:
             for family in FAMILIES:
                 for rule, run in run_problem(family, number).items():
                     runs[family, rule].append(run)
-            rows = [summarise(family, rule, done) for (family, rule), done in runs.items()]
+            rows = [summarize(family, rule, done) for (family, rule), done in runs.items()]
             about["runs"] = [json.dumps([astuple(run) for run in done]) for done in runs.values()]
             write_results(arguments.name, about, rows, began)
             print(number + 1, [(row["stopped"], row["wrong"]) for row in rows], flush=True)

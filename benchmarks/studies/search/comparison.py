@@ -35,16 +35,16 @@ from benchmarks.studies.search.baselines.judging import (
     checkpoints_of,
     compare_with_default,
     follow,
-    judge_row,
+    test_row,
 )
-from benchmarks.studies.search.baselines.networks import CURVE_IMAGES, Judge, Plans, gamma_of, load_network
+from benchmarks.studies.search.baselines.networks import CURVE_IMAGES, Plans, TestEvaluator, gamma_of, load_network
 from benchmarks.studies.search.baselines.problem import Attempt, Problem
-from benchmarks.studies.search.baselines.summary import best_peer, summarise
+from benchmarks.studies.search.baselines.summary import best_baseline, summarize
 from benchmarks.studies.study import RESULTS, read_results, write_results
 from compressor.errors import InputError
 
 SAME = 1e-5  # relative: another network differs by more
-PEERS = ("optuna", "botorch", "gpytorch")  # beside those that every results file names
+BASELINES = ("optuna", "botorch", "gpytorch")  # beside those that every results file names
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Study:
     about: dict[str, Any]
     problem: Problem
     plans: Plans
-    judge: Judge
+    evaluator: TestEvaluator
     budget: int
     began: float
     rows: list[Row] = field(default_factory=list)
@@ -65,14 +65,14 @@ class Study:
         attempt = Attempt(self.problem, self.budget, seed)
         steps, overhead = follow(SEARCHES[search], attempt)
         seconds = Seconds(overhead, self.plans.seconds_per_pass)
-        self.rows.append(judge_row(search, attempt, steps, seconds, self.judge))
-        compare_with_default(self.rows, self.judge)
-        check_certificates(self.rows, self.judge)
+        self.rows.append(test_row(search, attempt, steps, seconds, self.evaluator))
+        compare_with_default(self.rows, self.evaluator)
+        check_certificates(self.rows, self.evaluator)
         self.save()
         row = self.rows[-1]
         click.echo(
             f"{search} (seed {seed}): J {row['objective']:.4f}, R {row['ratio']:.3f}, "
-            f"relative L {row['relative']:.3f}, {row['passes']} passes, {row['looks']} looks, "
+            f"relative L {row['relative']:.3f}, {row['passes']} passes, {row['evaluations']} looks, "
             f"{overhead:.1f} s of its own; {row['stopped_because']}",
             err=True,
         )
@@ -82,9 +82,9 @@ class Study:
         about = self.about | {
             "checkpoints": checkpoints_of(self.budget),
             "seconds_per_pass": self.plans.seconds_per_pass,
-            "summary": summarise(self.rows),
-            "best_peer": best_peer(self.rows),
-            "peers": {name: version(name) for name in PEERS if find_spec(name)},
+            "summary": summarize(self.rows),
+            "best_baseline": best_baseline(self.rows),
+            "baselines": {name: version(name) for name in BASELINES if find_spec(name)},
         }
         write_results(self.name, about, self.rows, self.began)
 
@@ -158,7 +158,7 @@ def main(
     samples: int,
     seeds: int,
     first_seed: int,
-    judges: int,
+    evaluators: int,
     divided: int | None,
     searches: str,
     device: str,
@@ -169,7 +169,7 @@ def main(
     began = time.perf_counter()
     try:
         names = chosen_searches(searches)
-        network = load_network(model, data, input_size, patterns.split(","), judges, torch.device(device), divided)
+        network = load_network(model, data, input_size, patterns.split(","), evaluators, torch.device(device), divided)
         plans = network.plans(network.pool)
         problem = network.problem(plans, gamma_of(plans, gamma, gamma_factor), samples)
         about = {
@@ -180,12 +180,14 @@ def main(
             "budget": budget,
             "samples": samples,
             "pool": len(network.pool),
-            "judged_on": len(network.judges),
-            "curve_on": min(CURVE_IMAGES, len(network.judges)),
-            "teacher_energy": plans.norm.teacher_energy,
+            "evaluated_on": len(network.evaluators),
+            "curve_on": min(CURVE_IMAGES, len(network.evaluators)),
+            "output_energy": plans.norm.output_energy,
             "device": device,
         }
-        study = Study(name, about, problem, plans, Judge(network.plans(network.judges), problem), budget, began)
+        study = Study(
+            name, about, problem, plans, TestEvaluator(network.plans(network.evaluators), problem), budget, began
+        )
         if add:
             keep_earlier(study)
     except InputError as error:

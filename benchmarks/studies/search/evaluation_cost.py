@@ -26,7 +26,7 @@ import torch
 from benchmarks.studies.loading import load_squares
 from benchmarks.studies.study import write_results
 from compressor.arrays import Ranks
-from compressor.fidelity.linearization import Lineariser
+from compressor.fidelity.linearization import Linearizer
 from compressor.network.surgery import detach_from_original
 from compressor.pipeline.prepare import function_norm, prepare
 from compressor.pipeline.settings import Settings
@@ -39,9 +39,9 @@ from compressor.search.settings import SearchSettings
 from compressor.search.stopping import criterion as stopping
 from compressor.search.stopping.joint_certificate import JointTest
 
-LookAt = tuple[Ranks, np.ndarray]
-ModelOf = tuple[Lineariser, tuple[Ranks, Sequence[Sequence[int]], np.ndarray, int]]
-LEAST_IMAGES = 10  # a bare pass of fewer is over before it can be timed
+EvaluateAt = tuple[Ranks, np.ndarray]
+ModelOf = tuple[Linearizer, tuple[Ranks, Sequence[Sequence[int]], np.ndarray, int]]
+MIN_IMAGES = 10  # a bare pass of fewer is over before it can be timed
 SEARCH_THREADS = 2
 REPEATS = 4  # the least of so many is taken, for either; in half of them the candidate comes first
 
@@ -51,30 +51,30 @@ class Watched:
     """A search that was run: its looks and its linear models, to be repeated, and where its seconds went."""
 
     search: RankSearch
-    looks: list[LookAt]
+    evaluations: list[EvaluateAt]
     models: list[ModelOf]
     seconds: dict[str, float]
 
 
 def watch(job: Job, norm: Any) -> Watched:
     """Run a search on SEARCH_THREADS threads."""
-    looks: list[LookAt] = []
+    evaluations: list[EvaluateAt] = []
     models: list[ModelOf] = []
     certificate_seconds = []
-    make, linearise, certify = rank_search._evaluation, Lineariser.__call__, stopping.certify_jointly
+    make, linearize, certify = rank_search._evaluation, Linearizer.__call__, stopping.certify_jointly
 
     def recording(*given: Any) -> Evaluate:
         evaluate = make(*given)
 
         def record(ranks: Ranks, indices: np.ndarray) -> Any:
-            looks.append((ranks.copy(), indices.copy()))
+            evaluations.append((ranks.copy(), indices.copy()))
             return evaluate(ranks, indices)
 
         return record
 
-    def recording_model(lineariser: Lineariser, *given: Any) -> Any:
-        models.append((lineariser, given))
-        return linearise(lineariser, *given)
+    def recording_model(linearizer: Linearizer, *given: Any) -> Any:
+        models.append((linearizer, given))
+        return linearize(linearizer, *given)
 
     def timing_certificate(*given: Any) -> JointTest:
         began = time.perf_counter()
@@ -84,7 +84,7 @@ def watch(job: Job, norm: Any) -> Watched:
 
     with (
         mock.patch.object(rank_search, "_evaluation", recording),
-        mock.patch.object(Lineariser, "__call__", recording_model),
+        mock.patch.object(Linearizer, "__call__", recording_model),
         mock.patch.object(stopping, "certify_jointly", timing_certificate),
         RankSearch(job, norm, resume=False) as search,
     ):
@@ -98,7 +98,7 @@ def watch(job: Job, norm: Any) -> Watched:
         "process_and_acquisition": record.surrogate_seconds - certificate,
         "joint_certificate": certificate,
     }
-    return Watched(search, looks, models, seconds)
+    return Watched(search, evaluations, models, seconds)
 
 
 def measure(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
@@ -106,7 +106,7 @@ def measure(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[
     image passes by the clock and as counted; and the seconds of the search."""
     norm = function_norm(job)
     watched = watch(job, norm)
-    whole = [look for look in watched.looks if len(look[1]) >= LEAST_IMAGES]
+    whole = [evaluation for evaluation in watched.evaluations if len(evaluation[1]) >= MIN_IMAGES]
     repeats = [_time_all(job, watched.search, norm, whole, turn % 2 == 0) for turn in range(REPEATS)]
     candidate_ms, bare_ms = np.array(repeats).min(0).T
     rows = [
@@ -117,13 +117,13 @@ def measure(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[
 
 
 def _time_model(search: RankSearch, norm: Any, model: ModelOf) -> dict[str, Any]:
-    lineariser, given = model
+    linearizer, given = model
     ranks, _, indices, directions = given
     network, images = detach_from_original(search.build(ranks)).eval(), norm.images.batch(indices)
     counted: list[int] = []
     times = []
     for _ in range(REPEATS):
-        linear_ms = _milliseconds(lambda: counted.append(lineariser(*given).passes))
+        linear_ms = _milliseconds(lambda: counted.append(linearizer(*given).passes))
         with torch.inference_mode():
             times.append((linear_ms, _milliseconds(lambda: network(images))))
     linear_ms, bare_ms = np.array(times).min(0)
@@ -136,12 +136,12 @@ def _time_model(search: RankSearch, norm: Any, model: ModelOf) -> dict[str, Any]
 
 
 def _time_all(
-    job: Job, search: RankSearch, norm: Any, looks: list[LookAt], candidate_first: bool
+    job: Job, search: RankSearch, norm: Any, evaluations: list[EvaluateAt], candidate_first: bool
 ) -> list[tuple[float, float]]:
     """Milliseconds of each look and of its bare pass, with nothing kept from before the first."""
-    evaluate = rank_search._evaluation(norm, job.teacher, search.parts, search.space)
+    evaluate = rank_search._evaluation(norm, job.original, search.parts, search.space)
     times = []
-    for ranks, indices in looks:
+    for ranks, indices in evaluations:
         candidate = functools.partial(evaluate, ranks, indices)
         network, images = detach_from_original(search.build(ranks)).eval(), norm.images.batch(indices)
         bare = torch.inference_mode()(functools.partial(network, images))
@@ -178,12 +178,14 @@ def main(
         settings = Settings(gamma=gamma, factors=kind, search=SearchSettings(seed=seed))  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:
             job = prepare(loaded.model, images, Path(folder) / "job", settings, Source(loaded.arch), progress)
-            looks, models, search = measure(job)
-        candidate, bare = (np.array([look[key] for look in looks]) for key in ("candidate_ms", "bare_ms"))
+            evaluations, models, search = measure(job)
+        candidate, bare = (
+            np.array([evaluation[key] for evaluation in evaluations]) for key in ("candidate_ms", "bare_ms")
+        )
         rows.append(
             {
                 "factors": kind,
-                "looks": len(looks),
+                "evaluations": len(evaluations),
                 "candidate_ms": float(np.median(candidate)),
                 "bare_ms": float(np.median(bare)),
                 "ratio": float(candidate.sum() / bare.sum()),
@@ -192,7 +194,7 @@ def main(
                 "search": search,
             }
         )
-        progress.say(str(rows[-1]))
+        progress.log(str(rows[-1]))
     about = {"network": loaded.arch, "input_size": input_size, "gamma": gamma, "seed": seed, "repeats": REPEATS}
     write_results(name, about, rows, began)
 

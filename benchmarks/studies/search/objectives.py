@@ -24,7 +24,7 @@ from compressor.factorization.registry import Factors
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.records import Fidelity
 from compressor.fidelity.risk import Risk, compare_risks
-from compressor.network.layers import FoundLayer, compressible, factorised_ranks, find_layers
+from compressor.network.layers import FoundLayer, compressible, factorized_ranks, find_layers
 from compressor.network.pruning import count_prunable, pruned_copy
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.stages.factorize import weight_factors
@@ -50,7 +50,7 @@ class Bench:
     layers: list[FoundLayer]
     factors: dict[str, Factors]
     pool: ImageSet
-    judges: ImageSet
+    evaluators: ImageSet
 
     def space(self, sparse: bool) -> RankSpace:
         """Ranks, with the share of weights kept where `sparse`."""
@@ -60,7 +60,7 @@ class Bench:
 
     def candidate(self, space: RankSpace, point: Ranks) -> nn.Module:
         """The network of a plan."""
-        kept = factorised_ranks(self.layers, space.layer_ranks(point))
+        kept = factorized_ranks(self.layers, space.layer_ranks(point))
         return pruned_copy(build_candidate(self.model, self.factors, kept), space.prune_fraction(point))
 
 
@@ -68,11 +68,11 @@ def make_bench() -> Bench:
     """FC3 as `benchmarks.datasets.fashion` trains it."""
     inputs, labels = load_fashion(train=False)
     images = ImageSet(inputs, "Fashion-MNIST's test images", labels=labels)
-    pool, judges = images.split(SEARCH_IMAGES, seed=0)
+    pool, evaluators = images.split(SEARCH_IMAGES, seed=0)
     model = trained_fc3().requires_grad_(False)
     layers = compressible(find_layers(model, inputs[:1]))
     factors = {layer.name: weight_factors(layer) for layer in layers}
-    return Bench(model, layers, factors, pool, judges)
+    return Bench(model, layers, factors, pool, evaluators)
 
 
 def run(bench: Bench, kind: Fidelity, factor: float, samples: int, seed: int, sparse: bool) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def run(bench: Bench, kind: Fidelity, factor: float, samples: int, seed: int, sp
         len(bench.pool),
         SearchSettings(samples=samples, seed=seed),
         Journal(None, {}),
-        law=measure.law,
+        noise_spec=measure.noise_spec,
     )
     ranks, record = search.run()
     return {
@@ -106,18 +106,18 @@ def run(bench: Bench, kind: Fidelity, factor: float, samples: int, seed: int, sp
         "believed": record.objective,
         "believed_sd": record.objective_sd,
         "ranks": space.layer_ranks(ranks).tolist(),
-        **judge(bench, kind, objective, space, ranks, (0.0, *FIXED) if kind == "norm" and not sparse else (0.0,)),
+        **evaluator(bench, kind, objective, space, ranks, (0.0, *FIXED) if kind == "norm" and not sparse else (0.0,)),
     }
 
 
-def judge(
+def evaluator(
     bench: Bench, kind: Fidelity, objective: Objective, space: RankSpace, point: Ranks, shares: tuple[float, ...]
 ) -> dict[str, Any]:
     """The plan on the judging images, and J where shares of its weights are pruned besides."""
-    norm = FunctionNorm(bench.model, bench.judges, CPU)
-    measure, every = norm if kind == "norm" else Risk(norm, kind), np.arange(len(bench.judges))
+    norm = FunctionNorm(bench.model, bench.evaluators, CPU)
+    measure, every = norm if kind == "norm" else Risk(norm, kind), np.arange(len(bench.evaluators))
     network, ratio = bench.candidate(space, point), float(space.ratio(point[None])[0])
-    outputs, labels = norm.outputs(network, torch.from_numpy(every)), bench.judges.labels
+    outputs, labels = norm.outputs(network, torch.from_numpy(every)), bench.evaluators.labels
     assert labels is not None
     risk = compare_risks(norm.targets, outputs, labels)
     pruned = {share: measure.losses(pruned_copy(network, share), every).mean for share in shares}
@@ -131,7 +131,7 @@ def judge(
         "objective": values[0.0],
         "best_fixed_prune": best,
         "objective_fixed_prune": values[best],
-        "relative": measure.losses(network, every).function_norm / norm.teacher_energy,
+        "relative": measure.losses(network, every).function_norm / norm.output_energy,
         "risk_original": risk.original,
         "risk": risk.compressed,
         "top1_original": share_right(norm.targets, labels),
@@ -168,7 +168,11 @@ def main(seeds: int, name: str) -> None:
                 f"{row['evaluations']} evaluations, {row['cpu_seconds']:.1f} s, {row['stopped_because']}",
                 err=True,
             )
-    about = {"network": "FC3 (784-1000-1000-10) on Fashion-MNIST", "judged_on": len(bench.judges), "seeds": seeds}
+    about = {
+        "network": "FC3 (784-1000-1000-10) on Fashion-MNIST",
+        "evaluated_on": len(bench.evaluators),
+        "seeds": seeds,
+    }
     write_results(name, about, rows, began)
 
 

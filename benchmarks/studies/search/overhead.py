@@ -28,36 +28,37 @@ LOOK_SECONDS = 0.5  # what 50 images through a ResNet-18 of 64 px took on two co
 def make_search(num_dims: int, settings: SearchSettings) -> Search:
     """A search for ranks of `num_dims` layers whose losses fall as 1 / rank and interact."""
     rng = np.random.default_rng(num_dims)
-    caps = rng.integers(30, 300, num_dims)
+    num_choices = rng.integers(30, 300, num_dims)
     strengths = 4.0 * rng.lognormal(size=num_dims) / num_dims
     factors = rng.gamma(4.0, 0.25, NUM_IMAGES)  # of the images
     space = RankSpace(
-        [str(layer) for layer in range(num_dims)], [[100 * rank for rank in range(1, cap + 1)] for cap in caps]
+        [str(layer) for layer in range(num_dims)],
+        [[100 * rank for rank in range(1, break_even_rank + 1)] for break_even_rank in num_choices],
     )
 
     def evaluate(ranks: Ranks, indices: np.ndarray) -> Losses:
-        single = float((strengths * (1.0 / ranks - 1.0 / caps)).sum())
+        single = float((strengths * (1.0 / ranks - 1.0 / num_choices)).sum())
         noise = np.random.default_rng([*ranks.tolist(), int(indices[0])]).gamma(20.0, 0.05, len(indices))
         return Losses(indices, single * (1.0 + 0.3 * single) * factors[indices] * noise)
 
     return Search(space, Objective(0.2), evaluate, NUM_IMAGES, settings, Journal(None, {}))
 
 
-def measure(num_dims: int, looks: int, delta: float) -> dict[str, object]:
+def measure(num_dims: int, evaluations: int, delta: float) -> dict[str, object]:
     """One search: processor seconds in all, and those per look of fit, acquisition and test."""
     began, cpu_began = time.perf_counter(), time.process_time()
-    _, record = make_search(num_dims, SearchSettings(max_evaluations=looks, delta=delta)).run()
+    _, record = make_search(num_dims, SearchSettings(max_evaluations=evaluations, delta=delta)).run()
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     own_seconds = cpu_seconds * record.surrogate_seconds / seconds
     return {
         "dims": num_dims,
         "delta": delta,
-        "looks": record.evaluations,
+        "evaluations": record.evaluations,
         "stopped_because": record.stopped_because,
         "seconds": round(seconds, 2),
         "cpu_seconds": round(cpu_seconds, 2),
-        "cpu_seconds_per_look": round(own_seconds / record.evaluations, 4),
-        "share_beside_looks": round(own_seconds / (own_seconds + LOOK_SECONDS * record.evaluations), 4),
+        "cpu_seconds_per_evaluation": round(own_seconds / record.evaluations, 4),
+        "share_beside_evaluations": round(own_seconds / (own_seconds + LOOK_SECONDS * record.evaluations), 4),
     }
 
 
@@ -72,9 +73,9 @@ def main() -> None:
         for num_dims in DIMENSIONS:
             # A delta that no certificate meets, and the default.
             for delta in (1e-9, 0.05):
-                rows.append(measure(num_dims, arguments.looks, delta))
+                rows.append(measure(num_dims, arguments.evaluations, delta))
                 print(rows[-1], flush=True)
-    write_results(arguments.name, {"look_seconds": LOOK_SECONDS, "images": NUM_IMAGES}, rows, began)
+    write_results(arguments.name, {"evaluation_seconds": LOOK_SECONDS, "images": NUM_IMAGES}, rows, began)
 
 
 if __name__ == "__main__":

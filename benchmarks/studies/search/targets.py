@@ -25,22 +25,22 @@ from benchmarks.studies.loading import load_squares
 from benchmarks.studies.study import earlier_rows, write_results
 from compressor.cost.size import count_params
 from compressor.data.images import ImageSet
-from compressor.fidelity.accuracy_drop import DropCurve, DropGauge
+from compressor.fidelity.accuracy_drop import DropCurve, DropEstimator
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.pipeline.prepare import function_norm, prepare
-from compressor.pipeline.settings import Settings, Wanted
+from compressor.pipeline.settings import Settings, Target
 from compressor.pipeline.stages import search_ranks
-from compressor.pipeline.stages.build import realise
+from compressor.pipeline.stages.build import build
 from compressor.pipeline.stages.factorize import decompose_or_recall
 from compressor.pipeline.stages.meet_size import reach_target
 from compressor.pipeline.stages.search_ranks import RankSearch
-from compressor.pipeline.state import Job, Realised, Source
+from compressor.pipeline.state import BuiltNetwork, Job, Source
 from compressor.progress import Progress, progress_for_stderr
 from compressor.search.optimizer import SearchSettings
-from compressor.search.records import Wish
+from compressor.search.records import TargetKind
 
 NUM_GAMMAS = 8
-Ask = tuple[Wish | None, float]  # a wish, or None with a gamma
+Ask = tuple[TargetKind | None, float]  # a wish, or None with a gamma
 
 
 @dataclass
@@ -48,15 +48,17 @@ class Seed:
     """All runs on one draw of images; `gauge` measures drops on those outside."""
 
     job: Job
-    gauge: DropGauge
+    estimator: DropEstimator
     folder: Path
 
     def __post_init__(self) -> None:
         self._norm = function_norm(self.job)
         self._parts: Sequence[Any] | None = None
-        self._original = count_params(self.job.teacher)
-        assert self.job.deciding is not None
-        self._decider = DropGauge([self._norm, FunctionNorm(self.job.teacher, self.job.deciding, self.job.device)])
+        self._original = count_params(self.job.original)
+        assert self.job.validation is not None
+        self._validation = DropEstimator(
+            [self._norm, FunctionNorm(self.job.original, self.job.validation, self.job.device)]
+        )
 
     def runs(self, drop: float, others: Sequence[Ask] | None) -> Iterator[dict[str, Any]]:
         """The row of the drop; with `others`, of a plain search at the gamma that was found, and of those, whose gammas
@@ -65,34 +67,34 @@ class Seed:
         yield {"sweep": False} | found
         if others is not None:
             yield {"sweep": False} | self.run(None, found["gamma"])
-            for wish, value in others:
-                yield {"sweep": wish is None} | self.run(wish, value)
+            for kind, value in others:
+                yield {"sweep": kind is None} | self.run(kind, value)
 
-    def run(self, wish: Wish | None, value: float) -> dict[str, Any]:
+    def run(self, kind: TargetKind | None, value: float) -> dict[str, Any]:
         """The row of one target or gamma."""
         began = time.perf_counter()
-        wanted = None if wish is None else Wanted(wish, value)
-        settings = replace(self.job.settings, target=wanted, gamma=value if wish is None else None)
-        job = replace(self.job, settings=settings, folder=self.folder / f"{wish}-{value:g}")
+        wanted = None if kind is None else Target(kind, value)
+        settings = replace(self.job.settings, target=wanted, gamma=value if kind is None else None)
+        job = replace(self.job, settings=settings, folder=self.folder / f"{kind}-{value:g}")
         with self._cached_factors(), RankSearch(job, self._norm, resume=False) as search:
             self._parts = search._every_part
-            realised = reach_target(job, search, self._norm) if wanted else realise(job, search.run(), self._norm)
-        return self._row(realised) | {"wish": wish or "gamma", "asked": value, "seconds": time.perf_counter() - began}
+            built = reach_target(job, search, self._norm) if wanted else build(job, search.run(), self._norm)
+        return self._row(built) | {"kind": kind or "gamma", "asked": value, "seconds": time.perf_counter() - began}
 
     def _cached_factors(self) -> Any:
         known = self._parts
         original = decompose_or_recall
         return mock.patch.object(search_ranks, "decompose_or_recall", lambda *given: known or original(*given))
 
-    def _row(self, realised: Realised) -> dict[str, Any]:
-        record, target = realised.choice.search, realised.target
+    def _row(self, built: BuiltNetwork) -> dict[str, Any]:
+        record, target = built.result.search, built.target
         assert record is not None
-        decided = self._decider.measure(realised.network)
-        curve = DropCurve([decided], self._decider.is_labelled)
+        decided = self._validation.measure(built.network)
+        curve = DropCurve([decided], self._validation.is_labelled)
         return {
-            "ratio": count_params(realised.network) / self._original,
-            "drop_outside": self.gauge.measure(realised.network).drop,
-            "gamma": realised.choice.gamma,
+            "ratio": count_params(built.network) / self._original,
+            "drop_outside": self.estimator.measure(built.network).drop,
+            "gamma": built.result.gamma,
             "evaluations": record.evaluations,
             "image_passes": record.image_passes,
             "certificate_met": record.certificate.met,
@@ -100,7 +102,7 @@ class Seed:
             "at_most": target.at_most if target else curve.at_most(decided.loss),
             "met": target.met if target else None,
             "steps": len(target.steps) if target else 0,
-            "deciding_passes": target.image_passes if target else 0,
+            "validation_passes": target.image_passes if target else 0,
         }
 
 
@@ -114,10 +116,10 @@ def seed_of(
     progress: Progress,
 ) -> Seed:
     """The job of one seed on its images, with the images that judge it."""
-    mine, judges = images
-    settings = Settings(target=Wanted("drop", 1.0), recalibrate=recalibrate, search=SearchSettings(seed=seed))
+    mine, evaluators = images
+    settings = Settings(target=Target("drop", 1.0), recalibrate=recalibrate, search=SearchSettings(seed=seed))
     job = prepare(model, mine, folder / "job", settings, Source(arch), progress)
-    return Seed(job, DropGauge([FunctionNorm(job.teacher, judges, job.device)]), folder)
+    return Seed(job, DropEstimator([FunctionNorm(job.original, evaluators, job.device)]), folder)
 
 
 @click.command()
@@ -155,14 +157,14 @@ def main(
     about = {
         "network": loaded.arch,
         "images": num_images,
-        "judged_on": len(images) - num_images,
+        "evaluated_on": len(images) - num_images,
         "recalibrated": recalibrate,
         "drop": drop,
     }
     rows, began = earlier_rows(name, add, began)
     others: list[Ask] = [("ratio", float(ratio)) for ratio in ratios.split(",") if ratio]
     others += [(None, float(value)) for value in np.geomspace(*gammas, NUM_GAMMAS)]
-    known = {row["seed"] for row in rows if (row["wish"], row["asked"]) == ("drop", drop)}
+    known = {row["seed"] for row in rows if (row["kind"], row["asked"]) == ("drop", drop)}
     for seed in range(first_seed, seeds):
         if seed in known:
             continue
@@ -173,7 +175,7 @@ def main(
 
             for row in one.runs(drop, others if seed < sweeps else None):
                 rows.append({"seed": seed} | row)
-                progress.say(str(rows[-1]))
+                progress.log(str(rows[-1]))
                 write_results(name, about, rows, began)
 
 

@@ -22,7 +22,7 @@ from compressor.arrays import Ranks
 from compressor.data.images import MAX_IMAGES, ImageSet
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.losses import Losses
-from compressor.network.layers import FoundLayer, compressible, factorised_ranks, find_layers
+from compressor.network.layers import FoundLayer, compressible, factorized_ranks, find_layers
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.compress import compress
 from compressor.pipeline.settings import Settings
@@ -37,10 +37,10 @@ FRACTIONS = (
     *(0.001, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.125, 0.15, 0.175, 0.2),
     *(0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8, 0.9, 1.0),
 )
-NUM_JUDGES = 2000
+NUM_TEST = 2000
 
 
-class Judge:
+class TestEvaluator:
     """L of any plan on images outside the search."""
 
     def __init__(self, model: torch.nn.Module, images: ImageSet) -> None:
@@ -53,7 +53,7 @@ class Judge:
 
     def losses(self, ranks: Ranks) -> Losses:
         """Per-image losses of the plan with `ranks` (d,)."""
-        kept = factorised_ranks(self._layers, ranks)
+        kept = factorized_ranks(self._layers, ranks)
         return self._norm.losses(build_candidate(self._model, self._factors, kept), self._every)
 
     def ratio(self, ranks: Ranks) -> float:
@@ -61,31 +61,31 @@ class Judge:
         return float(self.space.ratio(ranks[None])[0])
 
 
-def compare(judge: Judge, gamma: float, ours: Ranks, uniform: dict[float, Losses]) -> dict[str, Any]:
+def compare(evaluator: TestEvaluator, gamma: float, ours: Ranks, uniform: dict[float, Losses]) -> dict[str, Any]:
     """J of our plan and of the best uniform plan, and the standard error of their difference (same images)."""
     objective = Objective(gamma)
 
     def value(losses: Losses, ratio: float) -> float:
         return float(objective.value(np.array(losses.mean), np.array(ratio)))
 
-    ratios = {fraction: judge.ratio(judge.space.uniform(fraction)) for fraction in uniform}
+    ratios = {fraction: evaluator.ratio(evaluator.space.uniform(fraction)) for fraction in uniform}
     best = max(uniform, key=lambda fraction: value(uniform[fraction], ratios[fraction]))
-    mine = judge.losses(ours)
+    mine = evaluator.losses(ours)
     differences = gamma * (uniform[best].values - mine.values)
     return {
-        "objective": value(mine, judge.ratio(ours)),
-        "ratio": judge.ratio(ours),
+        "objective": value(mine, evaluator.ratio(ours)),
+        "ratio": evaluator.ratio(ours),
         "function_norm": mine.mean,
         "best_uniform_objective": value(uniform[best], ratios[best]),
         "best_uniform_fraction": best,
         "best_uniform_ratio": ratios[best],
         "best_uniform_function_norm": uniform[best].mean,
-        "advantage": value(mine, judge.ratio(ours)) - value(uniform[best], ratios[best]),
+        "advantage": value(mine, evaluator.ratio(ours)) - value(uniform[best], ratios[best]),
         "advantage_stderr": float(differences.std(ddof=1) / np.sqrt(len(differences))),
     }
 
 
-def summarise(report: Report) -> dict[str, Any]:
+def summarize(report: Report) -> dict[str, Any]:
     """What the run itself reported."""
     assert report.search is not None
     record = report.latency["CPUExecutionProvider"]
@@ -103,7 +103,7 @@ def summarise(report: Report) -> dict[str, Any]:
         "latency_ratio": record.ratio,
         "latency_ratio_low": record.ratio_low,
         "latency_ratio_high": record.ratio_high,
-        "parity": report.parity.max_rel_error,
+        "export_check": report.export_check.max_rel_error,
         "top1_original": report.top1.original if report.top1 else None,
         "top1_compressed": report.top1.compressed if report.top1 else None,
     }
@@ -120,18 +120,18 @@ def main(model_path: Path, data: Path, input_size: int, gammas: str, seeds: int,
     """Run the study and write benchmarks/results/NAME.json."""
     began = time.perf_counter()
     progress = progress_for_stderr()
-    loaded, images, _ = load_squares(model_path, data, input_size, NUM_JUDGES + MAX_IMAGES)
-    judges, others = images.split(min(NUM_JUDGES, max(len(images) - MAX_IMAGES, len(images) // 2)), seed=0)
-    judge = Judge(loaded.model, judges)
+    loaded, images, _ = load_squares(model_path, data, input_size, NUM_TEST + MAX_IMAGES)
+    evaluators, others = images.split(min(NUM_TEST, max(len(images) - MAX_IMAGES, len(images) // 2)), seed=0)
+    evaluator = TestEvaluator(loaded.model, evaluators)
     uniform = {}
     with progress.stage("uniform plans", len(FRACTIONS)) as stage:
         for count, fraction in enumerate(FRACTIONS):
-            uniform[fraction] = judge.losses(judge.space.uniform(fraction))
+            uniform[fraction] = evaluator.losses(evaluator.space.uniform(fraction))
             stage.update(count + 1)
     rows = []
     for gamma in map(float, gammas.split(",")):
         for seed in range(seeds):
-            progress.say(f"gamma {gamma:g}, seed {seed}")
+            progress.log(f"gamma {gamma:g}, seed {seed}")
             settings = Settings(
                 gamma=gamma,
                 method="spatial",
@@ -141,12 +141,12 @@ def main(model_path: Path, data: Path, input_size: int, gammas: str, seeds: int,
             )
             with tempfile.TemporaryDirectory() as folder:
                 result = compress(loaded.model, others, Path(folder) / "out", settings, progress=progress)
-            dense = judge.space.caps.tolist()
+            dense = evaluator.space.num_choices.tolist()
             ranks = np.array([row.rank or last for row, last in zip(result.plan.layers, dense, strict=True)])
-            row = {"gamma": gamma, "seed": seed} | compare(judge, gamma, ranks, uniform) | summarise(result.report)
+            row = {"gamma": gamma, "seed": seed} | compare(evaluator, gamma, ranks, uniform) | summarize(result.report)
             rows.append(row)
-            progress.say(f"J {row['objective']:.4f}, best uniform {row['best_uniform_objective']:.4f}")
-    about = {"network": loaded.arch, "judged_on": len(judges), "layers": len(judge.space.names)}
+            progress.log(f"J {row['objective']:.4f}, best uniform {row['best_uniform_objective']:.4f}")
+    about = {"network": loaded.arch, "evaluated_on": len(evaluators), "layers": len(evaluator.space.names)}
     click.echo(write_results(name, about, rows, began))
 
 

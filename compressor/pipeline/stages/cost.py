@@ -12,7 +12,7 @@ from compressor.cost.records import COST_WORDS
 from compressor.cost.tables import cost_tables
 from compressor.files import user_cache_dir
 from compressor.pipeline.stages.factorize import Decomposed
-from compressor.pipeline.stages.quantize import tell
+from compressor.pipeline.stages.quantize import log
 from compressor.pipeline.state import Job
 from exporters.onnx import layer_bytes
 from exporters.providers import PROVIDERS
@@ -27,11 +27,11 @@ def choose_rank_multiple(job: Job, earlier: Mapping[str, Any]) -> int:
         return int(earlier["rank multiple"])
     with job.progress.stage("latency of ranks") as stage:
         multiple, shares = measure_rank_multiple(
-            job.settings.threads, PROVIDERS[job.settings.provider], tell(stage, "shapes")
+            job.settings.threads, PROVIDERS[job.settings.provider], log(stage, "shapes")
         )
     gain = 100 - 100 * shares[multiple]
     found = f"multiples of {multiple}, {gain:.0f} % faster here than ranks at large" if multiple > 1 else "as they come"
-    job.progress.say(f"ranks: {found}")
+    job.progress.log(f"ranks: {found}")
     return multiple
 
 
@@ -51,7 +51,7 @@ def make_cost_tables(job: Job, parts: Sequence[Decomposed], earlier: Mapping[str
     factors = {part.layer.name: part.factors for part in parts}
     words = "latency of layers" if cost == "latency" else f"{COST_WORDS[cost]} of layers"
     with job.progress.stage(words, len(layers)) as stage:
-        tables = cost_tables(cost, job.teacher, layers, factors, example.to(job.device), measure, stage.update)
+        tables = cost_tables(cost, job.original, layers, factors, example.to(job.device), measure, stage.update)
     return {layer.name: table for layer, table in zip(layers, tables, strict=True)}
 
 

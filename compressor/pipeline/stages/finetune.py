@@ -8,27 +8,27 @@ from typing import Any
 from torch import nn
 
 from compressor.data.fingerprint import hash_images, hash_tensors
-from compressor.fidelity.evaluation import Judge
+from compressor.fidelity.evaluation import TestEvaluator
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.network.layers import factorised_ranks
-from compressor.pipeline.state import CHECKPOINT, Job, Realised
+from compressor.network.layers import factorized_ranks
+from compressor.pipeline.state import CHECKPOINT, BuiltNetwork, Job
 from compressor.recovery.finetuning import FineTuning
 from compressor.recovery.records import TuneRecord
 from compressor.recovery.schedules import TuneSettings
 
 
-def tune_as_asked(job: Job, realised: Realised) -> Realised:
+def tune_as_asked(job: Job, built: BuiltNetwork) -> BuiltNetwork:
     """The network fine-tuned, where the settings say so; weights that were pruned stay zero."""
     if not job.settings.tune.epochs:
-        return realised
-    choice = realised.choice
+        return built
+    result = built.result
     about = {
-        "weights": hash_tensors(job.teacher.state_dict().values()),
-        "ranks": factorised_ranks(choice.layers, choice.ranks),
-        "pruned share": choice.plan.prune_fraction,
+        "weights": hash_tensors(job.original.state_dict().values()),
+        "ranks": factorized_ranks(result.layers, result.ranks),
+        "pruned share": result.plan.prune_fraction,
     }
-    network, record = tune_network(job, realised.network, job.settings.tune, job.folder / CHECKPOINT, about)
-    return replace(realised, network=network, tuning=record)
+    network, record = tune_network(job, built.network, job.settings.tune, job.folder / CHECKPOINT, about)
+    return replace(built, network=network, tuning=record)
 
 
 def tune_network(
@@ -40,13 +40,13 @@ def tune_network(
     """
     assert job.training is not None
     training = job.training
-    judge = Judge(FunctionNorm(job.teacher, job.held_out, job.device))
-    before = judge.judge(network)
+    evaluator = TestEvaluator(FunctionNorm(job.original, job.test_images, job.device))
+    before = evaluator.evaluate(network)
     steps = settings.epochs * -(-len(training.train) // settings.batch_size)
     with job.progress.stage("fine-tuning", steps) as stage:
         tuning = FineTuning(
             network=network,
-            teacher=job.teacher,
+            teacher=job.original,
             images=training.train,
             check=training.check,
             settings=settings,
@@ -62,5 +62,5 @@ def tune_network(
             on_step=stage.update,
         )
         tuned, record = tuning.run()
-    figures = {"before": before, "after": judge.judge(tuned), "excluded": training.excluded}
+    figures = {"before": before, "after": evaluator.evaluate(tuned), "excluded": training.excluded}
     return tuned, record.model_copy(update=figures)

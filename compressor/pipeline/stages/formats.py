@@ -31,7 +31,7 @@ def write_formats(
             records += _write_formats(job, job.folder / name, network)
         except BocompressError as error:
             failures.append(f"{error}; {name} is not affected")
-            job.progress.say(f"note: {failures[-1]}")
+            job.progress.log(f"note: {failures[-1]}")
     return records, failures
 
 
@@ -48,7 +48,7 @@ def _write_formats(job: Job, path: Path, network: nn.Module) -> list[FileRecord]
 
 def _write_ort(job: Job, source: Path, network: nn.Module) -> FileRecord:
     """float32 is compared with torch, other precisions with their ONNX file, which has been judged against torch."""
-    images = job.held_out.batch(slice(0, VERIFY_IMAGES))
+    images = job.test_images.batch(slice(0, VERIFY_IMAGES))
     with converted_to_ort(source) as (ort, config):
         if source.name == MODEL:
             error = verify_onnx(ort, network, images).max_rel_error

@@ -19,13 +19,13 @@ from compressor.cost.size import count_params, file_bytes
 from compressor.errors import InputError
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.macs import count_macs
-from compressor.pipeline.settings import Wanted
-from compressor.pipeline.stages.build import realise
+from compressor.pipeline.settings import Target
+from compressor.pipeline.stages.build import build
 from compressor.pipeline.stages.meet_drop import reach_drop
 from compressor.pipeline.stages.search_ranks import RankSearch
-from compressor.pipeline.state import Choice, Job, Realised
-from compressor.search.records import WISH_OPTIONS, TargetRecord, TargetStep
-from compressor.search.target.target import Target
+from compressor.pipeline.state import BuiltNetwork, Job, SearchResult
+from compressor.search.records import TARGET_OPTIONS, TargetRecord, TargetStep
+from compressor.search.target.target import SearchTarget
 from exporters.onnx import export_onnx
 from exporters.providers import PROVIDERS
 
@@ -35,7 +35,7 @@ GOOD_SHARE_OF_TIME = 0.95  # a step that keeps to the wish and uses this share o
 REST_OF_METADATA = 200
 
 
-def reach_target(job: Job, search: RankSearch, norm: FunctionNorm) -> Realised:
+def reach_target(job: Job, search: RankSearch, norm: FunctionNorm) -> BuiltNetwork:
     """The smallest network that keeps to the job's target, or for a size the one that loses least.
 
     Raises:
@@ -43,16 +43,16 @@ def reach_target(job: Job, search: RankSearch, norm: FunctionNorm) -> Realised:
     """
     wanted = job.settings.target
     assert wanted is not None
-    if wanted.wish == "drop":
+    if wanted.kind == "drop":
         return reach_drop(job, search, norm, wanted)
     return _Size(job, search, norm, wanted).reach()
 
 
 def with_last_timing(target: TargetRecord, cost: Cost, last: LatencyRecord | None) -> TargetRecord:
     """A target of time judged by the delivered file's latency; any other as it is."""
-    if cost != "latency" or target.wish not in ("latency", "ratio") or last is None:
+    if cost != "latency" or target.kind not in ("latency", "ratio") or last is None:
         return target
-    reached = last.compressed_ms if target.wish == "latency" else last.ratio
+    reached = last.compressed_ms if target.kind == "latency" else last.ratio
     return target.model_copy(update={"reached": reached, "at_most": reached, "met": reached <= target.asked})
 
 
@@ -66,16 +66,16 @@ class _Size:
     job: Job
     search: RankSearch
     norm: FunctionNorm
-    wanted: Wanted
+    wanted: Target
     points: list[tuple[float, float]] = field(default_factory=list)
 
-    def reach(self) -> Realised:
+    def reach(self) -> BuiltNetwork:
         cost = self.job.settings.cost
         with self.job.progress.stage(f"{COST_WORDS[cost]} of the original and at rank 1"):
-            original = self._measure(self.job.teacher)
+            original = self._measure(self.job.original)
             smallest = self._measure(self.search.build(np.ones(self.search.space.num_dims, dtype=np.int64)))
         smallest += self._biases()
-        unit = original if self.wanted.wish == "ratio" else 1.0
+        unit = original if self.wanted.kind == "ratio" else 1.0
         asked = self.wanted.value * unit
         self._require_possible(asked / unit, smallest / unit, original / unit)
         ones = np.ones((1, self.search.space.num_dims), dtype=np.int64)
@@ -83,11 +83,11 @@ class _Size:
         # Counts rise with R as the layers' own do, times as they are found to.
         whole = original if cost == "latency" else smallest + (1.0 - lowest) * self.search.space.dense_cost
         self.points = [(lowest, smallest), (1.0, whole)]
-        choice, steps = self._search(asked)
-        realised = realise(self.job, choice, self.norm)
-        reached = steps[-1].measured if cost == "latency" else self._measure(realised.network)
+        result, steps = self._search(asked)
+        built = build(self.job, result, self.norm)
+        reached = steps[-1].measured if cost == "latency" else self._measure(built.network)
         record = TargetRecord(
-            wish=self.wanted.wish,
+            kind=self.wanted.kind,
             asked=self.wanted.value,
             reached=reached / unit,
             at_most=reached / unit,
@@ -97,18 +97,18 @@ class _Size:
                 for step in steps
             ],
         )
-        return replace(realised, target=record)
+        return replace(built, target=record)
 
-    def _search(self, asked: float) -> tuple[Choice, list[TargetStep]]:
+    def _search(self, asked: float) -> tuple[SearchResult, list[TargetStep]]:
         """The best plan that keeps to `asked`, last; times are measured, other costs known."""
-        found: list[tuple[Choice, TargetStep]] = []
+        found: list[tuple[SearchResult, TargetStep]] = []
         for _ in range(MAX_STEPS):
             ratios, costs = np.array(sorted(self.points)).T
             limit = float(np.interp(asked, costs, ratios))
-            choice = self.search.run(Target("ratio", limit))
-            ratio = choice.ratio or 0.0
-            cost = self._time(choice) if self.job.settings.cost == "latency" else self._line(ratio)
-            found.append((choice, TargetStep(gamma=choice.gamma, ratio=ratio, measured=cost, at_most=cost)))
+            result = self.search.run(SearchTarget("ratio", limit))
+            ratio = result.ratio or 0.0
+            cost = self._time(result) if self.job.settings.cost == "latency" else self._line(ratio)
+            found.append((result, TargetStep(gamma=result.gamma, ratio=ratio, measured=cost, at_most=cost)))
             if GOOD_SHARE_OF_TIME * asked <= cost <= asked or self.job.settings.cost != "latency":
                 break
             self.points = _rising([*self.points, (ratio, cost)])
@@ -119,9 +119,9 @@ class _Size:
         ratios, costs = np.array(sorted(self.points)).T
         return float(np.interp(ratio, ratios, costs))
 
-    def _time(self, choice: Choice) -> float:
+    def _time(self, result: SearchResult) -> float:
         with self.job.progress.stage("latency of the plan"):
-            return self._measure(self.search.build(np.array(choice.ranks)))
+            return self._measure(self.search.build(np.array(result.ranks)))
 
     def _measure(self, network: nn.Module) -> float:
         """What the whole network costs: counted, or measured as the file that it becomes."""
@@ -133,7 +133,7 @@ class _Size:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             # What files say of where they come from takes room, too.
-            names = {"ranks": json.dumps({part.layer.name: part.layer.cap for part in self.search.parts})}
+            names = {"ranks": json.dumps({part.layer.name: part.layer.break_even_rank for part in self.search.parts})}
             images = self.job.search_images.batch(slice(0, 2))
             export_onnx(network, images, path, {**names, "version": " " * REST_OF_METADATA}, self.job.settings.opset)
             return float(file_bytes(path)) if cost == "bytes" else self._milliseconds(path)
@@ -151,13 +151,15 @@ class _Size:
         return float({"params": count, "bytes": FLOAT_BYTES * count}.get(self.job.settings.cost, 0))
 
     def _require_possible(self, asked: float, smallest: float, original: float) -> None:
-        wish = self.wanted.wish
+        kind = self.wanted.kind
         if asked >= original:
-            raise InputError(f"{_wish(self.wanted)} is no target: the original has {_figure(wish, original)}")
+            raise InputError(
+                f"{_describe_target(self.wanted)} is no target: the original has {_figure(kind, original)}"
+            )
         if asked < smallest:
             raise InputError(
-                f"{_wish(self.wanted)} cannot be reached: with every layer at rank 1 the network has "
-                f"{_figure(wish, smallest)}"
+                f"{_describe_target(self.wanted)} cannot be reached: with every layer at rank 1 the network has "
+                f"{_figure(kind, smallest)}"
             )
 
 
@@ -171,12 +173,12 @@ def _rising(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 # Words
 
 
-def _wish(wanted: Wanted) -> str:
-    return f"{WISH_OPTIONS[wanted.wish]} {wanted.value:g}"
+def _describe_target(wanted: Target) -> str:
+    return f"{TARGET_OPTIONS[wanted.kind]} {wanted.value:g}"
 
 
-def _figure(wish: str, value: float) -> str:
-    if wish == "ratio":
+def _figure(kind: str, value: float) -> str:
+    if kind == "ratio":
         return f"a ratio of {value:.4f}"
     units = {"bytes": "bytes in its file", "macs": "multiply-accumulates", "latency": "ms"}
-    return f"{value:.2f} {units[wish]}" if wish == "latency" else f"{value:,.0f} {units[wish]}"
+    return f"{value:.2f} {units[kind]}" if kind == "latency" else f"{value:,.0f} {units[kind]}"

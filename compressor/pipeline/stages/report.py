@@ -12,20 +12,20 @@ from torch import nn
 from compressor.cost.machine import describe_machine
 from compressor.cost.records import LatencyRecord
 from compressor.cost.size import count_nonzero_params, count_params, file_bytes, gzip_bytes
-from compressor.fidelity.records import FidelityRecord, Judgement
+from compressor.fidelity.records import FidelityRecord, Metrics
 from compressor.fidelity.risk import loss_of_guessing
 from compressor.network.layers import FoundLayer
 from compressor.network.macs import count_macs
 from compressor.network.records import LayerRecord
 from compressor.pipeline.image_splits import MAX_CALIBRATION_SHARE, MIN_CALIBRATION_IMAGES
-from compressor.pipeline.state import Choice, Job, Realised
+from compressor.pipeline.state import BuiltNetwork, Job, SearchResult
 from compressor.report import warnings as advice
 from compressor.report.records import FileRecord, ImagesRecord, PrecisionRecord, Report, StageKind, StageRecord
 from compressor.schema import Pair
 from compressor.search.stopping.joint_certificate import can_be_met
 from compressor.version import VERSION
 from exporters.providers import PROVIDERS
-from exporters.records import ParityRecord
+from exporters.records import ExportCheckRecord
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Measured:
     """What was measured after the search; the compressed network is on the CPU like the original. `failures` says which
     precisions could not be had."""
 
-    realised: Realised
+    built: BuiltNetwork
     fidelity: FidelityRecord
     top1: Pair[float] | None
     risk: Pair[float] | None
-    parity: ParityRecord
+    export_check: ExportCheckRecord
     latency: dict[str, LatencyRecord]
     precisions: list[PrecisionRecord]
     failures: list[str]
@@ -46,11 +46,11 @@ class Measured:
 
 def make_report(job: Job, measured: Measured) -> Report:
     """The report of a run whose files lie in the job's folder."""
-    realised, original = measured.realised, job.teacher
-    choice, network = realised.choice, realised.network
+    built, original = measured.built, job.original
+    result, network = built.result, built.network
     total_macs, _ = count_macs(original, job.example)
     compressed_macs, macs = count_macs(network, job.example)
-    layers = [_layer_record(layer, choice, macs) for layer in job.layers]
+    layers = [_layer_record(layer, result, macs) for layer in job.layers]
     params = _compressible_params(layers)
     folder = job.folder
     return Report(
@@ -60,15 +60,15 @@ def make_report(job: Job, measured: Measured) -> Report:
         seed=job.settings.search.seed,
         seconds=time.perf_counter() - job.began,
         arch=job.source.arch,
-        gamma=choice.gamma,
+        gamma=result.gamma,
         form=job.settings.form,
-        searched=choice.plan.fidelity,
-        cost=choice.cost,
+        searched=result.plan.fidelity,
+        cost=result.cost,
         provider=PROVIDERS[job.settings.provider],
-        ratio=params.compressed / params.original if choice.ratio is None else choice.ratio,
-        rank_multiple=choice.rank_multiple,
-        prune_fraction=choice.plan.prune_fraction,
-        prune_searched=choice.search is not None and job.settings.prune_fraction is None,
+        ratio=params.compressed / params.original if result.ratio is None else result.ratio,
+        rank_multiple=result.rank_multiple,
+        prune_fraction=result.plan.prune_fraction,
+        prune_searched=result.search is not None and job.settings.prune_fraction is None,
         params=_pair(count_params, original, network),
         params_compressible=params,
         nonzero_params=_pair(count_nonzero_params, original, network),
@@ -77,20 +77,20 @@ def make_report(job: Job, measured: Measured) -> Report:
         gzip_bytes=_pair(gzip_bytes, folder / "original.onnx", folder / "model.onnx"),
         latency=measured.latency,
         fidelity=measured.fidelity,
-        parity=measured.parity,
+        export_check=measured.export_check,
         top1=measured.top1,
         risk=measured.risk,
         precisions=measured.precisions,
         files=measured.files,
-        search=choice.search,
-        target=realised.target,
-        recalibration=realised.recalibration,
-        tuning=realised.tuning,
-        stages=list(realised.stages),
+        search=result.search,
+        target=built.target,
+        reconstruction=built.reconstruction,
+        tuning=built.tuning,
+        stages=list(built.stages),
         layers=layers,
         images=_images_record(job),
         machine=describe_machine(),
-        warnings=_all_warnings(job, choice, measured),
+        warnings=_all_warnings(job, result, measured),
     )
 
 
@@ -100,7 +100,7 @@ def make_stage(
     what: str,
     job: Job,
     network: nn.Module,
-    judgement: Judgement,
+    judgement: Metrics,
     seconds: float,
     **more: Any,
 ) -> StageRecord:
@@ -111,7 +111,7 @@ def make_stage(
         kind=kind,
         what=what,
         nonzero_params=nonzero,
-        ratio=nonzero / count_nonzero_params(job.teacher),
+        ratio=nonzero / count_nonzero_params(job.original),
         judgement=judgement,
         seconds=seconds,
         **more,
@@ -122,22 +122,22 @@ def _pair(measure: Any, original: Any, compressed: Any) -> Pair[int]:
     return Pair[int](original=measure(original), compressed=measure(compressed))
 
 
-def _layer_record(layer: FoundLayer, choice: Choice, macs: Mapping[str, int]) -> LayerRecord:
+def _layer_record(layer: FoundLayer, result: SearchResult, macs: Mapping[str, int]) -> LayerRecord:
     """The layer with its rank and costs; a layer that the plan does not touch counts as skipped."""
     record = layer.record()
     if layer.skipped is not None:
         return record
-    planned = {chosen.name: (chosen, rank) for chosen, rank in zip(choice.layers, choice.ranks, strict=True)}
+    planned = {chosen.name: (chosen, rank) for chosen, rank in zip(result.layers, result.ranks, strict=True)}
     if layer.name not in planned:
-        return record.model_copy(update={"skipped": choice.left.get(layer.name, "not in the plan")})
+        return record.model_copy(update={"skipped": result.left.get(layer.name, "not in the plan")})
     chosen_layer, rank = planned[layer.name]
     inside = [count for name, count in macs.items() if name == layer.name or name.startswith(f"{layer.name}.")]
     return record.model_copy(
         update={
             "method": chosen_layer.method,
-            "cap": chosen_layer.cap,
+            "break_even_rank": chosen_layer.break_even_rank,
             "rank": rank if rank < chosen_layer.dense_rank else None,
-            "factors": choice.kinds[layer.name] if rank < chosen_layer.dense_rank else None,
+            "factors": result.kinds[layer.name] if rank < chosen_layer.dense_rank else None,
             "params_compressed": chosen_layer.params_by_rank()[rank - 1],
             "macs_compressed": sum(inside),
         }
@@ -158,8 +158,8 @@ def _images_record(job: Job) -> ImagesRecord:
         source=images.source,
         calibration=len(job.calibration),
         search=len(images),
-        deciding=len(job.deciding) if job.deciding else 0,
-        held_out=len(job.held_out),
+        validation=len(job.validation) if job.validation else 0,
+        test_images=len(job.test_images),
         unreadable=images.unreadable,
         labelled=images.labels is not None,
         input_shape=list(images.input_shape),
@@ -174,29 +174,29 @@ def early_warnings(job: Job, gamma: float, loss_when_lost: float) -> list[str]:
     return on_gamma + advice.on_form(job.settings.form) + advice.on_epsilon(search.risk, reachable)
 
 
-def _all_warnings(job: Job, choice: Choice, measured: Measured) -> list[str]:
+def _all_warnings(job: Job, result: SearchResult, measured: Measured) -> list[str]:
     fidelity = measured.fidelity
     warnings = [*job.source.notes]
     warnings += advice.on_unreadable(job.search_images.unreadable)
-    if measured.realised.target is not None:
-        warnings += advice.on_target(measured.realised.target)
+    if measured.built.target is not None:
+        warnings += advice.on_target(measured.built.target)
     if not job.calibration:
-        num_images = len(job.search_images) + len(job.held_out)
-        wanted = job.settings.calibration_wanted
+        num_images = len(job.search_images) + len(job.test_images)
+        wanted = job.settings.num_calibration
         warnings += advice.on_calibration(num_images, wanted, MIN_CALIBRATION_IMAGES, MAX_CALIBRATION_SHARE)
-    if choice.search is not None:
+    if result.search is not None:
         kind = job.settings.fidelity
-        lost = fidelity.teacher_energy if kind == "norm" else loss_of_guessing(kind, _num_outputs(job))
-        warnings += early_warnings(job, choice.gamma, lost)
-        warnings += advice.on_certificate(choice.search.certificate, choice.search.stopped_because)
+        lost = fidelity.output_energy if kind == "norm" else loss_of_guessing(kind, _num_outputs(job))
+        warnings += early_warnings(job, result.gamma, lost)
+        warnings += advice.on_certificate(result.search.certificate, result.search.stopped_because)
         warnings += advice.on_prune(job.settings.prune_fraction or 0.0)
         warnings += advice.on_samples(job.settings.search.samples, len(job.search_images))
-    if measured.realised.tuning is not None:
-        warnings += advice.on_tuning(measured.realised.tuning)
-    for stage in measured.realised.stages:
+    if measured.built.tuning is not None:
+        warnings += advice.on_tuning(measured.built.tuning)
+    for stage in measured.built.stages:
         warnings += [f"stage {stage.name}: {warning}" for warning in _stage_warnings(stage)]
     warnings += advice.on_fidelity(fidelity)
-    class_names = job.held_out.class_names
+    class_names = job.test_images.class_names
     if class_names is not None:
         outputs = _num_outputs(job)
         warnings += advice.on_labels(len(class_names), outputs)
@@ -219,4 +219,4 @@ def _stage_warnings(stage: StageRecord) -> list[str]:
 
 def _num_outputs(job: Job) -> int:
     with torch.inference_mode():
-        return int(job.teacher(job.example).reshape(1, -1).shape[1])
+        return int(job.original(job.example).reshape(1, -1).shape[1])

@@ -11,10 +11,10 @@ from scipy.special import erfcx, log_ndtr
 
 from compressor.arrays import Array, Ranks
 from compressor.search.settings import Acquisition
-from compressor.search.surrogate.base import Belief, Score
+from compressor.search.surrogate.base import Posterior, Score
 
 CONFIDENCE_WIDTH = 2.0  # standard deviations
-LEAST_DEVIATION = 1e-12
+MIN_DEVIATION = 1e-12
 NEVER = -1e4  # deviations: below, log z^2 is all that is left of the correction
 
 
@@ -29,14 +29,14 @@ class Improvement:
     def __init__(self, score: Score, kind: Acquisition) -> None:
         self._score = score
         self._kind = kind
-        self._best = float(score.belief.mean(score.incumbent[None])[0])
+        self._best = float(score.posterior.mean(score.incumbent[None])[0])
 
     @property
-    def belief(self) -> Belief:
-        return self._score.belief
+    def posterior(self) -> Posterior:
+        return self._score.posterior
 
     def __call__(self, ranks: Ranks) -> NDArray[np.float64]:
-        """Values (m,) at ranks (m, d), to be maximised; minus infinity at the incumbent itself."""
+        """Values (m,) at ranks (m, d), to be maximized; minus infinity at the incumbent itself."""
         return self._score.mask(ranks, self._value(ranks))
 
     exact = __call__
@@ -45,11 +45,11 @@ class Improvement:
         if self._kind == "pac-ei":
             mean, variance = self._score.difference(ranks)
             return log_expected_improvement(mean - self._score.delta, np.sqrt(variance))
-        mean, deviation = self.belief.moments(ranks)
+        mean, deviation = self.posterior.moments(ranks)
         if self._kind == "ei":
             return log_expected_improvement(mean - self._best, deviation)
         if self._kind == "pi":
-            return np.asarray(log_ndtr((mean - self._best) / np.maximum(deviation, LEAST_DEVIATION)))
+            return np.asarray(log_ndtr((mean - self._best) / np.maximum(deviation, MIN_DEVIATION)))
         return mean + CONFIDENCE_WIDTH * deviation
 
 
@@ -58,7 +58,7 @@ def log_expected_improvement(mean: Array, deviation: Array) -> Array:
 
     In the logarithm, so that points far from improving still have an order (Ament et al. 2023, Eq. 9).
     """
-    deviation = np.maximum(deviation, LEAST_DEVIATION)
+    deviation = np.maximum(deviation, MIN_DEVIATION)
     z = mean / deviation
     log_density = -0.5 * z**2 - 0.5 * np.log(2.0 * np.pi)
     low = np.minimum(z, -1.0)

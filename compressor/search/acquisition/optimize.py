@@ -1,4 +1,4 @@
-"""The PAC acquisition (Eq. 11) maximised on the lattice, and the choice between a new point and another look.
+"""The PAC acquisition (Eq. 11) maximized on the lattice, and the choice between a new point and another look.
 
 Everything is scored on integer ranks only: a certificate about points that cannot be built says nothing.
 """
@@ -15,13 +15,13 @@ from compressor.search.surrogate.base import Score
 
 NUM_RANDOM = 512
 NUM_LOCAL = 512
-NUM_CLIMBS = 3
-MAX_CLIMB_STEPS = 25
+NUM_LOCAL_SEARCHES = 3
+MAX_LOCAL_STEPS = 25
 LOCAL_SCALES = (0.02, 0.1, 0.3)  # in theta
 
 
-class Criterion(Protocol):
-    """What is maximised: quickly everywhere, and exactly at the points found."""
+class AcquisitionFunction(Protocol):
+    """What is maximized: quickly everywhere, and exactly at the points found."""
 
     def __call__(self, ranks: Ranks) -> NDArray[np.float64]: ...
 
@@ -29,10 +29,10 @@ class Criterion(Protocol):
 
 
 @dataclass(frozen=True)
-class Without:
+class ExcludedPoints:
     """A criterion that is minus infinity at some plans (k, d)."""
 
-    criterion: Criterion
+    criterion: AcquisitionFunction
     plans: Ranks
 
     def __call__(self, ranks: Ranks) -> NDArray[np.float64]:
@@ -48,7 +48,9 @@ class Without:
         return np.where(listed, -np.inf, values)
 
 
-def maximise(score: Criterion, space: RankSpace, anchors: Ranks, rng: np.random.Generator) -> tuple[Ranks, float]:
+def optimize_acquisition(
+    score: AcquisitionFunction, space: RankSpace, anchors: Ranks, rng: np.random.Generator
+) -> tuple[Ranks, float]:
     """The lattice point (d,) of highest score found, and its exact score.
 
     Random points and perturbations of `anchors` (k, d) first, then coordinate climbing from the best few: one
@@ -56,8 +58,8 @@ def maximise(score: Criterion, space: RankSpace, anchors: Ranks, rng: np.random.
     """
     pool = np.concatenate([space.sample(NUM_RANDOM, rng), perturb(space, anchors, NUM_LOCAL, rng)])
     scores = score(pool)
-    starts = np.argsort(-scores, kind="stable")[:NUM_CLIMBS]
-    climbed = _climb(score, space, pool[starts], scores[starts])
+    starts = np.argsort(-scores, kind="stable")[:NUM_LOCAL_SEARCHES]
+    climbed = _local_search(score, space, pool[starts], scores[starts])
     exact = score.exact(climbed)
     best = int(np.argmax(exact))
     return climbed[best], float(exact[best])
@@ -71,11 +73,11 @@ def perturb(space: RankSpace, anchors: Ranks, count: int, rng: np.random.Generat
     return space.decode(thetas + moved * scales * rng.standard_normal(thetas.shape))
 
 
-def _climb(score: Criterion, space: RankSpace, points: Ranks, values: NDArray[np.float64]) -> Ranks:
+def _local_search(score: AcquisitionFunction, space: RankSpace, points: Ranks, values: NDArray[np.float64]) -> Ranks:
     """Each of the points (k, d), whose scores are `values` (k,), moved to its best neighbour until none is better."""
     points, values = points.copy(), values.copy()
     active = np.arange(len(points))
-    for _ in range(MAX_CLIMB_STEPS):
+    for _ in range(MAX_LOCAL_STEPS):
         neighbours = [_neighbours(space, points[row]) for row in active]
         scores = _score_parts(score, neighbours)
         together = [
@@ -97,7 +99,7 @@ def _climb(score: Criterion, space: RankSpace, points: Ranks, values: NDArray[np
     return points
 
 
-def _score_parts(score: Criterion, parts: list[Ranks]) -> list[NDArray[np.float64]]:
+def _score_parts(score: AcquisitionFunction, parts: list[Ranks]) -> list[NDArray[np.float64]]:
     """Scores of several arrays of plans, all at once."""
     return np.split(score(np.concatenate(parts)), np.cumsum([len(part) for part in parts])[:-1])
 
@@ -141,8 +143,8 @@ def measure_again(score: Score, candidate: Ranks, noise: NDArray[np.float64]) ->
     the expected noise variances, in the targets' units, of a look at the candidate and at the incumbent.
     """
     both = np.stack([candidate, score.incumbent])
-    _, covariance = score.belief.process.predict(score.belief.space.encode(both))
-    difference = score.belief.slopes(both) * np.array([1.0, -1.0])
-    excess = score.belief.process.hyper.excess_noise
+    _, covariance = score.posterior.process.predict(score.posterior.space.encode(both))
+    difference = score.posterior.slopes(both) * np.array([1.0, -1.0])
+    excess = score.posterior.process.hyper.excess_noise
     gains = (covariance @ difference) ** 2 / (np.diag(covariance) + excess + noise)
     return bool(gains[1] > gains[0])

@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from compressor.arrays import Ranks
-from compressor.fidelity.losses import Losses, LossLaw
+from compressor.fidelity.losses import Losses, NoiseSpecification
 from compressor.fidelity.noise import ImageSampler, NoiseModel
-from compressor.search.evaluation.history import Look, SearchState
-from compressor.search.evaluation.journal import ENDING, Journal
+from compressor.search.evaluation.history import Evaluation, History
+from compressor.search.evaluation.journal import FINAL_RACING, Journal
 from compressor.search.evaluation.parallel import Evaluate, Workers
 from compressor.search.objective import Objective
 from compressor.search.settings import SearchSettings
 from compressor.search.space import RankSpace
 from compressor.search.surrogate.cokriging import NormModel
 
-OnLook = Callable[[int, str], None]
+OnEvaluation = Callable[[int, str], None]
 
 
-class Looks:
+class Evaluator:
     """All looks of one search, and what they cost.
 
     Args:
@@ -27,7 +27,7 @@ class Looks:
         evaluate: ranks (d,) and image indices (m,) in, per-image losses out.
         num_images: size of the pool the indices point into.
         journal: keeps every look, and answers the ones an earlier run made.
-        on_look: told after each look how many there were and how the search stands.
+        on_evaluation: told after each look how many there were and how the search stands.
         workers: evaluate looks that do not depend on one another.
         law: how the losses behave.
 
@@ -46,26 +46,26 @@ class Looks:
         num_images: int,
         settings: SearchSettings,
         journal: Journal,
-        on_look: OnLook,
+        on_evaluation: OnEvaluation,
         workers: Workers,
-        law: LossLaw,
+        noise_spec: NoiseSpecification,
     ) -> None:
         self.space = space
         self.objective = objective
         self.num_images = num_images
         self.settings = settings
         self.journal = journal
-        self.law = law
+        self.noise_spec = noise_spec
         self.sampler = ImageSampler(num_images, settings.samples, settings.seed)
-        self.state = SearchState()
-        self.noise = NoiseModel(num_images, law)
+        self.state = History()
+        self.noise = NoiseModel(num_images, noise_spec)
         self.norms = NormModel(space, num_images)
         self.image_passes = 0
         self.most = settings.max_evaluations
         self._evaluate = evaluate
-        self._on_look = on_look
+        self._on_evaluation = on_evaluation
         self._workers = workers
-        self._num_glances = 0
+        self._num_uncounted = 0
         self._began = time.perf_counter()
 
     def start_clock(self) -> None:
@@ -79,58 +79,58 @@ class Looks:
 
     @property
     def count(self) -> int:
-        """Looks kept at whole plans: no glances (see `Look`)."""
-        return len(self.state.ranks) - self._num_glances
+        """Evaluator kept at whole plans: no glances (see `Evaluation`)."""
+        return len(self.state.ranks) - self._num_uncounted
 
-    def tell(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """How the search stands, to whoever watches."""
-        self._on_look(self.count, text)
+        self._on_evaluation(self.count, text)
 
-    def take(self, looks: Sequence[Look]) -> list[Losses]:
+    def take(self, evaluations: Sequence[Evaluation]) -> list[Losses]:
         """Losses of plans that do not depend on one another, kept."""
         all_losses = []
-        for look, losses in zip(looks, self.observe(looks), strict=True):
-            self.keep(look, losses)
+        for evaluation, losses in zip(evaluations, self.observe(evaluations), strict=True):
+            self.keep(evaluation, losses)
             all_losses.append(losses)
         return all_losses
 
-    def observe(self, looks: Sequence[Look]) -> Iterator[Losses]:
+    def observe(self, evaluations: Sequence[Evaluation]) -> Iterator[Losses]:
         """Losses in the looks' order: the journal's, as long as it has any, then new ones, which it gets."""
-        missing = list(looks)
+        missing = list(evaluations)
         while missing and (known := self._recall(missing[0])) is not None:
             self.image_passes += len(missing.pop(0).images)
             yield known
-        found = self._workers.run(self._evaluate, [(look.ranks, look.images) for look in missing])
-        for look, losses in zip(missing, found, strict=True):
-            self.image_passes += len(look.images)
-            observed = self.observed_objective(look.ranks, losses)
-            self.journal.append(look.source, look.ranks, losses, self.ratio(look.ranks), observed)
+        found = self._workers.run(self._evaluate, [(evaluation.ranks, evaluation.images) for evaluation in missing])
+        for evaluation, losses in zip(missing, found, strict=True):
+            self.image_passes += len(evaluation.images)
+            observed = self.observed_objective(evaluation.ranks, losses)
+            self.journal.append(evaluation.source, evaluation.ranks, losses, self.ratio(evaluation.ranks), observed)
             yield losses
 
-    def _recall(self, look: Look) -> Losses | None:
-        recall = self.journal.recall_ending if look.source == ENDING else self.journal.recall
-        return recall(look.ranks, look.images)
+    def _recall(self, evaluation: Evaluation) -> Losses | None:
+        recall = self.journal.recall_racing if evaluation.source == FINAL_RACING else self.journal.recall
+        return recall(evaluation.ranks, evaluation.images)
 
-    def keep(self, look: Look, losses: Losses) -> None:
+    def keep(self, evaluation: Evaluation, losses: Losses) -> None:
         """Let the search learn from a look."""
-        self.state.add(look, losses)
+        self.state.add(evaluation, losses)
         self.noise.add(losses)
         self.norms.add(losses)
-        self._num_glances += look.is_glance
-        observed = self.observed_objective(look.ranks, losses)
-        self.tell(f"{look.source}: J {observed:.4f}, ratio {self.ratio(look.ranks):.3f}")
+        self._num_uncounted += evaluation.is_uncounted
+        observed = self.observed_objective(evaluation.ranks, losses)
+        self.log(f"{evaluation.source}: J {observed:.4f}, ratio {self.ratio(evaluation.ranks):.3f}")
 
     def keep_new(self, source: str, ranks: Ranks, losses: Losses) -> None:
         """Likewise from a glance at a plan (d,), of images that it has not been looked at with: two at least, since of
         a single one there is no variance."""
         new = losses.without(self.state.seen(ranks))
         if len(new.indices) > 1:
-            self.keep(Look(source, ranks, new.indices, is_glance=True), new)
+            self.keep(Evaluation(source, ranks, new.indices, is_uncounted=True), new)
 
-    def images_for(self, ranks: Ranks, pending: Sequence[Look] = ()) -> np.ndarray:
+    def images_for(self, ranks: Ranks, pending: Sequence[Evaluation] = ()) -> np.ndarray:
         """The next images of the pool, or for a plan (d,) looked at before, images that it has not seen."""
         number = len(self.state.ranks) + len(pending)
-        under_way = [look.images for look in pending if np.array_equal(look.ranks, ranks)]
+        under_way = [evaluation.images for evaluation in pending if np.array_equal(evaluation.ranks, ranks)]
         seen = np.concatenate([self.state.seen(ranks), *under_way])
         return self.sampler.draw_unseen(number, seen) if len(seen) else self.sampler.draw(number)
 

@@ -2,7 +2,7 @@
 
 The search is deterministic given its seed and its observations. To resume, it is run again from the start
 with the recorded observations answered from the journal: the next new point is the same as if nothing had
-happened, and a stop at any moment loses at most the look under way. The looks that end a run (`ENDING`) come last: a
+happened, and a stop at any moment loses at most the look under way. The looks that end a run (`FINAL_RACING`) come last: a
 run with more to spend goes on from the look before them, and writes in their place.
 """
 
@@ -19,14 +19,14 @@ from compressor.errors import InputError
 from compressor.fidelity.losses import Losses
 from compressor.schema import Record
 
-ENDING = "race"  # source of the looks that end a run
+FINAL_RACING = "race"  # source of the looks that end a run
 
 
 class Row(Record):
     """One look: the ranks tried, the images seen, the loss on each, and what follows from them; `function_norm` is the
     estimate of L, `squares` are the squared distances of the outputs where the losses are others."""
 
-    look: int
+    evaluation: int
     source: str
     ranks: list[int]
     function_norm: float
@@ -36,7 +36,7 @@ class Row(Record):
     images: list[int]
     losses: list[float]
     squares: list[float] | None = None
-    harms: list[float] | None = None
+    flips: list[float] | None = None
 
 
 class SensitivityRow(Record):
@@ -63,7 +63,7 @@ AnyRow = Row | StepRow | SensitivityRow
 Stored = TypeVar("Stored", Row, StepRow, SensitivityRow)
 
 
-ANY_ROW: TypeAdapter[AnyRow] = TypeAdapter(AnyRow)  # their fields tell them apart
+ANY_ROW: TypeAdapter[AnyRow] = TypeAdapter(AnyRow)  # their fields log them apart
 
 
 def stored_header(path: Path) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Journal:
         row = self._recall(Row, ranks=ranks.tolist(), images=indices.tolist())
         return None if row is None else _losses_of(row, indices)
 
-    def recall_ending(self, ranks: Ranks, indices: np.ndarray) -> Losses | None:
+    def recall_racing(self, ranks: Ranks, indices: np.ndarray) -> Losses | None:
         """The next stored look of those that ended the earlier run, or None where that ended otherwise."""
         if not self._ending or (self._ending[0].ranks, self._ending[0].images) != (ranks.tolist(), indices.tolist()):
             return None
@@ -167,7 +167,7 @@ class Journal:
         """Write one look and push it to the disk."""
         self._append(
             Row(
-                look=self._count,
+                evaluation=self._count,
                 source=source,
                 ranks=ranks.tolist(),
                 function_norm=losses.mean,
@@ -177,7 +177,7 @@ class Journal:
                 images=losses.indices.tolist(),
                 losses=losses.values.tolist(),
                 squares=None if losses.squares is None else losses.squares.tolist(),
-                harms=None if losses.harms is None else losses.harms.tolist(),
+                flips=None if losses.flips is None else losses.flips.tolist(),
             )
         )
 
@@ -202,7 +202,7 @@ class Journal:
         if cut_off:
             self._cut(path, len(whole + newline))
         last = len(rows)
-        while last and isinstance(row := rows[last - 1], Row) and row.source == ENDING:
+        while last and isinstance(row := rows[last - 1], Row) and row.source == FINAL_RACING:
             self._ending.insert(0, row)
             last -= 1
         self._ending_sizes = [len(line) for line in (whole + newline).splitlines(keepends=True)[1 + last :]]
@@ -227,5 +227,5 @@ class Journal:
 
 
 def _losses_of(row: Row, indices: np.ndarray) -> Losses:
-    squares, harms = (None if values is None else np.array(values) for values in (row.squares, row.harms))
-    return Losses(indices, np.array(row.losses), squares, harms)
+    squares, flips = (None if values is None else np.array(values) for values in (row.squares, row.flips))
+    return Losses(indices, np.array(row.losses), squares, flips)

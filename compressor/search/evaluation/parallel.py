@@ -1,4 +1,4 @@
-"""Looks that do not depend on one another, evaluated by several workers through joblib.
+"""Evaluator that do not depend on one another, evaluated by several workers through joblib.
 
 Losses come back in the order of the looks, whoever computed them, so that a search depends on neither the number of
 workers nor the backend.
@@ -63,20 +63,20 @@ class Workers:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def run(self, evaluate: Evaluate, looks: Sequence[tuple[Ranks, np.ndarray]]) -> Iterator[Losses]:
+    def run(self, evaluate: Evaluate, evaluations: Sequence[tuple[Ranks, np.ndarray]]) -> Iterator[Losses]:
         """Losses of every look, ranks (d,) and indices of images (m,), in the looks' order, as they come.
 
         Raises:
             InputError: the network cannot be sent to other processes.
             BocompressError: a worker died.
         """
-        if self._count == 1 or len(looks) < 2:
-            yield from (evaluate(ranks, images) for ranks, images in looks)
+        if self._count == 1 or len(evaluations) < 2:
+            yield from (evaluate(ranks, images) for ranks, images in evaluations)
             return
         task = self._task(evaluate)
         try:
             with parallel_config(backend=self._backend, n_jobs=self._count):
-                yield from _parallel()(delayed(task)(ranks, images) for ranks, images in looks)
+                yield from _parallel()(delayed(task)(ranks, images) for ranks, images in evaluations)
         except BrokenExecutor as error:
             raise BocompressError(
                 "a worker ended unexpectedly, for want of memory perhaps: --resume with fewer --workers goes on"

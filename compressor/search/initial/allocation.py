@@ -12,7 +12,7 @@ import numpy as np
 
 from compressor.arrays import Array, Ranks
 from compressor.fidelity.losses import Losses
-from compressor.search.initial.sensitivity import Probe, every_rank
+from compressor.search.initial.sensitivity import MeasureLayers, every_rank
 from compressor.search.objective import Objective
 from compressor.search.space import CONTEXT_STEPS, RankSpace, between, nearest, with_rank
 from compressor.search.surrogate.additive_prior import LOSS_FLOOR, interpolate
@@ -24,24 +24,26 @@ NUM_REALLOCATIONS = 2
 CONTEXT_IMAGES = 20
 SPARSITY_LEVELS = (3, 5, 7, 10, 13, 16, 18)
 
-Look = Callable[[Ranks], float]
+Evaluation = Callable[[Ranks], float]
 
 
 def allocate(space: RankSpace, sensitivities: list[Array], weight: float) -> Ranks:
-    """Ranks (d,) minimising R + weight * sum of single-layer losses, layer by layer (Lagrangian allocation)."""
+    """Ranks (d,) minimizing R + weight * sum of single-layer losses, layer by layer (Lagrangian allocation)."""
     costs = [space.layer_ratio(i) + weight * table for i, table in enumerate(sensitivities)]
     best = [choices[np.argmin(cost[choices - 1])] for choices, cost in zip(space.choices, costs, strict=True)]
     return np.array(best, dtype=np.int64)
 
 
-def look_along_curve(space: RankSpace, objective: Objective, sensitivities: list[Array], look: Look) -> Ranks:
-    """Look at plans along the trade-off curve, finer around the best; returns the best by observation."""
+def evaluate_along_curve(
+    space: RankSpace, objective: Objective, sensitivities: list[Array], evaluation: Evaluation
+) -> Ranks:
+    """Evaluation at plans along the trade-off curve, finer around the best; returns the best by observation."""
     seen: dict[bytes, tuple[float, float, Ranks]] = {}
 
     def visit(weight: float) -> None:
         ranks = allocate(space, sensitivities, weight * objective.gamma)
         if ranks.tobytes() not in seen:
-            seen[ranks.tobytes()] = (look(ranks), weight, ranks)
+            seen[ranks.tobytes()] = (evaluation(ranks), weight, ranks)
 
     for weight in CURVE_WEIGHTS:
         visit(weight)
@@ -56,7 +58,7 @@ def look_along_curve(space: RankSpace, objective: Objective, sensitivities: list
 
 
 def choose_sparsity(
-    space: RankSpace, objective: Objective, plan: Ranks, glance: Probe, per_norm: float = 1.0
+    space: RankSpace, objective: Objective, plan: Ranks, evaluate_uncounted: MeasureLayers, per_norm: float = 1.0
 ) -> tuple[Ranks, Array]:
     """The plan (d,) with the best level of its last coordinate, and the function norm that every level adds (levels,).
 
@@ -64,9 +66,9 @@ def choose_sparsity(
     plan, at some levels on images that all glances share, log-linear in between.
     """
     levels = SPARSITY_LEVELS
-    norms = [one.function_norm for one in glance([plan, *(with_rank(plan, -1, level) for level in levels)])]
-    here, cap = norms[0], int(space.caps[-1])
-    added = every_rank(np.array(levels), np.maximum(np.array(norms[1:]) - here, LOSS_FLOOR), cap)
+    norms = [one.function_norm for one in evaluate_uncounted([plan, *(with_rank(plan, -1, level) for level in levels)])]
+    here, break_even_rank = norms[0], int(space.num_choices[-1])
+    added = every_rank(np.array(levels), np.maximum(np.array(norms[1:]) - here, LOSS_FLOOR), break_even_rank)
     choices = space.choices[-1]
     plans = np.where(np.arange(space.num_dims) == space.num_dims - 1, choices[:, None], plan)
     values = objective.value(per_norm * (here + added[choices - 1]), space.ratio(plans))
@@ -77,8 +79,8 @@ def reallocate(
     space: RankSpace,
     objective: Objective,
     plan: Ranks,
-    look: Callable[[Ranks], Losses],
-    glance: Probe,
+    evaluation: Callable[[Ranks], Losses],
+    evaluate_uncounted: MeasureLayers,
     per_norm: float = 1.0,
 ) -> Ranks:
     """Allocate ranks anew with the sensitivities that layers have within `plan` (d,); the best plan by observation.
@@ -92,11 +94,11 @@ def reallocate(
         glance: the same on the first CONTEXT_IMAGES of these images.
         per_norm: how much L comes with a function norm of 1; what one layer adds is seen in the function norm alone.
     """
-    losses = {plan.tobytes(): look(plan)}
+    losses = {plan.tobytes(): evaluation(plan)}
     here = per_norm * float(losses[plan.tobytes()].distances[:CONTEXT_IMAGES].mean())
     around = [_around(choices, int(rank)) for choices, rank in zip(space.choices, plan, strict=True)]
     changed = [with_rank(plan, layer, rank) for layer, ranks in enumerate(around) for rank in ranks]
-    norms = iter([per_norm * one.function_norm for one in glance(changed)])
+    norms = iter([per_norm * one.function_norm for one in evaluate_uncounted(changed)])
     target = plan.copy()
     for layer, others in enumerate(around):
         known = {int(plan[layer]): here} | {rank: next(norms) for rank in others}
@@ -104,7 +106,7 @@ def reallocate(
     plans = {ranks.tobytes(): ranks for ranks in between(space, plan, target)}
     for key, ranks in plans.items():
         if key not in losses:
-            losses[key] = look(ranks)
+            losses[key] = evaluation(ranks)
 
     def observed(key: bytes) -> float:
         ratio = space.ratio(plans[key][None])[0]
@@ -119,7 +121,7 @@ def _around(choices: Ranks, rank: int) -> list[int]:
 
 
 def _best_in_context(space: RankSpace, objective: Objective, plan: Ranks, layer: int, norms: dict[int, float]) -> int:
-    """The rank of one layer that maximises J between the ranks whose L is known, log L being linear in log rank."""
+    """The rank of one layer that maximizes J between the ranks whose L is known, log L being linear in log rank."""
     choices = space.choices[layer]
     known = np.array(sorted(norms))
     between = choices[(choices >= known[0]) & (choices <= known[-1])]

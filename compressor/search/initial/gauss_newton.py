@@ -2,7 +2,7 @@
 
 With the residuals e = f~ - f* of a plan's network and the change a_l(r) of its outputs where layer l alone takes rank
 r, both image by image, L of a plan that differs in many layers is near E||e + sum_l a_l(r_l)||^2: what layers do to one
-another is in it, which losses of single layers cannot tell. Changes that cancel residuals are found, too.
+another is in it, which losses of single layers cannot log. Changes that cancel residuals are found, too.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from compressor.search.space import RankSpace, between, with_rank
 DIRECTIONS = 5
 MAX_SWEEPS = 20
 CAUTION = 1.0
-LEAST_GAIN = 1e-9
+MIN_GAIN = 1e-9
 
 
 def descend(
@@ -51,7 +51,7 @@ def descend(
             others = residuals - rows[int(plan[layer])]
             values = {rank: value(with_rank(plan, layer, rank), others + change) for rank, change in rows.items()}
             rank = max(values, key=lambda rank: values[rank])
-            if values[rank] > best + LEAST_GAIN:
+            if values[rank] > best + MIN_GAIN:
                 best, residuals, plan = values[rank], others + rows[rank], with_rank(plan, layer, rank)
         if best == before:
             break

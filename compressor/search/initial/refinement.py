@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from compressor.arrays import Array, Ranks
-from compressor.fidelity.linear_model import Linearise
+from compressor.fidelity.linear_model import Linearize
 from compressor.fidelity.losses import Losses
-from compressor.search.evaluation.history import Look, merge_losses
+from compressor.search.evaluation.history import Evaluation, merge_losses
 from compressor.search.evaluation.journal import Journal, StepRow
 from compressor.search.initial import gauss_newton as refine
 from compressor.search.initial.sensitivity import few_images
@@ -18,10 +18,10 @@ from compressor.search.space import RankSpace, alternatives
 STREAM = 9  # keeps its random numbers apart from the search's
 NUM_STEPS = 2
 # Images for the last model, for every layer and in looks of the search: no fewer than one, and at most.
-IMAGES_PER_LAYER, MOST_FOR_MODEL = 7, 4
+IMAGES_PER_LAYER, MAX_FOR_MODEL = 7, 4
 # And for those before: from where the curve led, almost any step helps.
 FIRST_PER_LAYER, FIRST_SHARE = 1.3, 0.4
-MOST_FOR_LOOKS = 2  # in looks of the search, at most: images to tell by which plan is best
+MAX_FOR_EVALUATIONS = 2  # in looks of the search, at most: images to log by which plan is best
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Refinement:
     all noise is shared.
 
     Args:
-        linearise, observe: the linear model around a plan, and losses of looks; both are counted by who gives them.
+        linearize, observe: the linear model around a plan, and losses of looks; both are counted by who gives them.
         num_images: size of the pool, `samples` of which are a look's.
 
     Attributes:
@@ -42,8 +42,8 @@ class Refinement:
     """
 
     space: RankSpace
-    linearise: Linearise
-    observe: Callable[[Sequence[Look]], list[Losses]]
+    linearize: Linearize
+    observe: Callable[[Sequence[Evaluation]], list[Losses]]
     journal: Journal
     num_images: int
     samples: int
@@ -65,17 +65,17 @@ class Refinement:
         """
         self.last = None
         self._remember(plan, known)
-        for_model, for_looks = self._divide(plan)
+        for_model, for_evaluations = self._divide(plan)
         self._count += 1
-        if min(len(for_model), len(for_looks)) < 2:
+        if min(len(for_model), len(for_evaluations)) < 2:
             return plan, known
         self.fitted_on = np.union1d(self.fitted_on, for_model)
         target = self._target(objective, plan, for_model, per_norm)
         plans = refine.on_the_way(self.space, plan, target)
         if len(plans) < 2:
             return plan, known
-        self._look(plans, for_looks)
-        values = [self._values(objective, ranks, for_looks) for ranks in plans]
+        self._look(plans, for_evaluations)
+        values = [self._values(objective, ranks, for_evaluations) for ranks in plans]
         chosen = plans[int(np.argmax([value.mean() for value in values]))]
         return chosen, self._losses[chosen.tobytes()]
 
@@ -85,19 +85,19 @@ class Refinement:
         seen = np.isin(images, self._losses[plan.tobytes()].indices)
         fresh = images[~seen] if (~seen).sum() > 1 else images[:0]  # of a single image there is no variance
         ordered = np.concatenate([fresh, images[seen]])
-        for_model, looks = self._num_images()
-        return ordered[looks:][:for_model], ordered[:looks]
+        for_model, evaluations = self._num_images()
+        return ordered[evaluations:][:for_model], ordered[:evaluations]
 
     def _num_images(self) -> tuple[int, int]:
         """For the linear model, and for looks: half as many after the first models, which are soon left behind."""
         num_dims, samples = self.space.num_dims, self.samples
         if self._count == NUM_STEPS - 1:
-            for_model = looks = min(max(IMAGES_PER_LAYER * num_dims, samples), MOST_FOR_MODEL * samples)
+            for_model = evaluations = min(max(IMAGES_PER_LAYER * num_dims, samples), MAX_FOR_MODEL * samples)
         else:
             for_model = max(few_images(FIRST_SHARE * samples, num_dims), int(FIRST_PER_LAYER * num_dims))
-            looks = for_model // 2
+            evaluations = for_model // 2
         least = min(samples, self.num_images) // 2
-        return min(for_model, self.num_images // 2), min(max(looks, least), MOST_FOR_LOOKS * samples)
+        return min(for_model, self.num_images // 2), min(max(evaluations, least), MAX_FOR_EVALUATIONS * samples)
 
     def _target(self, objective: Objective, plan: Ranks, images: np.ndarray, per_norm: float) -> Ranks:
         """The plan (d,) that the model around `plan` holds for the best: the journal's answer, if it has one."""
@@ -109,7 +109,7 @@ class Refinement:
         return np.array(row.step_to, dtype=np.int64)
 
     def _model_step(self, objective: Objective, plan: Ranks, images: np.ndarray, per_norm: float) -> StepRow:
-        model = self.linearise(plan, alternatives(self.space, plan), images, refine.DIRECTIONS)
+        model = self.linearize(plan, alternatives(self.space, plan), images, refine.DIRECTIONS)
         target = refine.descend(self.space, objective, plan, model, per_norm)
         return StepRow(
             step_from=plan.tolist(),
@@ -121,16 +121,16 @@ class Refinement:
         )
 
     def _look(self, plans: Sequence[Ranks], images: np.ndarray) -> None:
-        """Looks at the plans on those of the images that are new to them."""
-        looks = []
+        """Evaluator at the plans on those of the images that are new to them."""
+        evaluations = []
         for ranks in plans:
             known = self._losses.get(ranks.tobytes())
             new = images if known is None else images[~np.isin(images, known.indices)]
             # Two images at least: the journal keeps every look's variance.
             if len(new):
-                looks.append(Look("refinement", ranks, new if len(new) > 1 else images))
-        for look, losses in zip(looks, self.observe(looks), strict=True):
-            self._remember(look.ranks, losses)
+                evaluations.append(Evaluation("refinement", ranks, new if len(new) > 1 else images))
+        for evaluation, losses in zip(evaluations, self.observe(evaluations), strict=True):
+            self._remember(evaluation.ranks, losses)
 
     def _remember(self, ranks: Ranks, losses: Losses) -> None:
         known = self._losses.get(ranks.tobytes())

@@ -6,11 +6,11 @@ import numpy as np
 
 from compressor.arrays import Ranks
 from compressor.search.acquisition.improvement import Improvement
-from compressor.search.acquisition.optimize import Without, maximise
+from compressor.search.acquisition.optimize import ExcludedPoints, optimize_acquisition
 from compressor.search.settings import SearchSettings
 from compressor.search.stopping.joint_certificate import JointTest, certify_jointly
-from compressor.search.surrogate.base import Belief, Score
-from compressor.search.target.target import Target
+from compressor.search.surrogate.base import Posterior, Score
+from compressor.search.target.target import SearchTarget
 
 NUM_ANCHORS = 5
 TEST_EVERY = 5  # looks between the tests of Eq. (12) under acquisitions that do not compute it
@@ -29,7 +29,7 @@ class StopTest:
     candidate: Ranks
     score: Score
     anchors: Ranks
-    rival: Ranks | None = None
+    challenger: Ranks | None = None
     pointwise: float | None = None
     joint: JointTest | None = None
     met: bool = False
@@ -41,16 +41,16 @@ class StopRule:
     The joint probability is never below the pointwise one, so that it is computed only where Eq. (12) holds already.
     """
 
-    def __init__(self, settings: SearchSettings, target: Target | None = None) -> None:
+    def __init__(self, settings: SearchSettings, target: SearchTarget | None = None) -> None:
         self.target = target
         self._settings = settings
         self._num_joint = 0
         self._next_test = 0
         self._next_joint = 0
 
-    def test(self, belief: Belief, visited: Ranks, may_stop: bool) -> StopTest:
+    def test(self, posterior: Posterior, visited: Ranks, may_stop: bool) -> StopTest:
         """Test after looks at the plans `visited` (n, d); `may_stop` is false while the start is not complete."""
-        test = self._incumbent(belief, visited)
+        test = self._incumbent(posterior, visited)
         count, kind = len(visited), self._settings.acquisition
         if kind == "pac" or count >= self._next_test:
             self._next_test = count + TEST_EVERY
@@ -63,21 +63,23 @@ class StopRule:
             return replace(test, met=True)
         return self._test_jointly(test, count) if count >= self._next_joint else test
 
-    def rank(self, belief: Belief, visited: Ranks) -> Ranks:
+    def rank(self, posterior: Posterior, visited: Ranks) -> Ranks:
         """The plans `visited` (n, d), best first: by the posterior mean of J, or as the target prefers them."""
-        values = belief.mean(visited) if self.target is None else self.target.preference(belief, visited)
+        values = posterior.mean(visited) if self.target is None else self.target.preference(posterior, visited)
         return visited[np.argsort(-values, kind="stable")]
 
-    def propose(self, belief: Belief, visited: Ranks) -> StopTest:
+    def propose(self, posterior: Posterior, visited: Ranks) -> StopTest:
         """The next candidate alone, without any test of the certificates."""
-        test = self._incumbent(belief, visited)
+        test = self._incumbent(posterior, visited)
         return (self._test_pointwise if self._settings.acquisition == "pac" else self._improve)(test, len(visited))
 
     def elsewhere(self, test: StopTest, spent: Ranks, count: int) -> Ranks | None:
         """What the acquisition proposes after `count` looks, but for the plans `spent` (k, d); None if nothing."""
-        kind, space = self._settings.acquisition, test.score.belief.space
+        kind, space = self._settings.acquisition, test.score.posterior.space
         criterion = test.score if kind == "pac" else Improvement(test.score, kind)
-        plan, value = maximise(Without(criterion, spent), space, test.anchors, self._rng(ACQUISITION_STREAM, count))
+        plan, value = optimize_acquisition(
+            ExcludedPoints(criterion, spent), space, test.anchors, self._rng(ACQUISITION_STREAM, count)
+        )
         return plan if np.isfinite(value) else None
 
     def complete(self, test: StopTest, visited: Ranks, may_stop: bool) -> StopTest:
@@ -93,22 +95,22 @@ class StopRule:
     def _joint_is_enough(self, test: StopTest, joint: JointTest, may_stop: bool) -> bool:
         return may_stop and self._settings.certificate == "joint" and joint.met
 
-    def _incumbent(self, belief: Belief, visited: Ranks) -> StopTest:
-        best = self.rank(belief, visited)
+    def _incumbent(self, posterior: Posterior, visited: Ranks) -> StopTest:
+        best = self.rank(posterior, visited)
         delta = self._settings.delta
         if self._settings.delta_is_relative:
-            delta *= abs(float(belief.mean(best[:1])[0]))
-        return StopTest(best[0], belief.score(best[0], delta), best[:NUM_ANCHORS])
+            delta *= abs(float(posterior.mean(best[:1])[0]))
+        return StopTest(best[0], posterior.score(best[0], delta), best[:NUM_ANCHORS])
 
     def _test_pointwise(self, test: StopTest, count: int) -> StopTest:
-        space = test.score.belief.space
-        rival, value = maximise(test.score, space, test.anchors, self._rng(ACQUISITION_STREAM, count))
-        return replace(test, candidate=rival, rival=rival, pointwise=float(np.exp(value)))
+        space = test.score.posterior.space
+        challenger, value = optimize_acquisition(test.score, space, test.anchors, self._rng(ACQUISITION_STREAM, count))
+        return replace(test, candidate=challenger, challenger=challenger, pointwise=float(np.exp(value)))
 
     def _improve(self, test: StopTest, count: int) -> StopTest:
         """The test with the candidate that another acquisition than Eq. (11) proposes."""
-        improvement, space = Improvement(test.score, self._settings.acquisition), test.score.belief.space
-        proposed, _ = maximise(improvement, space, test.anchors, self._rng(ACQUISITION_STREAM, count))
+        improvement, space = Improvement(test.score, self._settings.acquisition), test.score.posterior.space
+        proposed, _ = optimize_acquisition(improvement, space, test.anchors, self._rng(ACQUISITION_STREAM, count))
         return replace(test, candidate=proposed)
 
     def _test_jointly(self, test: StopTest, count: int) -> StopTest:
@@ -118,8 +120,8 @@ class StopRule:
         return replace(test, joint=joint, met=joint.met)
 
     def _certify(self, test: StopTest, count: int, in_full: bool = False) -> JointTest:
-        assert test.rival is not None
-        anchors = np.concatenate([test.rival[None], test.anchors])
+        assert test.challenger is not None
+        anchors = np.concatenate([test.challenger[None], test.anchors])
         rng = self._rng(CERTIFICATE_STREAM, count)
         return certify_jointly(test.score, anchors, self._settings.risk, self._num_joint + 1, rng, in_full)
 

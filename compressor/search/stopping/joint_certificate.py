@@ -1,6 +1,6 @@
 """The joint certificate: how probable it is that ANY plan of the lattice beats the incumbent by more than delta.
 
-Eq. (12) speaks of each single plan. Here posterior paths of J are maximised over the lattice, and the share of paths
+Eq. (12) speaks of each single plan. Here posterior paths of J are maximized over the lattice, and the share of paths
 whose maximum lies more than delta above their value at the incumbent estimates P(max J - J(incumbent) > delta | data);
 the search stops on a Clopper-Pearson upper bound of that share (after Wilson 2024, "Stopping Bayesian Optimization
 with Probabilistic Regret Bounds").
@@ -28,12 +28,12 @@ from scipy.special import betainccinv
 
 from compressor.arrays import Ranks
 from compressor.search.acquisition.optimize import perturb
-from compressor.search.stopping.sample_paths import Paths, climb
+from compressor.search.stopping.sample_paths import SamplePaths, local_search
 from compressor.search.surrogate.base import Score
 
 ALPHA_SHARE = 0.1  # of epsilon, for the Monte Carlo error of all tests together
 NUM_STAGES, STAGE_GROWTH = 4, 1.5  # numbers of paths at which the bound is read
-MOST_PATHS = 1024  # in one test: a risk that asks for more is never met
+MAX_PATHS = 1024  # in one test: a risk that asks for more is never met
 BATCH_PATHS = 64  # drawn together, with the same features
 PILOT_PATHS, PILOT_CHUNK = 32, 8  # climbed a chunk at a time; one failure, and there is no test
 DOUBT = 0.3  # a test ends when the share of failures lies above what its last stage allows, but for this probability
@@ -42,7 +42,7 @@ NUM_RANDOM, NUM_LOCAL = 2048, 1024  # points of the pool that all paths of a bat
 # and three random climbs find on a ResNet-18 (699 in 3,456 paths), two near ones find 89 %, and one near and three
 # random ones 93 % for four times the work; on the flat priors of the certificates study the random ones find most.
 # There random points lie up to 4 delta below a failure; where a measured prior mean shapes the posterior, 40.
-NEAR_CLIMBS, RANDOM_CLIMBS = 2, 3
+NEAR_SEARCHES, RANDOM_SEARCHES = 2, 3
 REACH = 10.0  # in delta: climbs do not begin further below a failure
 
 
@@ -60,7 +60,7 @@ class JointTest:
     met: bool
 
 
-def share_of_risk(epsilon: float, number: int) -> float:
+def share_of_failure_probability(epsilon: float, number: int) -> float:
     """alpha_t of test `number` = 1, 2, ...: a summable part of ALPHA_SHARE * epsilon."""
     return ALPHA_SHARE * epsilon * 6.0 / (pi * number) ** 2
 
@@ -72,7 +72,7 @@ def stages_of(alpha: float, risk: float) -> list[int]:
     """
     fewest = log(alpha / NUM_STAGES) / log1p(-risk)
     stages = [ceil(fewest * STAGE_GROWTH**stage) for stage in range(NUM_STAGES)]
-    return [paths for paths in stages if paths <= MOST_PATHS] or [MOST_PATHS]
+    return [paths for paths in stages if paths <= MAX_PATHS] or [MAX_PATHS]
 
 
 def upper_bound(failures: int, paths: int, alpha: float) -> float:
@@ -102,7 +102,7 @@ class _Reading:
 
 
 def _reading_of(epsilon: float, number: int) -> _Reading:
-    share, risk = share_of_risk(epsilon, number), (1.0 - ALPHA_SHARE) * epsilon
+    share, risk = share_of_failure_probability(epsilon, number), (1.0 - ALPHA_SHARE) * epsilon
     stages, alpha = stages_of(share, risk), share / NUM_STAGES
     return _Reading(stages, alpha, risk, largest_count(stages[-1], alpha, risk))
 
@@ -119,7 +119,7 @@ def certify_jointly(
 
     Args:
         score: the incumbent, delta, and the pointwise probabilities that choose the pool.
-        anchors: good plans (k, d) to look around, the pointwise maximiser among them.
+        anchors: good plans (k, d) to look around, the pointwise maximizer among them.
         epsilon: the risk asked for, all tests of the search together.
         number: of this test within the search, from 1; pilots do not count.
         in_full: for the record: no pilot, and the first stage is completed whatever comes.
@@ -158,19 +158,21 @@ class _Tally:
 
     def draw(self, count: int, enough: int | None = None) -> None:
         """Draw `count` paths and look for a plan better by more than delta on each, until `enough` have failed."""
-        space, drawn = self._score.belief.space, _Drawn(self._score, count, self._rng, enough)
-        drawn.climb(np.concatenate([self._anchors, perturb(space, self._anchors, NUM_LOCAL, self._rng)]), NEAR_CLIMBS)
-        drawn.climb(space.sample(NUM_RANDOM, self._rng), RANDOM_CLIMBS)
-        self.failures += drawn.failures
+        space, synthetic = self._score.posterior.space, _Drawn(self._score, count, self._rng, enough)
+        synthetic.local_search(
+            np.concatenate([self._anchors, perturb(space, self._anchors, NUM_LOCAL, self._rng)]), NEAR_SEARCHES
+        )
+        synthetic.local_search(space.sample(NUM_RANDOM, self._rng), RANDOM_SEARCHES)
+        self.failures += synthetic.failures
         self.paths += count
 
 
 class _Drawn:
-    """Paths (p of them) and `gains` (p,): how far the best plan found on each lies above what counts as a failure."""
+    """SamplePaths (p of them) and `gains` (p,): how far the best plan found on each lies above what counts as a failure."""
 
     def __init__(self, score: Score, count: int, rng: np.random.Generator, enough: int | None) -> None:
         self.gains = np.full(count, -np.inf)
-        self._paths = Paths(score.belief, count, rng, centre=score.incumbent)
+        self._paths = SamplePaths(score.posterior, count, rng, centre=score.incumbent)
         self._thresholds = self._paths(score.incumbent[None])[0] + score.delta
         self._reach = REACH * score.delta
         self._enough = count + 1 if enough is None else enough
@@ -180,7 +182,7 @@ class _Drawn:
     def failures(self) -> int:
         return int((self.gains > 0).sum())
 
-    def climb(self, pool: Ranks, number: int) -> None:
+    def local_search(self, pool: Ranks, number: int) -> None:
         """Climb each path that has not failed from its best points of the pool (m, d), those within reach."""
         heights = self._paths(pool) - self._thresholds
         self.gains = np.maximum(self.gains, heights.max(0))
@@ -192,5 +194,5 @@ class _Drawn:
                     break
                 goals = self._thresholds[part]
                 known = heights[start[part], part] + goals
-                _, ends = climb(self._paths, part, pool[start[part]], goals=goals, heights=known)
+                _, ends = local_search(self._paths, part, pool[start[part]], goals=goals, heights=known)
                 self.gains[part] = np.maximum(self.gains[part], ends - goals)

@@ -1,4 +1,4 @@
-"""Posterior sample paths of J by pathwise conditioning, and their maxima over the lattice of ranks.
+"""SurrogateFitter sample paths of J by pathwise conditioning, and their maxima over the lattice of ranks.
 
 Wilson et al. 2020, "Efficiently Sampling Functions from Gaussian Process Posteriors" (Sec. 3.2), and 2021, "Pathwise
 Conditioning of Gaussian Processes": a path of the prior in random Fourier features, corrected by Matheron's rule,
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.arrays import Array, Ranks
-from compressor.search.surrogate.base import Belief
+from compressor.search.surrogate.base import Posterior
 from compressor.search.surrogate.gp import SPECTRAL_FREEDOM, GaussianProcess, correlation_of, squared_distances
 
 NUM_FEATURES = 512  # pairs of cosine and sine
@@ -23,13 +23,13 @@ NUM_LEVELS = 17  # ranks tried per layer in a climb, evenly spaced in theta
 # and beside a good plan's rank, in theta: of the failures that lines of 65 ranks find, evenly spaced ranks alone find 7
 # of 10, with these 97 of 100 (ResNet-18): most are plans much like the incumbent.
 NEARBY = np.array([-4, -3, -2, -1, 0, 1, 2, 3, 4]) / 64
-CLIMB_SWEEPS = 4
+LOCAL_SEARCH_SWEEPS = 4
 HOPE = 2.0  # in rises of the last sweep: how much higher a path may still come
 Single = NDArray[np.float32]
 Turns = NDArray[np.complex64]
 
 
-class LatentPaths:
+class LatentSamplePaths:
     """Draws (p of them) of the Gaussian process itself, given its data, as functions of theta.
 
     Args:
@@ -92,42 +92,42 @@ class Line:
     sines: Single
 
 
-class Paths:
+class SamplePaths:
     """p draws of J from a belief, as functions of the ranks; climbs look more closely around the plan `centre` (d,)."""
 
     def __init__(
         self,
-        belief: Belief,
+        posterior: Posterior,
         count: int,
         rng: np.random.Generator,
         num_features: int = NUM_FEATURES,
         centre: Ranks | None = None,
     ) -> None:
-        self.belief = belief
-        self._near = None if centre is None else belief.space.encode(centre[None])[0]
-        self.latent = LatentPaths(belief.process, count, rng, num_features)
+        self.posterior = posterior
+        self._near = None if centre is None else posterior.space.encode(centre[None])[0]
+        self.latent = LatentSamplePaths(posterior.process, count, rng, num_features)
         self._lines: dict[int, Line] = {}
 
     def __call__(self, ranks: Ranks) -> Array:
         """J (m, p) of every path at ranks (m, d)."""
-        return self.belief.objective_of(ranks[:, None, :], self.latent(self.belief.space.encode(ranks)))
+        return self.posterior.objective_of(ranks[:, None, :], self.latent(self.posterior.space.encode(ranks)))
 
     def line(self, layer: int) -> Line:
         """The line of a layer."""
         if layer not in self._lines:
             near = None if self._near is None else self._near[layer] + NEARBY
-            ranks, thetas = self.belief.space.levels(layer, NUM_LEVELS, near)
+            ranks, thetas = self.posterior.space.levels(layer, NUM_LEVELS, near)
             single = thetas.astype(np.float32)
             turns = turn(single[:, None] * self.latent.frequencies[:, layer])
             self._lines[layer] = Line(ranks, single, turns, np.ascontiguousarray(turns.conj().view(np.float32).T))
         return self._lines[layer]
 
 
-def climb(
-    paths: Paths,
+def local_search(
+    paths: SamplePaths,
     chosen: NDArray[np.int64],
     points: Ranks,
-    sweeps: int = CLIMB_SWEEPS,
+    sweeps: int = LOCAL_SEARCH_SWEEPS,
     goals: Array | None = None,
     heights: Array | None = None,
 ) -> tuple[Ranks, Array]:
@@ -153,15 +153,15 @@ def climb(
     return found, values
 
 
-def _sweep(paths: Paths, chosen: NDArray[np.int64], points: Ranks) -> tuple[Ranks, Array]:
+def _sweep(paths: SamplePaths, chosen: NDArray[np.int64], points: Ranks) -> tuple[Ranks, Array]:
     """Each coordinate (in order) set to the best rank of its line; the points (k, d) and their values (k,)."""
-    belief, latent = paths.belief, paths.latent
+    posterior, latent = paths.posterior, paths.latent
     updates = latent.signal_variance * latent.updates[chosen][:, :, None]
-    theta = belief.space.encode(points).astype(np.float32)
+    theta = posterior.space.encode(points).astype(np.float32)
     features = latent.weights[chosen] * turn(theta @ latent.frequencies.T)  # their real parts sum to the prior's value
     squares = squared_distances(theta / latent.length_scales, latent.scaled_data)
     rows, best = np.arange(len(points)), np.full(len(points), -np.inf)
-    for layer in range(belief.space.num_dims):
+    for layer in range(posterior.space.num_dims):
         line, scale, data = paths.line(layer), latent.length_scales[layer], latent.scaled_data[:, layer]
         own, which = np.unique(theta[:, layer], return_inverse=True)  # few: most lie on the line already
         stripped = features * turn(-own[:, None] * latent.frequencies[:, layer])[which]
@@ -173,7 +173,7 @@ def _sweep(paths: Paths, chosen: NDArray[np.int64], points: Ranks) -> tuple[Rank
         values = (prior + (correlation_of(distances) @ updates)[:, :, 0]) + latent.mean
         candidates = np.repeat(points[:, None, :], len(line.ranks) + 1, axis=1)
         candidates[:, 1:, layer] = line.ranks
-        values = belief.objective_of(candidates, values)
+        values = posterior.objective_of(candidates, values)
         taken = values.argmax(1)
         points, best = candidates[rows, taken], values[rows, taken]
         moved = np.flatnonzero(taken)

@@ -7,10 +7,10 @@ import numpy as np
 from compressor.arrays import Array, Ranks
 from compressor.fidelity.losses import Losses
 
-LEAST_SHARE_LEFT = 0.01  # of a plan's loss, where one of its layers takes some away
-MOST_TAKEN = 2.0  # times what a layer was seen to take away, at ranks still higher
+MIN_SHARE_LEFT = 0.01  # of a plan's loss, where one of its layers takes some away
+MAX_TAKEN = 2.0  # times what a layer was seen to take away, at ranks still higher
 LOSS_FLOOR = 1e-12
-LEAST_PER_NORM = 1e-6  # where compression seems to lower the risk
+MIN_PER_NORM = 1e-6  # where compression seems to lower the risk
 
 
 def falling(norms: Array) -> Array:
@@ -36,7 +36,7 @@ def around_plan(
     rows = zip(plan, norms_alone, sensitivities, strict=True)
     added = [_added_around(int(rank), norm, near, alone) for rank, near, alone in rows]
     more = sum_of([np.maximum(table, 0.0) for table in added])
-    shares_left = [np.clip(1.0 + table / max(norm, LOSS_FLOOR), LEAST_SHARE_LEFT, 1.0) for table in added]
+    shares_left = [np.clip(1.0 + table / max(norm, LOSS_FLOOR), MIN_SHARE_LEFT, 1.0) for table in added]
     log_share_left = sum_of([np.log(share) for share in shares_left])
     return lambda ranks: norm * np.exp(log_share_left(ranks)) + more(ranks)
 
@@ -48,7 +48,7 @@ def _added_around(own: int, norm: float, near: Mapping[int, float], alone: Array
     here, at_lowest, at_highest = alone[own - 1], alone[lowest - 1], alone[highest - 1]
     # Few images let a rank below seem no worse: further below it is at least as bad as alone.
     below = max(1.0, added[lowest - 1] / (at_lowest - here)) if at_lowest > here else 1.0
-    above = np.clip((here - alone) / max(here - at_highest, LOSS_FLOOR), 1.0, MOST_TAKEN)
+    above = np.clip((here - alone) / max(here - at_highest, LOSS_FLOOR), 1.0, MAX_TAKEN)
     return np.select(
         [ranks < lowest, ranks > highest],
         [added[lowest - 1] + below * (alone - at_lowest), added[highest - 1] * above],
@@ -79,4 +79,4 @@ def loss_per_norm(all_losses: list[Losses], norms: Array | None = None) -> float
     means = np.array([losses.mean for losses in all_losses])
     least = found <= np.median(found)
     total = (found if norms is None else norms)[least].sum()
-    return max(float(means[least].sum() / total), LEAST_PER_NORM) if total > 0 else 1.0
+    return max(float(means[least].sum() / total), MIN_PER_NORM) if total > 0 else 1.0

@@ -1,6 +1,6 @@
 """What is believed about J after n looks, by what the Gaussian process models.
 
-`PlainBelief` is the paper's: J as a whole. `LossBelief` models -gamma L and adds the size term exactly. `LogBelief`
+`ObjectivePosterior` is the paper's: J as a whole. `GaussianPosterior` models -gamma L and adds the size term exactly. `LognormalPosterior`
 models log L: L spans three orders of magnitude and multiplies rather than adds across layers, so its logarithm is the
 smoother function. What is expected of plans, where something is, is the prior mean of the last two. All answer the same
 two questions: the posterior mean of J, and the probability of Eq. (7).
@@ -68,32 +68,32 @@ class Surrogate(ABC):
         """
 
     @abstractmethod
-    def belief(self, process: GaussianProcess) -> "Belief":
+    def posterior(self, process: GaussianProcess) -> "Posterior":
         """The belief about J that `process` (fitted to `targets`) implies."""
 
-    def expect_look(self, belief: "Belief", ranks: Ranks, noise: float) -> "Belief":
+    def fantasize(self, posterior: "Posterior", ranks: Ranks, noise: float) -> "Posterior":
         """The belief after a look at `ranks` (d,) that finds what `belief` expects, with this noise variance.
 
         No mean moves, only variances shrink: what is to be looked at beside a look under way (Ginsbourger et al. 2010,
         "Kriging is well-suited to parallelize optimization").
         """
-        process, theta = belief.process, self.space.encode(ranks[None])
+        process, theta = posterior.process, self.space.encode(ranks[None])
         count = len(process.targets)
         total = np.zeros((count + 1, count + 1))
         total[:count, :count], total[count, count] = process.noise, noise
         targets = np.append(process.targets, process.project(theta)[0])
-        return self.belief(GaussianProcess(np.concatenate([process.thetas, theta]), targets, total, process.hyper))
+        return self.posterior(GaussianProcess(np.concatenate([process.thetas, theta]), targets, total, process.hyper))
 
     @abstractmethod
-    def look_noise(self, variances: Array, function_norms: Array) -> Array:
+    def evaluation_noise(self, variances: Array, function_norms: Array) -> Array:
         """Noise variances (m,), in the targets' units, of looks where L is about `function_norms` (m,).
 
         `variances` (m,) are those of the estimates of L.
         """
 
 
-class Belief(ABC):
-    """Posterior over J at any ranks."""
+class Posterior(ABC):
+    """SurrogateFitter over J at any ranks."""
 
     def __init__(self, surrogate: Surrogate, process: GaussianProcess) -> None:
         self.space = surrogate.space
@@ -103,7 +103,7 @@ class Belief(ABC):
 
     @abstractmethod
     def function_norm(self, ranks: Ranks) -> tuple[Array, Array]:
-        """Posterior mean and standard deviation (m,) of L at ranks (m, d)."""
+        """SurrogateFitter mean and standard deviation (m,) of L at ranks (m, d)."""
 
     @abstractmethod
     def score(self, incumbent: Ranks, delta: float) -> "Score":
@@ -122,15 +122,15 @@ class Belief(ABC):
         return self.objective.size_term(self.space.ratio(ranks))
 
     def mean(self, ranks: Ranks) -> Array:
-        """Posterior mean of J (m,)."""
+        """SurrogateFitter mean of J (m,)."""
         return self.moments(ranks)[0]
 
     def sd(self, ranks: Ranks) -> Array:
-        """Posterior standard deviation of J (m,)."""
+        """SurrogateFitter standard deviation of J (m,)."""
         return self.moments(ranks)[1]
 
     def moments(self, ranks: Ranks) -> tuple[Array, Array]:
-        """Posterior mean and standard deviation (m,) of J."""
+        """SurrogateFitter mean and standard deviation (m,) of J."""
         mean, deviation = self.function_norm(ranks)
         gamma = self.objective.gamma
         return self.size_term(ranks) - gamma * mean, gamma * deviation
@@ -140,17 +140,17 @@ class Belief(ABC):
         return self.size_term(ranks)
 
     def latent(self, ranks: Ranks) -> tuple[Array, Array]:
-        """Posterior mean (m,) of the process with its prior mean, and its whitened cross-covariances (n, m)."""
+        """SurrogateFitter mean (m,) of the process with its prior mean, and its whitened cross-covariances (n, m)."""
         mean, projected = self.process.project(self.space.encode(ranks))
         return mean + self.prior_mean(ranks), projected
 
-    def latent_quickly(self, ranks: Ranks) -> tuple[Array, Single]:
+    def latent_single(self, ranks: Ranks) -> tuple[Array, Single]:
         """The same in single precision."""
-        mean, projected = self.process.project_quickly(self.space.encode(ranks))
+        mean, projected = self.process.project_single(self.space.encode(ranks))
         return mean + self.prior_mean(ranks), projected
 
     def latent_variance(self, projected: Array | Single) -> Array:
-        """Posterior variance (m,) of the process from `latent`'s second part."""
+        """SurrogateFitter variance (m,) of the process from `latent`'s second part."""
         explained = np.einsum("ij,ij->j", projected, projected)
         return np.maximum(self.process.hyper.signal_variance - explained, 0.0)
 
@@ -167,14 +167,14 @@ class Belief(ABC):
 class Score(ABC):
     """log P(J(t) > J(incumbent) + delta), Eq. (7); its argmax is Eq. (11), its maximum Eq. (12)."""
 
-    def __init__(self, belief: Belief, incumbent: Ranks, delta: float) -> None:
-        self.belief = belief
+    def __init__(self, posterior: Posterior, incumbent: Ranks, delta: float) -> None:
+        self.posterior = posterior
         self.incumbent = incumbent
         self.delta = delta
-        self._theta = belief.space.encode(incumbent[None])
-        mean, self._projected = belief.latent(incumbent[None])
+        self._theta = posterior.space.encode(incumbent[None])
+        mean, self._projected = posterior.latent(incumbent[None])
         self._mean = float(mean[0])
-        self._known_part = float(belief.known_part(incumbent[None])[0])
+        self._known_part = float(posterior.known_part(incumbent[None])[0])
 
     def __call__(self, ranks: Ranks) -> NDArray[np.float64]:
         """Log probabilities (m,) at ranks (m, d); minus infinity at the incumbent itself."""
@@ -194,10 +194,10 @@ class Score(ABC):
 
     @abstractmethod
     def difference(self, ranks: Ranks) -> tuple[Array, Array]:
-        """Posterior mean and variance (m,) of J(t) - J(incumbent), their covariance taken into account."""
+        """SurrogateFitter mean and variance (m,) of J(t) - J(incumbent), their covariance taken into account."""
 
     def _latent_covariance(self, ranks: Ranks, projected: Array | Single) -> Array:
-        """Posterior covariance (m,) of the process with its value at the incumbent."""
-        belief = self.belief
-        cross = belief.process.prior_covariance(belief.space.encode(ranks), self._theta)[:, 0]
+        """SurrogateFitter covariance (m,) of the process with its value at the incumbent."""
+        posterior = self.posterior
+        cross = posterior.process.prior_covariance(posterior.space.encode(ranks), self._theta)[:, 0]
         return np.asarray(cross - np.einsum("i,ij->j", self._projected[:, 0].astype(projected.dtype), projected))

@@ -16,7 +16,7 @@ from compressor.fidelity.noise import NoiseModel
 from compressor.search.objective import Objective
 from compressor.search.space import RankSpace
 from compressor.search.surrogate import gp
-from compressor.search.surrogate.lognormal import LogSurrogate
+from compressor.search.surrogate.lognormal import LognormalSurrogate
 
 REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many looks
 
@@ -33,7 +33,7 @@ class NormModel:
         self._fitted_at = 0
 
     def begin(self, expected: Callable[[Ranks], Array], saturation: float) -> None:
-        """What single layers tell of the function norm of ranks (..., d), and the largest seen along the curve."""
+        """What single layers log of the function norm of ranks (..., d), and the largest seen along the curve."""
         self._expected, self._saturation = expected, saturation
 
     def add(self, losses: Losses) -> None:
@@ -50,7 +50,7 @@ class NormModel:
             objective: says which differences of L are of interest.
         """
         norm_objective = Objective(per_norm * objective.gamma, objective.form)
-        surrogate = LogSurrogate(self._space, norm_objective, self._expected, self._saturation)
+        surrogate = LognormalSurrogate(self._space, norm_objective, self._expected, self._saturation)
         targets = surrogate.targets(ranks, function_norms, self._noise.covariance(function_norms))
         thetas = self._space.encode(ranks)
         if self._hyper is None or len(ranks) >= REFIT_GROWTH * self._fitted_at:
@@ -60,7 +60,7 @@ class NormModel:
 
         def expected(points: Ranks) -> Array:
             flat = points.reshape(-1, points.shape[-1])
-            latent = process.mean_quickly(self._space.encode(flat)) + surrogate.prior_mean(flat)
+            latent = process.mean_single(self._space.encode(flat)) + surrogate.prior_mean(flat)
             return per_norm * np.maximum(np.exp(latent) - surrogate.offset, 0.0).reshape(points.shape[:-1])
 
         return expected

@@ -14,7 +14,7 @@ from compressor.arrays import Array, Ranks
 from compressor.search.surrogate.additive_prior import LOSS_FLOOR, looked_up, sum_of
 from compressor.search.surrogate.base import Expected
 
-MOST_OF_SATURATION = 0.5
+MAX_OF_SATURATION = 0.5
 
 
 class Energies:
@@ -38,9 +38,9 @@ class Energies:
 
         Losses near `saturation` say no more than that a network is destroyed, and are left out. Least squares of
         relative errors, no sensitivity being negative; each layer's first guess counts as one look.
-        Without guesses all layers' energies are taken to be worth the same.
+        ExcludedPoints guesses all layers' energies are taken to be worth the same.
         """
-        useful = losses < MOST_OF_SATURATION * saturation
+        useful = losses < MAX_OF_SATURATION * saturation
         energies = self._shares_of(plans[useful])
         losses = np.maximum(losses[useful], LOSS_FLOOR)
         losses = losses / (1.0 - losses / saturation)

@@ -4,7 +4,7 @@ import numpy as np
 from scipy.special import log_ndtr
 
 from compressor.arrays import Array, Ranks
-from compressor.search.surrogate.base import Belief, Score, Surrogate, Targets
+from compressor.search.surrogate.base import Posterior, Score, Surrogate, Targets
 from compressor.search.surrogate.gp import GaussianProcess
 
 VANISHING = 1e-12  # variance of a difference, relative to the signal's, that counts as no difference
@@ -21,14 +21,14 @@ class LossSurrogate(Surrogate):
         gamma = self.objective.gamma
         return Targets(-gamma * function_norms - self.prior_mean(ranks), gamma**2 * noise)
 
-    def belief(self, process: GaussianProcess) -> "LossBelief":
-        return LossBelief(self, process)
+    def posterior(self, process: GaussianProcess) -> "GaussianPosterior":
+        return GaussianPosterior(self, process)
 
-    def look_noise(self, variances: Array, function_norms: Array) -> Array:
+    def evaluation_noise(self, variances: Array, function_norms: Array) -> Array:
         return self.objective.gamma**2 * variances
 
 
-class LossBelief(Belief):
+class GaussianPosterior(Posterior):
     """J is Gaussian."""
 
     def function_norm(self, ranks: Ranks) -> tuple[Array, Array]:
@@ -46,7 +46,7 @@ class LossBelief(Belief):
         return self.known_part(ranks) + latent + self.prior_mean(ranks)
 
 
-class PlainSurrogate(LossSurrogate):
+class ObjectiveSurrogate(LossSurrogate):
     """Targets are J, size and all, and nothing is expected of any plan."""
 
     def prior_mean(self, ranks: Ranks) -> Array:
@@ -56,11 +56,11 @@ class PlainSurrogate(LossSurrogate):
         losses = super().targets(ranks, function_norms, noise)
         return Targets(losses.values + self.objective.size_term(self.space.ratio(ranks)), losses.noise)
 
-    def belief(self, process: GaussianProcess) -> "PlainBelief":
-        return PlainBelief(self, process)
+    def posterior(self, process: GaussianProcess) -> "ObjectivePosterior":
+        return ObjectivePosterior(self, process)
 
 
-class PlainBelief(LossBelief):
+class ObjectivePosterior(GaussianPosterior):
     """J is Gaussian, and no part of it known beforehand."""
 
     def known_part(self, ranks: Ranks) -> Array:
@@ -76,14 +76,14 @@ class GaussianScore(Score):
 
     def _log_probability(self, ranks: Ranks) -> Array:
         mean, variance = self.difference(ranks)
-        floor = VANISHING * self.belief.process.hyper.signal_variance
+        floor = VANISHING * self.posterior.process.hyper.signal_variance
         return np.asarray(log_ndtr((mean - self.delta) / np.sqrt(np.maximum(variance, floor))))
 
     def difference(self, ranks: Ranks) -> tuple[Array, Array]:
         # var(t) + var(incumbent) - 2 cov, written so that the prior's variances cancel before the data come in
-        mean, projected = self.belief.latent(ranks)
-        process = self.belief.process
-        cross = process.prior_covariance(self.belief.space.encode(ranks), self._theta)[:, 0]
+        mean, projected = self.posterior.latent(ranks)
+        process = self.posterior.process
+        cross = process.prior_covariance(self.posterior.space.encode(ranks), self._theta)[:, 0]
         variance = 2.0 * (process.hyper.signal_variance - cross) - ((projected - self._projected) ** 2).sum(0)
-        known = self.belief.known_part(ranks) - self._known_part
+        known = self.posterior.known_part(ranks) - self._known_part
         return mean - self._mean + known, np.maximum(variance, 0.0)

@@ -100,19 +100,19 @@ class GaussianProcess:
         return self.hyper.signal_variance * matern52(first, second, self.hyper.length_scales)
 
     def project(self, points: Array) -> tuple[Array, Array]:
-        """Posterior mean (m,) of `points` (m, d), and V (n, m) with posterior covariance k - V^T V."""
+        """SurrogateFitter mean (m,) of `points` (m, d), and V (n, m) with posterior covariance k - V^T V."""
         cross = self.prior_covariance(self.thetas, points)
         mean = self.hyper.mean + self._weights @ cross
         return mean, solve_triangular(self._cholesky, cross, lower=True, check_finite=False)
 
-    def mean_quickly(self, points: Array) -> Array:
-        """Posterior mean (m,) alone, in single precision."""
+    def mean_single(self, points: Array) -> Array:
+        """SurrogateFitter mean (m,) alone, in single precision."""
         _, scaled = self._single
         squares = squared_distances((points / self.hyper.length_scales).astype(np.float32), scaled)
         weights = (self.hyper.signal_variance * self._weights).astype(np.float32)
         return self.hyper.mean + (correlation_of(squares) @ weights).astype(np.float64)
 
-    def project_quickly(self, points: Array) -> tuple[Array, Single]:
+    def project_single(self, points: Array) -> tuple[Array, Single]:
         """The same in single precision, three times as quick."""
         factor, scaled = self._single
         squares = squared_distances(scaled, (points / self.hyper.length_scales).astype(np.float32))
@@ -122,7 +122,7 @@ class GaussianProcess:
         return mean.astype(np.float64), projected
 
     def predict(self, points: Array) -> tuple[Array, Array]:
-        """Posterior mean (m,) and covariance (m, m) at `points` (m, d), Eqs. (8) to (10)."""
+        """SurrogateFitter mean (m,) and covariance (m, m) at `points` (m, d), Eqs. (8) to (10)."""
         mean, projected = self.project(points)
         return mean, self.prior_covariance(points, points) - projected.T @ projected
 
@@ -171,7 +171,7 @@ def fit(
     """
     scale = max(float(targets.var()), float(noise.diagonal().mean()), TINY)
     num_dims = thetas.shape[1]
-    standardised = (targets - targets.mean()) / np.sqrt(scale)
+    standardized = (targets - targets.mean()) / np.sqrt(scale)
     scaled_noise = noise / scale
     signal_bounds = np.maximum(SIGNAL_BOUNDS, least_signal * float(scaled_noise.diagonal().mean()))
     bounds = [np.log((LENGTH_SCALE_BOUNDS[0], longest))] * num_dims + [np.log(signal_bounds), np.log(EXCESS_BOUNDS)]
@@ -186,7 +186,7 @@ def fit(
         minimize(
             _negative_log_likelihood,
             np.clip(guess, low, high),
-            args=(thetas, standardised, scaled_noise),
+            args=(thetas, standardized, scaled_noise),
             jac=True,
             method="L-BFGS-B",
             bounds=bounds,

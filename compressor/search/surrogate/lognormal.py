@@ -7,11 +7,11 @@ from scipy.special import log_ndtr, logsumexp
 from compressor.arrays import Array, Ranks, Single
 from compressor.search.objective import Objective
 from compressor.search.space import RankSpace
-from compressor.search.surrogate.base import Belief, Expected, Score, Surrogate, Targets
+from compressor.search.surrogate.base import Expected, Posterior, Score, Surrogate, Targets
 from compressor.search.surrogate.gaussian import VANISHING
 from compressor.search.surrogate.gp import GaussianProcess
 
-VANISHING_QUICKLY = 1e-5  # likewise in single precision
+VANISHING_SINGLE = 1e-5  # likewise in single precision
 # Quadrature over a standard normal: a few Gauss-Hermite nodes steer the acquisition; the certificate, whose integrand
 # can be a step, takes a fine trapezoid.
 COARSE_NODES, _coarse_weights = np.polynomial.hermite_e.hermegauss(7)
@@ -20,14 +20,14 @@ FINE_NODES = np.linspace(-6.0, 6.0, 241)
 FINE_LOG_WEIGHTS = -0.5 * FINE_NODES**2 - logsumexp(-0.5 * FINE_NODES**2)
 
 
-LEAST_SHARE = 0.25  # of c: a lucky look at a loss that may be negative counts as no less than this
+MIN_SHARE = 0.25  # of c: a lucky look at a loss that may be negative counts as no less than this
 RESOLUTION = 1e-4  # differences of J below this are of no interest: log L is taken of L + RESOLUTION / gamma
 
 
-class LogSurrogate(Surrogate):
+class LognormalSurrogate(Surrogate):
     """Targets are log(L + c) less the prior mean log(S + c), c = RESOLUTION / gamma + `floor`.
 
-    `floor` is what the loss of the original itself is taken to be (see `LossLaw`); L may then lie a little below zero.
+    `floor` is what the loss of the original itself is taken to be (see `NoiseSpecification`); L may then lie a little below zero.
 
     Noise goes over to the logarithm to first order, with the mean of a log-normal corrected for.
     """
@@ -60,19 +60,19 @@ class LogSurrogate(Surrogate):
 
     def _shifted(self, function_norms: Array) -> Array:
         """L + c (m,), which chance cannot bring near zero."""
-        return np.maximum(function_norms + self.offset, LEAST_SHARE * self.offset)
+        return np.maximum(function_norms + self.offset, MIN_SHARE * self.offset)
 
-    def belief(self, process: GaussianProcess) -> "LogBelief":
-        return LogBelief(self, process)
+    def posterior(self, process: GaussianProcess) -> "LognormalPosterior":
+        return LognormalPosterior(self, process)
 
-    def look_noise(self, variances: Array, function_norms: Array) -> Array:
+    def evaluation_noise(self, variances: Array, function_norms: Array) -> Array:
         return variances / self._shifted(function_norms) ** 2
 
 
-class LogBelief(Belief):
+class LognormalPosterior(Posterior):
     """L + c is log-normal."""
 
-    def __init__(self, surrogate: LogSurrogate, process: GaussianProcess) -> None:
+    def __init__(self, surrogate: LognormalSurrogate, process: GaussianProcess) -> None:
         super().__init__(surrogate, process)
         self.offset = surrogate.offset
 
@@ -101,12 +101,12 @@ class LogScore(Score):
     """
 
     def exact(self, ranks: Ranks) -> NDArray[np.float64]:
-        latent = self.belief.latent(ranks)
+        latent = self.posterior.latent(ranks)
         return self.mask(ranks, self._integrate(ranks, latent, VANISHING, FINE_NODES, FINE_LOG_WEIGHTS))
 
     def _log_probability(self, ranks: Ranks) -> Array:
-        latent = self.belief.latent_quickly(ranks)
-        return self._integrate(ranks, latent, VANISHING_QUICKLY, COARSE_NODES, COARSE_LOG_WEIGHTS)
+        latent = self.posterior.latent_single(ranks)
+        return self._integrate(ranks, latent, VANISHING_SINGLE, COARSE_NODES, COARSE_LOG_WEIGHTS)
 
     def _integrate(
         self,
@@ -116,14 +116,14 @@ class LogScore(Score):
         standard_nodes: Array,
         log_weights: Array,
     ) -> Array:
-        belief = self.belief
+        posterior = self.posterior
         mean, projected = latent
-        process = belief.process
+        process = posterior.process
         covariance = self._latent_covariance(ranks, projected)
         floor = vanishing * process.hyper.signal_variance
-        own = max(float(belief.latent_variance(self._projected)[0]), floor)
-        deviation = np.sqrt(np.maximum(belief.latent_variance(projected) - covariance**2 / own, floor))
-        margin = (belief.known_part(ranks) - self._known_part - self.delta) / belief.objective.gamma
+        own = max(float(posterior.latent_variance(self._projected)[0]), floor)
+        deviation = np.sqrt(np.maximum(posterior.latent_variance(projected) - covariance**2 / own, floor))
+        margin = (posterior.known_part(ranks) - self._known_part - self.delta) / posterior.objective.gamma
         nodes = self._mean + np.sqrt(own) * standard_nodes[:, None]
         threshold = np.exp(nodes) + margin
         conditional = mean + covariance / own * (nodes - self._mean)
@@ -132,12 +132,12 @@ class LogScore(Score):
         return np.asarray(np.logaddexp.reduce(log_ndtr(z) + log_weights[:, None], axis=0))
 
     def difference(self, ranks: Ranks) -> tuple[Array, Array]:
-        mean, projected = self.belief.latent(ranks)
-        variance, own = (self.belief.latent_variance(part) for part in (projected, self._projected))
+        mean, projected = self.posterior.latent(ranks)
+        variance, own = (self.posterior.latent_variance(part) for part in (projected, self._projected))
         covariance = self._latent_covariance(ranks, projected)
         # Means and covariances of log-normals
         first, second = np.exp(mean + 0.5 * variance), np.exp(self._mean + 0.5 * own)
         spread = first**2 * np.expm1(variance) + second**2 * np.expm1(own) - 2.0 * first * second * np.expm1(covariance)
-        gamma = self.belief.objective.gamma
-        sizes = self.belief.known_part(ranks) - self._known_part
+        gamma = self.posterior.objective.gamma
+        sizes = self.posterior.known_part(ranks) - self._known_part
         return sizes - gamma * (first - second), gamma**2 * np.maximum(spread, 0.0)

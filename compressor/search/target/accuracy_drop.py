@@ -13,19 +13,19 @@ import numpy as np
 
 from compressor.fidelity.accuracy_drop import DROP_EXPONENT
 from compressor.fidelity.losses import Losses
-from compressor.search.target.target import Target
+from compressor.search.target.target import SearchTarget
 
 # First guesses (ResNet-18 on CIFAR-10), and what they weigh: of decisions that change for better or worse per root of
 # the function norm over the output energy, and of the share of them that is lost on balance. Plans of the start change
 # much the same decisions: a dozen of them say no more than three or four that had nothing in common.
 CHANGES, WEIGHT_OF_CHANGES = 0.3, 40.0
 LOST_SHARE, WEIGHT_OF_LOST = 0.35, 120.0
-SMALLEST_LOST_SHARE = 0.05
+MIN_LOST_SHARE = 0.05
 WIDEST = 30.0  # looks whose L is so many times as large or small say nothing about the limit
 
 
 @dataclass(frozen=True)
-class DropTarget(Target):
+class DropTarget(SearchTarget):
     """The limit of L at which a drop is expected to be found small enough.
 
     Args:
@@ -42,17 +42,17 @@ class DropTarget(Target):
     deviations: float = 0.0
     gain: float = 1.0
 
-    def learn(self, looks: Sequence[Losses]) -> "DropTarget":
+    def learn(self, evaluations: Sequence[Losses]) -> "DropTarget":
         """With the limit that follows from the looks' decisions; looks without any leave the first guess."""
         changes = lost = exposure = 0.0
-        for look in looks:
-            if look.harms is not None and 1 / WIDEST <= look.function_norm / self.most <= WIDEST:
-                changes += float(np.abs(look.harms).sum())
-                lost += float(look.harms.sum())
-                exposure += len(look.harms) * (look.function_norm / self.energy) ** DROP_EXPONENT
+        for evaluation in evaluations:
+            if evaluation.flips is not None and 1 / WIDEST <= evaluation.function_norm / self.most <= WIDEST:
+                changes += float(np.abs(evaluation.flips).sum())
+                lost += float(evaluation.flips.sum())
+                exposure += len(evaluation.flips) * (evaluation.function_norm / self.energy) ** DROP_EXPONENT
         rate = (WEIGHT_OF_CHANGES + changes) / (WEIGHT_OF_CHANGES / CHANGES + exposure)
         share = (LOST_SHARE * WEIGHT_OF_LOST + lost) / (WEIGHT_OF_LOST + changes)
-        return replace(self, most=self._limit(rate, max(SMALLEST_LOST_SHARE, share)))
+        return replace(self, most=self._limit(rate, max(MIN_LOST_SHARE, share)))
 
     def _limit(self, rate: float, share: float) -> float:
         """L where drop and deviations of its measurement come to `asked`: a square equation in L^(exponent / 2)."""

@@ -12,17 +12,17 @@ from typing import Literal
 import numpy as np
 
 from compressor.arrays import Array, Ranks
-from compressor.fidelity.losses import SMALLEST_LOSS, Losses
-from compressor.search.acquisition.optimize import maximise
+from compressor.fidelity.losses import MIN_LOSS, Losses
+from compressor.search.acquisition.optimize import optimize_acquisition
 from compressor.search.space import RankSpace
-from compressor.search.surrogate.base import Belief
+from compressor.search.surrogate.base import Posterior
 
 Measure = Literal["ratio", "loss"]
 
 OUT_OF_REACH = 1e6
 MAX_GAMMA_STEPS = 20
 FIRST_STEP = 2.0
-SMALLEST_GAMMA, LARGEST_GAMMA = 1e-9, 1e9
+MIN_GAMMA, MAX_GAMMA = 1e-9, 1e9
 # Of J, for a factor e between the loss wanted and a plan's: while plans are sought, and where L is all that is left.
 FLATNESS, FLATNESS_NEARBY = 0.02, 0.1
 NEARBY = 2.0  # a limit of L is, that is no more than so many times as large or small
@@ -30,8 +30,8 @@ TIGHTEST_RATIO, RATIO_TOLERANCE, LOSS_TOLERANCE = 0.01, 0.05, 0.15
 
 
 @dataclass(frozen=True)
-class Target:
-    """R ("ratio") of the plan must be at most `most`, and L is minimised; or gamma is to be that at which the posterior
+class SearchTarget:
+    """R ("ratio") of the plan must be at most `most`, and L is minimized; or gamma is to be that at which the posterior
     mean of L ("loss") of the best plan comes to `most`. A plan is near enough from `least` on.
 
     A ratio is known, and kept to. An L is only believed: plans chosen for being the smallest that keep to one are those
@@ -56,55 +56,58 @@ class Target:
         """What gamma aims at, so that plans near its optimum keep to the target."""
         return (self.least + self.most) / 2
 
-    def after(self, other: "Target | None") -> "Target":
+    def after(self, other: "SearchTarget | None") -> "SearchTarget":
         """This target, knowing that plans for the other are found."""
         if other is None or not self.measure == other.measure == "loss":
             return self
         return replace(self, is_near=_are_near(self.most, other.most))
 
-    def at(self, loss: float) -> "Target | None":
+    def at(self, loss: float) -> "SearchTarget | None":
         """The target whose middle is this L; None if it is far from this target's, or that is a ratio."""
         if self.measure == "ratio" or not _are_near(loss, self.middle):
             return None
         return replace(self, most=self.most * loss / self.middle)
 
-    def learn(self, looks: Sequence[Losses]) -> "Target":
+    def learn(self, evaluations: Sequence[Losses]) -> "SearchTarget":
         """What to aim at after these looks of the start."""
         return self
 
     def nearness(self, ratio: float, loss: float) -> float:
         """The larger, the nearer a plan of this ratio, seen to lose this much, lies to the target."""
-        value = ratio if self.measure == "ratio" else max(loss, SMALLEST_LOSS)
+        value = ratio if self.measure == "ratio" else max(loss, MIN_LOSS)
         return -abs(float(np.log(value / self.middle)))
 
-    def of(self, belief: Belief, ranks: Ranks) -> Array:
+    def of(self, posterior: Posterior, ranks: Ranks) -> Array:
         """What the target limits (m,), of plans (m, d)."""
-        return belief.space.ratio(ranks) if self.measure == "ratio" else belief.function_norm(ranks)[0]
+        return posterior.space.ratio(ranks) if self.measure == "ratio" else posterior.function_norm(ranks)[0]
 
-    def preference(self, belief: Belief, ranks: Ranks) -> Array:
+    def preference(self, posterior: Posterior, ranks: Ranks) -> Array:
         """Large (m,) for plans (m, d) that keep to a ratio and lose little, and next for those that nearly do; for a
         loss, which is not kept to, the posterior mean of J less a little where L is not what is wanted."""
         if self.measure == "loss":
-            mean, losses = belief.mean(ranks), np.maximum(belief.function_norm(ranks)[0], SMALLEST_LOSS)
+            mean, losses = posterior.mean(ranks), np.maximum(posterior.function_norm(ranks)[0], MIN_LOSS)
             flatness = FLATNESS_NEARBY if self.is_near else FLATNESS
             return np.asarray(mean - flatness * np.abs(mean * np.log(losses / self.middle)))
-        excess, losses = self.of(belief, ranks) - self.most, belief.objective.gamma * belief.function_norm(ranks)[0]
+        excess, losses = (
+            self.of(posterior, ranks) - self.most,
+            posterior.objective.gamma * posterior.function_norm(ranks)[0],
+        )
         return np.where(excess <= 0, -losses, -OUT_OF_REACH * (1.0 + np.maximum(excess, 0.0)))
 
 
 def _are_near(loss: float, other: float) -> bool:
-    return bool(abs(np.log(max(loss, SMALLEST_LOSS) / max(other, SMALLEST_LOSS))) <= np.log(NEARBY))
+    return bool(abs(np.log(max(loss, MIN_LOSS) / max(other, MIN_LOSS))) <= np.log(NEARBY))
 
 
-class Landing:
+class TargetPreference:
     """A criterion whose maximum is the plan that the target prefers, by the posterior mean."""
 
-    def __init__(self, target: Target, belief: Belief) -> None:
+    def __init__(self, target: SearchTarget, posterior: Posterior) -> None:
         self._target = target
-        self._belief = belief
+        self._posterior = posterior
 
     def __call__(self, ranks: Ranks) -> Array:
-        return self._target.preference(self._belief, ranks)
+        return self._target.preference(self._posterior, ranks)
 
     def exact(self, ranks: Ranks) -> Array:
         return self(ranks)
@@ -113,18 +116,18 @@ class Landing:
 class MeanObjective:
     """A criterion: the posterior mean of J at another gamma than the belief's own."""
 
-    def __init__(self, belief: Belief, gamma: float) -> None:
-        self._belief = belief
+    def __init__(self, posterior: Posterior, gamma: float) -> None:
+        self._posterior = posterior
         self._gamma = gamma
 
     def __call__(self, ranks: Ranks) -> Array:
-        return -self._belief.space.ratio(ranks) - self._gamma * self._belief.function_norm(ranks)[0]
+        return -self._posterior.space.ratio(ranks) - self._gamma * self._posterior.function_norm(ranks)[0]
 
     def exact(self, ranks: Ranks) -> Array:
         return self(ranks)
 
 
-def solve_gamma(target: Target, belief: Belief, anchors: Ranks, rng: np.random.Generator) -> float:
+def solve_gamma(target: SearchTarget, posterior: Posterior, anchors: Ranks, rng: np.random.Generator) -> float:
     """gamma whose best plan by the posterior mean lies at the target's middle, as near as there is one.
 
     Args:
@@ -134,20 +137,20 @@ def solve_gamma(target: Target, belief: Belief, anchors: Ranks, rng: np.random.G
 
     def measured(gamma: float) -> float:
         nonlocal found
-        best, _ = maximise(MeanObjective(belief, gamma), belief.space, found, rng)
+        best, _ = optimize_acquisition(MeanObjective(posterior, gamma), posterior.space, found, rng)
         found = np.unique(np.concatenate([best[None], found]), axis=0)
-        return float(target.of(belief, best[None])[0])
+        return float(target.of(posterior, best[None])[0])
 
-    return solve_dual(measured, target, belief.objective.gamma)
+    return solve_dual(measured, target, posterior.objective.gamma)
 
 
-def solve_dual(measured: Callable[[float], float], target: Target, gamma: float) -> float:
+def solve_dual(measured: Callable[[float], float], target: SearchTarget, gamma: float) -> float:
     """The gamma at which `measured`, rising with gamma for a ratio and falling for a loss, meets the target.
 
     From a first guess, steps in log gamma that double until the target lies between two, then halves.
     """
     sign = 1.0 if target.measure == "ratio" else -1.0
-    low, high = np.log(SMALLEST_GAMMA), np.log(LARGEST_GAMMA)
+    low, high = np.log(MIN_GAMMA), np.log(MAX_GAMMA)
     place, step, bracketed = float(np.log(gamma)), float(np.log(FIRST_STEP)), False
     for _ in range(MAX_GAMMA_STEPS):
         value = measured(float(np.exp(place)))
@@ -155,14 +158,14 @@ def solve_dual(measured: Callable[[float], float], target: Target, gamma: float)
             break
         too_large = sign * (value - target.middle) > 0
         low, high = (low, min(high, place)) if too_large else (max(low, place), high)
-        bracketed = bracketed or (low > np.log(SMALLEST_GAMMA) and high < np.log(LARGEST_GAMMA))
+        bracketed = bracketed or (low > np.log(MIN_GAMMA) and high < np.log(MAX_GAMMA))
         outward = place - step if too_large else place + step
         place, step = (low + high) / 2 if bracketed else float(np.clip(outward, low, high)), 2 * step
     return float(np.exp(place))
 
 
 def first_gamma(
-    target: Target, space: RankSpace, plan: Callable[[float], Ranks], sum_of: Callable[[Ranks], Array]
+    target: SearchTarget, space: RankSpace, plan: Callable[[float], Ranks], sum_of: Callable[[Ranks], Array]
 ) -> float:
     """gamma by the layers' single losses alone, before any look at a plan; `plan` gives the ranks (d,) for a gamma."""
 

@@ -15,8 +15,8 @@ from benchmarks.studies.search.baselines.problem import DENSE_OBJECTIVE, Attempt
 from compressor.arrays import Array, Ranks
 
 NUM_RESTARTS, NUM_RAW = 4, 128
-SMALLEST_VARIANCE = 1e-12
-LARGEST_START = 0.25  # share of the budget that the Sobol points may take
+MIN_VARIANCE = 1e-12
+MAX_START = 0.25  # share of the budget that the Sobol points may take
 
 
 def noisy_expected_improvement(attempt: Attempt) -> Iterator[Step]:
@@ -24,7 +24,7 @@ def noisy_expected_improvement(attempt: Attempt) -> Iterator[Step]:
     from torch.quasirandom import SobolEngine
 
     space = attempt.space
-    most = int(LARGEST_START * attempt.budget / attempt.problem.samples)
+    most = int(MAX_START * attempt.budget / attempt.problem.samples)
     num_start = max(2, min(2 * (space.num_dims + 1), most))
     thetas = SobolEngine(space.num_dims, scramble=True, seed=attempt.seed).draw(num_start).double().numpy()
     visited: list[Ranks] = []
@@ -32,7 +32,7 @@ def noisy_expected_improvement(attempt: Attempt) -> Iterator[Step]:
     for ranks in space.decode(thetas):
         visited.append(ranks)
         values.append(attempt.observe(ranks))
-    handed_over = space.caps
+    handed_over = space.num_choices
     while True:
         points = np.array(visited)
         model = _fit(space.encode(points), np.array(values))
@@ -56,16 +56,16 @@ def _fit(thetas: Array, values: Array) -> Any:
 
     objectives, variances = (torch.from_numpy(column.copy())[:, None] for column in values.T)
     model = SingleTaskGP(
-        torch.from_numpy(thetas), objectives, variances.clamp_min(SMALLEST_VARIANCE), outcome_transform=Standardize(1)
+        torch.from_numpy(thetas), objectives, variances.clamp_min(MIN_VARIANCE), outcome_transform=Standardize(1)
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # optimisers that end at their iteration limit
+        warnings.simplefilter("ignore")  # optimizers that end at their iteration limit
         fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
     return model
 
 
 def _posterior_means(model: Any, thetas: Array) -> Array:
-    """Posterior means of J (n,) at thetas (n, d)."""
+    """SurrogateFitter means of J (n,) at thetas (n, d)."""
     import torch
 
     with torch.no_grad():

@@ -46,15 +46,15 @@ def best_member(attempt: Attempt, family: Family) -> Iterator[Step]:
     for t in GRID:
         yield from members.visit(family, t)
     for level in FINER:
-        centre = members.places[members.best(1)[0]]
+        centre = members.positions[members.best(1)[0]]
         for t in np.arange(1, level, 2) / level:
             if abs(t - centre) <= REACH:
                 yield from members.visit(family, float(t))
     for turn in count():
         ranked = members.best(NUM_FINALISTS)
-        looked_at = yield from members.look_again(ranked[turn % len(ranked) :] + ranked[: turn % len(ranked)])
-        if not looked_at:
-            attempt.stopped_because = "no images left that could tell more"
+        evaluated_at = yield from members.evaluate_again(ranked[turn % len(ranked) :] + ranked[: turn % len(ranked)])
+        if not evaluated_at:
+            attempt.stopped_because = "no images left that could log more"
             return
 
 
@@ -64,9 +64,9 @@ class _Members:
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
         self.plans: dict[bytes, Ranks] = {}
-        self.places: dict[bytes, float] = {}
+        self.positions: dict[bytes, float] = {}
         self._losses: dict[bytes, list[Losses]] = {}
-        self._handed_over = attempt.space.caps.tobytes()
+        self._handed_over = attempt.space.num_choices.tobytes()
 
     def best(self, count: int) -> list[bytes]:
         """The members with the highest means, the best first."""
@@ -83,21 +83,21 @@ class _Members:
         key = ranks.tobytes()
         if key in self.plans:
             return
-        losses = self._attempt.look(ranks, self._attempt.draw())
-        self.plans[key], self.places[key], self._losses[key] = ranks, t, [losses]
-        yield from self._tell()
+        losses = self._attempt.evaluation(ranks, self._attempt.draw())
+        self.plans[key], self.positions[key], self._losses[key] = ranks, t, [losses]
+        yield from self._log()
 
-    def look_again(self, keys: list[bytes]) -> Generator[Step, None, bool]:
+    def evaluate_again(self, keys: list[bytes]) -> Generator[Step, None, bool]:
         """Another look at the first of these members that has images left; returns whether there was one."""
         for key in keys:
             images = self._attempt.draw_unseen(np.concatenate([losses.indices for losses in self._losses[key]]))
             if len(images):
-                self._losses[key].append(self._attempt.look(self.plans[key], images))
-                yield from self._tell()
+                self._losses[key].append(self._attempt.evaluation(self.plans[key], images))
+                yield from self._log()
                 return True
         return False
 
-    def _tell(self) -> Iterator[Step]:
+    def _log(self) -> Iterator[Step]:
         (best,) = self.best(1)
         if best != self._handed_over and self.mean(best) > DENSE_OBJECTIVE:
             self._handed_over = best

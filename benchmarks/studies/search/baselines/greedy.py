@@ -15,7 +15,7 @@ from benchmarks.studies.search.baselines.family import best_member
 from benchmarks.studies.search.baselines.problem import Attempt, OutOfBudget, Step
 from compressor.arrays import Array, Ranks
 from compressor.search.initial import allocation as start
-from compressor.search.initial.sensitivity import PROBE_IMAGES, every_rank, probe_sensitivities, tables_of
+from compressor.search.initial.sensitivity import SENSITIVITY_IMAGES, every_rank, measure_sensitivities, tables_of
 from compressor.search.surrogate.additive_prior import falling
 
 AIMET_RATIOS = np.arange(1, 10) / 10  # of the dense layer's parameters
@@ -37,8 +37,11 @@ def aimet_thresholds(attempt: Attempt) -> Iterator[Step]:
     def plan(t: float) -> Ranks:
         threshold = highest ** (1.0 - t) * lowest**t
         fits = [table <= threshold * (1 + 1e-9) for table in tables]
-        dense = attempt.space.caps
-        chosen = [grid[np.argmax(fit)] if fit.any() else cap for grid, fit, cap in zip(grids, fits, dense, strict=True)]
+        dense = attempt.space.num_choices
+        chosen = [
+            grid[np.argmax(fit)] if fit.any() else break_even_rank
+            for grid, fit, break_even_rank in zip(grids, fits, dense, strict=True)
+        ]
         return np.array(chosen, dtype=np.int64)
 
     yield from best_member(attempt, plan)
@@ -53,16 +56,16 @@ def lagrange_linear(attempt: Attempt) -> Iterator[Step]:
         for choices in attempt.space.choices
     ]
     tables = [
-        every_rank(grid, norms, int(cap))
-        for grid, norms, cap in zip(grids, probe(attempt, grids), attempt.space.caps, strict=True)
+        every_rank(grid, norms, int(break_even_rank))
+        for grid, norms, break_even_rank in zip(grids, probe(attempt, grids), attempt.space.num_choices, strict=True)
     ]
     yield from _allocate(attempt, tables)
 
 
 def lagrange_cheap(attempt: Attempt) -> Iterator[Step]:
     """Lagrangian allocation on eight geometric ranks per layer and the same five images for all."""
-    images = np.arange(min(PROBE_IMAGES, attempt.problem.num_images))
-    norms = probe_sensitivities(attempt.space, lambda plans: (attempt.look(ranks, images) for ranks in plans))
+    images = np.arange(min(SENSITIVITY_IMAGES, attempt.problem.num_images))
+    norms = measure_sensitivities(attempt.space, lambda plans: (attempt.evaluation(ranks, images) for ranks in plans))
     tables = tables_of(attempt.space, norms)
     yield from _allocate(attempt, tables)
 
@@ -83,8 +86,8 @@ def probe(attempt: Attempt, grids: Sequence[NDArray[np.int64]]) -> list[Array]:
     Raises:
         OutOfBudget: not even two images per rank fit into the budget.
     """
-    num_looks = sum(len(grid) for grid in grids)
-    count = min(attempt.problem.samples, int(PROBING_SHARE * attempt.left / num_looks))
+    num_evaluations = sum(len(grid) for grid in grids)
+    count = min(attempt.problem.samples, int(PROBING_SHARE * attempt.left / num_evaluations))
     if count < 2:
         raise OutOfBudget
     tables = []
@@ -92,8 +95,8 @@ def probe(attempt: Attempt, grids: Sequence[NDArray[np.int64]]) -> list[Array]:
         images = attempt.draw()[:count]
         norms = []
         for rank in grid:
-            ranks = attempt.space.caps.copy()
+            ranks = attempt.space.num_choices.copy()
             ranks[layer] = rank
-            norms.append(attempt.look(ranks, images).mean)
+            norms.append(attempt.evaluation(ranks, images).mean)
         tables.append(np.array(norms))
     return tables

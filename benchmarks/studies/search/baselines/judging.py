@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.studies.search.baselines import DEFAULT, Rival
-from benchmarks.studies.search.baselines.networks import Judge
+from benchmarks.studies.search.baselines import DEFAULT, Baseline
+from benchmarks.studies.search.baselines.networks import TestEvaluator
 from benchmarks.studies.search.baselines.problem import Attempt, OutOfBudget, Step
 from compressor.arrays import Ranks
 
@@ -30,16 +30,16 @@ def checkpoints_of(budget: int) -> list[int]:
     return sorted({int(passes) for passes in np.geomspace(FIRST_CHECKPOINT * budget, budget, NUM_CHECKPOINTS).round()})
 
 
-def follow(rival: Rival, attempt: Attempt) -> tuple[list[Step], float]:
+def follow(challenger: Baseline, attempt: Attempt) -> tuple[list[Step], float]:
     """Run a search to its end: the plans it held, the dense network first, and the CPU seconds it took for itself."""
     began = time.process_time()
-    steps: list[Step] = [(0, attempt.space.caps)]
+    steps: list[Step] = [(0, attempt.space.num_choices)]
     try:
-        steps.extend(rival.run(attempt))
+        steps.extend(challenger.run(attempt))
         attempt.stopped_because = attempt.stopped_because or "done"
     except OutOfBudget:
         attempt.stopped_because = "image passes spent"
-    return steps, time.process_time() - began - attempt.look_seconds
+    return steps, time.process_time() - began - attempt.evaluation_seconds
 
 
 def held_at(steps: Sequence[Step], passes: int) -> Step:
@@ -47,23 +47,23 @@ def held_at(steps: Sequence[Step], passes: int) -> Step:
     return [step for step in steps if step[0] <= passes][-1]
 
 
-def judge_row(name: str, attempt: Attempt, steps: list[Step], seconds: Seconds, judge: Judge) -> Row:
+def test_row(name: str, attempt: Attempt, steps: list[Step], seconds: Seconds, evaluator: TestEvaluator) -> Row:
     """The row of one search and seed."""
     checkpoints = checkpoints_of(attempt.budget)
     held = [held_at(steps, passes) for passes in checkpoints]
-    distinct = {since: _judged(since, ranks, judge) for since, ranks in held}
+    distinct = {since: _evaluated(since, ranks, evaluator) for since, ranks in held}
     last = held[-1][1]
-    losses = judge.losses(last)
+    losses = evaluator.losses(last)
     return {
         "search": name,
         "seed": attempt.seed,
-        "objective": _round(judge.objective(last)),
+        "objective": _round(evaluator.objective(last)),
         "function_norm": _round(losses.mean),
         "stderr": _round(losses.variance**0.5),
-        "relative": _round(losses.mean / judge.plans.norm.teacher_energy),
-        "ratio": _round(judge.ratio(last)),
+        "relative": _round(losses.mean / evaluator.plans.norm.output_energy),
+        "ratio": _round(evaluator.ratio(last)),
         "passes": attempt.passes,
-        "looks": attempt.looks,
+        "evaluations": attempt.evaluations,
         "seconds": round(seconds.overhead + attempt.passes * seconds.per_pass, 2),
         "overhead_seconds": round(seconds.overhead, 2),
         "stopped_because": attempt.stopped_because,
@@ -74,20 +74,20 @@ def judge_row(name: str, attempt: Attempt, steps: list[Step], seconds: Seconds, 
     }
 
 
-def compare_with_default(rows: Sequence[Row], judge: Judge) -> None:
+def compare_with_default(rows: Sequence[Row], evaluator: TestEvaluator) -> None:
     """By how much the default's plan of the same seed is better, with the standard error over the same images, and the
     J of what the others held when the default had stopped."""
     defaults = {row["seed"]: row for row in rows if row["search"] == DEFAULT}
     for row in rows:
         if row["seed"] in defaults and "default_advantage" not in row:
             default = defaults[row["seed"]]
-            advantage, stderr = judge.advantage(final_ranks(default), final_ranks(row))
+            advantage, stderr = evaluator.advantage(final_ranks(default), final_ranks(row))
             row["default_advantage"], row["default_advantage_stderr"] = _round(advantage), _round(stderr)
             _, ranks = held_at([(passes, read_ranks(text)) for passes, text in row["steps"]], default["passes"])
-            row["objective_at_end_of_default"] = _round(judge.objective(ranks))
+            row["objective_at_end_of_default"] = _round(evaluator.objective(ranks))
 
 
-def check_certificates(rows: Sequence[Row], judge: Judge) -> None:
+def check_certificates(rows: Sequence[Row], evaluator: TestEvaluator) -> None:
     """Whether a plan that any search of the study held beats a certified one by more than its delta."""
     plans = [(held["objective"], held["ranks"], row) for row in rows for held in row["incumbents"]]
     if not plans:
@@ -95,7 +95,7 @@ def check_certificates(rows: Sequence[Row], judge: Judge) -> None:
     _, best, finder = max(plans, key=lambda plan: plan[0])
     for row in rows:
         if row["certificate"].get("met"):
-            advantage, stderr = judge.advantage(read_ranks(best), final_ranks(row))
+            advantage, stderr = evaluator.advantage(read_ranks(best), final_ranks(row))
             row["best_other"] = {"search": finder["search"], "seed": finder["seed"]}
             row["best_other_advantage"], row["best_other_stderr"] = _round(advantage), _round(stderr)
             row["contradicted"] = bool(advantage > row["certificate"]["delta"])
@@ -111,12 +111,12 @@ def read_ranks(text: str) -> Ranks:
     return np.array([int(rank) for rank in text.split()], dtype=np.int64)
 
 
-def _judged(since: int, ranks: Ranks, judge: Judge) -> Row:
+def _evaluated(since: int, ranks: Ranks, evaluator: TestEvaluator) -> Row:
     return {
         "since": since,
-        "objective": _round(judge.objective_roughly(ranks)),
-        "function_norm": _round(judge.losses_roughly(ranks).mean),
-        "ratio": _round(judge.ratio(ranks)),
+        "objective": _round(evaluator.objective_roughly(ranks)),
+        "function_norm": _round(evaluator.losses_roughly(ranks).mean),
+        "ratio": _round(evaluator.ratio(ranks)),
         "ranks": _written(ranks),
     }
 

@@ -18,10 +18,10 @@ from compressor.data.images import ImageSet
 from compressor.errors import InputError
 from compressor.factorization.registry import Factors
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.fidelity.linearization import Lineariser
+from compressor.fidelity.linearization import Linearizer
 from compressor.fidelity.losses import Losses
 from compressor.network.attention import open_attention
-from compressor.network.layers import FoundLayer, compressible, factorised_ranks, find_layers
+from compressor.network.layers import FoundLayer, compressible, factorized_ranks, find_layers
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.stages.factorize import energies_of, weight_factors
 from compressor.search.objective import Objective, default_gamma
@@ -41,7 +41,7 @@ class Network:
     layers: list[FoundLayer]
     factors: dict[str, Factors]
     pool: ImageSet
-    judges: ImageSet
+    evaluators: ImageSet
     device: torch.device
 
     def plans(self, images: ImageSet) -> "Plans":
@@ -58,7 +58,7 @@ class Network:
             len(self.pool),
             [energies_of(layer, self.factors[layer.name]) for layer in self.layers],
             samples,
-            Lineariser(plans.norm, self.model, self.layers, self.factors),
+            Linearizer(plans.norm, self.model, self.layers, self.factors),
         )
 
 
@@ -79,7 +79,7 @@ class Plans:
         missing = np.unique(indices[np.isnan(known[indices])])
         if len(missing):
             began = time.process_time()
-            kept = factorised_ranks(self.network.layers, ranks)
+            kept = factorized_ranks(self.network.layers, ranks)
             candidate = build_candidate(self.network.model, self.network.factors, kept)
             known[missing] = self.norm.losses(candidate, missing).values
             self.run_seconds += time.process_time() - began
@@ -92,7 +92,7 @@ class Plans:
         return self.run_seconds / max(1, self.run_passes)
 
 
-class Judge:
+class TestEvaluator:
     """J of any plan on all judging images."""
 
     def __init__(self, plans: Plans, problem: Problem) -> None:
@@ -137,14 +137,14 @@ def load_network(
     data: Path | None,
     input_size: int | None,
     patterns: Sequence[str],
-    num_judges: int,
+    num_test: int,
     device: torch.device,
     num_divided: int | None = None,
 ) -> Network:
     """A checkpoint with a folder of images, or FC3 on Fashion-MNIST where `model` is "fc3".
 
     Args:
-        num_judges: images that judge, at most: half of those that are divided first, then what the pool leaves.
+        num_test: images that judge, at most: half of those that are divided first, then what the pool leaves.
         num_divided: images that are divided first, in a random order; others judge if more are wanted. None takes all
             that are loaded: pool and judges.
 
@@ -158,24 +158,24 @@ def load_network(
     elif data is None or input_size is None:
         raise InputError(f'{model} needs DATA and --input-size (only "{FC3}" brings its own)')
     else:
-        loaded, images, _ = load_squares(Path(model), data, input_size, num_judges + POOL_IMAGES)
+        loaded, images, _ = load_squares(Path(model), data, input_size, num_test + POOL_IMAGES)
         name, network = loaded.arch, loaded.model
-    pool, judges = divide(images, num_judges, min(num_divided or len(images), len(images)))
+    pool, evaluators = divide(images, num_test, min(num_divided or len(images), len(images)))
     opened = open_attention(network.eval().requires_grad_(False).to(device), pool.batch([0]).to(device))
     layers = compressible(find_layers(opened, pool.batch([0]).to(device), include=patterns))
     factors = {layer.name: weight_factors(layer) for layer in layers}
-    return Network(name, opened, layers, factors, pool, judges, device)
+    return Network(name, opened, layers, factors, pool, evaluators, device)
 
 
-def divide(images: ImageSet, num_judges: int, num_divided: int) -> tuple[ImageSet, ImageSet]:
-    """The pool, and up to `num_judges` others; `load_network` says which."""
+def divide(images: ImageSet, num_test: int, num_divided: int) -> tuple[ImageSet, ImageSet]:
+    """The pool, and up to `num_test` others; `load_network` says which."""
     order = torch.randperm(num_divided, generator=torch.Generator().manual_seed(0))
-    half = min(num_judges, num_divided // 2)
+    half = min(num_test, num_divided // 2)
     pool, left = order[half : half + POOL_IMAGES], order[half + POOL_IMAGES :]
-    judges = torch.cat([order[:half], left, torch.arange(num_divided, len(images))])
-    return images.subset(pool), images.subset(judges[:num_judges])
+    evaluators = torch.cat([order[:half], left, torch.arange(num_divided, len(images))])
+    return images.subset(pool), images.subset(evaluators[:num_test])
 
 
 def gamma_of(plans: Plans, gamma: float | None, factor: float) -> float:
     """`gamma`, or where it is None, `factor` times the gamma at which the whole output weighs as much as the size."""
-    return factor * default_gamma(plans.norm.teacher_energy) if gamma is None else gamma
+    return factor * default_gamma(plans.norm.output_energy) if gamma is None else gamma

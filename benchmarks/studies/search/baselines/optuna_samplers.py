@@ -17,10 +17,13 @@ def parzen(attempt: Attempt) -> Iterator[Step]:
     """`TPESampler`."""
     import optuna
 
-    names, caps = attempt.space.names, attempt.space.caps.tolist()
+    names, num_choices = attempt.space.names, attempt.space.num_choices.tolist()
 
     def suggest(trial: Any) -> Ranks:
-        point = [trial.suggest_int(name, 1, cap, log=True) for name, cap in zip(names, caps, strict=True)]
+        point = [
+            trial.suggest_int(name, 1, break_even_rank, log=True)
+            for name, break_even_rank in zip(names, num_choices, strict=True)
+        ]
         return attempt.space.nearest(np.array(point, dtype=float))
 
     return _search(attempt, optuna.samplers.TPESampler(seed=attempt.seed), suggest)

@@ -12,7 +12,7 @@ from benchmarks.studies.search.baselines.problem import Attempt, OutOfBudget, Ru
 from compressor.arrays import Ranks
 from compressor.fidelity.losses import Losses
 from compressor.search.evaluation.journal import Journal
-from compressor.search.initial.sensitivity import PROBE_IMAGES, PROBE_RANKS
+from compressor.search.initial.sensitivity import SENSITIVITY_IMAGES, SENSITIVITY_RANKS
 from compressor.search.optimizer import Search
 from compressor.search.settings import SearchSettings
 
@@ -29,11 +29,11 @@ PAPER: dict[str, Any] = {
 }
 
 
-def fresh_look(attempt: Attempt, ranks: Ranks, indices: NDArray[np.int64]) -> Losses:
+def fresh_evaluation(attempt: Attempt, ranks: Ranks, indices: NDArray[np.int64]) -> Losses:
     """A look at as many images drawn at random, under the names of those asked for."""
-    rng = np.random.default_rng([FRESH_STREAM, attempt.seed, attempt.looks])
-    drawn = rng.choice(attempt.problem.num_images, len(indices), replace=False)
-    return replace(attempt.look(ranks, drawn), indices=indices)
+    rng = np.random.default_rng([FRESH_STREAM, attempt.seed, attempt.evaluations])
+    synthetic = rng.choice(attempt.problem.num_images, len(indices), replace=False)
+    return replace(attempt.evaluation(ranks, synthetic), indices=indices)
 
 
 def with_settings(fresh: bool = False, **changes: Any) -> Run:
@@ -45,8 +45,10 @@ def with_settings(fresh: bool = False, **changes: Any) -> Run:
 
     def search(attempt: Attempt) -> Iterator[Step]:
         settings = SearchSettings(samples=attempt.problem.samples, seed=attempt.seed, **changes)
-        probes = PROBE_RANKS * PROBE_IMAGES * attempt.space.num_dims if settings.start == "sensitivity" else 0
-        allowed = max(1, (attempt.budget - probes) // settings.samples)
+        sensitivities_measured = (
+            SENSITIVITY_RANKS * SENSITIVITY_IMAGES * attempt.space.num_dims if settings.start == "sensitivity" else 0
+        )
+        allowed = max(1, (attempt.budget - sensitivities_measured) // settings.samples)
         steps: list[Step] = []
 
         def remember(image_passes: int, ranks: Ranks) -> None:
@@ -56,12 +58,12 @@ def with_settings(fresh: bool = False, **changes: Any) -> Run:
         loop = Search(
             attempt.problem.space_in(settings.coordinates),
             attempt.problem.objective,
-            functools.partial(fresh_look, attempt) if fresh else attempt.look,
+            functools.partial(fresh_evaluation, attempt) if fresh else attempt.evaluation,
             attempt.problem.num_images,
             replace(settings, max_evaluations=allowed),
             Journal(None, {}),
             on_incumbent=remember,
-            linearise=attempt.linearise if attempt.problem.linearise else None,
+            linearize=attempt.linearize if attempt.problem.linearize else None,
             energies=attempt.problem.energies,
         )
         try:

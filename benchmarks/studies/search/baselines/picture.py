@@ -20,7 +20,7 @@ from compressor.report.svg import LIGHT, page_style
 WIDTH_INCHES, HEIGHT_INCHES = 12.0, 4.8
 BAND_OPACITY = 0.12
 HEADROOM = 1.06  # on the logarithmic axis, beyond the best
-SMALLEST_GAP = 0.042  # of the axes' height, between names at the curves' ends
+MIN_GAP = 0.042  # of the axes' height, between names at the curves' ends
 # One colour per curve of a panel, told apart by more than hue; bocompress has the page's blue.
 COLOURS = (
     *("#b45309", "#0f766e", "#7c3aed", "#be123c", "#4d7c0f", "#a16207"),
@@ -95,8 +95,8 @@ def _name_curves(axes: Axes, ends: Mapping[str, float], colours: Mapping[str, st
         for name, end in ends.items()
     }
     names = sorted(heights, key=lambda name: -heights[name])
-    places = spread([heights[name] for name in names], SMALLEST_GAP)
-    for name, place in zip(names, places, strict=True):
+    positions = spread([heights[name] for name in names], MIN_GAP)
+    for name, place in zip(names, positions, strict=True):
         colour = colours.get(name, LIGHT["compressed"])
         axes.annotate(
             f"{name}  {ends[name]:.3f}",
@@ -122,13 +122,13 @@ def _name_curves(axes: Axes, ends: Mapping[str, float], colours: Mapping[str, st
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
     """Falling heights moved apart to at least `gap`, within 0 and 1 where there is room."""
-    places: list[float] = []
+    positions: list[float] = []
     for height in heights:
-        places.append(min(height, places[-1] - gap) if places else min(height, 1.0))
-    short = max(0.0, -min(places, default=0.0))
+        positions.append(min(height, positions[-1] - gap) if positions else min(height, 1.0))
+    short = max(0.0, -min(positions, default=0.0))
     if not short:
-        return places
+        return positions
     lifted: list[float] = []
-    for place in reversed(places):
+    for place in reversed(positions):
         lifted.append(max(place, lifted[-1] + gap if lifted else 0.0))
     return lifted[::-1]

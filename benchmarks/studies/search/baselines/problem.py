@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.arrays import Array, Ranks
-from compressor.fidelity.linear_model import Linearise, LinearModel
+from compressor.fidelity.linear_model import Linearize, LinearModel
 from compressor.fidelity.losses import Losses
 from compressor.fidelity.noise import ImageSampler
 from compressor.search.objective import Objective
@@ -35,12 +35,12 @@ class Problem:
 
     Attributes:
         names, params_by_rank: as `RankSpace` takes them.
-        objective: J, to be maximised.
+        objective: J, to be maximized.
         losses: per-image losses (m,) of the plan with ranks (d,) on the images with indices (m,).
         num_images: size of the pool that the indices point into.
         energies: for every layer the share of the weight's squared norm that each rank gives up (cap,).
         samples: images per look at a plan.
-        linearise: the linear model around a plan, where there is a network.
+        linearize: the linear model around a plan, where there is a network.
     """
 
     names: list[str]
@@ -50,7 +50,7 @@ class Problem:
     num_images: int
     energies: list[Array]
     samples: int = 50
-    linearise: Linearise | None = None
+    linearize: Linearize | None = None
 
     @cached_property
     def space(self) -> RankSpace:
@@ -73,8 +73,8 @@ class Attempt:
     budget: int
     seed: int
     passes: int = 0
-    looks: int = 0
-    look_seconds: float = 0.0
+    evaluations: int = 0
+    evaluation_seconds: float = 0.0
     stopped_because: str = ""
     certificate: dict[str, Any] = field(default_factory=dict)
 
@@ -93,7 +93,7 @@ class Attempt:
         """Image passes left."""
         return self.budget - self.passes
 
-    def look(self, ranks: Ranks, indices: NDArray[np.int64]) -> Losses:
+    def evaluation(self, ranks: Ranks, indices: NDArray[np.int64]) -> Losses:
         """Losses of a plan (d,) on the images with these indices (m,) of the pool, counted.
 
         Raises:
@@ -103,12 +103,12 @@ class Attempt:
             raise OutOfBudget
         began = time.process_time()
         values = self.problem.losses(ranks, self._order[indices])
-        self.look_seconds += time.process_time() - began
+        self.evaluation_seconds += time.process_time() - began
         self.passes += len(indices)
-        self.looks += 1
+        self.evaluations += 1
         return Losses(indices, values)
 
-    def linearise(
+    def linearize(
         self, ranks: Ranks, others: Sequence[Sequence[int]], indices: NDArray[np.int64], directions: int
     ) -> LinearModel:
         """The linear model around a plan (d,) on these images of the pool, counted.
@@ -116,10 +116,10 @@ class Attempt:
         Raises:
             OutOfBudget: it took more passes than are left.
         """
-        assert self.problem.linearise is not None
+        assert self.problem.linearize is not None
         began = time.process_time()
-        model = self.problem.linearise(ranks, others, self._order[indices], directions)
-        self.look_seconds += time.process_time() - began
+        model = self.problem.linearize(ranks, others, self._order[indices], directions)
+        self.evaluation_seconds += time.process_time() - began
         if model.passes > self.left:
             raise OutOfBudget
         self.passes += model.passes
@@ -137,7 +137,7 @@ class Attempt:
 
     def observe(self, ranks: Ranks) -> tuple[float, float]:
         """J of a plan (d,) on the next images, and the variance of that estimate."""
-        losses = self.look(ranks, self.draw())
+        losses = self.evaluation(ranks, self.draw())
         return self.value(ranks, losses.mean), self.problem.objective.gamma**2 * losses.variance
 
     def value(self, ranks: Ranks, function_norm: float) -> float:

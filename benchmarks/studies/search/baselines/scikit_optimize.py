@@ -17,18 +17,21 @@ def expected_improvement(coordinates: Coordinates) -> Run:
         from skopt import Optimizer
         from skopt.space import Integer
 
-        optimiser = Optimizer(
-            [Integer(1, int(cap), prior=PRIORS[coordinates]) for cap in attempt.space.caps],
+        optimizer = Optimizer(
+            [
+                Integer(1, int(break_even_rank), prior=PRIORS[coordinates])
+                for break_even_rank in attempt.space.num_choices
+            ],
             base_estimator="GP",
             acq_func="EI",
             random_state=attempt.seed,
         )
         best = BestObserved(attempt)
         while True:
-            point = [int(rank) for rank in optimiser.ask()]
+            point = [int(rank) for rank in optimizer.ask()]
             ranks = np.array(point, dtype=np.int64)
             objective, _ = attempt.observe(ranks)
             yield from best.is_beaten_by(ranks, objective)
-            optimiser.tell(point, -objective)
+            optimizer.log(point, -objective)
 
     return search

@@ -11,19 +11,19 @@ Row = dict[str, Any]
 AT_EQUAL_PASSES = "objective_at_end_of_default"
 
 
-def summarise(rows: Sequence[Row]) -> list[Row]:
+def summarize(rows: Sequence[Row]) -> list[Row]:
     """One row per search, the best median of J first.
 
     `p_value` is that of a one-sided Wilcoxon signed-rank test over the seeds both have, the alternative being that the
     default's J is the greater. (With n seeds it is never below 2^-n: 0.03125 for five.) The same at equal passes is
     against what the other held when the default had stopped.
     """
-    mark_passes_to_best_peer(rows)
+    mark_passes_to_best_baseline(rows)
     found = []
     for name, own in _by_search(rows).items():
         objectives = [row["objective"] for row in own]
         contradicted = [row["contradicted"] for row in own if row.get("contradicted") is not None]
-        compared = [row for row in own if "passes_to_best_peer" in row]
+        compared = [row for row in own if "passes_to_best_baseline" in row]
         found.append(
             {
                 "search": name,
@@ -38,10 +38,10 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
                 "ratio": median(row["ratio"] for row in own),
                 "relative": median(row["relative"] for row in own),
                 "passes": median(row["passes"] for row in own),
-                "looks": median(row["looks"] for row in own),
+                "evaluations": median(row["evaluations"] for row in own),
                 "overhead_seconds": median(row["overhead_seconds"] for row in own),
                 "compared": len(compared),
-                "reached_best_peer": sum(row["passes_to_best_peer"] is not None for row in compared),
+                "reached_best_baseline": sum(row["passes_to_best_baseline"] is not None for row in compared),
                 "passes_ratio": _median_or_never([row["passes_ratio"] for row in compared]),
                 "passes_share": _median_or_never([row["passes_share"] for row in compared]),
                 "stopped": sum(bool(row["certificate"].get("met")) for row in own),
@@ -51,32 +51,32 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
     return sorted(found, key=lambda row: -row["objective"])
 
 
-def best_peer(rows: Sequence[Row]) -> str | None:
+def best_baseline(rows: Sequence[Row]) -> str | None:
     """The search not of bocompress's with the highest median of J; None where there is none."""
-    peers = {name: own for name, own in _by_search(rows).items() if not SEARCHES[name].ours}
-    return max(peers, key=lambda name: median(row["objective"] for row in peers[name]), default=None)
+    baselines = {name: own for name, own in _by_search(rows).items() if not SEARCHES[name].ours}
+    return max(baselines, key=lambda name: median(row["objective"] for row in baselines[name]), default=None)
 
 
-def mark_passes_to_best_peer(rows: Sequence[Row]) -> None:
+def mark_passes_to_best_baseline(rows: Sequence[Row]) -> None:
     """Image passes after which a row holds a plan as good as the best peer's last with the same seed, None where never;
     nothing where the peer has no row of that seed.
 
     `passes_ratio` is that over the passes after which the peer itself held that plan, `passes_share` over all that the
     peer spent.
     """
-    peer = best_peer(rows)
-    of_peer = {row["seed"]: row for row in rows if row["search"] == peer}
+    baseline = best_baseline(rows)
+    of_baseline = {row["seed"]: row for row in rows if row["search"] == baseline}
     for row in rows:
-        for key in ("passes_to_best_peer", "passes_ratio", "passes_share"):
+        for key in ("passes_to_best_baseline", "passes_ratio", "passes_share"):
             row.pop(key, None)
-        other = of_peer.get(row["seed"])
+        other = of_baseline.get(row["seed"])
         if other is None:
             continue
-        row["passes_to_best_peer"] = row["passes_ratio"] = row["passes_share"] = None
+        row["passes_to_best_baseline"] = row["passes_ratio"] = row["passes_share"] = None
         final = other["incumbents"][-1]
         reached = [held["since"] for held in row["incumbents"] if held["objective"] >= final["objective"]]
         if reached:
-            row["passes_to_best_peer"] = reached[0]
+            row["passes_to_best_baseline"] = reached[0]
             last = final["since"]
             row["passes_ratio"] = reached[0] / last if last else None
             row["passes_share"] = reached[0] / other["passes"]

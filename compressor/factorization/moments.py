@@ -17,7 +17,7 @@ OUTPUT_FLOOR = 0.01
 
 
 @dataclass(frozen=True)
-class Metric:
+class LayerMoments:
     """Second moments of what enters one output of a layer, per group, and the weight of its outputs; float64.
 
     Attributes:
@@ -31,9 +31,9 @@ class Metric:
     outputs: Tensor
 
 
-def white_metric(groups: int, num_inputs: int, num_outputs: int) -> Metric:
+def identity_moments(groups: int, num_inputs: int, num_outputs: int) -> LayerMoments:
     """The metric of plain truncation: independent inputs of unit variance, all outputs alike."""
-    return Metric(
+    return LayerMoments(
         covariance=torch.eye(num_inputs, dtype=torch.float64).expand(groups, -1, -1),
         mean=torch.zeros(groups, num_inputs, dtype=torch.float64),
         outputs=torch.eye(num_outputs, dtype=torch.float64).expand(groups, -1, -1),

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from compressor.factorization.alternating import alternate
 from compressor.factorization.least_squares import NestedRefit
-from compressor.factorization.metric import Metric, white_metric, with_floor
-from compressor.factorization.registry import METHODS, SPLIT_METHODS, Factors, break_even_rank
+from compressor.factorization.moments import LayerMoments, identity_moments, with_floor
+from compressor.factorization.registry import METHODS, SPLIT_METHODS, Factors, find_break_even_rank
 from compressor.factorization.two_factor import first_factor
 
 MODES = ("zeros", "reflect", "replicate", "circular")
@@ -27,12 +27,12 @@ def spread(size: int, generator: torch.Generator, groups: int = 1) -> Tensor:
     return (basis * deviations.square()[:, None]) @ basis.mT
 
 
-def random_metric(layer: nn.Module, seed: int = 0) -> Metric:
+def random_moments(layer: nn.Module, seed: int = 0) -> LayerMoments:
     generator = torch.Generator().manual_seed(seed)
     groups = getattr(layer, "groups", 1)
     num_out, num_in = len(layer.weight) // groups, layer.weight[0].numel()
     mean = torch.randn(groups, num_in, generator=generator, dtype=torch.float64)
-    return Metric(spread(num_in, generator, groups), mean, spread(num_out, generator, groups))
+    return LayerMoments(spread(num_in, generator, groups), mean, spread(num_out, generator, groups))
 
 
 def as_matrix(layer: nn.Module, module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -44,17 +44,17 @@ def as_matrix(layer: nn.Module, module: nn.Module) -> tuple[Tensor, Tensor]:
     shape = (layer.in_features,) if isinstance(layer, nn.Linear) else (layer.in_channels, *layer.kernel_size)
     with torch.inference_mode():
         bias = module(torch.zeros(1, *shape)).double().flatten(1)
-        probes = torch.eye(num_in).repeat(1, groups).reshape(num_in, *shape)
-        given = module(probes).double().flatten(1) - bias
+        inputs = torch.eye(num_in).repeat(1, groups).reshape(num_in, *shape)
+        given = module(inputs).double().flatten(1) - bias
     return given.T.reshape(groups, -1, num_in), bias.reshape(groups, -1)
 
 
-def output_error(layer: nn.Module, module: nn.Module, metric: Metric) -> tuple[Tensor, float]:
+def output_error(layer: nn.Module, module: nn.Module, moments: LayerMoments) -> tuple[Tensor, float]:
     """Mean (groups, Co/groups) of the change of the outputs, and its variance summed over outputs."""
     (weight, bias), (changed, changed_bias) = as_matrix(layer, layer), as_matrix(layer, module)
     difference = changed - weight
-    mean = torch.einsum("gon,gn->go", difference, metric.mean) + changed_bias - bias
-    return mean, float(((difference @ metric.covariance) * difference).sum())
+    mean = torch.einsum("gon,gn->go", difference, moments.mean) + changed_bias - bias
+    return mean, float(((difference @ moments.covariance) * difference).sum())
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -91,7 +91,7 @@ def convolutions(draw: st.DrawFn, groups: tuple[int, ...] = (1, 2), largest: int
 @given(data=st.data())
 def test_full_rank_is_the_layer_whatever_its_geometry(method: str, data: st.DataObject) -> None:
     layer = data.draw(convolutions((1, 2) if method == "spatial" else (1,), largest=3 if method == "cp" else 4))
-    factors = METHODS[method].factorise(layer, random_metric(layer))
+    factors = METHODS[method].factorize(layer, random_moments(layer))
     assert factors.max_rank == METHODS[method].max_rank(layer.weight.shape, layer.groups)
     images = torch.randn(2, layer.in_channels, 11, 12)
     with torch.inference_mode():
@@ -104,7 +104,7 @@ def test_full_rank_of_a_1x1_convolution(
     groups: int, num_in: int, num_out: int, stride: int, padding: int, bias: bool
 ) -> None:
     layer = nn.Conv2d(groups * num_in, groups * num_out, 1, stride, padding, groups=groups, bias=bias)
-    factors = METHODS["svd"].factorise(layer, random_metric(layer))
+    factors = METHODS["svd"].factorize(layer, random_moments(layer))
     images = torch.randn(2, layer.in_channels, 7, 8)
     with torch.inference_mode():
         assert relative_error(factors.build(factors.max_rank)(images), layer(images)) < EXACT
@@ -118,7 +118,7 @@ def test_full_rank_of_a_linear_layer_on_inputs_of_any_shape(
 ) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(num_in, num_out)
-    candidate = METHODS[method].factorise(layer, random_metric(layer)).build(7)
+    candidate = METHODS[method].factorize(layer, random_moments(layer)).build(7)
     inputs = torch.randn(*shape, num_in)
     with torch.inference_mode():
         assert relative_error(candidate(inputs), layer(inputs)) < EXACT
@@ -145,11 +145,11 @@ LAYERS = [
 
 @pytest.mark.parametrize(("method", "layer"), LAYERS)
 def test_every_rank_is_as_far_off_as_it_says_and_right_on_average(method: str, layer: nn.Module) -> None:
-    metric = random_metric(layer, seed=1)
-    factors = METHODS[method].factorise(layer, metric)
-    energy = output_error(layer, scaled(layer, 0.0), metric)[1]
+    moments = random_moments(layer, seed=1)
+    factors = METHODS[method].factorize(layer, moments)
+    energy = output_error(layer, scaled(layer, 0.0), moments)[1]
     for rank in range(1, factors.max_rank + 1):
-        mean, variance = output_error(layer, factors.build(rank), metric)
+        mean, variance = output_error(layer, factors.build(rank), moments)
         assert factors.squared_error(rank) == pytest.approx(variance, rel=1e-3, abs=1e-8 * energy)
         assert float(mean.abs().max()) < 1e-5 * max(1.0, energy**0.5)
 
@@ -169,13 +169,13 @@ def shape_of(layer: nn.Conv2d) -> tuple[Any, ...]:
 
 @pytest.mark.parametrize(("method", "layer"), LAYERS)
 def test_the_error_falls_with_the_rank_to_nothing(method: str, layer: nn.Module) -> None:
-    factors = METHODS[method].factorise(layer, random_metric(layer, seed=2))
+    factors = METHODS[method].factorize(layer, random_moments(layer, seed=2))
     # Beyond break-even CP's components need not: those of one rank are not among those of the next.
     groups = getattr(layer, "groups", 1)
     last = (
         factors.max_rank
         if method != "cp"
-        else break_even_rank(method, layer.weight.shape, groups, layer.weight.numel())
+        else find_break_even_rank(method, layer.weight.shape, groups, layer.weight.numel())
     )
     errors = [factors.squared_error(rank) for rank in range(1, last + 1)]
     assert all(later <= earlier * (1 + 1e-9) + 1e-9 for earlier, later in pairwise(errors)), errors
@@ -184,16 +184,16 @@ def test_the_error_falls_with_the_rank_to_nothing(method: str, layer: nn.Module)
 
 @pytest.mark.parametrize(("method", "layer"), [row for row in LAYERS if row[0] in SPLIT_METHODS])
 def test_refitted_weight_factors_say_their_error_and_beat_the_truncated_weight(method: str, layer: nn.Module) -> None:
-    metric = random_metric(layer, seed=3)
+    moments = random_moments(layer, seed=3)
     weight = SPLIT_METHODS[method](layer)
     limit = weight.max_rank - 1
-    refitted = weight.refitted(metric, limit)
+    refitted = weight.refitted(moments, limit)
     assert refitted.max_rank == limit
     for rank in range(1, limit + 1):
-        mean, variance = output_error(layer, refitted.build(rank), metric)
+        mean, variance = output_error(layer, refitted.build(rank), moments)
         assert refitted.squared_error(rank) == pytest.approx(variance, rel=1e-3)
         assert float(mean.abs().max()) < 1e-4
-        assert variance < output_error(layer, weight.build(rank), metric)[1]
+        assert variance < output_error(layer, weight.build(rank), moments)[1]
         first = first_factor(refitted.build(rank), getattr(layer, "groups", 1))
         torch.testing.assert_close(first, first_factor(weight.build(rank), getattr(layer, "groups", 1)))
 
@@ -201,12 +201,12 @@ def test_refitted_weight_factors_say_their_error_and_beat_the_truncated_weight(m
 @pytest.mark.parametrize(("method", "layer"), LAYERS)
 def test_no_worse_than_the_truncated_weight_with_the_same_parameters(method: str, layer: nn.Module) -> None:
     """With all outputs alike, as the error counts them; the structured methods are no optimum, only close to it."""
-    metric = random_metric(layer, seed=4)
-    alike = white_metric(getattr(layer, "groups", 1), 1, metric.outputs.shape[-1]).outputs
-    metric = Metric(metric.covariance, metric.mean, alike)
-    weight, fitted = (METHODS[method].factorise(layer, *arguments) for arguments in ((), (metric,)))
+    moments = random_moments(layer, seed=4)
+    alike = identity_moments(getattr(layer, "groups", 1), 1, moments.outputs.shape[-1]).outputs
+    moments = LayerMoments(moments.covariance, moments.mean, alike)
+    weight, fitted = (METHODS[method].factorize(layer, *arguments) for arguments in ((), (moments,)))
     ratios = [
-        fitted.squared_error(rank) / output_error(layer, weight.build(rank), metric)[1]
+        fitted.squared_error(rank) / output_error(layer, weight.build(rank), moments)[1]
         for rank in range(1, weight.max_rank)
         if fitted.squared_error(rank) > 1e-6 * fitted.squared_error(1)
     ]
@@ -217,8 +217,8 @@ def test_no_worse_than_the_truncated_weight_with_the_same_parameters(method: str
 def test_a_limit_keeps_the_same_factors_up_to_it() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 6, 3)
-    metric = random_metric(layer)
-    whole, limited = (METHODS["spatial"].factorise(layer, metric, **more) for more in ({}, {"limit": 5}))
+    moments = random_moments(layer)
+    whole, limited = (METHODS["spatial"].factorize(layer, moments, **more) for more in ({}, {"limit": 5}))
     assert (whole.max_rank, limited.max_rank) == (12, 5)
     for rank in (1, 5):
         assert limited.squared_error(rank) == pytest.approx(whole.squared_error(rank))
@@ -238,24 +238,24 @@ def last_of(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize(("method", "layer"), LAYERS)
 def test_the_last_factor_is_the_best_for_the_others(method: str, layer: nn.Module) -> None:
     """Any small change of it, however outputs are weighted, does harm; so does a change of the bias."""
-    metric = random_metric(layer, seed=5)
-    candidate = METHODS[method].factorise(layer, metric).build(2)
-    mean, best = output_error(layer, candidate, metric)
+    moments = random_moments(layer, seed=5)
+    candidate = METHODS[method].factorize(layer, moments).build(2)
+    mean, best = output_error(layer, candidate, moments)
     last = last_of(candidate)
     generator = torch.Generator().manual_seed(0)
     weight, scale = last.weight.detach().clone(), float(last.weight.std())
     for _ in range(10):
         last.weight.data = weight + 0.03 * scale * torch.randn(weight.shape, generator=generator)
-        assert output_error(layer, candidate, metric)[1] > best
+        assert output_error(layer, candidate, moments)[1] > best
     last.weight.data = weight
     last.bias.data += 0.01
-    assert output_error(layer, candidate, metric)[0].abs().max() > mean.abs().max()
+    assert output_error(layer, candidate, moments)[0].abs().max() > mean.abs().max()
 
 
-def optimum(weight: Tensor, metric: Metric, rank: int) -> float:
+def optimum(weight: Tensor, moments: LayerMoments, rank: int) -> float:
     """Least tr(G (W~ - W) C (W~ - W)^T) over all W~ of a rank, by whitening with symmetric roots (Eckart-Young)."""
     total = 0.0
-    for matrix, covariance, outputs in zip(weight.double(), metric.covariance, metric.outputs, strict=True):
+    for matrix, covariance, outputs in zip(weight.double(), moments.covariance, moments.outputs, strict=True):
         whitened = symmetric_root(outputs.numpy()) @ matrix.numpy() @ symmetric_root(covariance.numpy())
         total += float((np.linalg.svd(whitened, compute_uv=False)[rank:] ** 2).sum())
     return total
@@ -268,28 +268,28 @@ def symmetric_root(matrix: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("layer", [nn.Linear(14, 9), nn.Linear(6, 15), nn.Conv2d(12, 10, 1, groups=2)])
 def test_svd_in_a_metric_is_the_optimum(layer: nn.Module) -> None:
-    metric = random_metric(layer, seed=6)
-    factors = METHODS["svd"].factorise(layer, metric)
+    moments = random_moments(layer, seed=6)
+    factors = METHODS["svd"].factorize(layer, moments)
     weight = as_matrix(layer, layer)[0]
     for rank in range(1, factors.max_rank):
         error = as_matrix(layer, factors.build(rank))[0] - weight
-        found = float(((metric.outputs @ error @ metric.covariance) * error).sum())
-        assert found == pytest.approx(optimum(weight, metric, rank), rel=1e-3)
+        found = float(((moments.outputs @ error @ moments.covariance) * error).sum())
+        assert found == pytest.approx(optimum(weight, moments, rank), rel=1e-3)
 
 
 def random_split(
     kw: int, seed: int = 0, groups: int = 2, num_out: int = 5, num_in: int = 6, rank: int = 3
-) -> tuple[Tensor, Metric, Tensor]:
+) -> tuple[Tensor, LayerMoments, Tensor]:
     """A kernel (groups, Co/groups, a, kw), a metric for it and a first factor."""
     generator = torch.Generator().manual_seed(seed)
     kernel = torch.randn(groups, num_out, num_in, kw, generator=generator, dtype=torch.float64)
-    metric = Metric(
+    moments = LayerMoments(
         spread(num_in * kw, generator, groups),
         torch.zeros(groups, num_in * kw, dtype=torch.float64),
         spread(num_out, generator, groups),
     )
     first, _ = torch.linalg.qr(torch.randn(groups, num_in, rank, generator=generator, dtype=torch.float64))
-    return kernel, metric, first.mT
+    return kernel, moments, first.mT
 
 
 @settings(max_examples=40, deadline=None)
@@ -297,8 +297,8 @@ def random_split(
 def test_nested_refit_is_a_direct_solve_at_every_rank(
     kw: int, groups: int, num_out: int, num_in: int, seed: int
 ) -> None:
-    kernel, metric, first = random_split(kw, seed, groups, num_out, num_in, rank=num_in)
-    refit = NestedRefit(kernel, metric, first)
+    kernel, moments, first = random_split(kw, seed, groups, num_out, num_in, rank=num_in)
+    refit = NestedRefit(kernel, moments, first)
     eye = torch.eye(kw, dtype=torch.float64)
     for rank in range(1, num_in + 1):
         second = refit.second(rank)
@@ -307,7 +307,7 @@ def test_nested_refit_is_a_direct_solve_at_every_rank(
         for group in range(groups):
             # z = T x: one row for every feature and column of the patch, patches in the order of the weight.
             features = torch.einsum("ka,wv->kwav", first[group, :rank], eye).reshape(rank * kw, num_in * kw)
-            covariance, weight = metric.covariance[group], kernel[group].flatten(1)
+            covariance, weight = moments.covariance[group], kernel[group].flatten(1)
             gram, cross = features @ covariance @ features.T, features @ covariance @ weight.T
             best = torch.linalg.solve(gram, cross).T
             torch.testing.assert_close(second[group].flatten(1), best, rtol=1e-5, atol=1e-6)
@@ -315,10 +315,10 @@ def test_nested_refit_is_a_direct_solve_at_every_rank(
         assert refit.squared_error(rank) == pytest.approx(error, rel=1e-6, abs=1e-6)
 
 
-def weighted_error(kernel: Tensor, metric: Metric, first: Tensor, second: Tensor) -> float:
+def weighted_error(kernel: Tensor, moments: LayerMoments, first: Tensor, second: Tensor) -> float:
     """tr(G (W~ - W) C (W~ - W)^T), summed over groups."""
     error = (torch.einsum("gokw,gka->goaw", second, first) - kernel).flatten(2)
-    return float(((metric.outputs @ error @ metric.covariance) * error).sum())
+    return float(((moments.outputs @ error @ moments.covariance) * error).sum())
 
 
 @settings(max_examples=30, deadline=None)
@@ -327,42 +327,42 @@ def weighted_error(kernel: Tensor, metric: Metric, first: Tensor, second: Tensor
 def test_refitting_both_factors_in_turn_never_does_harm(
     kw: int, groups: int, num_out: int, num_in: int, seed: int
 ) -> None:
-    kernel, metric, first = random_split(kw, seed, groups, num_out, num_in, rank=2)
+    kernel, moments, first = random_split(kw, seed, groups, num_out, num_in, rank=2)
     errors = []
     for _ in range(5):
-        errors.append(weighted_error(kernel, metric, first, NestedRefit(kernel, metric, first).second(2)))
-        first = alternate(kernel, metric, first, sweeps=1)
+        errors.append(weighted_error(kernel, moments, first, NestedRefit(kernel, moments, first).second(2)))
+        first = alternate(kernel, moments, first, sweeps=1)
     assert all(later <= earlier * (1 + 1e-6) + 1e-9 for earlier, later in pairwise(errors)), errors
-    one, two = alternate(kernel, metric, first), alternate(kernel, metric, alternate(kernel, metric, first, 1), 1)
+    one, two = alternate(kernel, moments, first), alternate(kernel, moments, alternate(kernel, moments, first, 1), 1)
     torch.testing.assert_close(one, two)
 
 
 def test_refitting_in_turn_helps_where_columns_differ() -> None:
-    kernel, metric, first = random_split(kw=3, seed=1)
-    before = weighted_error(kernel, metric, first, NestedRefit(kernel, metric, first).second(3))
-    better = alternate(kernel, metric, first)
-    assert weighted_error(kernel, metric, better, NestedRefit(kernel, metric, better).second(3)) < 0.8 * before
+    kernel, moments, first = random_split(kw=3, seed=1)
+    before = weighted_error(kernel, moments, first, NestedRefit(kernel, moments, first).second(3))
+    better = alternate(kernel, moments, first)
+    assert weighted_error(kernel, moments, better, NestedRefit(kernel, moments, better).second(3)) < 0.8 * before
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_refitting_in_turn_reaches_the_optimum_of_a_matrix(seed: int) -> None:
-    kernel, metric, first = random_split(kw=1, seed=seed)
-    first = alternate(kernel, metric, first, sweeps=300)
-    error = weighted_error(kernel, metric, first, NestedRefit(kernel, metric, first).second(3))
-    assert error == pytest.approx(optimum(kernel[..., 0], metric, 3), rel=1e-4)
+    kernel, moments, first = random_split(kw=1, seed=seed)
+    first = alternate(kernel, moments, first, sweeps=300)
+    error = weighted_error(kernel, moments, first, NestedRefit(kernel, moments, first).second(3))
+    assert error == pytest.approx(optimum(kernel[..., 0], moments, 3), rel=1e-4)
 
 
 def test_the_first_factor_given_the_second_is_a_direct_solve() -> None:
     """Against the large system that conjugate gradients spare; with enough steps they end there."""
-    kernel, metric, first = random_split(kw=2, groups=1, num_in=3, rank=2)
-    second = NestedRefit(kernel, metric, first).second(2)
+    kernel, moments, first = random_split(kw=2, groups=1, num_in=3, rank=2)
+    second = NestedRefit(kernel, moments, first).second(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("compressor.factorization.alternating.CONJUGATE_STEPS", 50)
         patch.setattr("compressor.factorization.alternating.ENOUGH", 1e-30)
-        found = alternate(kernel, metric, first, sweeps=1)
+        found = alternate(kernel, moments, first, sweeps=1)
     # vec of sum_k second[o, k, w] first[k, a], weighted by the roots of both sides.
     design = torch.einsum("okw,ab->oawkb", second[0], torch.eye(3, dtype=torch.float64)).reshape(5, 6, -1)
-    roots = [torch.linalg.cholesky(matrix[0]).T for matrix in (metric.outputs, metric.covariance)]
+    roots = [torch.linalg.cholesky(matrix[0]).T for matrix in (moments.outputs, moments.covariance)]
     design, wanted = (torch.einsum("po,qn,on...->pq...", *roots, part) for part in (design, kernel[0].flatten(1)))
     best = torch.linalg.lstsq(design.flatten(0, 1), wanted.flatten()[:, None]).solution.reshape(2, 3)
     projections = [rows.T @ torch.linalg.pinv(rows.T) for rows in (found[0], best)]
@@ -396,9 +396,9 @@ def test_with_a_floor_any_covariance_will_do(method: str, layer: nn.Module, rank
     seen = torch.randn(1, size, rank_of_covariance, generator=generator, dtype=torch.float64)
     outputs = torch.zeros(1, num_out, num_out, dtype=torch.float64)
     mean = torch.randn(1, size, generator=generator, dtype=torch.float64)
-    metric = Metric(with_floor(seen @ seen.mT, 0.01), mean, with_floor(outputs, 0.01))
-    factors: Factors = METHODS[method].factorise(layer, metric)
-    full = output_error(layer, factors.build(factors.max_rank), metric)
+    moments = LayerMoments(with_floor(seen @ seen.mT, 0.01), mean, with_floor(outputs, 0.01))
+    factors: Factors = METHODS[method].factorize(layer, moments)
+    full = output_error(layer, factors.build(factors.max_rank), moments)
     assert float(full[0].abs().max()) < 1e-3
     assert full[1] < 1e-5 * max(1e-3, factors.squared_error(1))
     assert all(bool(part.isfinite().all()) for part in factors.build(1).state_dict().values())
@@ -407,7 +407,7 @@ def test_with_a_floor_any_covariance_will_do(method: str, layer: nn.Module, rank
 def test_in_the_white_metric_factors_are_those_of_plain_truncation() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 6, (3, 2))
-    plain, white = (METHODS["spatial"].factorise(layer, *rest) for rest in ((), (white_metric(1, 24, 6),)))
+    plain, white = (METHODS["spatial"].factorize(layer, *rest) for rest in ((), (identity_moments(1, 24, 6),)))
     for rank in range(1, 12):
         assert white.squared_error(rank) == pytest.approx(plain.squared_error(rank), rel=1e-4, abs=1e-6)
         one, two = (as_matrix(layer, factors.build(rank))[0] for factors in (plain, white))
@@ -417,7 +417,7 @@ def test_in_the_white_metric_factors_are_those_of_plain_truncation() -> None:
 @pytest.mark.parametrize(("method", "layer"), LAYERS)
 def test_a_layer_of_zeros_stays_one(method: str, layer: nn.Module) -> None:
     zeros = scaled(layer, 0.0)
-    factors = METHODS[method].factorise(zeros, random_metric(zeros))
+    factors = METHODS[method].factorize(zeros, random_moments(zeros))
     for rank in (1, factors.max_rank):
         weight, bias = as_matrix(zeros, factors.build(rank))
         assert float(weight.abs().max()) == float(bias.abs().max()) == 0
@@ -447,7 +447,7 @@ def check_nested(layer: nn.Conv2d | nn.Linear, factors: Factors, inputs: Tensor)
 @settings(max_examples=60, deadline=None)
 @given(convolutions(), st.booleans())
 def test_ranks_of_a_convolution_at_once_are_each_of_them(layer: nn.Conv2d, fitted: bool) -> None:
-    factors = METHODS["spatial"].factorise(layer, *([random_metric(layer)] if fitted else []))
+    factors = METHODS["spatial"].factorize(layer, *([random_moments(layer)] if fitted else []))
     check_nested(layer, factors, torch.randn(2, layer.in_channels, 11, 12))
 
 
@@ -462,7 +462,7 @@ def test_ranks_of_a_convolution_at_once_are_each_of_them(layer: nn.Conv2d, fitte
     ],
 )
 def test_ranks_of_a_matrix_at_once_are_each_of_them(layer: nn.Module, shape: tuple[int, ...], fitted: bool) -> None:
-    factors = METHODS["svd"].factorise(layer, *([random_metric(layer)] if fitted else []))
+    factors = METHODS["svd"].factorize(layer, *([random_moments(layer)] if fitted else []))
     num_in = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     check_nested(
         layer, factors, torch.randn(2, *((*shape, num_in) if isinstance(layer, nn.Linear) else (num_in, *shape)))
@@ -472,9 +472,9 @@ def test_ranks_of_a_matrix_at_once_are_each_of_them(layer: nn.Module, shape: tup
 @pytest.mark.parametrize("rank", [0, 6])
 def test_ranks_at_once_end_where_the_factors_do(rank: int) -> None:
     with pytest.raises(ValueError, match="rank must lie in"):
-        METHODS["svd"].factorise(nn.Linear(7, 5)).nested(rank)
+        METHODS["svd"].factorize(nn.Linear(7, 5)).nested(rank)
 
 
 @pytest.mark.parametrize("method", ["tucker", "cp", "interpolative"])
 def test_methods_whose_ranks_are_no_truncations_have_none_at_once(method: str) -> None:
-    assert METHODS[method].factorise(nn.Conv2d(4, 6, 3)).nested(2) is None
+    assert METHODS[method].factorize(nn.Conv2d(4, 6, 3)).nested(2) is None
