@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.losses import MIN_LOSS
+from compressor.streams import Stream, generator
 
 DEVIATIONS = 1.6449  # of a normal distribution, 95 % on one side
 REACH, MAX_CLOSE, SHARE_OF_OTHERS = 8.0, 0.3, 0.1
-SAMPLE_STREAM = 9
 DROP_EXPONENT = 0.55  # of a drop in top-1, in the function norm
 
 
@@ -51,7 +51,7 @@ class DropEstimator:
         if not self.is_labelled:
             return self
         part, targets = copy.copy(self), torch.cat([norm.targets for norm in self._norms])
-        part._weights = sampling_weights(targets, loss, np.random.default_rng([seed, SAMPLE_STREAM]))
+        part._weights = sampling_weights(targets, loss, generator(seed, Stream.DROP_SAMPLE))
         return part
 
     @property

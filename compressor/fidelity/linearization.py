@@ -22,10 +22,10 @@ from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linear_model import LinearModel
 from compressor.network.layers import FoundLayer, factorized_ranks
 from compressor.network.surgery import build_candidate
+from compressor.streams import Stream
 
 BATCH_SIZE = 25
 MAX_NUMBERS = 5 * 10**8  # every layer's inputs, outputs and slopes are held at once: 2 GB
-DIRECTIONS_STREAM = 8
 BACKWARD = (
     1.5  # in passes forward; with it the count agrees with the clock (benchmarks/studies/search/evaluation_cost.py)
 )
@@ -55,7 +55,7 @@ class Linearizer:
     ) -> LinearModel:
         """The model around the plan `ranks` (d,) with `others` as each layer's other ranks, on the images (m,)."""
         candidate = build_candidate(self._original, self._factors, factorized_ranks(self._layers, ranks)).eval()
-        rng = np.random.default_rng([DIRECTIONS_STREAM, *indices.tolist()])
+        rng = np.random.default_rng([int(Stream.DIRECTIONS), *indices.tolist()])
         along = _directions(len(indices), self._norm.targets.shape[1], directions, rng)
         images = torch.from_numpy(indices)
         size = self._batch_size(images[:1], directions)

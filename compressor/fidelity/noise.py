@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from compressor.errors import InputError
 from compressor.fidelity.losses import Losses, NoiseSpecification
+from compressor.streams import Stream, generator
 
 MIN_NORM = 1e-12
-IMAGE_STREAM, UNSEEN_STREAM = 1, 2  # keep the random streams of one seed apart
 
 
 class NoiseModel:
@@ -124,7 +124,7 @@ class ImageSampler:
         """Indices (samples,) of the images of draw `number`."""
         per_epoch = self._num_images // self.samples
         epoch, part = divmod(number, per_epoch)
-        order = np.random.default_rng([self._seed, IMAGE_STREAM, epoch]).permutation(self._num_images)
+        order = generator(self._seed, Stream.IMAGES, epoch).permutation(self._num_images)
         return order[part * self.samples : (part + 1) * self.samples]
 
     def draw_unseen(self, number: int, seen: Collection[int]) -> NDArray[np.int64]:
@@ -132,6 +132,6 @@ class ImageSampler:
 
         The same image gives the same loss again: only new ones can log more.
         """
-        order = np.random.default_rng([self._seed, UNSEEN_STREAM, number]).permutation(self._num_images)
+        order = generator(self._seed, Stream.UNSEEN_IMAGES, number).permutation(self._num_images)
         unseen = order[~np.isin(order, list(seen))][: self.samples]
         return unseen if len(unseen) > 1 else unseen[:0]

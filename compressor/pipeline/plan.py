@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from compressor.errors import InputError
 from compressor.factorization.records import FactorKind, Method
@@ -25,7 +25,7 @@ class LayerPlan(Record):
     method: Method
     factors: FactorKind | None = None
     rank: int | None = Field(ge=1)
-    break_even_rank: int = Field(ge=1)
+    break_even_rank: int = Field(ge=1, validation_alias=AliasChoices("break_even_rank", "cap"))  # "cap" until 0.1
     why: str = ""
 
 

@@ -32,8 +32,8 @@ from compressor.fidelity.function_norm import FunctionNorm
 from compressor.files import replace_when_whole
 from compressor.recovery.records import TuneEpoch, TuneRecord
 from compressor.recovery.schedules import TuneSettings, rate_at
+from compressor.streams import Stream, generator
 
-ORDER_STREAM = 4  # keeps the random streams of one seed apart
 MOMENTUM = 0.9
 
 
@@ -107,7 +107,7 @@ class FineTuning:
 
     def _batches(self, number: int) -> Iterator[tuple[int, Tensor]]:
         """Steps counted over all epochs, with the images of each."""
-        order = np.random.default_rng([self.seed, ORDER_STREAM, number]).permutation(len(self.images))
+        order = generator(self.seed, Stream.FINE_TUNING, number).permutation(len(self.images))
         first = (number - 1) * self._steps_per_epoch
         yield from enumerate(torch.from_numpy(order).split(self.settings.batch_size), first)
 

@@ -10,8 +10,8 @@ from compressor.search.evaluation.evaluator import Evaluator
 from compressor.search.stopping.criterion import NUM_ANCHORS, StopRule, StopTest
 from compressor.search.surrogate.fitting import REFIT_GROWTH, SurrogateFitter
 from compressor.search.target.target import MAX_GAMMA, MIN_GAMMA, SearchTarget, TargetPreference, solve_gamma
+from compressor.streams import Stream, generator
 
-MULTIPLIER_STREAM, TARGET_STREAM = 6, 7  # keep the random streams of one seed apart
 WORTH_A_TARGET_CANDIDATE = 0.5  # of delta
 
 
@@ -42,7 +42,7 @@ class MultiplierUpdate:
             self.rule.target = self.target.learn(self._evaluator.state.losses)
         self._has_updated = True
         visited, posterior = np.array(self._evaluator.state.ranks), self._fitter.posterior()
-        rng = np.random.default_rng([self._evaluator.settings.seed, MULTIPLIER_STREAM, len(visited)])
+        rng = generator(self._evaluator.settings.seed, Stream.MULTIPLIER, len(visited))
         anchors = self.rule.rank(posterior, visited)[:NUM_ANCHORS]
         self.set_gamma(solve_gamma(self.target, posterior, anchors, rng))
 
@@ -86,7 +86,7 @@ class MultiplierUpdate:
         if self.target is None or (self.target.measure == "loss" and not self.target.is_near):
             return None
         visited = np.array(self._evaluator.state.ranks)
-        rng = np.random.default_rng([self._evaluator.settings.seed, TARGET_STREAM, len(visited)])
+        rng = generator(self._evaluator.settings.seed, Stream.TARGET_CANDIDATE, len(visited))
         posterior, target_candidate = test.score.posterior, TargetPreference(self.target, test.score.posterior)
         plan, value = optimize_acquisition(target_candidate, posterior.space, test.anchors, rng)
         is_new = not (visited == plan).all(1).any()

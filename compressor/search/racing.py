@@ -16,8 +16,8 @@ from compressor.search.evaluation.history import Evaluation, merge_losses
 from compressor.search.evaluation.journal import FINAL_RACING
 from compressor.search.space import alternatives, with_rank
 from compressor.search.surrogate.base import Posterior
+from compressor.streams import Stream, generator
 
-STREAM = 10  # keeps its random numbers apart from the search's
 NUM_CHALLENGERS = 8
 NUM_ROUNDS = 8
 EVALUATIONS_WORTH = 4  # images at most, in looks of the search
@@ -68,7 +68,7 @@ class Racing:
 
     def _images(self) -> np.ndarray:
         settings, count = self.evaluator.settings, self.evaluator.num_images
-        images = np.random.default_rng([settings.seed, STREAM]).permutation(count)
+        images = generator(settings.seed, Stream.RACING).permutation(count)
         flatter = np.isin(images, self.fitted_on)
         return np.concatenate([images[~flatter], images[flatter]])[: EVALUATIONS_WORTH * settings.samples]
 

@@ -24,8 +24,8 @@ from compressor.search.multiplier import MultiplierUpdate
 from compressor.search.surrogate.additive_prior import LOSS_FLOOR, loss_per_norm, sum_of
 from compressor.search.surrogate.fitting import SurrogateFitter
 from compressor.search.target.target import first_gamma
+from compressor.streams import Stream, generator
 
-START_STREAM = 3  # keeps its random numbers apart from the search's
 OnIncumbent = Callable[[int, Ranks], None]
 
 
@@ -121,7 +121,7 @@ class InitialDesign:
         """The best by observation of random plans."""
         self._fitter.expect_layers(None)
         space = self._evaluator.space
-        rng = np.random.default_rng([self._evaluator.settings.seed, START_STREAM])
+        rng = generator(self._evaluator.settings.seed, Stream.INITIAL_DESIGN)
         return max(space.sample(2 * space.num_dims + 2, rng), key=self._evaluate_first)
 
     def _plans_by_sensitivities(self) -> Ranks:

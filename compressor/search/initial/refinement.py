@@ -14,8 +14,8 @@ from compressor.search.initial import gauss_newton as refine
 from compressor.search.initial.sensitivity import few_images
 from compressor.search.objective import Objective
 from compressor.search.space import RankSpace, alternatives
+from compressor.streams import Stream, generator
 
-STREAM = 9  # keeps its random numbers apart from the search's
 NUM_STEPS = 2
 # Images for the last model, for every layer and in looks of the search: no fewer than one, and at most.
 IMAGES_PER_LAYER, MAX_FOR_MODEL = 7, 4
@@ -81,7 +81,7 @@ class Refinement:
 
     def _divide(self, plan: Ranks) -> tuple[np.ndarray, np.ndarray]:
         """Images for the linear model, and others for looks: those that the plan has not been looked at with first."""
-        images = np.random.default_rng([self.seed, STREAM, self._count]).permutation(self.num_images)
+        images = generator(self.seed, Stream.REFINEMENT, self._count).permutation(self.num_images)
         seen = np.isin(images, self._losses[plan.tobytes()].indices)
         fresh = images[~seen] if (~seen).sum() > 1 else images[:0]  # of a single image there is no variance
         ordered = np.concatenate([fresh, images[seen]])

@@ -11,11 +11,11 @@ from compressor.search.settings import SearchSettings
 from compressor.search.stopping.joint_certificate import JointTest, certify_jointly
 from compressor.search.surrogate.base import Posterior, Score
 from compressor.search.target.target import SearchTarget
+from compressor.streams import Stream, generator
 
 NUM_ANCHORS = 5
 TEST_EVERY = 5  # looks between the tests of Eq. (12) under acquisitions that do not compute it
 JOINT_WAIT = 0.05  # of the looks so far pass before the joint test is tried again
-ACQUISITION_STREAM, CERTIFICATE_STREAM = 4, 5  # keep the random streams of one seed apart
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class StopRule:
         kind, space = self._settings.acquisition, test.score.posterior.space
         criterion = test.score if kind == "pac" else Improvement(test.score, kind)
         plan, value = optimize_acquisition(
-            ExcludedPoints(criterion, spent), space, test.anchors, self._rng(ACQUISITION_STREAM, count)
+            ExcludedPoints(criterion, spent), space, test.anchors, self._rng(Stream.ACQUISITION, count)
         )
         return plan if np.isfinite(value) else None
 
@@ -104,13 +104,13 @@ class StopRule:
 
     def _test_pointwise(self, test: StopTest, count: int) -> StopTest:
         space = test.score.posterior.space
-        challenger, value = optimize_acquisition(test.score, space, test.anchors, self._rng(ACQUISITION_STREAM, count))
+        challenger, value = optimize_acquisition(test.score, space, test.anchors, self._rng(Stream.ACQUISITION, count))
         return replace(test, candidate=challenger, challenger=challenger, pointwise=float(np.exp(value)))
 
     def _improve(self, test: StopTest, count: int) -> StopTest:
         """The test with the candidate that another acquisition than Eq. (11) proposes."""
         improvement, space = Improvement(test.score, self._settings.acquisition), test.score.posterior.space
-        proposed, _ = optimize_acquisition(improvement, space, test.anchors, self._rng(ACQUISITION_STREAM, count))
+        proposed, _ = optimize_acquisition(improvement, space, test.anchors, self._rng(Stream.ACQUISITION, count))
         return replace(test, candidate=proposed)
 
     def _test_jointly(self, test: StopTest, count: int) -> StopTest:
@@ -122,8 +122,8 @@ class StopRule:
     def _certify(self, test: StopTest, count: int, in_full: bool = False) -> JointTest:
         assert test.challenger is not None
         anchors = np.concatenate([test.challenger[None], test.anchors])
-        rng = self._rng(CERTIFICATE_STREAM, count)
+        rng = self._rng(Stream.CERTIFICATE, count)
         return certify_jointly(test.score, anchors, self._settings.risk, self._num_joint + 1, rng, in_full)
 
-    def _rng(self, stream: int, count: int) -> np.random.Generator:
-        return np.random.default_rng([self._settings.seed, stream, count])
+    def _rng(self, stream: Stream, count: int) -> np.random.Generator:
+        return generator(self._settings.seed, stream, count)
