@@ -17,9 +17,9 @@ class Stream(IntEnum):
     TARGET_CANDIDATE = 7
     DIRECTIONS = 8
     REFINEMENT = 9
-    RACING = 10
-    FINE_TUNING = 11
-    DROP_SAMPLE = 12
+    RACING = 10  # 11 and 12 are drawn from by the studies of benchmarks
+    FINE_TUNING = 13
+    DROP_SAMPLE = 14
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:
