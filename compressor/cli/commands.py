@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
 
 from compressor.cli.errors import explain_errors, output_folder
 from compressor.cli.inputs import (
@@ -18,16 +19,14 @@ from compressor.cli.inputs import (
 )
 from compressor.cli.options import (
     FACTOR_KINDS,
-    GroupedCommand,
     factor_options,
     image_options,
     layer_options,
     model_options,
     run_options,
-    search_options,
-    target_options,
     tune_options,
 )
+from compressor.cli.search_options import search_options
 from compressor.cli.settings import choose_recipe, make_settings, split_patterns
 from compressor.cli.types import MAX_INPUT, MAX_SEED, PATH, FiniteRange
 from compressor.errors import InputError
@@ -58,25 +57,24 @@ def main() -> None:
     """Make trained vision networks small and fast enough for the edge."""
 
 
-@click.command(name="export", cls=GroupedCommand)
+@cloup.command(name="export")
 @model_options
 @image_options
-@target_options
 @search_options
 @layer_options
 @factor_options(FACTOR_KINDS, "auto")
 @tune_options
 @run_options
-@click.option(
+@cloup.option(
     "--recipe",
     metavar="NAME|FILE",
-    help="Stages in place of one search: vgg, the paper's (convolutions, tune, linear layers, tune, prune), or a TOML "
-    "file like it; `bocompress recipes vgg` prints it.",
+    help="Stages in place of one search: vgg, the paper's (compress convolutions, fine-tune, compress linear layers, "
+    "fine-tune, prune), or a TOML file like it, such as `bocompress recipes vgg` prints.",
 )
-@click.option(
+@cloup.option(
     "--resume",
     is_flag=True,
-    help="Go on with the search, and the fine-tuning, whose journal and checkpoint lie in --out.",
+    help="Continue the search, or the fine-tuning, from the journal and checkpoint in --out.",
 )
 @click.version_option(VERSION, prog_name="bocompress-export")
 @explain_errors
@@ -163,14 +161,14 @@ def recipes(name: str | None) -> None:
         click.echo(f"{known}: {load_recipe(known).description}")
 
 
-@main.command(name="apply", cls=GroupedCommand)
+@main.command(name="apply", cls=cloup.Command)
 @model_options
 @click.argument("plan", type=PATH)
 @image_options
-@factor_options(("plan", *FACTOR_KINDS), "plan", "plan: as the plan says. ")
+@factor_options(("plan", *FACTOR_KINDS), "plan", "plan: as in the plan. ")
 @tune_options
 @run_options
-@click.option("--resume", is_flag=True, help="Go on with the fine-tuning whose checkpoint lies in --out.")
+@cloup.option("--resume", is_flag=True, help="Continue the fine-tuning from the checkpoint in --out.")
 @explain_errors
 def apply_command(**options: Any) -> None:
     """Apply PLAN (a plan.json, searched or edited by hand) to MODEL without a search; writes what export does."""
