@@ -117,7 +117,7 @@ _search_group = cloup.option_group(
     "Search",
     cloup.option(
         "--acquisition",
-        type=click.Choice(["pac", "pac-ei", "ei", "pi", "lcb"]),
+        type=click.Choice(["pac", "pac-ei", "ei", "pi", "ucb"]),
         default="pac",
         show_default=True,
         help="Acquisition function. pac: probability of beating the best plan by more than delta (Eq. 11). pac-ei: "
@@ -125,7 +125,7 @@ _search_group = cloup.option_group(
     ),
     cloup.option(
         "--surrogate",
-        type=click.Choice(["log", "loss", "plain"]),
+        type=click.Choice(["log", "loss", "objective"]),
         default="log",
         show_default=True,
         help="What the Gaussian process models: log L, L, or the objective J as a whole, as in the paper.",

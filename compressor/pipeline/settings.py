@@ -84,8 +84,8 @@ def require_compatible(settings: Settings) -> None:
         raise InputError(
             "--prior-mean energies needs --fidelity norm and no --prune auto: energies say nothing of others"
         )
-    if settings.search.prior_mean == "energies" and settings.search.surrogate == "plain":
-        raise InputError("--surrogate plain has no prior mean: leave out --prior-mean energies")
+    if settings.search.prior_mean == "energies" and settings.search.surrogate == "objective":
+        raise InputError("--surrogate objective has no prior mean: leave out --prior-mean energies")
     if settings.fidelity != "norm" and settings.target is not None and settings.target.kind == "drop":
         raise InputError(
             f"--max-drop measures the drop of finished networks and searches by the function norm: leave out "

@@ -16,7 +16,7 @@ TARGET_OPTIONS: dict[TargetKind, str] = {
     "latency": "--target-latency-ms",
     "drop": "--max-drop",
 }
-SurrogateChoice = Literal["log", "loss", "plain"]
+SurrogateChoice = Literal["log", "loss", "objective"]
 
 
 class JointRecord(Record):

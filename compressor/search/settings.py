@@ -8,7 +8,7 @@ from compressor.search.space import Coordinates
 
 StartChoice = Literal["sensitivity", "random"]
 PriorMeanChoice = Literal["measured", "energies", "none"]
-Acquisition = Literal["pac", "pac-ei", "ei", "pi", "lcb"]
+Acquisition = Literal["pac", "pac-ei", "ei", "pi", "ucb"]
 
 DEFAULT_EPSILON: dict[Certificate, float] = {"joint": 0.05, "pointwise": 0.005}
 

@@ -153,7 +153,7 @@ def test_the_front_holds_what_nothing_else_beats() -> None:
     assert len(pareto_front) >= 5
 
 
-@pytest.mark.parametrize("surrogate", ["log", "loss", "plain"])
+@pytest.mark.parametrize("surrogate", ["log", "loss", "objective"])
 def test_a_resumed_search_for_a_target_goes_on_as_if_nothing_had_happened(tmp_path: Path, surrogate: str) -> None:
     problem, path, target = Problem(), tmp_path / "search.jsonl", SearchTarget("ratio", 0.25)
     settings = {"max_evaluations": 25, "surrogate": surrogate}

@@ -96,7 +96,7 @@ class SparseProblem(Problem):
         return singles * (1.0 + 0.3 * singles) + (0.2 + 0.5 * singles) * share**2 / (1.0 - share)
 
 
-@pytest.mark.parametrize("settings", [{}, {"start": "random", "max_evaluations": 60}, {"surrogate": "plain"}])
+@pytest.mark.parametrize("settings", [{}, {"start": "random", "max_evaluations": 60}, {"surrogate": "objective"}])
 def test_a_search_finds_ranks_and_sparsity_together(settings: dict[str, object]) -> None:
     problem = SparseProblem()
     ranks, record = problem.search(seed=1, **settings)
@@ -192,7 +192,7 @@ def test_prune_auto_from_the_command_line(
         (["--fidelity", "error", "--max-drop", 1], "leave out --fidelity error"),
         (["--prior-mean", "energies", "--prune", "auto"], "energies say nothing of others"),
         (["--prior-mean", "energies", "--fidelity", "risk"], "energies say nothing of others"),
-        (["--prior-mean", "energies", "--surrogate", "plain"], "--surrogate plain has no prior mean"),
+        (["--prior-mean", "energies", "--surrogate", "objective"], "--surrogate objective has no prior mean"),
     ],
 )
 def test_what_does_not_go_together(

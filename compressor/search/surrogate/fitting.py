@@ -67,7 +67,7 @@ class SurrogateFitter:
     def expect_around(self, plan: Ranks, step: StepRow, alone: list[Array], saturation: float) -> None:
         """What layers add in the company of the plan (d,) becomes the prior mean; `alone` are their losses alone."""
         settings = self._evaluator.settings
-        if settings.prior_mean == "measured" and settings.surrogate != "plain":
+        if settings.prior_mean == "measured" and settings.surrogate != "objective":
             self._around, self._hyper, self._fitted_afresh_at = max(step.norm, LOSS_FLOOR), None, 0
             self._saturation = saturation
             self._surrogate = self._make_surrogate(around_plan(plan, step.norm, step.norms_alone, alone))

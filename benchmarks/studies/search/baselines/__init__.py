@@ -32,7 +32,7 @@ SEARCHES: dict[str, Baseline] = {
     "tight": Baseline(with_settings(delta=0.002), "default, delta 0.2 % of J in place of 5 %", ours=True),
     "no-refinement": Baseline(with_settings(refine=False), "default, without steps by the linear model", ours=True),
     "loss": Baseline(with_settings(surrogate="loss"), "default, process on L", ours=True),
-    "plain": Baseline(with_settings(surrogate="plain"), "default, process on J as a whole", ours=True),
+    "plain": Baseline(with_settings(surrogate="objective"), "default, process on J as a whole", ours=True),
     "mean-energies": Baseline(
         with_settings(prior_mean="energies"), "default, prior mean from energies with learnt sensitivities", ours=True
     ),

@@ -18,7 +18,7 @@ from compressor.search.settings import SearchSettings
 
 FRESH_STREAM = 81
 PAPER: dict[str, Any] = {
-    "surrogate": "plain",
+    "surrogate": "objective",
     "coordinates": "linear",
     "start": "random",
     "delta": 0.05,
