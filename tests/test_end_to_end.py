@@ -521,7 +521,7 @@ def test_a_plan_edited_by_hand_is_applied(tiny_run, tiny_checkpoint, digit_image
 
 @pytest.fixture(scope="module")
 def odd_run(tiny_checkpoint, invoke, tmp_path_factory):
-    """Drawn images, Tucker-2, Eq. (2) and pruning in one run."""
+    """Synthetic images, Tucker-2, Eq. (2) and pruning in one run."""
     folder = tmp_path_factory.mktemp("odd-run") / "out"
     result = invoke(
         "bocompress-export",
@@ -533,9 +533,9 @@ def odd_run(tiny_checkpoint, invoke, tmp_path_factory):
     return result, folder, Report.model_validate_json((folder / "report.json").read_text())
 
 
-def test_without_data_images_are_drawn_and_that_is_said_in_one_line(odd_run):
+def test_without_data_images_are_synthetic_and_one_line_says_so(odd_run):
     result, _, report = odd_run
-    (line,) = [line for line in result.stderr.splitlines() if "drawn procedurally" in line]
+    (line,) = [line for line in result.stderr.splitlines() if "images are synthetic" in line]
     assert "no --data given" in line
     assert report.images.search + report.images.test_images == 24
     assert not report.images.labelled

@@ -11,7 +11,7 @@ import cloup
 from compressor.cli.errors import explain_errors, output_folder
 from compressor.cli.inputs import (
     choose_transform,
-    images_for_file,
+    load_images_for_file,
     load_network_and_images,
     load_train_images,
     make_progress,
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from compressor.pipeline.compress import CompressedModel
 
 
-PLUGINS = "bocompress.commands"  # entry points: what other packages add to the command
+PLUGINS = "bocompress.commands"  # the entry points by which other packages add commands
 
 
 class _Main(click.Group):
-    """Our own commands, and those that other packages register as entry points; these are loaded when asked for."""
+    """Our own commands, and those that other packages register as entry points, loaded when they are used."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return sorted({*super().list_commands(context), *entry_points(group=PLUGINS).names})
@@ -81,9 +81,9 @@ def main() -> None:
 def export(**options: Any) -> None:
     """Compress the torchvision checkpoint MODEL into a verified ONNX file.
 
-    Finds a rank for every layer by Bayesian optimization, prunes, exports, checks the file against torch,
-    measures size and latency, and writes a report: plan.json, compressed.safetensors, original.onnx,
-    model.onnx, report.json and report.html.
+    Finds a rank for every layer by Bayesian optimization, prunes, exports, checks the file against torch and
+    measures size and latency. Writes plan.json, compressed.safetensors, original.onnx, model.onnx, report.json
+    and report.html.
     """
     from compressor.files import check_folder
     from compressor.pipeline.compress import compress
@@ -97,7 +97,7 @@ def export(**options: Any) -> None:
     loaded, images = load_network_and_images(options, progress, tuned=recipe is not None and recipe.tunes)
     arguments = {
         "settings": settings,
-        "source": make_source(loaded, images, options),
+        "source": make_source(loaded, options),
         "progress": progress,
         "resume": options["resume"],
         "train_images": load_train_images(loaded, options, progress),
@@ -119,7 +119,7 @@ main.add_command(export)
 @click.option("--json", "as_json", is_flag=True, help="Print the layers as JSON in place of the table.")
 @explain_errors
 def inspect(**options: Any) -> None:
-    """List the layers of MODEL: shape, method, cap, costs, and why a layer is skipped. Writes nothing."""
+    """List the layers of MODEL: shape, method, break-even rank, costs, and why a layer is skipped. Writes nothing."""
     import torch
     from pydantic import TypeAdapter
 
@@ -151,7 +151,7 @@ def inspect(**options: Any) -> None:
 @click.argument("name", required=False)
 @explain_errors
 def recipes(name: str | None) -> None:
-    """Print the recipe NAME, to be copied and changed; without NAME, list the recipes."""
+    """Print the recipe NAME, to copy and change; without NAME, list the recipes."""
     from compressor.pipeline.recipe import list_recipes, load_recipe, recipe_text
 
     if name is not None:
@@ -171,7 +171,7 @@ def recipes(name: str | None) -> None:
 @cloup.option("--resume", is_flag=True, help="Continue the fine-tuning from the checkpoint in --out.")
 @explain_errors
 def apply_command(**options: Any) -> None:
-    """Apply PLAN (a plan.json, searched or edited by hand) to MODEL without a search; writes what export does."""
+    """Apply PLAN (a plan.json, searched or edited by hand) to MODEL without a search. Writes what export does."""
     from compressor.files import check_folder
     from compressor.pipeline.compress import apply_plan
     from compressor.pipeline.plan import read_plan
@@ -189,7 +189,7 @@ def apply_command(**options: Any) -> None:
         plan,
         out,
         make_settings(options),
-        make_source(loaded, images, options),
+        make_source(loaded, options),
         progress,
         options["resume"],
         load_train_images(loaded, options, progress),
@@ -206,20 +206,20 @@ def apply_command(**options: Any) -> None:
     type=FiniteRange(min=0),
     default=1e-4,
     show_default=True,
-    help="Largest difference of two outputs that passes, as a share of the first file's largest output.",
+    help="Largest difference of outputs that passes, as a share of the first file's largest output.",
 )
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of the images.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON in place of the table.")
 @explain_errors
 def verify(**options: Any) -> None:
-    """Compare two ONNX (or ORT) files on real images: error, agreement, worst image, and where they part first.
+    """Compare two ONNX (or ORT) files on images: error, agreement, worst image and first divergence.
 
     Exits with 1 if they differ by more than --tolerance.
     """
     from compressor.report.console import print_difference
     from exporters.verify import verify_files
 
-    images = images_for_file(options, make_progress())
+    images = load_images_for_file(options, make_progress())
     batch = images.batch(slice(0, len(images)))
     difference = verify_files(options["first"], options["second"], batch, options["tolerance"])
     if options["as_json"]:

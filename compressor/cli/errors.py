@@ -1,17 +1,14 @@
-"""TODO docstring."""
+"""Errors as one sentence on stderr with an exit code."""
 
 import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from compressor.errors import BocompressError
-
-if TYPE_CHECKING:
-    pass
 
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 Command = Callable[..., Any]
@@ -33,21 +30,22 @@ def explain_errors(command: Command) -> Command:
             click.echo(f"error: {error}", err=True)
             sys.exit(1)
         except KeyboardInterrupt:
-            click.echo(_describe_stop(options), err=True)
+            click.echo(_describe_interruption(options), err=True)
             sys.exit(INTERRUPTED)
 
     return wrapped
 
 
-def _describe_stop(options: dict[str, Any]) -> str:
+def _describe_interruption(options: dict[str, Any]) -> str:
     if "resume" in options:
         from compressor.pipeline.state import CHECKPOINT, JOURNAL, STAGES
 
         for kept in (output_folder(options) / name for name in (STAGES, CHECKPOINT, JOURNAL)):
             if kept.exists():
-                return f"stopped; {kept} is kept: the same command with --resume goes on from there"
+                return f"stopped; {kept} is kept: the same command with --resume continues from there"
     return "stopped"
 
 
 def output_folder(options: dict[str, Any]) -> Path:
+    """--out, or a folder named after the checkpoint."""
     return options["out"] or Path(f"{options['model'].stem}-compressed")

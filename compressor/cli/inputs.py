@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Networks and images that the options name, loaded with progress on stderr."""
 
 import shlex
 import sys
@@ -16,32 +16,38 @@ if TYPE_CHECKING:
     from compressor.progress import Progress
 
 NUM_SYNTHETIC_IMAGES = 256
-MAX_IMAGES_TO_DECIDE = 10_000
+MAX_IMAGES_WITH_DROP = 10_000
 NUM_VERIFY_IMAGES = 64
 MIN_STD = 1e-6
 MAX_IMAGES_GB = 8
 SYNTHETIC_NOTE = (
-    "no --data given: images are drawn procedurally (seeded); real images of your task give a better plan and "
-    "a truer report"
+    "no --data given: the images are synthetic; with real images of your task the plan is better and the report "
+    "means more"
 )
 
 
 def make_progress() -> "Progress":
+    """Progress on stderr, as a bar on a terminal and as lines elsewhere."""
     from compressor.progress import progress_for_stderr
 
     return progress_for_stderr()
 
 
 def typed_command() -> str:
+    """The command line as typed, quoted for a shell."""
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def choose_transform(loaded: "LoadedModel", options: dict[str, Any]) -> "Transform":
+    """The network's published transform with what the options change of it.
+
+    Raises:
+        InputError: --std is next to zero.
+    """
     return _adapt(loaded.transform, options)
 
 
 def _adapt(transform: "Transform", options: dict[str, Any]) -> "Transform":
-    """The published transform with what the options say otherwise."""
     from dataclasses import replace
 
     if options.get("input_size"):
@@ -55,8 +61,12 @@ def _adapt(transform: "Transform", options: dict[str, Any]) -> "Transform":
     return transform
 
 
-def images_for_file(options: dict[str, Any], progress: "Progress") -> "ImageSet":
-    """Images as the first file wants them: its own input size, the transform published for its architecture."""
+def load_images_for_file(options: dict[str, Any], progress: "Progress") -> "ImageSet":
+    """Images for the ONNX file `first`: of its input size, with the transform published for its architecture.
+
+    Raises:
+        InputError: the file or the folder cannot be read, or the images would not fit into memory.
+    """
     from compressor.data.images import load_folder
     from compressor.data.synthetic import synthetic_images
     from compressor.data.transforms import Transform
@@ -79,47 +89,67 @@ def images_for_file(options: dict[str, Any], progress: "Progress") -> "ImageSet"
 def load_network_and_images(
     options: dict[str, Any], progress: "Progress", tuned: bool = False
 ) -> "tuple[LoadedModel, ImageSet]":
+    """The network of `model`, and the images of --data or synthetic ones.
+
+    Args:
+        options: the command's.
+        progress: announces what is loaded.
+        tuned: whether a recipe fine-tunes.
+
+    Raises:
+        InputError: one of them cannot be loaded, or the options of fine-tuning do not go together.
+    """
     check_tuning(options, tuned or options["finetune"] > 0)
-    from compressor.data.images import list_images, load_folder
-    from compressor.data.synthetic import synthetic_images
+    from compressor.data.images import list_images
     from compressor.network.checkpoint import load_model
 
-    options = {**options, "max_images": _max_images(options)}
-    num_images = (
-        options["max_images"] if options["data"] is not None else min(NUM_SYNTHETIC_IMAGES, options["max_images"])
-    )
-    if options["data"] is not None:
-        # A wrong folder is said at once, not after the network is loaded.
+    num_images = _max_images(options)
+    if options["data"] is None:
+        num_images = min(NUM_SYNTHETIC_IMAGES, num_images)
+    else:  # A wrong folder is an error at once, not after the network is loaded.
         num_images = min(num_images, len(list_images(options["data"]).files))
     with progress.stage("loading the network"):
         loaded = load_model(options["model"], options["arch"], options["trust_pickle"])
     progress.log(f"{options['model']}: {loaded.arch} with {loaded.num_classes} classes")
     for note in loaded.notes:
         progress.log(f"note: {note}")
-    transform, seed = choose_transform(loaded, options), options["seed"]
+    transform = choose_transform(loaded, options)
     _require_memory(num_images, transform.input_size)
+    return loaded, _load_images(options, transform, num_images, progress)
+
+
+def _load_images(
+    options: dict[str, Any], transform: "Transform", num_synthetic: int, progress: "Progress"
+) -> "ImageSet":
+    from compressor.data.images import load_folder
+    from compressor.data.synthetic import synthetic_images
+
     if options["data"] is None:
         progress.log(f"note: {SYNTHETIC_NOTE}")
-        count = min(NUM_SYNTHETIC_IMAGES, options["max_images"])
-        with progress.stage("drawing images", count) as stage:
-            return loaded, synthetic_images(count, transform, seed, lambda done, _: stage.update(done))
-    with progress.stage("reading images", options["max_images"]) as stage:
+        with progress.stage("making synthetic images", num_synthetic) as stage:
+            return synthetic_images(num_synthetic, transform, options["seed"], lambda done, _: stage.update(done))
+    max_images = _max_images(options)
+    with progress.stage("reading images", max_images) as stage:
         images = load_folder(
-            options["data"], transform, options["max_images"], seed, lambda done, _: stage.update(done)
+            options["data"], transform, max_images, options["seed"], lambda done, _: stage.update(done)
         )
     progress.log(images.source)
-    return loaded, images
+    return images
 
 
 def _max_images(options: dict[str, Any]) -> int:
-    """As asked for; by default more where a drop is to be bounded."""
+    """--max-images; left out, more where --max-drop asks for a bound."""
     from compressor.data.images import MAX_IMAGES
 
-    return int(options["max_images"] or (MAX_IMAGES_TO_DECIDE if options.get("max_drop") else MAX_IMAGES))
+    return int(options["max_images"] or (MAX_IMAGES_WITH_DROP if options.get("max_drop") else MAX_IMAGES))
 
 
 def load_train_images(loaded: "LoadedModel", options: dict[str, Any], progress: "Progress") -> "ImageSet | None":
-    """The images of --train-data, as the network wants them."""
+    """The images of --train-data under the network's transform, None without the option.
+
+    Raises:
+        InputError: the folder cannot be read, or its images would not fit into memory.
+    """
     from compressor.data.images import list_images, load_folder
 
     if options["train_data"] is None:
@@ -127,11 +157,11 @@ def load_train_images(loaded: "LoadedModel", options: dict[str, Any], progress: 
     transform, count = choose_transform(loaded, options), options["max_train_images"]
     count = min(count, len(list_images(options["train_data"]).files))
     _require_memory(count, transform.input_size)
-    with progress.stage("reading images to train on", count) as stage:
+    with progress.stage("reading training images", count) as stage:
         images = load_folder(
             options["train_data"], transform, count, options["seed"], lambda done, _: stage.update(done)
         )
-    progress.log(f"to train on: {images.source}")
+    progress.log(f"training images: {images.source}")
     return images
 
 
@@ -144,7 +174,8 @@ def _require_memory(num_images: int, input_size: int) -> None:
         )
 
 
-def make_source(loaded: "LoadedModel", images: "ImageSet", options: dict[str, Any]) -> "Source":
+def make_source(loaded: "LoadedModel", options: dict[str, Any]) -> "Source":
+    """Where network and images come from, for the report."""
     from compressor.pipeline.state import Source
 
     notes = [*loaded.notes, *([SYNTHETIC_NOTE] if options["data"] is None else [])]

@@ -1,4 +1,4 @@
-"""Options on fine-tuning and recipes: which go together, and what they make."""
+"""From options to settings: which options go together, and what they make."""
 
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,61 +9,67 @@ from compressor.errors import InputError
 
 if TYPE_CHECKING:
     from compressor.cost.records import Cost
-    from compressor.pipeline.settings import Settings, Target
-
-if TYPE_CHECKING:
     from compressor.pipeline.recipe import Recipe
+    from compressor.pipeline.settings import Settings, Target
     from compressor.recovery.schedules import TuneSettings
+    from compressor.search.settings import SearchSettings
 
 SHARED_SETTINGS = ("device", "threads", "batch_size", "calibration", "recalibrate", "formats", "zip", "opset")
-
-OF_TUNING = ("train_data", "max_train_images", "finetune_by", "schedule", "learning_rate", "autocast")
-# What the stages of a recipe say for themselves.
-OF_STAGES = (
+SEARCH_SETTINGS = (
+    *("epsilon", "certificate", "acquisition", "samples", "candidates", "start", "refine", "surrogate"),
+    *("prior_mean", "coordinates", "max_evaluations", "max_seconds", "seed"),
+)
+TUNE_OPTIONS = ("train_data", "max_train_images", "finetune_by", "schedule", "learning_rate", "autocast")
+# What the stages of a recipe set for themselves.
+STAGE_OPTIONS = (
     *("finetune", "finetune_by", "schedule", "learning_rate", "prune", "method", "layers", "skip"),
     *("target_ratio", "target_bytes", "target_macs", "target_latency_ms", "max_drop"),
 )
 
 
 def choose_recipe(options: dict[str, Any]) -> "Recipe | None":
-    """The recipe asked for.
+    """The recipe of --recipe, None without one.
 
     Raises:
-        InputError: there is no such recipe, or an option says what only its stages may say.
+        InputError: there is no such recipe, or an option is given that only its stages may set.
     """
     from compressor.pipeline.recipe import load_recipe
 
     if options["recipe"] is None:
         return None
     recipe = load_recipe(options["recipe"])
-    for name in OF_STAGES:
+    for name in STAGE_OPTIONS:
         if is_given(name):
-            raise InputError(f"--recipe and {_option(name)} contradict each other: the stages say that")
+            raise InputError(f"--recipe and {_option(name)} contradict each other: the stages set it")
     if is_given("gamma") and recipe.names_every_gamma:
-        raise InputError("--recipe and --gamma contradict each other: every stage that compresses names its own gamma")
+        raise InputError("--recipe and --gamma contradict each other: every stage that compresses has its own gamma")
     return recipe
 
 
 def check_tuning(options: dict[str, Any], tuned: bool) -> None:
-    """Refuse options of a fine-tuning that is not asked for, or has nothing to learn from, before anything is loaded.
+    """Check the options of fine-tuning before anything is loaded.
+
+    Args:
+        options: the command's.
+        tuned: whether the run fine-tunes, by --finetune or by its recipe.
 
     Raises:
-        InputError: see above, or the folder of images holds none.
+        InputError: options of fine-tuning without fine-tuning, fine-tuning without images, or a folder without images.
     """
     from compressor.data.images import list_images
 
-    given = [name for name in OF_TUNING if is_given(name)]
+    given = [name for name in TUNE_OPTIONS if is_given(name)]
     if not tuned and given:
-        raise InputError(f"{_option(given[0])} is for fine-tuning: give --finetune EPOCHS, too")
+        raise InputError(f"{_option(given[0])} is for fine-tuning: give --finetune EPOCHS as well")
     if tuned and options["data"] is None and options["train_data"] is None:
-        what = "--finetune" if options["finetune"] else "a recipe that tunes"
+        what = "--finetune" if options["finetune"] else "a recipe with fine-tuning"
         raise InputError(f"{what} needs images of the task: give --data or --train-data")
     if options["train_data"] is not None:
         list_images(options["train_data"])
 
 
 def tune_settings(options: dict[str, Any]) -> "TuneSettings":
-    """How the compressed network is fine-tuned, as the options say."""
+    """The settings of fine-tuning that the options give."""
     from compressor.recovery.schedules import TuneSettings
 
     return TuneSettings(
@@ -76,7 +82,7 @@ def tune_settings(options: dict[str, Any]) -> "TuneSettings":
 
 
 def is_given(name: str) -> bool:
-    """Whether an option was typed."""
+    """Whether the option with this parameter name was typed, rather than left at its default."""
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
@@ -85,49 +91,32 @@ def _option(name: str) -> str:
 
 
 def split_patterns(values: tuple[str, ...]) -> list[str]:
+    """Patterns of an option that may be repeated and may hold several, separated by commas."""
     return [pattern for value in values for pattern in value.split(",") if pattern]
 
 
 def make_settings(options: dict[str, Any]) -> "Settings":
+    """The settings of a run: of a search where the command has its options, else of `apply`.
+
+    Raises:
+        InputError: options that contradict each other.
+    """
     from compressor.pipeline.settings import Settings
-    from compressor.search.settings import SearchSettings
 
     shared = {key: options[key] for key in SHARED_SETTINGS}
     shared["precisions"] = tuple(dict.fromkeys(name for names in options["precisions"] for name in names))
     shared["factors"] = None if options["factors"] == "plan" else options["factors"]
     shared["tune"] = tune_settings(options)
-    if "gamma" not in options:  # apply: no search
-        return Settings(search=SearchSettings(seed=options["seed"]), **shared)
-    delta, relative = options["delta"]
-    search = SearchSettings(
-        delta=delta,
-        delta_is_relative=relative,
-        **{
-            key: options[key]
-            for key in (
-                "epsilon",
-                "certificate",
-                "acquisition",
-                "samples",
-                "candidates",
-                "start",
-                "refine",
-                "surrogate",
-                "prior_mean",
-                "coordinates",
-                "max_evaluations",
-                "max_seconds",
-                "seed",
-            )
-        },
-    )
+    shared["search"] = search_settings(options)
+    if "gamma" not in options:
+        return Settings(**shared)
     target = _make_target(options)
     return Settings(
         gamma=options["gamma"],
         target=target,
         form=options["form"],
         fidelity=options["fidelity"],
-        cost=_cost(options, target),
+        cost=_choose_cost(options, target),
         provider=options["provider"],
         method=options["method"],
         rank_multiple=options["rank_multiple"],
@@ -136,16 +125,27 @@ def make_settings(options: dict[str, Any]) -> "Settings":
         prune_fraction=options["prune"],
         workers=options["workers"],
         backend=options["backend"],
-        search=search,
         **shared,
     )
 
 
+def search_settings(options: dict[str, Any]) -> "SearchSettings":
+    """The settings of the search that the options give; of those of `apply`, which has none, only the seed."""
+    from compressor.search.settings import SearchSettings
+
+    if "gamma" not in options:
+        return SearchSettings(seed=options["seed"])
+    delta, is_relative = options["delta"]
+    return SearchSettings(
+        delta=delta, delta_is_relative=is_relative, **{name: options[name] for name in SEARCH_SETTINGS}
+    )
+
+
 def _make_target(options: dict[str, Any]) -> "Target | None":
-    """The one target given.
+    """The target that was given, None without one.
 
     Raises:
-        InputError: there are several, or one beside what it stands for.
+        InputError: there are several, or an option that contradicts it.
     """
     from compressor.pipeline.settings import Target
     from compressor.search.records import TARGET_OPTIONS
@@ -155,20 +155,20 @@ def _make_target(options: dict[str, Any]) -> "Target | None":
     if not given:
         return None
     if len(given) > 1:
-        raise InputError(f"{' and '.join(given.values())} contradict each other: each says what to stop at; give one")
+        raise InputError(f"{' and '.join(given.values())} contradict each other: give one target")
     ((kind, name),) = given.items()
     if options["gamma"] is not None:
-        raise InputError(f"{name} and --gamma contradict each other: the target finds gamma; give one of them")
+        raise InputError(f"{name} and --gamma contradict each other: a target sets gamma; give one of them")
     if options["form"] != "ratio":
-        raise InputError(f"{name} needs --form ratio: the dual is that of Eq. (3)")
+        raise InputError(f"{name} needs --form ratio: gamma is the multiplier of Eq. (3)")
     return Target(kind, values[kind])
 
 
-def _cost(options: dict[str, Any], target: "Target | None") -> "Cost":
-    """What size means: as given, or what the target is about.
+def _choose_cost(options: dict[str, Any], target: "Target | None") -> "Cost":
+    """What R counts: --cost, or what the target is in.
 
     Raises:
-        InputError: they are not the same.
+        InputError: both are given and differ.
     """
     from compressor.search.records import TARGET_OPTIONS
 

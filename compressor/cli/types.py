@@ -1,4 +1,4 @@
-"""What the command line's options take: numbers, lists and amounts, checked as they are read."""
+"""Types of the command line's options: numbers, lists and amounts, checked as they are read."""
 
 import math
 from pathlib import Path
@@ -109,7 +109,7 @@ class Precisions(click.ParamType):
 
 
 class Amount(click.ParamType):
-    """A positive number, perhaps with a unit after it."""
+    """A positive number with an optional unit after it."""
 
     def __init__(self, name: str, example: str, units: dict[str, float]) -> None:
         self.name = name
@@ -131,7 +131,7 @@ MACS = Amount("macs", "300M", {"k": 1e3, "m": 1e6, "g": 1e9})
 
 
 class FiniteRange(click.FloatRange):
-    """A range that `nan` does not slip through."""
+    """A range of floats that refuses `nan`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
@@ -141,7 +141,7 @@ class FiniteRange(click.FloatRange):
 
 
 class Numbers(click.ParamType):
-    """Whole numbers from 1 to `largest`, separated by commas; given twice, one counts once."""
+    """Whole numbers from 1 to `largest`, separated by commas, without repeats."""
 
     name = "number,..."
 
@@ -159,7 +159,7 @@ class Numbers(click.ParamType):
 
 
 class Words(click.ParamType):
-    """Some of the words offered, separated by commas; given twice, one counts once."""
+    """Some of the words offered, separated by commas, without repeats."""
 
     name = "word,..."
 

@@ -146,8 +146,8 @@ def test_what_cannot_be_learnt_is_refused_before_anything_is_written(
     ("arguments", "sentence"),
     [
         (("--finetune", 2), "--finetune needs images of the task: give --data or --train-data"),
-        (("--train-data", "."), "--train-data is for fine-tuning: give --finetune EPOCHS, too"),
-        (("--learning-rate", 0.1), "--learning-rate is for fine-tuning: give --finetune EPOCHS, too"),
+        (("--train-data", "."), "--train-data is for fine-tuning: give --finetune EPOCHS as well"),
+        (("--learning-rate", 0.1), "--learning-rate is for fine-tuning: give --finetune EPOCHS as well"),
         (("--finetune", 1, "--train-data", "nowhere"), "nowhere does not exist"),
     ],
 )

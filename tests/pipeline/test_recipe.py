@@ -310,10 +310,10 @@ def test_wrong_recipes_are_one_sentence(text: str, sentence: str) -> None:
     [
         (("--recipe", "resnet"), "there is no recipe 'resnet'; those that come along are vgg"),
         (("--recipe", "my.toml"), "cannot read the recipe my.toml: No such file or directory"),
-        (("--recipe", "vgg", "--finetune", 3), "--recipe and --finetune contradict each other: the stages say that"),
-        (("--recipe", "vgg", "--prune", "none"), "--recipe and --prune contradict each other: the stages say that"),
+        (("--recipe", "vgg", "--finetune", 3), "--recipe and --finetune contradict each other: the stages set it"),
+        (("--recipe", "vgg", "--prune", "none"), "--recipe and --prune contradict each other: the stages set it"),
         (("--recipe", "own.toml", "--gamma", 1), "--recipe and --gamma contradict each other: every stage that"),
-        (("--recipe", "vgg"), "a recipe that tunes needs images of the task: give --data or --train-data"),
+        (("--recipe", "vgg"), "a recipe with fine-tuning needs images of the task: give --data or --train-data"),
     ],
 )
 def test_contradictions_are_refused_at_once(
