@@ -24,7 +24,7 @@ FRESH = $(if $(filter file,$(origin OUT)),rm -rf "$(OUT)")
 OWN = $(and $(OTHER),$(filter file,$(origin FILES)))
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
 
-.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test lint docs bench-uniform bench-factors bench-search bench-objectives bench-targets bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-finetune bench-recipe bench bench-gpu bench-harness clean
+.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-finetune bench-recipe bench bench-gpu bench-harness clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,10 @@ lint: $(READY)  ## ruff and mypy
 
 docs: $(READY)  ## write docs/options.md and the tables of docs/results.md anew
 	$(BIN)/python -m docs.generate
+
+site: $(READY)  ## the documentation as a website in build/site, with the Python API from its docstrings
+	$(BIN)/python -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 bench-uniform: $(READY)  ## MODEL, DATA, SIZE: the search's plan against every uniform plan, on images outside the search
 	$(BIN)/python -m benchmarks.studies.search.uniform $(MODEL) $(DATA) --input-size $(SIZE)
