@@ -1,0 +1,134 @@
+"""Sections of results.md on delivered files: sizes, latencies, coverage, the benchmark itself."""
+
+from docs.generate.formatting import (
+    Row,
+    Study,
+    accuracy_change,
+    flat_interval,
+    grouped,
+    machine,
+    median_of,
+    nested_interval,
+    section,
+    signed_percent,
+    table,
+)
+
+
+def exported(study: Study) -> str:
+    """Whole runs of the command line by each fidelity."""
+    about = (
+        f"{study['network']} by `bocompress-export`, with factors fitted and reconstructed; medians over "
+        f"{study['seeds']} seeds on {study['rows'][0]['evaluated_on']:,} test images. In brackets: gamma over the "
+        f"fidelity's default. Whole run: with export, verification, latency and report. {machine(study)}"
+    )
+    columns = {
+        "fidelity": lambda r: r[0]["fidelity"],
+        "gamma": lambda r: f"{r[0]['gamma']:.3g} ({r[0]['factor']:g})",
+        "ratio %": lambda r: f"{100 * median_of(r, 'ratio'):.2f}",
+        "top-1": lambda r: accuracy_change(r[0]["top1_original"], median_of(r, "top1")),
+        "evaluations": lambda r: f"{median_of(r, 'evaluations'):.0f}",
+        "image passes": lambda r: f"{median_of(r, 'image_passes'):,.0f}",
+        "search s": lambda r: f"{median_of(r, 'search_seconds'):.0f}",
+        "whole run s": lambda r: f"{median_of(r, 'seconds'):.0f}",
+        "certified": lambda r: f"{sum(x['certified'] for x in r)} of {len(r)}",
+    }
+    rows = grouped(study["rows"], "fidelity", "factor")
+    return section(f"{study['study']}: the same network from the command line", about, table(columns, rows))
+
+
+def edge(study: Study) -> str:
+    """Bytes, latency and accuracy of float32 and int8 files."""
+    about = (
+        f"{study['network']} by `bocompress-export --rank-multiple auto --precision int8`, and the plan applied again "
+        f"at another input size. All are shares of the original's; latency in ONNX Runtime on the CPU, one thread, "
+        f"with 95 % interval. Top-1: original, float32, int8, on test images. {machine(study)}"
+    )
+    columns = {
+        "gamma": lambda r: f"{r['gamma']:g}",
+        "input px": lambda r: str(r["side"]),
+        "bytes": lambda r: f"{r['bytes']:.3f}",
+        "MACs": lambda r: f"{r['macs']:.3f}",
+        "latency": lambda r: flat_interval(r, "latency"),
+        "latency over MACs": lambda r: f"{r['latency_over_macs']:.2f}",
+        "int8 bytes": lambda r: f"{r['int8_bytes']:.3f}" if "int8_bytes" in r else "",
+        "int8 latency": lambda r: flat_interval(r, "int8_latency"),
+        "int8 over float32": lambda r: flat_interval(r, "int8_to_float32"),
+        "top-1": _three_accuracies,
+        "whole run s": lambda r: f"{r['seconds']:.0f}",
+    }
+    return section(
+        f"{study['study']}: bytes, time and accuracy of what is delivered", about, table(columns, study["rows"])
+    )
+
+
+def _three_accuracies(row: Row) -> str:
+    if "top1" not in row:
+        return ""
+    return " → ".join(f"{100 * row[name]:.2f}" for name in ("top1_original", "top1", "int8_top1"))
+
+
+def harness(study: Study) -> str:
+    """`bocompress benchmark` beside torch.utils.benchmark."""
+    summary, (first, second) = study["summary"], study["files"]
+    about = (
+        f"{second} over {first}, one thread, {len(study['rows'])} repeats. Of two repeats, the intervals of the ratio "
+        f"overlap in {100 * summary['overlap']:.0f} % of pairs, and one's ratio lies in the other's interval in "
+        f"{100 * summary['inside']:.0f} % (83 % is due where nothing but chance differs). torch.utils.benchmark, each "
+        f"file in a fresh process, gives medians that differ by {signed_percent(summary['first_apart'])} and "
+        f"{signed_percent(summary['second_apart'])}, and the ratio {summary['other_ratio']:.3f} against "
+        f"{summary['ratio']:.3f} ({signed_percent(summary['ratio_apart'])}); its ratios scatter by "
+        f"{100 * summary['other_spread']:.1f} % over the repeats, these by {100 * summary['spread']:.1f} %. Times are "
+        f"processor time; load: what other processes took of all cores meanwhile. {machine(study)}"
+    )
+    columns = {
+        "seed": lambda r: str(r["seed"]),
+        "ratio": lambda r: nested_interval(r["ratio"]),
+        "first against itself": lambda r: nested_interval(r["noise"]),
+        "load": lambda r: f"{100 * r['others']:.0f} %",
+        "medians": lambda r: _milliseconds(r["median_ms"]),
+        "wall clock": lambda r: _milliseconds(r["wall_ms"]),
+        "torch's ratio": lambda r: f"{r['other_ratio']:.3f}",
+        "torch's medians": lambda r: _milliseconds(r["other_ms"]),
+        "torch's wall clock": lambda r: _milliseconds(r["other_wall_ms"]),
+    }
+    return section(
+        f"{study['study']}: `bocompress benchmark` beside another harness and its own repeats",
+        about,
+        table(columns, study["rows"]),
+    )
+
+
+def _milliseconds(values: list[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values) + " ms"
+
+
+def coverage(study: Study) -> str:
+    """Which of torchvision's classifiers can be compressed and exported."""
+    passed = [row for row in study["rows"] if "failed" not in row]
+    about = (
+        f"{len(passed)} of {len(study['rows'])} architectures, the smallest first, inspected, compressed at half of "
+        f"every break-even rank, exported and checked against torch; random weights, factors of the weights alone. "
+        f"MACs beside fvcore's count of convolutions and matrix products, which includes Swin v2's tables of "
+        f"positions, constants here and in the file, and rounds products of einsum. Export check: largest difference "
+        f"from torch as a share of the largest output. {machine(study)}"
+    )
+    columns = {
+        "architecture": lambda r: r["arch"],
+        "px": lambda r: str(r["input_size"]),
+        "compressed": lambda r: ", ".join(f"{count} {name}" for name, count in r["compressed"].items()),
+        "skipped": lambda r: "; ".join(f"{count} {why.partition(':')[0]}" for why, count in r["skipped"].items()),
+        "parameters": lambda r: f"{r['params'] / 1e6:.1f} M",
+        "ratio": lambda r: f"{r['params_compressed'] / r['params']:.3f}",
+        "MACs": lambda r: f"{r['macs'] / 1e9:.2f} G",
+        "MACs / fvcore": lambda r: f"{r['macs'] / r['macs_fvcore']:.4f}" if r["macs_fvcore"] else "",
+        "MACs ratio": lambda r: f"{r['macs_compressed'] / r['macs']:.3f}",
+        "export check": lambda r: f"{r['export_check']:.0e}",
+    }
+    failures = [f"- {row['arch']} failed: {row['failed']}" for row in study["rows"] if "failed" in row]
+    return section(
+        f"{study['study']}: torchvision's classifiers at half of every break-even rank",
+        about,
+        table(columns, passed),
+        *failures,
+    )

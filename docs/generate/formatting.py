@@ -1,0 +1,71 @@
+"""How studies' figures are written: tables, intervals, shares."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+Row = dict[str, Any]
+Study = dict[str, Any]
+
+
+def load(path: Path) -> Study:
+    """A study's JSON, with its name under `study`."""
+    study: Study = json.loads(path.read_text(encoding="utf-8"))
+    return study
+
+
+def table(columns: dict[str, Callable[[Any], str]], rows: Sequence[Any]) -> str:
+    """A Markdown table: each column's title and how it shows a row."""
+    head = "| " + " | ".join(columns) + " |"
+    rule = "|" + " --- |" * len(columns)
+    body = ["| " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows]
+    return "\n".join([head, rule, *body])
+
+
+def section(title: str, about: str, *parts: str) -> str:
+    """A titled section of a page; the title must stay, since other pages link to it."""
+    return "\n\n".join([f"## {title}", about, *parts])
+
+
+def machine(study: Study) -> str:
+    """A sentence: processor, versions, and seconds that the study took."""
+    info = study["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
+    return f"Machine: {info['processor']}, {info['cores']} cores; {versions}; {study['seconds']:.0f} s in all."
+
+
+def accuracy_change(original: float | None, compressed: float | None) -> str:
+    """Two accuracies in per cent; empty without labels."""
+    if original is None or compressed is None:
+        return ""
+    return f"{100 * original:.1f} → {100 * compressed:.1f}"
+
+
+def flat_interval(row: Row, name: str) -> str:
+    """A figure with its interval, `name`_low and `name`_high; empty where the row lacks it."""
+    return f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})" if name in row else ""
+
+
+def nested_interval(ratio: dict[str, float]) -> str:
+    """A figure with its interval, given as value, low and high."""
+    return f"{ratio['value']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})"
+
+
+def signed_percent(share: float) -> str:
+    """A difference in per cent, with its sign."""
+    return f"{100 * share:+.1f} %"
+
+
+def grouped(rows: Sequence[Row], *names: str) -> list[list[Row]]:
+    """Rows that agree in these columns, group by group in the order of their first."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return list(groups.values())
+
+
+def median_of(rows: Sequence[Row], name: str) -> float:
+    """Median of a column."""
+    return median(float(row[name]) for row in rows)

@@ -1,0 +1,92 @@
+"""Sections of results.md on factors, fine-tuning and recipes."""
+
+from docs.generate.formatting import Row, Study, accuracy_change, machine, section, table
+
+FACTORS = {
+    "weight": "weight (as AIMET, the paper)",
+    "refit": "weight, last factor refitted",
+    "activation": "activation-aware, refitted",
+    "auto": "measured per layer",
+    "auto+cp": "measured per layer, CP among the methods",
+}
+STARTS = {"auto": "fitted factors", "weight": "factors of the weights alone"}
+
+
+def factors(study: Study) -> str:
+    """Factorizations at equal numbers of parameters, before and after layer-wise reconstruction."""
+    about = (
+        f"{study['network']}, {study['layers']} layers ({study['patterns']}), every layer at the same fraction of its "
+        f"break-even rank (other methods at as many parameters), no search, no fine-tuning. Function norm and top-1 on "
+        f"{study['evaluated_on']} images outside calibration. Reconstructed: with the layer-wise reconstruction of "
+        f"`--recalibrate`. Time: median over the original's, one image on one thread. {machine(study)}"
+    )
+    columns = {
+        "fraction": lambda r: f"{r['fraction']:g}",
+        "factors": lambda r: FACTORS[r["chain"]] + (", reconstructed" if r["recalibrated"] else ""),
+        "method": lambda r: "measured" if r["chain"].startswith("auto") else r["method"],
+        "fitted on": _fitted_on,
+        "parameters": lambda r: f"{r['params']:,}",
+        "function norm": lambda r: f"{r['function_norm']:.3f} ± {r['stderr']:.3f}",
+        "relative": lambda r: f"{r['relative']:.4f}",
+        "top-1": lambda r: accuracy_change(r["top1_original"], r["top1"]),
+        "steps kept": lambda r: f"{r['kept']} of {r['steps']}" if r["recalibrated"] else "",
+        "time": lambda r: f"{r['latency_ratio']:.2f}" if "latency_ratio" in r else "",
+    }
+    rows = sorted(study["rows"], key=lambda row: -row["fraction"])
+    return section(f"{study['study']}: what the factors alone are worth", about, table(columns, rows))
+
+
+def _fitted_on(row: Row) -> str:
+    return "" if row["chain"] == "weight" and not row["recalibrated"] else f"{row['fit_on']}, {row['images']}"
+
+
+def finetune(study: Study) -> str:
+    """Accuracy and function norm before and after fine-tuning."""
+    about = (
+        f"{study['network']} at {100 * study['share']:.1f} % of its convolutions' weights (ranks of a search at gamma "
+        f"{study['gamma']:g}, all scaled by one factor); {study['epochs']} epochs. Function norm and top-1 on test "
+        f"images, which neither search nor fine-tuning saw. Recovered: the share of the drop in top-1. {machine(study)}"
+    )
+    columns = {
+        "start": lambda r: STARTS[r["factors"]] + (", reconstructed" if r["recalibrated"] else ""),
+        "learns from, schedule": lambda r: r["way"].rpartition(", 0.")[0] or r["way"],
+        "highest learning rate": lambda r: f"{r['learning_rate']:g}",
+        "images": lambda r: f"{r['train_images']:,}",
+        "epoch kept": lambda r: f"{r['kept_epoch']} of {r['epochs']}",
+        "function norm": lambda r: f"{r['norm_before']:.3f} → {r['norm_after']:.3f}",
+        "original's top-1": lambda r: f"{100 * r['top1_original']:.2f}",
+        "top-1": lambda r: f"{100 * r['top1_before']:.2f} → {100 * r['top1_after']:.2f}",
+        "recovered": lambda r: f"{100 * recovered_share(r):.0f} %",
+        "test images": lambda r: f"{r['evaluated_on']:,}",
+        "s": lambda r: f"{r['seconds']:.0f}",
+    }
+    return section(f"{study['study']}: what fine-tuning recovers", about, table(columns, study["rows"]))
+
+
+def recovered_share(row: Row) -> float:
+    """Share of the drop in top-1 that fine-tuning made up for."""
+    return float((row["top1_after"] - row["top1_before"]) / (row["top1_original"] - row["top1_before"]))
+
+
+def recipe(study: Study) -> str:
+    """The stages of the paper's recipe, each with what it left."""
+    ending = "the same weights to the last bit" if study["same_as_undisturbed"] else "OTHER weights"
+    about = (
+        f"Six convolutions with batch norms and three linear layers, {study['params']:,} parameters, trained here on "
+        f"{study['trained_on']:,} CIFAR-10 images of 32 px; `--recipe {study['recipe']}`, fine-tuned on "
+        f"{study['tuned_on']:,} of the training images. Accuracies on {study['evaluated_on']} test images; the ratio "
+        f"counts weights that are not zero, over the original's (the columns of the paper's Table 5). Killed in "
+        f"{', '.join(study['killed'])} and continued with `--resume`: {ending} as an undisturbed run. The last "
+        f"network's latency is {study['latency_ratio']:.2f} of the original's, its file within "
+        f"{study['export_check']:.0e} of torch. {machine(study)}"
+    )
+    columns = {
+        "network": lambda r: r["network"],
+        "top-1": lambda r: f"{100 * r['top1']:.2f}",
+        "top-5": lambda r: f"{100 * r['top5']:.2f}",
+        "ratio %": lambda r: f"{100 * r['ratio']:.2f}",
+        "function norm": lambda r: f"{r['function_norm']:.3f}",
+        "s": lambda r: f"{r['seconds']:.0f}",
+        "what": lambda r: r["what"],
+    }
+    return section(f"{study['study']}: the paper's stages on a small VGG", about, table(columns, study["rows"]))
