@@ -1,14 +1,14 @@
-"""The errors a user meets: each is one clear sentence, printed without a traceback."""
+"""Errors for users: each is one sentence, printed without a traceback."""
 
 
 class BocompressError(Exception):
-    """Work that failed; the command line prints the sentence and exits with `exit_code`."""
+    """A run that failed; the command line prints the sentence and exits with `exit_code`."""
 
     exit_code = 1
 
 
 class InputError(BocompressError):
-    """Bad usage or bad input: nothing was changed, and the sentence says what to do instead."""
+    """Wrong usage or bad input: nothing was changed, and the sentence says what to do."""
 
     exit_code = 2
 

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, in folders that hold nothing else."""
+"""Atomic writes, output folders and the cache folder."""
 
 import os
 import shutil
@@ -6,14 +6,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import platformdirs
+
 from compressor.errors import InputError
 
 
 @contextmanager
 def replace_when_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; move it onto `path` when the block ends without an error.
+    """Yields a temporary path beside `path`, which replaces `path` when the block ends without an error.
 
-    Whatever stood at `path` stays until then, and stays for good if the block fails.
+    An older file at `path` stays until then, and for good if the block fails.
 
     Raises:
         InputError: the file could not be written (disk full, folder not writable).
@@ -34,8 +36,10 @@ def replace_when_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_files_when_whole(path: Path) -> Iterator[Path]:
-    """Like `replace_when_whole` for a file that names others beside it: give a path of the same name in a temporary
-    folder; move all that the block wrote there beside `path`, and the file itself last.
+    """`replace_when_whole` for a file that refers to others beside it.
+
+    Yields a path of the same name in a temporary folder. When the block ends without an error, all files in it are
+    moved beside `path`, the file itself last.
 
     Raises:
         InputError: the files could not be written (disk full, folder not writable).
@@ -56,16 +60,16 @@ def replace_files_when_whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path`, whole or not at all."""
+    """Write `text` (UTF-8) to `path` atomically."""
     with replace_when_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def check_folder(folder: Path, keep: Sequence[str] = ()) -> None:
-    """Refuse a folder that holds anything but the files named in `keep`.
+    """Refuse a folder that contains anything but the files named in `keep`.
 
     Raises:
-        InputError: it is a file, holds other files, or cannot be read.
+        InputError: it is a file, contains other files, or cannot be read.
     """
     try:
         others = sorted(entry.name for entry in folder.iterdir())
@@ -84,7 +88,7 @@ def check_folder(folder: Path, keep: Sequence[str] = ()) -> None:
 
 
 def _is_partial(name: str) -> bool:
-    """A file that a killed run left half written; see `replace_when_whole`."""
+    """Whether a killed run left this file of `replace_when_whole`."""
     return name.startswith(".") and name.endswith(".tmp")
 
 
@@ -101,7 +105,12 @@ def prepare_folder(folder: Path) -> None:
 
 
 def user_cache_dir() -> Path:
-    """The user's cache directory for this program (XDG base directories)."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
-    return base / "bocompress"
+    """The user's cache folder for this program, as the platform has it; on Linux XDG_CACHE_HOME decides.
+
+    Raises:
+        RuntimeError: there is no home directory.
+    """
+    folder = platformdirs.user_cache_path("bocompress", appauthor=False)
+    if not folder.is_absolute():
+        raise RuntimeError(f"no home directory: the cache folder would be {folder}")
+    return folder

@@ -13,45 +13,45 @@ from rich.progress import Progress as RichProgress
 SECONDS_BETWEEN_LINES = 5.0
 
 
-class Stage(Protocol):
-    """One stage under way."""
+class ProgressStage(Protocol):
+    """A stage whose progress is shown."""
 
     def update(self, done: int, note: str = "") -> None:
-        """Say how much is done, and optionally how it stands."""
+        """Show the number of steps done, and a short note."""
 
 
 class Progress:
-    """Silent; the base of the two that speak."""
+    """Shows nothing; the base of the two that print."""
 
     @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Iterator[Stage]:
-        """Announce a stage of `total` steps (None: unknown) for the length of a with-block."""
-        yield _SilentStage()
+    def stage(self, title: str, total: int | None = None) -> Iterator[ProgressStage]:
+        """Show a stage of `total` steps (None: unknown) during a with-block."""
+        yield _SilentProgressStage()
 
     def log(self, sentence: str) -> None:
-        """One line that stays."""
+        """Print one line that stays."""
 
 
-class _SilentStage:
+class _SilentProgressStage:
     def update(self, done: int, note: str = "") -> None:
         pass
 
 
 class PlainProgress(Progress):
-    """Lines on stderr, a few seconds apart at the least."""
+    """Lines on stderr, at least SECONDS_BETWEEN_LINES apart."""
 
     @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Iterator[Stage]:
+    def stage(self, title: str, total: int | None = None) -> Iterator[ProgressStage]:
         began = time.monotonic()
         self.log(f"{title} ...")
-        yield _PlainStage(self, title, total)
+        yield _PlainProgressStage(self, title, total)
         self.log(f"{title}: done in {time.monotonic() - began:.1f} s")
 
     def log(self, sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
-class _PlainStage:
+class _PlainProgressStage:
     def __init__(self, progress: PlainProgress, title: str, total: int | None) -> None:
         self._progress = progress
         self._title = title
@@ -65,13 +65,13 @@ class _PlainStage:
 
 
 class TerminalProgress(Progress):
-    """A bar on stderr for the stage under way; finished stages stay as lines."""
+    """A bar on stderr for the current stage; finished stages stay as lines."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
 
     @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Iterator[Stage]:
+    def stage(self, title: str, total: int | None = None) -> Iterator[ProgressStage]:
         began = time.monotonic()
         columns = (
             TextColumn("{task.description}"),
@@ -83,14 +83,14 @@ class TerminalProgress(Progress):
         )
         with RichProgress(*columns, console=self._console, transient=True) as bars:
             task = bars.add_task(title, total=total, note="")
-            yield _TerminalStage(bars, task)
+            yield _TerminalProgressStage(bars, task)
         self._console.print(f"[green]✓[/] {title} [dim]{time.monotonic() - began:.1f} s[/]")
 
     def log(self, sentence: str) -> None:
         self._console.print(sentence, highlight=False, markup=False)
 
 
-class _TerminalStage:
+class _TerminalProgressStage:
     def __init__(self, bars: RichProgress, task: object) -> None:
         self._bars = bars
         self._task = task

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Base classes of all records, which are read from and written to JSON."""
 
 from typing import Generic, TypeVar
 
@@ -8,13 +8,13 @@ Number = TypeVar("Number", int, float)
 
 
 class Record(BaseModel):
-    """Base of all records: immutable, unknown fields refused, NaN and infinity refused."""
+    """Base of all records: immutable, without unknown fields, NaN and infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Pair(Record, Generic[Number]):
-    """One figure of the original network and the same figure of the compressed one."""
+    """The same number for the original and the compressed network."""
 
     original: Number
     compressed: Number

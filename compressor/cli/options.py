@@ -10,12 +10,12 @@ from compressor.cli.types import (
     MAX_BATCH,
     MAX_INPUT,
     MAX_SEED,
-    METHOD_NAMES,
     PATH,
     Channels,
     FiniteRange,
     Precisions,
 )
+from compressor.factorization.registry import convolution_choices
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -71,7 +71,7 @@ layer_options: Decorator = cloup.option_group(
     cloup.option("--skip", multiple=True, help="Name pattern of layers to leave alone; likewise."),
     cloup.option(
         "--method",
-        type=click.Choice(METHOD_NAMES),
+        type=click.Choice(convolution_choices()),
         default="auto",
         show_default=True,
         help="Factorization of k x k convolutions. auto: for each layer the best of spatial, Tucker-2 and "

@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 PATH = click.Path(path_type=Path)
-METHOD_NAMES = ("auto", "auto+cp", "spatial", "tucker", "cp", "interpolative")
 PROVIDER_NAMES = ("cpu", "cuda", "tensorrt")
 PRECISION_NAMES = ("fp32", "fp16", "int8")
 MAX_INPUT = 4096

@@ -1,8 +1,8 @@
-"""Both factors in turn: the first factor that suits a given second one, in a layer's metric.
+"""Both factors of a layer fitted in turn under its second moments.
 
-With the second factor H given, tr(G (W~ - W) C (W~ - W)^T) is quadratic in the first factor V. Its matrix,
-sum over columns w, v of (H_w^T G H_v) x C_wv, is too large to form: the minimum is found by conjugate gradients,
-preconditioned by its main part (sum_w H_w^T G H_w) x (mean_w C_ww); for kw = 1 that is all, and one step is exact.
+With the second factor H fixed, the error tr(G (W~ - W) C (W~ - W)^T) is quadratic in the first factor V. Its matrix,
+sum over columns w, v of (H_w^T G H_v) x C_wv, is too large to form, so conjugate gradients find the minimum. Their
+preconditioner is (sum_w H_w^T G H_w) x (mean_w C_ww); for kw = 1 that is the whole matrix, and one step is exact.
 """
 
 from dataclasses import dataclass
@@ -16,36 +16,40 @@ from compressor.factorization.two_factor import column_covariance
 
 SWEEPS = 2
 CONJUGATE_STEPS = 3
-ENOUGH = 1e-10  # of the first residual's square
+TOLERANCE = 1e-10  # on the squared residual, as a share of the first
 
 
 def alternate(kernel: Tensor, moments: LayerMoments, first: Tensor, sweeps: int = SWEEPS) -> Tensor:
-    """First factors (groups, K, a), float64, after `sweeps` of refitting the second and then the first factor.
+    """The first factor after `sweeps` of refitting the second and then the first factor.
 
-    Works in single precision: the second factor is refitted in double precision from what comes out anyway.
+    Computed in single precision, as callers refit the second factor in double precision afterwards.
 
     Args:
-        kernel: what to approximate, (groups, Co/groups, a, kw).
-        metric: its metric.
-        first: where to begin, (groups, K, a).
+        kernel: the weight to approximate, (groups, Co/groups, a, kw).
+        moments: the layer's second moments.
+        first: the first factor to start from, (groups, K, a).
+        sweeps: how often both are refitted.
+
+    Returns:
+        The first factor (groups, K, a), float64.
     """
     kernel, first = kernel.float(), first.float()
     moments = LayerMoments(moments.covariance.float(), moments.mean.float(), moments.outputs.float())
-    seen = (kernel.flatten(2) @ moments.covariance).reshape(kernel.shape)
+    crossed = (kernel.flatten(2) @ moments.covariance).reshape(kernel.shape)
     for _ in range(sweeps):
         second = NestedRefit(kernel, moments, _orthonormal(first)).second(first.shape[1])
-        first = _best_first(seen, moments, _orthonormal(first), second)
+        first = _best_first(crossed, moments, _orthonormal(first), second)
     return first.double()
 
 
 @dataclass(frozen=True)
 class _Quadratic:
-    """The quadratic in V (groups, K, a) and its preconditioner."""
+    """The matrix of the quadratic in V (groups, K, a), and Cholesky factors of its preconditioner."""
 
     gram: Tensor  # H_w^T G H_v, (groups, K, kw, K, kw)
     covariance: Tensor  # (groups, a, kw, a, kw)
-    root_gram: Tensor
-    root_covariance: Tensor
+    root_gram: Tensor  # (groups, K, K)
+    root_covariance: Tensor  # (groups, a, a)
 
     def apply(self, first: Tensor) -> Tensor:
         mixed = torch.einsum("gkwlv,glb->gkwbv", self.gram, first)
@@ -58,9 +62,9 @@ class _Quadratic:
         return torch.cholesky_solve(half.mT, self.root_covariance).mT
 
 
-def _best_first(seen: Tensor, moments: LayerMoments, first: Tensor, second: Tensor) -> Tensor:
-    """The best first factor for `second`; `seen` is W C in the kernel's shape."""
-    groups, _, num_in, width = seen.shape
+def _best_first(crossed: Tensor, moments: LayerMoments, first: Tensor, second: Tensor) -> Tensor:
+    """The best first factor (groups, K, a) for `second`; `crossed` is W C in the kernel's shape."""
+    groups, _, num_in, width = crossed.shape
     weighted = torch.einsum("gop,gpkw->gokw", moments.outputs, second)
     gram = torch.einsum("gokw,golv->gkwlv", weighted, second)
     quadratic = _Quadratic(
@@ -69,23 +73,23 @@ def _best_first(seen: Tensor, moments: LayerMoments, first: Tensor, second: Tens
         linalg.cholesky(regular(torch.einsum("gkwlw->gkl", gram))),
         linalg.cholesky(column_covariance(moments, width)),
     )
-    wanted = torch.einsum("gokw,goaw->gka", weighted, seen)
-    return _conjugate_gradients(quadratic, wanted, first)
+    target = torch.einsum("gokw,goaw->gka", weighted, crossed)
+    return _conjugate_gradients(quadratic, target, first)
 
 
-def _conjugate_gradients(quadratic: _Quadratic, wanted: Tensor, first: Tensor) -> Tensor:
-    residual = wanted - quadratic.apply(first)
+def _conjugate_gradients(quadratic: _Quadratic, target: Tensor, first: Tensor) -> Tensor:
+    residual = target - quadratic.apply(first)
     step = quadratic.precondition(residual)
     size = begin = _dot(residual, step)
     for _ in range(CONJUGATE_STEPS):
-        going = size > ENOUGH * begin
-        if not bool(going.any()):
+        active = size > TOLERANCE * begin
+        if not bool(active.any()):
             break
-        seen = quadratic.apply(step)
-        # A group that has converged stays where it is: rounding would carry it off.
-        length = torch.where(going, size / _dot(step, seen).clamp_min(1e-30), 0.0)
+        change = quadratic.apply(step)
+        # A group that has converged stops: rounding errors would make it diverge.
+        length = torch.where(active, size / _dot(step, change).clamp_min(1e-30), 0.0)
         first = first + length * step
-        residual = residual - length * seen
+        residual = residual - length * change
         preconditioned = quadratic.precondition(residual)
         size, before = _dot(residual, preconditioned), size
         step = preconditioned + size / before.clamp_min(1e-30) * step
@@ -97,6 +101,6 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _orthonormal(first: Tensor) -> Tensor:
-    """The same features spanned by orthonormal rows, which keeps the next refit well conditioned."""
+    """Orthonormal rows that span the same features; they keep the next refit well conditioned."""
     basis, _ = linalg.qr(first.mT)
     return basis.mT

@@ -1,4 +1,4 @@
-"""What every factorization offers, and the small pieces they share."""
+"""The interface of a layer's factors, and the pieces that all factorizations are built from."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ L = TypeVar("L", nn.Conv2d, nn.Linear)
 
 @dataclass(frozen=True)
 class NestedFactors:
-    """A layer's factors at all ranks 1..K at once: what they give at one is the bias and a sum over features, of which
-    a lower rank leaves out the last.
+    """A layer's factors at all ranks 1..K at once: the layer's output is the bias plus a sum over features, and a lower
+    rank leaves out the last features.
 
     Attributes:
-        features: modules from the layer's inputs to groups * K * width features per place.
-        outputs: what each adds to its group's outputs (groups, K * width, Co/groups).
+        features: modules from the layer's inputs to groups * K * width features per position.
+        outputs: what each feature adds to its group's outputs (groups, K * width, Co/groups).
         bias: (Co,), None for none.
         width: features per rank.
         channels_last: whether channels are the last axis of inputs, features and outputs, as in linear layers.
@@ -33,17 +33,33 @@ class NestedFactors:
 
 
 class Factors(ABC):
-    """The factors of one layer at every rank; where they are nested, one computation of which a rank is a slice.
+    """The factors of one layer at every rank, made from the layer and, where given, its second moments.
 
-    Factors of a rank depend on the weight and the rank alone, never on what was asked before: a resumed search sees
-    the same candidates. `max_rank` is the rank at which they reproduce the layer (to float32 rounding).
+    The factors at a rank depend on layer, moments and rank alone, never on which ranks were built before, so that a
+    resumed search evaluates the same candidates.
+
+    Attributes:
+        max_rank: the rank at which the factors reproduce the layer (to float32 rounding).
     """
 
     max_rank: int
 
+    @staticmethod
+    @abstractmethod
+    def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
+        """Parameters of each factor of a weight of `shape` (Co, Ci/groups, ...) at `rank` per group.
+
+        Their sum must not fall with the rank.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def full_rank(shape: Sequence[int], groups: int) -> int:
+        """Rank at which the factors of a weight of `shape` (Co, Ci/groups, ...) are exact."""
+
     @abstractmethod
     def build(self, rank: int) -> nn.Module:
-        """Modules that stand in for the layer at `rank` (1 to `max_rank`)."""
+        """The modules that replace the layer at `rank` (1 to `max_rank`)."""
 
     def nested(self, limit: int) -> NestedFactors | None:
         """Ranks 1 to `limit` at once; None where a rank is no truncation of a higher one."""
@@ -51,10 +67,14 @@ class Factors(ABC):
 
     @abstractmethod
     def squared_error(self, rank: int) -> float:
-        """||W - W_rank||_F^2, the energy of the weight that `rank` gives up; it does not grow with the rank."""
+        """||W - W_rank||_F^2, or the outputs' mean squared error where there are moments; never grows with the rank."""
 
     def check_rank(self, rank: int) -> None:
-        """Raises ValueError unless 1 <= rank <= max_rank."""
+        """Refuse a rank outside 1 to `max_rank`.
+
+        Raises:
+            ValueError: it is outside.
+        """
         if not 1 <= rank <= self.max_rank:
             raise ValueError(f"rank must lie in 1..{self.max_rank}, got {rank}")
 
@@ -75,25 +95,28 @@ def split_grouped_matrices(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def tail_energy(squared_singular_values: Tensor) -> list[float]:
-    """Energy that truncation gives up at ranks 0..K, from squared singular values (groups, K)."""
+    """Energy that truncation discards at ranks 0..K, K + 1 numbers, from squared singular values (groups, K)."""
     energies = squared_singular_values.sum(0)
     tails = energies.flip(0).cumsum(0).flip(0)
     return [*tails.tolist(), 0.0]
 
 
 class _EmptyConv2d(nn.Conv2d):
-    """A convolution whose weights are about to be given: to draw some, even on the meta device, takes four times as
-    long as all the rest, and a candidate network has dozens."""
+    """A convolution without initial values, whose weights follow at once.
+
+    To initialize them, even on the meta device, takes four times as long as all the rest, and a candidate network has
+    dozens.
+    """
 
     def reset_parameters(self) -> None:
-        """Draws nothing."""
+        """Nothing to initialize."""
 
 
 class _EmptyLinear(nn.Linear):
-    """A linear layer likewise."""
+    """A linear layer without initial values."""
 
     def reset_parameters(self) -> None:
-        """Draws nothing."""
+        """Nothing to initialize."""
 
 
 def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
@@ -104,9 +127,14 @@ def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def make_conv(weight: Tensor, bias: Tensor | None, like: nn.Conv2d, groups: int, **geometry: Any) -> nn.Conv2d:
-    """A convolution around existing tensors; `weight` is (Co, Ci/groups, kh, kw).
+    """A convolution around existing tensors.
 
-    `geometry` gives stride, padding and dilation; the padding mode is that of `like`.
+    Args:
+        weight: (Co, Ci/groups, kh, kw).
+        bias: (Co,), None for none.
+        like: the convolution whose padding mode it takes.
+        groups: its groups.
+        geometry: stride, padding and dilation.
     """
     layer = _EmptyConv2d(
         weight.shape[1] * groups,
@@ -135,7 +163,7 @@ def chain(*layers: nn.Module) -> nn.Sequential:
 
 
 def untouched_geometry() -> dict[str, Any]:
-    """Stride, padding and dilation of a 1 x 1 convolution that changes no position."""
+    """Stride, padding and dilation of a 1 x 1 convolution that keeps all positions."""
     return {"stride": 1, "padding": 0, "dilation": 1}
 
 

@@ -4,16 +4,16 @@ W (Co, Ci, kh, kw) becomes a sum of K products of four vectors, and the layer fo
 kh x 1 and 1 x kw on each channel alone, 1 x 1 to Co. Stride, padding and dilation are split over the middle two as in
 the spatial split, so every geometry stays exact.
 
-CP components are not nested: there is no one decomposition of which every rank is a slice. Here there is a ladder of
-ranks 1, 2, 3, 4, 6, ... up to break-even. A step starts from the step below plus the leading components of what that
-one leaves, found in closed form, and is refined by alternating least squares (ALS). A rank between two steps is the
+CP components are not nested: no single decomposition has every rank as a slice. So factors are computed on a ladder of
+ranks 1, 2, 3, 4, 6, ... up to break-even. A step starts from the step below plus the leading components of its
+residual, found in closed form, and is refined by alternating least squares (ALS). A rank between two steps is the
 step below plus components of its residual. So the factors depend on the weight and the rank alone, and the error does
 not grow with the rank. At full rank the closed form alone is exact.
 
 ALS is TensorLy's `parafac`, called on one half of the factors at a time with the other half fixed. On the whole tensor
 `parafac` forms Khatri-Rao products of Co * Ci * kw rows: gigabytes and seconds a sweep for 512 x 512 x 3 x 3 at rank
-128, where the two halves take a tenth of a second. The number of sweeps is bounded by their cost: that weight takes 6 s
-up to rank 32, 9 s up to 128 and 24 s up to break-even (2290) on one thread, once; a candidate is then a slice.
+128, where the two halves take a tenth of a second. Their cost bounds the number of sweeps: that weight takes 6 s up to
+rank 32, 9 s up to 128 and 24 s up to break-even (2290) on one thread, once; a candidate is then a slice.
 """
 
 from collections.abc import Sequence
@@ -38,40 +38,39 @@ LADDER_RATIO = 2**0.5
 MAX_SWEEPS = 12
 MAX_STEP_FLOPS = 3e10  # for all sweeps of one step
 MAX_PRODUCT_BYTES = 2**29  # of the largest Khatri-Rao product; only kernels of 14 x 14 and more come near
-# ExcludedPoints a ridge ALS lets components grow that cancel each other: a hundred times the weight's energy at no gain.
+# Without a ridge ALS lets components grow that cancel each other: a hundred times the weight's energy at no gain.
 RIDGE = 1e-4  # of the weight's norm, on the sum of the components' norms
-MAX_REFITS = 3  # kept, the latest of them: a search stays near one rank
-MAX_CANCELLATION = 100.0  # energy of the components over the weight's: beyond, float32 would lose digits
-OVERSAMPLING, NUM_POWERS, SEED = 8, 3, 0  # of the search for leading singular vectors
+MAX_REFITS = 3  # the latest are kept: a search stays near one rank
+MAX_CANCELLATION = 100.0  # energy of the components over the weight's; beyond, float32 would lose digits
+OVERSAMPLING, NUM_POWERS, SEED = 8, 3, 0  # of the randomized range finder
 
 Array = NDArray[np.floating]
 # Columns of the four factors, one component each: (Co, K), (Ci, K), (kh, K), (kw, K).
 Parts = tuple[Array, Array, Array, Array]
 
 
-def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, int, int, int]:
-    """Parameters of the four factors of a weight of `shape` (Co, Ci, kh, kw); `groups` must be 1."""
-    num_out, num_in, height, width = shape
-    return rank * num_in, rank * height, rank * width, rank * num_out
-
-
-def max_rank(shape: Sequence[int], groups: int) -> int:
-    """Rank at which the closed form is exact: min(Co, Ci) components for each of kh * kw spatial patterns."""
-    num_out, num_in, height, width = shape
-    return min(num_out, num_in) * height * width
-
-
 class CpFactors(Factors):
-    """CP factors of any rank; steps of the ladder are computed when they are first needed, lowest first.
+    """CP factors of a convolution without groups; steps of the ladder are computed on demand, lowest first.
 
-    With a metric the last factor and the bias are refitted in it; the other three are the weight's.
+    With moments the last factor and the bias are refitted to the outputs; the other three are the weight's.
     """
+
+    @staticmethod
+    def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
+        num_out, num_in, height, width = shape
+        return rank * num_in, rank * height, rank * width, rank * num_out
+
+    @staticmethod
+    def full_rank(shape: Sequence[int], groups: int) -> int:
+        """Where the closed form is exact: min(Co, Ci) components for each of kh * kw spatial patterns."""
+        num_out, num_in, height, width = shape
+        return min(num_out, num_in) * height * width
 
     def __init__(self, layer: nn.Conv2d, moments: LayerMoments | None = None) -> None:
         self._layer = layer
         self._moments = moments
         self._weight: Array = layer.weight.detach().double().cpu().numpy()
-        self.max_rank = max_rank(self._weight.shape, layer.groups)
+        self.max_rank = self.full_rank(self._weight.shape, layer.groups)
         self._break_even = self._weight.size // sum(self._weight.shape)
         self._ladder = _ladder_ranks(self._break_even)
         self._steps: list[Step] = []
@@ -100,7 +99,7 @@ class CpFactors(Factors):
         return step.error_at(rank) if self._moments is None else self._refit(step, rank).squared_error(rank)
 
     def _refit(self, step: "Step", rank: int) -> NestedRefit:
-        """Last factors for all ranks of a step up to break-even, or up to `rank` where that is above."""
+        """Last factors for all ranks of a step up to break-even, or up to `rank` if that is higher."""
         assert self._moments is not None
         first, last = step.parts[0].shape[1], max(rank, min(step.last, self._break_even))
         if (first, last) not in self._refits:
@@ -114,7 +113,7 @@ class CpFactors(Factors):
         """The step that is extended to `rank`."""
         count = sum(step_rank <= rank for step_rank in self._ladder)
         if len(self._steps) < count:
-            # More threads would change the last bits of sums, and fight with other work on a busy machine.
+            # More threads would change the last bits of sums.
             with threadpool_limits(limits=1, user_api="blas"):
                 while len(self._steps) < count:
                     self._steps.append(self._next_step())
@@ -133,7 +132,10 @@ class CpFactors(Factors):
 class Step:
     """A CP of some rank, and orthogonal components of its residual, largest first, for the ranks up to the next step.
 
-    Kept in single precision, as the layers will be; `errors` are squared, for the parts with 0, 1, ... components more.
+    Attributes:
+        parts: the components of the CP, in single precision as in the layers.
+        extension: the components of its residual, likewise.
+        errors: squared errors with 0, 1, ... components of the residual.
     """
 
     parts: Parts
@@ -142,7 +144,7 @@ class Step:
 
     @property
     def last(self) -> int:
-        """The largest rank that the step is extended to."""
+        """The largest rank that the step reaches."""
         return self.parts[0].shape[1] + len(self.errors) - 1
 
     def error_at(self, rank: int) -> float:
@@ -157,7 +159,7 @@ class Step:
 
 
 def _features(parts: Parts) -> Tensor:
-    """What enters the last factor as combinations of a patch, (K, Ci * kh * kw)."""
+    """The last factor's inputs as combinations of a patch, (K, Ci * kh * kw)."""
     _, *others = parts
     return torch.from_numpy(khatri_rao(others)).T
 
@@ -169,12 +171,12 @@ def _ladder_ranks(break_even: int) -> list[int]:
 
 
 def _best_step(steps: Sequence[Step], rank: int) -> Step:
-    """The last step, or the first where the closed form alone is better; both errors fall with the rank."""
+    """The last step, or the first where the closed form alone has less error at `rank`."""
     return min((steps[-1], steps[0]), key=lambda step: step.error_at(rank))
 
 
 def _make_step(weight: Array, parts: Parts, last: int) -> Step:
-    """The step with these parts and what takes it up to rank `last`."""
+    """The step with these parts and with components of the residual up to rank `last`."""
     kept = _in_single_precision(parts)
     residual = weight - _compose(kept)
     extension, errors = _expand(residual, last - parts[0].shape[1])
@@ -185,13 +187,13 @@ def _make_step(weight: Array, parts: Parts, last: int) -> Step:
 
 
 def _expand(residual: Array, limit: int) -> tuple[Parts, list[float]]:
-    """The `limit` largest of min(Co, Ci) kh kw orthogonal components that a tensor (Co, Ci, kh, kw) is the sum of.
+    """The `limit` largest of min(Co, Ci) kh kw orthogonal components whose sum is a tensor (Co, Ci, kh, kw).
 
-    Over the kh * kw products of its principal row and column patterns the tensor is a sum of as many matrices
-    (Co, Ci), and each of these of its singular triples. They are orthogonal to each other, so energies add up.
+    The tensor is a sum over the kh * kw products of its principal row and column patterns, with a matrix (Co, Ci) for
+    each, and a matrix is the sum of its singular triples. All are orthogonal to each other, so energies add up.
 
     Returns:
-        the components, and the squared error without any, with the first, the first two and so on.
+        The components, and the squared errors with 0, 1, ... `limit` of them.
     """
     rows, columns = (_principal_patterns(residual, axis) for axis in (2, 3))
     matrices = np.einsum("oiyx,yr,xc->rcoi", residual, rows, columns, optimize=True)
@@ -217,7 +219,7 @@ def _principal_patterns(residual: Array, axis: int) -> Array:
 def _singular_triples(matrices: Array, limit: int) -> tuple[Array, Array, Array]:
     """U (P, m, k), S V^T (P, k, n) and S^2 (P, k) of wide matrices (P, m, n), in no order, k at least min(limit, m).
 
-    U is orthonormal however well it hits the singular vectors, so that energies always add up.
+    Where U only approximates the singular vectors it still is orthonormal, so that energies add up.
     """
     if 4 * (limit + OVERSAMPLING) > matrices.shape[1]:  # leaving some out would save no time
         return _all_singular_triples(matrices)
@@ -227,7 +229,7 @@ def _singular_triples(matrices: Array, limit: int) -> tuple[Array, Array, Array]
 
 
 def _all_singular_triples(matrices: Array) -> tuple[Array, Array, Array]:
-    """By way of the Gram matrices, in half the time: U U^T = 1, so the product is as exact as that of an SVD."""
+    """From the Gram matrices, in half the time: U U^T = 1, so the product is as exact as that of an SVD."""
     left = np.linalg.eigh(matrices @ matrices.transpose(0, 2, 1))[1]
     right = left.transpose(0, 2, 1) @ matrices
     return left, right, np.square(right).sum(-1)
@@ -246,7 +248,7 @@ def _leading_space(matrices: Array, count: int) -> Array:
 
 
 def _refine(weight: Array, start: Parts, start_error: float) -> Parts:
-    """`start` after some sweeps, or as it was where these fail (singular systems, overflow) or do no good."""
+    """`start` after some sweeps, or unchanged where these fail (singular systems, overflow) or bring no gain."""
     parts = start
     by_pattern = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1, *weight.shape[1::-1])
     with np.errstate(all="ignore"):
@@ -257,7 +259,7 @@ def _refine(weight: Array, start: Parts, start_error: float) -> Parts:
 
 
 def _num_sweeps(shape: Sequence[int], rank: int) -> int:
-    """As many as the limits allow: a matter of shape and rank, not of the clock."""
+    """As many as MAX_STEP_FLOPS and MAX_PRODUCT_BYTES allow; a function of shape and rank, not of measured time."""
     num_out, num_in, height, width = shape
     if 8 * height * width * max(num_out, num_in) * rank > MAX_PRODUCT_BYTES:
         return 0
@@ -266,11 +268,11 @@ def _num_sweeps(shape: Sequence[int], rank: int) -> int:
 
 
 def _sweep(by_pattern: Array, parts: Parts) -> Parts:
-    """The spatial factors by least squares, then the channels' by least squares with a ridge.
+    """The spatial factors by least squares, then the channel factors by least squares with a ridge.
 
-    With Co and Ci factors fixed, W matters through its inner products with their K products only: with the Gram matrix
-    of these, L L^T, the problem is that of the tensor (K, kh, kw) of inner products over L, whose first factor is L^T.
-    With kh and kw factors fixed, their products are the one fixed factor of W as (kh kw, Ci, Co).
+    With the Co and Ci factors fixed, W enters through its inner products with their K products only. If the Gram matrix
+    of these is L L^T, the problem is that of the tensor (K, kh, kw) of inner products, solved by L, whose first factor
+    is L^T. With the kh and kw factors fixed, their products are the one fixed factor of W as (kh kw, Ci, Co).
 
     Raises:
         LinAlgError or ValueError: a system of equations is singular or not finite.
@@ -315,7 +317,7 @@ def _error(weight: Array, parts: Parts) -> float:
 
 
 def _balance(parts: Parts, unit_patterns: bool = False) -> Parts:
-    """The same components with four equally long vectors each: none over- or underflows in single precision.
+    """The same components with four vectors of equal length each, so that none over- or underflows in single precision.
 
     With `unit_patterns` the kh and kw vectors have length 1, and the other two share the rest.
     """

@@ -1,14 +1,13 @@
 """Interpolative decomposition of linear layers and convolutions (Cheng et al. 2005; Chee et al. 2022 for networks).
 
-Of the rows of W as Co x (Ci kh kw), K are kept and the others are linear combinations of them: the layer itself with K
-outputs, then a 1 x 1 layer from these to the other Co - K. At one rank this holds K^2 parameters less than a product of
-two factors and, below the full rank, always fewer than the layer. In return its rows are the layer's own, which fit
-less well than singular vectors; it gains on them where Co is large beside Ci kh kw, and where nearly all rank is kept.
+Of the rows of W as Co x (Ci kh kw), K are kept and the others are linear combinations of them: the layer with K of its
+outputs, then a 1 x 1 layer from these to the other Co - K. At equal rank this has K^2 parameters fewer than a product
+of two factors, and below full rank always fewer than the layer. Rows of the layer approximate it less well than
+singular vectors; the method wins where Co is large compared with Ci kh kw, and near full rank.
 
-Rows are chosen by QR with column pivoting of the transpose, which orders them once for all ranks. Then
-W^T P = Q (R1 R2), with the kept columns in R1: the least-squares coefficients are R1^-1 R2, and what they leave is the
-part of R below row K. `scipy.linalg.interpolative` chooses the same rows (checked on trained layers), but has to be
-called anew for every rank.
+QR with column pivoting of W^T chooses the rows, in one order for all ranks. Then W^T P = Q (R1 R2), with the kept
+columns in R1: the least-squares coefficients are R1^-1 R2, and the residual is the part of R below row K.
+`scipy.linalg.interpolative` chooses the same rows (checked on trained layers), but needs one call per rank.
 """
 
 from collections.abc import Sequence
@@ -24,33 +23,19 @@ from torch import Tensor, nn
 from compressor.factorization.base import Factors, Layer, make_conv, make_linear, tail_energy, untouched_geometry
 from compressor.factorization.moments import LayerMoments
 
-# A pivot below this share of the first is the rounding of a float32 weight: its row of W depends on those before.
-DEPENDENT = 1e-7
+# A pivot below this share of the first is rounding of a float32 weight: its row of W depends on those before it.
+MAX_DEPENDENT_PIVOT = 1e-7
 
 Array = NDArray[np.float64]
 
 
-def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, int]:
-    """Parameters of K rows of a weight of `shape` (Co, Ci, ...) and of the other rows' coefficients; `groups` is 1.
-
-    Their sum grows with the rank up to (Co + Ci kh kw) / 2, which is never below the full rank.
-    """
-    num_out, num_in = shape[0], prod(shape[1:])
-    return rank * num_in, rank * (num_out - rank)
-
-
-def max_rank(shape: Sequence[int], groups: int) -> int:
-    """Rank at which the combinations are exact."""
-    return min(shape[0], prod(shape[1:]))
-
-
 class Interpolated(nn.Module):
-    """A layer of which `keep` computes some outputs and `rest` the others from these; `order` puts them in place.
+    """A layer of which `keep` computes some outputs and `rest` the others from these; `order` sorts them.
 
     Args:
         keep: the layer with K of its outputs.
         rest: a linear layer or a 1 x 1 convolution from these K to the other Co - K.
-        order: for every output its place among the kept and then the others (Co,), integers.
+        order: (Co,), integers: for every output its index in the kept ones followed by the others.
     """
 
     order: Tensor
@@ -60,39 +45,52 @@ class Interpolated(nn.Module):
         self.keep = keep
         self.rest = rest
         self.register_buffer("order", order)
-        # Counted from the end, so that any batch shape will do.
+        # Counted from the end, for any batch shape.
         self._axis = -1 if isinstance(keep, nn.Linear) else -3
 
     def forward(self, input: Tensor) -> Tensor:
-        """What the layer computes, on (..., Ci) or (..., Ci, height, width)."""
+        """The layer's outputs for (..., Ci) or (..., Ci, height, width)."""
         kept = self.keep(input)
         return torch.cat([kept, self.rest(kept)], self._axis).index_select(self._axis, self.order)
 
 
 class InterpolativeFactors(Factors):
-    """Pivot order and triangular factor of a linear layer or a convolution.
+    """Pivot order and triangular factor of a linear layer or a convolution without groups.
 
-    With a metric, rows are those of W C^(1/2): outputs are chosen, and combined, by what the layer really computes.
+    With moments the rows are those of W C^(1/2), so that outputs are chosen and combined by their covariance.
     """
+
+    @staticmethod
+    def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
+        """Parameters of the kept rows and of the other rows' coefficients.
+
+        Their sum grows with the rank up to (Co + Ci kh kw) / 2, which is never below the full rank.
+        """
+        num_out, num_in = shape[0], prod(shape[1:])
+        return rank * num_in, rank * (num_out - rank)
+
+    @staticmethod
+    def full_rank(shape: Sequence[int], groups: int) -> int:
+        return min(shape[0], prod(shape[1:]))
 
     def __init__(self, layer: Layer, moments: LayerMoments | None = None) -> None:
         self._layer = layer
         self._mean = None if moments is None else moments.mean[0]
-        self.max_rank = max_rank(layer.weight.shape, 1)
+        self.max_rank = self.full_rank(layer.weight.shape, 1)
         rows = layer.weight.detach().flatten(1).double().cpu()
         if moments is not None:
             rows = rows @ torch.linalg.cholesky(moments.covariance[0])
         columns = rows.numpy().T
-        # On one thread: more would change the last bits of sums, and with them the choice between equal rows.
+        # More threads would change the last bits of sums, and with them the choice between equal rows.
         with threadpool_limits(limits=1, user_api="blas"):
-            # The pivots depend on inner products alone, and pivoting is slow on long columns.
+            # Pivots depend on inner products alone, and pivoting is slow on long columns.
             triangle, order = qr(np.linalg.qr(columns, mode="r"), mode="r", pivoting=True)
         self._triangle: Array = triangle
         self._order = torch.from_numpy(order).long()
         self._tail = tail_energy(torch.from_numpy(np.square(self._triangle).sum(1))[None])
 
     def build(self, rank: int) -> nn.Module:
-        """An `Interpolated`, or at rank Co, where nothing is left to combine, the layer as it is."""
+        """An `Interpolated`, or the layer itself at rank Co, where no output is left to combine."""
         self.check_rank(rank)
         layer = self._layer
         if rank == len(self._order):
@@ -104,18 +102,18 @@ class InterpolativeFactors(Factors):
         return Interpolated(keep, rest, torch.cat([kept, others]).argsort()).eval()
 
     def _coefficients(self, rank: int) -> Tensor:
-        """The rows left out in terms of the kept (Co - rank, rank), by least squares; double precision."""
+        """Least-squares coefficients (Co - rank, rank) of the other rows in the kept ones, float64."""
         diagonal = np.abs(np.diagonal(self._triangle))
-        count = min(rank, int((diagonal > DEPENDENT * diagonal[0]).sum()))
+        count = min(rank, int((diagonal > MAX_DEPENDENT_PIVOT * diagonal[0]).sum()))
         found = np.zeros((len(self._order) - rank, rank))
         if count:
             found[:, :count] = solve_triangular(self._triangle[:count, :count], self._triangle[:count, rank:]).T
         return torch.from_numpy(found)
 
     def _bias_left(self, kept: Tensor, others: Tensor, coefficients: Tensor) -> Tensor | None:
-        """Bias of the combinations: what the outputs left out have on average beyond those kept, bias included.
+        """Bias (Co - rank,) of the combinations, which makes the means of their outputs right; None for none.
 
-        ExcludedPoints a metric the layer's inputs are taken to have mean zero.
+        Without moments the layer's inputs are taken to have mean zero.
         """
         layer = self._layer
         if layer.bias is None and self._mean is None:

@@ -1,7 +1,30 @@
-"""TODO docstring."""
+"""How records spell factorizations, and what the factors are fitted to; without torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-Method = Literal["svd", "spatial", "tucker", "cp", "interpolative"]
+from pydantic import AfterValidator
+
+from compressor.factorization.registry import COMPETITIONS, METHODS
+
+
+def _check_method(name: str) -> str:
+    if name not in METHODS:
+        raise ValueError(f"unknown method {name!r}; methods are {', '.join(METHODS)}")
+    return name
+
+
+def _check_choice(name: str) -> str:
+    if name not in (*COMPETITIONS, *METHODS):
+        raise ValueError(f"unknown method {name!r}; choices are {', '.join((*COMPETITIONS, *METHODS))}")
+    return name
+
+
+# Of the registry, to which methods can be added: no Literal.
+Method = Annotated[str, AfterValidator(_check_method)]
+MethodChoice = Annotated[str, AfterValidator(_check_choice)]
+
 FactorKind = Literal["weight", "refit", "activation"]
+"""Of the weight alone; the weight's with the last factor refitted to calibration images; all fitted to these."""
+
 FactorChoice = Literal["auto", "weight", "refit", "activation"]
+"""A kind for all layers, or "auto" to measure which suits each."""

@@ -1,60 +1,166 @@
-"""One factorization method per file; this table names them.
+"""The factorizations by name: what each applies to, where it competes and how the report explains it.
 
-Every method gives `factor_params`, whose sum must not fall with the rank, `max_rank` and a `Factors` class. A new
-method is a new file and a new row.
+A new one is a file with a subclass of `Factors` and an entry here. This module does not import torch: names and words
+serve the command line and the report, and an entry loads its class when it first factorizes or counts.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from math import prod
+from typing import TYPE_CHECKING, Any
 
-from compressor.factorization import cp, interpolative, spatial, svd, tucker
-from compressor.factorization.base import Factors, Layer
-from compressor.factorization.records import Method
-from compressor.factorization.two_factor import SplitFactors
+if TYPE_CHECKING:
+    from compressor.factorization.base import Factors, Layer
+    from compressor.factorization.two_factor import TwoFactors
 
-__all__ = ["METHODS", "SPLIT_METHODS", "Factors", "Layer", "find_break_even_rank", "num_params_table"]
+# Choices under which methods compete for a layer by measurement; `auto` leaves out what is slow to run.
+COMPETITIONS = ("auto", "auto+cp")
 
 
 @dataclass(frozen=True)
-class FactorMethod:
-    """A method's cost at a rank, its full rank, and its factors."""
+class Factorization:
+    """One method of factorizing layers.
 
-    factor_params: Callable[[Sequence[int], int, int], tuple[int, ...]]
-    max_rank: Callable[[Sequence[int], int], int]
-    factorize: Callable[..., Factors]
+    Attributes:
+        name: as `--method`, plans and reports spell it.
+        implementation: its subclass of `Factors`, or where that is, as "module:class".
+        applies_to: whether it factorizes a weight of shape (Co, Ci/groups, ...) in so many groups.
+        explanation: what it makes of a layer, for the report.
+        competes_under: those of `COMPETITIONS` in which it takes part.
+    """
+
+    name: str
+    implementation: "str | type[Factors]"
+    applies_to: Callable[[Sequence[int], int], bool]
+    explanation: str
+    competes_under: tuple[str, ...] = ()
+
+    @cached_property
+    def factors(self) -> "type[Factors]":
+        """The class of its factors."""
+        if not isinstance(self.implementation, str):
+            return self.implementation
+        module, _, name = self.implementation.partition(":")
+        found: type[Factors] = getattr(import_module(module), name)
+        return found
+
+    @property
+    def two_factors(self) -> "type[TwoFactors] | None":
+        """The class of its factors where there are two, which can be refitted in turn; else None."""
+        from compressor.factorization.two_factor import TwoFactors  # loads torch
+
+        return self.factors if issubclass(self.factors, TwoFactors) else None
+
+    def factorize(self, layer: "Layer", *args: Any, **options: Any) -> "Factors":
+        """The layer's factors at all ranks; see the constructor of the class for what it takes beside the layer."""
+        return self.factors(layer, *args, **options)
+
+    def factor_params(self, shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
+        """Parameters of each factor of a weight of `shape` (Co, Ci/groups, ...) at `rank`."""
+        return self.factors.factor_params(shape, groups, rank)
 
     def num_params(self, shape: Sequence[int], groups: int, rank: int) -> int:
         """Parameters of all factors of a weight of `shape` (Co, Ci/groups, ...) at `rank`."""
         return sum(self.factor_params(shape, groups, rank))
 
+    def max_rank(self, shape: Sequence[int], groups: int) -> int:
+        """Rank at which the factors of a weight of `shape` (Co, Ci/groups, ...) are exact."""
+        return self.factors.full_rank(shape, groups)
 
-METHODS: dict[Method, FactorMethod] = {
-    "svd": FactorMethod(svd.factor_params, svd.max_rank, svd.SvdFactors),
-    "spatial": FactorMethod(spatial.factor_params, spatial.max_rank, spatial.SpatialFactors),
-    "tucker": FactorMethod(tucker.factor_params, tucker.max_rank, tucker.TuckerFactors),
-    "cp": FactorMethod(cp.factor_params, cp.max_rank, cp.CpFactors),
-    "interpolative": FactorMethod(
-        interpolative.factor_params, interpolative.max_rank, interpolative.InterpolativeFactors
-    ),
+
+def is_pointwise(shape: Sequence[int]) -> bool:
+    """Whether a weight (Co, Ci/groups, ...) is that of a linear layer or a 1 x 1 convolution."""
+    return prod(shape[2:]) == 1
+
+
+# In order: where the user chooses none, the first that applies is a layer's method.
+METHODS: dict[str, Factorization] = {
+    entry.name: entry
+    for entry in (
+        Factorization(
+            name="svd",
+            implementation="compressor.factorization.svd:SvdFactors",
+            applies_to=lambda shape, groups: is_pointwise(shape),
+            explanation="a linear or 1 × 1 layer in two, K features between them",
+        ),
+        Factorization(
+            name="spatial",
+            implementation="compressor.factorization.spatial:SpatialFactors",
+            applies_to=lambda shape, groups: not is_pointwise(shape),
+            explanation="a k × k convolution in two, one along columns and one along rows",
+            competes_under=("auto", "auto+cp"),
+        ),
+        Factorization(
+            name="tucker",
+            implementation="compressor.factorization.tucker:TuckerFactors",
+            applies_to=lambda shape, groups: not is_pointwise(shape) and groups == 1,
+            explanation="a k × k convolution on fewer channels, between two 1 × 1 convolutions (Tucker-2)",
+            competes_under=("auto", "auto+cp"),
+        ),
+        Factorization(
+            name="cp",
+            implementation="compressor.factorization.cp:CpFactors",
+            applies_to=lambda shape, groups: not is_pointwise(shape) and groups == 1,
+            explanation="two 1 × 1 convolutions round two that act on each channel alone, along columns and along rows",
+            # Its four thin convolutions take up to twice the time of two with as many parameters (docs/results.md), so
+            # it competes only where size alone matters.
+            competes_under=("auto+cp",),
+        ),
+        Factorization(
+            name="interpolative",
+            implementation="compressor.factorization.interpolative:InterpolativeFactors",
+            applies_to=lambda shape, groups: groups == 1,
+            explanation="some of the layer’s own outputs kept, the others combined from them",
+            competes_under=("auto", "auto+cp"),
+        ),
+    )
 }
 
-# The methods of two factors, which can be refitted in turn.
-SPLIT_METHODS: dict[Method, type[SplitFactors]] = {"svd": svd.SvdFactors, "spatial": spatial.SpatialFactors}
+
+def register(entry: Factorization) -> None:
+    """Adds a factorization from outside the package, after those that are known.
+
+    Raises:
+        ValueError: its name is taken, or it competes under a choice that does not exist.
+    """
+    if entry.name in (*METHODS, *COMPETITIONS):
+        raise ValueError(f"there already is a method {entry.name!r}")
+    if unknown := set(entry.competes_under) - set(COMPETITIONS):
+        raise ValueError(f"{entry.name} competes under {', '.join(sorted(unknown))}, not {' or '.join(COMPETITIONS)}")
+    METHODS[entry.name] = entry
 
 
-def find_break_even_rank(method: Method, shape: Sequence[int], groups: int, dense_params: int) -> int:
+def applicable_methods(shape: Sequence[int], groups: int) -> tuple[str, ...]:
+    """Names of the methods that apply to a weight of `shape` (Co, Ci/groups, ...), the default first."""
+    return tuple(name for name, entry in METHODS.items() if entry.applies_to(shape, groups))
+
+
+def competing_methods(choice: str) -> tuple[str, ...]:
+    """Names of the methods that compete under `choice`; none where it names a method."""
+    return tuple(name for name, entry in METHODS.items() if choice in entry.competes_under)
+
+
+def convolution_choices() -> tuple[str, ...]:
+    """What k x k convolutions can become, the choices of `--method`: the competitions, then names of methods."""
+    return (*COMPETITIONS, *applicable_methods((1, 1, 3, 3), groups=1))
+
+
+def find_break_even_rank(method: str, shape: Sequence[int], groups: int, dense_params: int) -> int:
     """Largest rank at which the factors hold no more than `dense_params` parameters (Sec. 3.3); 0 if none."""
-    rows = METHODS[method]
-    ranks = range(1, rows.max_rank(shape, groups) + 1)
-    return max((rank for rank in ranks if rows.num_params(shape, groups, rank) <= dense_params), default=0)
+    entry = METHODS[method]
+    ranks = range(1, entry.max_rank(shape, groups) + 1)
+    return max((rank for rank in ranks if entry.num_params(shape, groups, rank) <= dense_params), default=0)
 
 
 def num_params_table(
-    method: Method, shape: Sequence[int], groups: int, break_even_rank: int, dense_params: int
+    method: str, shape: Sequence[int], groups: int, break_even_rank: int, dense_params: int
 ) -> list[int]:
     """Parameters at every choice for a layer: the ranks that make it smaller, and last the layer as it was.
 
-    The last choice is rank cap + 1, or the cap itself where factors of that rank are exactly as large as the layer.
+    The last choice is break-even rank + 1, or the break-even rank itself where the factors are then exactly as large as
+    the layer.
     """
     counts = [METHODS[method].num_params(shape, groups, rank) for rank in range(1, break_even_rank + 1)]
     return [*(count for count in counts if count < dense_params), dense_params]

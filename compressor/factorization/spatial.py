@@ -11,23 +11,21 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from compressor.factorization.base import Layer, chain, make_conv, one_axis_geometry
-from compressor.factorization.two_factor import SplitFactors
+from compressor.factorization.two_factor import TwoFactors
 
 
-def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, int]:
-    """Parameters of both halves of a weight of `shape` (Co, Ci/groups, kh, kw) at `rank` per group."""
-    num_out, num_in, height, width = shape
-    return rank * groups * num_in * height, rank * num_out * width
-
-
-def max_rank(shape: Sequence[int], groups: int) -> int:
-    """Rank at which the product is exact."""
-    num_out, num_in, height, width = shape
-    return min(num_in * height, num_out // groups * width)
-
-
-class SpatialFactors(SplitFactors):
+class SpatialFactors(TwoFactors):
     """Factors of a k x k convolution."""
+
+    @staticmethod
+    def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
+        num_out, num_in, height, width = shape
+        return rank * groups * num_in * height, rank * num_out * width
+
+    @staticmethod
+    def full_rank(shape: Sequence[int], groups: int) -> int:
+        num_out, num_in, height, width = shape
+        return min(num_in * height, num_out // groups * width)
 
     @staticmethod
     def kernel(layer: Layer) -> Tensor:

@@ -8,21 +8,19 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from compressor.factorization.base import Layer, chain, make_conv, make_linear, untouched_geometry
-from compressor.factorization.two_factor import SplitFactors
+from compressor.factorization.two_factor import TwoFactors
 
 
-def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, int]:
-    """Parameters of the two factors of a weight of `shape` (Co, Ci/groups, ...) at `rank` per group."""
-    return rank * groups * shape[1], rank * shape[0]
-
-
-def max_rank(shape: Sequence[int], groups: int) -> int:
-    """Rank at which the product is exact."""
-    return min(shape[0] // groups, shape[1])
-
-
-class SvdFactors(SplitFactors):
+class SvdFactors(TwoFactors):
     """Factors of a linear layer or a 1 x 1 convolution."""
+
+    @staticmethod
+    def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
+        return rank * groups * shape[1], rank * shape[0]
+
+    @staticmethod
+    def full_rank(shape: Sequence[int], groups: int) -> int:
+        return min(shape[0] // groups, shape[1])
 
     @staticmethod
     def kernel(layer: Layer) -> Tensor:

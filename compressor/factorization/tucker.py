@@ -23,34 +23,32 @@ def side_ranks(shape: Sequence[int], rank: int) -> tuple[int, int]:
     return min(rank_out, num_in * height * width), min(rank_in, num_out * height * width)
 
 
-def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, int, int]:
-    """Parameters of the three factors; `groups` must be 1."""
-    num_out, num_in, height, width = shape
-    rank_out, rank_in = side_ranks(shape, rank)
-    return num_in * rank_in, rank_in * rank_out * height * width, rank_out * num_out
-
-
-def max_rank(shape: Sequence[int], groups: int) -> int:
-    """Rank at which the product is exact."""
-    return max(shape[0], shape[1])
-
-
 class TuckerFactors(Factors):
-    """Truncated higher-order SVD: one full-rank decomposition, of which every rank is a slice.
+    """Truncated higher-order SVD of a convolution without groups: one full-rank decomposition, each rank a slice.
 
-    With a metric the modes are those of the weight between whitened input channels (their covariance averaged over the
-    places of the kernel) and weighted outputs, and the last factor and the bias are refitted at every rank.
+    With moments it decomposes the weight between whitened input channels (their covariance averaged over the positions
+    of the kernel) and weighted outputs, and refits the last factor and the bias at every rank.
     """
+
+    @staticmethod
+    def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
+        num_out, num_in, height, width = shape
+        rank_out, rank_in = side_ranks(shape, rank)
+        return num_in * rank_in, rank_in * rank_out * height * width, rank_out * num_out
+
+    @staticmethod
+    def full_rank(shape: Sequence[int], groups: int) -> int:
+        return max(shape[0], shape[1])
 
     def __init__(self, layer: nn.Conv2d, moments: LayerMoments | None = None) -> None:
         self._layer = layer
         self._shape = tuple(layer.weight.shape)
         self._moments = moments
-        self.max_rank = max_rank(self._shape, layer.groups)
+        self.max_rank = self.full_rank(self._shape, layer.groups)
         weight = layer.weight.detach().double().cpu()
         root_in, root_out = _roots(moments, self._shape)
         whitened = torch.einsum("oihw,ij,op->pjhw", weight, root_in, root_out)
-        # TensorLy's NumPy backend is its default: no global state is switched.
+        # TensorLy's default backend is NumPy, so no global state changes.
         ranks = list(side_ranks(self._shape, self.max_rank))
         (core, sides), _ = partial_tucker(whitened.numpy(), rank=ranks, modes=[0, 1], init="svd", n_iter_max=1)
         self._core = torch.from_numpy(core)
@@ -74,7 +72,7 @@ class TuckerFactors(Factors):
         )
 
     def _features(self, rank: int) -> Tensor:
-        """What enters the last factor as combinations of a patch, (Rout, Ci * kh * kw)."""
+        """The last factor's inputs as combinations of a patch, (Rout, Ci * kh * kw)."""
         rank_out, rank_in = side_ranks(self._shape, rank)
         return torch.einsum("rshw,is->rihw", self._core[:rank_out, :rank_in], self._in[:, :rank_in]).flatten(1)
 
@@ -83,14 +81,14 @@ class TuckerFactors(Factors):
             return refit_of(self._layer, self._moments, self._features(rank)).squared_error(
                 side_ranks(self._shape, rank)[0]
             )
-        # The side factors are orthonormal, so energy outside the kept core is the error.
+        # The side factors are orthonormal, so the error is the energy outside the kept core.
         rank_out, rank_in = side_ranks(self._shape, rank)
         squares = self._core.square()
         return float(squares.sum() - squares[:rank_out, :rank_in].sum())
 
 
 def _roots(moments: LayerMoments | None, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Triangular roots of the input channels' covariance (Ci, Ci) and of the outputs' weight (Co, Co)."""
+    """Cholesky factors of the input channels' covariance (Ci, Ci) and of the output gradients' (Co, Co)."""
     num_out, num_in, height, width = shape
     if moments is None:
         return torch.eye(num_in, dtype=torch.float64), torch.eye(num_out, dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""Methods of two factors, svd and spatial: a first factor with K features per place, a second that combines them.
+"""Methods of two factors, svd and spatial: the first computes K features per position, the second combines them.
 
-Both see a weight as a kernel (groups, Co/groups, a, kw): the first factor acts on the a = Ci/groups * kh inputs of one
-column, the second on the features of kw columns; for linear layers and 1 x 1 convolutions kw is 1.
+They treat a weight as a kernel (groups, Co/groups, a, kw): the first factor acts on the a = Ci/groups * kh inputs of
+one column, the second on the features of kw columns. For linear layers and 1 x 1 convolutions kw is 1.
 """
 
 from abc import abstractmethod
@@ -15,16 +15,22 @@ from compressor.factorization.least_squares import NestedRefit
 from compressor.factorization.moments import LayerMoments
 
 
-class SplitFactors(Factors):
+class TwoFactors(Factors):
     """First factors by singular value decomposition, second ones by truncation or least squares.
 
-    ExcludedPoints a metric both are the truncated decomposition of the weight. With one the first factor holds the leading
-    directions of C^(1/2) M G^(1/2), C being the inputs' covariance within a column averaged over the columns, and the
-    second factor and the bias are the best in the metric for it.
+    Without moments both are the truncated decomposition of the weight. With moments the first factor holds the leading
+    directions of C^(1/2) M G^(1/2), where C is the inputs' covariance within a column averaged over the columns, and
+    the second factor and the bias are its least-squares fit.
     """
 
     def __init__(self, layer: Layer, moments: LayerMoments | None = None, limit: int | None = None) -> None:
-        """`limit` is the largest rank that will be asked for, where that is known: refits for all take memory."""
+        """Decompose `layer`.
+
+        Args:
+            layer: the layer.
+            moments: its second moments; None for factors of the weight alone.
+            limit: the largest rank that is needed, where known; refits for all ranks take memory.
+        """
         self._layer = layer
         kernel = self.kernel(layer)
         if moments is not None:
@@ -37,7 +43,7 @@ class SplitFactors(Factors):
 
     @classmethod
     def with_first(cls, layer: Layer, moments: LayerMoments, first: Tensor) -> Self:
-        """Factors whose first factor is `first` (groups, K, a), the second being refitted."""
+        """Factors with the first factor `first` (groups, K, a) and the second refitted to `moments`."""
         factors = cls.__new__(cls)
         factors._layer = layer
         factors._set(first, moments, None)
@@ -71,12 +77,15 @@ class SplitFactors(Factors):
         if self._refit is None:
             return self.assemble(first, self._truncated[:, :, :rank], layer.bias)
         second = self._refit.second(rank)
-        # The layer's bias plus the mean of what the factors leave out.
+        # The layer's bias plus the mean of the factors' residual.
         bias = self._mean_outputs - torch.einsum("gokw,gkw->go", second, self._mean_features[:, :rank])
         return self.assemble(*(part.to(layer.weight) for part in (first, second, bias.flatten())))
 
     def nested(self, limit: int) -> NestedFactors:
-        """Second factors by least squares are no truncations; those of features made orthonormal one by one are."""
+        """Ranks 1 to `limit` at once.
+
+        Second factors by least squares are no truncations of one another, but those on orthonormalized features are.
+        """
         self.check_rank(limit)
         layer, first = self._layer, self._first[:, :limit]
         width = self.kernel(layer).shape[-1]
@@ -98,7 +107,7 @@ class SplitFactors(Factors):
         return self._first[:, :rank]
 
     def refitted(self, moments: LayerMoments, limit: int) -> Self:
-        """The same first factors up to rank `limit`, the second ones being refitted in the metric."""
+        """The same first factors up to rank `limit`, with the second ones refitted to `moments`."""
         return self.with_first(self._layer, moments, self.first(min(limit, self.max_rank)))
 
     def squared_error(self, rank: int) -> float:
@@ -106,12 +115,12 @@ class SplitFactors(Factors):
 
 
 def _leading_directions(kernel: Tensor, moments: LayerMoments) -> Tensor:
-    """First factors (groups, K, a) in order of what they keep of the outputs, K = min(a, Co/groups * kw)."""
+    """First factors (groups, K, a), largest share of the outputs' energy first; K = min(a, Co/groups * kw)."""
     _, num_out, num_in, width = kernel.shape
     root = linalg.cholesky(column_covariance(moments, width))
     outputs = linalg.cholesky(moments.outputs)
     weighted = root.mT @ torch.einsum("gop,goaw->gapw", outputs, kernel.double().cpu()).flatten(2)
-    # Eigenvectors of the product take half the time of singular vectors; small ones need not be exact.
+    # Eigenvectors of the product take half the time of singular vectors, and the small ones need not be exact.
     _, vectors = linalg.eigh(weighted @ weighted.mT)
     leading = vectors.flip(-1)[..., : min(num_in, num_out * width)]
     return linalg.solve_triangular(root.mT, leading, upper=True).mT
@@ -125,7 +134,7 @@ def column_covariance(moments: LayerMoments, width: int) -> Tensor:
 
 
 def first_factor(module: nn.Sequential, groups: int) -> Tensor:
-    """The first factor (groups, K, a) of what `build` gave."""
+    """The first factor (groups, K, a) of a module that `TwoFactors.build` returned."""
     weight = module[0].weight
     assert isinstance(weight, Tensor)
     return weight.detach().reshape(groups, -1, weight[0].numel())

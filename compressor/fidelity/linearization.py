@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d
 
 from compressor.arrays import Ranks
-from compressor.factorization.base import NestedFactors
-from compressor.factorization.registry import Factors
+from compressor.factorization.base import Factors, NestedFactors
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linear_model import LinearModel
+from compressor.network.hooks import watching
 from compressor.network.layers import FoundLayer, factorized_ranks
 from compressor.network.surgery import build_candidate
 from compressor.streams import Stream
@@ -104,22 +104,12 @@ def _forward(candidate: nn.Module, names: Sequence[str], inputs: Tensor) -> tupl
     """Every named layer's inputs and outputs as often as it is called, and the network's outputs (b, k)."""
     calls: dict[str, Calls] = {name: [] for name in names}
 
-    def keep(name: str, given: Tensor, found: Tensor) -> Tensor:
-        calls[name].append((given.detach().clone(), found))
+    def keep(index: int, given: Tensor, found: Tensor) -> Tensor:
+        calls[names[index]].append((given.detach().clone(), found))
         return found.clone()  # what follows may work in place
 
-    handles = [
-        candidate.get_submodule(name).register_forward_hook(
-            lambda _, given, found, name=name: keep(name, given[0], found)
-        )
-        for name in names
-    ]
-    try:
-        with torch.enable_grad():
-            outputs = candidate(inputs.clone().requires_grad_())
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching([candidate.get_submodule(name) for name in names], keep), torch.enable_grad():
+        outputs = candidate(inputs.clone().requires_grad_())
     return list(calls.values()), outputs.reshape(len(inputs), -1).float()
 
 

@@ -2,7 +2,7 @@
 
 `nn.MultiheadAttention` and torchvision's Swin attention hand the weights of their linear layers to a function. The
 modules here hold the same tensors and compute the same, but through layers that a network can have replaced.
-MaxViT's attention calls its layers already. This module imports nothing of ours.
+MaxViT's attention calls its layers already.
 """
 
 import copy
@@ -15,38 +15,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# By name: torchvision is not imported here, so that one that does not work is told in a sentence where it is needed.
+from compressor.network.hooks import attached
+
+# By name: a torchvision that does not work with this torch is to be reported where it is imported, not here.
 SWIN_MODULE = "torchvision.models.swin_transformer"
 SWIN_V1, SWIN_V2 = "ShiftedWindowAttention", "ShiftedWindowAttentionV2"
-# Added to the score of two tokens that the shift brought into one window from opposite edges of the image.
-APART = -100.0
+# Added to the score of two tokens that the shift moved into one window from opposite edges of the image.
+MASKED_SCORE = -100.0
 MAX_LOGIT_SCALE = math.log(100.0)
 
 
 def open_attention(model: nn.Module, example: Tensor) -> nn.Module:
-    """The same function with attention that calls its linear layers; `model` itself where there is none to open.
+    """Replace attention by modules that call their linear layers and compute the same.
 
-    Every tensor is shared with `model`, which is left untouched. Two small ones are new, both of Swin v2: the bias
-    of `qkv`, and the table of relative positions in place of the perceptron that computes it. Attention that is
-    not plain self-attention stays as it is, as does all inside `nn.TransformerEncoderLayer`.
+    All tensors are shared with `model`, which is left unchanged, but for two small new ones in Swin v2: the bias of
+    `qkv`, and the table of relative positions in place of the perceptron that computes it. Attention other than plain
+    self-attention is kept, and so is all inside `nn.TransformerEncoderLayer`.
 
     Args:
         model: the network, in eval mode.
         example: one input batch (N, ...); its first sample shows how attention is called.
+
+    Returns:
+        The new network, or `model` itself where it has no such attention.
     """
     opened: dict[int, nn.Module] = {id(part): SelfAttention(part) for part in _plain_self_attention(model, example)}
     opened |= {id(part): WindowAttention(part) for part in model.modules() if _is_window_attention(part)}
     if not opened:
         return model
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, {**tensors, **opened})  # an opened module stands wherever the original stood
+    return copy.deepcopy(model, {**tensors, **opened})  # also where a module occurs twice
 
 
 class SelfAttention(nn.Module):
-    """`nn.MultiheadAttention` for one sequence that attends to itself, without masks and without its weights.
+    """`nn.MultiheadAttention` for one sequence that attends to itself, without masks and attention weights.
 
-    It is called like the original: `(x, x, x, need_weights=False)` gives `(output, None)`, both tensors of shape
-    (N, L, E), or (L, N, E) without `batch_first`.
+    It is called like the original: `(x, x, x, need_weights=False)` returns `(output, None)`, with x and output of
+    shape (N, L, E), or (L, N, E) without `batch_first`.
     """
 
     def __init__(self, original: nn.MultiheadAttention) -> None:
@@ -71,10 +76,14 @@ class SelfAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
-        """Raises ValueError for a call that the example did not make: another key or value, a mask, weights."""
+        """Attend.
+
+        Raises:
+            ValueError: another key or value, a mask or the weights are asked for, unlike in the example.
+        """
         masked = is_causal or not (key_padding_mask is None and attn_mask is None)
         if not (query is key is value) or masked or need_weights:
-            raise ValueError("this attention takes one sequence, no mask, and gives no weights")
+            raise ValueError("this attention takes one sequence and no mask, and returns no weights")
         if self.batch_first:
             return self._attend(query), None
         return self._attend(query.transpose(0, 1)).transpose(0, 1), None
@@ -90,7 +99,7 @@ class SelfAttention(nn.Module):
 class WindowAttention(nn.Module):
     """Attention of Swin v1 and v2 within windows that may be shifted: (N, H, W, C) to (N, H, W, C).
 
-    With `logit_scale` it is v2's, which compares directions (cosine attention); without, v1's.
+    With a `logit_scale` it is v2's cosine attention, without one v1's.
     """
 
     relative_position_index: Tensor
@@ -111,11 +120,11 @@ class WindowAttention(nn.Module):
         self.train(original.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pad to whole windows, roll, attend within windows, and undo the rolling and the padding."""
+        """Pad to whole windows, roll, attend within windows, then undo the rolling and the padding."""
         height, width = x.shape[1:3]
         x = F.pad(x, (0, 0, 0, -width % self.window_size[1], 0, -height % self.window_size[0]))
         padded = x.shape[1:3]
-        # A single window has nothing to be shifted against.
+        # A single window is not shifted.
         spans = zip(self.shift_size, self.window_size, padded, strict=True)
         down, right = (0 if window >= length else shift for shift, window, length in spans)
         if down or right:
@@ -150,14 +159,14 @@ class WindowAttention(nn.Module):
         rows, columns = (_crossed_edge(bias, *side) for side in zip(padded, shift, strict=True))
         regions = _to_windows((2 * rows[:, None] + columns)[None, :, :, None], self.window_size)[0]
         apart = regions != regions.transpose(1, 2)
-        return bias + APART * apart[:, None].to(bias.dtype)
+        return bias + MASKED_SCORE * apart[:, None].to(bias.dtype)
 
 
 # Which attention can be opened
 
 
 def _plain_self_attention(model: nn.Module, example: Tensor) -> list[nn.MultiheadAttention]:
-    """The attention that one pass calls at least once, and always with one sequence, no mask and no weights."""
+    """The modules that one pass calls at least once, and always with one sequence, no mask and no weights."""
     fused = fused_modules(model)
     calls: dict[nn.MultiheadAttention, list[bool]] = {
         module: []
@@ -166,14 +175,10 @@ def _plain_self_attention(model: nn.Module, example: Tensor) -> list[nn.Multihea
     }
     if not calls:
         return []
-    hooks = [module.register_forward_pre_hook(_note_call(seen), with_kwargs=True) for module, seen in calls.items()]
-    try:
-        with torch.inference_mode():
-            model(example[:1])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [module for module, seen in calls.items() if seen and all(seen)]
+    hooks = (module.register_forward_pre_hook(_note_call(plain), with_kwargs=True) for module, plain in calls.items())
+    with attached(hooks), torch.inference_mode():
+        model(example[:1])
+    return [module for module, plain in calls.items() if plain and all(plain)]
 
 
 def fused_modules(model: nn.Module) -> set[nn.Module]:
@@ -182,8 +187,8 @@ def fused_modules(model: nn.Module) -> set[nn.Module]:
     return {part for encoder in encoders for part in encoder.modules()}
 
 
-def _note_call(seen: list[bool]) -> Any:
-    """A forward hook that adds to `seen` whether the call is one that `SelfAttention` can answer."""
+def _note_call(plain: list[bool]) -> Any:
+    """A forward pre-hook that appends to `plain` whether `SelfAttention` could take the call."""
     signature = inspect.signature(nn.MultiheadAttention.forward)
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -192,13 +197,13 @@ def _note_call(seen: list[bool]) -> Any:
         given = call.arguments
         same = given["query"] is given["key"] is given["value"]
         masked = given["is_causal"] or not (given["key_padding_mask"] is None and given["attn_mask"] is None)
-        seen.append(same and given["query"].dim() == 3 and not masked and not given["need_weights"])
+        plain.append(same and given["query"].dim() == 3 and not masked and not given["need_weights"])
 
     return note
 
 
 def _has_plain_parts(attention: nn.MultiheadAttention) -> bool:
-    """One packed weight and no extra keys."""
+    """Whether there is one packed weight and no extra key."""
     return (
         type(attention) is nn.MultiheadAttention
         and attention.in_proj_weight is not None
@@ -218,12 +223,12 @@ def _is_window_attention(module: nn.Module) -> bool:
 
 
 def _is_pristine(module: nn.Module) -> bool:
-    """Hooks would be lost, and old-style weight norms are hooks."""
+    """Whether there are no hooks, which would be lost; old-style weight norms are hooks, too."""
     return not any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())
 
 
 def _holds_its_weight(layer: Any) -> bool:
-    """False where a parametrization computes the weight, and for a layer that has been factorized already."""
+    """Whether the weight is a parameter: not computed by a parametrization, and not factorized already."""
     return isinstance(getattr(layer, "weight", None), nn.Parameter)
 
 
@@ -231,7 +236,7 @@ def _holds_its_weight(layer: Any) -> bool:
 
 
 def _linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
-    """A linear layer around given parameters; on "meta" it is made without memory and random numbers."""
+    """A linear layer around given parameters, made on "meta" to save memory and random numbers."""
     layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     layer.weight = weight
     layer.register_parameter("bias", bias)
@@ -239,7 +244,7 @@ def _linear(weight: Tensor, bias: nn.Parameter | None) -> nn.Linear:
 
 
 def _without_key_bias(bias: nn.Parameter | None) -> nn.Parameter | None:
-    """Swin v2 ignores the middle third of its bias at every call; here it is zero from the start."""
+    """The bias with its middle third set to zero, which Swin v2 does at every call."""
     if bias is None:
         return None
     query, key, value = bias.detach().chunk(3)
@@ -249,8 +254,7 @@ def _without_key_bias(bias: nn.Parameter | None) -> nn.Parameter | None:
 def _tabulate(original: Any) -> nn.Parameter:
     """The biases of Swin v2's relative positions, (positions, heads), as v1 stores them.
 
-    The perceptron that gives them sees the same constant in every call: it would cost time and, among the layers to
-    compress, mean nothing.
+    The perceptron that computes them has a constant input: running it costs time, and to compress it is pointless.
     """
     with torch.no_grad():
         table = original.cpb_mlp(original.relative_coords_table).view(-1, original.num_heads)
@@ -281,9 +285,9 @@ def _from_windows(x: Tensor, size: Sequence[int], window: Sequence[int]) -> Tens
 
 
 def _crossed_edge(like: Tensor, length: int, shift: int) -> Tensor:
-    """1 for the places of a side that the roll brought from its other end, else 0; all alike at shift 0: (length).
+    """1 for the positions of a side that the roll moved from its other end, else 0; all 1 at shift 0: (length,).
 
-    Written so that the ONNX exporter leaves the mask to the runtime: as a constant it would be the larger file.
+    Written so that the ONNX exporter leaves the mask to the runtime: as a constant it would make the file larger.
     """
     crossed = like.new_zeros(length)
     crossed[-shift:] = 1

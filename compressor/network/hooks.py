@@ -1,11 +1,12 @@
-"""What modules of a running network receive and give; and patches of convolutions as rows of a matrix."""
+"""Inputs and outputs of modules in a running network, and patches of convolutions as rows of a matrix."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from compressor.data.images import ImageSet
 
@@ -13,52 +14,58 @@ BATCH_SIZE = 32
 
 
 class Captured(Exception):
-    """What was sought has been seen; the rest of the forward pass is not needed."""
+    """The input was captured; the rest of the forward pass is not needed."""
 
 
 @dataclass(frozen=True)
 class OutputPositions:
-    """OutputPositions of a layer's output, the same in every network of that shape: `count` of them drawn at random.
+    """Some positions of a layer's output, the same for every output of that shape.
 
-    For a convolution's output (N, Co, H, W) the indices of image, row and column; else the index among all but the
-    last dimension.
+    Attributes:
+        indices: for a convolution's output (N, Co, H, W) image, row and column of each position; for others its index
+            in all but the last dimension, flattened.
     """
 
     indices: tuple[Tensor, ...]
 
     def of_output(self, output: Tensor) -> Tensor:
-        """The outputs (rows, Co) at these places."""
+        """The outputs (rows, Co) at these positions."""
         if len(self.indices) == 3:
             image, row, column = self.indices
             return (output if output.dim() == 4 else output[None])[image, :, row, column]
         return output.reshape(-1, output.shape[-1])[self.indices[0]]
 
     def of_input(self, layer: nn.Module, value: Tensor) -> Tensor:
-        """What `layer` sees of its input there: rows (rows, n), n in the order of its weight, group after group."""
+        """The part of its input from which `layer` computes these outputs.
+
+        Returns:
+            (rows, groups * n): patches in the order of the weight, group after group.
+        """
         if isinstance(layer, nn.Conv2d):
             return _patches(layer, value if value.dim() == 4 else value[None], *self.indices)
         return value.reshape(-1, value.shape[-1])[self.indices[0]]
 
 
 def sample_positions(layer: nn.Module, output: Tensor, count: int, generator: torch.Generator) -> OutputPositions:
-    """At most `count` distinct places of the layer's output."""
+    """At most `count` distinct random positions of the layer's output."""
     if isinstance(layer, nn.Conv2d):
-        num_images, (height, width) = output.shape[:-3].numel(), output.shape[-2:]  # one image may come alone
+        num_images, (height, width) = output.shape[:-3].numel(), output.shape[-2:]  # the batch dimension may be missing
         chosen = torch.randperm(num_images * height * width, generator=generator)[:count].to(output.device)
-        image, place = chosen // (height * width), chosen % (height * width)
-        return OutputPositions((image, place // width, place % width))
+        image, pixel = chosen // (height * width), chosen % (height * width)
+        return OutputPositions((image, pixel // width, pixel % width))
     total = output.shape[:-1].numel()
     return OutputPositions((torch.randperm(total, generator=generator)[:count].to(output.device),))
 
 
 def _patches(layer: nn.Conv2d, value: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """The patches (rows, C * kh * kw) that a convolution multiplies at these positions of its output."""
     # nn.Conv2d keeps its padding for F.pad in this attribute for every mode, 'same' and 'valid' included.
     padding = layer._reversed_padding_repeated_twice
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     padded = nn.functional.pad(value, padding, mode=mode) if any(padding) else value
     rows, columns = (
-        place[:, None] * stride + dilation * torch.arange(size, device=value.device)
-        for place, stride, dilation, size in zip(
+        position[:, None] * stride + dilation * torch.arange(size, device=value.device)
+        for position, stride, dilation, size in zip(
             (row, column), layer.stride, layer.dilation, layer.kernel_size, strict=True
         )
     )
@@ -68,56 +75,65 @@ def _patches(layer: nn.Conv2d, value: Tensor, image: Tensor, row: Tensor, column
 
 
 def batches(images: ImageSet, device: torch.device, size: int = BATCH_SIZE) -> Iterator[Tensor]:
-    """The images in order, ready for the network, which may change them in place."""
+    """The images in order, in batches of `size` that the network may change in place."""
     for indices in torch.arange(len(images)).split(size):
         yield images.batch(indices).to(device)
 
 
+@contextmanager
+def attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Removes the hooks at the end of a with-block, also where registering one of them fails.
+
+    Args:
+        hooks: the handles; a generator that registers them is run here.
+    """
+    with ExitStack() as stack:
+        for hook in hooks:
+            stack.enter_context(hook)
+        yield
+
+
 def input_of(network: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
-    """What `module` receives when `network` runs on `batch`; the pass ends there."""
-    seen: list[Tensor] = []
+    """The input of `module` when `network` runs on `batch`; the pass ends there."""
+    found: list[Tensor] = []
 
     def keep(_module: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
-        seen.append(_first(args, kwargs))
+        found.append(_first(args, kwargs))
         raise Captured
 
-    handle = module.register_forward_pre_hook(keep, with_kwargs=True)
-    try:
-        with torch.inference_mode():
-            network(batch)
-    except Captured:
-        pass
-    finally:
-        handle.remove()
-    return seen[0]
+    hook = module.register_forward_pre_hook(keep, with_kwargs=True)
+    with attached([hook]), suppress(Captured), torch.inference_mode():
+        network(batch)
+    return found[0]
 
 
 def _first(args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Tensor:
-    """The input of a layer, be it given by place or by name."""
+    """A module's first input, be it positional or by keyword."""
     return args[0] if args else next(iter(kwargs.values()))
 
 
 @contextmanager
-def watching(modules: Sequence[nn.Module], see: Callable[[int, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
-    """While open, `see(number, input, output)` is told of every call of the modules; it may replace the output."""
+def watching(modules: Sequence[nn.Module], on_call: Callable[[int, Tensor, Tensor], Tensor | None]) -> Iterator[None]:
+    """Calls `on_call(index, input, output)` whenever one of the modules runs within the with-block.
 
-    def watch(number: int) -> Callable[..., Tensor | None]:
-        return lambda module, args, kwargs, output: see(number, _first(args, kwargs), output)
+    Args:
+        modules: the modules.
+        on_call: given the module's index in `modules`; what it returns, if anything, replaces the output.
+    """
 
-    handles = [module.register_forward_hook(watch(number), with_kwargs=True) for number, module in enumerate(modules)]
-    try:
+    def hook(index: int) -> Callable[..., Tensor | None]:
+        return lambda module, args, kwargs, output: on_call(index, _first(args, kwargs), output)
+
+    with attached(module.register_forward_hook(hook(i), with_kwargs=True) for i, module in enumerate(modules)):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def in_order_of_use(network: nn.Module, names: Sequence[str], example: Tensor) -> list[str]:
-    """The named modules in the order in which a forward pass first calls them."""
+    """The names in the order in which a forward pass of `example` first calls the modules; without uncalled ones."""
     order: list[str] = []
 
-    def note(number: int, _value: Tensor, _output: Tensor) -> None:
-        order.append(names[number])
+    def note(index: int, _value: Tensor, _output: Tensor) -> None:
+        order.append(names[index])
 
     with torch.inference_mode(), watching([network.get_submodule(name) for name in names], note):
         network(example)

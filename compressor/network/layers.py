@@ -1,23 +1,21 @@
-"""Which layers can be compressed, why others cannot, and what they cost (Sec. 3.3)."""
+"""Which layers can be compressed, why others cannot, and how many parameters each rank has (Sec. 3.3)."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from compressor.errors import InputError
-from compressor.factorization.records import Method
-from compressor.factorization.registry import find_break_even_rank, num_params_table
+from compressor.factorization.records import Method, MethodChoice
+from compressor.factorization.registry import applicable_methods, find_break_even_rank, num_params_table
 from compressor.network.attention import fused_modules
+from compressor.network.hooks import attached
 from compressor.network.macs import count_macs
 from compressor.network.records import Kind, LayerRecord
-
-MethodChoice = Literal["auto", "auto+cp", "spatial", "tucker", "cp", "interpolative"]
 
 # The layer sets of the paper's experiments (Sec. 4); Table 1 counts a ninth for ResNet-18 but names none.
 PAPER_LAYERS = {"resnet": "layer*.conv2", "vgg": "*", "fc": "*"}
@@ -25,7 +23,17 @@ PAPER_LAYERS = {"resnet": "layer*.conv2", "vgg": "*", "fc": "*"}
 
 @dataclass(frozen=True)
 class FoundLayer:
-    """A conv or linear layer of a network; `skipped` says why it is not compressed, else it is None."""
+    """A conv or linear layer of a network.
+
+    Attributes:
+        name: its name in the network.
+        module: the layer.
+        kind: "conv" or "linear".
+        macs: multiply-accumulates of one forward pass for one image.
+        method: how it is factorized; None where it cannot be.
+        break_even_rank: the largest rank at which the factors have no more parameters than the layer.
+        skipped: why it is not compressed; None where it is.
+    """
 
     name: str
     module: nn.Module
@@ -42,8 +50,7 @@ class FoundLayer:
 
     @property
     def params(self) -> int:
-        """Parameters of the weight; the bias is not counted (factors that are fitted to images add one of Co
-        numbers where there was none)."""
+        """Parameters of the weight, without the bias (factors fitted to images add one where there was none)."""
         return _weight(self.module).numel()
 
     @property
@@ -53,18 +60,18 @@ class FoundLayer:
 
     @property
     def weighted_module(self) -> nn.Conv2d | nn.Linear:
-        """The module of a layer that can be compressed."""
+        """The module, for layers that can be compressed."""
         assert isinstance(self.module, nn.Conv2d | nn.Linear)
         return self.module
 
     def params_by_rank(self) -> list[int]:
-        """Parameters at ranks 1, 2, ... up to `dense_rank`, which stands for the dense layer."""
+        """Parameters at ranks 1, 2, ... and last of the dense layer; `dense_rank` numbers."""
         assert self.method is not None
         return num_params_table(self.method, self.shape, self.num_groups, self.break_even_rank, self.params)
 
     @cached_property
     def dense_rank(self) -> int:
-        """The search's number for "stays dense": one above the last rank that makes the layer smaller."""
+        """The rank by which the search means the dense layer: one above the last rank that makes it smaller."""
         return len(self.params_by_rank())
 
     def record(self) -> LayerRecord:
@@ -94,8 +101,8 @@ def find_layers(
     Args:
         model: the network, in eval mode.
         example: one input batch, used for one forward pass (MACs, and which layers are called at all).
-        method: "auto" and "auto+cp" split k x k convolutions spatially; "tucker" and "cp" decompose those without
-            groups; "interpolative" keeps rows of every layer without groups. Where a method does not apply: as "auto".
+        method: a factorization by name, for the layers to which it applies. The others, and all under "auto" and
+            "auto+cp", take the first of the registry that applies: spatial for k x k convolutions, else SVD.
         include: name patterns (fnmatch); empty means every layer; "paper" is the paper's set for `arch`.
         skip: name patterns to leave out.
 
@@ -114,25 +121,22 @@ def find_layers(
 
 
 def compressible(layers: Sequence[FoundLayer]) -> list[FoundLayer]:
-    """The layers that take part in the search."""
+    """The layers that are not skipped."""
     return [layer for layer in layers if layer.skipped is None]
 
 
 def factorized_ranks(layers: Sequence[FoundLayer], ranks: Iterable[int]) -> dict[str, int]:
-    """Ranks by name of the layers that are factorized, without those that stay dense."""
+    """Ranks by name of the layers that are factorized; those that stay dense are left out."""
     return {layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if int(rank) < layer.dense_rank}
 
 
 def possible_methods(layer: FoundLayer) -> tuple[Method, ...]:
-    """The methods that apply to a layer's kind, the default first."""
-    module = layer.module
-    if isinstance(module, nn.Linear) or _weight(module).shape[2:].numel() == 1:
-        return ("svd", "interpolative") if layer.num_groups == 1 else ("svd",)
-    return ("spatial", "tucker", "cp", "interpolative") if layer.num_groups == 1 else ("spatial",)
+    """Names of the methods that apply to a layer, the default first."""
+    return applicable_methods(layer.shape, layer.num_groups)
 
 
 def with_method(layer: FoundLayer, method: Method) -> FoundLayer:
-    """The layer with another method and its break-even rank."""
+    """The layer with another method and the break-even rank under it."""
     break_even_rank = find_break_even_rank(method, layer.shape, layer.num_groups, layer.params)
     return replace(layer, method=method, break_even_rank=break_even_rank)
 
@@ -149,30 +153,27 @@ def _describe(name: str, module: nn.Module, macs: int, choice: MethodChoice, cal
     if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
         return replace(layer, skipped="depthwise: already thin, two thinner convolutions would only be slower")
     if layer.dense_rank < 2:
-        return replace(layer, skipped=f"no rank below break-even (cap {layer.break_even_rank})")
+        return replace(layer, skipped=f"no rank makes it smaller (break-even rank {layer.break_even_rank})")
     return layer
 
 
 def _called_modules(model: nn.Module, example: Tensor) -> set[nn.Module]:
+    """The modules whose forward runs in a pass of the first sample."""
     called: set[nn.Module] = set()
-    hooks = [module.register_forward_hook(lambda m, *_: called.add(m)) for module in model.modules()]
-    try:
-        with torch.inference_mode():
-            model(example[:1])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    hooks = (module.register_forward_hook(lambda m, *_: called.add(m)) for module in model.modules())
+    with attached(hooks), torch.inference_mode():
+        model(example[:1])
     # Fused encoders call their parts only while hooks are attached.
     return called - fused_modules(model)
 
 
 def _mark_shared_weights(model: nn.Module, layers: list[FoundLayer]) -> list[FoundLayer]:
-    """A weight with two places in the network cannot be replaced in one of them."""
+    """Skip layers whose weight occurs twice in the network: it cannot be replaced in one place alone."""
     every_module = model.named_modules(remove_duplicate=False)
-    positions = Counter(id(weight) for _, module in every_module for weight in module.parameters(recurse=False))
+    occurrences = Counter(id(weight) for _, module in every_module for weight in module.parameters(recurse=False))
     return [
         replace(layer, skipped="shares its weight with another layer")
-        if positions[id(_weight(layer.module))] > 1
+        if occurrences[id(_weight(layer.module))] > 1
         else layer
         for layer in layers
     ]

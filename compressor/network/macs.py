@@ -1,7 +1,4 @@
-"""Multiply-accumulates of a network, counted from the operators that really run.
-
-This module imports nothing of ours.
-"""
+"""Multiply-accumulates of a network, counted from the operators that really run."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
+from compressor.network.hooks import attached
+
 FLOPS_PER_MAC = 2
 
 
@@ -19,7 +18,7 @@ def count_macs(model: nn.Module, example: Tensor) -> tuple[int, dict[str, int]]:
     """Count the multiply-accumulates of one forward pass in eval mode for a batch of one.
 
     Convolutions, matrix products and attention are counted; biases, norms and activations are not (as is
-    usual). Nothing of the model is changed: weights, buffers and training flags are as before.
+    usual). The model is left as it was: weights, buffers and training flags.
 
     Args:
         model: any network; it runs on the device it is on.
@@ -49,12 +48,12 @@ def _run_counted(
 
 @contextmanager
 def _own_flops(names: Mapping[nn.Module, str], counter: FlopCounterMode) -> Iterator[dict[str, int]]:
-    """Give a dictionary that fills while the network runs: name -> flops outside the module's children.
+    """Yields a dictionary that fills while the network runs: name -> flops outside the module's children.
 
-    The counter's own table cannot log: a module that hangs in two places is under one of its names there.
+    The counter's own table lists a module that occurs twice in the network under one of its names only.
     """
     own = dict.fromkeys(names.values(), 0)
-    running: list[int] = []  # flops that no module had been charged for when each open one was entered
+    running: list[int] = []  # uncharged flops at the entry of each module that is running
 
     def enter(module: nn.Module, _inputs: object) -> None:
         running.append(counter.get_total_flops() - sum(own.values()))
@@ -63,14 +62,13 @@ def _own_flops(names: Mapping[nn.Module, str], counter: FlopCounterMode) -> Iter
         uncharged_before = running.pop()
         own[names[module]] += counter.get_total_flops() - sum(own.values()) - uncharged_before
 
-    handles: list[RemovableHandle] = []
-    for module in names:
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
+    def register() -> Iterator[RemovableHandle]:
+        for module in names:
+            yield module.register_forward_pre_hook(enter)
+            yield module.register_forward_hook(leave)
+
+    with attached(register()):
         yield own
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -80,7 +78,7 @@ def _device_of(model: nn.Module) -> torch.device:
 
 @contextmanager
 def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """A batch of one breaks batch norm in training mode, and running statistics must not move."""
+    """In training mode a batch of one breaks batch norm, and running statistics would change."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -92,8 +90,11 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _countable_attention() -> Iterator[None]:
-    """Attention as matrix products: fused kernels are operators of unknown cost, which would count as zero (the whole
-    of `nn.MultiheadAttention`; since torch 2.14 also the CPU's scaled dot product)."""
+    """Runs attention as matrix products.
+
+    Fused kernels are operators of unknown cost, which would count as zero: the whole of `nn.MultiheadAttention`, and
+    since torch 2.14 also the CPU's scaled dot product.
+    """
     enabled = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

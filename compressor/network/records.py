@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The record of a layer."""
 
 from typing import Literal
 
@@ -11,9 +11,19 @@ Kind = Literal["conv", "linear"]
 class LayerRecord(Record):
     """One conv or linear layer as found in the network, and what was done with it.
 
-    `shape` is the weight's shape: (Co, Ci/groups, kh, kw) or (Co, Ci). `skipped` says why a layer cannot be
-    compressed; it is null for compressible layers. `rank` is null where the layer stays dense; `cap` is the
-    rank at which the factors would hold as many parameters as the layer (break-even, Sec. 3.3).
+    Attributes:
+        name: its name in the network.
+        kind: "conv" or "linear".
+        shape: of the weight, (Co, Ci/groups, kh, kw) or (Co, Ci).
+        method: how it is factorized; null where it cannot be.
+        factors: what its factors are fitted to.
+        break_even_rank: the largest rank at which the factors have no more parameters than the layer (Sec. 3.3).
+        rank: null where the layer stays dense.
+        params: of the weight.
+        params_compressed: of the factors, or of the weight where it stays dense.
+        macs: multiply-accumulates for one image.
+        macs_compressed: the same after compression.
+        skipped: why it cannot be compressed; null where it can.
     """
 
     name: str

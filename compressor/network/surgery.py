@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from compressor.factorization.registry import Factors
+from compressor.factorization.base import Factors
 
 KEPT_PER_LAYER = 4  # ranks
 

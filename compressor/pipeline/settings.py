@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 
 from compressor.cost.records import Cost
 from compressor.errors import InputError
-from compressor.factorization.records import FactorChoice
+from compressor.factorization.records import FactorChoice, MethodChoice
 from compressor.fidelity.records import Fidelity
-from compressor.network.layers import MethodChoice
 from compressor.recovery.schedules import TuneSettings
 from compressor.search.evaluation.parallel import DEFAULT_BACKEND
 from compressor.search.optimizer import SearchSettings

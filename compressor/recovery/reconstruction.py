@@ -23,7 +23,7 @@ from compressor.factorization.base import Layer
 from compressor.factorization.interpolative import Interpolated
 from compressor.factorization.least_squares import NestedRefit
 from compressor.factorization.moments import INPUT_FLOOR, with_floor
-from compressor.factorization.registry import SPLIT_METHODS
+from compressor.factorization.registry import METHODS
 from compressor.factorization.two_factor import first_factor
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.hooks import OutputPositions, batches, in_order_of_use, input_of, sample_positions, watching
@@ -218,7 +218,7 @@ def _goal_bytes(layer: FoundLayer) -> int:
 
 
 def _has_both(layer: FoundLayer) -> bool:
-    return layer.method in SPLIT_METHODS and has_moments(layer)
+    return layer.method is not None and METHODS[layer.method].two_factors is not None and has_moments(layer)
 
 
 def _before_last(module: nn.Module, value: Tensor) -> Tensor:
@@ -239,7 +239,8 @@ def _with_both_refitted(layer: FoundLayer, module: nn.Module, moments: Moments, 
     """Factors of the layer that maps the inputs received to the outputs wanted; the better of two beginnings."""
     assert isinstance(module, nn.Sequential)
     assert layer.method is not None
-    factors = SPLIT_METHODS[layer.method]
+    factors = METHODS[layer.method].two_factors
+    assert factors is not None
     substitute: Layer = copy.deepcopy(layer.weighted_module)
     weight, bias = solve(moments, substitute.weight, INPUT_FLOOR)
     substitute.weight, substitute.bias = _as_parameter(weight, layer.module), _as_parameter(bias, layer.module)

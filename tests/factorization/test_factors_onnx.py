@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.factorization.records import MethodChoice
 from compressor.factorization.registry import METHODS
-from compressor.network.layers import FoundLayer, MethodChoice, find_layers
+from compressor.network.layers import FoundLayer, find_layers
 from compressor.network.surgery import build_candidate
 from exporters.onnx import export_onnx
 from exporters.verify import verify_onnx

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.factorization.alternating import alternate
+from compressor.factorization.base import Factors
 from compressor.factorization.least_squares import NestedRefit
 from compressor.factorization.moments import LayerMoments, identity_moments, with_floor
-from compressor.factorization.registry import METHODS, SPLIT_METHODS, Factors, find_break_even_rank
+from compressor.factorization.registry import METHODS, find_break_even_rank
 from compressor.factorization.two_factor import first_factor
 
 MODES = ("zeros", "reflect", "replicate", "circular")
@@ -182,10 +183,12 @@ def test_the_error_falls_with_the_rank_to_nothing(method: str, layer: nn.Module)
     assert factors.squared_error(factors.max_rank) < 1e-6 * errors[0]
 
 
-@pytest.mark.parametrize(("method", "layer"), [row for row in LAYERS if row[0] in SPLIT_METHODS])
+@pytest.mark.parametrize(("method", "layer"), [row for row in LAYERS if METHODS[row[0]].two_factors])
 def test_refitted_weight_factors_say_their_error_and_beat_the_truncated_weight(method: str, layer: nn.Module) -> None:
     moments = random_moments(layer, seed=3)
-    weight = SPLIT_METHODS[method](layer)
+    two_factors = METHODS[method].two_factors
+    assert two_factors is not None
+    weight = two_factors(layer)
     limit = weight.max_rank - 1
     refitted = weight.refitted(moments, limit)
     assert refitted.max_rank == limit
@@ -358,7 +361,7 @@ def test_the_first_factor_given_the_second_is_a_direct_solve() -> None:
     second = NestedRefit(kernel, moments, first).second(2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("compressor.factorization.alternating.CONJUGATE_STEPS", 50)
-        patch.setattr("compressor.factorization.alternating.ENOUGH", 1e-30)
+        patch.setattr("compressor.factorization.alternating.TOLERANCE", 1e-30)
         found = alternate(kernel, moments, first, sweeps=1)
     # vec of sum_k second[o, k, w] first[k, a], weighted by the roots of both sides.
     design = torch.einsum("okw,ab->oawkb", second[0], torch.eye(3, dtype=torch.float64)).reshape(5, 6, -1)

@@ -170,7 +170,7 @@ def test_every_reason() -> None:
         "one": SHARED,
         "two": SHARED,
         "signal": "Conv1d is not supported",
-        "thin": "no rank below break-even (cap 0)",
+        "thin": "no rank makes it smaller (break-even rank 0)",
     }
 
 
@@ -257,7 +257,7 @@ def test_nothing_left_still_lists_every_layer_with_its_reason(resnet18: nn.Modul
     assert len(layers) == 21
     assert not compressible(layers)
     (single,) = find_layers(nn.Conv2d(2, 2, 1), torch.zeros(1, 2, 4, 4))
-    assert "no rank below break-even" in (single.skipped or "")
+    assert "no rank makes it smaller" in (single.skipped or "")
 
 
 def test_tucker_is_taken_where_groups_and_kernel_allow() -> None:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compressor.factorization.registry import METHODS, Factors
+from compressor.factorization.base import Factors
+from compressor.factorization.registry import METHODS
 from compressor.network.layers import FoundLayer, compressible, find_layers
 from compressor.network.pruning import prune_smallest
 from compressor.network.surgery import KEPT_PER_LAYER, Candidates, build_candidate, detach_from_original

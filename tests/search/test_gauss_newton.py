@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from compressor.arrays import Ranks
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
+from compressor.factorization.records import MethodChoice
 from compressor.fidelity import linearization as linearize
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linear_model import LinearModel
 from compressor.fidelity.linearization import Linearizer
 from compressor.fidelity.losses import Losses
-from compressor.network.layers import MethodChoice, compressible, factorized_ranks, find_layers
+from compressor.network.layers import compressible, factorized_ranks, find_layers
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.stages.factorize import weight_factors
 from compressor.search.evaluation.journal import Journal

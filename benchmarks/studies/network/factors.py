@@ -30,11 +30,12 @@ from compressor.data.images import ImageSet, load_folder
 from compressor.data.synthetic import synthetic_images
 from compressor.data.transforms import Transform
 from compressor.factorization.records import FactorChoice
+from compressor.factorization.registry import competing_methods
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.attention import open_attention
 from compressor.network.layers import FoundLayer, compressible, find_layers, with_method
 from compressor.network.surgery import build_candidate, detach_from_original
-from compressor.pipeline.stages.factorize import COMPETITORS, Decomposed, Decomposer
+from compressor.pipeline.stages.factorize import Decomposed, Decomposer
 from compressor.recovery.reconstruction import Reconstruction
 from exporters.onnx import export_onnx
 
@@ -71,9 +72,9 @@ class Study:
         """Rows for one chain (factors, "+cp": with CP among the methods) at some fractions of the caps."""
         began = time.perf_counter()
         check = FunctionNorm(self.model, images.check, CPU)
-        layers = [with_method(layer, method) if _applies(layer, method) else layer for layer in self.layers]  # type: ignore[arg-type]
+        layers = [with_method(layer, method) if _applies(layer, method) else layer for layer in self.layers]
         result: FactorChoice = chain.removesuffix("+cp")  # type: ignore[assignment]
-        decomposer = Decomposer(self.model, images.fit, check, CPU, result, challengers=COMPETITORS.get(chain, ()))
+        decomposer = Decomposer(self.model, images.fit, check, CPU, result, challengers=competing_methods(chain))
         parts = decomposer.run(layers)
         seconds = time.perf_counter() - began
         about = {"chain": chain, "method": method or "svd, spatial", "images": images.name, "fit_on": len(images.fit)}

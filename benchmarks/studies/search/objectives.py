@@ -20,7 +20,7 @@ from benchmarks.datasets.fashion import load_fashion, trained_fc3
 from benchmarks.studies.study import write_results
 from compressor.arrays import Ranks
 from compressor.data.images import ImageSet
-from compressor.factorization.registry import Factors
+from compressor.factorization.base import Factors
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.records import Fidelity
 from compressor.fidelity.risk import Risk, compare_risks

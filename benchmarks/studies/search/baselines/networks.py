@@ -16,7 +16,7 @@ from benchmarks.studies.search.baselines.problem import Problem
 from compressor.arrays import Array, Ranks
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
-from compressor.factorization.registry import Factors
+from compressor.factorization.base import Factors
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linearization import Linearizer
 from compressor.fidelity.losses import Losses
