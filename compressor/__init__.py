@@ -9,11 +9,37 @@ from typing import TYPE_CHECKING, Any
 from compressor.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from compressor.pipeline.compress import apply_plan, compress
+    from compressor.data.images import ImageSet as ImageSet
+    from compressor.errors import InputError as InputError
+    from compressor.pipeline.compress import apply_plan as apply_plan
+    from compressor.pipeline.compress import compress as compress
+    from compressor.pipeline.plan import Plan as Plan
+    from compressor.pipeline.recipe import Recipe as Recipe
+    from compressor.pipeline.settings import Settings as Settings
+    from compressor.pipeline.settings import Target as Target
+    from compressor.pipeline.state import CompressedModel as CompressedModel
 
-__all__ = ["__version__", "apply_plan", "compress"]
+__all__ = [
+    "CompressedModel",
+    "ImageSet",
+    "InputError",
+    "Plan",
+    "Recipe",
+    "Settings",
+    "Target",
+    "__version__",
+    "apply_plan",
+    "compress",
+]
 
 _HOMES = {
+    "CompressedModel": "compressor.pipeline.state",
+    "ImageSet": "compressor.data.images",
+    "InputError": "compressor.errors",
+    "Plan": "compressor.pipeline.plan",
+    "Recipe": "compressor.pipeline.recipe",
+    "Settings": "compressor.pipeline.settings",
+    "Target": "compressor.pipeline.settings",
     "apply_plan": "compressor.pipeline.compress",
     "compress": "compressor.pipeline.compress",
 }
@@ -23,3 +49,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'compressor' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

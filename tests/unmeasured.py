@@ -5,20 +5,20 @@ from contextlib import contextmanager
 
 import pytest
 
-from compressor.pipeline.stages import export
-from compressor.pipeline.state import Job
+from compressor.pipeline.context import Context
+from compressor.pipeline.delivery import export, measure
 from exporters.records import ExportCheckRecord
 
 
-def write_nothing(job: Job, *_: object) -> ExportCheckRecord:
+def write_nothing(context: Context, *_: object) -> ExportCheckRecord:
     for name in ("original.onnx", "model.onnx"):
-        (job.folder / name).write_bytes(b"no network")
+        (context.folder / name).write_bytes(b"no network")
     return ExportCheckRecord(max_abs_error=0, max_rel_error=0, top1_agreement=1, images=2, batch_sizes=[1], tolerance=1)
 
 
 @contextmanager
 def without_measuring() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "latency_beside", lambda *_: {})
-        patch.setattr(export, "_export_both", write_nothing)
+        patch.setattr(measure, "latency_beside", lambda *_: {})
+        patch.setattr(export, "export_both", write_nothing)
         yield

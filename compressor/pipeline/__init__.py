@@ -1,0 +1,1 @@
+"""The job: settings, stages and the driver that runs them."""

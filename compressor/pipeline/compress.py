@@ -1,30 +1,44 @@
-"""The one driver: every stage in order, nothing else.
+"""`compress` and `apply_plan`: the whole job for any network and any images.
 
     checkpoint -> layers -> factors -> search -> compressed network -> ONNX -> measurements -> report
 
-`compress` is the whole job for any network and any images; the command line only loads, calls and prints.
+The command line only loads, calls these and prints.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from torch import nn
 
 from compressor.data.images import ImageSet
-from compressor.files import prepare_folder
-from compressor.pipeline.plan import Plan, planned_layers
-from compressor.pipeline.prepare import function_norm, prepare
+from compressor.pipeline.context import Context, Source
+from compressor.pipeline.plan import Plan
+from compressor.pipeline.prepare import prepare
+from compressor.pipeline.recipe import Recipe
 from compressor.pipeline.settings import Settings
-from compressor.pipeline.stages.build import build
-from compressor.pipeline.stages.export import deliver
-from compressor.pipeline.stages.factorize import decompose_layers
-from compressor.pipeline.stages.finetune import tune_as_asked
-from compressor.pipeline.stages.meet_size import reach_target
-from compressor.pipeline.stages.search_ranks import RankSearch, make_result
-from compressor.pipeline.state import BuiltNetwork, CompressedModel, Job, Source
+from compressor.pipeline.stage import Stage, run_stages
+from compressor.pipeline.stage_lists import default_stages, plan_stages, recipe_stages
+from compressor.pipeline.stages.finetune import FinetuneSpec
+from compressor.pipeline.state import CompressedModel, State, needed
 from compressor.progress import Progress
-from compressor.search.objective import default_gamma
+
+
+class RunOptions(TypedDict, total=False):
+    """How a job runs, beside its settings.
+
+    Attributes:
+        source: where the network came from, for the report.
+        progress: told how the job goes; by default nobody is.
+        resume: go on from what an interrupted run left in the folder.
+        train_images: to fine-tune on, of the same kind as `images`; None for those of `images` that are not for tests.
+    """
+
+    source: Source | None
+    progress: Progress | None
+    resume: bool
+    train_images: ImageSet | Iterable[Any] | None
 
 
 def compress(
@@ -32,30 +46,32 @@ def compress(
     images: ImageSet | Iterable[Any],
     out: str | Path,
     settings: Settings | None = None,
-    source: Source | None = None,
-    progress: Progress | None = None,
-    resume: bool = False,
-    train_images: ImageSet | Iterable[Any] | None = None,
+    recipe: Recipe | None = None,
+    **options: Unpack[RunOptions],
 ) -> CompressedModel:
     """Search ranks, build the compressed network, export, verify and measure it, and write the report.
 
     Args:
         model: any network from one tensor (N, ...) to one tensor (N, outputs); left untouched.
-        images: batches (N, ...) or (batch, labels) pairs, or an `ImageSet`. A part is kept out of the search.
-        out: folder to write, new or empty (or holding the search to resume).
-        settings, source, progress: see there.
-        resume: go on from the journal in `out`, and from the fine-tuning's checkpoint.
-        train_images: to fine-tune on, of the same kind as `images`; None for those of `images` that do not judge.
+        images: batches (N, ...) or (batch, labels) pairs, or an `ImageSet`. A part is kept for tests alone.
+        out: folder to write, new or empty (or holding the run to resume).
+        settings: None for the defaults.
+        recipe: stages in place of one search; the settings hold for what they do not say themselves.
+        options: see `RunOptions`.
+
+    Returns:
+        The network on the CPU, in eval mode, with its plan and report.
 
     Raises:
         InputError: something about the input, the settings or the folder is not usable.
         VerificationError: the exported file does not compute what the network computes.
     """
-    job = prepare(model, images, out, settings, source, progress, resume, train_images)
-    norm = function_norm(job)
-    with RankSearch(job, norm, resume) as search:
-        built = reach_target(job, search, norm) if job.settings.target else build(job, search.run(), norm)
-    return _finish(job, built)
+    settings = settings or Settings()
+    if recipe is not None:
+        context = prepare(model, images, out, _with_tuning(settings, recipe), **options)
+        return _run(recipe_stages(recipe), context)
+    context = prepare(model, images, out, settings, **options)
+    return _run(default_stages(settings), context)
 
 
 def apply_plan(
@@ -64,38 +80,26 @@ def apply_plan(
     plan: Plan,
     out: str | Path,
     settings: Settings | None = None,
-    source: Source | None = None,
-    progress: Progress | None = None,
-    resume: bool = False,
-    train_images: ImageSet | Iterable[Any] | None = None,
+    **options: Unpack[RunOptions],
 ) -> CompressedModel:
-    """The same job with a given plan instead of a search; arguments and errors as `compress`.
+    """The same job with a given plan in place of a search; arguments, result and errors as of `compress`.
 
-    ExcludedPoints settings the factors are those that the plan names.
+    Without settings the factors are those that the plan names.
     """
-    settings = settings or Settings(factors=None)
-    job = prepare(model, images, out, settings, source, progress, resume, train_images)
-    layers, ranks = planned_layers(plan, job.layers)
-    prepare_folder(job.folder)
-    norm = function_norm(job)
-    kinds = {row.name: row.factors for row in plan.layers if row.factors} if job.settings.factors is None else {}
-    parts = decompose_layers(job, layers, norm, kinds)
-    gamma = plan.gamma or job.settings.gamma or default_gamma(norm.output_energy)
-    break_even_ranks = {layer.name: layer.break_even_rank for layer in layers}
-    used = {part.layer.name: part.kind for part in parts}
-    rows = [
-        row.model_copy(update={"break_even_rank": break_even_ranks[row.name], "factors": used[row.name]})
-        for row in plan.layers
-    ]
-    kept = plan.model_copy(update={"arch": job.source.arch, "gamma": gamma, "layers": rows})
-    return _finish(job, build(job, make_result(parts, ranks, gamma, kept), norm))
+    context = prepare(model, images, out, settings or Settings(factors=None), **options)
+    return _run(plan_stages(plan), context)
 
 
-# Before the search
+def _run(stages: Sequence[Stage], context: Context) -> CompressedModel:
+    state = run_stages(stages, context, State(context.original))
+    result, report = needed(state.result, "a plan"), needed(state.report, "a report")
+    return CompressedModel(state.network, result.plan, report, context.folder)
 
 
-# After the search
-
-
-def _finish(job: Job, built: BuiltNetwork) -> CompressedModel:
-    return deliver(job, tune_as_asked(job, built))
+def _with_tuning(settings: Settings, recipe: Recipe) -> Settings:
+    """Settings that say whether anything is tuned, and whether by labels: images are prepared and checked for that."""
+    specs = [spec for spec in recipe.stage if isinstance(spec, FinetuneSpec)]
+    epochs = max((spec.epochs for spec in specs), default=0)
+    by_labels = any(spec.by == "labels" for spec in specs)
+    tune = replace(settings.tune, epochs=epochs, by="labels" if by_labels else "teacher")
+    return replace(settings, prune_fraction=0.0, tune=tune)

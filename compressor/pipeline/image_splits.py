@@ -1,4 +1,4 @@
-"""Which images a network is tuned on, and which decide over it: never those that judge."""
+"""How the images are divided: for calibration, the search, validation, training, and tests, which see nothing else."""
 
 from dataclasses import dataclass, replace
 
@@ -14,8 +14,8 @@ from compressor.recovery.records import TuneTarget
 MAX_CALIBRATION_SHARE = 0.3  # of all images
 MIN_CALIBRATION_IMAGES = 8
 MAX_SEARCH_IMAGES = 500
-MAX_SEARCH_IMAGES_OF_RISK = 2000  # risks scatter more than function norms do
-VALIDATION_SHARE = 2 / 3  # of the images outside the search, where a drop is asked for; the others judge
+MAX_SEARCH_IMAGES_OF_RISK = 2000  # a risk varies more from image to image than the function norm
+VALIDATION_SHARE = 2 / 3  # of the images outside the search, where a drop is asked for; the others are the test images
 
 CHECK_SHARE = 0.2  # of the images, where none are given for training alone
 MAX_CHECK_IMAGES = 500
@@ -24,7 +24,7 @@ MIN_TRAIN_IMAGES = 8
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Images to train on and other ones that decide over epochs; `excluded` images were given and belong to others."""
+    """Images to train on, and others that say which epoch is kept; `excluded` were given but are among these."""
 
     train: ImageSet
     check: ImageSet
@@ -34,9 +34,9 @@ class TrainingImages:
 def divide_training(
     given: ImageSet | None, calibration: ImageSet, search: ImageSet, test_images: ImageSet, seed: int
 ) -> TrainingImages:
-    """What to tune on: the images `given` for it, which the search's then check, or the others without the judges.
+    """What to tune on: the images `given` for it, checked on the search's, or all but the test images.
 
-    An image that is given for training, too, and judges or checks, is left out of the training.
+    An image that is given for training and is a test or check image, too, is left out of the training.
 
     Raises:
         InputError: there are no images of a task, or too few.
@@ -44,7 +44,7 @@ def divide_training(
     if given is None:
         if search.synthetic:
             raise InputError(
-                "--finetune needs images of the task: give --data or --train-data (drawn images teach nothing)"
+                "--finetune needs images of the task: give --data or --train-data (synthetic images teach nothing)"
             )
         images = join(calibration, search) if len(calibration) else search
         check, train = images.split(min(MAX_CHECK_IMAGES, int(CHECK_SHARE * len(images))), seed)
@@ -99,7 +99,7 @@ def _content(images: ImageSet, index: int) -> bytes:
 
 
 def divide_images(images: ImageSet, settings: Settings) -> tuple[ImageSet, ImageSet, ImageSet]:
-    """Images to fit factors on, to search with, and to judge the result."""
+    """Images to fit factors on, to search with, and outside both."""
     num_calibration = min(settings.num_calibration, int(MAX_CALIBRATION_SHARE * len(images)))
     if num_calibration < MIN_CALIBRATION_IMAGES:
         num_calibration = 0
@@ -110,9 +110,9 @@ def divide_images(images: ImageSet, settings: Settings) -> tuple[ImageSet, Image
 
 
 def split_validation(test_images: ImageSet, settings: Settings) -> tuple[ImageSet | None, ImageSet]:
-    """Images to decide over a drop, where one is asked for, and those that judge."""
+    """Validation images, where a drop is asked for, and test images, from those outside the search."""
     if settings.target is None or settings.target.kind != "drop":
         return None, test_images
     if len(test_images) < 4:
-        raise InputError("--max-drop needs more images: to search, to decide and to judge")
+        raise InputError("--max-drop needs more images: to search, to validate and to test")
     return test_images.split(int(VALIDATION_SHARE * len(test_images)), settings.search.seed)

@@ -1,96 +1,50 @@
-"""Recipes: stages of compressing, tuning and pruning as data, from TOML (Sec. 4.3 is one of them)."""
+"""Recipes: stages in order, as data from TOML (Sec. 4.3 is one of them)."""
 
 import re
 import tomllib
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
-from compressor.cost.records import Cost
 from compressor.errors import InputError
-from compressor.factorization.records import FactorChoice
-from compressor.recovery.records import Schedule, TuneTarget
+from compressor.pipeline.stage import StageSpec
+from compressor.pipeline.stages.compress_layers import CompressSpec
+from compressor.pipeline.stages.registry import RECIPE_STAGES
 from compressor.schema import Record
-from compressor.search.records import Certificate, Form
 
 SUFFIX = ".toml"
 FOLDER = "recipes"
-KINDS = ("compress", "finetune", "prune")
-Gamma = Annotated[float, Field(ge=1e-12, le=1e12)]
-
-
-class CompressStage(Record):
-    """A search over the layers that kind and patterns name, as they are after the stages before. What is not said is
-    taken from the run's settings. `target_ratio`, in place of gamma: parameters left, over those of the network that
-    the stage is given."""
-
-    kind: Literal["compress"]
-    name: str = ""
-    of: Literal["all", "conv", "linear"] = "all"
-    layers: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    method: Literal["auto", "auto+cp", "svd", "spatial", "tucker", "cp", "interpolative"] = "auto"
-    gamma: Gamma | None = None
-    target_ratio: float | None = Field(default=None, gt=0, lt=1)
-    form: Form | None = None
-    cost: Cost | None = None
-    factors: FactorChoice | None = None
-    recalibrate: bool | None = None
-    rank_multiple: int | None = Field(default=None, ge=1, le=256)
-    samples: int | None = Field(default=None, ge=2)
-    certificate: Certificate | None = None
-    epsilon: float | None = Field(default=None, gt=0, lt=1)
-    max_evaluations: int | None = Field(default=None, ge=1)
-    max_seconds: float | None = Field(default=None, gt=0)
-
-
-class FinetuneStage(Record):
-    """A fine-tuning of the network as it is, towards the original's outputs or the labels."""
-
-    kind: Literal["finetune"]
-    name: str = ""
-    epochs: int = Field(ge=1)
-    by: TuneTarget = "teacher"
-    schedule: Schedule = "cosine"
-    learning_rate: float | None = Field(default=None, gt=0, le=10)
-    batch_size: int = Field(default=32, ge=1)
-    patience: int = Field(default=3, ge=1)
-
-
-class PruneStage(Record):
-    """The smallest `fraction` of all weights set to zero."""
-
-    kind: Literal["prune"]
-    name: str = ""
-    fraction: float = Field(gt=0, lt=1)
-
-
-Stage = Annotated[CompressStage | FinetuneStage | PruneStage, Field(discriminator="kind")]
 
 
 class Recipe(Record):
     """Stages in order, of which at least one compresses; each has a name of its own."""
 
     description: str = ""
-    stage: list[Stage] = Field(min_length=1)
+    stage: list[SerializeAsAny[StageSpec]] = Field(min_length=1)
+
+    @field_validator("stage", mode="before")
+    @classmethod
+    def _parse_stages(cls, given: Any) -> Any:
+        return [_parse_stage(*entry) for entry in enumerate(given, 1)] if isinstance(given, list) else given
 
     @property
     def tunes(self) -> bool:
         """Whether any stage needs images to train on."""
-        return any(stage.kind == "finetune" for stage in self.stage)
+        return any(spec.kind == "finetune" for spec in self.stage)
 
     @property
     def names_every_gamma(self) -> bool:
         """Whether nothing is left for a gamma that holds for all stages."""
-        stages = [stage for stage in self.stage if isinstance(stage, CompressStage)]
-        return all(stage.gamma is not None or stage.target_ratio is not None for stage in stages)
+        specs = [spec for spec in self.stage if isinstance(spec, CompressSpec)]
+        return all(spec.gamma is not None or spec.target_ratio is not None for spec in specs)
 
     @property
     def folders(self) -> list[str]:
         """Names of the stages' folders: number and name."""
-        return [f"{number}-{stage.name or stage.kind}" for number, stage in enumerate(self.stage, 1)]
+        return [f"{number}-{spec.name or spec.kind}" for number, spec in enumerate(self.stage, 1)]
 
 
 def list_recipes() -> list[str]:
@@ -141,36 +95,52 @@ def parse_recipe(text: str, source: str) -> Recipe:
         raise InputError(f"{source} is not a recipe: no TOML ({error})") from error
     except ValidationError as error:
         raise InputError(f"{source} is not a recipe: {_describe(error)}") from error
-    if not any(stage.kind == "compress" for stage in recipe.stage):
-        raise InputError(f"{source} is not a recipe: none of its stages compresses")
-    for number, stage in enumerate(recipe.stage, 1):
-        if not re.fullmatch(r"[\w.-]*", stage.name):
-            raise InputError(f"{source}: the name of stage {number} may have letters, digits, '.', '_' and '-' only")
-        if isinstance(stage, CompressStage) and stage.gamma is not None and stage.target_ratio is not None:
-            raise InputError(f"{source}: stage {number} has both gamma and target_ratio: give one of them")
+    _require_consistent(recipe, source)
     return recipe
 
 
+def _require_consistent(recipe: Recipe, source: str) -> None:
+    if not any(isinstance(spec, CompressSpec) for spec in recipe.stage):
+        raise InputError(f"{source} is not a recipe: none of its stages compresses")
+    for number, spec in enumerate(recipe.stage, 1):
+        if not re.fullmatch(r"[\w.-]*", spec.name):
+            raise InputError(f"{source}: the name of stage {number} may have letters, digits, '.', '_' and '-' only")
+        if isinstance(spec, CompressSpec) and spec.gamma is not None and spec.target_ratio is not None:
+            raise InputError(f"{source}: stage {number} has both gamma and target_ratio: give one of them")
+
+
+def _parse_stage(number: int, entry: Any) -> StageSpec:
+    """One stage of a recipe, by its kind.
+
+    Raises:
+        ValueError: the sentence names the stage and the first key at fault.
+    """
+    where, kinds = f"stage {number}", ", ".join(RECIPE_STAGES)
+    if isinstance(entry, StageSpec):
+        return entry
+    if not isinstance(entry, Mapping):
+        raise ValueError(f"{where}: Input should be a table")
+    if "kind" not in entry:
+        raise ValueError(f"{where}: it has no kind; kinds are {kinds}")
+    if entry["kind"] not in list(RECIPE_STAGES):
+        raise ValueError(f"{where}: unknown kind {entry['kind']!r}; kinds are {kinds}")
+    try:
+        return RECIPE_STAGES[entry["kind"]].spec.model_validate(entry)
+    except ValidationError as error:
+        raise ValueError(f"{where}: {_describe(error)}") from error
+
+
 def _describe(error: ValidationError) -> str:
-    """The first complaint in words: which stage, which key."""
+    """The first complaint in words: which key, and why."""
     first = error.errors()[0]
-    # The place of an entry of a stage: ("stage", number, kind, key).
-    place: list[Any] = list(first["loc"])
-    if place[:1] == ["stage"] and len(place) > 1:
-        where, place = f"stage {int(place[1]) + 1}: ", place[3:]
-    else:
-        where = ""
-    key = ".".join(str(part) for part in place)
-    if first["type"] == "union_tag_invalid":
-        given = first["ctx"]["tag"]
-        return f"{where}unknown kind {given!r}; kinds are {', '.join(KINDS)}"
-    if first["type"] == "union_tag_not_found":
-        return f"{where}it has no kind; kinds are {', '.join(KINDS)}"
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
     if first["type"] == "extra_forbidden":
-        return f"{where}unknown key {key!r}"
-    return f"{where}{key}: {first['msg']}" if key else f"{where}{first['msg']}"
+        return f"unknown key {key!r}"
+    return f"{key}: {first['msg']}" if key else str(first["msg"])
 
 
 def recipe_content(recipe: Recipe) -> list[dict[str, Any]]:
     """What the recipe does, as JSON has it: comments and description do not count."""
-    return list(TypeAdapter(list[Stage]).dump_python(recipe.stage, mode="json"))
+    return [spec.model_dump(mode="json") for spec in recipe.stage]

@@ -1,84 +1,64 @@
-"""What a run is told and what its stages hand on: settings, source, images, layers, the plan chosen."""
+"""What stages hand on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from compressor.cost.records import Cost
-from compressor.data.images import ImageSet
+from compressor.cost.records import Cost, LatencyRecord
+from compressor.factorization.base import Factors
 from compressor.factorization.records import FactorKind
-from compressor.factorization.registry import Factors
+from compressor.fidelity.evaluation import TestEvaluator, TestOutputs
+from compressor.fidelity.function_norm import FunctionNorm
+from compressor.fidelity.risk import Risk
 from compressor.network.layers import FoundLayer
-from compressor.pipeline.image_splits import TrainingImages
 from compressor.pipeline.plan import Plan
-from compressor.pipeline.settings import Settings
-from compressor.progress import Progress
 from compressor.recovery.records import ReconstructionRecord, TuneRecord
-from compressor.report.records import Report, StageRecord
+from compressor.report.records import FileRecord, PrecisionRecord, Report, StageRecord
+from compressor.schema import Pair
 from compressor.search.records import SearchRecord, TargetRecord
+from exporters.records import ExportCheckRecord
 
-JOURNAL = "search.jsonl"
-CHECKPOINT = "finetune.safetensors"
-STAGES = "stages"  # a folder
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the network came from, for the report: its name, remarks of the loader, the command typed."""
-
-    arch: str
-    notes: Sequence[str] = ()
-    command: str = ""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class CompressedModel:
-    """The result: a torch network on the CPU, its plan, and the report; files lie in `folder`."""
+class Decomposed:
+    """A layer with the method and the factors it was given; `trials` are the function norms that decided, at as many
+    of the shares as it took."""
 
-    model: nn.Module
-    plan: Plan
-    report: Report
-    folder: Path
+    layer: FoundLayer
+    factors: Factors
+    kind: FactorKind
+    trials: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
-class Job:
-    """What every stage after loading needs. `deciding` images, outside the search, say whether a target is kept;
-    `training` is there where the network is to be fine-tuned. With `resume` stages go on from what an earlier run left
-    in `folder`."""
+class Costs:
+    """What ranks cost, by layer: at ranks 1, 2, ..., and last as the dense layer. Ranks searched are multiples of
+    `rank_multiple`; `left` says why layers are left out of the search."""
 
-    original: nn.Module
-    calibration: ImageSet
-    search_images: ImageSet
-    test_images: ImageSet
-    layers: list[FoundLayer]
-    folder: Path
-    settings: Settings
-    source: Source
-    progress: Progress
-    began: float
-    validation: ImageSet | None = None
-    training: TrainingImages | None = None
-    resume: bool = False
-
-    @property
-    def device(self) -> torch.device:
-        """Where candidates are evaluated."""
-        return torch.device(self.settings.device)
-
-    @property
-    def example(self) -> Tensor:
-        """One input (1, ...)."""
-        return self.search_images.batch([0])
+    tables: Mapping[str, list[float]]
+    rank_multiple: int
+    left: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A plan with what led to it: `ratio` is R in what `cost` counts, None where nothing was searched; `posterior_loss`
-    is L as the search has it, before recalibration; `left` says why layers were left out of the search."""
+    """A plan with what led to it.
+
+    Attributes:
+        layers, ranks: of the plan, in one order.
+        factors, kinds: by layer name.
+        gamma: of the plan's objective.
+        search: None where nothing was searched.
+        cost, ratio: R in what `cost` counts; None where nothing was searched.
+        posterior_loss: the posterior mean of L in the search, before reconstruction.
+        left: why layers were left out of the search.
+        pareto_front: other plans, by the file that each goes to.
+    """
 
     layers: list[FoundLayer]
     ranks: list[int]
@@ -97,12 +77,92 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class BuiltNetwork:
-    """A choice as a network, and what recalibration and fine-tuning brought; `target` says whether one was met, and
-    `stages` are those of a recipe."""
+    """The network of a search's result, what layer-wise reconstruction brought, and whether a target was met."""
 
     result: SearchResult
     network: nn.Module
     reconstruction: ReconstructionRecord | None
     target: TargetRecord | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage of a recipe did, in words, and further fields of its `StageRecord`."""
+
+    what: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class State:
+    """What stages have made so far; a stage returns a copy with its own part filled in.
+
+    Attributes:
+        network: the network as it is now: the original, until it is built.
+        measure: how far candidates are from the original, on the search's images.
+        gamma: of the objective, asked for or by default.
+        decomposed: layers with their factors.
+        costs: what their ranks cost.
+        result: the plan, with what led to it.
+        reconstruction, target, tuning: what stages found, for the report.
+        outcome: what the last stage of a recipe did.
+        records, plans, evaluator: of the recipe's stages so far.
+        test: outputs on the test images; `top1` and `risk` on them where there are labels.
+        export_check, latency, precisions, files, failures: of the files written.
+        report: the last stage's.
+    """
+
+    network: nn.Module
+    norm: FunctionNorm | None = None
+    measure: FunctionNorm | Risk | None = None
+    gamma: float | None = None
+    decomposed: Sequence[Decomposed] | None = None
+    costs: Costs | None = None
+    result: SearchResult | None = None
+    reconstruction: ReconstructionRecord | None = None
+    target: TargetRecord | None = None
     tuning: TuneRecord | None = None
-    stages: Sequence[StageRecord] = ()
+    outcome: Outcome | None = None
+    records: Sequence[StageRecord] = ()
+    plans: Sequence[Plan] = ()
+    evaluator: TestEvaluator | None = None
+    test: TestOutputs | None = None
+    top1: Pair[float] | None = None
+    risk: Pair[float] | None = None
+    export_check: ExportCheckRecord | None = None
+    latency: Mapping[str, LatencyRecord] | None = None
+    precisions: Sequence[PrecisionRecord] = ()
+    files: Sequence[FileRecord] = ()
+    failures: Sequence[str] = ()
+    report: Report | None = None
+
+    def with_built(self, built: BuiltNetwork) -> "State":
+        """This state with a network that was built."""
+        return replace(
+            self,
+            network=built.network,
+            result=built.result,
+            reconstruction=built.reconstruction,
+            target=built.target,
+        )
+
+
+def needed(value: T | None, what: str) -> T:
+    """A part of the state that a stage cannot do without.
+
+    Raises:
+        ValueError: no stage before it gave that: the list of stages is wrong.
+    """
+    if value is None:
+        raise ValueError(f"{what} is missing: a stage that gives it must come before")
+    return value
+
+
+@dataclass(frozen=True)
+class CompressedModel:
+    """What a run gives: a torch network on the CPU, its plan, and the report; files lie in `folder`."""
+
+    model: nn.Module
+    plan: Plan
+    report: Report
+    folder: Path

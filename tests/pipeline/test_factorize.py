@@ -53,7 +53,7 @@ class Subject:
     def run(
         self, choice: str = "auto", layers: list[FoundLayer] | None = None, **options: Any
     ) -> dict[str, Decomposed]:
-        given = {"calibration": self.calibration, "judge": self.evaluator} | options
+        given = {"calibration": self.calibration, "evaluator": self.evaluator} | options
         decomposer = Decomposer(model=self.model, device=CPU, choice=choice, **given)  # type: ignore[arg-type]
         layers = self.layers if layers is None else layers
         found = decomposer.run(layers)

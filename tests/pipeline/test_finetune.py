@@ -11,8 +11,9 @@ from torch import nn
 from compressor import apply_plan, compress
 from compressor.data.images import ImageSet, from_batches
 from compressor.errors import InputError
+from compressor.pipeline.outputs import CHECKPOINT
 from compressor.pipeline.settings import Settings
-from compressor.pipeline.state import CHECKPOINT, CompressedModel
+from compressor.pipeline.state import CompressedModel
 from compressor.recovery.finetuning import FineTuning
 from compressor.recovery.schedules import TuneSettings
 from compressor.report.console import print_report

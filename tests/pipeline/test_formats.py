@@ -17,11 +17,10 @@ from compressor.cost.size import file_bytes, gzip_bytes, list_parts
 from compressor.data.images import from_batches
 from compressor.errors import BocompressError, InputError, VerificationError
 from compressor.files import replace_files_when_whole
+from compressor.pipeline.delivery import formats, measure, quantize
+from compressor.pipeline.outputs import OUTPUTS
 from compressor.pipeline.plan import Plan
 from compressor.pipeline.settings import Settings
-from compressor.pipeline.stages import export, formats
-from compressor.pipeline.stages import quantize as precision
-from compressor.pipeline.stages.export import OUTPUTS
 from compressor.pipeline.state import CompressedModel
 from exporters import onnx as exporter
 from exporters import ort_format as edge
@@ -55,7 +54,7 @@ def runs(images: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> tupl
         return apply_plan(model, from_batches([images], 60), plan, out, replace(quick, **changes))
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (export, precision):
+        for module in (measure, quantize):
             patch.setattr(module, "latency_beside", lambda *_: {})
         usual = run("usual", formats=("onnx", "ort"), opset=18)
         patch.setattr(exporter, "MAX_WEIGHT_BYTES", 2000)

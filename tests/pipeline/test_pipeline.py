@@ -65,7 +65,7 @@ def run(
     return compress(network, images, tmp_path_factory.mktemp("run") / "out", Settings(search=SEARCH))
 
 
-def test_images(images: ImageSet, settings: Settings) -> ImageSet:
+def images_for_tests(images: ImageSet, settings: Settings) -> ImageSet:
     return divide_images(images, settings)[2]
 
 
@@ -110,7 +110,7 @@ def test_search_and_factors_never_meet_the_judge(
     """Everything up to the verdict runs on the other images: with the judge's replaced, it comes out the same."""
     changed = ImageSet(images.data.clone(), "changed")
     order = ImageSet(torch.arange(100.0)[:, None], "numbers")
-    evaluators = test_images(order, Settings(search=SEARCH)).data.flatten().long()
+    evaluators = images_for_tests(order, Settings(search=SEARCH)).data.flatten().long()
     changed.data[evaluators] = torch.randn(len(evaluators), 3, 8, 8)
     results = [
         compress(network, part, tmp_path / name, Settings(search=SEARCH))
@@ -136,7 +136,7 @@ def test_by_default_factors_are_fitted_and_refitted(run: CompressedModel, networ
     assert factorized
     assert {step.layer for step in record.steps} == {*factorized, ""}
     assert report.fidelity.function_norm == pytest.approx(
-        function_norm(run.model, network, test_images(images, Settings(search=SEARCH))), rel=1e-4
+        function_norm(run.model, network, images_for_tests(images, Settings(search=SEARCH))), rel=1e-4
     )
     assert all(layer.factors for layer in run.plan.layers)
     kinds = {row.name: (row.method, row.factors if row.rank else None) for row in run.plan.layers}
@@ -252,7 +252,7 @@ def test_a_network_that_is_one_layer(layer: nn.Module, shape: tuple[int, ...], t
     record = result.report.reconstruction
     assert record is not None
     assert result.plan.layers[0].rank is not None
-    norm = function_norm(result.model, layer, test_images(from_batches(inputs, 100), Settings(search=SEARCH)))
+    norm = function_norm(result.model, layer, images_for_tests(from_batches(inputs, 100), Settings(search=SEARCH)))
     assert result.report.fidelity.function_norm == pytest.approx(norm, rel=1e-4)
 
 

@@ -14,10 +14,9 @@ from torch import nn
 from compressor import apply_plan
 from compressor.data.images import from_batches
 from compressor.errors import BocompressError
+from compressor.pipeline.delivery import measure, quantize
 from compressor.pipeline.plan import Plan
 from compressor.pipeline.settings import Settings
-from compressor.pipeline.stages import export
-from compressor.pipeline.stages import quantize as precision
 from compressor.pipeline.state import CompressedModel
 from compressor.report.console import print_report
 from compressor.report.page import read_report
@@ -58,7 +57,7 @@ def result(inputs: tuple[torch.Tensor, torch.Tensor], tmp_path_factory: pytest.T
 
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (precision, export):
+    for module in (quantize, measure):
         monkeypatch.setattr(module, "latency_beside", lambda *_: {})
 
 
@@ -142,7 +141,7 @@ def test_a_network_that_cannot_be_quantized_keeps_its_float_file(
     def refuse(*_: object) -> None:
         raise BocompressError("the network cannot be quantized to int8 (KeyError: val_3)")
 
-    monkeypatch.setattr(precision, "quantize_int8", refuse)
+    monkeypatch.setattr(quantize, "quantize_int8", refuse)
     report = run(inputs, tmp_path / "out", network(), "int8").report
     assert report.warnings[-1] == (
         "no model.int8.onnx: the network cannot be quantized to int8 (KeyError: val_3); model.onnx, in float32, is not "

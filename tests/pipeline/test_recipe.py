@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from compressor import compress
 from compressor.data.images import ImageSet, from_batches
 from compressor.errors import InputError
 from compressor.factorization.records import Method
@@ -19,11 +20,12 @@ from compressor.network.layers import compressible, find_layers, with_method
 from compressor.network.pruning import prune_smallest
 from compressor.network.serialization import factorized_names, load_network, save_network
 from compressor.network.surgery import build_candidate
-from compressor.pipeline import recipe_runner as staged
+from compressor.pipeline.delivery import export
 from compressor.pipeline.plan import Plan
 from compressor.pipeline.recipe import Recipe, list_recipes, load_recipe, parse_recipe, recipe_text
-from compressor.pipeline.recipe_runner import STAGE, compress_by_recipe
 from compressor.pipeline.settings import Settings
+from compressor.pipeline.stages import build, prune
+from compressor.pipeline.stages.recorded import STAGE
 from compressor.pipeline.state import CompressedModel
 from compressor.recovery.finetuning import FineTuning
 from compressor.report.console import print_report
@@ -107,7 +109,7 @@ def run(
     unmeasured: None, network: nn.Module, images: ImageSet, tmp_path_factory: pytest.TempPathFactory
 ) -> CompressedModel:
     folder = tmp_path_factory.mktemp("recipe") / "out"
-    return compress_by_recipe(network, images, folder, parse_recipe(SMALL, "small"), SETTINGS)
+    return compress(network, images, folder, SETTINGS, parse_recipe(SMALL, "small"))
 
 
 # A recipe at work
@@ -124,10 +126,10 @@ def test_every_stage_leaves_its_line_and_its_checkpoint(
     assert ratios[1] < 0.9
     assert ratios[3] < 0.9 * ratios[2]
     assert ratios[5] < 0.9 * ratios[4]
-    assert stages[0].judgement.top1 == 1.0
-    assert all(stage.judgement.top5 is not None for stage in stages)
-    assert stages[2].judgement.function_norm < stages[1].judgement.function_norm
-    assert stages[5].judgement.function_norm == pytest.approx(run.report.fidelity.function_norm, rel=1e-4)
+    assert stages[0].metrics.top1 == 1.0
+    assert all(stage.metrics.top5 is not None for stage in stages)
+    assert stages[2].metrics.function_norm < stages[1].metrics.function_norm
+    assert stages[5].metrics.function_norm == pytest.approx(run.report.fidelity.function_norm, rel=1e-4)
     assert [stage.gamma for stage in stages] == [None, 1.0, None, 0.5, None, None]
     assert stages[1].search is not None
     assert stages[4].tuning is not None
@@ -165,10 +167,10 @@ def test_the_page_has_every_stage_and_fits_a_phone(run: CompressedModel, tmp_pat
     [
         ("1-convs", Search, "_test", 2),
         ("2-tune", FineTuning, "_epoch", 2),
-        ("3-linears", staged, "realize", 2),
+        ("3-linears", build, "build", 2),
         ("4-tune-again", FineTuning, "_epoch", 3),
-        ("5-prune", staged, "prune_smallest", 1),
-        ("the files", staged, "deliver", 1),
+        ("5-prune", prune, "prune_smallest", 1),
+        ("the files", export, "export_both", 1),
     ],
 )
 def test_a_recipe_goes_on_at_the_stage_that_was_interrupted(
@@ -193,16 +195,16 @@ def test_a_recipe_goes_on_at_the_stage_that_was_interrupted(
 
     monkeypatch.setattr(owner, name, stop)
     with pytest.raises(KeyboardInterrupt):
-        compress_by_recipe(network, images, tmp_path / "out", recipe, SETTINGS)
+        compress(network, images, tmp_path / "out", SETTINGS, recipe)
     done = [folder for folder in recipe.folders if (tmp_path / "out" / "stages" / folder / STAGE).exists()]
     assert done == [folder for folder in recipe.folders if folder < at]
     kept = {folder: (tmp_path / "out" / "stages" / folder / STAGE).stat().st_mtime_ns for folder in done}
-    resumed = compress_by_recipe(network, images, tmp_path / "out", recipe, SETTINGS, resume=True)
+    resumed = compress(network, images, tmp_path / "out", SETTINGS, recipe, resume=True)
     assert kept == {folder: (tmp_path / "out" / "stages" / folder / STAGE).stat().st_mtime_ns for folder in done}
     weights = resumed.model.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in run.model.state_dict().items())
     assert resumed.plan == run.plan
-    assert [stage.judgement for stage in resumed.report.stages] == [stage.judgement for stage in run.report.stages]
+    assert [stage.metrics for stage in resumed.report.stages] == [stage.metrics for stage in run.report.stages]
 
 
 def test_a_recipe_is_not_resumed_with_another(
@@ -210,16 +212,16 @@ def test_a_recipe_is_not_resumed_with_another(
 ) -> None:
     commented = parse_recipe(f"# a remark\ndescription = 'mine'\n{SMALL}", "small")
     before = listing(run.folder / "stages")
-    again = compress_by_recipe(network, images, run.folder, commented, SETTINGS, resume=True)
+    again = compress(network, images, run.folder, SETTINGS, commented, resume=True)
     assert again.plan == run.plan
     assert listing(run.folder / "stages") == before
     other = parse_recipe(SMALL.replace("epochs = 2", "epochs = 3"), "small")
     with pytest.raises(InputError, match="was written with other recipe; --resume needs the same"):
-        compress_by_recipe(network, images, run.folder, other, SETTINGS, resume=True)
+        compress(network, images, run.folder, SETTINGS, other, resume=True)
     with pytest.raises(InputError, match="was written with other images"):
-        compress_by_recipe(network, images.subset(range(100)), run.folder, commented, SETTINGS, resume=True)
+        compress(network, images.subset(range(100)), run.folder, SETTINGS, commented, resume=True)
     with pytest.raises(InputError, match="was written with other settings"):
-        compress_by_recipe(network, images, run.folder, commented, replace(SETTINGS, gamma=2.0), resume=True)
+        compress(network, images, run.folder, replace(SETTINGS, gamma=2.0), commented, resume=True)
     assert listing(run.folder / "stages") == before
 
 
@@ -230,7 +232,7 @@ def test_a_second_stage_for_the_same_layers_takes_those_that_stayed_dense(
     stages = "".join(
         f'[[stage]]\nkind = "compress"\nname = "s{n}"\ngamma = {g}\n' for n, g in enumerate((1e9, 1e-9, 1))
     )
-    result = compress_by_recipe(network, images, tmp_path / "out", parse_recipe(stages, "thrice"), SETTINGS)
+    result = compress(network, images, tmp_path / "out", SETTINGS, parse_recipe(stages, "thrice"))
     whats = [stage.what for stage in result.report.stages[1:]]
     assert whats == ["0 of 4 layers factorized, gamma 1e+09", "4 of 4 layers factorized, gamma 1e-09", *whats[2:]]
     assert whats[2] == "no layer was left to compress"
@@ -254,14 +256,14 @@ def test_stages_without_layers_are_refused_before_any_work(
     for old, new in changes.items():
         text = text.replace(old, new)
     with pytest.raises(InputError, match=sentence):
-        compress_by_recipe(network, images, tmp_path / "out", parse_recipe(text, "small"), SETTINGS)
+        compress(network, images, tmp_path / "out", SETTINGS, parse_recipe(text, "small"))
     assert not (tmp_path / "out").exists()
 
 
 def test_a_recipe_that_tunes_needs_images(network: nn.Module, images: ImageSet, tmp_path: Path) -> None:
     synthetic = replace(images, synthetic=True)
     with pytest.raises(InputError, match="needs images of the task"):
-        compress_by_recipe(network, synthetic, tmp_path / "out", parse_recipe(SMALL, "small"), SETTINGS)
+        compress(network, synthetic, tmp_path / "out", SETTINGS, parse_recipe(SMALL, "small"))
     assert not (tmp_path / "out").exists()
 
 

@@ -14,7 +14,7 @@ from compressor import apply_plan, compress
 from compressor.arrays import Ranks
 from compressor.cost import layer_latency
 from compressor.cost import rank_multiple as rank_steps
-from compressor.cost.latency import summarize
+from compressor.cost.latency import LatencySettings, summarize
 from compressor.cost.records import Cost
 from compressor.cost.size import count_params, file_bytes
 from compressor.data.images import ImageSet, load_folder
@@ -33,10 +33,10 @@ from compressor.fidelity.losses import Losses
 from compressor.network.layers import find_layers
 from compressor.network.macs import count_macs
 from compressor.pipeline import prepare
+from compressor.pipeline.delivery.measure import with_last_timing
 from compressor.pipeline.plan import planned_layers, read_plan
 from compressor.pipeline.settings import Settings, Target
-from compressor.pipeline.stages import cost
-from compressor.pipeline.stages import meet_size as targets
+from compressor.pipeline.stages import cost, meet_size
 from compressor.pipeline.stages import search_ranks as rank_search
 from compressor.report.records import Report
 from compressor.search.evaluation.journal import Journal
@@ -210,10 +210,10 @@ def test_close_decisions_are_all_looked_at_and_the_others_are_stood_for() -> Non
     targets = torch.randn(1000, 10, generator=torch.Generator().manual_seed(0))
     margins = targets.topk(2).values.diff(dim=1).abs().squeeze(1).numpy()
     loss = 5.0 * (np.quantile(margins, 0.2) / REACH) ** 2  # two outputs of ten move apart by the root of 2 L / 10
-    weights = [sampling_weights(targets, 1.0001 * loss, np.random.default_rng(seed)) for seed in range(200)]
+    weights = [sampling_weights(meet_size, 1.0001 * loss, np.random.default_rng(seed)) for seed in range(200)]
     assert (weights[0][np.argsort(margins)[:200]] == 1).all()
     assert (weights[0] > 0).sum() == 280
-    most = sampling_weights(targets, 100.0 * loss, np.random.default_rng(0))
+    most = sampling_weights(meet_size, 100.0 * loss, np.random.default_rng(0))
     assert (most > 0).sum() == 370
     assert weights[0].sum() == pytest.approx(1000)
     flips = (margins > np.quantile(margins, 0.9)).astype(float)  # where hardly any image is looked at
@@ -331,14 +331,14 @@ def test_operations_are_those_of_the_network(tiny, pictures, tmp_path) -> None:
 def test_milliseconds_are_measured_until_they_are_kept(tiny, pictures, tmp_path, monkeypatch) -> None:
     """Times of layers add up to half of the network's here, and what they save counts double."""
 
-    def milliseconds(kind: targets._Size, network: nn.Module) -> float:
+    def milliseconds(kind: meet_size._Size, network: nn.Module) -> float:
         return 1.0 + 1e-4 * count_params(network)
 
-    monkeypatch.setattr(targets._Size, "_measure", milliseconds)
+    monkeypatch.setattr(meet_size._Size, "_measure", milliseconds)
     monkeypatch.setattr(
-        rank_search,
+        cost,
         "make_cost_tables",
-        lambda job, parts, _: {
+        lambda _, parts: {
             part.layer.name: [0.5e-4 * count for count in part.layer.params_by_rank()] for part in parts
         },
     )
@@ -354,17 +354,22 @@ def test_times_are_those_of_the_provider_asked_for(tiny, pictures, tmp_path, mon
     """Whatever is timed for the search is timed there; the CPU stands in for a GPU."""
     asked = []
 
+    def moved(value):
+        if isinstance(value, LatencySettings):
+            return replace(value, provider=CPU)
+        return CPU if isinstance(value, str) else value
+
     def on_the_cpu(measure):
         def stand_in(*given, **named):
-            names = [value for value in given if isinstance(value, str)]
+            names = [getattr(value, "provider", value) for value in given if isinstance(value, str | LatencySettings)]
             asked.append((measure.__name__, names == [CUDA]))
-            return measure(*(CPU if isinstance(value, str) else value for value in given), **named)
+            return measure(*(map(moved, given)), **named)
 
         return stand_in
 
     monkeypatch.setattr(prepare, "explain_absence", lambda providers: None)
     monkeypatch.setattr(cost, "_latency_cache", lambda: None)
-    for module, name in ((layer_latency, "time_in_turn"), (rank_steps, "time_in_turn"), (targets, "measure_latency")):
+    for module, name in ((layer_latency, "time_in_turn"), (rank_steps, "time_in_turn"), (meet_size, "measure_latency")):
         monkeypatch.setattr(module, name, on_the_cpu(getattr(module, name)))
     timed = {"cost": "latency", "provider": "cuda", "rank_multiple": None}
     report = compressed(tiny, pictures, tmp_path / "out", "ratio", 0.9, **timed)
@@ -380,10 +385,10 @@ def test_a_time_is_judged_by_the_delivered_file(kind: TargetKind, cost: Cost, as
     before = TargetRecord(kind=kind, asked=asked, reached=0.1, at_most=0.1, met=True)
     samples = np.full((4, 5), 10.0)
     last = summarize(samples, samples / 4, threads=1, batch_size=1)
-    after = targets.with_last_timing(before, cost, last)
+    after = with_last_timing(before, cost, last)
     assert (after.reached, after.at_most, after.met) == (pytest.approx(reached), after.reached, reached <= asked)
-    assert targets.with_last_timing(before, cost, None) == before
-    assert targets.with_last_timing(before, "params", last) == before
+    assert with_last_timing(before, cost, None) == before
+    assert with_last_timing(before, "params", last) == before
 
 
 @pytest.mark.parametrize("refine", [True, False])

@@ -1,0 +1,1 @@
+"""Stages that find and build the compressed network, one per file."""

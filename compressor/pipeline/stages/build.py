@@ -1,4 +1,6 @@
-"""From a plan to the network that is shipped: factors in their places, recalibrated, pruned."""
+"""From a plan to the network that is shipped: factors in their places, reconstructed layer by layer, pruned."""
+
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -6,39 +8,49 @@ from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.layers import factorized_ranks
 from compressor.network.pruning import prune_smallest
 from compressor.network.surgery import build_candidate, detach_from_original
-from compressor.pipeline.state import BuiltNetwork, Job, SearchResult
+from compressor.pipeline.context import Context
+from compressor.pipeline.stage import Stage
+from compressor.pipeline.state import BuiltNetwork, SearchResult, State, needed
 from compressor.recovery.reconstruction import Reconstruction
 from compressor.recovery.records import ReconstructionRecord
 
-MAX_CHECK_IMAGES = 100  # of the search's images decide over recalibration
+MAX_CHECK_IMAGES = 100  # of the search's images say whether a step of the reconstruction is kept
 
 
-def build(job: Job, result: SearchResult, norm: FunctionNorm) -> BuiltNetwork:
-    """The network of a choice, on the job's device; `norm` is that of the search's images."""
+@dataclass(frozen=True)
+class Build(Stage):
+    """Fills in `network` and `reconstruction` from `result`."""
+
+    def run(self, context: Context, state: State) -> State:
+        return state.with_built(build(context, needed(state.result, "a plan"), needed(state.norm, "a function norm")))
+
+
+def build(context: Context, result: SearchResult, norm: FunctionNorm) -> BuiltNetwork:
+    """The network of a plan, on the context's device; `norm` is that of the search's images."""
     ranks = factorized_ranks(result.layers, result.ranks)
-    network = detach_from_original(build_candidate(job.original, result.factors, ranks))
-    network, reconstruction = _reconstruct(job, result, network, norm)
+    network = detach_from_original(build_candidate(context.original, result.factors, ranks))
+    network, reconstruction = _reconstruct(context, result, network, norm)
     return BuiltNetwork(result, prune_smallest(network, result.plan.prune_fraction), reconstruction)
 
 
 def _reconstruct(
-    job: Job, result: SearchResult, network: nn.Module, norm: FunctionNorm
+    context: Context, result: SearchResult, network: nn.Module, norm: FunctionNorm
 ) -> tuple[nn.Module, ReconstructionRecord | None]:
-    """The network with its factorized layers refitted, where that is wanted and there are images to fit on."""
+    """The network with its factorized layers refitted, where that is asked for and there are images to fit on."""
     ranks = factorized_ranks(result.layers, result.ranks)
     layers = [layer for layer in result.layers if layer.name in ranks]
-    if not (job.settings.recalibrate and layers and len(job.calibration)):
+    if not (context.settings.recalibrate and layers and len(context.calibration)):
         return network, None
-    check = norm.subset(min(MAX_CHECK_IMAGES, len(job.search_images)))
-    with job.progress.stage("recalibrating layers", len(layers)) as stage:
+    check = norm.subset(min(MAX_CHECK_IMAGES, len(context.search_images)))
+    with context.progress.stage("reconstructing layers", len(layers)) as stage:
         reconstruction = Reconstruction(
-            original=job.original,
+            original=context.original,
             network=network,
             layers=layers,
-            calibration=job.calibration,
+            calibration=context.calibration,
             evaluator=check,
-            device=job.device,
-            seed=job.settings.search.seed,
+            device=context.device,
+            seed=context.settings.search.seed,
             on_step=stage.update,
         )
         record = reconstruction.run()

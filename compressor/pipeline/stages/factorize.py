@@ -8,21 +8,25 @@ be recalibrated in turn must win at every cost, and by what that brings.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from compressor.data.images import ImageSet
+from compressor.factorization.base import Factors
 from compressor.factorization.moments import LayerMoments
 from compressor.factorization.records import FactorChoice, FactorKind, Method
-from compressor.factorization.registry import METHODS, SPLIT_METHODS, Factors
+from compressor.factorization.registry import METHODS, competing_methods
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.network.layers import FoundLayer, with_method
+from compressor.network.layers import FoundLayer, compressible, possible_methods, with_method
 from compressor.network.statistics import collect_moments
 from compressor.network.surgery import build_candidate
-from compressor.pipeline.state import Job
+from compressor.pipeline.context import Context
+from compressor.pipeline.plan import Plan
+from compressor.pipeline.stage import Stage
+from compressor.pipeline.state import Decomposed, SearchResult, State, needed
+from compressor.search.records import SearchRecord
 
 TRIAL_SHARES = (0.1, 0.25, 0.5)  # of the layer's parameters, at which candidates are compared
 TRIAL_IMAGES = 16
@@ -31,23 +35,15 @@ MARGIN = 1.5
 MIN_LOSS = 1e-12
 # Equations of activations that overflow, or decompositions that do not converge; TensorLy works in numpy.
 UNSOLVABLE = (torch.linalg.LinAlgError, np.linalg.LinAlgError)
-# The four thin convolutions of CP take up to twice the time of two with as many parameters (docs/results.md), so that
-# it competes where only size matters.
-COMPETITORS: dict[str, tuple[Method, ...]] = {
-    "auto": ("spatial", "tucker", "interpolative"),
-    "auto+cp": ("spatial", "tucker", "cp", "interpolative"),
-}
 
 
 @dataclass(frozen=True)
-class Decomposed:
-    """A layer with the method and the factors it was given; `trials` are the function norms that decided, at as many
-    of the shares as it took."""
+class Factorize(Stage):
+    """Fills in `decomposed`: every layer that can be compressed, with the factors that suit it."""
 
-    layer: FoundLayer
-    factors: Factors
-    kind: FactorKind
-    trials: dict[str, list[float]]
+    def run(self, context: Context, state: State) -> State:
+        norm = needed(state.norm, "a function norm")
+        return replace(state, decomposed=decompose_or_recall(context, compressible(context.layers), norm))
 
 
 @dataclass(frozen=True)
@@ -133,9 +129,9 @@ class Decomposer:
         return losses
 
     def _competitors(self, layer: FoundLayer) -> list[FoundLayer]:
-        if not self.challengers or layer.method != "spatial" or layer.num_groups > 1:
+        if layer.method not in self.challengers:
             return [layer]
-        challengers = [with_method(layer, method) for method in self.challengers]
+        challengers = [with_method(layer, method) for method in possible_methods(layer) if method in self.challengers]
         return [challenger for challenger in challengers if challenger.dense_rank > 1]
 
     def _loss(self, candidate: Decomposed, share: float) -> float:
@@ -150,7 +146,7 @@ class Decomposer:
 
 def weight_factors(layer: FoundLayer) -> Factors:
     """The weight's own factors by the layer's method."""
-    return METHODS[layer.method or "svd"].factorize(layer.module)
+    return METHODS[layer.method or "svd"].factorize(layer.weighted_module)
 
 
 def energies_of(layer: FoundLayer, factors: Factors) -> np.ndarray:
@@ -167,19 +163,19 @@ def _factorizations(
     layer: FoundLayer, moments: LayerMoments | None, choice: FactorChoice
 ) -> Iterator[tuple[Factors, FactorKind]]:
     assert layer.method is not None
-    factorize = METHODS[layer.method].factorize
+    method = METHODS[layer.method]
     if moments is None or choice == "weight":
-        yield factorize(layer.module), "weight"
-    elif layer.method not in SPLIT_METHODS:
-        yield factorize(layer.module, moments), "activation"
+        yield method.factorize(layer.weighted_module), "weight"
+    elif (two_factors := method.two_factors) is None:
+        yield method.factorize(layer.weighted_module, moments), "activation"
     else:
         if choice in ("refit", "auto"):
-            weight = SPLIT_METHODS[layer.method](layer.weighted_module)
+            weight = two_factors(layer.weighted_module)
             yield weight.refitted(moments, layer.break_even_rank), "refit"
         if choice == "auto":
             yield weight, "weight"
         if choice in ("activation", "auto"):
-            yield factorize(layer.module, moments, limit=layer.break_even_rank), "activation"
+            yield two_factors(layer.weighted_module, moments, limit=layer.break_even_rank), "activation"
 
 
 def _mean(losses: Sequence[float]) -> float:
@@ -192,43 +188,64 @@ def _describe(candidate: Decomposed) -> str:
 
 
 def decompose_layers(
-    job: Job,
+    context: Context,
     layers: Sequence[FoundLayer],
     norm: FunctionNorm,
     kinds: Mapping[str, FactorKind],
     challengers: tuple[Method, ...] = (),
 ) -> list[Decomposed]:
-    """Factors for `layers`, as the job wants them (see `Decomposer`)."""
-    with job.progress.stage("factorizing layers", len(layers)) as stage:
+    """Factors for `layers`, as the settings want them (see `Decomposer`)."""
+    with context.progress.stage("factorizing layers", len(layers)) as stage:
         decomposer = Decomposer(
-            model=job.original,
-            calibration=job.calibration,
+            model=context.original,
+            calibration=context.calibration,
             evaluator=norm,
-            device=job.device,
-            choice=_factor_choice(job),
+            device=context.device,
+            choice=_factor_choice(context),
             kinds=kinds,
             challengers=challengers,
-            seed=job.settings.search.seed,
+            seed=context.settings.search.seed,
             on_step=stage.update,
         )
         return decomposer.run(layers)
 
 
-def _factor_choice(job: Job) -> FactorChoice:
-    """On drawn images other factors look better than they are (docs/results.md), and the search would posterior it."""
-    choice = job.settings.factors or "auto"
-    return "weight" if choice == "auto" and job.calibration.synthetic else choice
+def _factor_choice(context: Context) -> FactorChoice:
+    """On synthetic images fitted factors seem better than they are (docs/results.md), and the search would follow."""
+    choice = context.settings.factors or "auto"
+    return "weight" if choice == "auto" and context.calibration.synthetic else choice
 
 
-def decompose_or_recall(
-    job: Job, found: Sequence[FoundLayer], norm: FunctionNorm, earlier: Mapping[str, Any]
-) -> list[Decomposed]:
+def decompose_or_recall(context: Context, found: Sequence[FoundLayer], norm: FunctionNorm) -> list[Decomposed]:
     """The layers decomposed; a resumed search keeps the methods and factors that were measured to be best."""
+    earlier = context.earlier_search()
     rows = earlier.get("layers")
     try:
         chosen = {name: (method, kind) for name, method, _, kind in rows or []}
         layers = [with_method(layer, chosen[layer.name][0]) for layer in found]
         kinds: dict[str, FactorKind] = {name: kind for name, (_, kind) in chosen.items()}
     except (KeyError, TypeError, ValueError):  # no journal, or one that will be refused
-        return decompose_layers(job, found, norm, {}, () if earlier else COMPETITORS.get(job.settings.method, ()))
-    return decompose_layers(job, layers, norm, kinds)
+        competitors = () if earlier else competing_methods(context.settings.method)
+        return decompose_layers(context, found, norm, {}, competitors)
+    return decompose_layers(context, layers, norm, kinds)
+
+
+def make_result(
+    parts: Sequence[Decomposed],
+    ranks: Sequence[int],
+    gamma: float,
+    plan: Plan,
+    search: SearchRecord | None = None,
+    rank_multiple: int = 1,
+) -> SearchResult:
+    """The plan at `ranks` with the factors that give it."""
+    return SearchResult(
+        layers=[part.layer for part in parts],
+        ranks=list(ranks),
+        factors={part.layer.name: part.factors for part in parts},
+        kinds={part.layer.name: part.kind for part in parts},
+        gamma=gamma,
+        search=search,
+        rank_multiple=rank_multiple,
+        plan=plan,
+    )

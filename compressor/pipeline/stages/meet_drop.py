@@ -1,8 +1,8 @@
 """The smallest network that loses at most so much, found by building and measuring a few.
 
-A drop is known only of a network that was built and recalibrated, and with labels it is noisy: of 800 images a point of
-top-1 is eight. All networks measured are taken together, the drop as a power of L, so that none is chosen because it
-was lucky. Each time the search goes on with every look it has made.
+The drop is known only of a network that was built and reconstructed, and with labels it is noisy: of 800 images a point
+of top-1 is eight. All networks measured are taken together, the drop as a power of L, so that none is chosen by luck.
+Each time the search goes on with every evaluation it has made.
 """
 
 from collections.abc import Sequence
@@ -12,50 +12,58 @@ import numpy as np
 
 from compressor.fidelity.accuracy_drop import DEVIATIONS, DropCurve, DropEstimator, Measurement
 from compressor.fidelity.function_norm import FunctionNorm
+from compressor.pipeline.context import Context
 from compressor.pipeline.settings import Target
+from compressor.pipeline.stage import Stage
 from compressor.pipeline.stages.build import build
 from compressor.pipeline.stages.search_ranks import RankSearch
-from compressor.pipeline.state import BuiltNetwork, Job, SearchResult
+from compressor.pipeline.state import BuiltNetwork, SearchResult, State, needed
 from compressor.search.records import TargetRecord, TargetStep
 from compressor.search.target.accuracy_drop import drop_target
 from compressor.search.target.target import SearchTarget
 
 MAX_STEPS = 2
-MAX_STEPS_UNTIL_MET = 7  # while nothing keeps to the wish
-GOOD_SHARE = 0.9  # a step that keeps to the wish and uses this share of it is good enough
+MAX_STEPS_UNTIL_MET = 7  # while nothing meets the target
+GOOD_SHARE = 0.9  # a step that meets the target and uses this share of it is good enough
 AIM = 0.95  # of what is asked for
-GAIN = 0.5  # of L by recalibration, a first guess
+GAIN = 0.5  # of L by reconstruction, a first guess
 MAX_MOVE = 4.0  # of the limit of L, in one step
 MAX_LOSS = 1e30
 # Decisions change where the original's two best outputs lie close together, beside what two outputs move apart by at
 # this L, the root of 2 L / C: in six ResNet-18 of L from 0.04 to 0.19 none changed beyond 7.2 of that. Those within are
-# looked at in full, up to the closest 30 % (larger drops are larger beside their noise), of the others a few, which
+# evaluated in full, up to the closest 30 % (larger drops are larger beside their noise), of the others a few, which
 # count for all.
 
 
 @dataclass(frozen=True)
 class _Try:
-    """A realized plan with what it was found to lose."""
+    """A built plan with what it was measured to lose."""
 
     built: BuiltNetwork
     measured: Measurement
 
 
-def reach_drop(job: Job, search: RankSearch, norm: FunctionNorm, wanted: Target) -> BuiltNetwork:
-    """The smallest network found whose drop keeps to the wish; the job has images to decide over that, beside the
-    search's, whose function norm is `norm`."""
-    assert job.validation is not None
-    validation = FunctionNorm(job.original, job.validation, job.device)
-    estimator = DropEstimator([norm, validation])
-    first = _first_target(job, wanted, estimator)
-    return _Drop(job, search, norm, wanted, estimator.importance_sampled(first.most, job.settings.search.seed)).reach(
-        first
-    )
+@dataclass(frozen=True)
+class MeetDrop(Stage):
+    """Searches for the smallest network whose drop is at most the target, and builds it.
+
+    Fills in what `SearchRanks` and `Build` do, and `target`. The drop is measured on the search's images and on the
+    context's validation images.
+    """
+
+    def run(self, context: Context, state: State) -> State:
+        target = needed(context.settings.target, "a target")
+        images = needed(context.validation, "validation images")
+        with RankSearch(context, state) as search:
+            estimator = DropEstimator([search.norm, FunctionNorm(context.original, images, context.device)])
+            first = _first_target(context, target, estimator)
+            sampled = estimator.importance_sampled(first.most, context.settings.search.seed)
+            return state.with_built(_Drop(context, search, target.value, sampled).reach(first))
 
 
-def _first_target(job: Job, wanted: Target, estimator: DropEstimator) -> SearchTarget:
+def _first_target(context: Context, wanted: Target, estimator: DropEstimator) -> SearchTarget:
     """The limit of L by what is known of networks at large."""
-    gain = GAIN if job.settings.recalibrate and len(job.calibration) else 1.0
+    gain = GAIN if context.settings.recalibrate and len(context.calibration) else 1.0
     asked = AIM * wanted.value
     if estimator.is_labelled:
         return drop_target(asked, estimator.energy, estimator.num_images, DEVIATIONS, gain)
@@ -63,15 +71,12 @@ def _first_target(job: Job, wanted: Target, estimator: DropEstimator) -> SearchT
 
 
 class _Drop:
-    """A wish about what is lost."""
+    """A target of drop: at most `asked`."""
 
-    def __init__(
-        self, job: Job, search: RankSearch, norm: FunctionNorm, wanted: Target, estimator: DropEstimator
-    ) -> None:
-        self._job = job
+    def __init__(self, context: Context, search: RankSearch, asked: float, estimator: DropEstimator) -> None:
+        self._context = context
         self._search = search
-        self._norm = norm
-        self._asked = wanted.value
+        self._asked = asked
         self._estimator = estimator
 
     def reach(self, target: SearchTarget) -> BuiltNetwork:
@@ -96,7 +101,7 @@ class _Drop:
         return replace(best.built, target=self._record([*begun_with, *tries], best, curve))
 
     def _taken_from(self, begun_with: list[_Try], result: SearchResult) -> _Try | None:
-        """What was built and measured before the search came to the same plan; no longer among `probes`."""
+        """What was built and measured before the search came to the same plan; no longer in `begun_with`."""
         same = next((one for one in begun_with if one.built.result.ranks == result.ranks), None)
         if same is None:
             return None
@@ -104,34 +109,34 @@ class _Drop:
         return replace(same, built=replace(same.built, result=result))
 
     def _learn(self, measured: Sequence[_Try]) -> DropCurve:
-        """The curve through all that was measured; the last is told to whoever watches."""
+        """The curve through all that was measured; the last is logged."""
         curve = DropCurve([one.measured for one in measured], self._estimator.is_labelled)
-        self._say(measured[-1], curve)
+        self._log(measured[-1], curve)
         return curve
 
     def _build(self, result: SearchResult) -> _Try:
-        built = build(self._job, result, self._norm)
-        with self._job.progress.stage(
+        built = build(self._context, result, self._search.norm)
+        with self._context.progress.stage(
             f"measuring the drop on {self._estimator.image_passes} of {self._estimator.num_images} images"
         ):
             return _Try(built, self._estimator.measure(built.network))
 
     def _next_target(self, tries: Sequence[_Try], curve: DropCurve) -> SearchTarget:
-        """The limit of L to search with, from the network nearest to what is wanted of one that is built."""
+        """The limit of L to search with, from the built network whose L is nearest to the one asked for."""
         wanted = min(curve.limit(AIM * self._asked), MAX_LOSS)
         nearest = min(tries, key=lambda one: abs(np.log(wanted / one.measured.loss)))
         move = np.clip(wanted / nearest.measured.loss, 1 / MAX_MOVE, MAX_MOVE)
         return SearchTarget("loss", float(nearest.built.result.posterior_loss * move))
 
     def _between(self, learnt: SearchTarget | None, measured: SearchTarget) -> SearchTarget:
-        """With labels, half way between what the looks' decisions say and what one network does: either is as noisy,
-        and what the search does for a wrong limit is lost."""
+        """With labels, half way between what the evaluations' flips say and what one network does: either is as noisy,
+        and what is searched for a wrong limit is lost."""
         if learnt is None or not self._estimator.is_labelled:
             return measured
         return replace(measured, most=float((learnt.most * measured.most) ** 0.5))
 
     def _worth(self, one: _Try, curve: DropCurve) -> tuple[bool, float]:
-        """Those that keep to the wish first, the smaller the better; then those that nearly do."""
+        """Sorts those that meet the target first, the smaller the better; then those that nearly do."""
         at_most = curve.at_most(one.measured.loss)
         kept = at_most <= self._asked
         return kept, -(one.built.result.ratio or 0.0) if kept else -at_most
@@ -159,9 +164,9 @@ class _Drop:
             steps=steps,
         )
 
-    def _say(self, one: _Try, curve: DropCurve) -> None:
+    def _log(self, one: _Try, curve: DropCurve) -> None:
         what = "points of top-1" if self._estimator.is_labelled else "% of the output energy"
-        self._job.progress.log(
+        self._context.progress.log(
             f"at ratio {one.built.result.ratio:.3f} the network loses {one.measured.drop:.2f} {what}, at most "
             f"{curve.at_most(one.measured.loss):.2f}"
         )

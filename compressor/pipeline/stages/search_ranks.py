@@ -1,84 +1,74 @@
-"""From layers to the plan: factors for each, what each rank costs, and the search with its journal."""
+"""The search over ranks: its space, its evaluations, and what its journal is held against."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 
 from compressor.arrays import Ranks
-from compressor.cost.tables import saves_nothing
 from compressor.data.fingerprint import hash_images, hash_tensors
-from compressor.errors import InputError
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linearization import Linearizer
 from compressor.fidelity.losses import Losses
-from compressor.fidelity.risk import Risk, make_measure
-from compressor.files import prepare_folder
-from compressor.network.layers import compressible, factorized_ranks
+from compressor.fidelity.risk import Risk
+from compressor.network.layers import factorized_ranks
 from compressor.network.pruning import count_prunable, pruned_copy
 from compressor.network.surgery import Candidates, build_candidate
+from compressor.pipeline.context import Context
+from compressor.pipeline.outputs import JOURNAL, PLANS
 from compressor.pipeline.plan import Plan, make_plan
 from compressor.pipeline.settings import Settings
-from compressor.pipeline.stages.cost import choose_rank_multiple, make_cost_tables, why_left
-from compressor.pipeline.stages.factorize import Decomposed, decompose_or_recall, energies_of, weight_factors
-from compressor.pipeline.stages.report import early_warnings
-from compressor.pipeline.state import JOURNAL, Job, SearchResult
-from compressor.search.evaluation.journal import Journal, stored_header
+from compressor.pipeline.stage import Stage
+from compressor.pipeline.stages.factorize import energies_of, make_result, weight_factors
+from compressor.pipeline.state import Costs, Decomposed, SearchResult, State, needed
+from compressor.search.evaluation.journal import Journal
 from compressor.search.evaluation.parallel import Evaluate, Workers
-from compressor.search.objective import Objective, default_gamma
+from compressor.search.objective import Objective
 from compressor.search.optimizer import Search
 from compressor.search.records import ParetoRecord, SearchRecord
 from compressor.search.space import RankSpace
 from compressor.search.sparsity_space import SparsitySpace
 from compressor.search.target.target import SearchTarget
 
-PLANS = "plans"
+
+@dataclass(frozen=True)
+class SearchRanks(Stage):
+    """Fills in `result`: the best plan found for the gamma of the state."""
+
+    def run(self, context: Context, state: State) -> State:
+        with RankSearch(context, state) as search:
+            return replace(state, result=search.run())
 
 
 class RankSearch:
-    """The search of one job, prepared; workers live as long as the `with` block around it.
+    """The search over the ranks of one job; workers live as long as the `with` block around it.
 
     Args:
-        norm: the function norm on the images that search and choices of factors may see.
-        resume: go on from the journal in the job's folder.
+        context: the original, the images, the settings; with `resume` the journal in its folder is gone on with.
+        state: holds what the stages before found: `norm`, `measure`, `gamma`, `decomposed` and `costs`.
 
-    Raises:
-        InputError: nothing to compress, or a journal that is not this job's.
+    Attributes:
+        norm: the function norm on the search's images.
+        parts: the layers that are searched.
+        space: of their ranks, and of the share of zeros where that is searched for.
     """
 
-    def __init__(self, job: Job, norm: FunctionNorm, resume: bool) -> None:
-        found = compressible(job.layers)
-        if not found:
-            raise InputError("no layer is left to compress; `bocompress inspect` lists the reasons")
-        self._job = job
-        settings = job.settings
-        self._measure = measure = make_measure(norm, settings.fidelity)
-        self._gamma = settings.gamma if settings.gamma is not None else default_gamma(measure.loss_when_lost)
-        for warning in early_warnings(job, self._gamma, measure.loss_when_lost):
-            job.progress.log(f"note: {warning}")
-        self._workers = _workers(settings)
-        prepare_folder(job.folder)
-        self._earlier = stored_header(job.folder / JOURNAL) if resume else {}
-        self._resume = resume
-        self._every_part = decompose_or_recall(job, found, norm, self._earlier)
-        self._multiple = choose_rank_multiple(job, self._earlier)
-        self._tables = make_cost_tables(job, self._every_part, self._earlier)
-        self._left = {name: why_left(job, table) for name, table in self._tables.items() if saves_nothing(table)}
-        self.parts = [part for part in self._every_part if part.layer.name not in self._left]
-        if not self.parts:
-            raise InputError(f"no layer is left to compress: {next(iter(self._left.values()))}")
-        names = [part.layer.name for part in self.parts]
-        tables = [self._tables[name] for name in names]
-        self.space = RankSpace(names, tables, settings.search.coordinates, self._multiple)
-        if settings.prune_fraction is None:
-            searched = sum(part.layer.params for part in self.parts)
-            self.space = SparsitySpace(self.space, count_prunable(job.original) - searched)
+    def __init__(self, context: Context, state: State) -> None:
+        self._context = context
+        self.norm = needed(state.norm, "a function norm")
+        self._measure = cast("FunctionNorm | Risk", needed(state.measure, "a measure of fidelity"))
+        self._gamma = needed(state.gamma, "gamma")
+        self._costs = needed(state.costs, "the costs of ranks")
+        self._every_part = needed(state.decomposed, "layers with factors")
+        self.parts = [part for part in self._every_part if part.layer.name not in self._costs.left]
+        self.space = _make_space(context, self.parts, self._costs)
         factors = {part.layer.name: part.factors for part in self.parts}
-        self._linearize = Linearizer(norm, job.original, [part.layer for part in self.parts], factors)
+        self._linearize = Linearizer(self.norm, context.original, [part.layer for part in self.parts], factors)
+        self._workers = _workers(context.settings)
         self._search: Search | None = None
 
     def __enter__(self) -> "RankSearch":
@@ -112,11 +102,11 @@ class RankSearch:
         """The network at ranks (d,), before any pruning; it shares tensors with the original."""
         factors = {part.layer.name: part.factors for part in self.parts}
         kept = factorized_ranks([part.layer for part in self.parts], self.space.layer_ranks(ranks).tolist())
-        return build_candidate(self._job.original, factors, kept)
+        return build_candidate(self._context.original, factors, kept)
 
     def _result(self, search: Callable[[], tuple[Ranks, SearchRecord]]) -> SearchResult:
         assert self._search is not None
-        with self._job.progress.stage("searching ranks", self._job.settings.search.max_evaluations) as stage:
+        with self._context.progress.stage("searching ranks", self._context.settings.search.max_evaluations) as stage:
             self._stage = stage
             ranks, record = search()
         pareto_front = [(self._plan(found.ranks, "seen by the search"), found) for found in self._search.pareto_front()]
@@ -135,24 +125,26 @@ class RankSearch:
         plan, gamma = self._plan(ranks, "chosen by the search"), self._search.objective.gamma
         record = record.model_copy(update={"pareto_front": rows})
         return replace(
-            make_result(self.parts, self.space.layer_ranks(ranks).tolist(), gamma, plan, record, self._multiple),
-            cost=self._job.settings.cost,
+            make_result(
+                self.parts, self.space.layer_ranks(ranks).tolist(), gamma, plan, record, self._costs.rank_multiple
+            ),
+            cost=self._context.settings.cost,
             ratio=float(self.space.ratio(ranks[None])[0]),
             posterior_loss=self._search.posterior_loss(ranks),
-            left=self._left,
+            left=self._costs.left,
             pareto_front=dict(zip(files, [plan for plan, _ in pareto_front], strict=True)),
         )
 
     def _prepare_search(self, target: SearchTarget | None) -> Search:
-        job = self._job
-        header = _fingerprint(job, self._every_part, self._gamma, self._multiple, self._tables)
+        context = self._context
+        header = _fingerprint(context, self._every_part, self._gamma, self._costs)
         return Search(
             self.space,
-            Objective(self._gamma, job.settings.form),
-            _evaluation(self._measure, job.original, self.parts, self.space),
-            len(job.search_images),
-            job.settings.search,
-            Journal(job.folder / JOURNAL, header, self._resume),
+            Objective(self._gamma, context.settings.form),
+            _evaluation(self._measure, context.original, self.parts, self.space),
+            len(context.search_images),
+            context.settings.search,
+            Journal(context.folder / JOURNAL, header, context.resume),
             on_evaluation=lambda count, text: self._stage.update(count, text),
             workers=self._workers,
             target=target,
@@ -163,7 +155,7 @@ class RankSearch:
 
     def _energies(self) -> list[np.ndarray]:
         """What the weight's own factors give up, where the prior mean is made of that."""
-        if self._job.settings.search.prior_mean != "energies":
+        if self._context.settings.search.prior_mean != "energies":
             return []
         layers = [part.layer for part in self.parts]
         return [energies_of(layer, weight_factors(layer)) for layer in layers]
@@ -171,12 +163,22 @@ class RankSearch:
     def _plan(self, ranks: Ranks, why: str) -> Plan:
         assert self._search is not None
         layers, kinds = [part.layer for part in self.parts], {part.layer.name: part.kind for part in self.parts}
-        gamma, settings, arch = self._search.objective.gamma, self._job.settings, self._job.source.arch
+        gamma, settings, arch = self._search.objective.gamma, self._context.settings, self._context.source.arch
         fraction = settings.prune_fraction
         if fraction is None:
             fraction = self.space.prune_fraction(ranks)
         chosen = self.space.layer_ranks(ranks).tolist()
         return make_plan(layers, chosen, kinds, arch, gamma, fraction, settings.fidelity, why)
+
+
+def _make_space(context: Context, parts: Sequence[Decomposed], costs: Costs) -> RankSpace:
+    names = [part.layer.name for part in parts]
+    tables = [costs.tables[name] for name in names]
+    space = RankSpace(names, tables, context.settings.search.coordinates, costs.rank_multiple)
+    if context.settings.prune_fraction is not None:
+        return space
+    searched = sum(part.layer.params for part in parts)
+    return SparsitySpace(space, count_prunable(context.original) - searched)
 
 
 def _evaluation(
@@ -193,38 +195,15 @@ def _evaluation(
     return evaluate
 
 
-def make_result(
-    parts: Sequence[Decomposed],
-    ranks: Sequence[int],
-    gamma: float,
-    plan: Plan,
-    search: SearchRecord | None = None,
-    rank_multiple: int = 1,
-) -> SearchResult:
-    """The plan at `ranks` with the factors that realize it."""
-    return SearchResult(
-        layers=[part.layer for part in parts],
-        ranks=list(ranks),
-        factors={part.layer.name: part.factors for part in parts},
-        kinds={part.layer.name: part.kind for part in parts},
-        gamma=gamma,
-        search=search,
-        rank_multiple=rank_multiple,
-        plan=plan,
-    )
-
-
 def _workers(settings: Settings) -> Workers:
     """The workers that evaluate candidates; each process takes its share of the threads that torch has here."""
     share = max(1, torch.get_num_threads() // settings.workers)
     return Workers(settings.workers, settings.backend, functools.partial(torch.set_num_threads, share))
 
 
-def _fingerprint(
-    job: Job, parts: Sequence[Decomposed], gamma: float, multiple: int, tables: Mapping[str, list[float]]
-) -> dict[str, Any]:
+def _fingerprint(context: Context, parts: Sequence[Decomposed], gamma: float, costs: Costs) -> dict[str, Any]:
     """What the search depends on; a journal with another fingerprint is refused."""
-    settings, labels = job.settings, job.search_images.labels
+    settings, labels = context.settings, context.search_images.labels
     by_drop = settings.target is not None and settings.target.kind == "drop"
     uses_labels = settings.fidelity != "norm" or by_drop
     searching = asdict(settings.search)
@@ -232,13 +211,13 @@ def _fingerprint(
     del searching["max_evaluations"], searching["max_seconds"]
     return {
         "journal_version": 10,
-        "weights": hash_tensors(job.original.state_dict().values()),
-        "images": hash_images(job.search_images),
-        "calibration": hash_images(job.calibration),
+        "weights": hash_tensors(context.original.state_dict().values()),
+        "images": hash_images(context.search_images),
+        "calibration": hash_images(context.calibration),
         "layers": [[part.layer.name, part.layer.method, part.layer.break_even_rank, part.kind] for part in parts],
         "method": settings.method,
         "factors": settings.factors,
-        "rank multiple": multiple,
+        "rank multiple": costs.rank_multiple,
         "gamma": None if settings.target else gamma,
         "target": asdict(settings.target) if settings.target else None,
         "form": settings.form,
@@ -246,10 +225,10 @@ def _fingerprint(
         "sparsity": "searched" if settings.prune_fraction is None else None,
         "recalibrate": settings.recalibrate if by_drop else None,
         "pruned": settings.prune_fraction if by_drop else None,
-        "deciding images": hash_images(job.validation) if by_drop and job.validation is not None else None,
+        "validation images": hash_images(context.validation) if by_drop and context.validation is not None else None,
         "labels": labels.tolist() if uses_labels and labels is not None else None,
         "cost": settings.cost,
         "provider": settings.provider if settings.cost == "latency" or settings.rank_multiple is None else None,
-        "milliseconds": tables if settings.cost == "latency" else None,
+        "milliseconds": costs.tables if settings.cost == "latency" else None,
         "search settings": searching,
     }

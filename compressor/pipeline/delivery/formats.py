@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -9,18 +10,29 @@ from torch import nn
 from compressor.cost.size import file_bytes, gzip_bytes, list_parts
 from compressor.errors import BocompressError, VerificationError
 from compressor.files import replace_when_whole
-from compressor.pipeline.state import Job
+from compressor.pipeline.context import Context
+from compressor.pipeline.outputs import MODEL
+from compressor.pipeline.stage import Stage
+from compressor.pipeline.state import State
 from compressor.report.records import FileRecord, PrecisionRecord
 from exporters.ort_format import converted_to_ort, zip_file
 from exporters.verify import VERIFY_IMAGES, verify_files, verify_onnx
 
-MODEL = "model.onnx"
 # The same integer kernels run from both formats; where they do not, a rounding may fall the other way.
 TOLERANCE = 0.05
 
 
+@dataclass(frozen=True)
+class WriteFormats(Stage):
+    """Fills in `files`, and in `failures` a sentence for each file that could not be had."""
+
+    def run(self, context: Context, state: State) -> State:
+        files, failures = write_formats(context, state.network, state.precisions)
+        return replace(state, files=files, failures=[*state.failures, *failures])
+
+
 def write_formats(
-    job: Job, network: nn.Module, precisions: Sequence[PrecisionRecord]
+    context: Context, network: nn.Module, precisions: Sequence[PrecisionRecord]
 ) -> tuple[list[FileRecord], list[str]]:
     """Files in the formats asked for, of model.onnx and of each further precision, and a sentence for each that could
     not be had."""
@@ -28,27 +40,27 @@ def write_formats(
     failures = []
     for name in (MODEL, *(record.file for record in precisions)):
         try:
-            records += _write_formats(job, job.folder / name, network)
+            records += _write_formats(context, context.folder / name, network)
         except BocompressError as error:
             failures.append(f"{error}; {name} is not affected")
-            job.progress.log(f"note: {failures[-1]}")
+            context.progress.log(f"note: {failures[-1]}")
     return records, failures
 
 
-def _write_formats(job: Job, path: Path, network: nn.Module) -> list[FileRecord]:
+def _write_formats(context: Context, path: Path, network: nn.Module) -> list[FileRecord]:
     records = []
-    if "ort" in job.settings.formats:
-        with job.progress.stage(f"converting {path.name} to ORT format"):
-            records.append(_write_ort(job, path, network))
-    if job.settings.zip:
-        with job.progress.stage(f"zipping {path.name}"):
+    if "ort" in context.settings.formats:
+        with context.progress.stage(f"converting {path.name} to ORT format"):
+            records.append(_write_ort(context, path, network))
+    if context.settings.zip:
+        with context.progress.stage(f"zipping {path.name}"):
             records += [_zip(part) for part in list_parts(path)]
     return records
 
 
-def _write_ort(job: Job, source: Path, network: nn.Module) -> FileRecord:
+def _write_ort(context: Context, source: Path, network: nn.Module) -> FileRecord:
     """float32 is compared with torch, other precisions with their ONNX file, which has been judged against torch."""
-    images = job.test_images.batch(slice(0, VERIFY_IMAGES))
+    images = context.test_images.batch(slice(0, VERIFY_IMAGES))
     with converted_to_ort(source) as (ort, config):
         if source.name == MODEL:
             error = verify_onnx(ort, network, images).max_rel_error
@@ -58,9 +70,9 @@ def _write_ort(job: Job, source: Path, network: nn.Module) -> FileRecord:
             if not difference.same:
                 raise VerificationError(f"{ort.name} is {error:.2g} of the largest output away from {source.name}")
         for path in (config, ort):
-            with replace_when_whole(job.folder / path.name) as partial:
+            with replace_when_whole(context.folder / path.name) as partial:
                 shutil.copyfile(path, partial)
-    target = job.folder / ort.name
+    target = context.folder / ort.name
     return FileRecord(
         file=target.name,
         source=source.name,

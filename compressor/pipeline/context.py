@@ -1,0 +1,71 @@
+"""What stays the same while stages run: the original, its layers, the images, the folder, the settings."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.data.images import ImageSet
+from compressor.network.layers import FoundLayer
+from compressor.pipeline.image_splits import TrainingImages
+from compressor.pipeline.outputs import JOURNAL
+from compressor.pipeline.settings import Settings
+from compressor.progress import Progress
+from compressor.search.evaluation.journal import stored_header
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the network came from, for the report: its name, remarks of the loader, the command typed."""
+
+    arch: str
+    notes: Sequence[str] = ()
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage may read.
+
+    Attributes:
+        original: the network to compress, in eval mode, on `device`.
+        layers: its convolutions and linear layers, with the reason for each that cannot be compressed.
+        calibration: images that factors and layers are fitted on; may be empty.
+        search_images: images of the search.
+        test_images: images that nothing is fitted to or chosen by.
+        validation: images outside the search that say whether `--max-drop` is met; None without it.
+        training: images to fine-tune on; None without fine-tuning.
+        folder: where files go; with `resume` it holds what an earlier run left.
+        began: `time.perf_counter()` at the start of the run.
+    """
+
+    original: nn.Module
+    layers: list[FoundLayer]
+    calibration: ImageSet
+    search_images: ImageSet
+    test_images: ImageSet
+    folder: Path
+    settings: Settings
+    source: Source
+    progress: Progress
+    began: float
+    validation: ImageSet | None = None
+    training: TrainingImages | None = None
+    resume: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where candidates are evaluated."""
+        return torch.device(self.settings.device)
+
+    @property
+    def example(self) -> Tensor:
+        """One input (1, ...)."""
+        return self.search_images.batch([0])
+
+    def earlier_search(self) -> dict[str, Any]:
+        """The header of the journal that an interrupted search left; empty where nothing is resumed."""
+        return stored_header(self.folder / JOURNAL) if self.resume else {}

@@ -1,0 +1,1 @@
+"""Stages after the network is ready: evaluate, export, measure, write, report."""

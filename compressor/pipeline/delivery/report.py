@@ -1,0 +1,148 @@
+"""report.json: what a run did and what came of it, gathered from its stages and measured on its files."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from compressor.cost.machine import describe_machine
+from compressor.cost.size import count_nonzero_params, count_params, file_bytes, gzip_bytes
+from compressor.files import write_text
+from compressor.network.layers import FoundLayer
+from compressor.network.macs import count_macs
+from compressor.network.records import LayerRecord
+from compressor.pipeline.context import Context
+from compressor.pipeline.delivery.warnings import all_warnings
+from compressor.pipeline.stage import Stage
+from compressor.pipeline.state import SearchResult, State, needed
+from compressor.report.page import write_report
+from compressor.report.records import ImagesRecord, Report, StageRecord
+from compressor.schema import Pair
+from compressor.version import VERSION
+from exporters.providers import PROVIDERS
+
+
+@dataclass(frozen=True)
+class WriteReport(Stage):
+    """Writes report.json and report.html, and fills in `report`."""
+
+    def run(self, context: Context, state: State) -> State:
+        report = make_report(context, state)
+        write_text(context.folder / "report.json", report.model_dump_json(indent=2) + "\n")
+        write_report(report, context.folder / "report.html")
+        return replace(state, report=report)
+
+
+def make_report(context: Context, state: State) -> Report:
+    """The report of a run whose files lie in the context's folder."""
+    original, network = context.original, state.network
+    result, test = needed(state.result, "a plan"), needed(state.test, "test outputs")
+    total_macs, _ = count_macs(original, context.example)
+    compressed_macs, macs = count_macs(network, context.example)
+    layers = [_layer_record(layer, result, macs) for layer in context.layers]
+    params = _compressible_params(layers)
+    folder = context.folder
+    return Report(
+        version=VERSION,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=context.source.command,
+        seed=context.settings.search.seed,
+        seconds=time.perf_counter() - context.began,
+        arch=context.source.arch,
+        gamma=result.gamma,
+        form=context.settings.form,
+        searched=result.plan.fidelity,
+        cost=result.cost,
+        provider=PROVIDERS[context.settings.provider],
+        ratio=params.compressed / params.original if result.ratio is None else result.ratio,
+        rank_multiple=result.rank_multiple,
+        prune_fraction=result.plan.prune_fraction,
+        prune_searched=result.search is not None and context.settings.prune_fraction is None,
+        params=_pair(count_params, original, network),
+        params_compressible=params,
+        nonzero_params=_pair(count_nonzero_params, original, network),
+        macs=Pair[int](original=total_macs, compressed=compressed_macs),
+        onnx_bytes=_pair(file_bytes, folder / "original.onnx", folder / "model.onnx"),
+        gzip_bytes=_pair(gzip_bytes, folder / "original.onnx", folder / "model.onnx"),
+        latency=dict(needed(state.latency, "latency")),
+        fidelity=test.fidelity,
+        export_check=needed(state.export_check, "the export check"),
+        top1=state.top1,
+        risk=state.risk,
+        precisions=list(state.precisions),
+        files=list(state.files),
+        search=result.search,
+        target=state.target,
+        reconstruction=state.reconstruction,
+        tuning=state.tuning,
+        stages=list(state.records),
+        layers=layers,
+        images=_images_record(context),
+        machine=describe_machine(),
+        warnings=all_warnings(context, state),
+    )
+
+
+def make_stage_record(name: str, kind: str, context: Context, state: State, began: float) -> StageRecord:
+    """What a recipe's stage that started at `began` left, compared with the original on the test images."""
+    outcome, nonzero = needed(state.outcome, "what the stage did"), count_nonzero_params(state.network)
+    metrics = needed(state.evaluator, "an evaluator").evaluate(state.network)
+    return StageRecord(
+        name=name,
+        kind=kind,
+        what=outcome.what,
+        nonzero_params=nonzero,
+        ratio=nonzero / count_nonzero_params(context.original),
+        metrics=metrics,
+        seconds=time.perf_counter() - began,
+        **outcome.fields,
+    )
+
+
+def _pair(measure: Any, original: Any, compressed: Any) -> Pair[int]:
+    return Pair[int](original=measure(original), compressed=measure(compressed))
+
+
+def _layer_record(layer: FoundLayer, result: SearchResult, macs: Mapping[str, int]) -> LayerRecord:
+    """The layer with its rank and costs; a layer that the plan does not touch counts as skipped."""
+    record = layer.record()
+    if layer.skipped is not None:
+        return record
+    planned = {chosen.name: (chosen, rank) for chosen, rank in zip(result.layers, result.ranks, strict=True)}
+    if layer.name not in planned:
+        return record.model_copy(update={"skipped": result.left.get(layer.name, "not in the plan")})
+    chosen_layer, rank = planned[layer.name]
+    inside = [count for name, count in macs.items() if name == layer.name or name.startswith(f"{layer.name}.")]
+    return record.model_copy(
+        update={
+            "method": chosen_layer.method,
+            "break_even_rank": chosen_layer.break_even_rank,
+            "rank": rank if rank < chosen_layer.dense_rank else None,
+            "factors": result.kinds[layer.name] if rank < chosen_layer.dense_rank else None,
+            "params_compressed": chosen_layer.params_by_rank()[rank - 1],
+            "macs_compressed": sum(inside),
+        }
+    )
+
+
+def _compressible_params(layers: Sequence[LayerRecord]) -> Pair[int]:
+    rows = [layer for layer in layers if layer.skipped is None]
+    return Pair[int](
+        original=sum(layer.params for layer in rows),
+        compressed=sum(layer.params_compressed or layer.params for layer in rows),
+    )
+
+
+def _images_record(context: Context) -> ImagesRecord:
+    images = context.search_images
+    return ImagesRecord(
+        source=images.source,
+        calibration=len(context.calibration),
+        search=len(images),
+        validation=len(context.validation) if context.validation else 0,
+        test_images=len(context.test_images),
+        unreadable=images.unreadable,
+        labelled=images.labels is not None,
+        input_shape=list(images.input_shape),
+    )

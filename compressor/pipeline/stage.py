@@ -1,0 +1,40 @@
+"""Stages and the driver that runs them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from compressor.pipeline.context import Context
+from compressor.pipeline.state import State
+from compressor.schema import Record
+
+
+class Stage(ABC):
+    """One step of a job: reads what never changes from the context, and adds to the state."""
+
+    @abstractmethod
+    def run(self, context: Context, state: State) -> State:
+        """The state after this stage; neither argument is changed.
+
+        Raises:
+            InputError: what a person asked for cannot be had.
+        """
+
+
+class StageSpec(Record):
+    """What a recipe says of one stage; `kind` names the stage, `name` is its folder's."""
+
+    kind: str
+    name: str = ""
+
+
+class RecipeStage(Stage):
+    """A stage that recipes name, made from its part of one; its `run` fills in `State.outcome`, too."""
+
+    spec: StageSpec
+
+
+def run_stages(stages: Iterable[Stage], context: Context, state: State) -> State:
+    """The state after all stages, each given what the one before left."""
+    for stage in stages:
+        state = stage.run(context, state)
+    return state
