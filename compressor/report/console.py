@@ -1,6 +1,6 @@
-"""The tables the command line prints on stdout."""
+"""The tables that the command line prints on stdout."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,11 +15,23 @@ from compressor.schema import Number, Pair
 from compressor.search.records import TARGET_OPTIONS, SearchRecord, TargetRecord
 from exporters.records import DifferenceRecord, QuantizationRecord
 
-NARROWEST = 100  # a pipe has no width: wide enough for the longest row
+MIN_WIDTH = 100  # characters; a pipe has no width, and the longest row needs as many
 
 
 def print_report(report: Report, folder: Path) -> None:
-    """One summary: original, compressed, their ratio."""
+    """Print the summary of a run: original, compressed and their ratio, then a line for each further part."""
+    console = _console()
+    console.print(_summary_table(report))
+    if report.precisions:
+        console.print(_precision_table(report))
+    if report.stages:
+        console.print(_stage_table(report.stages))
+    for line in _summary_lines(report):
+        console.print(line, markup=False)
+    console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _summary_table(report: Report) -> Table:
     table = _table(f"{report.arch}, gamma {report.gamma:.3g}", "", "original", "compressed", "ratio")
     rows = {
         "parameters": report.params,
@@ -38,38 +50,28 @@ def print_report(report: Report, folder: Path) -> None:
     if report.risk:
         change = report.risk.compressed - report.risk.original
         table.add_row("cross-entropy", f"{report.risk.original:.4f}", f"{report.risk.compressed:.4f}", f"{change:+.4f}")
-    fidelity, export_check = report.fidelity, report.export_check
-    table.add_row(
-        "function norm",
-        "0",
-        f"{fidelity.function_norm:.4g} ± {fidelity.stderr:.2g}",
-        f"{fidelity.relative:.4f}",
-    )
-    table.add_row("same top-1 decision", "", _percent(fidelity.top1_agreement), "")
-    table.add_row("ONNX Runtime against torch", "", f"{export_check.max_rel_error:.1e} relative", "")
-    console = _console()
-    console.print(table)
-    if report.precisions:
-        console.print(_precision_table(report))
-    if report.stages:
-        console.print(_stage_table(report.stages))
+    fidelity = report.fidelity
+    norm = f"{fidelity.function_norm:.4g} ± {fidelity.stderr:.2g}"
+    table.add_row("function norm", "0", norm, f"{fidelity.relative:.4f}")
+    table.add_row("same top-1 class", "", _percent(fidelity.top1_agreement), "")
+    table.add_row("export check", "", f"{report.export_check.max_rel_error:.1e} relative", "")
+    return table
+
+
+def _summary_lines(report: Report) -> Iterator[str]:
     if report.target:
-        console.print(_target_line(report.target), markup=False)
+        yield _target_line(report.target)
     if report.search:
-        for line in _certificate_lines(report.search):
-            console.print(line, markup=False)
+        yield from _certificate_lines(report.search)
     if report.reconstruction:
-        console.print(_reconstruction_line(report.reconstruction))
+        yield _reconstruction_line(report.reconstruction)
     if report.tuning:
-        console.print(_tuning_line(report.tuning), markup=False)
+        yield _tuning_line(report.tuning)
     for record in report.precisions:
         if record.quantization:
-            console.print(_quantization_line(record.quantization), markup=False)
-    for file in report.files:
-        console.print(_file_line(file), markup=False)
-    for warning in report.warnings:
-        console.print(f"note: {warning}", markup=False)
-    console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+            yield _quantization_line(record.quantization)
+    yield from map(_file_line, report.files)
+    yield from (f"note: {warning}" for warning in report.warnings)
 
 
 def _precision_table(report: Report) -> Table:
@@ -83,8 +85,8 @@ def _precision_table(report: Report) -> Table:
         *_latency_rows(report),
         ("function norm", ["0", *(f"{f.function_norm:.4g}" for f in (fidelity, *(r.fidelity for r in others)))]),
         ("  against float32", ["", "0", *(f"{record.norm_to_float32:.2g}" for record in others)]),
-        ("same top-1 decision", ["", *(_percent(f.top1_agreement) for f in (fidelity, *(r.fidelity for r in others)))]),
-        ("  as float32's", ["", "", *(_percent(record.agreement_to_float32) for record in others)]),
+        ("same top-1 class", ["", *(_percent(f.top1_agreement) for f in (fidelity, *(r.fidelity for r in others)))]),
+        ("  as float32", ["", "", *(_percent(record.agreement_to_float32) for record in others)]),
     ]
     if report.top1:
         tops = [*_both(report.top1), *(record.top1 for record in others)]
@@ -95,7 +97,7 @@ def _precision_table(report: Report) -> Table:
 
 
 def _latency_rows(report: Report) -> list[tuple[str, Sequence[str]]]:
-    """Paired ratios only: milliseconds of different runs do not compare."""
+    """Paired ratios alone: milliseconds of different runs are not comparable."""
     rows: list[tuple[str, Sequence[str]]] = []
     for provider, float32 in report.latency.items():
         name = f"{provider.removesuffix('ExecutionProvider')} time of original"
@@ -115,9 +117,11 @@ def _both(pair: Pair[Number]) -> tuple[Number, Number]:
 
 
 def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[LayerRecord]) -> None:
-    """The table of `bocompress inspect`."""
+    """Print the table of `bocompress inspect`."""
     title = f"{arch}, {num_classes} classes, {input_size} px: {len(layers)} layers"
-    table = _table(title, "layer", "shape", "method", "cap", "parameters", "MACs", "skipped", left=(0, 1, 2, 6))
+    table = _table(
+        title, "layer", "shape", "method", "break-even rank", "parameters", "MACs", "skipped", left=(0, 1, 2, 6)
+    )
     for layer in layers:
         table.add_row(
             layer.name,
@@ -132,7 +136,7 @@ def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[
 
 
 def print_cells(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> None:
-    """A table whose cells are text already; columns in `left` are flush left."""
+    """Print a table of texts; columns in `left` are flush left."""
     table = _table(title, *header, left=left)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
@@ -140,7 +144,7 @@ def print_cells(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def print_difference(first: Path, second: Path, difference: DifferenceRecord) -> None:
-    """The lines of `bocompress verify`."""
+    """Print what `bocompress verify` found."""
     console = _console()
     verdict = "the same" if difference.same else "not the same"
     console.print(f"{first} and {second}: {verdict} (tolerance {difference.tolerance:g})", markup=False, soft_wrap=True)
@@ -148,7 +152,7 @@ def print_difference(first: Path, second: Path, difference: DifferenceRecord) ->
     table.add_row("largest difference of outputs", f"{difference.max_abs_error:.3g}")
     table.add_row("  over the largest output", f"{difference.max_rel_error:.3g}")
     table.add_row("function norm", f"{difference.function_norm:.3g}")
-    table.add_row("same top-1 decision", _percent(difference.top1_agreement))
+    table.add_row("same top-1 class", _percent(difference.top1_agreement))
     table.add_row("images", str(difference.images))
     table.add_row("worst image", f"number {difference.worst_image}")
     if not difference.same:
@@ -156,9 +160,9 @@ def print_difference(first: Path, second: Path, difference: DifferenceRecord) ->
         place = (
             f"{divergence.layer} (tensor {divergence.tensor}, by {divergence.relative_error:.3g})"
             if divergence
-            else f"at the output; {difference.tensors_compared} tensors within agree"
+            else f"at the output; {difference.tensors_compared} tensors before it agree"
         )
-        table.add_row("part first", place)
+        table.add_row("first divergence", place)
     console.print(table)
 
 
@@ -175,57 +179,52 @@ def _add_latency(table: Table, latency: dict[str, LatencyRecord]) -> None:
 
 def _target_line(target: TargetRecord) -> str:
     bound = f", at most {target.at_most:.4g} with 95 % confidence ({target.images} images)" if target.images else ""
-    verdict = "kept" if target.met else "not kept"
+    verdict = "met" if target.met else "not met"
     return f"target {TARGET_OPTIONS[target.kind]} {target.asked:g} {verdict}: {target.reached:.4g}{bound}"
 
 
 def _certificate_lines(search: SearchRecord) -> list[str]:
-    """Both figures, the one that was to stop the search beside its epsilon, and what they rest on."""
+    """Both probabilities, that of the chosen certificate first with its epsilon, and how calibrated the process is."""
     certificate, joint = search.certificate, search.certificate.joint
     margin = f"better by {certificate.delta:.2g}"
-    figures = {"pointwise": f"P(a given other plan is {margin}) = {certificate.pointwise:.2g}"}
+    figures = {"pointwise": f"P(a given plan is {margin}) = {certificate.pointwise:.2g}"}
     if joint is not None:
         figures["joint"] = f"P(any plan is {margin}) = {joint.estimate:.2g}, at most {joint.upper:.2g}"
     asked = figures.pop(certificate.asked)
-    lines = [
+    return [
         f"certificate ({certificate.asked}, asked: {certificate.epsilon:g}) {'met' if certificate.met else 'not met'}: "
         f"{asked}",
         *(f"  {name}: {figure}" for name, figure in figures.items()),
-        f"  given the Gaussian process: its errors are {search.calibration.z_rms:.2g} times as large as it predicts",
-        *(
-            [f"front: {len(search.pareto_front)} plans in plans/ that no other seen beats in both"]
-            if search.pareto_front
-            else []
-        ),
+        f"  calibration: the Gaussian process's errors are {search.calibration.z_rms:.2g} times as large as predicted",
+        *([f"Pareto front: {len(search.pareto_front)} plans, in plans/"] if search.pareto_front else []),
         f"search: {search.evaluations} evaluations, {search.image_passes:,} image passes, {search.seconds:.0f} s",
     ]
-    return lines
 
 
 def _reconstruction_line(record: ReconstructionRecord) -> str:
     kept = sum(step.kept for step in record.steps)
     return (
-        f"recalibration: function norm {record.before:.4g} -> {record.after:.4g} on {record.check_images} images, "
-        f"{kept} of {len(record.steps)} steps kept, {record.seconds:.0f} s"
+        f"reconstruction: function norm {record.before:.4g} -> {record.after:.4g} on "
+        f"{record.check_images} check images, {kept} of {len(record.steps)} steps kept, {record.seconds:.0f} s"
     )
 
 
 def _stage_table(stages: Sequence[StageRecord]) -> Table:
-    """The columns of the paper's Table 5, and how far each network is from the original."""
+    """The columns of the paper's Table 5, and the function norm of the network after each stage."""
     table = _table(
         "stages", "network", "top-1", "top-5", "ratio", "function norm", "time", "what was done", left=(0, 6)
     )
     for stage in stages:
-        judgement = stage.judgement
-        tops = ["" if top is None else _percent(top) for top in (judgement.top1, judgement.top5)]
+        metrics = stage.metrics
+        tops = ["" if top is None else _percent(top) for top in (metrics.top1, metrics.top5)]
         seconds = f"{stage.seconds:.0f} s" if stage.kind != "original" else ""
-        figures = [*tops, _percent(stage.ratio), f"{judgement.function_norm:.4g}", seconds]
+        figures = [*tops, _percent(stage.ratio), f"{metrics.function_norm:.4g}", seconds]
         table.add_row(escape(stage.name), *figures, escape(stage.what))
     return table
 
 
 def _tuning_line(record: TuneRecord) -> str:
-    """What it brought on the images outside the search."""
+    """What fine-tuning changed on the test images."""
     parts = [f"fine-tuning: epoch {record.kept_epoch} of {record.epochs} kept"]
     if record.before and record.after:
         parts.append(f"function norm {record.before.function_norm:.4g} -> {record.after.function_norm:.4g}")
@@ -239,7 +238,7 @@ def _quantization_line(record: QuantizationRecord) -> str:
     return (
         f"int8: {record.calibration} ranges of {record.calibration_images} images; "
         f"{record.layers - len(record.float_layers)} of {record.layers} layers in int8"
-        + (f"; left in float, with the function norm each adds alone: {kept}" if kept else "")
+        + (f"; kept in float32, with the function norm that each adds alone: {kept}" if kept else "")
     )
 
 
@@ -262,4 +261,4 @@ def _table(title: str, *columns: str, left: Sequence[int] = (0,)) -> Table:
 
 def _console() -> Console:
     console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, NARROWEST), highlight=False)
+    return console if console.is_terminal else Console(width=max(console.width, MIN_WIDTH), highlight=False)

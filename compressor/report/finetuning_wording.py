@@ -1,4 +1,4 @@
-"""The report's words on fine-tuning and on the stages of a recipe."""
+"""The report's sentences about fine-tuning, and its table of a recipe's stages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from compressor.report.formatting import format_count, format_duration, format_n
 from compressor.report.records import StageRecord
 
 _TARGETS = {
-    "teacher": "towards the original’s outputs, without labels",
+    "teacher": "by distillation from the original’s outputs, without labels",
     "labels": "by cross-entropy on labels",
 }
 _SCHEDULES = {
@@ -20,7 +20,7 @@ _SCHEDULES = {
 
 
 def describe_tuning(record: TuneRecord) -> str:
-    """What was trained, how, and what it brought on the images held out."""
+    """What was trained, how, and what that changed on the test images."""
     done = record.rows[-1].epoch
     how = (
         f"The weights of the compressed network were trained {_TARGETS[record.by]} for {format_plural(done, 'epoch')} "
@@ -29,7 +29,7 @@ def describe_tuning(record: TuneRecord) -> str:
         f"{', in bfloat16' if record.autocast else ''}. "
     )
     if record.kept_epoch == 0:
-        return f"{how}The loss on the check images did not fall, and the weights from before were kept."
+        return f"{how}The loss on the check images did not fall, so the weights from before were kept."
     return how + _describe_gain(record.before, record.after)
 
 
@@ -37,26 +37,26 @@ def _describe_gain(before: Metrics | None, after: Metrics | None) -> str:
     if before is None or after is None:
         return ""
     norms = f"from L = {format_number(before.function_norm)} to {format_number(after.function_norm)}"
-    sentence = f"On the images held out the function norm went {norms}"
+    sentence = f"On the test images the function norm went {norms}"
     if before.top1 is not None and after.top1 is not None:
         sentence += f", top-1 accuracy from {format_percent(before.top1)} to {format_percent(after.top1)}"
     return f"{sentence}."
 
 
 def describe_tuning_limits(record: TuneRecord) -> str:
-    """What decided over the epochs."""
+    """Which epoch was kept and why, and what did not change."""
     which = "from before the training" if record.kept_epoch == 0 else f"of epoch {record.kept_epoch}"
     return (
-        f"After each epoch the loss on {format_plural(record.check_images, 'check image')}, neither trained on nor "
-        f"held out, was taken; the weights {which} had the lowest. It ended for this reason: {record.stopped_because}. "
-        "Ranks, zeros and the statistics of batch norms did not change; a search and its certificate speak of the "
-        "network before."
+        f"After each epoch the loss was measured on {format_plural(record.check_images, 'check image')}, which are "
+        f"neither training nor test images; the weights {which} had the lowest. It stopped because of this: "
+        f"{record.stopped_because}. Ranks, zeros and batch-norm statistics did not change. A search and its "
+        "certificate are about the network before fine-tuning."
     )
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """One line of the table of stages, ready to print."""
+    """One row of the table of stages, formatted."""
 
     name: str
     cells: list[str]
@@ -69,12 +69,11 @@ def list_stage_rows(stages: Sequence[StageRecord]) -> list[StageRow]:
 
 
 def _stage_cells(stage: StageRecord) -> list[str]:
-    judgement = stage.judgement
-    tops = [judgement.top1, judgement.top5]
+    metrics = stage.metrics
     return [
-        *("—" if top is None else format_percent(top) for top in tops),
+        *("—" if top is None else format_percent(top) for top in (metrics.top1, metrics.top5)),
         format_percent(stage.ratio),
         format_count(stage.nonzero_params),
-        "—" if stage.kind == "original" else format_number(judgement.function_norm),
+        "—" if stage.kind == "original" else format_number(metrics.function_norm),
         "—" if stage.kind == "original" else format_duration(stage.seconds),
     ]

@@ -1,6 +1,6 @@
-"""Figures as people read them: megabytes, millions, milliseconds, percent.
+"""Numbers for readers: megabytes, millions, milliseconds, percent.
 
-The gaps inside a figure are no-break spaces, so that no line ends between a number and its unit.
+Gaps are no-break spaces, so that no line ends between a number and its unit.
 """
 
 import math
@@ -34,7 +34,7 @@ def format_ms(value_ms: float) -> str:
 
 
 def format_ratio(value: float) -> str:
-    """'0.19×'; two digits that count at any size: '0.064×', '2.1×', '12×'."""
+    """'0.19×'; two significant digits at any size: '0.064×', '2.1×', '12×'."""
     return f"{_two_digits(value)}{TIMES}"
 
 
@@ -55,7 +55,7 @@ def format_percent(share: float) -> str:
 
 
 def format_number(value: float) -> str:
-    """Three digits that count, with a power of ten where plain decimals would be hard to read."""
+    """Three significant digits, with a power of ten where plain decimals would be hard to read."""
     if value == 0:
         return "0"
     if not 1e-4 <= abs(value) < 1e6:
@@ -67,7 +67,7 @@ def format_number(value: float) -> str:
 
 
 def format_probability(probability: float) -> str:
-    """'0.0031'; below what a fitted model can log apart from nothing, 'less than 0.0001'."""
+    """'0.0031'; below what a fitted model can resolve, 'less than 0.0001'."""
     if probability < _MIN_PROBABILITY:
         return f"less than {_MIN_PROBABILITY}"
     return f"{probability:.{max(2, 1 - math.floor(math.log10(probability)))}f}"
@@ -106,7 +106,7 @@ def _three_digits(value: float) -> str:
 
 
 def _two_digits(value: float) -> str:
-    """Two digits that count, and never fewer than two decimals below one."""
+    """Two significant digits, and at least two decimals below one."""
     if value <= 0:
         return "0"
     decimals = 1 - math.floor(math.log10(value))

@@ -1,4 +1,4 @@
-"""`report.json` in, one self-contained page out."""
+"""The report's page: `report.json` in, one self-contained HTML file out."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +12,8 @@ from pydantic import ValidationError
 from compressor.cost.records import LatencyRecord
 from compressor.errors import InputError
 from compressor.files import write_text
-from compressor.report import figures as pictures
+from compressor.report import figures, formatting, search_figures, svg, wording
 from compressor.report import finetuning_wording as tuning
-from compressor.report import formatting, svg, wording
 from compressor.report import precision_wording as precisions
 from compressor.report.records import Report
 from compressor.report.templating import load_template
@@ -36,7 +35,7 @@ _FILTERS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table of key figures, ready to print."""
+    """One row of the table of key figures, formatted."""
 
     name: str
     original: str
@@ -66,14 +65,14 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def render_report(report: Report) -> str:
-    """The page as HTML: everything inside it, nothing fetched, the same bytes for the same report."""
+    """The page as self-contained HTML, the same bytes for the same report."""
     return _load_template().render(
         report=report,
         rows=_list_rows(report),
         precision_rows=precisions.list_precision_rows(report),
         precisions=precisions,
         tuning=tuning,
-        compressible=pictures.list_compressible(report.layers),
+        compressible=figures.list_compressible(report.layers),
         skipped=[layer for layer in report.layers if layer.skipped is not None],
         layer_pictures=_draw_layers(report),
         search_pictures=_draw_search(report),
@@ -91,38 +90,38 @@ def _load_template() -> Template:
 
 
 def _describe_first(error: ValidationError) -> str:
-    """The first complaint, with the place it is about: 'field fidelity.images: Field required'."""
+    """The first error and its field: 'field fidelity.images: Field required'."""
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return f"it does not hold JSON ({first['msg'].removeprefix('Invalid JSON: ')})"
-    place = ".".join(str(part) for part in first["loc"]) or "at the top"
-    return f"field {place}: {first['msg']}"
+    field = ".".join(str(part) for part in first["loc"]) or "at the top"
+    return f"field {field}: {first['msg']}"
 
 
 def _draw_layers(report: Report) -> list[Markup]:
-    """Markup says that the string is safe as it is: matplotlib and `svg` escape what they are given."""
-    if not pictures.list_compressible(report.layers):
+    """The pictures as Markup, which is not escaped again: matplotlib and `svg` escape what they are given."""
+    if not figures.list_compressible(report.layers):
         return []
-    draws = (pictures.draw_ranks, pictures.draw_params, pictures.draw_macs)
+    draws = (figures.draw_ranks, figures.draw_params, figures.draw_macs)
     return [Markup(draw(report.layers)) for draw in draws]
 
 
 def _draw_search(report: Report) -> list[Markup]:
-    synthetic = [pictures.draw_objectives(report), pictures.draw_tradeoff(report)]
-    return [Markup(picture) for picture in synthetic if picture]
+    drawn = [search_figures.draw_objectives(report), search_figures.draw_tradeoff(report)]
+    return [Markup(picture) for picture in drawn if picture]
 
 
 def _draw_reconstruction(report: Report) -> Markup:
-    return Markup(pictures.draw_reconstruction(report.reconstruction) if report.reconstruction else "")
+    return Markup(figures.draw_reconstruction(report.reconstruction) if report.reconstruction else "")
 
 
 def _draw_latency(report: Report) -> dict[str, Markup]:
-    synthetic = {name: pictures.draw_latency(name, record) for name, record in report.latency.items()}
-    return {name: Markup(picture) for name, picture in synthetic.items() if picture}
+    drawn = {name: figures.draw_latency(name, record) for name, record in report.latency.items()}
+    return {name: Markup(picture) for name, picture in drawn.items() if picture}
 
 
 def _list_rows(report: Report) -> list[Row]:
-    """The table of key figures, latency and accuracy included where they were measured."""
+    """The rows of the table of key figures, with latency and accuracy where they were measured."""
     count, size = formatting.format_count, formatting.format_bytes
     rows = [
         _compare("Parameters", report.params, count),
@@ -146,7 +145,7 @@ def _compare(name: str, pair: Pair[int], show: Callable[[float], str], part: boo
     return Row(name, show(pair.original), show(pair.compressed), ratio, part=part)
 
 
-def _list_latency_rows(place: str, record: LatencyRecord) -> list[Row]:
+def _list_latency_rows(provider: str, record: LatencyRecord) -> list[Row]:
     show = formatting.format_ms
     interval = formatting.format_interval(record.ratio_low, record.ratio_high)
     pairs = {
@@ -154,7 +153,9 @@ def _list_latency_rows(place: str, record: LatencyRecord) -> list[Row]:
         "99th percentile": (record.original_p99_ms, record.compressed_p99_ms),
     }
     ratio = formatting.format_ratio(record.ratio)
-    median = Row(f"Latency on {place}, median", show(record.original_ms), show(record.compressed_ms), ratio, interval)
+    median = Row(
+        f"Latency on {provider}, median", show(record.original_ms), show(record.compressed_ms), ratio, interval
+    )
     return [median] + [
         Row(name, show(old), show(new), formatting.format_ratio(new / old) if old else "—", part=True)
         for name, (old, new) in pairs.items()
@@ -169,7 +170,7 @@ def _compare_top1(top1: Pair[float]) -> Row:
 
 
 def _compare_risk(risk: Pair[float]) -> Row:
-    """Cross-entropy, likewise a difference: the original's may be near zero."""
+    """Cross-entropy as a difference: the original's may be near zero."""
     show = formatting.format_number
     change = risk.compressed - risk.original
     sign = "−" if change < 0 else "+"

@@ -1,4 +1,4 @@
-"""The compressed network's precisions side by side: the rows of the report's table, and what they mean."""
+"""The report's table of precisions side by side, and its sentences about quantization."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ ABSENT = "—"
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure, and what stands small under it."""
+    """One figure, and a note in small print under it."""
 
     text: str
     note: str = ""
@@ -25,7 +25,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class PrecisionRow:
-    """One line: a cell for the original, for float32 and for every other precision."""
+    """One row: cells for the original, for float32 and for every other precision."""
 
     name: str
     cells: list[Cell]
@@ -33,7 +33,7 @@ class PrecisionRow:
 
 
 def list_precision_rows(report: Report) -> list[PrecisionRow]:
-    """The table's rows; none where float32 alone was written."""
+    """The table's rows; none where only float32 was written."""
     others = report.precisions
     if not others:
         return []
@@ -48,7 +48,7 @@ def list_precision_rows(report: Report) -> list[PrecisionRow]:
     rows += [
         _row("Function norm L", [0, *(each.function_norm for each in every)], format_number),
         _row("from float32’s", [None, 0, *(r.norm_to_float32 for r in others)], format_number, part=True),
-        _row("Same top-1 decisions", [None, *(each.top1_agreement for each in every)], share),
+        _row("Same top-1 class", [None, *(each.top1_agreement for each in every)], share),
         _row("as float32", [None, None, *(r.agreement_to_float32 for r in others)], share, part=True),
     ]
     if report.top1 is not None:
@@ -57,31 +57,32 @@ def list_precision_rows(report: Report) -> list[PrecisionRow]:
 
 
 def describe_quantization(record: QuantizationRecord) -> str:
-    """How the int8 file came about, and what stays in float."""
+    """How the int8 file was quantized, and which layers stay in float32."""
     sources = {"min-max": "extremes", "percentile": "percentiles", "entropy": "least relative entropy"}
     left = len(record.float_layers)
     text = (
-        f"int8: {record.layers - left} of {format_plural(record.layers, 'layer')} in int8, weights per channel, ranges "
-        f"of activations by {sources[record.calibration]} on {format_plural(record.calibration_images, 'image')}, the "
-        f"best of three ways on {record.check_images} others. There all layers in int8 add a function norm of "
-        f"{format_number(record.added_norm_all)} to the float32 file’s; {format_number(record.allowed_norm)} was meant "
-        f"for it"
+        f"int8: {record.layers - left} of {format_plural(record.layers, 'layer')} are quantized, weights per channel, "
+        f"activation ranges by {sources[record.calibration]} on "
+        f"{format_plural(record.calibration_images, 'calibration image')}, the best of three methods on "
+        f"{record.check_images} check images. With every layer in int8, the function norm there grows by "
+        f"{format_number(record.added_norm_all)} over the float32 file’s; {format_number(record.allowed_norm)} was "
+        f"allowed"
     )
     if not left and record.added_norm <= record.allowed_norm:
-        return f"{text}, and no layer had to stay in float."
+        return f"{text}, so no layer stays in float32."
     if not left:
-        return f"{text}, and leaving single layers in float hardly helped."
+        return f"{text}, but keeping single layers in float32 hardly helped."
     kept = join_words([f"{layer.name} (alone {format_number(layer.added_norm)})" for layer in record.float_layers])
-    return f"{text}. With {format_number(record.added_norm)} left, these stay in float: {kept}."
+    return f"{text}. These layers stay in float32, which brings it down to {format_number(record.added_norm)}: {kept}."
 
 
 def describe_columns(report: Report) -> str:
-    """What the columns are."""
+    """The files behind the columns, and how they were measured."""
     files = join_words([f"{record.file}" for record in report.precisions])
     return (
         f"original.onnx, model.onnx (float32), {files}: each run in ONNX Runtime on "
-        f"{format_plural(report.fidelity.images, 'image')} that had no part in making them. Times are shares of "
-        f"another file’s, measured in turn with it, with 95{GAP}% intervals."
+        f"{format_plural(report.fidelity.images, 'test image')}. Times are ratios to another file’s, measured in "
+        f"interleaved runs, with 95{GAP}% intervals."
     )
 
 
@@ -94,13 +95,13 @@ def _row(name: str, values: Sequence[float | None], show: Callable[[float], str]
 
 
 def _latency_rows(
-    place: str, provider: str, float32: LatencyRecord, others: Sequence[PrecisionRecord]
+    name: str, provider: str, float32: LatencyRecord, others: Sequence[PrecisionRecord]
 ) -> list[PrecisionRow]:
     beside = [record.latency.get(provider) for record in others]
     within = [record.latency_to_float32.get(provider) for record in others]
     one = Cell(f"1{formatting.TIMES}")
     return [
-        PrecisionRow(f"Time on {place}, of the original’s", [one, *map(_ratio, (float32, *beside))]),
+        PrecisionRow(f"Time on {name}, of the original’s", [one, *map(_ratio, (float32, *beside))]),
         PrecisionRow("of float32’s", [Cell(ABSENT), one, *map(_ratio, within)], part=True),
     ]
 

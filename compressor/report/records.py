@@ -1,9 +1,4 @@
-"""The data that passes between stages; the same pydantic records write and validate every JSON file.
-
-Units are part of the names. This module imports nothing of ours.
-"""
-
-from typing import Literal
+"""The schema of `report.json`, as pydantic records that write and validate it. Units are part of the names."""
 
 from pydantic import Field
 
@@ -15,11 +10,9 @@ from compressor.schema import Pair, Record
 from compressor.search.records import Form, SearchRecord, TargetRecord
 from exporters.records import ExportCheckRecord, Precision, QuantizationRecord
 
-StageKind = Literal["original", "compress", "finetune", "prune"]
-
 
 class PrecisionRecord(Record):
-    """The compressed network in another precision, judged through ONNX Runtime on the images outside the search.
+    """The compressed network in another precision, evaluated in ONNX Runtime on the test images.
 
     `fidelity` is against the original network; `norm_to_float32`, `agreement_to_float32` and `latency_to_float32`
     against the compressed float32 file, whose times are that record's `original_ms`.
@@ -39,8 +32,11 @@ class PrecisionRecord(Record):
 
 
 class FileRecord(Record):
-    """A file made from another of the run: in ORT format (`max_rel_error` is against torch for float32, else against
-    `source`; `operators` names the list for a minimal build), or zipped, when both sizes are the same."""
+    """A file converted from another of the run: to ORT format, or zipped (then both sizes are the same).
+
+    For ORT format `max_rel_error` is against torch for float32, else against `source`, and `operators` names the file
+    that lists the operators for a minimal build.
+    """
 
     file: str
     source: str
@@ -51,15 +47,18 @@ class FileRecord(Record):
 
 
 class StageRecord(Record):
-    """One stage of a recipe, and the network as it left it, on the images outside the search; the first row of a report
-    is the original. `ratio` counts weights that are not zero, over the original's; `what` says what was done."""
+    """One stage of a recipe and the network after it, with `metrics` on the test images.
+
+    The first of a report is the original. `ratio` is weights that are not zero over the original's; `what` says in
+    words what was done.
+    """
 
     name: str
-    kind: StageKind
+    kind: str
     what: str
     nonzero_params: int
     ratio: float
-    judgement: Metrics
+    metrics: Metrics
     seconds: float
     gamma: float | None = None
     search: SearchRecord | None = None
@@ -68,7 +67,7 @@ class StageRecord(Record):
 
 
 class ImagesRecord(Record):
-    """Where the images came from and how they were used."""
+    """Where the images came from, and how many were for what."""
 
     source: str
     calibration: int = 0
@@ -83,11 +82,11 @@ class ImagesRecord(Record):
 class Report(Record):
     """`report.json`: everything the page shows, and enough to run it again.
 
-    `ratio` is R, compressed/original `cost` of the layers searched; `top1` holds shares of correct decisions
-    on the images outside the search, null where the images carry no labels, `risk` the mean cross-entropy on them;
-    `searched` is what L was in the search; where `prune_searched`, `ratio` counts the weights that are not zero.
-    `precisions` holds the compressed network in precisions other than float32, `files` those made from its ONNX files;
-    `stages` are those of a recipe, each with its own search and fine-tuning; `seconds` is the whole run.
+    `ratio` is R, compressed over original `cost` of the searched layers, or of their weights that are not zero where
+    `prune_searched`. `searched` is what L was in the search. `top1` is the share of correct decisions on the test
+    images and `risk` their mean cross-entropy, both null without labels. `precisions` holds the compressed network in
+    precisions other than float32, `files` what was converted from its ONNX files. `stages` are those of a recipe, each
+    with its own search and fine-tuning. `seconds` is the whole run's.
     """
 
     version: str

@@ -1,6 +1,6 @@
-"""A matplotlib figure as inline SVG: its text stays text, and its colours are the page's CSS variables.
+"""A matplotlib figure as inline SVG whose text stays text and whose colours are the page's CSS variables.
 
-The same figure gives the same bytes on every run, so that a report can be compared with an older one.
+The same figure gives the same bytes on every run, so that reports can be compared.
 """
 
 import html
@@ -13,6 +13,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 # Figures are drawn in the light colours; each becomes var(--name), which the page sets for light and dark.
@@ -75,7 +76,7 @@ _STYLE = {
 def page_style(name: str) -> Iterator[None]:
     """Draw in the page's style, whatever the user's matplotlibrc says.
 
-    `name` salts the identifiers inside the picture: they stay apart from those of other pictures on the page.
+    `name` salts the identifiers inside the figure, so that they differ from those of other figures on the page.
     """
     with matplotlib.style.context(["default", {**_STYLE, "svg.hashsalt": name}]):
         yield
@@ -89,19 +90,45 @@ def new_axes(width: float, height: float, left: float, right: float, top: float,
     return figure.add_axes(inside, facecolor="none")
 
 
+def new_plot(height: float, top: float, xlabel: str, ylabel: str) -> Axes:
+    """Axes of one of the page's plots, 400 points wide, with margins for labels and a title row of `top` points."""
+    axes = new_axes(400, height, left=54, right=8, top=top, bottom=38)
+    axes.grid(axis="y")
+    axes.tick_params(length=0)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    return axes
+
+
+def format_log_axis(axes: Axes) -> None:
+    """Label the log axis with plain figures, and with more of them where it spans little."""
+    low, high = axes.get_ylim()
+    steps = (1,) if high / low > 1000 else (1, 3)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=9))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="minor", length=0)
+
+
+def add_legend(axes: Axes) -> None:
+    """Put the legend above the plot, out of the way of the points."""
+    spacing = {"columnspacing": 1.1, "handletextpad": 0.3, "handlelength": 1.4}
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0, borderaxespad=0.4, **spacing)
+
+
 def to_inline_svg(axes: Axes, label: str) -> str:
-    """The axes' figure as an <svg> element; `label` tells screen readers what it shows."""
+    """The axes' figure as an <svg> element; `label` describes it to screen readers."""
     figure = axes.get_figure(root=True)
     assert isinstance(figure, Figure)
     buffer = io.StringIO()
-    # A long legend or label makes the picture larger: cut off, it would say nothing.
+    # Grow the figure where a legend or label would be cut off.
     whole = Bbox.union([figure.bbox_inches, figure.get_tightbbox()])
     figure.savefig(buffer, format="svg", metadata=_NO_METADATA, transparent=True, bbox_inches=whole)
     return _make_inline(buffer.getvalue(), label)
 
 
 def _make_inline(document: str, label: str) -> str:
-    """Take matplotlib's document to an element that can stand in a page, beside others of its kind."""
+    """Turn matplotlib's document into an element for a page with others like it."""
     svg = document[document.index("<svg") :]
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.DOTALL)  # its style would reach the page
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # axes_1, text_3: the same in every picture
@@ -114,6 +141,6 @@ def _make_inline(document: str, label: str) -> str:
 
 
 def _use_variable(match: re.Match[str]) -> str:
-    """'fill: #1b1f24' -> 'fill: var(--ink)'; a colour that is not the page's own stays."""
+    """'fill: #1b1f24' -> 'fill: var(--ink)'; other colours than the page's stay."""
     name = _NAMES.get(match[2])
     return f"{match[1]}: var(--{name})" if name else match[0]

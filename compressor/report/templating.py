@@ -1,4 +1,4 @@
-"""How templates of pages are read."""
+"""Jinja templates of the pages."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 def load_template(
     folder: Path, name: str, filters: Mapping[str, Any], escape: bool = True, keep_trailing_newline: bool = False
 ) -> Template:
-    """The template of this name in `folder`; a value that is missing is an error."""
+    """The template `name` in `folder`, with these filters; a missing value is an error, not an empty string."""
     # Autoescape is switched on outright: jinja's choice by file ending would leave it off for ".jinja".
     environment = Environment(
         loader=FileSystemLoader(folder),

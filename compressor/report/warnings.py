@@ -1,4 +1,4 @@
-"""Warnings a careful colleague would give: one sentence each, printed and kept in the report."""
+"""The text of every warning: one sentence each, printed and kept in the report."""
 
 from math import ceil
 
@@ -8,9 +8,9 @@ from compressor.report.records import PrecisionRecord
 from compressor.search.objective import default_gamma
 from compressor.search.records import TARGET_OPTIONS, CertificateRecord, Form, TargetRecord
 
-# Below this share of the default gamma, destroying the output altogether costs less than a twentieth of R.
-FAINT_GAMMA = 0.05
-LOST_RELATIVE_NORM = 0.5
+# Share of the default gamma below which losing the whole output costs less than a twentieth of R.
+MIN_GAMMA_SHARE = 0.05
+MAX_RELATIVE_NORM = 0.5
 
 
 def on_unreadable(count: int) -> list[str]:
@@ -24,14 +24,20 @@ WHOLE_OUTPUT: dict[Fidelity, str] = {"norm": "E||f*||^2", "risk": "log C", "erro
 
 
 def on_gamma(gamma: float, loss_when_lost: float, fidelity: Fidelity = "norm") -> list[str]:
-    """About a gamma that hardly weighs this network's outputs."""
+    """About a gamma too small for this network's outputs.
+
+    Args:
+        gamma: the one chosen.
+        loss_when_lost: L of a network that has lost its output altogether.
+        fidelity: what L is.
+    """
     suited = default_gamma(loss_when_lost)
-    if gamma >= FAINT_GAMMA * suited:
+    if gamma >= MIN_GAMMA_SHARE * suited:
         return []
     whole = f"{WHOLE_OUTPUT[fidelity]} = {loss_when_lost:.3g}"
     return [
         f"gamma {gamma:g} is small for this network: losing its whole output ({whole}) "
-        f"costs no more than {gamma * loss_when_lost:.2g} of ratio; a gamma near {suited:.2g} keeps it useful"
+        f"costs only {gamma * loss_when_lost:.2g} of ratio; a gamma near {suited:.2g} keeps it useful"
     ]
 
 
@@ -39,19 +45,19 @@ def on_form(form: Form) -> list[str]:
     """About Eq. (2)."""
     if form == "ratio":
         return []
-    return ["--form rate (Eq. 2) is unbounded as the network vanishes: it may prefer a destroyed network"]
+    return ["--form rate (Eq. 2) is unbounded as the size goes to zero: it may prefer a network that is useless"]
 
 
 def on_epsilon(epsilon: float, can_be_met: bool) -> list[str]:
-    """About a risk that no number of paths drawn for the certificate can bound."""
+    """About a failure probability that the certificate's sample paths are too few to bound."""
     if can_be_met:
         return []
-    return [f"--epsilon {epsilon:g} asks the joint certificate for more paths than it draws: it will not be met"]
+    return [f"--epsilon {epsilon:g} needs more sample paths than the joint certificate draws: it will not be met"]
 
 
 def on_fidelity(fidelity: FidelityRecord) -> list[str]:
-    """About a network that is no longer the original in any useful sense."""
-    if fidelity.relative <= LOST_RELATIVE_NORM:
+    """About a network that has lost the original's outputs."""
+    if fidelity.relative <= MAX_RELATIVE_NORM:
         return []
     return [
         f"the compressed network has lost the original's outputs (relative function norm "
@@ -60,10 +66,10 @@ def on_fidelity(fidelity: FidelityRecord) -> list[str]:
 
 
 def on_certificate(certificate: CertificateRecord, stopped_because: str) -> list[str]:
-    """About a search that ended without its certificate."""
+    """About a search that stopped without its certificate."""
     if certificate.met:
         return []
-    before = f"the search stopped before its certificate held ({stopped_because})"
+    before = f"the search stopped before its certificate was met ({stopped_because})"
     margin = f"better by more than {certificate.delta:.3g} with probability"
     if certificate.asked == "joint" and certificate.joint is not None:
         joint = certificate.joint
@@ -72,36 +78,44 @@ def on_certificate(certificate: CertificateRecord, stopped_because: str) -> list
 
 
 def on_target(target: TargetRecord) -> list[str]:
-    """About a target that the result does not keep to."""
+    """About a target that the result does not meet."""
     if target.met:
         return []
     known = f", at most {target.at_most:.4g} with 95 % confidence" if target.kind == "drop" else ""
     return [
-        f"{TARGET_OPTIONS[target.kind]} {target.asked:g} is not kept: the best found has {target.reached:.4g}{known}"
+        f"{TARGET_OPTIONS[target.kind]} {target.asked:g} is not met: "
+        f"the best network found has {target.reached:.4g}{known}"
     ]
 
 
 def on_prune(fraction: float) -> list[str]:
-    """About what the search judged."""
-    return ["objective and certificate speak of the network before the final pruning"] if fraction else []
+    """About pruning after the search."""
+    return ["objective and certificate are about the network before the final pruning"] if fraction else []
 
 
 def on_samples(samples: int, num_images: int) -> list[str]:
-    """About a search that has too few images to draw from."""
+    """About too few images for the search."""
     if num_images >= 2 * samples:
         return []
-    return [f"only {num_images} images to search with: looks share most of them, the estimates lean on few images"]
+    return [f"only {num_images} images for the search: evaluations share most of them, so estimates rest on few images"]
 
 
 def on_calibration(num_images: int, wanted: int, smallest: int, largest_share: float) -> list[str]:
-    """About images that were to be set aside for calibration, and were too few: `wanted` of `num_images` at most."""
+    """About too few calibration images.
+
+    Args:
+        num_images: all images.
+        wanted: how many were to be set aside for calibration; zero if nothing is fitted.
+        smallest: how many are needed.
+        largest_share: the share of all images that may be set aside.
+    """
     if not wanted:
         return []
-    without = "factors are those of the weights alone, and no layer was recalibrated"
+    without = "factors are those of the weights alone, without layer-wise reconstruction"
     if wanted < smallest:
         return [f"--calibration {wanted} is too few to fit factors on: {without}; at least {smallest} are needed"]
     needed = ceil(smallest / largest_share)
-    return [f"{num_images} images are too few to fit factors on: {without}; {needed} images are enough to begin with"]
+    return [f"{num_images} images are too few to fit factors on: {without}; at least {needed} are needed"]
 
 
 def on_labels(num_classes: int, num_outputs: int) -> list[str]:
@@ -122,7 +136,7 @@ def on_latency(provider: str, ratio_low: float) -> list[str]:
 
 
 def on_tuning(record: TuneRecord) -> list[str]:
-    """About a fine-tuning that went wrong, or brought nothing."""
+    """About a fine-tuning that failed or gained nothing."""
     warnings = []
     if record.rows[-1].train_loss is None and record.rows[-1].epoch:
         warnings.append(f"fine-tuning stopped early: {record.stopped_because}")
@@ -132,27 +146,32 @@ def on_tuning(record: TuneRecord) -> list[str]:
             "--learning-rate or more images)"
         )
     if record.excluded:
-        warnings.append(f"{record.excluded} images of --train-data check or judge, and were left out of the training")
+        warnings.append(
+            f"{record.excluded} images of --train-data are check, validation or test images, too: they were left out "
+            "of the training"
+        )
     return warnings
 
 
 def on_precision(record: PrecisionRecord) -> list[str]:
-    """About a file in another precision that is not faster than the float32 one, or is much further away."""
+    """About a file in another precision that is not faster than the float32 file, or much less faithful."""
     name = record.precision
     warnings = []
     for provider, latency in record.latency_to_float32.items():
         if latency.ratio_low > 1.0:
             warnings.append(
                 f"on {provider} {record.file} is slower than the compressed float32 file on this machine: "
-                f"{latency.ratio:.2f} of its time ({latency.ratio_low:.2f} to {latency.ratio_high:.2f})"
+                f"{latency.ratio:.2f} times its time ({latency.ratio_low:.2f} to {latency.ratio_high:.2f})"
             )
         elif latency.ratio_high >= 1.0:
-            warnings.append(f"on {provider} {record.file} is not faster than the compressed float32 file here")
+            warnings.append(
+                f"on {provider} {record.file} is not faster than the compressed float32 file on this machine"
+            )
     quantization = record.quantization
     if quantization is not None and quantization.added_norm > quantization.allowed_norm:
         warnings.append(
             f"{name} adds a function norm of {quantization.added_norm:.2g} to the float32 file's, more than the "
-            f"{quantization.allowed_norm:.2g} meant for it, with {len(quantization.float_layers)} of "
-            f"{quantization.layers} layers left in float"
+            f"{quantization.allowed_norm:.2g} allowed, with {len(quantization.float_layers)} of "
+            f"{quantization.layers} layers kept in float32"
         )
     return warnings

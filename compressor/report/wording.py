@@ -1,9 +1,10 @@
-"""The report's sentences: the figures in words, and no more than they can bear."""
+"""The report's sentences: its figures in words, without claiming more than they show."""
 
 from collections.abc import Callable, Sequence
 
 from compressor.cost.records import COST_WORDS, Cost, LatencyRecord
-from compressor.factorization.records import FactorKind, Method
+from compressor.factorization.records import FactorKind
+from compressor.factorization.registry import METHODS
 from compressor.fidelity.records import FIDELITY_WORDS, FidelityRecord
 from compressor.network.records import LayerRecord
 from compressor.recovery.records import ReconstructionRecord
@@ -26,28 +27,21 @@ from compressor.search.records import TARGET_OPTIONS, SearchRecord, TargetKind, 
 from compressor.text import join_words
 from exporters.records import ExportCheckRecord
 
-_METHODS: dict[Method, str] = {
-    "svd": "a linear or 1 × 1 layer in two, K features between them",
-    "spatial": "a k × k convolution in two, one along columns and one along rows",
-    "tucker": "a k × k convolution on fewer channels, between two 1 × 1 convolutions (Tucker-2)",
-    "cp": "two 1 × 1 convolutions round two that act on each channel alone, along columns and along rows",
-    "interpolative": "some of the layer’s own outputs kept, the others combined from them",
-}
 _FACTORS: dict[FactorKind, str] = {
     "weight": "the best approximation of the weight itself",
-    "refit": "those of the weight, the last one fitted anew to the layer’s outputs on calibration images",
-    "activation": "fitted to the layer’s inputs on calibration images, where possible also to what its outputs count",
+    "refit": "those of the weight, the last one refitted to the layer’s outputs on calibration images",
+    "activation": "fitted with the second moments of the layer’s inputs, where possible also of its output gradients",
 }
 
 
 def describe_size(report: Report) -> str:
-    """'resnet18: 46.8 MB → 9.1 MB', also the page's title."""
+    """'resnet18: 46.8 MB → 9.1 MB', which is also the page's title."""
     sizes = report.onnx_bytes
     return f"{report.arch}: {format_bytes(sizes.original)} → {format_bytes(sizes.compressed)}"
 
 
 def describe_result(report: Report) -> str:
-    """The headline: size, speed and agreement in one sentence."""
+    """The headline: size, speed and agreement of decisions in one sentence."""
     sizes = report.onnx_bytes
     ratio = format_ratio(sizes.compressed / sizes.original) if sizes.original else "—"
     speeds = [describe_speed(provider, record) for provider, record in report.latency.items()]
@@ -56,35 +50,35 @@ def describe_result(report: Report) -> str:
 
 
 def describe_speed(provider: str, record: LatencyRecord) -> str:
-    """'2.1× faster on CPU (95 % interval 2.05 to 2.15×)'; a difference within the noise is called so."""
-    place = format_provider(provider)
+    """'2.1× faster on CPU (95 % interval 2.05 to 2.15×)', or that no difference was measurable."""
+    where = format_provider(provider)
     if record.ratio_low <= 1 <= record.ratio_high or record.ratio_low <= 0:
         noise = format_interval(record.ratio_low, record.ratio_high)
-        return f"no measurable difference in speed on {place} (95{GAP}% interval of the time’s ratio {noise})"
+        return f"no measurable difference in speed on {where} (95{GAP}% interval of the ratio of times {noise})"
     if record.ratio < 1:
         interval = format_interval(1 / record.ratio_high, 1 / record.ratio_low)
-        return f"{format_ratio(1 / record.ratio)} faster on {place} (95{GAP}% interval {interval})"
+        return f"{format_ratio(1 / record.ratio)} faster on {where} (95{GAP}% interval {interval})"
     interval = format_interval(record.ratio_low, record.ratio_high)
-    return f"{format_ratio(record.ratio)} slower on {place} (95{GAP}% interval {interval})"
+    return f"{format_ratio(record.ratio)} slower on {where} (95{GAP}% interval {interval})"
 
 
 def describe_fidelity(report: Report) -> str:
-    """How far the outputs are from the original's, and on how many images that was seen."""
+    """How far the outputs are from the original's, and on how many images that was measured."""
     fidelity = report.fidelity
     outside = _describe_unused(report)
-    images = format_plural(fidelity.images, "held-out image" if outside else "image")
+    images = format_plural(fidelity.images, "test image" if outside else "image")
     share = f"{format_number(100 * fidelity.relative)}{GAP}%"
     return (
         f"On {images}{outside} the squared distance between the outputs of the two "
-        f"networks is L = {format_number(fidelity.function_norm)} on average, with a standard error of "
-        f"{format_number(fidelity.stderr)}. That is {share} of the original "
-        f"outputs’ own energy, E‖f*‖² = {format_number(fidelity.output_energy)}. "
+        f"networks is L = {format_number(fidelity.function_norm)} on average (the function norm), with a standard "
+        f"error of {format_number(fidelity.stderr)}. That is {share} of the energy of the original outputs, "
+        f"E‖f*‖² = {format_number(fidelity.output_energy)}. "
         f"The most likely class is the same for {format_percent(fidelity.top1_agreement)} of the images."
     )
 
 
 def describe_risk_bound(fidelity: FidelityRecord) -> str:
-    """What the function norm says of any loss."""
+    """The bound that the function norm gives for any Lipschitz loss."""
     root = format_number(max(fidelity.function_norm, 0.0) ** 0.5)
     return (
         f"For any loss that is K-Lipschitz in the outputs, the compressed network’s expected loss exceeds "
@@ -93,28 +87,28 @@ def describe_risk_bound(fidelity: FidelityRecord) -> str:
 
 
 def describe_search(search: SearchRecord) -> str:
-    """What the search cost and why it ended."""
+    """What the search cost, and the objective it reached."""
     return (
         f"{format_plural(search.evaluations, 'evaluation')} of candidate plans took "
         f"{format_duration(search.seconds)} ({format_duration(search.surrogate_seconds)} of it in the "
-        f"Gaussian process) and {format_plural(search.image_passes, 'image pass', 'image passes')}, start "
-        f"included. The chosen plan’s objective is J = {_signed(search.objective)} with a posterior standard "
-        f"deviation of {format_number(search.objective_sd)}."
+        f"Gaussian process) and {format_plural(search.image_passes, 'image pass', 'image passes')}, the "
+        f"initial design included. The chosen plan’s objective is J = {_signed(search.objective)} with a posterior "
+        f"standard deviation of {format_number(search.objective_sd)}."
     )
 
 
 def describe_target(target: TargetRecord, cost: Cost) -> str:
-    """What was asked in place of gamma, and what came of it."""
+    """The target, and whether it was met."""
     unit, show = _TARGET_UNITS[target.kind](target, cost), _TARGET_FORMATS[target.kind]
     reached = f"{show(target.reached)} {unit}"
     if target.kind == "drop":
         reached += (
-            f" on {format_plural(target.images, 'image')} outside the fit, at most {show(target.at_most)} "
-            f"with 90{GAP}% confidence"
+            f" on {format_plural(target.images, 'validation image')}, at most {show(target.at_most)} "
+            f"with 95{GAP}% confidence"
         )
     return (
-        f"Asked for: {TARGET_OPTIONS[target.kind]} {target.asked:g}. {'Kept' if target.met else 'Not kept'}: {reached}. "
-        f"γ was found for it."
+        f"Target: {TARGET_OPTIONS[target.kind]} {target.asked:g}. {'Met' if target.met else 'Not met'}: {reached}. "
+        f"γ was chosen to meet it."
     )
 
 
@@ -139,14 +133,14 @@ _TARGET_FORMATS: dict[TargetKind, Callable[[float], str]] = {
 
 
 def describe_layers(report: Report) -> str:
-    """How many layers changed, and what is left of their parameters."""
+    """How many layers were factorized, and the ratio R that is left of them."""
     layers = [layer for layer in report.layers if layer.skipped is None]
     changed = sum(layer.rank is not None for layer in layers)
     kept, skipped = len(layers) - changed, len(report.layers) - len(layers)
-    pruned = f" {format_percent(report.prune_fraction)} of the weights were then set to zero."
+    pruned = f" {format_percent(report.prune_fraction)} of the weights were then pruned to zero."
     changes = f"{format_plural(changed, 'layer was', 'layers were')} factorized"
     return (
-        f"{changes}, {kept} kept dense and {skipped} left out; compressed to original, the ratio R is "
+        f"{changes}, {kept} kept dense and {skipped} skipped; the ratio R of compressed to original is "
         f"{format_number(report.ratio)} in {_name_cost(report)}.{pruned if report.prune_fraction else ''}"
     )
 
@@ -156,64 +150,64 @@ def _name_cost(report: Report) -> str:
 
 
 def explain_methods(layers: Sequence[LayerRecord]) -> dict[str, str]:
-    """The methods of the layers that were factorized, each with what it makes of a layer."""
+    """The methods of the factorized layers by name, each with what it turns a layer into."""
     used = {layer.method for layer in layers if layer.rank is not None}
-    return {name: meaning for name, meaning in _METHODS.items() if name in used}
+    return {name: entry.explanation for name, entry in METHODS.items() if name in used}
 
 
 def explain_factors(layers: Sequence[LayerRecord]) -> dict[str, str]:
-    """How the factors of these layers were found; empty for a report that does not say."""
+    """The kinds of factors of these layers by name, each with how it was found; empty for older reports."""
     used = {layer.factors for layer in layers if layer.rank is not None}
     return {name: meaning for name, meaning in _FACTORS.items() if name in used}
 
 
 def describe_objective(report: Report) -> str:
-    """The function that was maximized."""
+    """The objective that the search maximized."""
     formula = "−γL − R (Eq. 3)" if report.form == "ratio" else "−γL + 1/R (Eq. 2)"
     where = format_provider(report.provider)
-    measured = f", each layer measured by itself on {where}" if report.cost == "latency" else ""
+    measured = f", each layer measured alone on {where}" if report.cost == "latency" else ""
     multiple = report.rank_multiple
     lattice = f" Ranks from {multiple} on are multiples of {multiple}." if multiple > 1 else ""
     return (
         f"The search maximizes J = {formula} with {_equal('γ', report.gamma)}: L is "
-        f"{FIDELITY_WORDS[report.searched]}, estimated on a few images at a time, and R the share of the searched "
-        f"layers’ {_name_cost(report)} that is left{measured}."
+        f"{FIDELITY_WORDS[report.searched]}, estimated on a few images at a time, and R the remaining share of the "
+        f"searched layers’ {_name_cost(report)}{measured}."
         f"{lattice}"
     )
 
 
 def describe_reconstruction(record: ReconstructionRecord) -> str:
-    """What was fitted on how many images, and what it brought."""
+    """What was refitted on how many images, and what that gained."""
     kept = sum(step.kept for step in record.steps)
     before, after = format_number(record.before), format_number(record.after)
     change = f"fell from L = {before} to {after}" if after != before else f"stayed at L = {before}"
     return (
         f"The layers were refitted front to back on {format_plural(record.calibration_images, 'calibration image')}: "
-        f"on {format_plural(record.check_images, 'check image')}, which had no part in the fit, the function norm "
+        f"on {format_plural(record.check_images, 'check image')}, which took no part in the fit, the function norm "
         f"{change}; {kept} of {format_plural(len(record.steps), 'step')} "
         f"{'was' if kept == 1 else 'were'} kept, in {format_duration(record.seconds)}."
     )
 
 
 def describe_reconstruction_limits(report: Report) -> str:
-    """Which images and which network the figures speak of."""
+    """Which images decided over the steps, and which network the search is about."""
     rule = "A step is kept if it lowers the function norm on the check images"
     if report.search is None:
-        return f"{rule}, which are not those held out."
+        return f"{rule}, which are not test images."
     return (
-        f"{rule}; these are some of the images for the search, not those held out. "
-        "The search and its certificate speak of the network before this."
+        f"{rule}; these are some of the search images, not test images. "
+        "The search and its certificate are about the network before this."
     )
 
 
 def describe_images(report: Report) -> str:
-    """Where the images came from, and how they were divided."""
+    """Where the images came from, and how they were split."""
     images = report.images
     uses = {
         "for calibration": images.calibration,
-        "for the search" if report.search is not None or report.stages else "to check with": images.search,
-        "to decide over the target": images.validation,
-        "held out": images.test_images,
+        "for the search" if report.search is not None or report.stages else "for checks": images.search,
+        "for validation": images.validation,
+        "for the test": images.test_images,
         "unreadable": images.unreadable,
     }
     first, *others = [(use, count) for use, count in uses.items() if count]
@@ -222,46 +216,46 @@ def describe_images(report: Report) -> str:
 
 
 def describe_certificate(search: SearchRecord) -> str:
-    """Whether what was to stop the search did, in words; both figures."""
+    """Whether the certificate was met, with both probabilities in words."""
     certificate, joint = search.certificate, search.certificate.joint
     asked = f" (asked: at most {_equal('ε', certificate.epsilon)}): {'met' if certificate.met else 'not met'}"
     pointwise = (
-        f"the largest probability found that a given other plan is better than this one by more than "
+        f"the largest probability found that a given other plan is better than the chosen one by more than "
         f"{_equal('δ', float(f'{certificate.delta:.2g}'))} is {format_probability(certificate.pointwise)}"
         f"{asked if certificate.asked == 'pointwise' else ''}"
     )
-    given = f"Given the Gaussian process fitted to {format_plural(len(search.history), 'observation')}, {pointwise}"
+    given = f"Given the Gaussian process fitted to {format_plural(len(search.history), 'evaluation')}, {pointwise}"
     if joint is None:
         return f"{given}."
     return (
-        f"{given}. That any plan at all is better by that much has a probability of "
+        f"{given}. The probability that any plan at all is better by that much is "
         f"{format_probability(joint.estimate)}, at most {format_probability(joint.upper)} with confidence "
-        f"{format_percent(joint.confidence)}, from {format_plural(joint.paths, 'draw')} of the Gaussian process"
+        f"{format_percent(joint.confidence)}, from {format_plural(joint.paths, 'sample path')} of the posterior"
         f"{asked if certificate.asked == 'joint' else ''}."
     )
 
 
 def describe_calibration(search: SearchRecord) -> str:
-    """Whether the Gaussian process deserves trust."""
+    """How well the Gaussian process predicts: its leave-one-out calibration."""
     calibration = search.calibration
     return (
-        f"How far the model can be trusted: predicting each of the {calibration.evaluations} looks from all the others, "
-        f"{format_percent(calibration.within_two_sd)} lie within two predicted deviations (a good model: 95{GAP}%), "
-        f"and the errors are {format_number(calibration.z_rms)} times as large as predicted (a good model: 1)."
+        f"Calibration of the Gaussian process: with each of the {calibration.evaluations} evaluations predicted from "
+        f"all others, {format_percent(calibration.within_two_sd)} lie within two predicted standard deviations (ideal: "
+        f"95{GAP}%), and the errors are {format_number(calibration.z_rms)} times as large as predicted (ideal: 1)."
     )
 
 
 def describe_certificate_limits() -> str:
-    """What the certificate does not say; it belongs beside every statement of it."""
+    """What the certificate does not guarantee, to be printed next to it."""
     return (
-        "The first probability speaks of single plans (Ma et al. 2019, Eq. 12), the second of all plans at once (after "
-        "Wilson 2024). Both rest on searches over plans, which may miss the best, and hold only as far as the model is "
-        "right."
+        "The first probability is about single plans (Ma et al. 2019, Eq. 12), the second about all plans at once "
+        "(after Wilson 2024). Both rest on local searches over plans, which may miss the best, and hold only as far as "
+        "the Gaussian process is right."
     )
 
 
 def describe_export_check(export_check: ExportCheckRecord) -> str:
-    """How the exported file was compared with the network it came from."""
+    """The export check: the ONNX file compared with the torch network it came from."""
     sizes = join_words([str(size) for size in export_check.batch_sizes])
     noun = "batch size" if len(export_check.batch_sizes) == 1 else "batch sizes"
     agreement = format_percent(export_check.top1_agreement)
@@ -275,7 +269,7 @@ def describe_export_check(export_check: ExportCheckRecord) -> str:
 
 
 def _describe_unused(report: Report) -> str:
-    """', which the search never used,': what the held-out images had no part in."""
+    """', which the search never used,': what the test images took no part in."""
     uses = {"calibration": report.images.calibration > 0, "the search": report.search is not None}
     users = [name for name, is_used in uses.items() if is_used]
     if len(users) == 2:
@@ -284,10 +278,10 @@ def _describe_unused(report: Report) -> str:
 
 
 def _equal(letter: str, value: float) -> str:
-    """'ε = 0.005' that no line end tears apart."""
+    """'ε = 0.005' without a line break."""
     return f"{letter}{GAP}={GAP}{value:g}"
 
 
 def _signed(value: float) -> str:
-    """A true minus sign, as wide as the digits."""
+    """The number with a true minus sign, as wide as the digits."""
     return f"−{format_number(-value)}" if value < 0 else format_number(value)

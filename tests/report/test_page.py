@@ -1,4 +1,4 @@
-"""The page: its words, its pictures, and how a real browser shows it."""
+"""The page: its sentences, its figures, and how a real browser shows it."""
 
 import json
 import random
@@ -14,8 +14,7 @@ from compressor.errors import InputError
 from compressor.fidelity.records import FidelityRecord
 from compressor.network.records import LayerRecord
 from compressor.recovery.records import ReconstructionRecord, ReconstructionStep, StepKind
-from compressor.report import figures as pictures
-from compressor.report import formatting, wording
+from compressor.report import figures, formatting, search_figures, wording
 from compressor.report.console import print_report
 from compressor.report.page import read_report, render_report, write_report
 from compressor.report.records import ImagesRecord, Report
@@ -84,10 +83,10 @@ def make_layers() -> list[LayerRecord]:
 
 
 def make_history(layers: list[LayerRecord]) -> list[EvaluationRecord]:
-    """Sixty looks at plans: a start, candidates that close in on the chosen plan, and re-measurements."""
+    """Sixty evaluations: an initial design, candidates that approach the chosen plan, and re-measurements."""
     dice = random.Random(1)
-    compressible = pictures.list_compressible(layers)
-    chosen = pictures.list_chosen_ranks(layers)
+    compressible = figures.list_compressible(layers)
+    chosen = figures.list_chosen_ranks(layers)
     history = []
     for index in range(60):
         spread = 1.4 * (1 - index / 60) + 0.1
@@ -162,7 +161,7 @@ def make_report() -> Report:
     """A run as it comes out of the pipeline."""
     layers = make_layers()
     history = make_history(layers)
-    chosen = pictures.list_chosen_ranks(layers)
+    chosen = figures.list_chosen_ranks(layers)
     joint = JointRecord(failures=3, paths=512, upper=0.0307, confidence=0.9996)
     certificate = CertificateRecord(pointwise=0.0031, joint=joint, delta=0.05, epsilon=0.05, asked="joint", met=True)
     return Report(
@@ -244,7 +243,7 @@ def make_sparse_report() -> Report:
         "latency": {},
         "top1": None,
         "layers": [layer],
-        "warnings": ["Procedural images were used: <b>bring your own</b>.", "Latency was not measured."],
+        "warnings": ["Synthetic images were used: <b>bring your own</b>.", "Latency was not measured."],
         "prune_fraction": 0.5,
     }
     return make_report().model_copy(update=changes)
@@ -265,7 +264,7 @@ def sparse_page() -> str:
     return render_report(make_sparse_report())
 
 
-# Words ---------------------------------------------------------------------------------------------------
+# Sentences ---------------------------------------------------------------------------------------------------
 
 
 class TextOf(HTMLParser):
@@ -314,11 +313,11 @@ def test_speed_is_called_what_it_is(ratio: float, low: float, high: float, words
     "words",
     [
         "Before and after",
-        "On 500 held-out images, which neither calibration nor the search used, the squared distance",
-        "L = 0.771 on average, with a standard error of 0.0419",
-        "0.171 % of the original outputs’ own energy, E‖f*‖² = 451",
+        "On 500 test images, which neither calibration nor the search used, the squared distance",
+        "L = 0.771 on average (the function norm), with a standard error of 0.0419",
+        "0.171 % of the energy of the original outputs, E‖f*‖² = 451",
         "14 layers were factorized, 3 kept dense",
-        "4 layers left out, and why",
+        "4 layers skipped, and why",
         "Method Factors Shape",
         "layer1.0.conv2 spatial refit 64 × 64 × 3 × 3",
         "layer4.1.conv2 spatial activation 512 × 512 × 3 × 3",
@@ -326,20 +325,20 @@ def test_speed_is_called_what_it_is(ratio: float, low: float, high: float, words
         "layer1.0.conv1 kept dense — 64",
         "spatial a k × k convolution in two, one along columns and one along rows",
         "weight factors the best approximation of the weight itself",
-        "The layers were refitted front to back on 400 calibration images: on 100 check images, which had no part in "
-        "the fit, the function norm fell from L = 1.61 to 0.741; 19 of 29 steps were kept, in 2 min 34 s.",
-        "The search and its certificate speak of the network before this.",
+        "The layers were refitted front to back on 400 calibration images: on 100 check images, which took no part "
+        "in the fit, the function norm fell from L = 1.61 to 0.741; 19 of 29 steps were kept, in 2 min 34 s.",
+        "The search and its certificate are about the network before this.",
         "29 steps in order",
         "layer1.0.conv2 last factor 1.61 1.55 yes",
         "layer1.1.conv1 last factor 1.48 1.51 no",
         "whole network batch-norm statistics 0.741 2.97 no",
-        "photographs (labelled); 400 images for calibration, 1000 for the search, 500 held out, 1 unreadable",
+        "photographs (labelled); 400 images for calibration, 1000 for the search, 500 for the test, 1 unreadable",
         "only 3 input channels",
-        "largest probability found that a given other plan is better than this one by more than δ = 0.05 is "
-        "0.0031. That any plan at all is better by that much has a probability of 0.0059, at most 0.031 with "
-        "confidence more than 99.9 %, from 512 draws of the Gaussian process (asked: at most ε = 0.05): met.",
-        "The first probability speaks of single plans (Ma et al. 2019, Eq. 12), the second of all plans at once",
-        "It ended for this reason: the certificate was met.",
+        "largest probability found that a given other plan is better than the chosen one by more than δ = 0.05 is "
+        "0.0031. The probability that any plan at all is better by that much is 0.0059, at most 0.031 with "
+        "confidence more than 99.9 %, from 512 sample paths of the posterior (asked: at most ε = 0.05): met.",
+        "The first probability is about single plans (Ma et al. 2019, Eq. 12), the second about all plans at once",
+        "It stopped because of this: the certificate was met.",
         "at batch sizes 1, 2 and 8",
         "1.4 × 10⁻⁶ of the largest output",
         "AMD EPYC 7763, 8 cores",
@@ -388,21 +387,22 @@ def test_a_report_from_before_there_was_a_joint_certificate_is_read(report: Repo
 
 def test_sparse_report_says_what_is_missing(sparse_page: str) -> None:
     text = TextOf(sparse_page).text
-    assert "There was no search: the plan was given and applied as it stands." in text
+    assert "There was no search: the given plan was applied unchanged." in text
     assert "a certificate comes from a search" in text
     assert "Latency was not measured" in text
     assert "Top-1 accuracy" not in text
     assert "On 500 images the squared distance" in text
-    assert "photographs (unlabelled); 1 000 images to check with, 500 held out, 1 unreadable" in text
-    assert "50.0 % of the weights were then set to zero" in text
+    assert "photographs (unlabelled); 1 000 images for checks, 500 for the test, 1 unreadable" in text
+    assert "50.0 % of the weights were then pruned to zero" in text
 
 
 def test_nothing_is_said_of_what_was_not_done(sparse_page: str) -> None:
-    """No recalibration, and a report from before there were factors to choose."""
+    """No reconstruction, and a report from before there were factors to choose."""
     text = TextOf(sparse_page).text.lower()
     assert "calibrat" not in text
     assert "factors shape" not in text
     assert "refit" not in text
+    assert "reconstruct" not in text
 
 
 def test_methods_and_factors_are_explained_where_they_occur(report: Report) -> None:
@@ -415,11 +415,13 @@ def test_methods_and_factors_are_explained_where_they_occur(report: Report) -> N
 @pytest.mark.parametrize(
     ("with_search", "calibration", "words"),
     [
-        (True, 0, "On 500 held-out images, which the search never used, the squared"),
-        (False, 400, "On 500 held-out images, which calibration never used, the squared"),
+        (True, 0, "On 500 test images, which the search never used, the squared"),
+        (False, 400, "On 500 test images, which calibration never used, the squared"),
     ],
 )
-def test_held_out_is_said_of_what_was_done(report: Report, with_search: bool, calibration: int, words: str) -> None:
+def test_fidelity_says_what_the_test_images_were_not_used_for(
+    report: Report, with_search: bool, calibration: int, words: str
+) -> None:
     images = report.images.model_copy(update={"calibration": calibration})
     changes = {"images": images, "search": report.search if with_search else None}
     assert wording.describe_fidelity(report.model_copy(update=changes)).startswith(words)
@@ -433,12 +435,12 @@ def test_multiples_of_ranks_are_said(report: Report) -> None:
 
 def test_check_images_are_those_of_the_search_if_there_was_one(report: Report) -> None:
     applied = report.model_copy(update={"search": None})
-    assert "some of the images for the search" in wording.describe_reconstruction_limits(report)
+    assert "some of the search images" in wording.describe_reconstruction_limits(report)
     assert "search" not in wording.describe_reconstruction_limits(applied)
-    assert "400 images for calibration, 1000 to check with" in wording.describe_images(applied)
+    assert "400 images for calibration, 1000 for checks" in wording.describe_images(applied)
 
 
-def test_recalibration_without_gain_is_said(report: Report) -> None:
+def test_reconstruction_without_gain_is_said(report: Report) -> None:
     assert report.reconstruction is not None
     refused = [step.model_copy(update={"before": 1.61, "kept": False}) for step in report.reconstruction.steps]
     record = report.reconstruction.model_copy(update={"after": 1.61, "steps": refused})
@@ -450,7 +452,7 @@ def test_everything_from_outside_is_escaped(sparse_page: str) -> None:
     assert "<script" not in sparse_page
     assert "<b>" not in sparse_page
     assert "&lt;script&gt;alert(&#39;$x_1$&#39;)" in sparse_page
-    assert "Procedural images were used: <b>bring your own</b>." in TextOf(sparse_page).text
+    assert "Synthetic images were used: <b>bring your own</b>." in TextOf(sparse_page).text
 
 
 def test_no_compressible_layer_is_said(report: Report) -> None:
@@ -459,7 +461,7 @@ def test_no_compressible_layer_is_said(report: Report) -> None:
     assert "No layer of this network could be compressed." in page
 
 
-# Figures -------------------------------------------------------------------------------------------------
+# Numbers -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -518,25 +520,25 @@ def test_probabilities(value: float, shown: str) -> None:
     assert formatting.format_probability(value) == shown
 
 
-# Pictures ------------------------------------------------------------------------------------------------
+# Figures ------------------------------------------------------------------------------------------------
 
 
-def test_pictures_take_their_colours_from_the_page(page: str) -> None:
+def test_figures_take_their_colours_from_the_page(page: str) -> None:
     body = page[page.index("<body>") :]
     assert "var(--compressed)" in body
     assert not re.search(r"(fill|stroke): #", body)
 
 
-def test_pictures_have_labels_and_no_fixed_identifiers(page: str) -> None:
+def test_figures_have_labels_and_no_fixed_identifiers(page: str) -> None:
     assert page.count("<svg") == page.count('role="img" aria-label="') == 7
     identifiers = re.findall(r'\bid="([^"]+)"', page)
     assert len(identifiers) == len(set(identifiers))
 
 
 @pytest.mark.parametrize("count", [3, 60])
-def test_layer_pictures_grow_with_the_layers(count: int) -> None:
+def test_layer_figures_grow_with_the_layers(count: int) -> None:
     layers = [make_conv(f"features.denseblock{i}.conv", 64, 64, 3, 7, 20) for i in range(count)]
-    svg = pictures.draw_ranks(layers)
+    svg = figures.draw_ranks(layers)
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     assert box is not None
     assert float(box[2]) == pytest.approx(17 * count + 28)
@@ -544,26 +546,26 @@ def test_layer_pictures_grow_with_the_layers(count: int) -> None:
 
 
 def test_dense_layers_stand_apart(report: Report) -> None:
-    assert pictures.draw_ranks(report.layers).count(">dense<") == 3
+    assert figures.draw_ranks(report.layers).count(">dense<") == 3
 
 
 def test_unknown_sources_and_exact_networks_are_drawn(report: Report) -> None:
-    """Any name may come as a source, and a network left as it is has a norm of nought on a log scale."""
+    """Any name may come as a source, and an unchanged network has a norm of zero on a log scale."""
     assert report.search is not None
     odd = [
         entry.model_copy(update={"source": f"_{entry.index % 5} & co", "function_norm": 0.0, "variance": 0.0})
         for entry in report.search.history[:5]
     ]
     changed = report.model_copy(update={"search": report.search.model_copy(update={"history": odd})})
-    assert "4 &amp; co" in pictures.draw_tradeoff(changed)
-    assert pictures.draw_objectives(changed)
+    assert "4 &amp; co" in search_figures.draw_tradeoff(changed)
+    assert search_figures.draw_objectives(changed)
 
 
-def test_recalibration_picture_tells_kept_from_refused(report: Report) -> None:
+def test_reconstruction_figure_tells_kept_from_refused(report: Report) -> None:
     assert report.reconstruction is not None
-    refused = pictures.draw_reconstruction(report.reconstruction)
+    refused = figures.draw_reconstruction(report.reconstruction)
     kept = [step.model_copy(update={"kept": True, "after": 1.0}) for step in report.reconstruction.steps]
-    all_kept = pictures.draw_reconstruction(report.reconstruction.model_copy(update={"steps": kept}))
+    all_kept = figures.draw_reconstruction(report.reconstruction.model_copy(update={"steps": kept}))
     assert "not kept" in refused
     assert "not kept" not in all_kept
     for name in ("last factor", "both factors", "batch-norm statistics"):
@@ -571,38 +573,38 @@ def test_recalibration_picture_tells_kept_from_refused(report: Report) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(1e4, 1.0), (1.0, 0.0), (0.0, 0.0)])
-def test_recalibration_of_any_size_can_be_drawn(before: float, after: float) -> None:
+def test_reconstruction_of_any_size_can_be_drawn(before: float, after: float) -> None:
     step = ReconstructionStep(layer="fc", kind="last factor", before=before, after=after, kept=after < before)
     record = ReconstructionRecord(
         calibration_images=8, check_images=2, before=before, after=after, seconds=1, steps=[step]
     )
-    assert ">10000<" in (svg := pictures.draw_reconstruction(record)) or before < 1e4
+    assert ">10000<" in (svg := figures.draw_reconstruction(record)) or before < 1e4
     assert svg.count("<svg") == 1
 
 
-def test_recalibration_without_steps_has_no_picture(report: Report) -> None:
+def test_reconstruction_without_steps_has_no_figure(report: Report) -> None:
     assert report.reconstruction is not None
-    assert pictures.draw_reconstruction(report.reconstruction.model_copy(update={"steps": []})) == ""
+    assert figures.draw_reconstruction(report.reconstruction.model_copy(update={"steps": []})) == ""
 
 
 def test_identical_samples_can_be_drawn() -> None:
     flat = {"original_samples_ms": [1.0] * 5, "compressed_samples_ms": [1.0] * 5}
-    assert pictures.draw_latency("CPU", make_latency(1, 0.5, 1).model_copy(update=flat))
+    assert figures.draw_latency("CPU", make_latency(1, 0.5, 1).model_copy(update=flat))
 
 
 # The terminal --------------------------------------------------------------------------------------------
 
 
-def test_summary_has_a_line_on_recalibration(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_has_a_line_on_reconstruction(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
     print_report(report, Path("out"))
     lines = capsys.readouterr().out.splitlines()
-    line = "recalibration: function norm 1.61 -> 0.7413 on 100 images, 19 of 29 steps kept, 154 s"
+    line = "reconstruction: function norm 1.61 -> 0.7413 on 100 check images, 19 of 29 steps kept, 154 s"
     assert line in [row.rstrip() for row in lines]
 
 
-def test_summary_without_recalibration_says_nothing_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_without_reconstruction_says_nothing_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     print_report(make_sparse_report(), Path("out"))
-    assert "recalibration" not in capsys.readouterr().out
+    assert "reconstruction" not in capsys.readouterr().out
 
 
 # Files ---------------------------------------------------------------------------------------------------
@@ -681,7 +683,7 @@ def test_page_asks_for_nothing_outside(page: str, sparse_page: str) -> None:
         assert not re.search(r"@import|url\((?!#)", content)
 
 
-def test_a_picture_grows_with_what_would_be_cut_off() -> None:
+def test_a_figure_grows_with_what_would_be_cut_off() -> None:
     def size(labels: int) -> list[float]:
         with page_style("test"):
             axes = new_axes(200, 100, 40, 10, 30, 30)
