@@ -14,6 +14,7 @@ from compressor.cli.types import (
     Gamma,
     RankMultiple,
 )
+from compressor.search.acquisition.registry import ACQUISITIONS
 
 _target_group = cloup.option_group(
     "Target",
@@ -117,7 +118,7 @@ _search_group = cloup.option_group(
     "Search",
     cloup.option(
         "--acquisition",
-        type=click.Choice(["pac", "pac-ei", "ei", "pi", "ucb"]),
+        type=click.Choice(list(ACQUISITIONS)),
         default="pac",
         show_default=True,
         help="Acquisition function. pac: probability of beating the best plan by more than delta (Eq. 11). pac-ei: "

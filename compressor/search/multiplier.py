@@ -49,7 +49,7 @@ class MultiplierUpdate:
     def fix_multiplier(self, plan: Ranks) -> bool:
         """Take what the plan (d,) is believed to lose for the target, if that is near, and leave gamma as it is."""
         assert self.target is not None
-        loss = float(self._fitter.posterior().function_norm(plan[None])[0][0])
+        loss = float(self._fitter.posterior().loss(plan[None])[0][0])
         nearby = self.target.at(loss)
         if nearby is None:
             return False
@@ -72,7 +72,7 @@ class MultiplierUpdate:
     def set_gamma(self, gamma: float) -> None:
         """Search for another gamma from now on."""
         self._evaluator.objective = replace(self._evaluator.objective, gamma=gamma)
-        self._fitter.set_objective()
+        self._fitter.update_objective()
 
     def best_plan(self) -> Ranks:
         """The plan (d,) looked at that the target prefers, gamma having been found for it."""
@@ -87,15 +87,15 @@ class MultiplierUpdate:
             return None
         visited = np.array(self._evaluator.state.ranks)
         rng = generator(self._evaluator.settings.seed, Stream.TARGET_CANDIDATE, len(visited))
-        posterior, target_candidate = test.score.posterior, TargetPreference(self.target, test.score.posterior)
+        posterior, target_candidate = test.posterior, TargetPreference(self.target, test.posterior)
         plan, value = optimize_acquisition(target_candidate, posterior.space, test.anchors, rng)
         is_new = not (visited == plan).all(1).any()
         if self.target.measure == "loss":
             return plan if is_new else None
-        incumbent = test.score.incumbent[None]
+        incumbent = test.incumbent[None]
         of_plan, of_incumbent = self.target.of(posterior, np.concatenate([plan[None], incumbent]))
         if of_plan > self.target.most or not is_new:
             return None
         wasteful = of_incumbent < self.target.least <= of_plan
         gain = value - target_candidate(incumbent)[0]
-        return plan if gain > (0.0 if wasteful else WORTH_A_TARGET_CANDIDATE * test.score.delta) else None
+        return plan if gain > (0.0 if wasteful else WORTH_A_TARGET_CANDIDATE * test.delta) else None

@@ -10,7 +10,7 @@ from compressor.arrays import Array, Ranks
 from compressor.fidelity.linear_model import Linearize
 from compressor.fidelity.losses import NoiseSpecification
 from compressor.search import result as recording
-from compressor.search.acquisition.optimize import measure_again
+from compressor.search.acquisition.optimize import should_remeasure
 from compressor.search.evaluation.evaluator import Evaluator
 from compressor.search.evaluation.history import Evaluation, ParetoPlan
 from compressor.search.evaluation.journal import Journal
@@ -24,7 +24,7 @@ from compressor.search.records import SearchRecord
 from compressor.search.settings import SearchSettings as SearchSettings
 from compressor.search.space import RankSpace
 from compressor.search.stopping.criterion import StopRule, StopTest
-from compressor.search.surrogate.energy_prior import Energies
+from compressor.search.surrogate.energy_prior import EnergyPrior
 from compressor.search.surrogate.fitting import SurrogateFitter
 from compressor.search.target.target import SearchTarget
 
@@ -82,7 +82,7 @@ class Search:
             noise_spec or NoiseSpecification(),
         )
         self._fitter = SurrogateFitter(
-            self._evaluator, Energies(energies) if settings.prior_mean == "energies" else None
+            self._evaluator, EnergyPrior(energies) if settings.prior_mean == "energies" else None
         )
         self._multiplier = MultiplierUpdate(self._evaluator, self._fitter, StopRule(settings, target))
         self._initial_design = InitialDesign(self._evaluator, self._fitter, self._multiplier, linearize, on_incumbent)
@@ -149,7 +149,7 @@ class Search:
             with timed():
                 test = self._test()
             self._on_incumbent(
-                evaluator.image_passes, test.score.incumbent if self._initial_best is None else self._initial_best
+                evaluator.image_passes, test.incumbent if self._initial_best is None else self._initial_best
             )
             with timed():
                 following = self._next_evaluation(test)
@@ -171,11 +171,11 @@ class Search:
 
         What the certificate says of the incumbent holds for a better plan.
         """
-        evaluator, initial_best, incumbent = self._evaluator, self._initial_best, test.score.incumbent
+        evaluator, initial_best, incumbent = self._evaluator, self._initial_best, test.incumbent
         if initial_best is None or evaluator.spent_time():
             return incumbent if initial_best is None else initial_best
         visited = np.array(evaluator.state.ranks)
-        plans = [initial_best, incumbent, *challengers_of(initial_best, test.score.posterior, visited)]
+        plans = [initial_best, incumbent, *challengers_of(initial_best, test.posterior, visited)]
         plans = list({ranks.tobytes(): ranks for ranks in plans}.values())
         evaluator.log("comparing the best plans")
         return Racing(evaluator, self._initial_design.fitted_images).run(plans)
@@ -196,9 +196,9 @@ class Search:
         if target_candidate is not None:
             return Evaluation("target", target_candidate, self._evaluator.images_for(target_candidate))
         candidate = self._candidate(test, pending)
-        proposals = [("re-measure", test.score.incumbent)]
+        proposals = [("re-measure", test.incumbent)]
         if candidate is not None:
-            again = measure_again(test.score, candidate, self._expected_noise(test, candidate))
+            again = should_remeasure(test.posterior, test.incumbent, candidate, self._expected_noise(test, candidate))
             proposals.insert(int(again), ("candidate", candidate))
         for source, ranks in proposals:
             images = self._evaluator.images_for(ranks, pending)
@@ -213,12 +213,12 @@ class Search:
             return test.candidate
         visited = np.unique([*evaluator.state.ranks, *(evaluation.ranks for evaluation in pending)], axis=0)
         spent = np.array([ranks for ranks in visited if not len(evaluator.images_for(ranks, pending))])
-        return self._rule.elsewhere(test, spent, len(evaluator.state.ranks))
+        return self._rule.propose_without(test, spent, len(evaluator.state.ranks))
 
     def _expected_noise(self, test: StopTest, candidate: Ranks) -> Array:
         """Variances of one more look at the candidate and at the incumbent."""
-        plans = np.stack([candidate, test.score.incumbent])
-        return self._fitter.evaluation_noise(test.score.posterior, plans, self._evaluator.sampler.samples)
+        plans = np.stack([candidate, test.incumbent])
+        return self._fitter.evaluation_noise(test.posterior, plans, self._evaluator.sampler.samples)
 
     def _with_fantasies(self, test: StopTest, first: Evaluation) -> list[Evaluation]:
         """`first` and the looks to follow it, each proposed as if those before it had found what is expected of them.
@@ -229,7 +229,7 @@ class Search:
         count = min(self._settings.candidates, left)
         batch = [first]
         while len(batch) < count:
-            posterior = self._fitter.fantasize(test.score.posterior, batch[-1])
+            posterior = self._fitter.fantasize(test.posterior, batch[-1])
             visited = np.array([*self._evaluator.state.ranks, *(evaluation.ranks for evaluation in batch)])
             test = self._rule.propose(posterior, visited)
             following = self._next_evaluation(test, batch)
@@ -252,12 +252,12 @@ class Search:
 
     def posterior_loss(self, ranks: Ranks) -> float:
         """The posterior mean of L of a plan (d,)."""
-        return float(self._fitter.posterior().function_norm(ranks[None])[0][0])
+        return float(self._fitter.posterior().loss(ranks[None])[0][0])
 
     def pareto_front(self) -> list[ParetoPlan]:
         """Plans looked at that no other beats in both R and the posterior mean of L, smallest first."""
         ranks = np.unique(np.array(self._evaluator.state.ranks), axis=0)
-        norms, deviations = self._fitter.posterior().function_norm(ranks)
+        norms, deviations = self._fitter.posterior().loss(ranks)
         ratios = self._space.ratio(ranks)
         order = np.lexsort([norms, ratios])
         lowest = np.minimum.accumulate(np.concatenate([[np.inf], norms[order][:-1]]))

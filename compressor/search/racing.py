@@ -15,7 +15,7 @@ from compressor.search.evaluation.evaluator import Evaluator
 from compressor.search.evaluation.history import Evaluation, merge_losses
 from compressor.search.evaluation.journal import FINAL_RACING
 from compressor.search.space import alternatives, with_rank
-from compressor.search.surrogate.base import Posterior
+from compressor.search.surrogate.posterior import Posterior
 from compressor.streams import Stream, generator
 
 NUM_CHALLENGERS = 8

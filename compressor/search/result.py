@@ -5,7 +5,7 @@ from compressor.search.records import CalibrationRecord, CertificateRecord, Eval
 from compressor.search.settings import SearchSettings
 from compressor.search.space import RankSpace
 from compressor.search.stopping.criterion import StopTest
-from compressor.search.surrogate.base import Posterior
+from compressor.search.surrogate.posterior import Posterior
 
 
 def certificate_record(test: StopTest, settings: SearchSettings) -> CertificateRecord:
@@ -16,7 +16,7 @@ def certificate_record(test: StopTest, settings: SearchSettings) -> CertificateR
     return CertificateRecord(
         pointwise=test.pointwise,
         joint=JointRecord(failures=joint.failures, paths=joint.paths, upper=joint.upper, confidence=joint.confidence),
-        delta=test.score.delta,
+        delta=test.delta,
         epsilon=settings.risk,
         asked=settings.certificate,
         met=test.met,
@@ -36,7 +36,7 @@ def _row(state: History, space: RankSpace, posterior: Posterior, index: int) -> 
         source=state.sources[index],
         ranks=[
             None if rank == dense else rank
-            for rank, dense in zip(space.layer_ranks(ranks).tolist(), space.layers.num_choices, strict=True)
+            for rank, dense in zip(space.layer_ranks(ranks).tolist(), space.layers.break_even_ranks, strict=True)
         ],
         prune_fraction=space.prune_fraction(ranks),
         function_norm=losses.mean,

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from compressor.errors import InputError
+from compressor.search.acquisition.registry import ACQUISITIONS, PAC
+from compressor.search.dimension import Coordinates
 from compressor.search.records import Certificate, SurrogateChoice
-from compressor.search.space import Coordinates
 
 StartChoice = Literal["sensitivity", "random"]
 PriorMeanChoice = Literal["measured", "energies", "none"]
-Acquisition = Literal["pac", "pac-ei", "ei", "pi", "ucb"]
 
 DEFAULT_EPSILON: dict[Certificate, float] = {"joint": 0.05, "pointwise": 0.005}
 
@@ -29,7 +30,7 @@ class SearchSettings:
     delta_is_relative: bool = True
     epsilon: float | None = None
     certificate: Certificate = "joint"
-    acquisition: Acquisition = "pac"
+    acquisition: str = PAC
     samples: int = 50
     candidates: int = 1
     max_evaluations: int = 200
@@ -40,6 +41,10 @@ class SearchSettings:
     prior_mean: PriorMeanChoice = "measured"
     refine: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.acquisition not in ACQUISITIONS:
+            raise InputError(f"unknown acquisition {self.acquisition!r}; choices are {', '.join(ACQUISITIONS)}")
 
     @property
     def risk(self) -> float:

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.studies.study import read_results, write_results
 from compressor.arrays import Ranks
-from compressor.search.acquisition.optimize import measure_again, perturb
+from compressor.search.acquisition.optimize import perturb, should_remeasure
 from compressor.search.objective import Objective
 from compressor.search.records import Certificate
 from compressor.search.settings import SearchSettings
@@ -29,8 +29,8 @@ from compressor.search.stopping.criterion import StopRule
 from compressor.search.stopping.joint_certificate import lower_bound, upper_bound
 from compressor.search.stopping.sample_paths import SamplePaths, local_search
 from compressor.search.surrogate import gp
-from compressor.search.surrogate.base import Posterior
 from compressor.search.surrogate.gaussian import LossSurrogate
+from compressor.search.surrogate.posterior import Posterior
 
 EPSILON = 0.05
 INTERVAL_TAIL = 0.025  # of the 95 % intervals, on either side
@@ -108,10 +108,10 @@ def run_rule(problem: Problem, number: int, rule: str) -> tuple[int, bool, Ranks
     noise = np.full(2, LOOK_NOISE**2)
     while True:
         test = stop.test(problem.posterior(visited, values), visited, may_stop=True)
-        incumbent = test.score.incumbent
+        incumbent = test.incumbent
         if test.met or len(visited) >= MAX_LOOKS:
             return len(visited), test.met, incumbent, visited
-        again = remeasures and measure_again(test.score, test.candidate, noise)
+        again = remeasures and should_remeasure(test.posterior, incumbent, test.candidate, noise)
         chosen = (incumbent if again else test.candidate)[None]
         visited = np.concatenate([visited, chosen])
         values = np.append(values, problem.value(chosen) + LOOK_NOISE * rng.standard_normal())

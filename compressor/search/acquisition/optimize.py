@@ -1,17 +1,14 @@
-"""The PAC acquisition (Eq. 11) maximized on the lattice, and the choice between a new point and another look.
+"""Maximizes an acquisition function over the lattice of ranks, and decides when to re-measure the incumbent.
 
-Everything is scored on integer ranks only: a certificate about points that cannot be built says nothing.
+All points are integer ranks: a certificate about plans that cannot be built would be worth nothing.
 """
 
-from dataclasses import dataclass
-from typing import Protocol
-
 import numpy as np
-from numpy.typing import NDArray
 
-from compressor.arrays import Ranks
+from compressor.arrays import Array, Ranks
+from compressor.search.acquisition.base import AcquisitionFunction
 from compressor.search.space import RankSpace
-from compressor.search.surrogate.base import Score
+from compressor.search.surrogate.posterior import Posterior
 
 NUM_RANDOM = 512
 NUM_LOCAL = 512
@@ -20,104 +17,108 @@ MAX_LOCAL_STEPS = 25
 LOCAL_SCALES = (0.02, 0.1, 0.3)  # in theta
 
 
-class AcquisitionFunction(Protocol):
-    """What is maximized: quickly everywhere, and exactly at the points found."""
+class ExcludedPoints(AcquisitionFunction):
+    """An acquisition function that excludes some plans.
 
-    def __call__(self, ranks: Ranks) -> NDArray[np.float64]: ...
+    Args:
+        acquisition: gives the values of all others.
+        plans: ranks (k, d) to exclude.
+    """
 
-    def exact(self, ranks: Ranks) -> NDArray[np.float64]: ...
+    def __init__(self, acquisition: AcquisitionFunction, plans: Ranks) -> None:
+        self._acquisition = acquisition
+        self._plans = plans
 
+    def __call__(self, ranks: Ranks) -> Array:
+        return self._exclude(ranks, self._acquisition(ranks))
 
-@dataclass(frozen=True)
-class ExcludedPoints:
-    """A criterion that is minus infinity at some plans (k, d)."""
+    def exact(self, ranks: Ranks) -> Array:
+        return self._exclude(ranks, self._acquisition.exact(ranks))
 
-    criterion: AcquisitionFunction
-    plans: Ranks
-
-    def __call__(self, ranks: Ranks) -> NDArray[np.float64]:
-        """Values (m,) at ranks (m, d)."""
-        return self._mask(ranks, self.criterion(ranks))
-
-    def exact(self, ranks: Ranks) -> NDArray[np.float64]:
-        """The same without short cuts."""
-        return self._mask(ranks, self.criterion.exact(ranks))
-
-    def _mask(self, ranks: Ranks, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        listed = (ranks[:, None] == self.plans).all(2).any(1)
+    def _exclude(self, ranks: Ranks, values: Array) -> Array:
+        listed = (ranks[:, None] == self._plans).all(2).any(1)
         return np.where(listed, -np.inf, values)
 
 
 def optimize_acquisition(
-    score: AcquisitionFunction, space: RankSpace, anchors: Ranks, rng: np.random.Generator
+    acquisition: AcquisitionFunction, space: RankSpace, anchors: Ranks, rng: np.random.Generator
 ) -> tuple[Ranks, float]:
-    """The lattice point (d,) of highest score found, and its exact score.
+    """The best lattice point found.
 
-    Random points and perturbations of `anchors` (k, d) first, then coordinate climbing from the best few: one
-    step up or down and longer strides, one coordinate at a time.
+    Random points and perturbations of the anchors come first; local searches from the best few of them follow, along
+    one coordinate or several at a time.
+
+    Args:
+        acquisition: what is maximized.
+        space: the lattice.
+        anchors: good plans (k, d) to search around.
+        rng: draws the points.
+
+    Returns:
+        The ranks (d,) and their exact value.
     """
     pool = np.concatenate([space.sample(NUM_RANDOM, rng), perturb(space, anchors, NUM_LOCAL, rng)])
-    scores = score(pool)
-    starts = np.argsort(-scores, kind="stable")[:NUM_LOCAL_SEARCHES]
-    climbed = _local_search(score, space, pool[starts], scores[starts])
-    exact = score.exact(climbed)
+    values = acquisition(pool)
+    starts = np.argsort(-values, kind="stable")[:NUM_LOCAL_SEARCHES]
+    optima = _local_search(acquisition, space, pool[starts], values[starts])
+    exact = acquisition.exact(optima)
     best = int(np.argmax(exact))
-    return climbed[best], float(exact[best])
+    return optima[best], float(exact[best])
 
 
 def perturb(space: RankSpace, anchors: Ranks, count: int, rng: np.random.Generator) -> Ranks:
-    """`count` lattice points (count, d) around the anchors (k, d): one, some or all coordinates moved, near or far."""
+    """Lattice points (count, d) around the anchors (k, d): one, some or all coordinates moved, near or far."""
     thetas = space.encode(anchors)[rng.integers(len(anchors), size=count)]
     scales = rng.choice(LOCAL_SCALES, size=(count, 1))
     moved = rng.random(thetas.shape) < rng.choice([1.0 / space.num_dims, 0.3, 1.0], size=(count, 1))
     return space.decode(thetas + moved * scales * rng.standard_normal(thetas.shape))
 
 
-def _local_search(score: AcquisitionFunction, space: RankSpace, points: Ranks, values: NDArray[np.float64]) -> Ranks:
-    """Each of the points (k, d), whose scores are `values` (k,), moved to its best neighbour until none is better."""
+def _local_search(acquisition: AcquisitionFunction, space: RankSpace, points: Ranks, values: Array) -> Ranks:
+    """Each of the points (k, d), of value `values` (k,), moved to its best neighbour until none is better."""
     points, values = points.copy(), values.copy()
     active = np.arange(len(points))
     for _ in range(MAX_LOCAL_STEPS):
-        neighbours = [_neighbours(space, points[row]) for row in active]
-        scores = _score_parts(score, neighbours)
-        together = [
-            _combine(points[row], around, _gains(heights, values[row]))
-            for row, around, heights in zip(active, neighbours, scores, strict=True)
+        single_moves = [_neighbours(space, points[row]) for row in active]
+        single_values = _values_by_part(acquisition, single_moves)
+        joint_moves = [
+            _combine(points[row], moves, _gains(own, values[row]))
+            for row, moves, own in zip(active, single_moves, single_values, strict=True)
         ]
-        joint_scores = _score_parts(score, together)
-        neighbours = [np.concatenate(pair) for pair in zip(neighbours, together, strict=True)]
-        scores = [np.concatenate(pair) for pair in zip(scores, joint_scores, strict=True)]
-        risen = []
-        for row, around, heights in zip(active, neighbours, scores, strict=True):
-            best = int(np.argmax(heights))
-            if heights[best] > values[row]:
-                points[row], values[row] = around[best], heights[best]
-                risen.append(row)
-        if not risen:
+        joint_values = _values_by_part(acquisition, joint_moves)
+        all_moves = [np.concatenate(pair) for pair in zip(single_moves, joint_moves, strict=True)]
+        all_values = [np.concatenate(pair) for pair in zip(single_values, joint_values, strict=True)]
+        improved = []
+        for row, moves, own in zip(active, all_moves, all_values, strict=True):
+            best = int(np.argmax(own))
+            if own[best] > values[row]:
+                points[row], values[row] = moves[best], own[best]
+                improved.append(row)
+        if not improved:
             break
-        active = np.array(risen)
+        active = np.array(improved)
     return points
 
 
-def _score_parts(score: AcquisitionFunction, parts: list[Ranks]) -> list[NDArray[np.float64]]:
-    """Scores of several arrays of plans, all at once."""
-    return np.split(score(np.concatenate(parts)), np.cumsum([len(part) for part in parts])[:-1])
+def _values_by_part(acquisition: AcquisitionFunction, parts: list[Ranks]) -> list[Array]:
+    """Values of several arrays of plans, computed in one call."""
+    return np.split(acquisition(np.concatenate(parts)), np.cumsum([len(part) for part in parts])[:-1])
 
 
-def _gains(heights: NDArray[np.float64], value: float) -> NDArray[np.float64]:
-    """By how much `heights` (m,) lie above `value`; zero where they do not, as scores may be minus infinity."""
-    return np.subtract(heights, value, out=np.zeros_like(heights), where=heights > value)
+def _gains(values: Array, own: float) -> Array:
+    """By how much `values` (m,) exceed the point's `own`; zero where they do not, as values may be minus infinity."""
+    return np.subtract(values, own, out=np.zeros_like(values), where=values > own)
 
 
-def _combine(point: Ranks, neighbours: Ranks, gains: NDArray[np.float64]) -> Ranks:
-    """Plans (m, d) with the best moves of the 2, 4, 8, ... most gaining coordinates made together."""
+def _combine(point: Ranks, neighbours: Ranks, gains: Array) -> Ranks:
+    """Plans (m, d) that make the best moves of the 2, 4, 8, ... coordinates with the largest gains together."""
     order = np.argsort(-gains, kind="stable")[: int((gains > 0).sum())]
     coordinates = (neighbours[order] != point).argmax(1)
     _, first = np.unique(coordinates, return_index=True)
-    rising = order[np.sort(first)]
+    best_moves = order[np.sort(first)]
     plans = []
-    for count in 2 ** np.arange(1, len(rising).bit_length()):
-        moved = neighbours[rising[:count]]
+    for count in 2 ** np.arange(1, len(best_moves).bit_length()):
+        moved = neighbours[best_moves[:count]]
         columns = (moved != point).argmax(1)
         plan = point.copy()
         plan[columns] = moved[np.arange(len(moved)), columns]
@@ -136,15 +137,19 @@ def _neighbours(space: RankSpace, point: Ranks) -> Ranks:
     return neighbours
 
 
-def measure_again(score: Score, candidate: Ranks, noise: NDArray[np.float64]) -> bool:
-    """True if another look at the incumbent says more about the difference than a look at the candidate.
+def should_remeasure(posterior: Posterior, incumbent: Ranks, candidate: Ranks, noise: Array) -> bool:
+    """Whether evaluating the incumbent again shrinks the variance of their difference more than the candidate would.
 
-    Each look shrinks var(J(t) - J(incumbent)) by cov(x, difference)^2 / (var(x) + noise(x)); `noise` (2,) holds
-    the expected noise variances, in the targets' units, of a look at the candidate and at the incumbent.
+    An evaluation at x shrinks var(J(candidate) - J(incumbent)) by cov(x, difference)^2 / (var(x) + noise(x)).
+
+    Args:
+        posterior: over J.
+        incumbent: ranks (d,).
+        candidate: ranks (d,).
+        noise: expected noise variances (2,), in the targets' units, of evaluating the candidate and the incumbent.
     """
-    both = np.stack([candidate, score.incumbent])
-    _, covariance = score.posterior.process.predict(score.posterior.space.encode(both))
-    difference = score.posterior.slopes(both) * np.array([1.0, -1.0])
-    excess = score.posterior.process.hyper.excess_noise
-    gains = (covariance @ difference) ** 2 / (np.diag(covariance) + excess + noise)
+    both = np.stack([candidate, incumbent])
+    _, covariance = posterior.process.predict(posterior.space.encode(both))
+    difference = posterior.slopes(both) * np.array([1.0, -1.0])
+    gains = (covariance @ difference) ** 2 / (np.diag(covariance) + posterior.process.hyper.excess_noise + noise)
     return bool(gains[1] > gains[0])

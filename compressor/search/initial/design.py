@@ -119,7 +119,7 @@ class InitialDesign:
 
     def _random_plans(self) -> Ranks:
         """The best by observation of random plans."""
-        self._fitter.expect_layers(None)
+        self._fitter.use_single_layer_prior(None)
         space = self._evaluator.space
         rng = generator(self._evaluator.settings.seed, Stream.INITIAL_DESIGN)
         return max(space.sample(2 * space.num_dims + 2, rng), key=self._evaluate_first)
@@ -133,7 +133,7 @@ class InitialDesign:
             allocate = functools.partial(start.allocate, space, sensitivities)
             self._multiplier.set_gamma(first_gamma(target, space, allocate, sum_of(sensitivities)))
         if space.layers is space:
-            self._fitter.expect_layers(sensitivities)
+            self._fitter.use_single_layer_prior(sensitivities)
         best = start.evaluate_along_curve(
             space.layers, evaluator.objective, sensitivities, lambda ranks: self._evaluate_first(space.complete(ranks))
         )
@@ -144,7 +144,7 @@ class InitialDesign:
             alone, sensitivities = [*alone, added], [*sensitivities, evaluator.noise_spec.per_norm * added]
         self._alone, self._saturation = alone, max(LOSS_FLOOR, *evaluator.state.function_norms)
         evaluator.norms.begin(sum_of(alone), self._saturation)
-        self._fitter.expect_layers(sensitivities, saturation)
+        self._fitter.use_single_layer_prior(sensitivities, saturation)
         return best
 
     def _sensitivities(self) -> list[list[float]]:
@@ -174,7 +174,7 @@ class InitialDesign:
         better, losses = steps.step(evaluator.objective, plan, evaluator.state.losses_of(plan), per_norm)
         evaluator.image_passes += steps.passes - before
         if steps.last is not None and self._alone is not None:
-            self._fitter.expect_around(plan, steps.last, self._alone, self._saturation)
+            self._fitter.use_local_prior(plan, steps.last, self._alone, self._saturation)
         evaluator.keep_new("refinement", better, losses)
         self._on_incumbent(evaluator.image_passes, better)
         return better

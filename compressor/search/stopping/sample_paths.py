@@ -1,12 +1,12 @@
-"""SurrogateFitter sample paths of J by pathwise conditioning, and their maxima over the lattice of ranks.
+"""Posterior sample paths of J by pathwise conditioning, and their local maxima over the lattice of ranks.
 
 Wilson et al. 2020, "Efficiently Sampling Functions from Gaussian Process Posteriors" (Sec. 3.2), and 2021, "Pathwise
 Conditioning of Gaussian Processes": a path of the prior in random Fourier features, corrected by Matheron's rule,
 
     f(x) + k(x, X) (K + Sigma)^-1 (y - f(X) - e),    e ~ N(0, Sigma),
 
-is a function that can be evaluated, and climbed, anywhere. Only the prior is approximated, the update uses the exact
-kernel and the whole noise matrix, so that the error of the features fades where there are data.
+is a function that can be evaluated, and maximized, anywhere. Only the prior is approximated; the update uses the exact
+kernel and the whole noise matrix, so that the error of the features vanishes where there are data.
 """
 
 from dataclasses import dataclass
@@ -14,29 +14,29 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from compressor.arrays import Array, Ranks
-from compressor.search.surrogate.base import Posterior
+from compressor.arrays import Array, Ranks, Single
 from compressor.search.surrogate.gp import SPECTRAL_FREEDOM, GaussianProcess, correlation_of, squared_distances
+from compressor.search.surrogate.posterior import Posterior
 
 NUM_FEATURES = 512  # pairs of cosine and sine
-NUM_LEVELS = 17  # ranks tried per layer in a climb, evenly spaced in theta
-# and beside a good plan's rank, in theta: of the failures that lines of 65 ranks find, evenly spaced ranks alone find 7
-# of 10, with these 97 of 100 (ResNet-18): most are plans much like the incumbent.
-NEARBY = np.array([-4, -3, -2, -1, 0, 1, 2, 3, 4]) / 64
-LOCAL_SEARCH_SWEEPS = 4
-HOPE = 2.0  # in rises of the last sweep: how much higher a path may still come
-Single = NDArray[np.float32]
-Turns = NDArray[np.complex64]
+NUM_LEVELS = 17  # ranks per layer that a local search tries, evenly spaced in theta
+# Further ranks around those of a given plan, in theta. Of the failures that 65 even levels find on a ResNet-18, 17
+# alone find 70 %, and with these 97 %: most failures are plans much like the incumbent.
+CENTRE_OFFSETS = np.array([-4, -3, -2, -1, 0, 1, 2, 3, 4]) / 64
+MAX_SWEEPS = 4
+MAX_FURTHER_GAIN = 2.0  # of a local search, in gains of its last sweep
+Rotations = NDArray[np.complex64]
 
 
 class LatentSamplePaths:
-    """Draws (p of them) of the Gaussian process itself, given its data, as functions of theta.
+    """Draws of the Gaussian process itself given its data, as functions of theta.
 
     Args:
         process: the posterior; one without observations gives draws of the prior.
-        count: p.
-        num_features: frequencies; all paths of one object share them, so that the error of the approximated prior is
-            common to them: take several objects.
+        count: number p of paths.
+        rng: draws the paths.
+        num_features: number of random frequencies. All paths of one object share these, and with them the error of the
+            approximated prior; average over several objects.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LatentSamplePaths:
         phases = process.thetas @ frequencies.T
         prior = weights[0] @ np.cos(phases).T + weights[1] @ np.sin(phases).T
         residuals = process.targets - hyper.mean - prior - process.draw_noise(count, rng)
-        # Single precision from here on: a path's own uncertainty is far larger than its rounding.
+        # Single precision from here on: rounding errors are far smaller than the spread of the paths.
         self.updates: Single = process.solve(residuals.T).T.astype(np.float32)
         self.frequencies: Single = frequencies.astype(np.float32)
         self.weights = (weights[0] + 1j * weights[1]).astype(np.complex64)
@@ -73,8 +73,8 @@ class LatentSamplePaths:
         return self.signal_variance * correlation_of(squares)
 
 
-def turn(angles: Single) -> Turns:
-    """exp(-i angles), any shape; quicker than numpy's complex exponential."""
+def rotations_of(angles: Single) -> Rotations:
+    """exp(-i angles), any shape; faster than numpy's complex exponential."""
     factors = np.empty(angles.shape, np.complex64)
     factors.real = np.cos(angles)
     factors.imag = -np.sin(angles)
@@ -83,17 +83,31 @@ def turn(angles: Single) -> Turns:
 
 @dataclass(frozen=True)
 class Line:
-    """What a climb tries for one layer: ranks (r,), their theta (r,), and the factors (r, features) that these turn
-    features by; `sines` (2 features, r) holds cosines and sines in turn, as complex numbers lie in memory."""
+    """What a local search tries for one layer.
+
+    Attributes:
+        ranks: (r,).
+        thetas: the same in theta (r,).
+        rotations: factors (r, features) by which these ranks rotate the features' phases.
+        sines: cosines and sines (2 features, r), interleaved as the parts of complex numbers are in memory.
+    """
 
     ranks: Ranks
     thetas: Single
-    turns: Turns
+    rotations: Rotations
     sines: Single
 
 
 class SamplePaths:
-    """p draws of J from a belief, as functions of the ranks; climbs look more closely around the plan `centre` (d,)."""
+    """Draws of J from its posterior, as functions of ranks.
+
+    Args:
+        posterior: over J.
+        count: number p of paths.
+        rng: draws the paths.
+        num_features: see `LatentSamplePaths`.
+        centre: a plan (d,) around whose ranks local searches try more of them.
+    """
 
     def __init__(
         self,
@@ -104,7 +118,7 @@ class SamplePaths:
         centre: Ranks | None = None,
     ) -> None:
         self.posterior = posterior
-        self._near = None if centre is None else posterior.space.encode(centre[None])[0]
+        self._centre = None if centre is None else posterior.space.encode(centre[None])[0]
         self.latent = LatentSamplePaths(posterior.process, count, rng, num_features)
         self._lines: dict[int, Line] = {}
 
@@ -113,13 +127,14 @@ class SamplePaths:
         return self.posterior.objective_of(ranks[:, None, :], self.latent(self.posterior.space.encode(ranks)))
 
     def line(self, layer: int) -> Line:
-        """The line of a layer."""
+        """The line of layer number `layer`, computed once."""
         if layer not in self._lines:
-            near = None if self._near is None else self._near[layer] + NEARBY
+            near = None if self._centre is None else self._centre[layer] + CENTRE_OFFSETS
             ranks, thetas = self.posterior.space.levels(layer, NUM_LEVELS, near)
             single = thetas.astype(np.float32)
-            turns = turn(single[:, None] * self.latent.frequencies[:, layer])
-            self._lines[layer] = Line(ranks, single, turns, np.ascontiguousarray(turns.conj().view(np.float32).T))
+            rotations = rotations_of(single[:, None] * self.latent.frequencies[:, layer])
+            sines = np.ascontiguousarray(rotations.conj().view(np.float32).T)
+            self._lines[layer] = Line(ranks, single, rotations, sines)
         return self._lines[layer]
 
 
@@ -127,44 +142,55 @@ def local_search(
     paths: SamplePaths,
     chosen: NDArray[np.int64],
     points: Ranks,
-    sweeps: int = LOCAL_SEARCH_SWEEPS,
+    sweeps: int = MAX_SWEEPS,
     goals: Array | None = None,
     heights: Array | None = None,
 ) -> tuple[Ranks, Array]:
-    """Local maxima (k, d) and their values (k,) of the paths `chosen` (k,), from `points` (k, d), all at once.
+    """Local maxima of sample paths by coordinate ascent, all at once.
 
-    Coordinate by coordinate: a path on a whole line of the lattice is one product of matrices, because along a
-    coordinate a feature changes by a factor alone. A path that did not rise in a sweep is done; with `goals` (k,) one
-    that lies above its own, too, and one that rose by too little to come there: from the points' `heights` (k,), where
-    these are known.
+    Along a coordinate each feature changes by a factor alone, so a path on a whole line of the lattice is one matrix
+    product. A search ends after a sweep without a gain. With `goals` it also ends above its goal, and where the last
+    sweep gained too little to get there.
+
+    Args:
+        paths: the sample paths.
+        chosen: index (k,) of the path that each search is on.
+        points: where each starts (k, d).
+        sweeps: at most so many over all coordinates.
+        goals: values (k,).
+        heights: values (k,) at `points`, where they are known.
+
+    Returns:
+        Ranks (k, d) and the paths' values there (k,).
     """
     found, values = points.copy(), np.full(len(points), -np.inf) if heights is None else heights.copy()
     active = np.arange(len(points))
     for _ in range(sweeps):
         if not len(active):
             break
-        risen, reached = _sweep(paths, chosen[active], found[active])
-        goes_on = (risen != found[active]).any(1)
+        moved, reached = _sweep(paths, chosen[active], found[active])
+        goes_on = (moved != found[active]).any(1)
         if goals is not None:
             left = goals[active] - reached
-            goes_on &= (left >= 0) & (left < HOPE * (reached - values[active]))
-        found[active], values[active] = risen, reached
+            goes_on &= (left >= 0) & (left < MAX_FURTHER_GAIN * (reached - values[active]))
+        found[active], values[active] = moved, reached
         active = active[goes_on]
     return found, values
 
 
 def _sweep(paths: SamplePaths, chosen: NDArray[np.int64], points: Ranks) -> tuple[Ranks, Array]:
-    """Each coordinate (in order) set to the best rank of its line; the points (k, d) and their values (k,)."""
+    """Set each coordinate in order to the best rank of its line; returns the points (k, d) and their values (k,)."""
     posterior, latent = paths.posterior, paths.latent
     updates = latent.signal_variance * latent.updates[chosen][:, :, None]
     theta = posterior.space.encode(points).astype(np.float32)
-    features = latent.weights[chosen] * turn(theta @ latent.frequencies.T)  # their real parts sum to the prior's value
+    # The real parts of the features sum to the prior's value.
+    features = latent.weights[chosen] * rotations_of(theta @ latent.frequencies.T)
     squares = squared_distances(theta / latent.length_scales, latent.scaled_data)
     rows, best = np.arange(len(points)), np.full(len(points), -np.inf)
     for layer in range(posterior.space.num_dims):
         line, scale, data = paths.line(layer), latent.length_scales[layer], latent.scaled_data[:, layer]
         own, which = np.unique(theta[:, layer], return_inverse=True)  # few: most lie on the line already
-        stripped = features * turn(-own[:, None] * latent.frequencies[:, layer])[which]
+        stripped = features * rotations_of(-own[:, None] * latent.frequencies[:, layer])[which]
         # The point itself comes first, so that a tie leaves it where it is.
         prior = np.concatenate([features.real.sum(1)[:, None], stripped.view(np.float32) @ line.sines], axis=1)
         steps = (line.thetas[:, None] / scale - data) ** 2
@@ -178,7 +204,7 @@ def _sweep(paths: SamplePaths, chosen: NDArray[np.int64], points: Ranks) -> tupl
         points, best = candidates[rows, taken], values[rows, taken]
         moved = np.flatnonzero(taken)
         level = taken[moved] - 1
-        features[moved] = stripped[moved] * line.turns[level]
+        features[moved] = stripped[moved] * line.rotations[level]
         theta[moved, layer] = line.thetas[level]
         squares[moved] = rest[moved] + steps[level]
     return points, best

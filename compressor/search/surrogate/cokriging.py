@@ -1,12 +1,10 @@
-"""What the function norm of any plan is expected to be, from looks made for another loss.
+"""A prior mean of another loss from the function norm that the same evaluations found.
 
-A risk is seen through far more noise than the function norm, which every look tells as well. So the norm is modelled
-first, by the log surrogate on its own, and L expected where the norm is: the risk's process is left with what departs
-from that (co-kriging; Kennedy and O'Hagan 2000, "Predicting the output from a complex computer code when fast
-approximations are available").
+A risk is observed with far more noise than the function norm, which every evaluation yields too. So the norm is
+modelled first, by a log-normal surrogate of its own, and its posterior mean is the prior mean of L: the process on the
+risk has only the departures from it to model (co-kriging; Kennedy and O'Hagan 2000, "Predicting the output from a complex
+computer code when fast approximations are available").
 """
-
-from collections.abc import Callable
 
 import numpy as np
 
@@ -16,38 +14,44 @@ from compressor.fidelity.noise import NoiseModel
 from compressor.search.objective import Objective
 from compressor.search.space import RankSpace
 from compressor.search.surrogate import gp
+from compressor.search.surrogate.base import ExpectedLoss
 from compressor.search.surrogate.lognormal import LognormalSurrogate
 
-REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many looks
+REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many evaluations
 
 
 class NormModel:
-    """A Gaussian process on the logarithm of the function norm; `add` every look, `predict` when asked."""
+    """A Gaussian process on the logarithm of the function norm: `add` every evaluation, then `predict`.
+
+    Args:
+        space: the ranks that are searched.
+        num_images: size of the pool that evaluations sample from.
+    """
 
     def __init__(self, space: RankSpace, num_images: int) -> None:
         self._space = space
         self._noise = NoiseModel(num_images)
-        self._expected: Callable[[Ranks], Array] | None = None
+        self._expected: ExpectedLoss | None = None
         self._saturation = np.inf
         self._hyper: gp.Hyperparameters | None = None
         self._fitted_at = 0
 
-    def begin(self, expected: Callable[[Ranks], Array], saturation: float) -> None:
-        """What single layers log of the function norm of ranks (..., d), and the largest seen along the curve."""
+    def begin(self, expected: ExpectedLoss, saturation: float) -> None:
+        """Set the prior mean: the norm `expected` by single-layer sensitivities, and the largest norm measured."""
         self._expected, self._saturation = expected, saturation
 
     def add(self, losses: Losses) -> None:
-        """One more look."""
+        """Add an evaluation to the noise model."""
         self._noise.add(Losses(losses.indices, losses.distances))
 
-    def predict(
-        self, ranks: Ranks, function_norms: Array, per_norm: float, objective: Objective
-    ) -> Callable[[Ranks], Array]:
-        """Expected L (...,) at any ranks (..., d): `per_norm` times the function norm that is expected there.
+    def predict(self, ranks: Ranks, function_norms: Array, per_norm: float, objective: Objective) -> ExpectedLoss:
+        """L as a function of ranks (..., d): `per_norm` times the posterior mean of the function norm.
 
         Args:
-            ranks: of all looks (n, d); `function_norms` (n,) are what they found.
-            objective: says which differences of L are of interest.
+            ranks: of all evaluations (n, d).
+            function_norms: what these found (n,).
+            per_norm: L at a function norm of 1.
+            objective: its gamma sets which differences of L matter.
         """
         norm_objective = Objective(per_norm * objective.gamma, objective.form)
         surrogate = LognormalSurrogate(self._space, norm_objective, self._expected, self._saturation)

@@ -1,8 +1,8 @@
-"""Losses expected from the energy that truncation gives up, with a sensitivity for every layer learnt from looks.
+"""A prior mean of L from the energy that truncation discards, with a sensitivity per layer learnt from evaluations.
 
-L of a plan is taken for sum_l s_l E_l(r_l), E_l(r) being the share of layer l's squared weight that rank r gives up:
-the squared singular values that it cuts off. The shapes are known before any look; how much a layer's energy is worth
-to the network is not.
+L of a plan is modelled as sum_l s_l E_l(r_l), where E_l(r) is the share of layer l's squared weight that rank r
+discards: the squared singular values that it cuts off. The shapes E_l are known before any evaluation; how much a
+layer's energy is worth to the network, s_l, is not.
 """
 
 from collections.abc import Sequence
@@ -11,50 +11,60 @@ import numpy as np
 from scipy.optimize import nnls
 
 from compressor.arrays import Array, Ranks
-from compressor.search.surrogate.additive_prior import LOSS_FLOOR, looked_up, sum_of
-from compressor.search.surrogate.base import Expected
+from compressor.search.surrogate.additive_prior import LOSS_FLOOR, sum_of, tabulated
+from compressor.search.surrogate.base import ExpectedLoss
 
-MAX_OF_SATURATION = 0.5
+MAX_SHARE_OF_SATURATION = 0.5
 
 
-class Energies:
+class EnergyPrior:
     """The prior mean from truncated energies.
 
     Args:
-        shares: for every layer what ranks 1, 2, ... and last the dense layer give up (cap,), of 1.
+        shares: one array per layer, the share of the energy that ranks 1, 2, ... and last the dense layer discard.
     """
 
     def __init__(self, shares: Sequence[Array]) -> None:
         self._shares = list(shares)
-        self._shares_of = looked_up(self._shares)
-        self._guess: Array | None = None
+        self._shares_of = tabulated(self._shares)
+        self._initial: Array | None = None
 
-    def guess(self, alone: Sequence[Array]) -> None:
-        """Take for first guesses how many times its energies every layer loses alone (cap,), as a geometric mean."""
-        self._guess = np.array([_times(losses, share) for losses, share in zip(alone, self._shares, strict=True)])
+    def initialize(self, sensitivities: Sequence[Array]) -> None:
+        """Set initial sensitivities from measured ones: geometric means over ranks of loss by energy.
 
-    def learn(self, plans: Ranks, losses: Array, saturation: float = np.inf) -> Expected:
-        """L as a function of ranks (..., d), before it is bent, from the losses (n,) of plans (n, d).
-
-        Losses near `saturation` say no more than that a network is destroyed, and are left out. Least squares of
-        relative errors, no sensitivity being negative; each layer's first guess counts as one look.
-        ExcludedPoints guesses all layers' energies are taken to be worth the same.
+        Args:
+            sensitivities: one array per layer, L at ranks 1, 2, ... of the layer alone.
         """
-        useful = losses < MAX_OF_SATURATION * saturation
+        pairs = zip(sensitivities, self._shares, strict=True)
+        self._initial = np.array([_mean_ratio(losses, share) for losses, share in pairs])
+
+    def fit(self, plans: Ranks, losses: Array, saturation: float = np.inf) -> ExpectedLoss:
+        """L before saturation, as a function of ranks (..., d).
+
+        Least squares of relative errors with sensitivities of at least zero; each initial sensitivity counts as one
+        evaluation. Without initial ones all layers' energies begin with the same sensitivity.
+
+        Args:
+            plans: ranks that were evaluated (n, d).
+            losses: estimates of L (n,). Those near `saturation`, where a network is destroyed, are left out.
+            saturation: loss of a destroyed network.
+        """
+        useful = losses < MAX_SHARE_OF_SATURATION * saturation
         energies = self._shares_of(plans[useful])
         losses = np.maximum(losses[useful], LOSS_FLOOR)
         losses = losses / (1.0 - losses / saturation)
-        guess = self._guess
-        if guess is None:
+        initial = self._initial
+        if initial is None:
             levels = losses / np.maximum(energies.sum(1), LOSS_FLOOR)
-            guess = np.full(len(self._shares), float(np.median(levels)) if len(levels) else 1.0)
-        # In units of the guesses, so that all layers' are alike.
-        rows = np.concatenate([energies * guess / losses[:, None], np.eye(len(guess))])
-        times, _ = nnls(rows, np.ones(len(rows)))
-        return sum_of([factor * share for factor, share in zip(times * guess, self._shares, strict=True)])
+            initial = np.full(len(self._shares), float(np.median(levels)) if len(levels) else 1.0)
+        # In units of the initial sensitivities, so that all layers have the same scale
+        rows = np.concatenate([energies * initial / losses[:, None], np.eye(len(initial))])
+        factors, _ = nnls(rows, np.ones(len(rows)))
+        return sum_of([factor * share for factor, share in zip(factors * initial, self._shares, strict=True)])
 
 
-def _times(losses: Array, share: Array) -> float:
+def _mean_ratio(losses: Array, share: Array) -> float:
+    """Geometric mean of losses by energy over ranks that discard energy, the dense layer left out."""
     useful = share[:-1] > LOSS_FLOOR
     if not useful.any():
         return LOSS_FLOOR

@@ -1,10 +1,11 @@
-"""The process fitted to the looks so far, and what was expected before them."""
+"""Fits the surrogate to the evaluations so far: its prior mean, its hyperparameters, and the posterior over J."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
+from numpy.typing import NDArray
 
 from compressor.arrays import Array, Ranks
 from compressor.search.evaluation.evaluator import Evaluator
@@ -12,124 +13,154 @@ from compressor.search.evaluation.history import Evaluation
 from compressor.search.evaluation.journal import StepRow
 from compressor.search.surrogate import gp
 from compressor.search.surrogate.additive_prior import LOSS_FLOOR, around_plan, loss_per_norm, sum_of
-from compressor.search.surrogate.base import Expected, Posterior, Surrogate
-from compressor.search.surrogate.energy_prior import Energies
-from compressor.search.surrogate.gaussian import LossSurrogate, ObjectiveSurrogate
+from compressor.search.surrogate.base import ExpectedLoss, Surrogate, Targets
+from compressor.search.surrogate.energy_prior import EnergyPrior
+from compressor.search.surrogate.gaussian import LossSurrogate
 from compressor.search.surrogate.lognormal import LognormalSurrogate
+from compressor.search.surrogate.objective import ObjectiveSurrogate
+from compressor.search.surrogate.posterior import Posterior
 
-REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many looks
-FRESH_GROWTH = 1.5  # likewise from fixed first guesses beside the last fit
-# Times the function norm, up and down, up to which a look of the start says something of a plan; some always do.
-NEARBY, MIN_EVALUATIONS = 4.0, 5
-# Departures from what the linear model says were 0.15 to 0.2 in log L (ResNet-18), a look's own noise 0.1 to 0.15.
-MIN_DEPARTURES = {"least_signal": 2.0}
-# A risk departs from what the function norm says, there are such departures even where noise hides them, and those of
-# mild plans, which are known well, say little about others.
-DEPARTURES = {"least_signal": 0.1, "longest": 1.0}
+REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many evaluations
+RESTART_GROWTH = 1.5  # likewise from fixed starting points beside the last fit
+# With a prior mean around a plan, the process learns from evaluations of the initial design whose function norm is
+# within this factor of the plan's, and from the nearest few in any case.
+MAX_NORM_FACTOR, MIN_EVALUATIONS = 4.0, 5
+# Limits of the fit where the prior mean is that around a plan. On ResNet-18 L departs from the linear model's by 0.15
+# to 0.2 in its logarithm, and the noise of one evaluation is 0.1 to 0.15.
+LOCAL_LIMITS = {"least_signal": 2.0}
+# Likewise where the prior mean of a risk comes from the function norm: departures exist even where noise hides them,
+# and those of mild plans, which are known well, say little about others.
+RISK_LIMITS = {"least_signal": 0.1, "longest": 1.0}
 
 
 class SurrogateFitter:
-    """What the looks say of all plans; hyperparameters are fitted again as looks come.
+    """The surrogate of one search, fitted again as evaluations are added.
 
     Args:
-        energies: the prior mean from truncated energies, where the settings ask for that.
+        evaluator: holds the evaluations, the objective and the settings.
+        energy_prior: the prior mean from truncated energies, where the settings ask for it.
 
     Attributes:
-        seconds: that were spent on it, within `timed`.
+        seconds: spent within `timed`.
     """
 
-    def __init__(self, evaluator: Evaluator, energies: Energies | None = None) -> None:
+    def __init__(self, evaluator: Evaluator, energy_prior: EnergyPrior | None = None) -> None:
         self._evaluator = evaluator
-        self._energies = energies
+        self._energy_prior = energy_prior
         self.seconds = 0.0
-        self._around: float | None = None  # function norm of the plan around which the prior mean was found
+        self._local_norm: float | None = None  # function norm of the plan around which the prior mean was found
         self._saturation = np.inf
         self._surrogate = self._make_surrogate(None)
         self._hyper: gp.Hyperparameters | None = None
         self._fitted_at = 0
-        self._fitted_afresh_at = 0
+        self._restarted_at = 0
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """What runs within counts as the surrogate's time."""
+        """Add the time spent within to `seconds`."""
         began = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - began
 
-    def expect_layers(self, alone: list[Array] | None, saturation: float = np.inf) -> None:
-        """What layers lose alone (cap,), up to the largest loss seen, is what the prior mean is from; None: unknown."""
-        self._saturation = saturation
-        if self._energies is not None and alone is not None:
-            self._energies.guess(alone)
-        is_expected = self._evaluator.settings.prior_mean == "measured"
-        self._surrogate = self._make_surrogate(sum_of(alone) if alone is not None and is_expected else None)
+    def use_single_layer_prior(self, sensitivities: list[Array] | None, saturation: float = np.inf) -> None:
+        """Take the sum of single-layer sensitivities for the prior mean of L.
 
-    def expect_around(self, plan: Ranks, step: StepRow, alone: list[Array], saturation: float) -> None:
-        """What layers add in the company of the plan (d,) becomes the prior mean; `alone` are their losses alone."""
+        Args:
+            sensitivities: per layer, L with that layer alone compressed, at ranks 1, 2, ...; None if not measured.
+            saturation: the largest loss measured.
+        """
+        self._saturation = saturation
+        if self._energy_prior is not None and sensitivities is not None:
+            self._energy_prior.initialize(sensitivities)
+        is_measured = self._evaluator.settings.prior_mean == "measured"
+        expected = sum_of(sensitivities) if sensitivities is not None and is_measured else None
+        self._surrogate = self._make_surrogate(expected)
+
+    def use_local_prior(self, plan: Ranks, step: StepRow, sensitivities: list[Array], saturation: float) -> None:
+        """Take the linear model around a plan for the prior mean of L, where the settings ask for a measured one.
+
+        Args:
+            plan: ranks (d,).
+            step: the model's function norms of the plan and of plans that differ from it in one layer.
+            sensitivities: per layer, L with that layer alone compressed, at ranks 1, 2, ...
+            saturation: the largest loss measured.
+        """
         settings = self._evaluator.settings
         if settings.prior_mean == "measured" and settings.surrogate != "objective":
-            self._around, self._hyper, self._fitted_afresh_at = max(step.norm, LOSS_FLOOR), None, 0
+            self._local_norm, self._hyper, self._restarted_at = max(step.norm, LOSS_FLOOR), None, 0
             self._saturation = saturation
-            self._surrogate = self._make_surrogate(around_plan(plan, step.norm, step.norms_alone, alone))
+            self._surrogate = self._make_surrogate(around_plan(plan, step.norm, step.norms_alone, sensitivities))
 
-    def _make_surrogate(self, expected: Expected | None) -> Surrogate:
+    def _make_surrogate(self, expected: ExpectedLoss | None) -> Surrogate:
         space, objective, noise_spec = self._evaluator.space, self._evaluator.objective, self._evaluator.noise_spec
         kind = self._evaluator.settings.surrogate
         if kind == "log":
             return LognormalSurrogate(space, objective, expected, self._saturation, noise_spec.floor)
         return (LossSurrogate if kind == "loss" else ObjectiveSurrogate)(space, objective, expected, self._saturation)
 
-    def set_objective(self) -> None:
-        """The looks have another objective now."""
+    def update_objective(self) -> None:
+        """Take over the evaluator's objective after gamma has changed."""
         self._surrogate.objective = self._evaluator.objective
         if isinstance(self._surrogate, LossSurrogate):
-            self._hyper, self._fitted_afresh_at = None, 0  # its targets are gamma times as large
+            self._hyper, self._restarted_at = None, 0  # its targets scale with gamma
 
     def posterior(self) -> Posterior:
-        """The belief after all looks so far."""
-        evaluator, state, told = self._evaluator, self._evaluator.state, self._informative_evaluations()
+        """The posterior given all evaluations so far; hyperparameters are fitted again where enough are new."""
+        evaluator, state, informative = self._evaluator, self._evaluator.state, self._informative_evaluations()
         ranks, function_norms = np.array(state.ranks), np.array(state.function_norms)
         per_norm = loss_per_norm(state.losses)
-        refits = self._hyper is None or len(told) >= REFIT_GROWTH * self._fitted_at
-        settings = evaluator.settings
+        is_due = self._hyper is None or len(informative) >= REFIT_GROWTH * self._fitted_at
+        self._update_prior(ranks, function_norms, per_norm, is_due)
+        noise = evaluator.noise.covariance(function_norms)[np.ix_(informative, informative)]
+        losses, levels = np.array(state.norms)[informative], per_norm * function_norms[informative]
+        targets = self._surrogate.targets(ranks[informative], losses, noise, levels)
+        thetas = evaluator.space.encode(ranks[informative])
+        if self._hyper is None or is_due:
+            self._hyper = self._fit(thetas, targets)
+        return self._surrogate.posterior(gp.GaussianProcess(thetas, targets.values, targets.noise, self._hyper))
+
+    def _update_prior(self, ranks: Ranks, function_norms: Array, per_norm: float, is_due: bool) -> None:
+        """Learn the prior mean anew where it depends on the evaluations: ranks (n, d) and their function norms (n,)."""
+        evaluator, settings = self._evaluator, self._evaluator.settings
         if evaluator.noise_spec.floor and settings.surrogate == "log" and settings.prior_mean == "measured":
             self._saturation = np.inf
             expected = evaluator.norms.predict(ranks, function_norms, per_norm, evaluator.objective)
             self._surrogate = self._make_surrogate(expected)
-        elif self._energies is not None and refits:
-            expected = self._energies.learn(ranks, np.array(state.norms), self._saturation)
-            self._surrogate = self._make_surrogate(expected)
-        noise, norms = evaluator.noise.covariance(function_norms)[np.ix_(told, told)], np.array(state.norms)[told]
-        targets = self._surrogate.targets(ranks[told], norms, noise, per_norm * function_norms[told])
-        thetas = evaluator.space.encode(ranks[told])
-        if self._hyper is None or refits:
-            afresh = len(norms) >= FRESH_GROWTH * self._fitted_afresh_at
-            around = self._around is not None and settings.surrogate == "log"
-            limits = DEPARTURES if evaluator.noise_spec.floor else MIN_DEPARTURES if around else {}
-            self._hyper = gp.fit(thetas, targets.values, targets.noise, self._hyper, 2 if afresh else 0, **limits)
-            self._fitted_at = len(norms)
-            self._fitted_afresh_at = len(norms) if afresh else self._fitted_afresh_at
-        return self._surrogate.posterior(gp.GaussianProcess(thetas, targets.values, targets.noise, self._hyper))
+        elif self._energy_prior is not None and is_due:
+            losses = np.array(evaluator.state.norms)
+            self._surrogate = self._make_surrogate(self._energy_prior.fit(ranks, losses, self._saturation))
 
-    def _informative_evaluations(self) -> np.ndarray:
-        """Indices (k,) of the looks that the process learns from: what is expected around a plan is off far away, and
-        how far off would be taken for how far off it is nearby."""
+    def _fit(self, thetas: Array, targets: Targets) -> gp.Hyperparameters:
+        """Hyperparameters from the last ones, and from fixed starting points where there are many more evaluations."""
+        count, evaluator = len(thetas), self._evaluator
+        restarts = count >= RESTART_GROWTH * self._restarted_at
+        is_local = self._local_norm is not None and evaluator.settings.surrogate == "log"
+        limits = RISK_LIMITS if evaluator.noise_spec.floor else LOCAL_LIMITS if is_local else {}
+        self._fitted_at = count
+        self._restarted_at = count if restarts else self._restarted_at
+        return gp.fit(thetas, targets.values, targets.noise, self._hyper, 2 if restarts else 0, **limits)
+
+    def _informative_evaluations(self) -> NDArray[np.int64]:
+        """Indices (k,) of the evaluations that the process learns from.
+
+        A prior mean around a plan is wrong far away from it. Errors there would inflate the variance nearby.
+        """
         state = self._evaluator.state
-        if self._around is None:
+        if self._local_norm is None:
             return np.arange(len(state.ranks))
-        distance = np.abs(np.log(np.maximum(state.function_norms, LOSS_FLOOR) / self._around))
+        distance = np.abs(np.log(np.maximum(state.function_norms, LOSS_FLOOR) / self._local_norm))
         distance[[source != "start" for source in state.sources]] = 0.0
-        return np.flatnonzero(distance <= max(np.log(NEARBY), np.sort(distance)[:MIN_EVALUATIONS][-1]))
+        return np.flatnonzero(distance <= max(np.log(MAX_NORM_FACTOR), np.sort(distance)[:MIN_EVALUATIONS][-1]))
 
     def fantasize(self, posterior: Posterior, evaluation: Evaluation) -> Posterior:
-        """The belief as if a look had found what is expected of it."""
+        """The posterior as if an evaluation had found the posterior mean."""
         variance = float(self.evaluation_noise(posterior, evaluation.ranks[None], len(evaluation.images))[0])
         return self._surrogate.fantasize(posterior, evaluation.ranks, variance)
 
     def evaluation_noise(self, posterior: Posterior, ranks: Ranks, num_images: int) -> Array:
-        """Expected noise variances (m,) of looks at ranks (m, d)."""
+        """Expected noise variances (m,), in the targets' units, of evaluations of ranks (m, d) on `num_images` images."""
         state = self._evaluator.state
-        expected = np.maximum(posterior.function_norm(ranks)[0], min(state.norms))
+        losses = np.maximum(posterior.loss(ranks)[0], min(state.norms))
         per_norm = loss_per_norm(state.losses)
-        function_norms = np.maximum(expected / per_norm, min(state.function_norms))
-        return self._surrogate.evaluation_noise(self._evaluator.noise.variance(function_norms) / num_images, expected)
+        function_norms = np.maximum(losses / per_norm, min(state.function_norms))
+        return self._surrogate.evaluation_noise(self._evaluator.noise.variance(function_norms) / num_images, losses)

@@ -1,10 +1,10 @@
 """Gaussian process with a Matern 5/2 kernel and known noise (Sec. 3.2, Eqs. 8 to 10).
 
-Our own because the noise matrix must be the U-statistics' (full where candidates share images) and because
-the acquisition needs covariances between points; tested against scikit-optimize's regressor.
+scikit-optimize's regressor takes no full noise matrix, which plans evaluated on the same images need, and gives no
+covariances between points for the acquisition; tests compare the two where both apply.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
@@ -21,11 +21,13 @@ Values = TypeVar("Values", NDArray[np.float32], NDArray[np.float64])
 LENGTH_SCALE_BOUNDS = (0.05, 20.0)
 SIGNAL_BOUNDS = (1e-4, 1e4)  # relative to the variance of the targets
 EXCESS_BOUNDS = (1e-8, 1.0)  # likewise
-JITTER = 1e-10
+INITIAL_EXCESS = 1e-4  # likewise
+JITTER = 1e-10  # relative to the signal variance
+MAX_ITERATIONS = 60  # of L-BFGS-B
 SQRT_5 = float(np.sqrt(5.0))
 SPECTRAL_FREEDOM = 5  # of the t distribution that is Matern 5/2's spectral density: twice nu
-TINY = 1e-24  # a variance, where all targets are alike and free of noise
-LIKELIHOOD_TOLERANCE = 1e-6  # relative; a fit that creeps on changes nothing in what is proposed
+MIN_SCALE = 1e-24  # variance of the targets, where all are alike and free of noise
+LIKELIHOOD_TOLERANCE = 1e-6  # relative; a finer optimum does not change what is proposed
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def matern52(first: Array, second: Array, length_scales: Array) -> Array:
 
 def correlation_of(squares: Values) -> Values:
     """Matern 5/2 at squared distances in length-scales, any shape."""
-    # In place: the arrays are large enough that new ones cost more than the arithmetic.
+    # In place: for arrays this large, allocation costs more than the arithmetic.
     root: Values = np.sqrt(squares)
     root *= SQRT_5
     decay = np.exp(-root)
@@ -68,12 +70,12 @@ def squared_distances(first: Values, second: Values) -> Values:
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """The posterior given observations.
+    """Posterior of the process given observations.
 
     Args:
         thetas: observed points (n, d).
         targets: noisy values (n,).
-        noise: covariance of the noise (n, n), Sigma_n.
+        noise: covariance Sigma_n of the noise (n, n).
         hyper: hyperparameters, see `fit`.
     """
 
@@ -100,20 +102,20 @@ class GaussianProcess:
         return self.hyper.signal_variance * matern52(first, second, self.hyper.length_scales)
 
     def project(self, points: Array) -> tuple[Array, Array]:
-        """SurrogateFitter mean (m,) of `points` (m, d), and V (n, m) with posterior covariance k - V^T V."""
+        """Posterior mean (m,) of `points` (m, d), and V (n, m) with posterior covariance k - V^T V."""
         cross = self.prior_covariance(self.thetas, points)
         mean = self.hyper.mean + self._weights @ cross
         return mean, solve_triangular(self._cholesky, cross, lower=True, check_finite=False)
 
     def mean_single(self, points: Array) -> Array:
-        """SurrogateFitter mean (m,) alone, in single precision."""
+        """Posterior mean (m,) at `points` (m, d) alone, in single precision."""
         _, scaled = self._single
         squares = squared_distances((points / self.hyper.length_scales).astype(np.float32), scaled)
         weights = (self.hyper.signal_variance * self._weights).astype(np.float32)
         return self.hyper.mean + (correlation_of(squares) @ weights).astype(np.float64)
 
     def project_single(self, points: Array) -> tuple[Array, Single]:
-        """The same in single precision, three times as quick."""
+        """`project` in single precision, three times as fast."""
         factor, scaled = self._single
         squares = squared_distances(scaled, (points / self.hyper.length_scales).astype(np.float32))
         cross = np.float32(self.hyper.signal_variance) * correlation_of(squares)
@@ -122,7 +124,7 @@ class GaussianProcess:
         return mean.astype(np.float64), projected
 
     def predict(self, points: Array) -> tuple[Array, Array]:
-        """SurrogateFitter mean (m,) and covariance (m, m) at `points` (m, d), Eqs. (8) to (10)."""
+        """Posterior mean (m,) and covariance (m, m) at `points` (m, d), Eqs. (8) to (10)."""
         mean, projected = self.project(points)
         return mean, self.prior_covariance(points, points) - projected.T @ projected
 
@@ -164,23 +166,24 @@ def fit(
 ) -> Hyperparameters:
     """Hyperparameters of maximum likelihood (L-BFGS-B on their logarithms, analytic gradient).
 
-    The constant mean is profiled out. `start` (the last fit) is tried beside `restarts` fixed ones, so that
-    the result depends on nothing but the arguments. `least_signal` bounds the signal variance from below, as a share of
-    the mean noise variance: likelihood alone takes a signal that drowns in noise for none, and is certain of all.
-    `longest` bounds the length-scales from above.
+    The constant mean is profiled out. All starting points are fixed, so that the result depends on the arguments alone.
+
+    Args:
+        thetas: points (n, d).
+        targets: noisy values (n,).
+        noise: covariance of the noise (n, n).
+        start: the last fit, a starting point beside the fixed ones.
+        restarts: number of fixed starting points, at most three.
+        least_signal: lower bound of the signal variance, as a share of the mean noise variance. Likelihood alone takes
+            a signal that drowns in noise for none, and the posterior is then certain of everything.
+        longest: upper bound of the length-scales.
     """
-    scale = max(float(targets.var()), float(noise.diagonal().mean()), TINY)
+    scale = max(float(targets.var()), float(noise.diagonal().mean()), MIN_SCALE)
     num_dims = thetas.shape[1]
     standardized = (targets - targets.mean()) / np.sqrt(scale)
     scaled_noise = noise / scale
     signal_bounds = np.maximum(SIGNAL_BOUNDS, least_signal * float(scaled_noise.diagonal().mean()))
     bounds = [np.log((LENGTH_SCALE_BOUNDS[0], longest))] * num_dims + [np.log(signal_bounds), np.log(EXCESS_BOUNDS)]
-    first_guesses = [np.log([*np.full(num_dims, length), 1.0, 1e-4]) for length in (0.3 * np.sqrt(num_dims), 1.5, 0.3)][
-        :restarts
-    ]
-    if start is not None:
-        known = [*start.length_scales, start.signal_variance / scale, start.excess_noise / scale]
-        first_guesses.insert(0, np.log(np.maximum(known, 1e-300)))
     low, high = np.transpose(bounds)
     results = [
         minimize(
@@ -190,16 +193,23 @@ def fit(
             jac=True,
             method="L-BFGS-B",
             bounds=bounds,
-            options={"maxiter": 60, "ftol": LIKELIHOOD_TOLERANCE},
+            options={"maxiter": MAX_ITERATIONS, "ftol": LIKELIHOOD_TOLERANCE},
         )
-        for guess in first_guesses
+        for guess in _initial_guesses(num_dims, scale, start, restarts)
     ]
     best = np.exp(min(results, key=lambda result: result.fun).x)
     hyper = Hyperparameters(best[:num_dims], best[-2] * scale, best[-1] * scale, 0.0)
-    covariance = _covariance(thetas, noise, hyper)
-    return Hyperparameters(
-        hyper.length_scales, hyper.signal_variance, hyper.excess_noise, _profiled_mean(covariance, targets)
-    )
+    return replace(hyper, mean=_profiled_mean(_covariance(thetas, noise, hyper), targets))
+
+
+def _initial_guesses(num_dims: int, scale: float, start: Hyperparameters | None, restarts: int) -> list[Array]:
+    """Logarithms of hyperparameters (d + 2,), variances in units of `scale`: the last fit first, then fixed ones."""
+    lengths = (0.3 * np.sqrt(num_dims), 1.5, 0.3)[:restarts]
+    guesses = [np.log([*np.full(num_dims, length), 1.0, INITIAL_EXCESS]) for length in lengths]
+    if start is not None:
+        known = [*start.length_scales, start.signal_variance / scale, start.excess_noise / scale]
+        guesses.insert(0, np.log(np.maximum(known, 1e-300)))
+    return guesses
 
 
 def log_likelihood(thetas: Array, targets: Array, noise: Array, hyper: Hyperparameters) -> float:

@@ -13,9 +13,10 @@ import numpy as np
 
 from compressor.arrays import Array, Ranks
 from compressor.fidelity.losses import MIN_LOSS, Losses
+from compressor.search.acquisition.base import AcquisitionFunction
 from compressor.search.acquisition.optimize import optimize_acquisition
 from compressor.search.space import RankSpace
-from compressor.search.surrogate.base import Posterior
+from compressor.search.surrogate.posterior import Posterior
 
 Measure = Literal["ratio", "loss"]
 
@@ -79,18 +80,18 @@ class SearchTarget:
 
     def of(self, posterior: Posterior, ranks: Ranks) -> Array:
         """What the target limits (m,), of plans (m, d)."""
-        return posterior.space.ratio(ranks) if self.measure == "ratio" else posterior.function_norm(ranks)[0]
+        return posterior.space.ratio(ranks) if self.measure == "ratio" else posterior.loss(ranks)[0]
 
     def preference(self, posterior: Posterior, ranks: Ranks) -> Array:
         """Large (m,) for plans (m, d) that keep to a ratio and lose little, and next for those that nearly do; for a
         loss, which is not kept to, the posterior mean of J less a little where L is not what is wanted."""
         if self.measure == "loss":
-            mean, losses = posterior.mean(ranks), np.maximum(posterior.function_norm(ranks)[0], MIN_LOSS)
+            mean, losses = posterior.mean(ranks), np.maximum(posterior.loss(ranks)[0], MIN_LOSS)
             flatness = FLATNESS_NEARBY if self.is_near else FLATNESS
             return np.asarray(mean - flatness * np.abs(mean * np.log(losses / self.middle)))
         excess, losses = (
             self.of(posterior, ranks) - self.most,
-            posterior.objective.gamma * posterior.function_norm(ranks)[0],
+            posterior.objective.gamma * posterior.loss(ranks)[0],
         )
         return np.where(excess <= 0, -losses, -OUT_OF_REACH * (1.0 + np.maximum(excess, 0.0)))
 
@@ -99,7 +100,7 @@ def _are_near(loss: float, other: float) -> bool:
     return bool(abs(np.log(max(loss, MIN_LOSS) / max(other, MIN_LOSS))) <= np.log(NEARBY))
 
 
-class TargetPreference:
+class TargetPreference(AcquisitionFunction):
     """A criterion whose maximum is the plan that the target prefers, by the posterior mean."""
 
     def __init__(self, target: SearchTarget, posterior: Posterior) -> None:
@@ -109,11 +110,8 @@ class TargetPreference:
     def __call__(self, ranks: Ranks) -> Array:
         return self._target.preference(self._posterior, ranks)
 
-    def exact(self, ranks: Ranks) -> Array:
-        return self(ranks)
 
-
-class MeanObjective:
+class MeanObjective(AcquisitionFunction):
     """A criterion: the posterior mean of J at another gamma than the belief's own."""
 
     def __init__(self, posterior: Posterior, gamma: float) -> None:
@@ -121,10 +119,7 @@ class MeanObjective:
         self._gamma = gamma
 
     def __call__(self, ranks: Ranks) -> Array:
-        return -self._posterior.space.ratio(ranks) - self._gamma * self._posterior.function_norm(ranks)[0]
-
-    def exact(self, ranks: Ranks) -> Array:
-        return self(ranks)
+        return -self._posterior.space.ratio(ranks) - self._gamma * self._posterior.loss(ranks)[0]
 
 
 def solve_gamma(target: SearchTarget, posterior: Posterior, anchors: Ranks, rng: np.random.Generator) -> float:

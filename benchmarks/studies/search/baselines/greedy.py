@@ -16,7 +16,7 @@ from benchmarks.studies.search.baselines.problem import Attempt, OutOfBudget, St
 from compressor.arrays import Array, Ranks
 from compressor.search.initial import allocation as start
 from compressor.search.initial.sensitivity import SENSITIVITY_IMAGES, every_rank, measure_sensitivities, tables_of
-from compressor.search.surrogate.additive_prior import falling
+from compressor.search.surrogate.additive_prior import non_increasing
 
 AIMET_RATIOS = np.arange(1, 10) / 10  # of the dense layer's parameters
 LINEAR_RANKS = 12
@@ -30,14 +30,14 @@ def aimet_thresholds(attempt: Attempt) -> Iterator[Step]:
         np.unique([max(1, int((np.array(counts[:-1]) <= ratio * counts[-1]).sum())) for ratio in AIMET_RATIOS])
         for counts in attempt.problem.params_by_rank
     ]
-    tables = [falling(norms) for norms in probe(attempt, grids)]
+    tables = [non_increasing(norms) for norms in probe(attempt, grids)]
     highest = max(float(table[0]) for table in tables)
     lowest = min(float(table[-1]) for table in tables)
 
     def plan(t: float) -> Ranks:
         threshold = highest ** (1.0 - t) * lowest**t
         fits = [table <= threshold * (1 + 1e-9) for table in tables]
-        dense = attempt.space.num_choices
+        dense = attempt.space.break_even_ranks
         chosen = [
             grid[np.argmax(fit)] if fit.any() else break_even_rank
             for grid, fit, break_even_rank in zip(grids, fits, dense, strict=True)
@@ -57,7 +57,7 @@ def lagrange_linear(attempt: Attempt) -> Iterator[Step]:
     ]
     tables = [
         every_rank(grid, norms, int(break_even_rank))
-        for grid, norms, break_even_rank in zip(grids, probe(attempt, grids), attempt.space.num_choices, strict=True)
+        for grid, norms, break_even_rank in zip(grids, probe(attempt, grids), attempt.space.break_even_ranks, strict=True)
     ]
     yield from _allocate(attempt, tables)
 
@@ -95,7 +95,7 @@ def probe(attempt: Attempt, grids: Sequence[NDArray[np.int64]]) -> list[Array]:
         images = attempt.draw()[:count]
         norms = []
         for rank in grid:
-            ranks = attempt.space.num_choices.copy()
+            ranks = attempt.space.break_even_ranks.copy()
             ranks[layer] = rank
             norms.append(attempt.evaluation(ranks, images).mean)
         tables.append(np.array(norms))
