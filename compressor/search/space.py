@@ -1,37 +1,42 @@
-"""The search space: one integer rank per layer, scaled to theta in [0, 1]^d (Sec. 3.3)."""
+"""The search space: scikit-optimize's `Space` with one dimension of ranks per layer, theta in [0, 1]^d (Sec. 3.3)."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from skopt.space import Integer, Space
+from skopt.space import Space
 
-from compressor.arrays import Ranks, Thetas
+from compressor.arrays import Array, Ranks, Thetas
+from compressor.search.dimension import Coordinates, RankDimension, RankTransformer, draw_uniform, real_ranks
 
-CONTEXT_STEP = 1.4  # in rank, up and down
+CONTEXT_STEP = 1.4  # factor between a rank and those around it at which a layer is measured within a plan
 CONTEXT_STEPS = (1 / CONTEXT_STEP, CONTEXT_STEP)
-STRIDES = (0.6, 1 / CONTEXT_STEP, 0.85, 1.18, CONTEXT_STEP, 1.7)  # of a layer's rank
+STRIDES = (0.6, 1 / CONTEXT_STEP, 0.85, 1.18, CONTEXT_STEP, 1.7)  # factors of a layer's rank
 NEIGHBOURS = 2  # on either side: L is jagged, an even rank may be better than the odd ones beside it
 SHARES_OF_THE_WAY = (0.35, 0.7)
 
-Coordinates = Literal["log", "linear"]
 
+class RankSpace(Space):
+    """Integer ranks 1..break-even rank per layer, and the ratio R that each point costs.
 
-class RankSpace:
-    """Integer ranks 1..cap per layer, and the ratio R each point costs.
-
-    The dimensions are scikit-optimize's `Integer`; "log" scales a rank as theta = log K / log cap, because
-    useful ranks lie at a few per cent of the caps, "linear" as the paper does. Points are arrays of ranks
-    (n, d); the last value of a dimension stands for a layer kept dense. `encode` and `decode` do for whole arrays what
-    the space's own transforms do point by point (a test compares them).
+    A point is a row of ranks (d,); the last value of a dimension stands for a layer kept dense. "log" coordinates scale
+    a rank as theta = log K / log dense, because useful ranks are a few per cent of the largest; "linear" is the paper's
+    scale. `sample`, `encode` and `decode` do for whole arrays what `rvs`, `transform` and `inverse_transform` do for
+    lists.
 
     Args:
         names: layer names, in order.
-        costs: for every layer what it costs at ranks 1, 2, ..., and last as the dense layer: its parameters, or another
+        costs: per layer what it costs at ranks 1, 2, ..., and last as the dense layer: its parameters, or another
             measure of size.
-        multiple: the lattice's ranks are those below it, its multiples, and dense; without those that cost as much as
-            the dense layer.
+        coordinates: the scale of theta.
+        multiple: the lattice has ranks below it, its multiples, and dense; ranks that cost as much as the dense layer
+            are left out.
+
+    Attributes:
+        break_even_ranks: the largest value (d,) of every dimension, which stands for the dense layer.
+        choices: per layer the lattice's ranks (r,), ascending.
+        dense_cost: cost of the dense layers, to which R is relative.
     """
 
     def __init__(
@@ -41,33 +46,35 @@ class RankSpace:
         coordinates: Coordinates = "log",
         multiple: int = 1,
     ) -> None:
-        self.names = list(names)
-        self.coordinates = coordinates
-        self.num_choices: Ranks = np.array([len(table) for table in costs], dtype=np.int64)
-        self.tables = [np.asarray(table, dtype=np.float64) for table in costs]
-        self.choices: list[Ranks] = [_lattice(table, multiple) for table in self.tables]
-        prior = "log-uniform" if coordinates == "log" else "uniform"
-        self.space = Space(
+        tables = [np.asarray(table, dtype=np.float64) for table in costs]
+        self._initialize(
             [
-                Integer(1, int(break_even_rank), prior=prior, transform="normalize", name=name)
-                for name, break_even_rank in zip(self.names, self.num_choices, strict=True)
-            ]
+                RankDimension(_lattice(table, multiple), coordinates, name)
+                for name, table in zip(names, tables, strict=True)
+            ],
+            tables,
         )
+
+    def _initialize(self, dimensions: Sequence[RankDimension], tables: Sequence[Array]) -> None:
+        """Set up from dimensions and, for each, its costs at values 1..break-even rank."""
+        super().__init__(dimensions)
+        self.names = [dimension.name or "" for dimension in dimensions]
+        self.coordinates: Coordinates = dimensions[0].coordinates if dimensions else "log"
+        self.choices: list[Ranks] = [dimension.choices for dimension in dimensions]
+        self.break_even_ranks: Ranks = np.array([dimension.dense for dimension in dimensions], dtype=np.int64)
+        self.tables = list(tables)
         self.dense_cost = sum(float(table[-1]) for table in self.tables)
-        # All layers' tables in one array each: a look-up for many plans is then one step.
-        self._offsets = np.cumsum([-1, *self.num_choices[:-1]])
+        # The tables of all layers in one array each, so that many plans are looked up in one step.
+        self._offsets = np.cumsum([-1, *self.break_even_ranks[:-1]])
         self._cost_table = np.concatenate(self.tables)
         self._theta_table = np.concatenate(
-            [
-                self._theta(layer, np.arange(1, break_even_rank + 1))
-                for layer, break_even_rank in enumerate(self.num_choices)
-            ]
+            [dimension.scale.transform(np.arange(1, dimension.dense + 1)) for dimension in dimensions]
         )
         self._moves: dict[tuple[float, ...], list[Ranks]] = {}
 
     @property
     def num_dims(self) -> int:
-        """d, the number of layers (and one where sparsity is searched)."""
+        """d, the number of layers (and one more where sparsity is searched)."""
         return len(self.names)
 
     @property
@@ -92,54 +99,45 @@ class RankSpace:
         return self._theta_table[ranks + self._offsets]
 
     def decode(self, thetas: Thetas) -> Ranks:
-        """Nearest ranks (n, d) of thetas (n, d)."""
-        return self.nearest(self._values(self.num_choices, thetas))
+        """Nearest ranks (n, d) of thetas (n, d), which are clipped to [0, 1]."""
+        return self.nearest(real_ranks(self.break_even_ranks, thetas, self.coordinates))
 
     def nearest(self, values: NDArray[np.floating[Any]]) -> Ranks:
         """The lattice's points (n, d) nearest to real ranks (n, d)."""
-        return np.stack([self._nearest(layer, values[..., layer]) for layer in range(self.num_dims)], axis=-1)
+        columns = [dimension.scale.nearest(values[..., layer]) for layer, dimension in enumerate(self.dimensions)]
+        return np.stack(columns, axis=-1)
+
+    def sample(self, count: int, rng: np.random.Generator | np.random.RandomState) -> Ranks:
+        """`count` random points (count, d), uniform on the coordinates' scale, as `RankDimension.rvs` draws them."""
+        limits = np.array([dimension.limits for dimension in self.dimensions]).T
+        return self.nearest(draw_uniform((limits[0], limits[1]), (count, self.num_dims), self.coordinates, rng))
+
+    def rvs(self, n_samples: int = 1, random_state: Any = None) -> list[list[int]]:
+        """`sample` as lists of Python integers; a seed, a `RandomState` and None will do for `random_state`, too."""
+        points: list[list[int]] = self.sample(n_samples, random_state).tolist()
+        return points
 
     def moves(self, strides: tuple[float, ...]) -> list[Ranks]:
-        """For every layer the ranks (cap, k) that each rank leads to: one choice up or down, or a stride in theta."""
+        """Per layer the ranks (dense, k) that each rank leads to: by one choice up or down, or by a stride in theta."""
         if strides not in self._moves:
-            self._moves[strides] = [self._moves_of(layer, strides) for layer in range(self.num_dims)]
+            self._moves[strides] = [_moves(dimension.scale, strides) for dimension in self.dimensions]
         return self._moves[strides]
-
-    def _moves_of(self, layer: int, strides: tuple[float, ...]) -> Ranks:
-        break_even_rank, choices = self.num_choices[layer], self.choices[layer]
-        ranks = np.arange(1, break_even_rank + 1)
-        thetas = self._theta(layer, ranks)
-        columns = []
-        for stride in [sign * stride for stride in strides for sign in (-1, 1)]:
-            columns.append(self._nearest(layer, self._values(break_even_rank, thetas + stride)))
-        positions = np.searchsorted(choices, ranks)
-        columns += [choices[np.clip(positions + sign, 0, len(choices) - 1)] for sign in (-1, 1)]
-        return np.stack(columns, axis=1)
-
-    def _values(self, num_choices: Ranks, thetas: Thetas) -> NDArray[np.float64]:
-        """Real ranks at thetas, of layers with these caps."""
-        clipped = np.clip(thetas, 0.0, 1.0)
-        return np.asarray(num_choices**clipped if self.coordinates == "log" else 1 + clipped * (num_choices - 1))
-
-    def _nearest(self, layer: int, values: NDArray[np.floating[Any]]) -> Ranks:
-        choices = self.choices[layer]
-        return choices[np.searchsorted((choices[1:] + choices[:-1]) / 2, values)]
-
-    def _theta(self, layer: int, ranks: Ranks) -> NDArray[np.float64]:
-        break_even_rank = self.num_choices[layer]
-        return np.asarray(
-            np.log(ranks) / np.log(break_even_rank)
-            if self.coordinates == "log"
-            else (ranks - 1) / (break_even_rank - 1)
-        )
 
     def levels(
         self, layer: int, count: int, thetas: NDArray[np.float64] | None = None
     ) -> tuple[Ranks, NDArray[np.float64]]:
-        """At most `count` of a layer's choices (r,), evenly spaced in theta, both ends included, and their theta; with
-        `thetas` (k,) those nearest to these, too."""
+        """A layer's choices thinned out evenly in theta, both ends included.
+
+        Args:
+            layer: number of the dimension.
+            count: how many choices (r,) at most.
+            thetas: the choices nearest to these (k,) are added.
+
+        Returns:
+            The choices (r,), and their theta (r,).
+        """
         choices = self.choices[layer]
-        positions = self._theta(layer, choices)
+        positions = self.dimensions[layer].scale.transform(choices)
         if len(choices) <= count:
             return choices, positions
         wanted = np.linspace(0.0, 1.0, count)
@@ -147,22 +145,9 @@ class RankSpace:
         chosen = np.unique(np.abs(positions[:, None] - wanted).argmin(0))
         return choices[chosen], positions[chosen]
 
-    def sample(self, count: int, rng: np.random.Generator) -> Ranks:
-        """`count` random points (n, d), uniform on the coordinates' scale.
-
-        Drawn between 0.5 and cap + 0.5 and then rounded, so that the two end points (rank 1 and dense) are not
-        half as likely as their neighbours.
-        """
-        low, high = np.full(self.num_dims, 0.5), self.num_choices + 0.5
-        if self.coordinates == "log":
-            values = np.exp(rng.uniform(np.log(low), np.log(high), size=(count, self.num_dims)))
-        else:
-            values = rng.uniform(low, high, size=(count, self.num_dims))
-        return self.nearest(values)
-
     def uniform(self, fraction: float) -> Ranks:
-        """The plan (d,) with every layer at the same fraction of its cap."""
-        return self.nearest(fraction * self.num_choices)
+        """The plan (d,) with every layer at the same fraction of its largest rank."""
+        return self.nearest(fraction * self.break_even_ranks)
 
     def cost(self, ranks: Ranks) -> NDArray[np.float64]:
         """What the compressible layers cost (...,) at ranks (..., d)."""
@@ -173,25 +158,34 @@ class RankSpace:
         return self.cost(ranks) / self.dense_cost
 
     def layer_ratio(self, layer: int) -> NDArray[np.float64]:
-        """Share of the dense layers' cost (cap,) that one layer takes at ranks 1..cap."""
+        """Share of the dense layers' cost (dense,) that one layer takes at ranks 1..break-even rank."""
         return np.asarray(self.tables[layer] / self.dense_cost)
 
 
-def _lattice(costs: NDArray[np.float64], multiple: int) -> Ranks:
+def _lattice(costs: Array, multiple: int) -> Ranks:
     """Ranks below `multiple` and its multiples that cost less than dense, and the last, which stands for dense."""
     dense = len(costs)
     fitting = [rank for rank in range(1, dense) if rank < multiple or rank % multiple == 0]
     return np.array([*(rank for rank in fitting if costs[rank - 1] < costs[-1]), dense], dtype=np.int64)
 
 
+def _moves(scale: RankTransformer, strides: tuple[float, ...]) -> Ranks:
+    choices, ranks = scale.choices, np.arange(1, scale.dense + 1)
+    thetas = scale.transform(ranks)
+    columns = [scale.inverse_transform(thetas + sign * stride) for stride in strides for sign in (-1, 1)]
+    positions = np.searchsorted(choices, ranks)
+    columns += [choices[np.clip(positions + sign, 0, len(choices) - 1)] for sign in (-1, 1)]
+    return np.stack(columns, axis=1)
+
+
 def alternatives(space: RankSpace, plan: Ranks) -> list[list[int]]:
-    """Other ranks for every layer: strides away, and the lattice's next."""
+    """Per layer other ranks than the plan's (d,): those by STRIDES, and NEIGHBOURS of the lattice on either side."""
     return [_others(choices, int(rank)) for choices, rank in zip(space.choices, plan, strict=True)]
 
 
 def _others(choices: Ranks, rank: int) -> list[int]:
-    place = int(np.searchsorted(choices, rank))
-    neighbours = choices[max(place - NEIGHBOURS, 0) : place + NEIGHBOURS + 1]
+    position = int(np.searchsorted(choices, rank))
+    neighbours = choices[max(position - NEIGHBOURS, 0) : position + NEIGHBOURS + 1]
     return [int(other) for other in np.unique([*nearest(choices, rank, STRIDES), *neighbours]) if other != rank]
 
 
@@ -202,13 +196,13 @@ def with_rank(plan: Ranks, layer: int, rank: int) -> Ranks:
     return changed
 
 
-def nearest(choices: Ranks, rank: int, strides: Sequence[float]) -> list[int]:
-    """A layer's choices about these many times as large as a rank."""
-    return [int(choices[np.abs(np.log(choices) - np.log(rank * stride)).argmin()]) for stride in strides]
+def nearest(choices: Ranks, rank: int, factors: Sequence[float]) -> list[int]:
+    """For every factor the choice nearest to that multiple of the rank, by their logarithms."""
+    return [int(choices[np.abs(np.log(choices) - np.log(rank * factor)).argmin()]) for factor in factors]
 
 
 def between(space: RankSpace, plan: Ranks, target: Ranks) -> list[Ranks]:
-    """The plan (d,), plans on the way to `target` (d,), and this: layers move together."""
+    """Plans (d,) from `plan` to `target`: the two and SHARES_OF_THE_WAY between, all layers moving together."""
     thetas = space.encode(np.stack([plan, target]))
     on_the_way = [space.decode((1 - share) * thetas[:1] + share * thetas[1:])[0] for share in SHARES_OF_THE_WAY]
     return [plan, *on_the_way, target]

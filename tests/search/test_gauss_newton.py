@@ -116,7 +116,7 @@ def test_where_the_network_is_linear_the_model_of_one_layer_is_exact(
     network: nn.Module, shape: tuple[int, ...], method: MethodChoice
 ) -> None:
     net, images = Net(network, shape, method), np.arange(7, 32)
-    plan = np.maximum(net.space.num_choices // 2, 1)
+    plan = np.maximum(net.space.break_even_ranks // 2, 1)
     others = alternatives(net.space, plan)
     model = net.linearize(plan, others, images, 10)
     np.testing.assert_allclose(model.residuals, net.residuals(plan, images), atol=1e-5)
@@ -131,7 +131,7 @@ def test_where_the_network_is_linear_the_model_of_one_layer_is_exact(
 
 def test_a_small_step_of_a_curved_network_is_foretold_and_layers_together() -> None:
     net, images = Net(curved_net()), np.arange(NUM_IMAGES)
-    plan = net.space.num_choices - 3
+    plan = net.space.break_even_ranks - 3
     model = net.linearize(plan, [[int(rank) + 1] for rank in plan], images, 10)
     moved = model.residuals + sum(rows[int(rank) + 1] for rows, rank in zip(model.changes, plan, strict=True))
     truth, before = net.residuals(plan + 1, images), model.residuals
@@ -151,7 +151,7 @@ def test_layers_that_work_in_place_change_nothing() -> None:
 
 def test_with_many_outputs_lengths_are_kept_on_average() -> None:
     net, images = Net(linear_net(outputs=200)), np.arange(NUM_IMAGES)
-    plan = np.maximum(net.space.num_choices // 2, 1)
+    plan = np.maximum(net.space.break_even_ranks // 2, 1)
     model = net.linearize(plan, [[1]] * len(plan), images, 10)
     assert model.residuals.shape == (NUM_IMAGES, 10)
     truth = np.square(net.residuals(plan, images)).sum(1)
@@ -168,7 +168,7 @@ def test_combinations_of_outputs_are_at_right_angles_and_keep_lengths_on_average
 
 def test_a_large_network_is_taken_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     net, images = Net(linear_net(outputs=40)), np.arange(23)
-    plan = np.maximum(net.space.num_choices // 2, 1)
+    plan = np.maximum(net.space.break_even_ranks // 2, 1)
     models = [net.linearize(plan, alternatives(net.space, plan), images, 10)]
     sizes = []
     forward = linearize._forward
@@ -209,7 +209,7 @@ class Blocked(nn.Module):
 def test_a_layer_called_twice_counts_twice_and_one_without_slopes_not_at_all() -> None:
     torch.manual_seed(0)
     net, images = Net(Shared(), (10,)), np.arange(NUM_IMAGES)
-    plan = np.array([int(net.space.num_choices[0]) - 1])
+    plan = np.array([int(net.space.break_even_ranks[0]) - 1])
     rank = int(plan[0]) - 1
     model = net.linearize(plan, [[rank]], images, 10)
     before, after = net.factors["layer"].build(int(plan[0])), net.factors["layer"].build(rank)
@@ -388,7 +388,7 @@ def test_single_layers_by_the_model_are_those_that_probes_find_where_the_network
 def test_around_a_plan_its_own_loss_and_its_neighbours_are_expected(seed: int) -> None:
     space, plan, model = random_model(seed, 3)
     rng = np.random.default_rng(seed)
-    alone = [np.sort(rng.lognormal(size=int(break_even_rank)))[::-1] for break_even_rank in space.num_choices]
+    alone = [np.sort(rng.lognormal(size=int(break_even_rank)))[::-1] for break_even_rank in space.break_even_ranks]
     norms = [{rank: model.norm * own / rank for rank in row} for row, own in zip(model.changes, plan, strict=True)]
     expected = around_plan(plan, model.norm, norms, alone)
     assert expected(plan) == pytest.approx(model.norm)
@@ -404,14 +404,14 @@ def test_around_a_plan_its_own_loss_and_its_neighbours_are_expected(seed: int) -
 def test_around_a_plan_losses_go_on_beyond_the_ranks_that_the_model_knows() -> None:
     """Also where chance let the lowest of them seem better than the plan's own."""
     space, plan, _ = random_model(0, 3)
-    alone = [np.geomspace(5.0, 0.01, int(break_even_rank)) for break_even_rank in space.num_choices]
-    num_choices, own = space.num_choices.tolist(), plan.tolist()
+    alone = [np.geomspace(5.0, 0.01, int(break_even_rank)) for break_even_rank in space.break_even_ranks]
+    break_even_ranks, own = space.break_even_ranks.tolist(), plan.tolist()
     chance = [
         {max(1, rank // 2): 0.9, min(break_even_rank - 1, 2 * rank): 0.8}
-        for rank, break_even_rank in zip(own, num_choices, strict=True)
+        for rank, break_even_rank in zip(own, break_even_ranks, strict=True)
     ]
     expected = around_plan(plan, 1.0, chance, alone)
-    for layer, (row, break_even_rank) in enumerate(zip(chance, num_choices, strict=True)):
+    for layer, (row, break_even_rank) in enumerate(zip(chance, break_even_ranks, strict=True)):
         losses = [float(expected(with_rank(plan, layer, rank))) for rank in (1, min(row), max(row), break_even_rank)]
         assert losses[0] >= losses[1] + 0.9 * (alone[layer][0] - alone[layer][min(row) - 1])
         assert losses[2] > losses[3] > 0

@@ -24,17 +24,17 @@ Array = NDArray[np.float64]
 def problems(draw: st.DrawFn) -> tuple[RankSpace, list[Array]]:
     """Up to three layers of any costs, and losses that need not even fall with the rank."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    num_choices = draw(st.lists(st.integers(2, 6), min_size=1, max_size=3))
+    break_even_ranks = draw(st.lists(st.integers(2, 6), min_size=1, max_size=3))
     space = RankSpace(
-        [f"layer{i}" for i in range(len(num_choices))],
-        [np.cumsum(rng.integers(1, 50, break_even_rank)) for break_even_rank in num_choices],
+        [f"layer{i}" for i in range(len(break_even_ranks))],
+        [np.cumsum(rng.integers(1, 50, break_even_rank)) for break_even_rank in break_even_ranks],
     )
     scale = draw(st.sampled_from([0.01, 1.0, 100.0]))
-    return space, [scale * rng.exponential(size=break_even_rank) for break_even_rank in num_choices]
+    return space, [scale * rng.exponential(size=break_even_rank) for break_even_rank in break_even_ranks]
 
 
 def lattice(space: RankSpace, every: int = 1) -> Ranks:
-    return np.array(list(product(*(range(1, break_even_rank + 1, every) for break_even_rank in space.num_choices))))
+    return np.array(list(product(*(range(1, break_even_rank + 1, every) for break_even_rank in space.break_even_ranks))))
 
 
 def total_loss(losses: list[Array], ranks: Ranks) -> Array:
@@ -79,26 +79,26 @@ class MeasureLayers:
         return [self.evaluation(ranks) for ranks in plans]
 
     def evaluation(self, ranks: Ranks) -> Losses:
-        (layer,) = np.flatnonzero(ranks != self.space.num_choices)  # one layer, and one below its cap
+        (layer,) = np.flatnonzero(ranks != self.space.break_even_ranks)  # one layer, and one below its cap
         rank = int(ranks[layer])
         self.asked.append((int(layer), rank))
         assert callable(self.noise_spec)
         return Losses(np.arange(2), np.full(2, self.noise_spec(layer, rank)))
 
 
-def make_space(num_choices: list[int]) -> RankSpace:
+def make_space(break_even_ranks: list[int]) -> RankSpace:
     return RankSpace(
-        [str(break_even_rank) for break_even_rank in num_choices],
-        [list(range(1, break_even_rank + 1)) for break_even_rank in num_choices],
+        [str(break_even_rank) for break_even_rank in break_even_ranks],
+        [list(range(1, break_even_rank + 1)) for break_even_rank in break_even_ranks],
     )
 
 
 @given(st.lists(st.integers(2, 400), min_size=1, max_size=4), st.integers(0, 1000))
-def test_noisy_probes_never_rise_with_the_rank_and_end_at_zero(num_choices: list[int], seed: int) -> None:
+def test_noisy_probes_never_rise_with_the_rank_and_end_at_zero(break_even_ranks: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    probe = MeasureLayers(make_space(num_choices), lambda layer, rank: rng.lognormal())
+    probe = MeasureLayers(make_space(break_even_ranks), lambda layer, rank: rng.lognormal())
     tables = tables_of(probe.space, measure_sensitivities(probe.space, probe))
-    assert [len(table) for table in tables] == num_choices
+    assert [len(table) for table in tables] == break_even_ranks
     for table in tables:
         assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(table))
         assert (table[:-1] > 0).all()
@@ -106,12 +106,12 @@ def test_noisy_probes_never_rise_with_the_rank_and_end_at_zero(num_choices: list
 
 
 @given(st.lists(st.integers(2, 400), min_size=1, max_size=4))
-def test_probes_are_few_begin_at_rank_one_and_never_repeat(num_choices: list[int]) -> None:
-    probe = MeasureLayers(make_space(num_choices), lambda layer, rank: 1.0)
+def test_probes_are_few_begin_at_rank_one_and_never_repeat(break_even_ranks: list[int]) -> None:
+    probe = MeasureLayers(make_space(break_even_ranks), lambda layer, rank: 1.0)
     measure_sensitivities(probe.space, probe)
-    assert len(set(probe.asked)) == len(probe.asked) <= SENSITIVITY_RANKS * len(num_choices)
-    assert {layer for layer, rank in probe.asked if rank == 1} == set(range(len(num_choices)))
-    for layer, break_even_rank in enumerate(num_choices):
+    assert len(set(probe.asked)) == len(probe.asked) <= SENSITIVITY_RANKS * len(break_even_ranks)
+    assert {layer for layer, rank in probe.asked if rank == 1} == set(range(len(break_even_ranks)))
+    for layer, break_even_rank in enumerate(break_even_ranks):
         if break_even_rank >= 40:
             assert sum(asked == layer for asked, _ in probe.asked) == SENSITIVITY_RANKS
 
@@ -187,7 +187,7 @@ class InContext:
         self.evaluator: list[tuple[tuple[int, ...], int]] = []
 
     def loss(self, ranks: Ranks) -> float:
-        shares = ranks / self.space.num_choices
+        shares = ranks / self.space.break_even_ranks
         return float(np.prod(shares**-self.powers) - 1)
 
     def value(self, ranks: Ranks) -> float:

@@ -24,18 +24,18 @@ STRENGTHS = np.array([1.0, 4.0, 0.5, 8.0])
 class Problem:
     """L = sum of a_i (1/K_i - 1/cap_i), raised by joint interaction; images differ by a fixed factor each."""
 
-    def __init__(self, num_choices: tuple[int, ...] = CAPS) -> None:
-        self.strengths = STRENGTHS[: len(num_choices)]
+    def __init__(self, break_even_ranks: tuple[int, ...] = CAPS) -> None:
+        self.strengths = STRENGTHS[: len(break_even_ranks)]
         self.space = RankSpace(
-            [f"layer{i}" for i in range(len(num_choices))],
-            [[rank * 100 for rank in range(1, break_even_rank + 1)] for break_even_rank in num_choices],
+            [f"layer{i}" for i in range(len(break_even_ranks))],
+            [[rank * 100 for rank in range(1, break_even_rank + 1)] for break_even_rank in break_even_ranks],
         )
         self.objective = Objective(0.2)
         self.factors = np.random.default_rng(0).gamma(4.0, 0.25, NUM_IMAGES)
         self.num_evaluations = 0
 
     def norm(self, ranks: Ranks) -> np.ndarray:
-        singles = (self.strengths * (1.0 / ranks - 1.0 / self.space.num_choices)).sum(1)
+        singles = (self.strengths * (1.0 / ranks - 1.0 / self.space.break_even_ranks)).sum(1)
         return singles * (1.0 + 0.3 * singles)
 
     def evaluate(self, ranks: Ranks, indices: np.ndarray) -> Losses:
@@ -50,10 +50,10 @@ class Problem:
         """The optimum by coordinate ascent from many starts."""
         points = self.space.sample(300, np.random.default_rng(1))
         for _ in range(12):
-            for layer, break_even_rank in enumerate(self.space.num_choices):
+            for layer, break_even_rank in enumerate(self.space.break_even_ranks):
                 trials = np.repeat(points[:, None], break_even_rank, axis=1)
                 trials[:, :, layer] = np.arange(1, break_even_rank + 1)
-                values = self.value(trials.reshape(-1, len(self.space.num_choices))).reshape(
+                values = self.value(trials.reshape(-1, len(self.space.break_even_ranks))).reshape(
                     len(points), break_even_rank
                 )
                 points[:, layer] = 1 + values.argmax(1)
@@ -64,7 +64,7 @@ class Problem:
         journal = journal or Journal(None, {})
         energies = [
             1.0 / np.arange(1, break_even_rank + 1) - 1.0 / break_even_rank
-            for break_even_rank in self.space.num_choices
+            for break_even_rank in self.space.break_even_ranks
         ]
         search = Search(self.space, self.objective, self.evaluate, NUM_IMAGES, chosen, journal, energies=energies)
         return search.run()
@@ -211,11 +211,11 @@ class WideProblem(Problem):
     def __init__(self, num_dims: int) -> None:
         super().__init__()
         rng = np.random.default_rng(num_dims)
-        num_choices = rng.integers(20, 200, num_dims)
+        break_even_ranks = rng.integers(20, 200, num_dims)
         self.strengths = rng.lognormal(0.0, 1.0, num_dims) * 4 / num_dims
         self.space = RankSpace(
             [f"layer{i}" for i in range(num_dims)],
-            [[rank * 100 for rank in range(1, break_even_rank + 1)] for break_even_rank in num_choices],
+            [[rank * 100 for rank in range(1, break_even_rank + 1)] for break_even_rank in break_even_ranks],
         )
 
 

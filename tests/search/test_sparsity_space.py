@@ -23,19 +23,19 @@ from compressor.pipeline.settings import Settings
 from compressor.search.evaluation.journal import Journal
 from compressor.search.optimizer import Search, SearchSettings
 from compressor.search.space import RankSpace
-from compressor.search.sparsity_space import FRACTIONS, LEVELS, MIN, SparsitySpace
+from compressor.search.sparsity_space import FRACTIONS, LEVELS, MIN_LEVEL, SparsitySpace
 from tests.search.test_optimizer import NUM_IMAGES, Problem
 from tests.unmeasured import without_measuring
 
 Invoke = Callable[..., Result]
 
 
-def make_space(num_choices: tuple[int, ...] = (30, 50), other: int = 0) -> SparsitySpace:
+def make_space(break_even_ranks: tuple[int, ...] = (30, 50), other: int = 0) -> SparsitySpace:
     tables = [
         [7.0 * rank for rank in range(1, break_even_rank)] + [7.0 * break_even_rank + 3]
-        for break_even_rank in num_choices
+        for break_even_rank in break_even_ranks
     ]
-    return SparsitySpace(RankSpace([f"layer{i}" for i in range(len(num_choices))], tables), other)
+    return SparsitySpace(RankSpace([f"layer{i}" for i in range(len(break_even_ranks))], tables), other)
 
 
 def nonzero_weights(network: torch.nn.Module) -> int:
@@ -75,7 +75,7 @@ def test_without_pruning_r_is_that_of_the_ranks() -> None:
 def test_levels_are_shares_and_the_last_prunes_nothing() -> None:
     space = make_space()
     levels = np.unique(space.sample(3000, np.random.default_rng(0))[:, -1])
-    assert levels.tolist() == list(range(MIN, LEVELS + 1))
+    assert levels.tolist() == list(range(MIN_LEVEL, LEVELS + 1))
     assert FRACTIONS[levels - 1].max() == 0.9
     assert FRACTIONS[-1] == 0.0
     thetas = space.encode(np.array([space.complete(np.array([3, 4]))]))
@@ -91,7 +91,7 @@ class SparseProblem(Problem):
 
     def norm(self, ranks: Ranks) -> np.ndarray:
         layers = self.space.layers
-        singles = (self.strengths * (1.0 / ranks[:, :-1] - 1.0 / layers.num_choices)).sum(1)
+        singles = (self.strengths * (1.0 / ranks[:, :-1] - 1.0 / layers.break_even_ranks)).sum(1)
         share = FRACTIONS[ranks[:, -1] - 1]
         return singles * (1.0 + 0.3 * singles) + (0.2 + 0.5 * singles) * share**2 / (1.0 - share)
 
@@ -109,7 +109,7 @@ def test_a_search_finds_ranks_and_sparsity_together(settings: dict[str, object])
     if settings == {}:
         assert record.certificate.met
     chosen = [row for row in record.history if row.prune_fraction == problem.space.prune_fraction(ranks)]
-    assert any([rank or break_even_rank for rank, break_even_rank in zip(row.ranks, problem.space.layers.num_choices, strict=True)]
+    assert any([rank or break_even_rank for rank, break_even_rank in zip(row.ranks, problem.space.layers.break_even_ranks, strict=True)]
                == ranks[:-1].tolist() for row in chosen)  # fmt: skip
 
 

@@ -28,16 +28,16 @@ LOOK_SECONDS = 0.5  # what 50 images through a ResNet-18 of 64 px took on two co
 def make_search(num_dims: int, settings: SearchSettings) -> Search:
     """A search for ranks of `num_dims` layers whose losses fall as 1 / rank and interact."""
     rng = np.random.default_rng(num_dims)
-    num_choices = rng.integers(30, 300, num_dims)
+    break_even_ranks = rng.integers(30, 300, num_dims)
     strengths = 4.0 * rng.lognormal(size=num_dims) / num_dims
     factors = rng.gamma(4.0, 0.25, NUM_IMAGES)  # of the images
     space = RankSpace(
         [str(layer) for layer in range(num_dims)],
-        [[100 * rank for rank in range(1, break_even_rank + 1)] for break_even_rank in num_choices],
+        [[100 * rank for rank in range(1, break_even_rank + 1)] for break_even_rank in break_even_ranks],
     )
 
     def evaluate(ranks: Ranks, indices: np.ndarray) -> Losses:
-        single = float((strengths * (1.0 / ranks - 1.0 / num_choices)).sum())
+        single = float((strengths * (1.0 / ranks - 1.0 / break_even_ranks)).sum())
         noise = np.random.default_rng([*ranks.tolist(), int(indices[0])]).gamma(20.0, 0.05, len(indices))
         return Losses(indices, single * (1.0 + 0.3 * single) * factors[indices] * noise)
 

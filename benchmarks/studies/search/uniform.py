@@ -141,7 +141,7 @@ def main(model_path: Path, data: Path, input_size: int, gammas: str, seeds: int,
             )
             with tempfile.TemporaryDirectory() as folder:
                 result = compress(loaded.model, others, Path(folder) / "out", settings, progress=progress)
-            dense = evaluator.space.num_choices.tolist()
+            dense = evaluator.space.break_even_ranks.tolist()
             ranks = np.array([row.rank or last for row, last in zip(result.plan.layers, dense, strict=True)])
             row = {"gamma": gamma, "seed": seed} | compare(evaluator, gamma, ranks, uniform) | summarize(result.report)
             rows.append(row)

@@ -67,7 +67,7 @@ def choose_sparsity(
     """
     levels = SPARSITY_LEVELS
     norms = [one.function_norm for one in evaluate_uncounted([plan, *(with_rank(plan, -1, level) for level in levels)])]
-    here, break_even_rank = norms[0], int(space.num_choices[-1])
+    here, break_even_rank = norms[0], int(space.break_even_ranks[-1])
     added = every_rank(np.array(levels), np.maximum(np.array(norms[1:]) - here, LOSS_FLOOR), break_even_rank)
     choices = space.choices[-1]
     plans = np.where(np.arange(space.num_dims) == space.num_dims - 1, choices[:, None], plan)

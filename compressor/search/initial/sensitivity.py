@@ -29,7 +29,7 @@ def measure_sensitivities(space: RankSpace, probe: MeasureLayers) -> list[list[f
     """
     grids = sensitivity_ranks(space)
     norms = iter(
-        probe([with_rank(space.num_choices, layer, rank) for layer, grid in enumerate(grids) for rank in grid])
+        probe([with_rank(space.break_even_ranks, layer, rank) for layer, grid in enumerate(grids) for rank in grid])
     )
     return [[next(norms).function_norm for _ in grid] for grid in grids]
 
@@ -38,21 +38,21 @@ def sensitivity_ranks(space: RankSpace) -> list[list[int]]:
     """The ranks at which every layer alone is measured, geometrically spaced."""
     return [
         _geometric(choices, break_even_rank)
-        for choices, break_even_rank in zip(space.choices, space.num_choices, strict=True)
+        for choices, break_even_rank in zip(space.choices, space.break_even_ranks, strict=True)
     ]
 
 
 def tables_of(space: RankSpace, norms: Sequence[Sequence[float]]) -> list[Array]:
     """Losses of single layers at ranks 1..cap (cap,) from those at `sensitivity_ranks`: log-linear in between, never
     increasing with the rank."""
-    rows = zip(sensitivity_ranks(space), norms, space.num_choices, strict=True)
+    rows = zip(sensitivity_ranks(space), norms, space.break_even_ranks, strict=True)
     return [every_rank(np.array(grid), np.array(known), int(break_even_rank)) for grid, known, break_even_rank in rows]
 
 
 def linear_sensitivities(space: RankSpace, linearize: Linearize, images: np.ndarray) -> tuple[list[list[float]], int]:
     """The same function norms at `sensitivity_ranks`, to first order around the dense network, and the image passes they
     took; no norms where a layer moves nothing, because the network lets no slope through."""
-    model = linearize(space.num_choices, sensitivity_ranks(space), images, MODEL_DIRECTIONS)
+    model = linearize(space.break_even_ranks, sensitivity_ranks(space), images, MODEL_DIRECTIONS)
     norms = [list(row.values()) for row in model.norms_alone()]
     return (norms if all(max(row) > LOSS_FLOOR for row in norms) else []), model.passes
 

@@ -9,7 +9,7 @@ from compressor.search.acquisition.optimize import measure_again, optimize_acqui
 from compressor.search.objective import Objective
 from compressor.search.space import RankSpace
 from compressor.search.surrogate import gp
-from compressor.search.surrogate.base import Posterior
+from compressor.search.surrogate.posterior import Posterior
 from compressor.search.surrogate.gaussian import LossSurrogate
 
 

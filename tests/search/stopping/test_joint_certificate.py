@@ -63,10 +63,10 @@ def test_the_shares_of_all_tests_add_up_to_their_part_of_epsilon() -> None:
 
 
 def make_score(kind: str, num_dims: int, delta: float, noise: float = 0.2, evaluations: int = 8) -> Score:
-    num_choices = CAPS[num_dims]
+    break_even_ranks = CAPS[num_dims]
     space = RankSpace(
-        [str(break_even_rank) for break_even_rank in num_choices],
-        [[10 * rank for rank in range(1, break_even_rank + 1)] for break_even_rank in num_choices],
+        [str(break_even_rank) for break_even_rank in break_even_ranks],
+        [[10 * rank for rank in range(1, break_even_rank + 1)] for break_even_rank in break_even_ranks],
     )
     objective = Objective(0.3)
     surrogate: Surrogate = (
@@ -98,7 +98,7 @@ def exact_probability(score: Score, count: int = 20_000) -> float:
     """P(max J - J(incumbent) > delta) by joint draws at all lattice points."""
     posterior = score.posterior
     everything = np.array(
-        list(itertools.product(*(range(1, break_even_rank + 1) for break_even_rank in posterior.space.num_choices)))
+        list(itertools.product(*(range(1, break_even_rank + 1) for break_even_rank in posterior.space.break_even_ranks)))
     )
     mean, covariance = posterior.process.predict(posterior.space.encode(everything))
     values, vectors = np.linalg.eigh(covariance)

@@ -104,7 +104,7 @@ def test_the_incumbent_itself_is_masked_and_a_plan_that_cannot_win_scores_nothin
     _, posterior, ranks = make_belief(kind)
     score = posterior.score(ranks[0], 0.01)
     assert score(ranks[:1])[0] == -np.inf
-    assert np.exp(score(posterior.space.num_choices[None]))[0] < 1e-3  # all dense: R = 1, nothing to gain
+    assert np.exp(score(posterior.space.break_even_ranks[None]))[0] < 1e-3  # all dense: R = 1, nothing to gain
 
 
 def test_a_known_incumbent_gives_probability_of_improvement() -> None:

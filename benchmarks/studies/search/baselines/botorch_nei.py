@@ -32,7 +32,7 @@ def noisy_expected_improvement(attempt: Attempt) -> Iterator[Step]:
     for ranks in space.decode(thetas):
         visited.append(ranks)
         values.append(attempt.observe(ranks))
-    handed_over = space.num_choices
+    handed_over = space.break_even_ranks
     while True:
         points = np.array(visited)
         model = _fit(space.encode(points), np.array(values))

@@ -66,7 +66,7 @@ class _Members:
         self.plans: dict[bytes, Ranks] = {}
         self.positions: dict[bytes, float] = {}
         self._losses: dict[bytes, list[Losses]] = {}
-        self._handed_over = attempt.space.num_choices.tobytes()
+        self._handed_over = attempt.space.break_even_ranks.tobytes()
 
     def best(self, count: int) -> list[bytes]:
         """The members with the highest means, the best first."""

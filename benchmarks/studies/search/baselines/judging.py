@@ -33,7 +33,7 @@ def checkpoints_of(budget: int) -> list[int]:
 def follow(challenger: Baseline, attempt: Attempt) -> tuple[list[Step], float]:
     """Run a search to its end: the plans it held, the dense network first, and the CPU seconds it took for itself."""
     began = time.process_time()
-    steps: list[Step] = [(0, attempt.space.num_choices)]
+    steps: list[Step] = [(0, attempt.space.break_even_ranks)]
     try:
         steps.extend(challenger.run(attempt))
         attempt.stopped_because = attempt.stopped_because or "done"

@@ -17,12 +17,12 @@ def parzen(attempt: Attempt) -> Iterator[Step]:
     """`TPESampler`."""
     import optuna
 
-    names, num_choices = attempt.space.names, attempt.space.num_choices.tolist()
+    names, break_even_ranks = attempt.space.names, attempt.space.break_even_ranks.tolist()
 
     def suggest(trial: Any) -> Ranks:
         point = [
             trial.suggest_int(name, 1, break_even_rank, log=True)
-            for name, break_even_rank in zip(names, num_choices, strict=True)
+            for name, break_even_rank in zip(names, break_even_ranks, strict=True)
         ]
         return attempt.space.nearest(np.array(point, dtype=float))
 

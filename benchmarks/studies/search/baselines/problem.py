@@ -18,8 +18,9 @@ from compressor.arrays import Array, Ranks
 from compressor.fidelity.linear_model import Linearize, LinearModel
 from compressor.fidelity.losses import Losses
 from compressor.fidelity.noise import ImageSampler
+from compressor.search.dimension import Coordinates
 from compressor.search.objective import Objective
-from compressor.search.space import Coordinates, RankSpace
+from compressor.search.space import RankSpace
 
 POOL_STREAM = 11  # keeps the order of the pool apart from the searches' own random streams
 DENSE_OBJECTIVE = -1.0  # of the dense network in the form -gamma L - R: L = 0, R = 1

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks.studies.search.baselines.problem import Attempt, BestObserved, Run, Step
-from compressor.search.space import Coordinates
+from compressor.search.dimension import Coordinates
 
 PRIORS = {"log": "log-uniform", "linear": "uniform"}
 
@@ -20,7 +20,7 @@ def expected_improvement(coordinates: Coordinates) -> Run:
         optimizer = Optimizer(
             [
                 Integer(1, int(break_even_rank), prior=PRIORS[coordinates])
-                for break_even_rank in attempt.space.num_choices
+                for break_even_rank in attempt.space.break_even_ranks
             ],
             base_estimator="GP",
             acq_func="EI",
