@@ -1,4 +1,4 @@
-"""Where two ONNX files part: the first tensor, of those both name, in which they differ."""
+"""The first divergence of two ONNX files: the first tensor that both name and in which they differ."""
 
 import tempfile
 from collections.abc import Sequence
@@ -10,24 +10,25 @@ import onnx
 from exporters.records import DivergenceRecord
 from exporters.session import Logits, open_session
 
+MAX_ERROR = 1e30  # records hold no infinity
+
 
 def find_divergence(first: Path, second: Path, image: Logits, tolerance: float) -> tuple[DivergenceRecord | None, int]:
     """The first tensor, in the order of `first`, whose relative error on the image (1, ...) exceeds `tolerance`.
 
-    Compared are the float tensors that nodes of both graphs give under the same name and in the same shape; the
-    graphs' outputs are among them. Exporters number what has no name of its own, so that the same name may mean
-    something else in graphs of different structure.
+    Compared are float tensors, the outputs among them, that both graphs compute under the same name and in the same
+    shape. Exporters number tensors without a name of their own, so that in graphs of different structure the same name
+    may mean different tensors.
 
     Returns:
-        The tensor (None: they part nowhere but in the output, or one file is not in ONNX format) and the number of
-        tensors compared.
+        The tensor (None: only the outputs differ, or one file is not in ONNX format), and how many were compared.
     """
-    one, other = _read_graph(first), _read_graph(second)
-    if one is None or other is None:
+    reference, other = _read_model(first), _read_model(second)
+    if reference is None or other is None:
         return None, 0
-    others = {name for node in other.graph.node for name in node.output}
-    shared = [name for node in one.graph.node for name in node.output if name in others]
-    values = [_values(proto, path, shared, image) for proto, path in ((one, first), (other, second))]
+    in_other = {name for node in other.graph.node for name in node.output}
+    shared = [name for node in reference.graph.node for name in node.output if name in in_other]
+    values = [_values(proto, path, shared, image) for proto, path in ((reference, first), (other, second))]
     compared = 0
     for name in shared:
         expected, found = (value.get(name) for value in values)
@@ -36,12 +37,13 @@ def find_divergence(first: Path, second: Path, image: Logits, tolerance: float) 
         compared += 1
         error = _relative_error(found, expected)
         if not error <= tolerance:
-            return DivergenceRecord(tensor=name, layer=_layer(one, name), relative_error=min(error, 1e30)), compared
+            layer = _layer(reference, name)
+            return DivergenceRecord(tensor=name, layer=layer, relative_error=min(error, MAX_ERROR)), compared
     return None, compared
 
 
-def _read_graph(path: Path) -> onnx.ModelProto | None:
-    """The network, or None for a file in another format."""
+def _read_model(path: Path) -> onnx.ModelProto | None:
+    """The network; None for a file in another format."""
     try:
         return onnx.load(path)
     except Exception:  # protobuf's own type, of whichever implementation
@@ -49,23 +51,23 @@ def _read_graph(path: Path) -> onnx.ModelProto | None:
 
 
 def _values(proto: onnx.ModelProto, path: Path, names: Sequence[str], image: Logits) -> dict[str, Logits]:
-    """The float tensors of these names; a file of its own is needed, since only outputs can be asked for."""
+    """The float tensors of these names, made outputs in a temporary file: a session gives nothing but outputs."""
     outputs = {value.name for value in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
     with tempfile.TemporaryDirectory(prefix="bocompress.") as folder:
-        probe = Path(folder) / path.name
-        onnx.save(proto, probe, save_as_external_data=True, location=f"{path.name}.data")
-        session = open_session(probe)
+        extended = Path(folder) / path.name
+        onnx.save(proto, extended, save_as_external_data=True, location=f"{path.name}.data")
+        session = open_session(extended)
         kinds = {value.name: value.type for value in session.get_outputs()}
-        asked = [name for name in names if kinds[name] in ("tensor(float)", "tensor(float16)")]
-        if not asked:
+        floats = [name for name in names if kinds[name] in ("tensor(float)", "tensor(float16)")]
+        if not floats:
             return {}
-        found = session.run(asked, {session.get_inputs()[0].name: image})
-    return dict(zip(asked, found, strict=True))
+        found = session.run(floats, {session.get_inputs()[0].name: image})
+    return dict(zip(floats, found, strict=True))
 
 
 def _relative_error(found: Logits, expected: Logits) -> float:
-    """Largest difference over the largest magnitude; infinite where it is not a number."""
+    """Largest absolute difference over the largest magnitude; infinite where it is not a number."""
     if not expected.size:
         return 0.0
     difference = float(np.abs(found.astype(np.float64) - expected).max())

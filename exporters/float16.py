@@ -1,4 +1,4 @@
-"""A float32 ONNX file in, the same network in float16 out; inputs and outputs stay float32."""
+"""Conversion of a float32 ONNX file to float16; inputs and outputs stay float32."""
 
 import tempfile
 from collections.abc import Mapping
@@ -22,13 +22,14 @@ RANGE_IMAGES = 64
 def convert_fp16(source: Path, target: Path, images: Tensor, metadata: Mapping[str, str]) -> None:
     """Write the float16 form of the float32 file `source` to `target`.
 
-    ONNX Runtime's own converter is used: it is kept with the runtime, where the package it came from
-    (onnxconverter-common) has to follow. Whether values overflow is read from the float32 file's tensors: the CPU
-    provider computes many float16 operators in float32, so that its outputs would be finite all the same.
+    The converter is ONNX Runtime's, which is maintained with the runtime; the package it came from
+    (onnxconverter-common) has to follow. Overflow is detected in the float32 file's tensors: the CPU provider computes
+    many float16 operators in float32, so that its outputs would be finite all the same.
 
     Args:
-        source, target: ONNX files; the batch stays free.
-        images: real inputs (N, ...), of which `RANGE_IMAGES` are run.
+        source: the float32 file.
+        target: the file to write; its batch size stays free.
+        images: real inputs (N, ...), of which the first `RANGE_IMAGES` are run.
         metadata: as for `export_onnx`.
 
     Raises:
@@ -50,6 +51,7 @@ def convert_fp16(source: Path, target: Path, images: Tensor, metadata: Mapping[s
 
 
 def _require_range(proto: onnx.ModelProto, source: Path, images: Tensor, large: bool) -> None:
+    """Raise BocompressError if a weight, or an activation on the images, is beyond float16."""
     weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     largest = {
         name: float(np.abs(values).max())

@@ -1,9 +1,9 @@
-"""A float32 ONNX file in, the same network in int8 out: static quantization of ONNX Runtime, QDQ format.
+"""Static quantization of a float32 ONNX file to int8 by ONNX Runtime, in the QDQ format.
 
-Activations are unsigned 8-bit, weights signed, one scale per output channel, and weights use seven bits of their
-eight. x86 processors without VNNI add pairs of products in 16 bits, which saturate at eight: ResNet-18 then lost 2 %
-of its decisions, with seven none. The eighth bit would save a fifth of the rounding error where it is safe, and make
-the file wrong on the machine next door.
+Activations are unsigned 8-bit, weights signed with one scale per output channel, and weights use seven of their eight
+bits. x86 processors without VNNI add pairs of products in 16 bits, which saturate at eight: ResNet-18 then lost 2 % of
+its decisions, with seven bits none. The eighth bit would save a fifth of the rounding error on processors where it is
+safe, and give wrong results on the others.
 """
 
 import tempfile
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from compressor.errors import BocompressError
 from compressor.text import first_line
-from exporters.activation_ranges import BATCH, METHODS, calibrate
+from exporters.activation_ranges import BATCH_SIZE, CALIBRATORS, activation_ranges
 from exporters.onnx import needs_data_file, save_onnx, sign, silence, write_with_data
 from exporters.records import CalibrationName, FloatLayer, QuantizationRecord
 from exporters.sensitivity import WEIGHTED, choose_float_groups, group_nodes
@@ -27,14 +27,14 @@ from exporters.session import Logits, open_session, run_batches
 
 CALIBRATION_IMAGES = 64  # 20, 100 and 400 gave ResNet-18 the same function norm within its error
 CHECK_IMAGES = 48
-# What ONNX Runtime's CPU provider computes, or hands on, in int8. Softmax and normalizations stay in float: they would
+# What ONNX Runtime's CPU provider computes, or passes on, in int8. Softmax and normalizations stay in float: they would
 # only be surrounded by conversions. EfficientNet-B0 with Mul and Sigmoid in float ran slower than in float32.
 OPERATORS = (
     *WEIGHTED,
     *("Add", "Mul", "Sigmoid", "LeakyRelu", "Relu", "Clip", "MaxPool", "AveragePool", "GlobalAveragePool"),
     *("Concat", "Split", "Gather", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Pad", "Resize"),
 )
-MAX_NORM = 1e30  # reports hold no infinity
+MAX_NORM = 1e30  # records hold no infinity
 
 OnStep = Callable[[int, str], None]
 
@@ -43,7 +43,7 @@ def quantize_int8(
     source: Path,
     target: Path,
     calibration: Tensor,
-    evaluator: Tensor,
+    check: Tensor,
     allowed_norm: float,
     layers: Sequence[str],
     metadata: Mapping[str, str],
@@ -52,59 +52,45 @@ def quantize_int8(
     """Write the int8 form of the float32 file `source` to `target`.
 
     Ranges of activations come from the calibration images, by the method (smallest and largest value, percentile,
-    entropy) that adds the least function norm on the judge's images. Where all layers in int8 add more than
+    entropy) that adds the least function norm on the check images. Where all layers in int8 add more than
     `allowed_norm`, each is quantized alone, and the costliest are left in float (see `choose_float_groups`).
 
     Args:
-        source, target: ONNX files; the batch stays free.
-        calibration: images (N, ...), of which `CALIBRATION_IMAGES` are used.
-        judge: other images (N, ...), of which `CHECK_IMAGES` are used.
-        allowed_norm: the function norm E||int8(x) - float(x)||^2 that is accepted without leaving layers in float.
+        source: the float32 file.
+        target: the file to write; its batch size stays free.
+        calibration: images (N, ...), of which the first `CALIBRATION_IMAGES` are used.
+        check: other images (N, ...), of which the first `CHECK_IMAGES` are used.
+        allowed_norm: the function norm E||int8(x) - float(x)||^2 up to which no layer is left in float.
         layers: names of the network's layers, whose factors are then treated as one.
         metadata: as for `export_onnx`.
-        on_step: called with (trials done, what is being tried).
+        on_step: called with the number of trials done and what is tried next.
 
     Raises:
         BocompressError: the network cannot be quantized.
     """
+    calibration, check = calibration[:CALIBRATION_IMAGES], check[:CHECK_IMAGES]
     try:
         with tempfile.TemporaryDirectory(prefix="bocompress.") as folder, silence():
-            trials = _Trials(source, Path(folder), evaluator[:CHECK_IMAGES], on_step)
-            calibration = calibration[:CALIBRATION_IMAGES]
-            method, joint = _choose_ranges(trials, calibration)
-            groups = group_nodes(trials.model, layers)
-            float_layers, norm = _choose_float_layers(trials, groups, joint, allowed_norm)
-            proto = trials.build(exclude=_nodes(groups, [layer.name for layer in float_layers]))
-            if not np.isfinite(norm):
-                raise BocompressError("the network cannot be quantized to int8: its outputs are no longer finite")
+            trials = _Trials(source, Path(folder), check, on_step)
+            proto, record = _search_int8(trials, calibration, allowed_norm, layers)
     except BocompressError:
         raise
-    except Exception as error:  # the quantizer asserts, looks up and indexes what it does not know
+    except Exception as error:  # the quantizer asserts, and indexes tables by what it does not know
         name = type(error).__name__
         raise BocompressError(f"the network cannot be quantized to int8 ({name}: {first_line(error)})") from error
     sign(proto, metadata)
     save_onnx(proto, target)
-    return QuantizationRecord(
-        calibration=method,
-        calibration_images=len(calibration),
-        check_images=min(len(evaluator), CHECK_IMAGES),
-        added_norm=norm,
-        added_norm_all=min(joint, MAX_NORM),
-        allowed_norm=allowed_norm,
-        layers=len(groups),
-        float_layers=float_layers,
-        trials=trials.count,
-    )
+    return record
 
 
 class _Trials:
-    """Int8 forms of one file, and how far each is from it."""
+    """Int8 forms of one file, and the function norm that each adds on the check images."""
 
-    def __init__(self, source: Path, folder: Path, evaluator: Tensor, on_step: OnStep) -> None:
-        self._folder, self._evaluate_outside, self._on_step = folder, evaluator, on_step
+    def __init__(self, source: Path, folder: Path, check: Tensor, on_step: OnStep) -> None:
+        self._folder, self._on_step = folder, on_step
+        self.check = check
         self.prepared = folder / "prepared.onnx"
-        whole = onnx.load(source)
-        self._large = needs_data_file(whole)
+        self._large = needs_data_file(onnx.load(source))
         options = {"save_as_external_data": True, "all_tensors_to_one_file": True} if self._large else {}
         _prepare(source, self.prepared, options)
         self.model = onnx.load(self.prepared)
@@ -112,13 +98,13 @@ class _Trials:
         self.count = 0
         self._expected = self._run(source)
 
-    def calibrate(self, method: CalibrationName, images: Tensor) -> TensorsData:
-        """Ranges of all tensors that may be quantized."""
-        self._log(f"{method} ranges")
-        return calibrate(self.prepared, images, method, OPERATORS, self._folder, self._large)
+    def find_ranges(self, method: CalibrationName, images: Tensor) -> TensorsData:
+        """Ranges of all tensors that may be quantized, on the images (N, ...)."""
+        self._report(f"{method} ranges")
+        return activation_ranges(self.prepared, images, method, OPERATORS, self._folder, self._large)
 
     def build(self, exclude: Sequence[str] = (), only: Sequence[str] = ()) -> onnx.ModelProto:
-        """The network with all nodes of `only` (empty: all that can be) in int8, but those of `exclude`."""
+        """The network in int8: the nodes of `only` (empty: all that can be), without those of `exclude`."""
         quantizer = QDQQuantizer(
             deepcopy(self.model),
             True,  # per channel
@@ -137,9 +123,9 @@ class _Trials:
         return quantizer.model.model
 
     def added_norm(self, exclude: Sequence[str] = (), only: Sequence[str] = (), note: str = "") -> float:
-        """E||int8(x) - float(x)||^2 on the judge's images; infinite where the outputs are."""
+        """E||int8(x) - float(x)||^2 on the check images; infinite where outputs are not finite."""
         self.count += 1
-        self._log(note)
+        self._report(note)
         path = self._folder / "trial.onnx"
         if self._large:
             write_with_data(self.build(exclude, only), path)
@@ -148,14 +134,37 @@ class _Trials:
         return function_norm(self._run(path), self._expected)
 
     def _run(self, path: Path) -> Logits:
-        return run_batches(open_session(path), path, self._evaluate_outside, BATCH)
+        return run_batches(open_session(path), path, self.check, BATCH_SIZE)
 
-    def _log(self, note: str) -> None:
+    def _report(self, note: str) -> None:
         self._on_step(self.count, note)
 
 
+def _search_int8(
+    trials: _Trials, calibration: Tensor, allowed_norm: float, layers: Sequence[str]
+) -> tuple[onnx.ModelProto, QuantizationRecord]:
+    """The int8 network with the best ranges and the layers in float that the budget requires."""
+    method, joint = _choose_ranges(trials, calibration)
+    groups = group_nodes(trials.model, layers)
+    float_layers, norm = _choose_float_layers(trials, groups, joint, allowed_norm)
+    proto = trials.build(exclude=_nodes(groups, [layer.name for layer in float_layers]))
+    if not np.isfinite(norm):
+        raise BocompressError("the network cannot be quantized to int8: its outputs are no longer finite")
+    return proto, QuantizationRecord(
+        calibration=method,
+        calibration_images=len(calibration),
+        check_images=len(trials.check),
+        added_norm=norm,
+        added_norm_all=min(joint, MAX_NORM),
+        allowed_norm=allowed_norm,
+        layers=len(groups),
+        float_layers=float_layers,
+        trials=trials.count,
+    )
+
+
 def _prepare(source: Path, target: Path, options: Mapping[str, Any]) -> None:
-    """Batch norms folded, shapes inferred; without the symbolic ones where that inference breaks down (Swin)."""
+    """Fold batch norms and infer shapes; without symbolic inference where that breaks down (Swin)."""
     try:
         quant_pre_process(str(source), str(target), **options)
     except Exception:
@@ -163,7 +172,7 @@ def _prepare(source: Path, target: Path, options: Mapping[str, Any]) -> None:
 
 
 def _drop_unused_domains(proto: onnx.ModelProto) -> None:
-    """ONNX Runtime's optimizer imports every domain that it knows, and other runtimes may not know them."""
+    """ONNX Runtime's optimizer imports every operator domain it knows; other runtimes may not know them all."""
     used = {node.domain for node in proto.graph.node}
     kept = [entry for entry in proto.opset_import if entry.domain in used]
     del proto.opset_import[:]
@@ -178,14 +187,14 @@ def function_norm(outputs: Logits, expected: Logits) -> float:
 
 
 def _choose_ranges(trials: _Trials, images: Tensor) -> tuple[CalibrationName, float]:
-    """The calibration method that adds the least, and how much; the trials go on with its ranges."""
+    """The calibration method that adds the least function norm, and that norm; the trials keep its ranges."""
     found: dict[CalibrationName, tuple[float, Any]] = {}
     failure: Exception | None = None
-    for method in METHODS:
+    for method in CALIBRATORS:
         try:
-            trials.ranges = trials.calibrate(method, images)
+            trials.ranges = trials.find_ranges(method, images)
             found[method] = trials.added_norm(note=f"{method} ranges"), trials.ranges
-        except Exception as error:  # histograms give up on tensors without spread
+        except Exception as error:  # histograms fail on constant tensors
             failure = error
     if not found:
         raise failure or BocompressError("no calibration method is left")
@@ -197,7 +206,7 @@ def _choose_ranges(trials: _Trials, images: Tensor) -> tuple[CalibrationName, fl
 def _choose_float_layers(
     trials: _Trials, groups: Mapping[str, list[str]], joint: float, allowed: float
 ) -> tuple[list[FloatLayer], float]:
-    """The layers left in float with what each adds alone, and the function norm that the others add together."""
+    """The layers to leave in float, and the function norm that the others add together."""
     if joint <= allowed:
         return [], joint
     sensitivity = {

@@ -1,4 +1,4 @@
-"""A torch network in, an ONNX file out, with a second one where the weights are too large for it."""
+"""Export of a torch network to ONNX: one file, or two where the weights are too large for one."""
 
 import contextlib
 import copy
@@ -22,10 +22,10 @@ INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
 BATCH_NAME = "batch"
 PRODUCER_NAME = "bocompress"
-# Protobuf refuses messages of 2 GiB and more; 16 MiB of that are left to the graph around the weights.
+# Protobuf refuses messages of 2 GiB and more; 16 MiB of them are left for the graph around the weights.
 MAX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
 DATA_SUFFIX = ".data"
-EXPORT_BATCH = 2  # torch.export takes a batch of one for a constant
+EXPORT_BATCH = 2  # torch.export treats a batch of one as a constant
 
 
 def export_onnx(
@@ -33,16 +33,16 @@ def export_onnx(
 ) -> None:
     """Write `model` in eval mode as an ONNX file whose batch size is free.
 
-    The input is named `INPUT_NAME`, the output `OUTPUT_NAME`. All weights are inside the file; more of them than
-    `MAX_WEIGHT_BYTES` go into a second one (see `save_onnx`). The same model gives the same bytes again. The caller's
-    model is neither moved nor changed, and what stood at `path` stays there unless the whole new file is written.
+    The input is named `INPUT_NAME`, the output `OUTPUT_NAME`. All weights are inside the file; more than
+    `MAX_WEIGHT_BYTES` of them go into a second one (see `save_onnx`). The same model gives the same bytes. The caller's
+    model is neither moved nor changed, and an earlier file at `path` stays unless the whole new one is written.
 
     Args:
         model: a network from one tensor (N, ...) to one tensor (N, classes).
         example: a batch (N, ...) of the inputs' shape and type, N at least 1.
         path: the file to write.
         metadata: provenance, stored as the file's metadata properties; `version` also as the producer's.
-        opset: the ONNX operator set; None takes the exporter's own choice.
+        opset: the ONNX operator set; None for the exporter's default.
 
     Raises:
         InputError: the network does not give one tensor of logits, or the file cannot be written.
@@ -58,13 +58,13 @@ def export_onnx(
 
 
 def layer_bytes(layer: nn.Module, example: Tensor) -> bytes:
-    """A layer (one tensor to one) as an ONNX model of its own, for inputs of just the example's shape.
+    """The content of an ONNX file with one layer (one tensor to one), for inputs of the example's shape only.
 
     Raises:
         BocompressError: torch could not translate the layer.
     """
     frozen, value = frozen_copy(layer), example.detach().cpu()
-    # The older exporter takes a tenth of a second where the newer takes two, and layers have nothing it gets wrong.
+    # The older exporter takes a tenth of a second where the newer takes two, and gets single layers right.
     with contextlib.suppress(Exception), silence(), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "layer.onnx"
         torch.onnx.export(frozen, (value,), path, dynamo=False)
@@ -78,7 +78,7 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 
 
 def require_opset(model: nn.Module, example: Tensor, opset: int) -> None:
-    """Raises InputError if the network cannot be written with this operator set."""
+    """Raise InputError if the network cannot be written with this operator set."""
     try:
         _translate(frozen_copy(model), _export_batch(example), opset)
     except BocompressError as error:
@@ -86,6 +86,7 @@ def require_opset(model: nn.Module, example: Tensor, opset: int) -> None:
 
 
 def _export_batch(example: Tensor) -> Tensor:
+    """The example repeated or cut to (EXPORT_BATCH, ...), on the CPU."""
     if example.ndim < 1 or len(example) == 0:
         raise InputError("the export needs at least one example input")
     batch = example.detach().cpu()
@@ -108,7 +109,7 @@ def _require_logits(model: nn.Module, batch: Tensor) -> None:
 
 
 def _translate(model: nn.Module, batch: Tensor, opset: int | None, fixed: bool = False) -> onnx.ModelProto:
-    """The network for any batch size, or `fixed` for the one of `batch`."""
+    """The network for any batch size; `fixed`: for that of `batch` only."""
     try:
         with silence():
             program = torch.onnx.export(
@@ -131,7 +132,7 @@ def _translate(model: nn.Module, batch: Tensor, opset: int | None, fixed: bool =
 
 
 def _require_opset(proto: onnx.ModelProto, opset: int | None) -> None:
-    """The exporter only warns when it cannot reach the operator set asked for."""
+    """Raise BocompressError if the operator set is another: the exporter only warns."""
     written = next(entry.version for entry in proto.opset_import if entry.domain == "")
     if opset is not None and written != opset:
         raise BocompressError(f"the network cannot be written with ONNX operator set {opset}: it needs {written}")
@@ -139,7 +140,7 @@ def _require_opset(proto: onnx.ModelProto, opset: int | None) -> None:
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """Exporter and quantizer report their steps by print, warnings and logging, none of them meant for our user."""
+    """Suppress print, warnings and logging: exporter and quantizer report steps there that are not for the user."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -151,10 +152,10 @@ def silence() -> Iterator[None]:
 
 
 def _strip_traces(proto: onnx.ModelProto) -> None:
-    """Drop what the exporter notes for its own debugging.
+    """Remove the exporter's debugging notes.
 
-    Every node carries the Python stack that made it: file names of the user's machine, and for a deep network
-    more bytes than the rest of the graph.
+    Every node carries the Python stack that made it: file names of the user's machine and, for a deep network, more
+    bytes than the rest of the graph.
     """
     del proto.metadata_props[:]
     proto.doc_string = ""
@@ -179,7 +180,7 @@ def _strip_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
 
 
 def _subgraphs(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
-    # To touch an unset field of a message sets it, and the attribute would then hold two values.
+    # Reading an unset field of a message sets it, and the attribute would then hold two values.
     single = [attribute.g] if attribute.HasField("g") else []
     return [*single, *attribute.graphs]
 
@@ -191,7 +192,7 @@ def _strip(messages: Iterable[Any]) -> None:
 
 
 def sign(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
-    """Our name as the producer's, and the provenance as the only metadata."""
+    """Set bocompress as the producer, and the provenance as the only metadata."""
     proto.producer_name = PRODUCER_NAME
     proto.producer_version = metadata.get("version", "")
     onnx.helper.set_model_props(proto, dict(metadata))
@@ -200,8 +201,8 @@ def sign(proto: onnx.ModelProto, metadata: Mapping[str, str]) -> None:
 def save_onnx(proto: onnx.ModelProto, path: Path) -> None:
     """Check the network and write it to `path`, whole or not at all.
 
-    Weights that one file cannot hold go into a second beside it, named `path` and `DATA_SUFFIX`. Both then come about
-    one after the other, and the caller sees to their appearing together.
+    Weights that one file cannot hold go into a second beside it, named `path` and `DATA_SUFFIX`. The two are then
+    written one after the other, and the caller must make them appear together.
 
     Raises:
         BocompressError: it is not valid ONNX.
@@ -217,7 +218,7 @@ def save_onnx(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def needs_data_file(proto: onnx.ModelProto) -> bool:
-    """Whether the weights are too large for one file."""
+    """Whether the weights are too large to be inside the file."""
     return sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > MAX_WEIGHT_BYTES
 
 

@@ -1,4 +1,4 @@
-"""Files for small runtimes: the ORT format with the operators a minimal build needs, and the zipped file."""
+"""Files for small devices: the ORT format with the operators that a minimal build needs, and the gzipped file."""
 
 import gzip
 import shutil
@@ -15,17 +15,17 @@ from compressor.text import first_line
 from exporters.onnx import silence
 
 ORT_SUFFIX = ".ort"
-CONFIG_SUFFIX = ".required_operators.config"  # the name that ONNX Runtime's own tool gives it
+CONFIG_SUFFIX = ".required_operators.config"  # as ONNX Runtime's converter names it
 ZIP_SUFFIX = ".gz"
 ZIP_LEVEL = 9
 
 
 @contextmanager
 def converted_to_ort(source: Path) -> Iterator[tuple[Path, Path]]:
-    """The ORT format of an ONNX file and its list of required operators, in a folder that goes with the block.
+    """The paths of an ONNX file's ORT format and of its list of required operators, in a temporary folder.
 
-    ONNX Runtime's own converter with its default: the graph is optimized as far as it is the same on every processor
-    (no layouts of one x86 family), so that a build without the optimizer, and without ONNX's format, runs it.
+    ONNX Runtime's converter, with its default: the graph is optimized as far as the result is the same on every
+    processor (no layouts of one x86 family), so that a build without optimizer and ONNX parser can run it.
 
     Raises:
         BocompressError: ONNX Runtime cannot convert the file.
@@ -39,21 +39,24 @@ def converted_to_ort(source: Path) -> Iterator[tuple[Path, Path]]:
             lines = config.read_text(encoding="utf-8").splitlines()
         except Exception as error:
             raise BocompressError(f"ONNX Runtime cannot convert {source} to ORT format: {first_line(error)}") from error
-        # Its comments name the temporary folder.
+        # The converter's comments name the temporary folder.
         operators = [line for line in lines if line and not line.startswith("#")]
         config.write_text("\n".join([f"# Generated from {ort.name}", *operators]) + "\n", encoding="utf-8")
         yield ort, config
 
 
 def zip_file(source: Path) -> Path:
-    """Write `source` as gzip beside it, the same bytes for the same content, and read it back.
+    """Gzip `source` to a file beside it, the same bytes for the same content, and read it back.
 
-    Zeroed weights are worth something only here. ONNX's sparse initializers would spend eight bytes of index on each
-    weight that is left, and most runtimes do not read them.
+    Only here do zeroed weights save bytes. ONNX's sparse initializers spend eight bytes of index on each remaining
+    weight, and most runtimes do not read them.
+
+    Returns:
+        The path of the new file.
 
     Raises:
         InputError: the file cannot be written.
-        VerificationError: what is read back is not what was written.
+        VerificationError: the file does not unzip to what was written.
     """
     target = source.with_name(source.name + ZIP_SUFFIX)
     with replace_when_whole(target) as partial:

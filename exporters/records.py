@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Records of exported files: checks against torch, differences of two files, quantization."""
 
 from typing import Literal
 
@@ -12,8 +12,11 @@ CalibrationName = Literal["min-max", "percentile", "entropy"]
 
 
 class ExportCheckRecord(Record):
-    """ONNX Runtime against torch on the same images: outputs' largest absolute difference, the same over the
-    largest output magnitude (at most `tolerance`), and the share of images with the same top-1 class."""
+    """ONNX Runtime against torch on the same images.
+
+    `max_abs_error` is the outputs' largest absolute difference, `max_rel_error` the same over the largest output
+    magnitude (at most `tolerance`), `top1_agreement` the share of images with the same top-1 class.
+    """
 
     max_abs_error: float = Field(ge=0)
     max_rel_error: float = Field(ge=0)
@@ -24,8 +27,8 @@ class ExportCheckRecord(Record):
 
 
 class DivergenceRecord(Record):
-    """A tensor in which two files differ: its name, the layer (or operator) that gives it, and the largest difference
-    over the first file's largest magnitude."""
+    """A tensor in which two files differ: its name, the layer (or operator type) that computes it, and the largest
+    absolute difference over the first file's largest magnitude."""
 
     tensor: str
     layer: str
@@ -33,10 +36,13 @@ class DivergenceRecord(Record):
 
 
 class DifferenceRecord(Record):
-    """Two files on the same images, as `bocompress verify` compares them; figures as in `ExportCheckRecord`, with the first
-    file in torch's place. `function_norm` is the mean squared distance of the outputs, `worst_image` the number of the
-    image with the largest difference. On it `tensors_compared` tensors within were compared, up to the first that is
-    further apart than `tolerance`: `parting`, null where none is."""
+    """Two files on the same images, as `bocompress verify` compares them.
+
+    Figures are as in `ExportCheckRecord`, with the first file in torch's place. `function_norm` is the mean squared
+    distance of the outputs, `worst_image` the number of the image with the largest difference. On this image
+    `tensors_compared` inner tensors were compared, up to the first whose relative error exceeds `tolerance`:
+    `divergence`, null where there is none.
+    """
 
     max_abs_error: float = Field(ge=0)
     max_rel_error: float = Field(ge=0)
@@ -51,16 +57,19 @@ class DifferenceRecord(Record):
 
 
 class FloatLayer(Record):
-    """A layer that an int8 file keeps in float32, and the function norm it adds where it alone is in int8."""
+    """A layer that an int8 file keeps in float32, and the function norm it adds when it alone is in int8."""
 
     name: str
     added_norm: float = Field(ge=0)
 
 
 class QuantizationRecord(Record):
-    """How an int8 file came about. Function norms are against the float32 file, on `check_images` of the search's:
-    `added_norm_all` with every layer in int8, `added_norm` with `float_layers` (costliest first, of `layers` in all)
-    left in float32 because `allowed_norm` was exceeded. `trials` counts the int8 networks that were run for it."""
+    """How an int8 file was made.
+
+    Function norms are against the float32 file, on `check_images` of the search's images: `added_norm_all` with every
+    layer in int8, `added_norm` with `float_layers` (costliest first, of `layers` in all) left in float32 because
+    `allowed_norm` was exceeded. `trials` counts the int8 networks that were run for it.
+    """
 
     calibration: CalibrationName
     calibration_images: int

@@ -1,4 +1,4 @@
-"""Does the exported file compute what the torch network computes? Do two files compute the same?"""
+"""The export check: an ONNX file against the torch network; and the comparison of two files."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +13,12 @@ from exporters.onnx import frozen_copy
 from exporters.records import DifferenceRecord, ExportCheckRecord
 from exporters.session import CPU, Logits, open_session, run_batches, split_batches
 
-# Sixteen images at 1 and at 6 (6 + 6 + 4): three batch sizes, two passes; ResNet-18 at 224 px takes seconds.
+# Sixteen images in batches of 1 and of 6 (6 + 6 + 4): three sizes in two passes; ResNet-18 at 224 px takes seconds.
 VERIFY_IMAGES = 16
 DEFAULT_BATCH_SIZES = (1, 6)
 TORCH_BATCH = 8
 FILE_BATCH = 8
-MAX = 1e30  # records hold no infinity
+MAX_ERROR = 1e30  # records hold no infinity
 
 
 def verify_onnx(
@@ -27,12 +27,12 @@ def verify_onnx(
     images: Tensor,
     batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
     tolerance: float = 1e-4,
-    provider: str = "CPUExecutionProvider",
+    provider: str = CPU,
 ) -> ExportCheckRecord:
-    """Compare ONNX Runtime with torch on the same images, cut into batches of every given size.
+    """Compare ONNX Runtime with torch on the same images, in batches of every given size.
 
-    Where a size does not divide the number of images, the remainder is a batch of its own size. Torch runs in
-    eval mode on a copy on the CPU. The caller decides what becomes of a file that fails.
+    Where a size does not divide the number of images, the rest is a smaller batch. Torch runs on a copy in eval mode on
+    the CPU. The caller decides what to do with a file that fails.
 
     Args:
         path: the ONNX file.
@@ -48,35 +48,34 @@ def verify_onnx(
         remainders included.
 
     Raises:
-        InputError: fewer than two images, a batch size below 1, or a provider that is not there.
-        VerificationError: the file does not load or run, gives NaN or infinity, or is further from torch than
-            `tolerance`.
+        InputError: fewer than two images, a batch size below 1, or a provider that cannot be used.
+        VerificationError: the file does not load or run, gives NaN or infinity, or its error exceeds `tolerance`.
     """
     sizes = _sizes_to_run(len(images), batch_sizes)
     expected = _torch_logits(model, images)
     session = open_session(Path(path), provider)
     found = [run_batches(session, Path(path), images, size) for size in sizes]
-    return _evaluate_outside(Path(path), expected, found, _sizes_seen(len(images), sizes), tolerance)
+    return _make_record(Path(path), expected, found, _sizes_run(len(images), sizes), tolerance)
 
 
 def verify_files(
     first: Path, second: Path, images: Tensor, tolerance: float = 1e-4, provider: str = CPU
 ) -> DifferenceRecord:
-    """Compare two files of any precision or format that ONNX Runtime loads, on the same images.
+    """Compare two files, of any precision or format that ONNX Runtime loads, on the same images.
 
     Args:
-        first: the file that is taken to be right.
+        first: the reference.
         second: the file that is compared with it.
         images: real inputs (N, ...).
-        tolerance: the absolute difference of two outputs, as a share of the first file's largest output, up to which
-            they count as the same; also for the tensors within.
+        tolerance: up to this absolute difference, as a share of the first file's largest output, outputs count as the
+            same; likewise for inner tensors.
         provider: the ONNX Runtime execution provider.
 
     Returns:
-        What was found; `same` says whether it lies within the tolerance.
+        The errors, and the first divergence where they exceed the tolerance.
 
     Raises:
-        InputError: no images, a file or a provider that is not there, or files with different outputs.
+        InputError: no images, a file that does not exist, a provider that cannot be used, or outputs of two shapes.
         VerificationError: a file does not load or run, or the first gives NaN or infinity.
     """
     if not len(images):
@@ -96,9 +95,9 @@ def verify_files(
     image = next(split_batches(images[worst : worst + 1], 1))
     divergence, compared = (None, 0) if same else find_divergence(Path(first), Path(second), image, tolerance)
     return DifferenceRecord(
-        max_abs_error=min(float(per_image[worst]), MAX),
-        max_rel_error=min(float(per_image[worst]) / scale, MAX),
-        function_norm=min(float(np.nan_to_num(np.square(differences).sum(1), nan=np.inf).mean()), MAX),
+        max_abs_error=min(float(per_image[worst]), MAX_ERROR),
+        max_rel_error=min(float(per_image[worst]) / scale, MAX_ERROR),
+        function_norm=min(float(np.nan_to_num(np.square(differences).sum(1), nan=np.inf).mean()), MAX_ERROR),
         top1_agreement=_top1_agreement(found, expected),
         images=len(images),
         worst_image=worst,
@@ -118,7 +117,7 @@ def _sizes_to_run(images: int, batch_sizes: Sequence[int]) -> list[int]:
     return sorted({1} | (sizes if sizes - {1} else {2}))
 
 
-def _sizes_seen(images: int, sizes: Sequence[int]) -> list[int]:
+def _sizes_run(images: int, sizes: Sequence[int]) -> list[int]:
     return sorted({*sizes, *(images % size for size in sizes if images % size)})
 
 
@@ -131,7 +130,7 @@ def _torch_logits(model: nn.Module, images: Tensor) -> Logits:
     return logits.numpy()
 
 
-def _evaluate_outside(
+def _make_record(
     path: Path, expected: Logits, found: Sequence[Logits], batch_sizes: list[int], tolerance: float
 ) -> ExportCheckRecord:
     _require_finite_and_same_shape(path, expected, found)
@@ -152,8 +151,8 @@ def _evaluate_outside(
 def _require_finite_and_same_shape(path: Path, expected: Logits, found: Sequence[Logits]) -> None:
     for logits in found:
         if logits.shape != expected.shape:
-            given, wanted = list(logits.shape), list(expected.shape)
-            raise VerificationError(f"{path} gives outputs of shape {given} where torch gives {wanted}")
+            given, required = list(logits.shape), list(expected.shape)
+            raise VerificationError(f"{path} gives outputs of shape {given} where torch gives {required}")
         if not np.isfinite(logits).all():
             raise VerificationError(f"{path} gives NaN or infinity where torch gives finite outputs")
 

@@ -49,7 +49,7 @@ def brief_latency(request: pytest.FixtureRequest) -> Iterator[None]:
     """Latency from fewer runs in this process, but where it is what is tested."""
     with pytest.MonkeyPatch.context() as patch:
         if request.module.__name__.rpartition(".")[2] not in ABOUT_LATENCY:
-            patch.setattr(latency, "SETTLE_SECONDS", 0.1)
+            patch.setattr(latency, "EXTRA_SECONDS", 0.1)
             patch.setattr(latency, "SESSIONS", 2)
         yield
 

@@ -1,10 +1,11 @@
-"""The same on a GPU, by the command line; skipped where there is none."""
+"""Runs on a GPU from the command line; skipped where there is none."""
 
 import pytest
 import torch
 
 from compressor.report.records import Report
-from exporters.providers import CUDA, available_providers
+from exporters.providers import available_providers
+from exporters.session import CUDA
 
 DEVICE = "cuda"
 QUICK = ("--input-size", 32, "--samples", 10, "--trust-pickle", "--gamma", 0.05, "--max-evaluations", 20)
@@ -46,5 +47,5 @@ def test_ranks_are_searched_for_time_on_the_gpu(invoke, tiny_checkpoint, digit_i
     time = ("--cost", "latency", "--rank-multiple", "auto", "--provider", "cuda")
     base = ("bocompress-export", tiny_checkpoint, *QUICK, "--data", digit_images)
     done = invoke(*base, *time, "--out", tmp_path / "out")
-    # Layers this small may all be slower in two parts: then that is said.
+    # Layers this small may all be slower in two parts, which is an error in one sentence.
     assert done.exit_code == 0 or "times as much time as the layer itself" in done.stderr

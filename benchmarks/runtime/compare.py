@@ -24,7 +24,9 @@ from compressor.cost.size import file_bytes, gzip_bytes
 from compressor.errors import BocompressError, InputError
 from compressor.report.formatting import format_percent, format_plural, format_provider
 from compressor.text import join_words
-from exporters.providers import CPU, PROVIDERS, available_providers, explain_absence, open_run, open_session
+from exporters.providers import CPU, PROVIDERS, available_providers, explain_absence
+from exporters.runtimes.registry import ONNX_RUNTIME, RUNTIMES
+from exporters.session import open_session
 
 AUTO = "auto"
 MIN_ROUNDS = 200  # ten sessions of twenty
@@ -61,6 +63,7 @@ class Settings:
     seed: int = 0
     min_rounds: int = MIN_ROUNDS
     max_seconds: float = MAX_SECONDS
+    runtime: str = ONNX_RUNTIME
 
 
 def benchmark_files(
@@ -205,7 +208,8 @@ class _Bench:
     def _time(self, on_step: Callable[[int, int], None]) -> Rounds:
         """The reference stands first and, to be compared with itself, last."""
         paths = [*self.files.values(), next(iter(self.files.values()))]
-        openers = [partial(open_run, path, self._batch(), self.provider, self.threads) for path in paths]
+        runtime = RUNTIMES[self.settings.runtime]
+        openers = [partial(runtime.open, path, self._batch(), self.provider, self.threads) for path in paths]
         rng = np.random.default_rng(self.settings.seed)
         on_core = has_core_time(self.provider, self.threads)
         return measure_rounds(openers, on_core, self.settings.min_rounds, self.settings.max_seconds, rng, on_step)

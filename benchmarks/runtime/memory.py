@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from compressor.errors import BocompressError, InputError
-from exporters.providers import open_run, probe_model
+from exporters.providers import tiny_model
+from exporters.runtimes.registry import ONNX_RUNTIME, RUNTIMES
 
 RUNS = 3
 LINUX_STATUS = Path("/proc/self/status")
@@ -39,11 +40,12 @@ def peak_memory_bytes(path: Path, provider: str, threads: int, shape: tuple[int,
 
 def _grow(path: Path, provider: str, threads: int, shape: tuple[int, ...], scratch: Path) -> int:
     probe = scratch / "probe.onnx"
-    probe.write_bytes(probe_model())
+    probe.write_bytes(tiny_model())
+    runtime = RUNTIMES[ONNX_RUNTIME]
     batch = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
-    open_run(probe, np.ones(1, np.float32), provider, threads)
+    runtime.open(probe, np.ones(1, np.float32), provider, threads)
     before = _peak_bytes()
-    run = open_run(path, batch, provider, threads).run
+    run = runtime.open(path, batch, provider, threads).run
     for _ in range(RUNS):
         run()
     after = _peak_bytes()

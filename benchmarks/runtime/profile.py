@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.records import OperatorRecord, ProfileRecord
-from exporters.providers import open_session, session_options
+from exporters.session import open_session, session_options
 
 RUNS = 20
 WARM_UP = 3
@@ -28,13 +28,13 @@ def profile_file(name: str, path: Path, batch: NDArray[Any], provider: str, thre
     The profiler adds to every node some microseconds of its own; on a GPU it sees launches, not the kernels' time.
 
     Raises:
-        InputError, BocompressError: as `sessions.open_session`.
+        InputError, BocompressError: as `open_session`.
     """
     with tempfile.TemporaryDirectory() as folder:
         options = session_options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
-        session = open_session(path, provider, threads, options)
+        session = open_session(path, provider, threads, options, tf32=True)
         feed = {session.get_inputs()[0].name: batch}
         for _ in range(WARM_UP + RUNS):
             session.run(None, feed)

@@ -1,4 +1,7 @@
-"""Latency of ONNX files, measured side by side so that the machine's moods strike all alike."""
+"""Latency of ONNX files, measured side by side: whatever disturbs the machine meets all files alike.
+
+Files are opened through the table of runtimes. Everything but opening and timing is a pure function of the samples.
+"""
 
 import math
 import time
@@ -15,47 +18,53 @@ from scipy import stats
 from compressor.cost.machine import core_seconds
 from compressor.cost.records import LatencyRecord, RatioRecord
 from compressor.errors import InputError
-from exporters.providers import CPU, Opened, Run, available_providers, open_run, tile_batch
+from exporters.runtimes.base import LoadedModel, Run, tile_batch
+from exporters.runtimes.registry import ONNX_RUNTIME, RUNTIMES
+from exporters.session import CPU
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CPU", "Rounds", "available_providers", "has_core_time", "measure_latency", "measure_rounds", "ratio_of"]
-
 WARM_UP_ROUNDS = 3  # the first runs allocate and touch memory; ONNX Runtime compiles nothing later
 MAX_WARM_UP_ROUNDS = 10
-STABLE_WITHIN = 0.1  # warm is: a round takes no more than a tenth less than the fastest before it
-SETTLE_SECONDS = 1.0  # networks of a millisecond get more rounds than asked for: they cost nothing
+STABLE_WITHIN = 0.1  # warm: a round takes no more than a tenth less than the fastest before it
+EXTRA_SECONDS = 1.0  # networks of a millisecond get more rounds than asked for, up to this time: they cost nothing
 MAX_ROUNDS = 1000
 MIN_ROUNDS = 20
 MIN_SLOW_ROUNDS = 5
-SLOW_FACTOR = 3.0  # twenty rounds may take this many times the time allowed; if they would not, five do
+SLOW_FACTOR = 3.0  # `MIN_ROUNDS` may take this many times the time allowed; slower files run `MIN_SLOW_ROUNDS`
 
-# Runs of one session share its memory layout and the neighbours of its second: they are not independent.
+# Runs of one session share its memory layout and what else ran at that time: they are not independent.
 SESSIONS = 10
 MIN_SESSIONS = 2
-OPENING_SHARE = 0.5  # of the time allowed for rounds, that opening sessions anew may take beside it
+OPENING_SHARE = 0.5  # of the time allowed for rounds: what opening sessions anew may take on top of it
 
-# What others take of a core is not counted, but they also empty shared caches and slow memory, and not for all networks
-# alike. Ten repeats of a pair on two cores, others holding a third to two thirds of both: see docs/results.md.
+# Time that other processes take of a core is not counted, but they also empty shared caches and slow memory, not for
+# all networks alike: a share s of the machine widens the interval by a factor of exp(DISTURBANCE s) on each side, as
+# measured (docs/results.md).
 DISTURBANCE = 0.1
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 DECIMALS = 5  # of a millisecond: 10 ns
-FINEST_TICK = 1e-6  # seconds that a clock of processor time may count in; some count in 1/64
+MAX_TICK = 1e-6  # seconds that a clock of processor time may count in; some count in 1/64
 
-Opener = Callable[[], Opened]
+Opener = Callable[[], LoadedModel]
 OnStep = Callable[[int, int], None]
-CoreUse = tuple[tuple[float, float] | None, float]
+CoreUse = tuple[tuple[float, float], float]  # of `core_seconds` and `time.process_time`
 Samples = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """What was measured: `times_ms` and, by the clock on the wall, `wall_ms` (sessions, rounds, files) of one run each,
-    `load_ms` (sessions, files) of creating a session, and the share of all cores' time that other processes took
-    (None where the system does not say)."""
+    """Samples of several files.
+
+    Attributes:
+        times_ms: latency of one run (sessions, rounds, files).
+        wall_ms: the same by the wall clock.
+        load_ms: time to create a session (sessions, files).
+        others: share of all cores' time that other processes took; None where the clock did not tick.
+    """
 
     times_ms: Samples
     wall_ms: Samples
@@ -63,16 +72,35 @@ class Rounds:
     others: float | None
 
 
+@dataclass(frozen=True)
+class LatencySettings:
+    """How a pair of files is timed.
+
+    Attributes:
+        provider: one of the runtime's.
+        threads: threads within an operator; operators run one after another.
+        batch_size: images in one run.
+        min_runs: pairs to run; more (up to 1000) where they take less than a second together.
+        max_seconds: time for the pairs. At least 20 pairs run even if they take longer, or 5 where 20 would take over
+            three times as long.
+        seed: of the order within the pairs and of the bootstrap.
+        runtime: a name in `exporters.runtimes.registry.RUNTIMES`.
+    """
+
+    provider: str = CPU
+    threads: int = 1
+    batch_size: int = 1
+    min_runs: int = 50
+    max_seconds: float = 20.0
+    seed: int = 0
+    runtime: str = ONNX_RUNTIME
+
+
 def measure_latency(
     original: Path,
     compressed: Path,
     example: "NDArray[Any] | Tensor",
-    provider: str = CPU,
-    threads: int = 1,
-    batch_size: int = 1,
-    min_runs: int = 50,
-    max_seconds: float = 20.0,
-    seed: int = 0,
+    settings: LatencySettings | None = None,
     on_step: OnStep | None = None,
 ) -> LatencyRecord:
     """Run two ONNX files in turn and compare their times: `measure_rounds` for a pair.
@@ -80,15 +108,9 @@ def measure_latency(
     Args:
         original: ONNX file of the original network.
         compressed: ONNX file of the compressed network.
-        example: real inputs (N, ...), N at least 1; repeated or cut to `batch_size`.
-        provider: one of `available_providers()`.
-        threads: threads within an operator; operators run one after another.
-        batch_size: images in one run.
-        min_runs: pairs to run; more (up to 1000) where they take less than a second together.
-        max_seconds: time for the pairs. When it is over, at least 20 pairs have run all the same, or 5 where
-            20 would take over three times as long.
-        seed: of the order within the pairs and of the bootstrap.
-        on_step: called with (pairs done, pairs planned) after every pair.
+        example: real inputs (N, ...), N at least 1; repeated or cut to the batch size.
+        settings: by default one image at a time in ONNX Runtime, on one thread of the CPU.
+        on_step: called with the numbers of pairs done and planned after every pair.
 
     Returns:
         Milliseconds for one batch, see `has_core_time`. `runs` is the number of pairs.
@@ -97,24 +119,32 @@ def measure_latency(
         InputError: no images, a number below 1, or a provider that cannot be used.
         BocompressError: a file does not load, or does not run on the images.
     """
-    require_counts(threads=threads, batch_size=batch_size, min_runs=min_runs)
-    batch = tile_batch(example, batch_size)
-    openers = [partial(open_run, Path(path), batch, provider, threads) for path in (original, compressed)]
-    on_core = has_core_time(provider, threads)
-    rounds = measure_rounds(openers, on_core, min_runs, max_seconds, np.random.default_rng(seed), on_step)
+    settings = settings or LatencySettings()
+    provider, threads, count, seed = settings.provider, settings.threads, settings.batch_size, settings.seed
+    require_counts(threads=threads, batch_size=count, min_runs=settings.min_runs)
+    batch, runtime = tile_batch(example, count), RUNTIMES[settings.runtime]
+    openers = [partial(runtime.open, Path(path), batch, provider, threads) for path in (original, compressed)]
+    rounds = measure_rounds(
+        openers,
+        has_core_time(provider, threads),
+        settings.min_runs,
+        settings.max_seconds,
+        np.random.default_rng(seed),
+        on_step,
+    )
     times = rounds.times_ms
-    return summarize(times[..., 0], times[..., 1], threads, batch_size, seed, rounds.others or 0.0)
+    return summarize(times[..., 0], times[..., 1], threads, count, seed, rounds.others or 0.0)
 
 
 def has_core_time(provider: str, threads: int) -> bool:
-    """Whether a run can be timed by its core: one thread on the CPU computes it all, so its processor time is the
-    latency without what other processes took of the core; on an idle machine the two differ by half a per cent.
+    """Whether a run is timed by the processor time of its thread, without what other processes took of the core.
 
-    By the clock on the wall, a run shorter than the scheduler's turn of a few milliseconds is seldom interrupted and a
-    longer one always. ResNet-18 (7 ms) and its compressed self (2.3 ms) beside three busy processes on two cores: wall
-    ratios of ten repeats from 0.10 to 0.41 where 0.31 is true, each within a narrow interval.
+    That is the latency where one thread on the CPU computes it all; on an idle machine it differs from wall time by
+    half a per cent. By the wall clock, a run shorter than the scheduler's time slice of a few milliseconds is seldom
+    interrupted and a longer one always. ResNet-18 (7 ms) and its compressed form (2.3 ms) beside three busy processes
+    on two cores: wall ratios of ten repeats from 0.10 to 0.41 where 0.31 is true, each with a narrow interval.
     """
-    precise = time.get_clock_info("thread_time").resolution <= FINEST_TICK
+    precise = time.get_clock_info("thread_time").resolution <= MAX_TICK
     return provider == CPU and threads == 1 and precise
 
 
@@ -126,20 +156,20 @@ def measure_rounds(
     rng: np.random.Generator,
     on_step: OnStep | None = None,
 ) -> Rounds:
-    """Time every file once in each round, in random order, with all of them opened anew several times.
+    """Time every file once per round, in random order, in several sessions each.
 
-    All sessions are open at once: a busy neighbour or a falling clock rate meets every part of a round, and the ratios
-    within it keep out of it. What a session keeps to itself (where its memory lies) differs from one to the next. A
-    file's turn begins with a run that is not timed: it finds the caches full of the network before it, which cost a
-    network of 2.2 ms after one of 7.5 ms 5 to 9 %, while a network in use finds them full of its own.
+    All files are open at once: a busy neighbour or a falling clock rate meets every part of a round, and the ratios
+    within the round are free of it. What is particular to a session (where its memory lies) varies from one to the
+    next. A file's turn begins with a run that is not timed, which finds the caches full of the network before it: that
+    cost a network of 2.2 ms after one of 7.5 ms 5 to 9 %, while a network in use finds them full of its own data.
 
     Args:
-        openers: one per file (a file may stand here twice); each call gives a fresh session.
-        on_core: time the runs by the processor time of this thread, which does all of their work.
+        openers: one per file, which may occur twice; each call opens a fresh session.
+        on_core: take the processor time of this thread, which does all the work, for the latency.
         min_rounds: rounds to run; more where they take less than a second together.
         max_seconds: time for the rounds; warm-up and opening come on top.
-        rng: draws the orders.
-        on_step: called with (rounds done, rounds planned) after every round.
+        rng: gives the orders.
+        on_step: called with the numbers of rounds done and planned after every round.
     """
     began, started = time.perf_counter(), (core_seconds(), time.process_time())
     opened = _open_all(openers, rng)
@@ -151,7 +181,7 @@ def measure_rounds(
     loads: list[list[float]] = []
     for session in range(sessions):
         if session:
-            opened = []  # free the old ones first: two of every network would be held at once
+            opened = []  # freed first: else two of every network would be held at once
             opened = _open_all(openers, rng)
             _warm_up([one.run for one in opened], max_seconds)
         runs = [one.run for one in opened]
@@ -173,7 +203,7 @@ def measure_rounds(
 
 
 def ratio_of(reference_ms: Samples, other_ms: Samples, seed: int = 0, others: float = 0.0) -> RatioRecord:
-    """Median of the paired ratios other/reference and its interval, from samples (sessions, rounds).
+    """Median of the paired ratios other/reference and its interval, from milliseconds (sessions, rounds).
 
     `others`, the share of the machine that other processes took, widens the interval: see `DISTURBANCE`.
     """
@@ -193,9 +223,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval (low, high) for the median of values (sessions, rounds), or (rounds,) of one.
 
-    Sessions are drawn with replacement, then rounds within each drawn session. A percentile interval of few sessions is
-    too narrow; its tails are taken further out by as much as Student's t is wider than the normal distribution
-    (Hesterberg 2015, "expanded percentile interval").
+    Sessions are drawn with replacement, then rounds within each of them. A percentile interval of few sessions is too
+    narrow: its tails are moved outwards by as much as Student's t is wider than the normal distribution (Hesterberg
+    2015, "expanded percentile interval").
     """
     sample = np.atleast_2d(np.asarray(values, dtype=np.float64))
     sessions, rounds = sample.shape
@@ -209,7 +239,8 @@ def bootstrap_interval(
 
 
 def _tail(share: float, sessions: int) -> float:
-    if sessions == 1:  # nothing is known of the differences between sessions
+    """The share of resampled medians that lie beyond one end of the interval."""
+    if sessions == 1:  # the differences between sessions are unknown
         return share
     wider = math.sqrt(sessions / (sessions - 1))
     return float(stats.norm.cdf(wider * stats.t.ppf(share, sessions - 1)))
@@ -240,24 +271,24 @@ def summarize(
 
 
 def plan_rounds(round_seconds: float, min_rounds: int, max_seconds: float) -> tuple[int, int]:
-    """How many rounds to aim for, and how many to run even when the time is over: (planned, fewest)."""
+    """The number of rounds to aim for, and the number to run even when the time is over: (planned, fewest)."""
     fits = int(max_seconds / round_seconds)
     fewest = MIN_ROUNDS if MIN_ROUNDS * round_seconds <= SLOW_FACTOR * max_seconds else MIN_SLOW_ROUNDS
     fewest = min(fewest, min_rounds)
-    wanted = max(min_rounds, min(int(SETTLE_SECONDS / round_seconds), MAX_ROUNDS))
-    return max(min(wanted, fits), fewest), fewest
+    target = max(min_rounds, min(int(EXTRA_SECONDS / round_seconds), MAX_ROUNDS))
+    return max(min(target, fits), fewest), fewest
 
 
 def plan_sessions(planned: int, opening_seconds: float, max_seconds: float) -> int:
-    """How often to open the files, when opening and warming up all of them takes `opening_seconds`."""
+    """How often to open the files, where opening and warming up all of them takes `opening_seconds`."""
     affordable = int(OPENING_SHARE * max_seconds / opening_seconds)
     return min(max(affordable, MIN_SESSIONS), SESSIONS, planned)
 
 
 def share_of_others(started: CoreUse, ended: CoreUse) -> float | None:
-    """Of all cores' time between two readings of (core_seconds(), time.process_time()), what other processes took."""
+    """The share of all cores' time between two readings that other processes took; None if no time passed."""
     (first, own_before), (last, own_after) = started, ended
-    if first is None or last is None or last[1] <= first[1]:
+    if last[1] <= first[1]:
         return None
     worked = last[0] - first[0] - (own_after - own_before)
     return min(max(worked / (last[1] - first[1]), 0.0), 1.0)
@@ -278,22 +309,22 @@ def _ratios(reference_ms: ArrayLike, other_ms: ArrayLike) -> Samples:
 
 
 def _time_round(runs: Sequence[Run], on_core: bool, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """(milliseconds, wall milliseconds) of every run, in the order of `runs`, whatever order they ran in."""
+    """(milliseconds, wall milliseconds) of every run, in the order of `runs`."""
     times = [(0.0, 0.0)] * len(runs)
     for index in rng.permutation(len(runs)).tolist():
-        runs[index]()  # not timed: fills the caches
+        runs[index]()  # not timed: it fills the caches
         times[index] = _time_on_core(runs[index]) if on_core else (_time_ms(runs[index]),) * 2
     return times
 
 
-def _open_all(openers: Sequence[Opener], rng: np.random.Generator) -> list[Opened]:
-    """Opened in random order: it decides where their memory lies."""
+def _open_all(openers: Sequence[Opener], rng: np.random.Generator) -> list[LoadedModel]:
+    """All files, opened in random order: the order decides where their memory lies."""
     opened = {index: openers[index]() for index in rng.permutation(len(openers)).tolist()}
     return [opened[index] for index in range(len(openers))]
 
 
 def _warm_up(runs: Sequence[Run], max_seconds: float) -> float:
-    """Run rounds until they no longer become faster; returns the seconds that the fastest round took."""
+    """Run rounds until they no longer become faster; the seconds that the fastest round took."""
     deadline = time.perf_counter() + max_seconds
     fastest = sum(map(_time_ms, runs)) / 1e3
     for number in range(1, MAX_WARM_UP_ROUNDS):
@@ -306,7 +337,7 @@ def _warm_up(runs: Sequence[Run], max_seconds: float) -> float:
 
 
 def _time_on_core(run: Run) -> tuple[float, float]:
-    """(processor time of this thread, time on the wall) in milliseconds."""
+    """(processor time of this thread, wall time) of one run in milliseconds."""
     wall, core = time.perf_counter_ns(), time.thread_time_ns()
     run()
     core_ms = (time.thread_time_ns() - core) / 1e6
@@ -314,6 +345,7 @@ def _time_on_core(run: Run) -> tuple[float, float]:
 
 
 def _time_ms(run: Run) -> float:
+    """Wall time of one run in milliseconds."""
     start = time.perf_counter_ns()
     run()
     return (time.perf_counter_ns() - start) / 1e6

@@ -1,6 +1,6 @@
-"""Latency of single layers in ONNX Runtime: a layer and what could stand in its place, run in turn.
+"""Latency of single layers in ONNX Runtime: a layer and its factorized forms, run in turn.
 
-Measurements are kept by machine, runtime and layer, so that layers of one shape, and later runs, share them.
+Measurements are cached by machine, runtime and layer: layers of one shape, and later runs, share them.
 """
 
 import hashlib
@@ -21,21 +21,22 @@ from compressor.cost.latency import has_core_time
 from compressor.cost.machine import describe_machine
 from compressor.errors import InputError
 from compressor.files import write_text
-from exporters.providers import CPU, open_run
+from exporters.runtimes.registry import ONNX_RUNTIME, RUNTIMES
+from exporters.session import CPU
 
-WARM_UP = 3
+WARM_UP_ROUNDS = 3
 MIN_ROUNDS = 25
 MAX_ROUNDS = 200
-MAX_SECONDS = 1.0  # for the rounds beyond the least
+MAX_SECONDS = 1.0  # for the rounds beyond `MIN_ROUNDS`
 
 
 class LayerClock:
     """Median milliseconds of ONNX models that take the same input.
 
     Args:
-        threads: of ONNX Runtime.
-        provider: of ONNX Runtime, one of `available_providers()`.
-        cache: file that keeps the measurements; None keeps them for this object's life.
+        threads: threads of ONNX Runtime.
+        provider: provider of ONNX Runtime, one of `available_providers()`.
+        cache: file that keeps the measurements; None keeps them as long as this object.
     """
 
     def __init__(self, threads: int = 1, provider: str = CPU, cache: Path | None = None) -> None:
@@ -46,7 +47,7 @@ class LayerClock:
     @cached_property
     def _machine(self) -> str:
         device = torch.cuda.get_device_name() if self._provider != CPU and torch.cuda.is_available() else ""
-        runtime = f"{ort.__version__} {self._provider} {device}"  # a package for GPUs has another name than the CPU's
+        runtime = f"{ort.__version__} {self._provider} {device}"  # the package for GPUs has a name of its own
         return f"{describe_machine().model_dump_json()} {self._threads} threads {runtime}"
 
     @cached_property
@@ -54,7 +55,13 @@ class LayerClock:
         return _read(self._cache)
 
     def measure(self, key: str, models: Callable[[], Sequence[bytes]], inputs: NDArray[Any]) -> list[float]:
-        """Milliseconds (n,) of the models; `key` names them, so that they are made and timed once only."""
+        """Median milliseconds of each model (n,), from the cache where it has them.
+
+        Args:
+            key: identifies the models, which are made and timed once only.
+            models: gives the contents of the ONNX files.
+            inputs: a batch (N, ...) that all of them take.
+        """
         text = f"{self._machine} {key} {inputs.shape} {inputs.dtype}"
         digest = hashlib.sha256(text.encode()).hexdigest()[:32]
         if digest not in self._known:
@@ -67,11 +74,19 @@ class LayerClock:
 
 
 def time_in_turn(models: Sequence[bytes], inputs: NDArray[Any], threads: int, provider: str = CPU) -> list[float]:
-    """Median milliseconds of each model (n,), all of them run once per round, in a new order each round."""
-    runs = [open_run(model, inputs, provider, threads).run for model in models]
+    """Median milliseconds of each model (n,); each is run once per round, in a new order each round.
+
+    Args:
+        models: contents of ONNX files that take the same inputs.
+        inputs: one batch (N, ...).
+        threads: threads of ONNX Runtime.
+        provider: provider of ONNX Runtime.
+    """
+    runtime = RUNTIMES[ONNX_RUNTIME]
+    runs = [runtime.open(model, inputs, provider, threads).run for model in models]
     clock = time.thread_time_ns if has_core_time(provider, threads) else time.perf_counter_ns
     for run in runs:
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP_ROUNDS):
             run()
     samples: list[list[float]] = [[] for _ in runs]
     deadline = time.perf_counter() + MAX_SECONDS
@@ -86,7 +101,7 @@ def time_in_turn(models: Sequence[bytes], inputs: NDArray[Any], threads: int, pr
 
 
 def _read(cache: Path | None) -> dict[str, list[float]]:
-    """Earlier measurements; none where the file is absent or damaged."""
+    """Earlier measurements; none where the file is missing or damaged."""
     if cache is None:
         return {}
     try:

@@ -1,9 +1,11 @@
-"""What figures were measured on and with."""
+"""The machine that figures are measured on, by psutil and py-cpuinfo."""
 
-import os
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+
+import psutil
+from cpuinfo import get_cpu_info
 
 from compressor.cost.records import MachineRecord
 
@@ -17,37 +19,46 @@ PACKAGES = (
     "scikit-optimize",
     "scipy",
 )
+# Fields of psutil.cpu_times that add up to all time: guests are within user, Windows' interrupts within system.
+CPU_TIMES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+IDLE_TIMES = ("idle", "iowait")
 
 
 def describe_machine() -> MachineRecord:
-    """This machine, its cores available to us, and the versions that matter."""
+    """This machine, the cores available to this process, and the versions of what figures depend on."""
     return MachineRecord(
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=_available_cores(),
         processor=_processor(),
         platform=platform.platform(),
         versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
     )
 
 
-def core_seconds() -> tuple[float, float] | None:
-    """Seconds that all cores together have worked (for whomever, other virtual machines included) and seconds that they
-    have had, since the machine started. None where the system does not say: Linux does."""
-    statistics = Path("/proc/stat")
-    if not statistics.exists():
-        return None
-    ticks = [int(word) for word in statistics.read_text().split("\n", 1)[0].split()[1:9]]  # guests are in user already
-    per_second = os.sysconf("SC_CLK_TCK")
-    idle = ticks[3] + ticks[4]
-    return (sum(ticks) - idle) / per_second, sum(ticks) / per_second
+def core_seconds() -> tuple[float, float]:
+    """Seconds that all cores together have worked, and seconds that have passed on them, since the machine started.
+
+    Work counts for whichever process it was, and for other virtual machines (steal) where the system reports them.
+    """
+    times = psutil.cpu_times()
+    seconds = {name: float(getattr(times, name, 0.0)) for name in CPU_TIMES}
+    total = sum(seconds.values())
+    return total - sum(seconds[name] for name in IDLE_TIMES), total
 
 
+def _available_cores() -> int:
+    process = psutil.Process()
+    # macOS has no affinity
+    return len(process.cpu_affinity()) if hasattr(process, "cpu_affinity") else psutil.cpu_count() or 1
+
+
+@cache  # it takes about a second
 def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    """The processor's name; the system's word for it where py-cpuinfo does not know it."""
+    try:
+        name = get_cpu_info().get("brand_raw")
+    except Exception:  # the package's own, on systems that it does not know
+        name = None
+    return name or platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:

@@ -1,8 +1,8 @@
-"""Which multiples ONNX Runtime's kernels like on this machine: latency of factorized layers against their rank.
+"""The multiple to which ranks are rounded, measured: latency of factorized layers against their rank.
 
-Kernels work on blocks of channels. A rank just above a block's end pays for the whole next block, and the layouts that
-are fastest on a CPU take some multiples only. What they are depends on the processor, the provider and the version, so
-it is measured: every rank of a range, in turn, for a few shapes of layers.
+Kernels work on blocks of channels. A rank just above a multiple of the block pays for a whole further block, and the
+fastest memory layouts of a CPU take some multiples only. Which ones depends on processor, provider and version, so all
+ranks of a range are timed in turn, for a few shapes of layers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,12 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from compressor.cost.layer_latency import time_in_turn
-from exporters.providers import CPU
+from exporters.session import CPU
 
 CANDIDATES = (1, 2, 4, 8, 16)
 RANKS = tuple(range(12, 52))
-GOOD_ENOUGH = 0.01  # a finer lattice is preferred to a coarser one that is no more than this much faster
-# Channels and side of the input of a pair of convolutions: kh x 1 and 1 x kw, as the spatial method gives.
+TOLERANCE = 0.01  # a smaller multiple is preferred to a larger one that is faster by no more than this share
+# Channels and side of the input of a pair of convolutions, kh x 1 and 1 x kw, as the spatial method builds them.
 SHAPES = ((64, 28), (128, 14), (256, 7))
 OPSET, IR_VERSION = 17, 9
 
@@ -26,15 +26,16 @@ def measure_rank_multiple(
     provider: str = CPU,
     on_step: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[int, dict[int, float]]:
-    """The multiple that ranks should be snapped to, and for every candidate the mean latency at its multiples.
-
-    Latencies are shares of what a straight line through the latencies of all ranks gives: 0.95 says that multiples of
-    this number are 5 % faster than ranks at large. The smallest candidate within 1 % of the best is taken.
+    """The multiple to which ranks should be rounded: the smallest candidate within 1 % of the best.
 
     Args:
-        threads: of ONNX Runtime.
-        provider: of ONNX Runtime, one of `available_providers()`.
-        on_step: told shapes done and their number.
+        threads: threads of ONNX Runtime.
+        provider: provider of ONNX Runtime, one of `available_providers()`.
+        on_step: called with the number of shapes done and of all shapes.
+
+    Returns:
+        The multiple, and for every candidate the mean latency at its multiples, as a share of what a straight line
+        through the latencies of all ranks gives: 0.95 means 5 % faster than ranks at large.
     """
     shares = []
     for count, (channels, side) in enumerate(SHAPES):
@@ -42,11 +43,11 @@ def measure_rank_multiple(
         shares.append(shares_of_multiples(measure_ranks(channels, side, RANKS, threads, provider)))
     means = {number: float(np.mean([share[number] for share in shares])) for number in CANDIDATES}
     best = min(means.values())
-    return next(number for number in CANDIDATES if means[number] <= best + GOOD_ENOUGH), means
+    return next(number for number in CANDIDATES if means[number] <= best + TOLERANCE), means
 
 
 def shares_of_multiples(latencies_ms: Mapping[int, float]) -> dict[int, float]:
-    """Mean of latency over a straight line's, for the ranks that are multiples of each candidate."""
+    """For each candidate the mean, over its multiples, of the latency as a share of a straight line's."""
     ranks = np.array(list(latencies_ms), dtype=float)
     values = np.array(list(latencies_ms.values()))
     line = np.polyval(np.polyfit(ranks, values, 1), ranks)
@@ -56,14 +57,14 @@ def shares_of_multiples(latencies_ms: Mapping[int, float]) -> dict[int, float]:
 def measure_ranks(
     channels: int, side: int, ranks: Sequence[int], threads: int, provider: str = CPU
 ) -> dict[int, float]:
-    """Median latency in milliseconds at every rank, the ranks being run in turn in a new order each round."""
+    """Median latency in milliseconds by rank; the ranks are run in turn, in a new order each round."""
     value = np.random.default_rng(0).standard_normal((1, channels, side, side), dtype=np.float32)
     models = [pair_of_convolutions(channels, side, rank) for rank in ranks]
     return dict(zip(ranks, time_in_turn(models, value, threads, provider), strict=True))
 
 
 def pair_of_convolutions(channels: int, side: int, rank: int) -> bytes:
-    """An ONNX model: kh x 1 to `rank` channels and 1 x kw back, between layers as in a network."""
+    """The content of an ONNX file: kh x 1 to `rank` channels and 1 x kw back, between two other layers."""
     nodes: list[NodeProto] = []
     weights = []
     value = "x"

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Records of costs: latency, ratios, and the machine they were measured on."""
 
 from typing import Literal
 
@@ -16,9 +16,9 @@ COST_WORDS: dict[Cost, str] = {
 
 
 class LatencyRecord(Record):
-    """Latency of two ONNX files measured interleaved in one run; milliseconds for one batch.
+    """Latency of two ONNX files, run in turn; milliseconds for one batch.
 
-    `original_ms` and `compressed_ms` are medians; `ratio` is the median of the paired ratios
+    `original_ms` and `compressed_ms` are medians over `runs` pairs; `ratio` is the median of the paired ratios
     compressed/original and [ratio_low, ratio_high] its 95 % bootstrap interval.
     """
 
@@ -39,7 +39,7 @@ class LatencyRecord(Record):
 
 
 class MachineRecord(Record):
-    """What the figures were measured on and with."""
+    """The machine that figures were measured on: the cores available, and versions by package."""
 
     cores: int
     processor: str
@@ -48,7 +48,7 @@ class MachineRecord(Record):
 
 
 class RatioRecord(Record):
-    """Median of paired ratios and the 95 % interval around it; sessions, and runs within them, are resampled."""
+    """Median of paired ratios with its 95 % bootstrap interval over sessions and the runs within them."""
 
     value: float = Field(gt=0)
     low: float = Field(gt=0)

@@ -1,4 +1,4 @@
-"""How large a file or a network is: bytes as stored, bytes as shipped (gzip), parameters."""
+"""Size of a file or a network: bytes as stored, bytes after gzip, parameters."""
 
 import zlib
 from pathlib import Path
@@ -12,7 +12,7 @@ GZIP_FORMAT = 31  # zlib's window bits for a gzip header, which then carries no 
 
 
 def list_parts(path: Path) -> list[Path]:
-    """The file, and for an ONNX file those beside it that hold weights of it (external data)."""
+    """The file, and for an ONNX file those beside it that hold its weights (external data)."""
     import onnx
 
     path = Path(path)
@@ -23,8 +23,8 @@ def list_parts(path: Path) -> list[Path]:
     except Exception:  # not ONNX, whatever its name says; protobuf raises a type of its own
         return [path]
     tensors = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
-    positions = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return [path, *(path.parent / place for place in sorted(positions))]
+    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return [path, *(path.parent / name for name in sorted(names))]
 
 
 def file_bytes(path: Path) -> int:
@@ -37,9 +37,9 @@ def file_bytes(path: Path) -> int:
 
 
 def gzip_bytes(path: Path) -> int:
-    """Size in bytes after gzip, external data included: the same for the same content, wherever and whenever it is run.
+    """Size in bytes after gzip, external data included; it depends on the content alone.
 
-    Zeroed weights show here and not in `file_bytes`. The file is read in pieces and nothing is written.
+    Zeroed weights show here and not in `file_bytes`. The file is read in pieces, and nothing is written.
 
     Raises:
         OSError: the file cannot be read.
@@ -57,7 +57,7 @@ def _gzip_bytes(path: Path) -> int:
 
 
 def count_params(model: nn.Module) -> int:
-    """Number of parameters (buffers such as running statistics are none); a shared parameter counts once."""
+    """Number of parameters, without buffers such as running statistics; a shared parameter counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

@@ -1,7 +1,7 @@
-"""What a layer costs at every rank, which is the R of the objective (Eq. 3): numbers, bytes, operations or time.
+"""Cost of a layer at every rank, the R of the objective (Eq. 3): parameters, bytes, multiply-accumulates or time.
 
-Parameters, bytes and multiply-accumulates are exact. Milliseconds are measured: the layer and its factors at a few
-ranks, each alone, with straight lines between the ranks.
+The first three are exact. Milliseconds are measured for the layer and for its factors at a few ranks, each alone, and
+interpolated linearly between these ranks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.cost.records import Cost
-from compressor.factorization.registry import METHODS, Factors
+from compressor.factorization.base import Factors
+from compressor.factorization.registry import METHODS
 from compressor.network.hooks import watching
 from compressor.network.layers import FoundLayer
 from compressor.network.macs import count_macs
@@ -20,8 +21,8 @@ from compressor.network.macs import count_macs
 MEASURED_RANKS = 5
 FLOAT_BYTES = 4
 
-# A key that tells layers apart, the modules to time, and their input in; milliseconds of each module out.
 Clock = Callable[[str, Sequence[nn.Module], Tensor], Sequence[float]]
+"""From a key of the layer, the modules to time and their input (N, ...) to milliseconds of each module."""
 
 
 def cost_tables(
@@ -33,15 +34,16 @@ def cost_tables(
     clock: Clock,
     on_step: Callable[[int], None] = lambda count: None,
 ) -> list[list[float]]:
-    """For every layer its costs at ranks 1, 2, ..., and last that of the layer as it is (dense_rank,).
+    """The costs of every layer at ranks 1, 2, ..., and last that of the layer as it is (dense_rank,).
 
     Args:
-        cost: what counts.
-        model: the network that the layers are in.
-        factors: of the layers, by name.
+        cost: the kind of cost.
+        model: the network that holds the layers.
+        layers: the layers.
+        factors: their factors, by the layer's name.
         example: inputs (N, ...) of the network; times are those of the whole batch.
-        clock: measures times, for the cost "latency" alone.
-        on_step: told layers done.
+        clock: measures times, for the cost "latency" only.
+        on_step: called with the number of layers done.
     """
     if cost == "params":
         return [[float(count) for count in layer.params_by_rank()] for layer in layers]
@@ -57,24 +59,24 @@ def cost_tables(
 
 
 def saves_nothing(table: Sequence[float]) -> bool:
-    """Whether no rank of a layer costs less than the layer."""
+    """Whether no rank of the layer with this cost table costs less than the layer itself."""
     return min(table[:-1]) >= table[-1]
 
 
 def _inputs_of(model: nn.Module, layers: Sequence[FoundLayer], example: Tensor) -> dict[str, Tensor]:
-    """What each layer receives on its first call."""
+    """The input of each layer on its first call, by the layer's name."""
     seen: dict[str, Tensor] = {}
 
-    def see(number: int, value: Tensor, _output: Tensor) -> None:
+    def keep(number: int, value: Tensor, _output: Tensor) -> None:
         seen.setdefault(layers[number].name, value.detach().clone())
 
-    with torch.no_grad(), watching([model.get_submodule(layer.name) for layer in layers], see):
+    with torch.no_grad(), watching([model.get_submodule(layer.name) for layer in layers], keep):
         model(example)
     return seen
 
 
 def _bytes_by_rank(layer: FoundLayer, factors: Factors) -> list[float]:
-    """Bytes of all tensors; what is not a weight of the factors is the same at every rank."""
+    """Bytes of all tensors; those that are no weights of the factors are the same at every rank."""
     beside_weights = _stored_bytes(factors.build(1)) - FLOAT_BYTES * layer.params_by_rank()[0]
     return [
         *(float(FLOAT_BYTES * count + beside_weights) for count in layer.params_by_rank()[:-1]),
@@ -87,12 +89,12 @@ def _stored_bytes(module: nn.Module) -> int:
 
 
 def _macs_by_rank(layer: FoundLayer, factors: Factors, value: Tensor) -> list[float]:
-    """Parameters of each factor times the places where it is applied, which rank 1 shows."""
+    """Parameters of each factor times the positions where it is applied, counted at rank 1."""
     assert layer.method is not None
     module = factors.build(1)
     dense_macs, _ = count_macs(layer.module, value)
     _, macs = count_macs(module, value)
-    # One sample of a layer's input need not be one image: windows of attention lie along that dimension, too.
+    # One sample of a layer's input need not be one image: attention's windows lie along the batch dimension, too.
     scale = layer.macs / dense_macs
     weights = {name: part.weight for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)}
     positions = np.array([scale * macs.get(name, 0) / prod(weight.shape) for name, weight in weights.items()])
@@ -102,6 +104,8 @@ def _macs_by_rank(layer: FoundLayer, factors: Factors, value: Tensor) -> list[fl
 
 
 def _clocked(clock: Clock) -> Callable[[FoundLayer, Factors, Tensor], list[float]]:
+    """Measured milliseconds by rank, interpolated between `MEASURED_RANKS` ranks."""
+
     def table(layer: FoundLayer, factors: Factors, value: Tensor) -> list[float]:
         ranks = np.unique(np.geomspace(1, layer.dense_rank - 1, MEASURED_RANKS).round().astype(int))
         key = f"{layer.method} {layer.module} {ranks.tolist()}"

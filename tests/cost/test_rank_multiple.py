@@ -1,10 +1,10 @@
-"""Which multiples of the rank run fast: the arithmetic on made-up kernels, and one real measurement."""
+"""The fastest multiple of the rank: the arithmetic on simulated kernels, and one real measurement."""
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
-from compressor.cost import rank_multiple as rank_steps
+from compressor.cost import rank_multiple
 from compressor.cost.rank_multiple import (
     RANKS,
     measure_rank_multiple,
@@ -21,14 +21,14 @@ def blocks_of(size: int) -> dict[int, float]:
 
 @pytest.mark.parametrize("size", [4, 8, 16])
 def test_the_size_of_a_kernels_blocks_is_found(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank_steps, "measure_ranks", lambda *_: blocks_of(size))
+    monkeypatch.setattr(rank_multiple, "measure_ranks", lambda *_: blocks_of(size))
     multiple, shares = measure_rank_multiple()
     assert multiple == size
     assert shares[size] < shares[1]
 
 
-def test_where_all_ranks_are_alike_none_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank_steps, "measure_ranks", lambda *_: {rank: 1.0 + 0.1 * rank for rank in RANKS})
+def test_where_all_ranks_are_alike_the_multiple_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_multiple, "measure_ranks", lambda *_: {rank: 1.0 + 0.1 * rank for rank in RANKS})
     multiple, shares = measure_rank_multiple()
     assert multiple == 1
     assert all(share == pytest.approx(1.0) for share in shares.values())

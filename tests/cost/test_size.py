@@ -1,4 +1,4 @@
-"""Bytes and parameters."""
+"""Sizes: bytes and parameters."""
 
 import gzip
 import os

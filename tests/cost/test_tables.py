@@ -21,7 +21,7 @@ from compressor.network.surgery import build_candidate
 from compressor.report.records import Report
 from compressor.search.space import RankSpace
 from exporters.onnx import layer_bytes
-from exporters.providers import CUDA
+from exporters.session import CUDA
 
 METHOD_NAMES = ("spatial", "tucker", "cp", "interpolative")
 
@@ -103,7 +103,7 @@ def test_parameters_are_the_layers_own_table() -> None:
     assert {layer.name: layer.params_by_rank() for layer in layers} == costs
 
 
-def test_times_are_measured_at_some_ranks_and_lie_on_lines_between() -> None:
+def test_times_are_measured_at_some_ranks_and_interpolated_between() -> None:
     model, layers, example = subject("spatial")
     keys = []
 
@@ -125,7 +125,7 @@ def test_times_are_measured_at_some_ranks_and_lie_on_lines_between() -> None:
         assert (np.diff(table[:-1]) >= 0).all()
 
 
-def test_a_layer_that_no_rank_makes_cheaper_is_told() -> None:
+def test_a_layer_that_no_rank_makes_cheaper_saves_nothing() -> None:
     assert saves_nothing([3.0, 4.0, 3.0])
     assert not saves_nothing([2.9, 4.0, 3.0])
 
@@ -168,7 +168,7 @@ def test_a_layer_is_measured_once(tmp_path, monkeypatch) -> None:
     assert LayerClock(1, cache=cache).measure("layer", lambda: [], value) == [1.5, 2.5]
 
 
-# --- The whole job ---------------------------------------------------------------------------------------------
+# --- A whole run ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("cost", ["macs", "latency"])

@@ -1,0 +1,56 @@
+"""ONNX Runtime, on the CPU or on a GPU."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from compressor.errors import BocompressError
+from compressor.text import first_line
+from exporters.providers import available_providers
+from exporters.runtimes.base import LoadedModel, Run
+from exporters.session import CPU, model_name, open_session
+
+
+class OnnxRuntime:
+    """Sessions of ONNX Runtime with its own defaults of arithmetic: on CUDA it may round to TensorFloat-32."""
+
+    name = "onnxruntime"
+
+    def providers(self) -> list[str]:
+        """ONNX Runtime's names of the execution providers that work here."""
+        return available_providers()
+
+    def open(self, model: Path | bytes, batch: NDArray[Any], provider: str, threads: int) -> LoadedModel:
+        """See `Runtime.open`."""
+        began = time.perf_counter_ns()
+        session = open_session(model, provider, threads, tf32=True)
+        load_ms = (time.perf_counter_ns() - began) / 1e6
+        try:
+            run = _bind_on_host(session, batch) if provider == CPU else _bind_on_device(session, batch)
+            run()
+        except Exception as error:
+            name, shape = model_name(model), list(batch.shape)
+            raise BocompressError(f"{name} does not run on inputs of shape {shape}: {first_line(error)}") from error
+        return LoadedModel(run, load_ms)
+
+
+def _bind_on_host(session: ort.InferenceSession, batch: NDArray[Any]) -> Run:
+    feed = {session.get_inputs()[0].name: batch}
+    return lambda: session.run(None, feed)
+
+
+def _bind_on_device(session: ort.InferenceSession, batch: NDArray[Any]) -> Run:
+    """Keeps inputs and outputs on the device: the copy over the bus is the same for all networks."""
+    binding = session.io_binding()
+    binding.bind_ortvalue_input(session.get_inputs()[0].name, ort.OrtValue.ortvalue_from_numpy(batch, "cuda", 0))
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cuda", 0)
+
+    def run() -> None:
+        session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+
+    return run
