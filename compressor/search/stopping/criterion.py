@@ -90,7 +90,7 @@ class StopRule:
         return (self._test_pointwise if self._settings.acquisition == PAC else self._propose)(test, len(visited))
 
     def propose_without(self, test: StopTest, excluded: Ranks, count: int) -> Ranks | None:
-        """The next candidate (d,) after `count` evaluations among plans not `excluded` (k, d); None if there is none."""
+        """The next candidate (d,) after `count` evaluations that is not `excluded` (k, d); None if there is none."""
         plan, value = self._optimize(test, ExcludedPoints(self._acquisition(test), excluded), count)
         return plan if np.isfinite(value) else None
 

@@ -2,8 +2,8 @@
 
 A risk is observed with far more noise than the function norm, which every evaluation yields too. So the norm is
 modelled first, by a log-normal surrogate of its own, and its posterior mean is the prior mean of L: the process on the
-risk has only the departures from it to model (co-kriging; Kennedy and O'Hagan 2000, "Predicting the output from a complex
-computer code when fast approximations are available").
+risk has only the departures from it to model (co-kriging; Kennedy and O'Hagan 2000, "Predicting the output from a
+complex computer code when fast approximations are available").
 """
 
 import numpy as np

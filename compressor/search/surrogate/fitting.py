@@ -158,7 +158,7 @@ class SurrogateFitter:
         return self._surrogate.fantasize(posterior, evaluation.ranks, variance)
 
     def evaluation_noise(self, posterior: Posterior, ranks: Ranks, num_images: int) -> Array:
-        """Expected noise variances (m,), in the targets' units, of evaluations of ranks (m, d) on `num_images` images."""
+        """Expected noise variances (m,), in the targets' units, of evaluating ranks (m, d) on `num_images` images."""
         state = self._evaluator.state
         losses = np.maximum(posterior.loss(ranks)[0], min(state.norms))
         per_norm = loss_per_norm(state.losses)

@@ -8,7 +8,9 @@ import pytest
 from scipy.stats import binom
 
 from benchmarks.studies.search.certificates import RULES, Family, run_problem
+from compressor.arrays import Ranks
 from compressor.search.acquisition.optimize import optimize_acquisition
+from compressor.search.acquisition.pac import Pac
 from compressor.search.objective import Objective
 from compressor.search.settings import SearchSettings
 from compressor.search.space import RankSpace
@@ -20,19 +22,21 @@ from compressor.search.stopping.joint_certificate import (
     NUM_RANDOM,
     NUM_STAGES,
     REACH,
+    JointTest,
+    Schedule,
     can_be_met,
     certify_jointly,
-    largest_count,
     lower_bound,
+    max_failures,
     share_of_failure_probability,
     stages_of,
     upper_bound,
 )
 from compressor.search.stopping.sample_paths import local_search
 from compressor.search.surrogate import gp
-from compressor.search.surrogate.base import Score, Surrogate
+from compressor.search.surrogate.base import Surrogate
 from compressor.search.surrogate.gaussian import LossSurrogate
-from compressor.search.surrogate.lognormal import LognormalSurrogate
+from compressor.search.surrogate.lognormal import LognormalPosterior, LognormalSurrogate
 
 CAPS = {1: (60,), 2: (14, 11)}
 
@@ -50,10 +54,10 @@ def test_bounds_at_the_ends() -> None:
     assert upper_bound(0, 128, 0.01) == pytest.approx(1 - 0.01 ** (1 / 128))
 
 
-def test_the_largest_count_is_the_last_that_passes() -> None:
-    count = largest_count(512, 1e-3, 0.045)
+def test_max_failures_is_the_last_count_that_passes() -> None:
+    count = max_failures(512, 1e-3, 0.045)
     assert upper_bound(count, 512, 1e-3) <= 0.045 < upper_bound(count + 1, 512, 1e-3)
-    assert largest_count(64, 1e-3, 0.045) == -1
+    assert max_failures(64, 1e-3, 0.045) == -1
 
 
 def test_the_shares_of_all_tests_add_up_to_their_part_of_epsilon() -> None:
@@ -62,7 +66,8 @@ def test_the_shares_of_all_tests_add_up_to_their_part_of_epsilon() -> None:
     assert sum(shares) < ALPHA_SHARE * 0.05
 
 
-def make_score(kind: str, num_dims: int, delta: float, noise: float = 0.2, evaluations: int = 8) -> Score:
+def make_pac(kind: str, num_dims: int, delta: float, noise: float = 0.2, evaluations: int = 8) -> Pac:
+    """A posterior, its incumbent and delta."""
     break_even_ranks = CAPS[num_dims]
     space = RankSpace(
         [str(break_even_rank) for break_even_rank in break_even_ranks],
@@ -70,9 +75,7 @@ def make_score(kind: str, num_dims: int, delta: float, noise: float = 0.2, evalu
     )
     objective = Objective(0.3)
     surrogate: Surrogate = (
-        LossSurrogate(space, objective)
-        if kind == "loss"
-        else LognormalSurrogate(space, objective, lambda ranks: one(ranks))
+        LossSurrogate(space, objective) if kind == "loss" else LognormalSurrogate(space, objective, one)
     )
     ranks = space.sample(evaluations, np.random.default_rng(4))
     noises = (noise * one(ranks)) ** 2 + 1e-9
@@ -81,7 +84,20 @@ def make_score(kind: str, num_dims: int, delta: float, noise: float = 0.2, evalu
         np.full(num_dims, 0.5), 0.05 if kind == "loss" else 0.15, 1e-4, float(targets.values.mean())
     )
     posterior = surrogate.posterior(gp.GaussianProcess(space.encode(ranks), targets.values, targets.noise, hyper))
-    return posterior.score(ranks[posterior.mean(ranks).argmax()], delta)
+    return Pac(posterior, ranks[posterior.mean(ranks).argmax()], delta)
+
+
+def certify(
+    pac: Pac,
+    number: int,
+    rng: np.random.Generator,
+    epsilon: float = 0.05,
+    in_full: bool = False,
+    anchors: Ranks | None = None,
+) -> JointTest:
+    anchors = pac.incumbent[None] if anchors is None else anchors
+    schedule = Schedule.of(epsilon, number)
+    return certify_jointly(pac.posterior, pac.incumbent, pac.delta, anchors, schedule, rng, in_full)
 
 
 def first_stage() -> int:
@@ -94,23 +110,21 @@ def one(ranks: np.ndarray) -> np.ndarray:
     return np.asarray((4.0 / ranks).sum(-1))
 
 
-def exact_probability(score: Score, count: int = 20_000) -> float:
+def exact_probability(pac: Pac, count: int = 20_000) -> float:
     """P(max J - J(incumbent) > delta) by joint draws at all lattice points."""
-    posterior = score.posterior
-    everything = np.array(
-        list(itertools.product(*(range(1, break_even_rank + 1) for break_even_rank in posterior.space.break_even_ranks)))
-    )
+    posterior = pac.posterior
+    everything = np.array(list(itertools.product(*(range(1, rank + 1) for rank in posterior.space.break_even_ranks))))
     mean, covariance = posterior.process.predict(posterior.space.encode(everything))
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(np.maximum(values, 0.0))
     latent = mean[:, None] + root @ np.random.default_rng(0).standard_normal((len(mean), count))
-    if isinstance(posterior.space, RankSpace) and hasattr(posterior, "offset"):
+    if isinstance(posterior, LognormalPosterior):
         norms = np.exp(latent) * (one(everything) + posterior.offset)[:, None] - posterior.offset
         draws = -0.3 * norms - posterior.space.ratio(everything)[:, None]
     else:
         draws = latent - posterior.space.ratio(everything)[:, None]
-    (own,) = np.flatnonzero((everything == score.incumbent).all(1))
-    return float((draws.max(0) > draws[own] + score.delta).mean())
+    (own,) = np.flatnonzero((everything == pac.incumbent).all(1))
+    return float((draws.max(0) > draws[own] + pac.delta).mean())
 
 
 @pytest.mark.parametrize(
@@ -118,51 +132,50 @@ def exact_probability(score: Score, count: int = 20_000) -> float:
     [("loss", 1, 0.005), ("loss", 2, 0.3), ("loss", 2, 0.45), ("log", 1, 0.003), ("log", 2, 0.1), ("log", 2, 0.2)],
 )
 def test_the_share_of_failing_paths_is_the_probability_by_enumeration(kind: str, num_dims: int, delta: float) -> None:
-    score = make_score(kind, num_dims, delta)
-    expected = exact_probability(score)
+    pac = make_pac(kind, num_dims, delta)
+    expected = exact_probability(pac)
     assert 0.02 < expected < 0.9, "a case that tells nothing"
     rng = np.random.default_rng(7)
-    anchors = score.incumbent[None]
-    tests = [certify_jointly(score, anchors, 0.05, 1, rng, in_full=True) for _ in range(12)]
+    tests = [certify(pac, 1, rng, in_full=True) for _ in range(12)]
     failures, paths = sum(test.failures for test in tests), sum(test.paths for test in tests)
     assert paths >= 12 * first_stage()
     assert failures / paths == pytest.approx(expected, abs=4 * np.sqrt(expected * (1 - expected) / paths) + 0.01)
 
 
-@pytest.mark.parametrize(("surrogate", "random_points_are_climbed"), [("loss", True), ("log", False)])
-def test_climbs_begin_within_reach_of_a_failure(surrogate: str, random_points_are_climbed: bool) -> None:
-    """Under the log surrogate an expected loss puts random points far below good plans."""
-    score = make_score(surrogate, 2, 0.3 if surrogate == "loss" else 0.002)
-    near, far = score.incumbent[None], score.posterior.space.sample(NUM_RANDOM, np.random.default_rng(1))
+@pytest.mark.parametrize(("surrogate", "starts_at_random_points"), [("loss", True), ("log", False)])
+def test_local_searches_start_within_reach_of_a_failure(surrogate: str, starts_at_random_points: bool) -> None:
+    """Under the log surrogate the prior mean puts random points far below good plans."""
+    pac = make_pac(surrogate, 2, 0.3 if surrogate == "loss" else 0.002)
+    near, far = pac.incumbent[None], pac.posterior.space.sample(NUM_RANDOM, np.random.default_rng(1))
     with (
         mock.patch.object(RankSpace, "sample", return_value=far),
         mock.patch.object(certificate, "perturb", return_value=near),
-        mock.patch.object(certificate, "climb", wraps=local_search) as climbing,
+        mock.patch.object(certificate, "local_search", wraps=local_search) as searching,
     ):
-        certify_jointly(score, score.incumbent[None], 0.05, 1, np.random.default_rng(0), in_full=True)
-    begun = [(call.args[2], call.kwargs["heights"], call.kwargs["goals"]) for call in climbing.call_args_list]
-    assert all((heights > goals - REACH * score.delta).all() for _, heights, goals in begun)
-    at_random = sum(int((points != score.incumbent).any(1).sum()) for points, *_ in begun)
-    assert (at_random > 0) == random_points_are_climbed
+        certify(pac, 1, np.random.default_rng(0), in_full=True)
+    starts = [(call.args[2], call.kwargs["heights"], call.kwargs["goals"]) for call in searching.call_args_list]
+    assert all((heights > goals - REACH * pac.delta).all() for _, heights, goals in starts)
+    at_random = sum(int((points != pac.incumbent).any(1).sum()) for points, *_ in starts)
+    assert (at_random > 0) == starts_at_random_points
 
 
 def test_the_joint_probability_is_above_the_pointwise_one() -> None:
-    score = make_score("loss", 2, 0.3)
-    _, value = optimize_acquisition(score, score.posterior.space, score.incumbent[None], np.random.default_rng(0))
-    test = certify_jointly(score, score.incumbent[None], 0.05, 1, np.random.default_rng(0), in_full=True)
+    pac = make_pac("loss", 2, 0.3)
+    _, value = optimize_acquisition(pac, pac.posterior.space, pac.incumbent[None], np.random.default_rng(0))
+    test = certify(pac, 1, np.random.default_rng(0), in_full=True)
     assert test.failures / test.paths > np.exp(value)
 
 
 def test_a_pilot_that_fails_is_no_test_and_bounds_nothing() -> None:
-    test = certify_jointly(make_score("loss", 2, 0.01), np.ones((1, 2), dtype=int), 0.05, 1, np.random.default_rng(0))
+    test = certify(make_pac("loss", 2, 0.01), 1, np.random.default_rng(0), anchors=np.ones((1, 2), dtype=int))
     assert (test.met, test.upper, test.confidence) == (False, 1.0, 0.0)
     assert 0 < test.failures <= test.paths < first_stage()
 
 
 @pytest.mark.parametrize("number", [1, 40])
 def test_where_nothing_can_win_the_fewest_paths_that_prove_it_are_drawn(number: int) -> None:
-    score = make_score("log", 2, 2.0)
-    test = certify_jointly(score, score.incumbent[None], 0.05, number, np.random.default_rng(0))
+    pac = make_pac("log", 2, 2.0)
+    test = certify(pac, number, np.random.default_rng(0))
     alpha = share_of_failure_probability(0.05, number) / NUM_STAGES
     enough = next(paths for paths in range(1, 1000) if 1 - alpha ** (1 / paths) <= 0.045)
     assert (test.met, test.failures, test.paths) == (True, 0, enough)
@@ -177,27 +190,27 @@ def test_the_first_stage_is_the_least_that_can_certify_and_stages_grow(number: i
     assert upper_bound(0, stages[0], alpha) <= 0.045 < upper_bound(0, stages[0] - 1, alpha)
     assert stages == sorted(set(stages))
     assert stages[-1] <= MAX_PATHS
-    assert largest_count(stages[-1], alpha, 0.045) > 0
+    assert max_failures(stages[-1], alpha, 0.045) > 0
 
 
-def test_a_risk_too_small_for_the_paths_drawn_is_never_met_and_said_to_be() -> None:
+def test_an_epsilon_too_small_for_the_paths_drawn_is_never_met() -> None:
     assert can_be_met(0.05)
     assert can_be_met(0.01)
     assert not can_be_met(0.005)
-    score = make_score("log", 2, 2.0)
-    test = certify_jointly(score, score.incumbent[None], 0.005, 1, np.random.default_rng(0))
+    pac = make_pac("log", 2, 2.0)
+    test = certify(pac, 1, np.random.default_rng(0), epsilon=0.005)
     assert (test.met, test.confidence) == (False, 0.0)
 
 
 # The rule
 
 
-def visited_of(score: Score) -> np.ndarray:
-    return score.posterior.space.sample(8, np.random.default_rng(4))
+def visited_of(pac: Pac) -> np.ndarray:
+    return pac.posterior.space.sample(8, np.random.default_rng(4))
 
 
-def test_the_joint_test_waits_for_the_pointwise_one_and_for_the_start() -> None:
-    unsure, sure = make_score("loss", 2, 0.01), make_score("log", 2, 2.0)
+def test_the_joint_test_waits_for_the_pointwise_one_and_for_the_initial_design() -> None:
+    unsure, sure = make_pac("loss", 2, 0.01), make_pac("log", 2, 2.0)
     wide = SearchSettings(delta=0.01, delta_is_relative=False)
     test = StopRule(wide).test(unsure.posterior, visited_of(unsure), may_stop=True)
     assert test.pointwise is not None
@@ -215,27 +228,27 @@ def test_the_joint_test_waits_for_the_pointwise_one_and_for_the_start() -> None:
 
 def test_each_certificate_stops_by_its_own_figure() -> None:
     """Here a given other plan hardly wins, and some plan often does."""
-    score = make_score("loss", 2, 0.45)
-    visited = visited_of(score)
+    pac = make_pac("loss", 2, 0.45)
+    visited = visited_of(pac)
     settings = {"delta": 0.45, "delta_is_relative": False, "epsilon": 0.3}
     pointwise = StopRule(SearchSettings(certificate="pointwise", **settings))
-    test = pointwise.test(score.posterior, visited, may_stop=True)
+    test = pointwise.test(pac.posterior, visited, may_stop=True)
     assert test.pointwise is not None
-    tight = exact_probability(score)
+    tight = exact_probability(pac)
     assert test.pointwise < tight
     epsilon = 0.5 * (test.pointwise + tight)
     settings["epsilon"] = epsilon
-    assert StopRule(SearchSettings(certificate="pointwise", **settings)).test(score.posterior, visited, True).met
-    joint = StopRule(SearchSettings(certificate="joint", **settings)).test(score.posterior, visited, True)
+    assert StopRule(SearchSettings(certificate="pointwise", **settings)).test(pac.posterior, visited, True).met
+    joint = StopRule(SearchSettings(certificate="joint", **settings)).test(pac.posterior, visited, True)
     assert joint.joint is not None
     assert not joint.met
 
 
-def test_other_acquisitions_are_tested_every_few_looks_and_at_the_end() -> None:
-    score = make_score("loss", 2, 0.1)
-    visited = visited_of(score)
+def test_other_acquisitions_are_tested_every_few_evaluations_and_at_the_end() -> None:
+    pac = make_pac("loss", 2, 0.1)
+    visited = visited_of(pac)
     rule = StopRule(SearchSettings(acquisition="ei", delta=0.1, delta_is_relative=False))
-    tests = [rule.test(score.posterior, np.concatenate([visited, visited[:more]]), True) for more in range(7)]
+    tests = [rule.test(pac.posterior, np.concatenate([visited, visited[:more]]), True) for more in range(7)]
     assert [test.pointwise is not None for test in tests] == [more % TEST_EVERY == 0 for more in range(7)]
     complete = rule.complete(tests[1], visited, True)
     assert complete.pointwise == pytest.approx(tests[0].pointwise, rel=0.05)
@@ -255,4 +268,4 @@ def test_the_study_of_certificates_runs_its_rules_on_a_draw() -> None:
     for run in runs.values():
         assert run.stopped
         assert run.regret + 1e-6 >= 0
-        assert run.evaluator < 100
+        assert run.evaluations < 100

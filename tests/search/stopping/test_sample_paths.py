@@ -1,4 +1,4 @@
-"""SurrogateFitter paths against the exact posterior, and climbs against enumeration."""
+"""Sample paths against the exact posterior, and local searches on them against enumeration."""
 
 import itertools
 from unittest import mock
@@ -13,15 +13,16 @@ from compressor.search.space import RankSpace
 from compressor.search.stopping.sample_paths import NUM_LEVELS, LatentSamplePaths, SamplePaths, _sweep, local_search
 from compressor.search.surrogate import gp
 from compressor.search.surrogate.base import Surrogate
-from compressor.search.surrogate.gaussian import LossSurrogate, ObjectiveSurrogate
+from compressor.search.surrogate.gaussian import LossSurrogate
 from compressor.search.surrogate.lognormal import LognormalSurrogate
+from compressor.search.surrogate.objective import ObjectiveSurrogate
 
 LENGTHS = np.array([0.4, 0.9])
 SIGNAL = 1.7
 
 
 def make_process(seed: int = 0) -> gp.GaussianProcess:
-    """Six looks with correlated noise, and excess noise."""
+    """Six observations with correlated noise, and excess noise."""
     rng = np.random.default_rng(seed)
     root = 0.2 * rng.standard_normal((6, 6))
     hyper = gp.Hyperparameters(LENGTHS, SIGNAL, 0.05, 0.4)
@@ -53,7 +54,7 @@ def test_without_observations_paths_are_draws_of_the_prior() -> None:
     np.testing.assert_allclose(draws.mean(1), 0.4, atol=0.06)
 
 
-def test_a_noiseless_look_is_on_every_path() -> None:
+def test_a_noiseless_observation_is_on_every_path() -> None:
     hyper = gp.Hyperparameters(LENGTHS, SIGNAL, 0.0, 0.0)
     process = gp.GaussianProcess(np.array([[0.2, 0.7]]), np.array([1.3]), np.zeros((1, 1)), hyper)
     values = LatentSamplePaths(process, 50, np.random.default_rng(0))(np.array([[0.2, 0.7]]))
@@ -64,15 +65,15 @@ def make_paths(kind: str, count: int) -> SamplePaths:
     space = RankSpace(["a", "b"], [[10 * rank for rank in range(1, 15)], [7 * rank for rank in range(1, 12)]])
     objective = Objective(0.05)
     surrogate: Surrogate = {
-        "plain": ObjectiveSurrogate(space, objective),
+        "objective": ObjectiveSurrogate(space, objective),
         "loss": LossSurrogate(space, objective, lambda ranks: (3.0 / ranks).sum(-1)),
         "log": LognormalSurrogate(space, objective, lambda ranks: (3.0 / ranks).sum(-1)),
     }[kind]
     return SamplePaths(surrogate.posterior(make_process()), count, np.random.default_rng(3))
 
 
-@pytest.mark.parametrize("kind", ["plain", "loss", "log"])
-def test_a_climb_ends_where_no_line_holds_a_better_plan(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["objective", "loss", "log"])
+def test_a_local_search_ends_where_no_line_has_a_better_plan(kind: str) -> None:
     paths = make_paths(kind, 20)
     space = paths.posterior.space
     assert all(len(choices) <= NUM_LEVELS for choices in space.choices)  # every rank is on the line
@@ -103,7 +104,7 @@ def test_lines_are_finer_around_a_centre() -> None:
     assert finer.line(1).ranks.tolist() == evenly.line(1).ranks.tolist() == list(range(1, 12))
 
 
-def test_climbs_from_good_points_find_the_largest_value() -> None:
+def test_local_searches_from_good_points_find_the_largest_value() -> None:
     paths = make_paths("loss", 100)
     everything: Ranks = np.array(list(itertools.product(range(1, 15), range(1, 12))))
     largest = paths(everything).max(0)
@@ -113,18 +114,18 @@ def test_climbs_from_good_points_find_the_largest_value() -> None:
 
 
 @pytest.mark.parametrize("quantile", [0.3, 0.7, 0.95])
-def test_paths_that_climb_for_a_goal_reach_it_as_often(quantile: float) -> None:
+def test_searches_with_a_goal_reach_it_as_often_for_less_work(quantile: float) -> None:
     paths = make_paths("log", 200)
     starts, every = paths.posterior.space.sample(200, np.random.default_rng(0)), np.arange(200)
     _, heights = local_search(paths, every, starts)
     goals = np.full(200, np.quantile(heights, quantile))
     with mock.patch("compressor.search.stopping.sample_paths._sweep", wraps=_sweep) as sweep:
         _, reached = local_search(paths, every, starts, goals=goals)
-        looked = sum(len(call.args[1]) for call in sweep.call_args_list)
+        with_goals = sum(len(call.args[1]) for call in sweep.call_args_list)
         local_search(paths, every, starts)
-        in_full = sum(len(call.args[1]) for call in sweep.call_args_list) - looked
+        in_full = sum(len(call.args[1]) for call in sweep.call_args_list) - with_goals
     assert ((reached > goals) == (heights > goals)).mean() > 0.99
-    assert looked < in_full
+    assert with_goals < in_full
 
 
 def test_j_on_a_path_is_the_objective_of_its_l() -> None:

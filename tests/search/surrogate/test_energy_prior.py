@@ -1,4 +1,4 @@
-"""The prior mean from truncated energies: sensitivities are found where losses are sums of energies."""
+"""The prior mean from truncated energies: sensitivities are recovered where losses are sums of energies."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from torch import nn
 from compressor.factorization.registry import METHODS
 from compressor.network.layers import find_layers
 from compressor.pipeline.stages.factorize import energies_of
-from compressor.search.surrogate.energy_prior import Energies
+from compressor.search.surrogate.energy_prior import EnergyPrior
 
 CAPS = (9, 30, 14)
 
@@ -33,50 +33,50 @@ def loss_of(sensitivities: np.ndarray, ranks: np.ndarray) -> np.ndarray:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(0.01, 100.0), min_size=3, max_size=3), st.integers(0, 5))
-def test_with_true_guesses_sums_of_energies_are_found_whatever_the_looks(values: list[float], count: int) -> None:
+def test_true_initial_sensitivities_are_kept_whatever_is_evaluated(values: list[float], count: int) -> None:
     sensitivities = np.array(values)
-    energies = Energies(shares())
-    energies.guess([s * share for s, share in zip(sensitivities, shares(), strict=True)])
-    looked, others = plans(count), plans(50, seed=2)
-    expected = energies.learn(looked, loss_of(sensitivities, looked))
+    prior = EnergyPrior(shares())
+    prior.initialize([s * share for s, share in zip(sensitivities, shares(), strict=True)])
+    evaluated, others = plans(count), plans(50, seed=2)
+    expected = prior.fit(evaluated, loss_of(sensitivities, evaluated))
     np.testing.assert_allclose(expected(others), loss_of(sensitivities, others), rtol=1e-6)
 
 
-def test_wrong_guesses_are_unlearnt_by_looks() -> None:
+def test_evaluations_correct_wrong_initial_sensitivities() -> None:
     sensitivities = np.array([0.3, 5.0, 2.0])
-    energies = Energies(shares())
-    energies.guess([share.copy() for share in shares()])
+    prior = EnergyPrior(shares())
+    prior.initialize([share.copy() for share in shares()])
     others = plans(50, seed=2)
     errors = [
-        np.abs(np.log(energies.learn(looked, loss_of(sensitivities, looked))(others) / loss_of(sensitivities, others)))
-        for looked in (plans(1), plans(200))
+        np.abs(np.log(prior.fit(evaluated, loss_of(sensitivities, evaluated))(others) / loss_of(sensitivities, others)))
+        for evaluated in (plans(1), plans(200))
     ]
     assert errors[1].max() < 0.3 < 1.0 < errors[0].max()
 
 
-def test_what_saturates_is_unbent_and_destroyed_plans_are_left_out() -> None:
+def test_saturation_is_undone_and_destroyed_plans_are_left_out() -> None:
     sensitivities, saturation = np.array([0.3, 5.0, 2.0]), 3.0
-    looked, others = plans(60), plans(50, seed=2)
-    sums = loss_of(sensitivities, looked)
+    evaluated, others = plans(60), plans(50, seed=2)
+    sums = loss_of(sensitivities, evaluated)
     losses = np.where(sums < saturation, sums / (1.0 + sums / saturation), 40.0)  # far off where destroyed
-    energies = Energies(shares())
-    energies.guess([s * share for s, share in zip(sensitivities, shares(), strict=True)])
-    expected = energies.learn(looked, losses, saturation)
+    prior = EnergyPrior(shares())
+    prior.initialize([s * share for s, share in zip(sensitivities, shares(), strict=True)])
+    expected = prior.fit(evaluated, losses, saturation)
     np.testing.assert_allclose(expected(others), loss_of(sensitivities, others), rtol=1e-6)
 
 
-def test_without_guesses_all_energies_are_worth_the_same_at_first() -> None:
-    looked = plans(1)
-    expected = Energies(shares()).learn(looked, 7.0 * loss_of(np.ones(3), looked))
+def test_without_initial_sensitivities_all_energies_are_worth_the_same_at_first() -> None:
+    evaluated = plans(1)
+    expected = EnergyPrior(shares()).fit(evaluated, 7.0 * loss_of(np.ones(3), evaluated))
     others = plans(50, seed=2)
     np.testing.assert_allclose(expected(others), 7.0 * loss_of(np.ones(3), others), rtol=1e-6)
 
 
-def test_a_layer_that_gives_nothing_up_is_expected_to_lose_nothing() -> None:
+def test_a_layer_that_discards_nothing_is_expected_to_lose_nothing() -> None:
     nothing = [np.zeros(break_even_rank) for break_even_rank in CAPS]
-    energies = Energies(nothing)
-    energies.guess(nothing)
-    assert energies.learn(plans(4), np.ones(4))(plans(9)) == pytest.approx(0.0)
+    prior = EnergyPrior(nothing)
+    prior.initialize(nothing)
+    assert prior.fit(plans(4), np.ones(4))(plans(9)) == pytest.approx(0.0)
 
 
 def test_energies_of_a_layer_are_shares_of_its_squared_singular_values() -> None:

@@ -115,8 +115,8 @@ def test_fit_recovers_the_scales_of_a_draw() -> None:
     assert fitted.mean == pytest.approx(10.0, abs=4.0)
 
 
-def test_known_noise_is_believed() -> None:
-    """Two looks at one point count by inverse variance."""
+def test_evaluations_count_by_inverse_noise_variance() -> None:
+    """Two evaluations of one point, under a vague prior."""
     known = gp.Hyperparameters(np.array([1.0]), 1e6, 0.0, 0.0)
     thetas = np.array([[0.5], [0.5]])
     process = gp.GaussianProcess(thetas, np.array([1.0, 2.0]), np.diag([0.1, 0.3]), known)
