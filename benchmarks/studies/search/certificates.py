@@ -1,9 +1,9 @@
 """How often a search that stopped with its certificate was wrong, where the Gaussian process is right.
 
-The objective is a draw from a Gaussian process whose hyperparameters the search knows, so that what is left to test is
-the rule alone: stopping on Eq. (12) as written; the same, but re-measuring the incumbent where that says more; and the
-joint certificate with re-measuring. A stop is wrong if some lattice point beats the incumbent by more than delta; that
-point is sought by many climbs on the drawn function itself.
+The objective is a sample path of a Gaussian process whose hyperparameters the search knows, so that only the stopping
+rule is tested: Eq. (12) as written; the same, but measuring the incumbent again where that reduces the variance more;
+and the joint certificate with re-measuring. A stop is wrong if some lattice point beats the incumbent by more than
+delta; many local searches on the path itself look for such a point.
 
     python -m benchmarks.studies.search.certificates --problems 200
 """
@@ -35,9 +35,9 @@ from compressor.search.surrogate.posterior import Posterior
 EPSILON = 0.05
 INTERVAL_TAIL = 0.025  # of the 95 % intervals, on either side
 NUM_LEVELS = 17  # ranks per layer
-HAIR = 1e-9
-LOOK_NOISE = 0.1  # standard deviation of a look; the process's own is 1
-MAX_LOOKS = 250
+EXTRA_COST_OF_DENSE = 1e-9
+EVALUATION_NOISE = 0.1  # standard deviation of an evaluation; the process's own is 1
+MAX_EVALUATIONS = 250
 TRUTH_FEATURES = 2048
 NUM_STARTS, START_POOL, TRUTH_SWEEPS = 64, 4096, 8
 TRUTH_STREAM, RUN_STREAM = 71, 72
@@ -50,7 +50,7 @@ RULES: dict[str, tuple[Certificate, bool]] = {  # certificate, re-measuring
 
 @dataclass(frozen=True)
 class Family:
-    """Problems alike: d layers, one length-scale for all (in theta), and delta (the process's deviation is 1)."""
+    """Problems of d layers with one length-scale (in theta) and delta (in standard deviations of the process)."""
 
     num_dims: int
     length_scale: float
@@ -61,13 +61,13 @@ FAMILIES = (Family(6, 0.8, 0.3), Family(16, 2.0, 0.6))
 
 
 class Problem:
-    """One drawn objective, its noisy looks, and its largest value."""
+    """One sampled objective, its noisy evaluations, and its largest value."""
 
     def __init__(self, family: Family, number: int) -> None:
         self.family = family
         names = [str(layer) for layer in range(family.num_dims)]
-        # All ranks cost the same but for a hair, for which dense is more: J is the process itself, less 1.
-        costs = [1.0] * (NUM_LEVELS - 1) + [1.0 + HAIR]
+        # Every rank costs the same but dense, which costs a little more: J is the process itself less 1.
+        costs = [1.0] * (NUM_LEVELS - 1) + [1.0 + EXTRA_COST_OF_DENSE]
         self.space = RankSpace(names, [costs] * family.num_dims, coordinates="linear")
         self.surrogate = LossSurrogate(self.space, Objective(1.0))
         self.hyper = gp.Hyperparameters(np.full(family.num_dims, family.length_scale), 1.0, 0.0, 0.0)
@@ -76,8 +76,8 @@ class Problem:
         self.truth = SamplePaths(self.posterior(nothing, np.zeros(0)), 1, self.rng, TRUTH_FEATURES)
 
     def posterior(self, ranks: Ranks, values: np.ndarray) -> Posterior:
-        """SurrogateFitter after looks (n,) at ranks (n, d); the hyperparameters are those of the draw."""
-        noise = LOOK_NOISE**2 * np.eye(len(ranks))
+        """The posterior given values (n,) at ranks (n, d), with the hyperparameters of the sampled objective."""
+        noise = EVALUATION_NOISE**2 * np.eye(len(ranks))
         return self.surrogate.posterior(gp.GaussianProcess(self.space.encode(ranks), values, noise, self.hyper))
 
     def value(self, ranks: Ranks) -> np.ndarray:
@@ -85,7 +85,7 @@ class Problem:
         return np.asarray(self.truth(ranks)[:, 0] - self.surrogate.objective.size_term(np.ones(1)))
 
     def largest(self, visited: Ranks) -> float:
-        """The largest value found by climbing from the best of many random points and of points around `visited`."""
+        """The largest value that local searches find, from random points and from points around `visited` (n, d)."""
         pool = [self.space.sample(START_POOL, self.rng), perturb(self.space, visited, START_POOL, self.rng)]
         starts = [part[np.argsort(-self.value(part))[: NUM_STARTS // 2]] for part in pool]
         _, heights = local_search(
@@ -95,7 +95,7 @@ class Problem:
 
 
 def run_rule(problem: Problem, number: int, rule: str) -> tuple[int, bool, Ranks, Ranks]:
-    """Evaluator spent, whether the rule stopped, the incumbent (d,) and the plans visited (n, d)."""
+    """Number of evaluations, whether the rule stopped, the incumbent (d,) and the plans visited (n, d)."""
     certificate, remeasures = RULES[rule]
     family = problem.family
     settings = SearchSettings(
@@ -104,22 +104,22 @@ def run_rule(problem: Problem, number: int, rule: str) -> tuple[int, bool, Ranks
     stop = StopRule(settings)
     rng = np.random.default_rng([RUN_STREAM, family.num_dims, number])
     visited = problem.space.sample(2 * family.num_dims + 2, rng)
-    values = problem.value(visited) + LOOK_NOISE * rng.standard_normal(len(visited))
-    noise = np.full(2, LOOK_NOISE**2)
+    values = problem.value(visited) + EVALUATION_NOISE * rng.standard_normal(len(visited))
+    noise = np.full(2, EVALUATION_NOISE**2)
     while True:
         test = stop.test(problem.posterior(visited, values), visited, may_stop=True)
         incumbent = test.incumbent
-        if test.met or len(visited) >= MAX_LOOKS:
+        if test.met or len(visited) >= MAX_EVALUATIONS:
             return len(visited), test.met, incumbent, visited
         again = remeasures and should_remeasure(test.posterior, incumbent, test.candidate, noise)
         chosen = (incumbent if again else test.candidate)[None]
         visited = np.concatenate([visited, chosen])
-        values = np.append(values, problem.value(chosen) + LOOK_NOISE * rng.standard_normal())
+        values = np.append(values, problem.value(chosen) + EVALUATION_NOISE * rng.standard_normal())
 
 
 @dataclass(frozen=True)
 class Run:
-    """One rule on one problem: looks spent, whether it stopped, and how far the incumbent lies below the best."""
+    """One rule on one problem: evaluations, whether it stopped, and how far the incumbent lies below the best."""
 
     evaluations: int
     stopped: bool
@@ -128,16 +128,16 @@ class Run:
 
 
 def run_problem(family: Family, number: int) -> dict[str, Run]:
-    """Every rule on the same drawn objective with the same first looks."""
+    """Every rule on the same sampled objective with the same initial evaluations."""
     problem = Problem(family, number)
-    ended = {}
+    outcomes = {}
     for rule in RULES:
         began = time.perf_counter()
-        ended[rule] = (*run_rule(problem, number, rule), time.perf_counter() - began)
-    largest = problem.largest(np.concatenate([visited for *_, visited, _ in ended.values()]))
+        outcomes[rule] = (*run_rule(problem, number, rule), time.perf_counter() - began)
+    largest = problem.largest(np.concatenate([visited for *_, visited, _ in outcomes.values()]))
     return {
-        rule: Run(evaluator, stopped, round(largest - float(problem.value(incumbent[None])[0]), 5), round(seconds, 2))
-        for rule, (evaluator, stopped, incumbent, _, seconds) in ended.items()
+        rule: Run(evaluations, stopped, round(largest - float(problem.value(incumbent[None])[0]), 5), round(seconds, 2))
+        for rule, (evaluations, stopped, incumbent, _, seconds) in outcomes.items()
     }
 
 
@@ -164,15 +164,15 @@ def summarize(family: Family, rule: str, runs: Sequence[Run]) -> dict[str, objec
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--problems", type=int, default=200, help="per number of dimensions")
-    parser.add_argument("--first", type=int, default=0, help="number of the first problem, where others run elsewhere")
+    parser.add_argument("--first", type=int, default=0, help="number of the first problem")
     parser.add_argument("--name", default="certificates", help="of the file in benchmarks/results")
-    parser.add_argument("--add", action="store_true", help="go on from the problems that the results file holds")
+    parser.add_argument("--add", action="store_true", help="continue after the problems that the results file holds")
     arguments = parser.parse_args()
     began = time.perf_counter()
     about: dict[str, Any] = {
         "epsilon": EPSILON,
-        "evaluation_noise": LOOK_NOISE,
-        "max_evaluations_drawn": MAX_LOOKS,
+        "evaluation_noise": EVALUATION_NOISE,
+        "max_evaluations_drawn": MAX_EVALUATIONS,
         "levels": NUM_LEVELS,
         "features_of_the_truth": TRUTH_FEATURES,
     }

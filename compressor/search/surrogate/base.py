@@ -1,4 +1,4 @@
-"""Surrogates: how observations of L become targets of the Gaussian process, and what its posterior says of J.
+"""Surrogates: how observations of L become targets of the Gaussian process, and its posterior one over J.
 
 Three of them: `LossSurrogate` (gaussian.py) models -gamma L and adds the size term exactly; `ObjectiveSurrogate`
 (objective.py), the paper's, models J as a whole; `LognormalSurrogate` (lognormal.py) models log L. L spans three orders

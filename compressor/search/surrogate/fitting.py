@@ -29,7 +29,7 @@ MAX_NORM_FACTOR, MIN_EVALUATIONS = 4.0, 5
 # to 0.2 in its logarithm, and the noise of one evaluation is 0.1 to 0.15.
 LOCAL_LIMITS = {"least_signal": 2.0}
 # Likewise where the prior mean of a risk comes from the function norm: departures exist even where noise hides them,
-# and those of mild plans, which are known well, say little about others.
+# and those of mild plans, which are known well, are no guide to others.
 RISK_LIMITS = {"least_signal": 0.1, "longest": 1.0}
 
 
