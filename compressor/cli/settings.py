@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from compressor.cost.records import Cost
     from compressor.pipeline.recipe import Recipe
     from compressor.pipeline.settings import Settings, Target
-    from compressor.recovery.schedules import TuneSettings
+    from compressor.recovery.settings import TuneSettings
     from compressor.search.settings import SearchSettings
 
 SHARED_SETTINGS = ("device", "threads", "batch_size", "calibration", "recalibrate", "formats", "zip", "opset")
@@ -70,7 +70,7 @@ def check_tuning(options: dict[str, Any], tuned: bool) -> None:
 
 def tune_settings(options: dict[str, Any]) -> "TuneSettings":
     """The settings of fine-tuning that the options give."""
-    from compressor.recovery.schedules import TuneSettings
+    from compressor.recovery.settings import TuneSettings
 
     return TuneSettings(
         epochs=options["finetune"],

@@ -7,7 +7,7 @@ from compressor.cost.records import Cost
 from compressor.errors import InputError
 from compressor.factorization.records import FactorChoice, MethodChoice
 from compressor.fidelity.records import Fidelity
-from compressor.recovery.schedules import TuneSettings
+from compressor.recovery.settings import TuneSettings
 from compressor.search.evaluation.parallel import DEFAULT_BACKEND
 from compressor.search.optimizer import SearchSettings
 from compressor.search.records import Form, TargetKind

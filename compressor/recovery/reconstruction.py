@@ -30,11 +30,11 @@ from compressor.network.hooks import OutputPositions, batches, in_order_of_use, 
 from compressor.network.layers import FoundLayer, groups_of
 from compressor.network.statistics import (
     MAX_ROWS,
-    Moments,
+    RunningMoments,
     chunks,
+    gradient_moments,
     has_moments,
     make_moments,
-    output_weights,
     rows_of_batch,
 )
 from compressor.network.surgery import replace_layer
@@ -104,7 +104,7 @@ class Reconstruction:
         ordered = [by_name[name] for name in in_order_of_use(self.network, list(by_name), example)]
         for chunk in chunks(ordered, _goal_bytes):
             both = [layer for layer in chunk if _has_both(layer)]
-            weights = output_weights(self.original, both, self.calibration, self.device, self.seed) if both else {}
+            weights = gradient_moments(self.original, both, self.calibration, self.device, self.seed) if both else {}
             rows = self._outputs_of_original(chunk)
             for layer in chunk:
                 yield _Goal(layer, rows.pop(layer.name), weights.pop(layer.name, None))
@@ -144,11 +144,11 @@ class Reconstruction:
             present = self.network.get_submodule(name)
             self._try("both factors", name, _with_both_refitted(goal.layer, present, whole, goal.weights))
 
-    def _moments(self, goal: _Goal, module: nn.Module) -> tuple[Moments, Moments]:
+    def _moments(self, goal: _Goal, module: nn.Module) -> tuple[RunningMoments, RunningMoments]:
         """Sums over what the last factor and what the whole layer receive, and over what the original layer gives."""
         original = goal.layer.module
         final, outputs = last_factor(module)
-        last, whole = Moments(groups_of(final)), Moments(groups_of(original))
+        last, whole = RunningMoments(groups_of(final)), RunningMoments(groups_of(original))
         for batch, (positions, targets) in zip(batches(self.calibration, self.device), goal.rows, strict=True):
             given = input_of(self.network, module, batch)
             with torch.inference_mode():
@@ -225,7 +225,7 @@ def _before_last(module: nn.Module, value: Tensor) -> Tensor:
     return module.keep(value) if isinstance(module, Interpolated) else module[:-1](value)  # type: ignore[index]
 
 
-def _with_last_refitted(module: nn.Module, moments: Moments) -> nn.Module:
+def _with_last_refitted(module: nn.Module, moments: RunningMoments) -> nn.Module:
     """A copy of the factorized layer whose last factor and bias are the least-squares ones."""
     changed = copy.deepcopy(module)
     final, _ = last_factor(changed)
@@ -235,7 +235,7 @@ def _with_last_refitted(module: nn.Module, moments: Moments) -> nn.Module:
     return changed
 
 
-def _with_both_refitted(layer: FoundLayer, module: nn.Module, moments: Moments, outputs: Tensor) -> nn.Module:
+def _with_both_refitted(layer: FoundLayer, module: nn.Module, moments: RunningMoments, outputs: Tensor) -> nn.Module:
     """Factors of the layer that maps the inputs received to the outputs wanted; the better of two beginnings."""
     assert isinstance(module, nn.Sequential)
     assert layer.method is not None
@@ -253,7 +253,7 @@ def _with_both_refitted(layer: FoundLayer, module: nn.Module, moments: Moments, 
     return factors.with_first(substitute, metric, alternate(kernel, metric, start)).build(rank)
 
 
-def solve(moments: Moments, present: Tensor, floor: float) -> tuple[Tensor, Tensor]:
+def solve(moments: RunningMoments, present: Tensor, floor: float) -> tuple[Tensor, Tensor]:
     """Weight of the shape of `present` and bias (Co,) of least squared error, float64.
 
     A ridge of `floor` times the mean variance pulls towards `present` where the rows say little.

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Records of layer-wise reconstruction and of fine-tuning."""
 
 from typing import Literal
 
@@ -11,8 +11,8 @@ Schedule = Literal["cosine", "step", "cyclic"]
 
 
 class ReconstructionStep(Record):
-    """One step of the recalibration: function norm on the check images before and after; `layer` is empty where the
-    step speaks of the whole network."""
+    """One step of the layer-wise reconstruction: function norm on the check images before and after it, and whether it
+    was kept; `layer` is empty for a step of the whole network."""
 
     layer: str
     kind: StepKind
@@ -22,7 +22,7 @@ class ReconstructionStep(Record):
 
 
 class ReconstructionRecord(Record):
-    """What refitting the layers of the compressed network brought, on images outside calibration."""
+    """A layer-wise reconstruction: function norm before and after it, on images other than the calibration images."""
 
     calibration_images: int
     check_images: int
@@ -33,8 +33,11 @@ class ReconstructionRecord(Record):
 
 
 class TuneEpoch(Record):
-    """One epoch of a fine-tuning; epoch 0 is the network before it. Losses are those trained on (null where they were
-    not finite), `check_loss` and `function_norm` on the check images; `learning_rate` is that of the last step."""
+    """One epoch of a fine-tuning; epoch 0 is the network before it.
+
+    `train_loss` is the mean over the epoch, `check_loss` and `function_norm` are on the check images; losses that are
+    not finite are null. `learning_rate` is that of the last step.
+    """
 
     epoch: int
     learning_rate: float
@@ -45,11 +48,11 @@ class TuneEpoch(Record):
 
 
 class TuneRecord(Record):
-    """A fine-tuning: what it learnt from (`by`), how, and what every epoch brought. The weights of `kept_epoch` were
-    kept, those with the lowest loss on the check images, which are outside training and judging.
+    """A fine-tuning: what it learnt from (`by`), its settings, and a row per epoch.
 
-    `before` and `after` are on the images outside the search; `excluded` counts images that were left out of the
-    training because they judge."""
+    The weights of `kept_epoch` were kept, which have the lowest loss on the check images. `before` and `after` are on
+    the test images; `excluded` counts images left out of the training because they are test images.
+    """
 
     by: TuneTarget
     schedule: Schedule

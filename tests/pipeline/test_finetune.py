@@ -15,7 +15,7 @@ from compressor.pipeline.outputs import CHECKPOINT
 from compressor.pipeline.settings import Settings
 from compressor.pipeline.state import CompressedModel
 from compressor.recovery.finetuning import FineTuning
-from compressor.recovery.schedules import TuneSettings
+from compressor.recovery.settings import TuneSettings
 from compressor.report.console import print_report
 from compressor.report.page import render_report
 from compressor.report.records import Report

@@ -17,7 +17,7 @@ from compressor.pipeline.stage import RecipeStage, Stage, StageSpec
 from compressor.pipeline.state import Outcome, State, needed
 from compressor.recovery.finetuning import FineTuning
 from compressor.recovery.records import Schedule, TuneRecord, TuneTarget
-from compressor.recovery.schedules import TuneSettings
+from compressor.recovery.settings import TuneSettings
 
 
 class FinetuneSpec(StageSpec):
@@ -77,7 +77,7 @@ def tune_network(
     with context.progress.stage("fine-tuning", steps) as stage:
         tuning = FineTuning(
             network=network,
-            teacher=context.original,
+            original=context.original,
             images=training.train,
             check=training.check,
             settings=settings,
