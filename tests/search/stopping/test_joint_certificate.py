@@ -38,7 +38,7 @@ from compressor.search.surrogate.base import Surrogate
 from compressor.search.surrogate.gaussian import LossSurrogate
 from compressor.search.surrogate.lognormal import LognormalPosterior, LognormalSurrogate
 
-CAPS = {1: (60,), 2: (14, 11)}
+BREAK_EVEN_RANKS = {1: (60,), 2: (14, 11)}
 
 
 @pytest.mark.parametrize(("failures", "paths"), [(0, 128), (3, 128), (7, 512), (50, 64)])
@@ -68,7 +68,7 @@ def test_the_shares_of_all_tests_add_up_to_their_part_of_epsilon() -> None:
 
 def make_pac(kind: str, num_dims: int, delta: float, noise: float = 0.2, evaluations: int = 8) -> Pac:
     """A posterior, its incumbent and delta."""
-    break_even_ranks = CAPS[num_dims]
+    break_even_ranks = BREAK_EVEN_RANKS[num_dims]
     space = RankSpace(
         [str(break_even_rank) for break_even_rank in break_even_ranks],
         [[10 * rank for rank in range(1, break_even_rank + 1)] for break_even_rank in break_even_ranks],
@@ -134,7 +134,7 @@ def exact_probability(pac: Pac, count: int = 20_000) -> float:
 def test_the_share_of_failing_paths_is_the_probability_by_enumeration(kind: str, num_dims: int, delta: float) -> None:
     pac = make_pac(kind, num_dims, delta)
     expected = exact_probability(pac)
-    assert 0.02 < expected < 0.9, "a case that tells nothing"
+    assert 0.02 < expected < 0.9, "a probability too extreme to test"
     rng = np.random.default_rng(7)
     tests = [certify(pac, 1, rng, in_full=True) for _ in range(12)]
     failures, paths = sum(test.failures for test in tests), sum(test.paths for test in tests)

@@ -12,18 +12,18 @@ from compressor.network.layers import find_layers
 from compressor.pipeline.stages.factorize import energies_of
 from compressor.search.surrogate.energy_prior import EnergyPrior
 
-CAPS = (9, 30, 14)
+BREAK_EVEN_RANKS = (9, 30, 14)
 
 
 def shares(seed: int = 0) -> list[np.ndarray]:
-    """Energies that fall with the rank, none left at the cap."""
+    """Energies that fall with the rank, none left at the break-even rank."""
     rng = np.random.default_rng(seed)
-    tails = [np.cumsum(rng.gamma(0.5, size=break_even_rank))[::-1] for break_even_rank in CAPS]
+    tails = [np.cumsum(rng.gamma(0.5, size=break_even_rank))[::-1] for break_even_rank in BREAK_EVEN_RANKS]
     return [np.append(tail[1:], 0.0) / tail[0] for tail in tails]
 
 
 def plans(count: int, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).integers(1, np.array(CAPS), size=(count, len(CAPS)))
+    return np.random.default_rng(seed).integers(1, np.array(BREAK_EVEN_RANKS), size=(count, len(BREAK_EVEN_RANKS)))
 
 
 def loss_of(sensitivities: np.ndarray, ranks: np.ndarray) -> np.ndarray:
@@ -73,7 +73,7 @@ def test_without_initial_sensitivities_all_energies_are_worth_the_same_at_first(
 
 
 def test_a_layer_that_discards_nothing_is_expected_to_lose_nothing() -> None:
-    nothing = [np.zeros(break_even_rank) for break_even_rank in CAPS]
+    nothing = [np.zeros(break_even_rank) for break_even_rank in BREAK_EVEN_RANKS]
     prior = EnergyPrior(nothing)
     prior.initialize(nothing)
     assert prior.fit(plans(4), np.ones(4))(plans(9)) == pytest.approx(0.0)
