@@ -1,6 +1,10 @@
-"""Help texts, docs and options say the same."""
+"""Help texts, docs and options agree, and the website builds."""
 
+import os
 import re
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -10,7 +14,14 @@ from compressor.cli.commands import export, main
 from docs.generate import options_page, results_page
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/method.md"]
+GENERATED = {"docs/options.md", "docs/results.md"}
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *sorted(
+        page for path in (ROOT / "docs").rglob("*.md") if (page := path.relative_to(ROOT).as_posix()) not in GENERATED
+    ),
+]
 
 
 def test_the_options_page_is_what_the_commands_say() -> None:
@@ -19,6 +30,19 @@ def test_the_options_page_is_what_the_commands_say() -> None:
 
 def test_the_results_page_is_what_the_studies_measured() -> None:
     assert (ROOT / "docs/results.md").read_text() == results_page()
+
+
+def test_results_begin_with_a_line_for_each_kind_of_study() -> None:
+    summary = results_page().split("\n## ")[0]
+    lines = [line for line in summary.splitlines() if line.startswith("- **")]
+    assert 10 <= len(lines) <= 14
+    assert all(re.search(r"\d", line) for line in lines)
+
+
+def test_every_method_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in navigation, page
 
 
 def all_options() -> set[str]:
@@ -42,7 +66,7 @@ def test_pages_name_only_options_that_exist(page: str) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_name_only_files_and_targets_that_exist(page: str) -> None:
     text = (ROOT / page).read_text()
-    links = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
+    links = [target for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in target]
     for link in links:
         assert ((ROOT / page).parent / link).exists(), link
     for source in re.findall(
@@ -59,3 +83,36 @@ def test_every_option_has_help_and_every_command_says_what_it_does() -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert parameter.help, (command.name, parameter.name)
+
+
+@pytest.mark.skipif(
+    find_spec("material") is None or find_spec("mkdocstrings") is None,
+    reason="no mkdocs-material with mkdocstrings here: pip install '.[docs]'",
+)
+def test_the_website_builds_without_warnings_and_documents_the_public_face(tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    run = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    api = (site / "api.html").read_text()
+    names = (
+        "compress",
+        "apply_plan",
+        "Settings",
+        "Target",
+        "Plan",
+        "Recipe",
+        "ImageSet",
+        "CompressedModel",
+        "InputError",
+    )
+    for name in names:
+        assert f'id="compressor.{name}"' in api, name
+    for page in site.rglob("*.html"):
+        outside = re.findall(r'(?:<script[^>]*src|<link[^>]*href)="(?:https?:)?//[^"]*', page.read_text())
+        assert not outside, (page, outside)

@@ -56,7 +56,14 @@ def test_a_network_of_ones_own_is_benchmarked_after_it_is_compressed() -> None:
     assert "bocompress-export" not in files
 
 
+def test_the_website_is_built_strictly_and_installs_only_what_is_missing() -> None:
+    commands = dry_run("site")
+    assert "mkdocs build --strict" in commands
+    assert "--site-dir build/site" in commands
+    assert "mkdocstrings_handlers.python' 2>/dev/null || " in commands
+
+
 def test_help_names_every_target_that_is_for_users() -> None:
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for target in [*EDGES, "report", "demo", "test"]:
+    for target in [*EDGES, "report", "demo", "test", "site"]:
         assert f"  make {target} " in listed

@@ -113,7 +113,7 @@ def objectives(study: Study) -> str:
         "cross-entropy": lambda r: f"{r[0]['risk_original']:.3f} → {median_of(r, 'risk'):.3f}",
         "relative L": lambda r: f"{median_of(r, 'relative'):.4f}",
         "J": lambda r: f"{median_of(r, 'objective'):.4f}",
-        "posterior J": lambda r: f"{median_of(r, 'believed'):.4f} ± {median_of(r, 'believed_sd'):.4f}",
+        "posterior J": lambda r: f"{median_of(r, 'posterior_mean'):.4f} ± {median_of(r, 'posterior_sd'):.4f}",
         "J, fixed prune": _fixed_prune,
         "evaluations": lambda r: f"{median_of(r, 'evaluations'):.0f}",
         "image passes": lambda r: f"{median_of(r, 'image_passes'):,.0f}",

@@ -1,6 +1,6 @@
 """The lines at the top of results.md: of each kind of study one sentence, what, its figure, against what."""
 
-from benchmarks.studies.search.baselines import DEFAULT, SEARCHES
+from benchmarks.studies.search.baselines import DEFAULT
 from docs.generate.formatting import Row, Study, accuracy_change, median_of, signed_percent
 from docs.generate.network_sections import recovered_share
 from docs.generate.search_sections import met_outside
@@ -39,8 +39,7 @@ def search(studies: list[Study]) -> str:
         ours, best = (_first(study["summary"], search=name) for name in (DEFAULT, study["best_baseline"]))
         parts.append(
             f"{_short(study)} J {ours['objective']:.4f} in {ours['passes']:,.0f} image passes against "
-            f"{best['objective']:.4f} in {best['passes']:,.0f} ({SEARCHES[best['search']].about}, "
-            f"p {best['p_value']:.3f})"
+            f"{best['objective']:.4f} in {best['passes']:,.0f} by {best['search']} (p {best['p_value']:.3f})"
         )
     return f"**The search** against the best of its baselines, medians: {'; '.join(parts)}."
 
@@ -98,7 +97,7 @@ def overhead(studies: list[Study]) -> str:
 
 def candidates(studies: list[Study]) -> str:
     """Cost of an evaluation against a forward pass."""
-    ratios = ", ".join(f"{row['ratio']:.2f} with --factors {row['factors']}" for row in studies[0]["rows"])
+    ratios = ", ".join(f"{row['ratio']:.2f} with `--factors {row['factors']}`" for row in studies[0]["rows"])
     return f"**An evaluation** takes as long as a bare forward pass of {studies[0]['network']} times {ratios}."
 
 
