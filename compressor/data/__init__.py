@@ -1,0 +1,1 @@
+"""Images, their transforms and fingerprints."""

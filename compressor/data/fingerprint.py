@@ -1,4 +1,4 @@
-"""Fingerprints of weights and images, by which a run to be resumed is recognized."""
+"""Hashes of weights and images, by which a resumed run recognizes its inputs."""
 
 import hashlib
 from collections.abc import Iterable
@@ -17,5 +17,5 @@ def hash_tensors(tensors: Iterable[Tensor]) -> str:
 
 
 def hash_images(images: ImageSet) -> str:
-    """SHA-256 of the inputs as the network gets them."""
+    """SHA-256 of the normalized inputs."""
     return hash_tensors(images.batch(slice(start, start + 64)) for start in range(0, len(images), 64))

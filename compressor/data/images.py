@@ -1,7 +1,6 @@
-"""Images to compare networks on: folders with or without labels, batches from Python, and drawn ones.
+"""Images for networks: sets of them, from folders with or without labels or from batches in Python.
 
-Folders and drawn images are kept as bytes and normalized when a batch is asked for, which takes a quarter of
-the memory.
+Images from folders and synthetic ones are stored as bytes, in a quarter of the memory, and normalized batch by batch.
 """
 
 import os
@@ -20,15 +19,16 @@ from torch import Tensor
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
 
-Progress = Callable[[int, int], None]
+OnStep = Callable[[int, int], None]
+"""Called with the number of images done and of all."""
 Indices = slice | Tensor | Sequence[int]
 Array = NDArray[np.float32]
 
-MAX_IMAGES = 1500  # of a run, where nothing else is said
+MAX_IMAGES = 1500  # of a run, by default
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".webp", ".avif"}
 )
-# Folders that tools leave behind: hidden ones, and the resource forks of archives made on macOS.
+# Entries to ignore: hidden ones, and the resource forks in archives from macOS.
 HIDDEN = (".", "__MACOSX")
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 DECODING_THREADS = 4
@@ -39,13 +39,15 @@ class ImageSet:
     """Inputs of a network, with labels where they are known.
 
     Attributes:
-        data: uint8 of shape (N, C, H, W) to be normalized by `mean` and `std` per channel, or float32 of
-            shape (N, ...) that the network takes as it is (then `mean` and `std` are empty).
+        data: uint8 of shape (N, C, H, W) to be normalized by `mean` and `std`, or the network's inputs as float32 of
+            shape (N, ...), with `mean` and `std` empty.
         source: one line on where the images come from.
+        mean: per channel, of pixels scaled to [0, 1].
+        std: likewise.
         labels: int64 of shape (N,), or None.
         class_names: the names of the labels 0, 1, ..., or None.
         unreadable: files that were skipped because they could not be decoded.
-        drawn: whether they are no images of a task, but drawn.
+        synthetic: whether they are generated, and not images of the network's task.
     """
 
     data: Tensor
@@ -62,7 +64,7 @@ class ImageSet:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input, without the batch dimension."""
+        """Shape of one input."""
         return tuple(self.data.shape[1:])
 
     def batch(self, indices: Indices) -> Tensor:
@@ -74,13 +76,13 @@ class ImageSet:
         return chosen.float().div_(255).sub_(mean).div_(std)
 
     def subset(self, indices: Indices) -> "ImageSet":
-        """The images at `indices`, in that order."""
+        """The set of the images at `indices`, in that order."""
         index = as_index(indices)
         labels = None if self.labels is None else self.labels[index]
         return replace(self, data=self.data[index], labels=labels)
 
     def split(self, first: int, seed: int) -> tuple["ImageSet", "ImageSet"]:
-        """Two disjoint random sets that together are this one: `first` images, and the rest.
+        """A random partition into a set of `first` images and the rest.
 
         Raises:
             InputError: there are fewer than `first` images.
@@ -92,7 +94,7 @@ class ImageSet:
 
 
 def as_index(indices: Indices) -> slice | Tensor:
-    """`indices` in a form that tensors take; an empty list has no type of its own."""
+    """`indices` as something that indexes tensors, also for an empty list."""
     if isinstance(indices, slice | Tensor):
         return indices
     return torch.tensor(list(indices), dtype=torch.int64)
@@ -103,21 +105,27 @@ def as_index(indices: Indices) -> slice | Tensor:
 
 @dataclass(frozen=True)
 class Listing:
-    """Image files of a folder; `labels` and `class_names` are None where the folder does not give classes."""
+    """Image files of a folder; `labels` and `class_names` are None where it has no folder per class."""
 
     files: list[Path]
     labels: list[int] | None
     class_names: list[str] | None
 
 
-def load_folder(path: Path, transform: Transform, limit: int, seed: int, on_step: Progress | None = None) -> ImageSet:
-    """A random sample of at most `limit` images from a folder, prepared as `transform` says.
+def load_folder(path: Path, transform: Transform, limit: int, seed: int, on_step: OnStep | None = None) -> ImageSet:
+    """A random sample of at most `limit` images from a folder.
 
-    Subfolders are classes, labelled in the alphabetical order of their names, if every image lies directly in
-    one of at least two subfolders. Otherwise (images at the top, deeper, or at several depths) all images
-    found at any depth are taken without labels. Folders that hold nothing but one folder are passed through.
+    Subfolders are classes, labelled in the alphabetical order of their names, if every image lies directly in one of
+    at least two subfolders. Otherwise (images at the top, deeper, or at several depths) images at any depth are taken
+    without labels. Folders that contain nothing but one folder are skipped. Files that cannot be decoded are left out
+    and counted.
 
-    Files that cannot be decoded are skipped and counted. `on_step(done, total)` is called as images are read.
+    Args:
+        path: the folder.
+        transform: how images are prepared.
+        limit: maximum number of images.
+        seed: of the sample.
+        on_step: called as images are read.
 
     Raises:
         InputError: no such folder, no image in it that can be read, or `limit` is less than one.
@@ -145,7 +153,7 @@ def load_folder(path: Path, transform: Transform, limit: int, seed: int, on_step
 
 
 def list_images(path: Path) -> Listing:
-    """The image files in a folder, sorted, and their classes if the folder says them.
+    """The image files in a folder, sorted, and their classes if there is a folder for each.
 
     Raises:
         InputError: not a folder that can be read, or no image files in it.
@@ -172,7 +180,7 @@ def visible(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def skip_wrapping_folders(folder: Path) -> Path:
-    """The first folder on the way down that holds more than a single folder, as unpacked archives do."""
+    """The first folder on the way down that contains more than a single folder; archives often have such wrappers."""
     seen = set()
     while (identity := identify(folder)) not in seen:
         seen.add(identity)
@@ -184,7 +192,7 @@ def skip_wrapping_folders(folder: Path) -> Path:
 
 
 def walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    """Image files in a folder and below it; links are followed unless they lead back to a folder above."""
+    """Yields image files in a folder and below; links are followed unless they lead back to a folder above."""
     identity = identify(folder)
     if identity in above:
         return
@@ -196,13 +204,13 @@ def walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
 
 
 def identify(folder: Path) -> tuple[int, int]:
-    """What two paths to the same folder have in common."""
+    """Device and inode, equal for two paths to the same folder."""
     status = folder.stat()
     return status.st_dev, status.st_ino
 
 
 def read_sample(
-    files: list[Path], order: list[int], transform: Transform, limit: int, on_step: Progress | None
+    files: list[Path], order: list[int], transform: Transform, limit: int, on_step: OnStep | None
 ) -> tuple[list[int], list[NDArray[np.uint8]]]:
     """The first `limit` readable files in the given order: their indices, and pixels of shape (H, W, 3)."""
     total = min(limit, len(order))
@@ -210,7 +218,7 @@ def read_sample(
     pixels: list[NDArray[np.uint8]] = []
     with ThreadPoolExecutor(DECODING_THREADS) as pool:
         start = 0
-        # Broken files are made up for by the files that come next.
+        # The next files replace broken ones.
         while len(kept) < total and start < len(order):
             chunk = order[start : start + total - len(kept)]
             start += len(chunk)
@@ -226,16 +234,16 @@ def read_sample(
 
 
 def read_image(file: Path, transform: Transform) -> NDArray[np.uint8] | None:
-    """An image file as the network sees it, uint8 of shape (H, W, 3); None if it cannot be decoded."""
+    """An image file resized and cropped, uint8 of shape (H, W, 3); None if it cannot be decoded."""
     try:
         with Image.open(file) as image:
             return fit_image(as_rgb(ImageOps.exif_transpose(image)), transform)
-    except Exception:  # decoders raise whatever they like on broken files
+    except Exception:  # decoders raise any error on broken files
         return None
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB; Pillow itself would clip 16-bit grey values at 255."""
+    """The image as 8-bit RGB, 16-bit grey values scaled where Pillow would clip them at 255."""
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info:
@@ -244,7 +252,11 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def fit_image(image: Image.Image, transform: Transform) -> NDArray[np.uint8]:
-    """Resize the short side and cut out the middle, to the pixel as torchvision's own presets do."""
+    """The image with its short side resized and its middle cut out, to the pixel as by torchvision's presets.
+
+    Returns:
+        uint8 of shape (input_size, input_size, 3).
+    """
     size = transform.input_size
     width, height = image.size
     resize = max(transform.resize_size, size)
@@ -266,12 +278,12 @@ def describe_folder(path: Path, count: int, listing: Listing) -> str:
 
 
 def from_batches(batches: Iterable[object], limit: int) -> ImageSet:
-    """The first `limit` inputs of batches that are ready for the network.
+    """The first `limit` inputs of batches that are prepared for the network.
 
     Args:
-        batches: tensors of shape (n, ...), or tuples or lists that begin with one; a one-dimensional tensor
-            of n integers after it is taken as labels. A single tensor is one batch.
-        limit: how many inputs to take at most; later batches are not asked for.
+        batches: tensors of shape (n, ...), or tuples or lists that begin with one, followed by labels if there is a
+            one-dimensional tensor of n integers. A single tensor is one batch.
+        limit: maximum number of inputs; batches beyond are not iterated.
 
     Raises:
         InputError: no inputs, something that is not a floating-point tensor, shapes that differ from batch to
@@ -302,7 +314,11 @@ def from_batches(batches: Iterable[object], limit: int) -> ImageSet:
 
 
 def split_batch(batch: object) -> tuple[Tensor, Tensor | None]:
-    """Inputs (float32, on the CPU) and labels (int64, or None) of one batch."""
+    """Inputs (float32, on the CPU) and labels (int64, or None) of one batch.
+
+    Raises:
+        InputError: it does not begin with a floating-point tensor of finite values and at least two dimensions.
+    """
     first, *others = batch if isinstance(batch, tuple | list) and batch else [batch]
     if not isinstance(first, Tensor):
         raise InputError(f"batches must be tensors, or begin with one, not {type(first).__name__}")
@@ -318,17 +334,10 @@ def split_batch(batch: object) -> tuple[Tensor, Tensor | None]:
 
 
 def labels_of(others: Sequence[object], count: int) -> Tensor | None:
-    """The labels beside a batch of `count` inputs; targets of another kind are no labels."""
+    """The labels of a batch of `count` inputs, int64; None for other kinds of targets."""
     if not others or not isinstance(others[0], Tensor) or others[0].shape != (count,):
         return None
     labels = others[0]
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         return None
     return labels.detach().to("cpu", torch.int64)
-
-
-# --- Drawn images ------------------------------------------------------------------------------------------
-
-
-# Radii of the shapes as parts of the image's side; their density falls with the third power, which makes the
-# picture look alike at every scale.

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Synthetic images with the statistics of photographs, by the dead leaves model."""
 
 import math
 from dataclasses import replace
@@ -8,11 +8,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from compressor.data.images import Array, ImageSet, Progress, fit_image
+from compressor.data.images import Array, ImageSet, OnStep, fit_image
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
 
-# Colours of a landscape, a street and a room (sRGB, 0 to 1): mostly muted, as what cameras see is.
+# Colours of a landscape, a street and a room (sRGB, 0 to 1), mostly muted as in photographs.
 PALETTE = np.array(
     [
         *[(0.53, 0.66, 0.80), (0.75, 0.82, 0.88), (0.86, 0.86, 0.84)],  # sky, haze, cloud
@@ -36,38 +36,39 @@ PALETTE = np.array(
     dtype=np.float32,
 )
 MIN_SIDE = 64
+# Radii of the shapes as shares of the image's side; density r^-3 makes the statistics the same at every scale.
 MIN_RADIUS, MAX_RADIUS = 0.012, 0.6
-SHAPES = 160
-LARGE_SHAPES = 6
+NUM_SHAPES = 160
+NUM_LARGE_SHAPES = 6
 
 
-def synthetic_images(count: int, transform: Transform, seed: int, on_step: Progress | None = None) -> ImageSet:
-    """Images drawn with the statistics of photographs, for those who have none at hand.
+def synthetic_images(count: int, transform: Transform, seed: int, on_step: OnStep | None = None) -> ImageSet:
+    """Synthetic images, for users without images of their own.
 
-    Shapes of all sizes hide one another (the dead leaves model), shaded and textured with noise whose
-    amplitude falls as 1/f, in colours of nature. Image i depends on `seed` and i only.
+    Shapes of all sizes occlude one another (the dead leaves model), shaded and textured with noise whose amplitude
+    falls as 1/f, in natural colours. Image i depends on `seed` and i only.
 
     Args:
-        count: how many images.
-        transform: gives the size and the normalization; images are drawn at 64 pixels at least.
+        count: number of images.
+        transform: gives size and normalization; images are drawn at MIN_SIDE pixels at least.
         seed: of all random choices.
-        on_step: called as `on_step(done, count)`.
+        on_step: called after each image.
 
     Raises:
         InputError: `count` is less than one.
     """
     if count < 1:
-        raise InputError(f"{count} procedural images were asked for: at least one is needed")
+        raise InputError(f"{count} synthetic images were asked for: at least one is needed")
     size = transform.input_size
     pixels = np.empty((count, size, size, 3), dtype=np.uint8)
     for index in range(count):
-        synthetic = draw_image(max(MIN_SIDE, size), np.random.default_rng([seed, index]))
-        pixels[index] = fit_image(Image.fromarray(synthetic), replace(transform, resize_size=size))
+        drawn = draw_image(max(MIN_SIDE, size), np.random.default_rng([seed, index]))
+        pixels[index] = fit_image(Image.fromarray(drawn), replace(transform, resize_size=size))
         if on_step:
             on_step(index + 1, count)
     return ImageSet(
         data=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
-        source=f"{count} procedurally drawn images",
+        source=f"{count} synthetic images",
         mean=transform.mean,
         std=transform.std,
         synthetic=True,
@@ -75,7 +76,7 @@ def synthetic_images(count: int, transform: Transform, seed: int, on_step: Progr
 
 
 def draw_image(size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """One picture, uint8 of shape (size, size, 3)."""
+    """One image, uint8 of shape (size, size, 3)."""
     texture = colored_noise(3 * size // 2, rng)
     palette = PALETTE[rng.choice(len(PALETTE), size=rng.integers(3, 8), replace=False)]
     grey = palette.mean(axis=1, keepdims=True)
@@ -88,28 +89,28 @@ def draw_image(size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def draw_radii(rng: np.random.Generator) -> Array:
-    """Radii with density r^-3 as parts of the side, a few large ones first so that they fill the ground."""
-    uniform = rng.random(SHAPES)
+    """Radii (NUM_SHAPES,) with density r^-3 as shares of the side, first a few large ones to cover the background."""
+    uniform = rng.random(NUM_SHAPES)
     low, high = MIN_RADIUS**-2, MAX_RADIUS**-2
     radii = (low + uniform * (high - low)) ** -0.5
-    radii[:LARGE_SHAPES] = rng.uniform(0.15, MAX_RADIUS, LARGE_SHAPES)
+    radii[:NUM_LARGE_SHAPES] = rng.uniform(0.15, MAX_RADIUS, NUM_LARGE_SHAPES)
     return radii.astype(np.float32)
 
 
 def draw_shape(canvas: Array, radius: float, palette: Array, texture: Array, rng: np.random.Generator) -> None:
-    """Lay one shape of about the given radius in pixels over the canvas, its edge blurred a little."""
+    """Draw one shape of about the given radius in pixels on the canvas, with a slightly blurred edge."""
     size = len(canvas)
     centre = rng.uniform(-0.1 * size, 1.1 * size, 2).tolist()
     stretch = math.exp(rng.normal(0, 0.35))
     reach = 1.6 * radius * max(stretch, 1 / stretch) + 2
-    # Plain numbers: most shapes are so small that numpy's overhead would be most of the work.
+    # Plain numbers: for most shapes, which are small, numpy's overhead would dominate.
     low = [max(0, int(middle - reach)) for middle in centre]
     high = [min(size, int(middle + reach) + 1) for middle in centre]
     if low[0] >= high[0] or low[1] >= high[1]:
         return
     window = (slice(low[0], high[0]), slice(low[1], high[1]))
     distance = distance_outside(window, centre, radius, stretch, rng)
-    if rng.random() < 0.5:  # a rough outline, as living things have
+    if rng.random() < 0.5:  # a rough outline
         distance += cut(texture, distance.shape, rng)[..., 1] * np.float32(rng.uniform(0.02, 0.08) * radius)
     blur = 0.4 + rng.exponential(0.15) * (1 + 0.02 * radius)
     opacity = np.minimum(np.maximum(0.5 - distance / np.float32(2 * blur), 0), 1)[..., None]
@@ -122,7 +123,7 @@ def draw_shape(canvas: Array, radius: float, palette: Array, texture: Array, rng
 def distance_outside(
     window: tuple[slice, slice], centre: list[float], radius: float, stretch: float, rng: np.random.Generator
 ) -> Array:
-    """Signed distance in pixels (negative inside) of a window's pixels from a random convex shape."""
+    """Signed distance in pixels, negative inside, of a window's pixels (h, w) from a random convex shape."""
     angle = rng.uniform(0, math.pi)
     y = np.arange(window[0].start, window[0].stop, dtype=np.float32)[:, None] - np.float32(centre[0])
     x = np.arange(window[1].start, window[1].stop, dtype=np.float32)[None, :] - np.float32(centre[1])
@@ -140,7 +141,7 @@ def distance_outside(
 
 
 def surface(window: tuple[slice, slice], size: int, palette: Array, texture: Array, rng: np.random.Generator) -> Array:
-    """A patch of one material, shape (h, w, 3): a colour of the palette, its shading, and its grain."""
+    """A patch of one material, (h, w, 3): a colour of the palette with shading and texture."""
     height, width = (side.stop - side.start for side in window)
     colour = palette[rng.integers(len(palette))] * np.float32(math.exp(rng.normal(0, 0.25)))
     colour = colour + rng.normal(0, 0.03, 3).astype(np.float32)
@@ -154,15 +155,15 @@ def surface(window: tuple[slice, slice], size: int, palette: Array, texture: Arr
 
 
 def cut(texture: Array, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """A random piece of a texture, of the given height and width in pixels."""
+    """A random window of a texture, of `shape` (h, w)."""
     top, left = (int(rng.integers(0, whole - part + 1)) for whole, part in zip(texture.shape, shape, strict=False))
     return texture[top : top + shape[0], left : left + shape[1]]
 
 
 def colored_noise(size: int, rng: np.random.Generator) -> Array:
-    """Noise of unit deviation whose amplitude falls as 1/f, shape (size, size, 3), its channels alike."""
+    """Noise of unit standard deviation whose amplitude falls as 1/f, (size, size, 3), with correlated channels."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
-    # The mean is no noise, and the longest waves would only tint whole shapes.
+    # No mean, and no more of the longest waves, which would only tint whole shapes.
     falloff = (1 / np.maximum(frequency, 4 / size)).astype(np.float32)
     falloff[0, 0] = 0
     grey, red, blue = (np.fft.irfft2(falloff * spectrum(falloff.shape, rng), (size, size)) for _ in range(3))
@@ -171,13 +172,13 @@ def colored_noise(size: int, rng: np.random.Generator) -> Array:
 
 
 def spectrum(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.complex64]:
-    """Complex white noise."""
+    """Complex white noise of the given shape."""
     parts = rng.standard_normal((2, *shape), dtype=np.float32)
     return parts[0] + np.complex64(1j) * parts[1]
 
 
 def expose(canvas: Array, texture: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """What a camera makes of the scene: uneven light, a cast, contrast, and the sensor's noise."""
+    """The canvas as a camera records it: with uneven light, a colour cast, contrast and sensor noise."""
     size = len(canvas)
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     slope = rng.normal(0, 0.3, 2).astype(np.float32)

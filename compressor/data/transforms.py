@@ -1,13 +1,19 @@
-"""TODO docstring."""
+"""How an image becomes a network's input."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Transform:
-    """How an image becomes the network's input: the short side is resized to `resize_size` pixels, the middle
-    `input_size` x `input_size` pixels are cut out, scaled to [0, 1], and normalized by `mean` and `std` per
-    channel. `interpolation` is "bilinear" or "bicubic"."""
+    """Resizing, cropping and normalization of images.
+
+    Attributes:
+        input_size: side in pixels of the middle square that is cut out.
+        resize_size: short side in pixels after resizing, before the cut.
+        mean: per channel, subtracted from pixels scaled to [0, 1].
+        std: per channel, by which they are then divided.
+        interpolation: of resizing, "bilinear" or "bicubic".
+    """
 
     input_size: int = 224
     resize_size: int = 256

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Added to the diagonals, as a share of their mean. Directions that no image showed keep a little weight, so that factors
+# Added to the diagonals, as a share of their mean. Directions that no image shows keep a little weight, so that factors
 # under a singular covariance stay close to those of the weight.
 INPUT_FLOOR = 0.01
 OUTPUT_FLOOR = 0.01

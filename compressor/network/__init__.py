@@ -1,0 +1,1 @@
+"""Networks: loading checkpoints, finding layers, hooks, replacing, pruning, counting and saving."""

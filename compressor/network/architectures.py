@@ -1,10 +1,8 @@
-"""torchvision's classifiers: their names, transforms, empty networks, and which one a checkpoint is.
+"""torchvision's classifiers: names, transforms, empty networks, and which one a checkpoint is.
 
-An architecture and its class count are recognized by comparing names and shapes with every classifier in
-torchvision's registry.
-
-torchvision is imported inside functions, so that a torch and a torchvision that do not belong together give
-a sentence instead of a traceback.
+An architecture and its class count are recognized by comparing names and shapes of tensors with every classifier in
+torchvision's registry. torchvision is imported inside functions: if it was built for another torch, the user gets one
+sentence instead of a traceback.
 """
 
 import difflib
@@ -29,18 +27,18 @@ from compressor.text import first_line, join_words
 Shape = tuple[int, ...]
 Fingerprint = dict[str, Shape]
 
-# Entries of a fingerprint's shapes that a checkpoint may choose: the class count, and the number of tokens of
-# a vision transformer, which follows from the image size.
+# Sizes in a fingerprint's shapes that are free: the class count, and a vision transformer's number of tokens, which
+# follows from the image size.
 CLASSES = -1
 TOKENS = -2
 
-# A class count that no layer has as its width: wherever it turns up in a shape, the class count belongs.
-PROBE_CLASSES = 7919
+# A number that is no layer's width, so that it shows where shapes contain the class count.
+MARKER_CLASSES = 7919
 
 TOKEN_TENSOR = "encoder.pos_embedding"
 CACHE_FORMAT = 1
 
-# Auxiliary heads serve training only. ExcludedPoints these arguments they would be built and initialized slowly.
+# Auxiliary heads are for training only, and slow to build and initialize.
 BUILD_ARGUMENTS: dict[str, dict[str, Any]] = {
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
@@ -51,10 +49,10 @@ BUILD_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def import_torchvision() -> ModuleType:
-    """torchvision, or a sentence on how to get one that works.
+    """The torchvision package.
 
     Raises:
-        InputError: torchvision is missing, or was built for another torch.
+        InputError: it is missing, or was built for another torch.
     """
     try:
         import torchvision
@@ -74,7 +72,7 @@ def known_architecture(arch: str) -> str:
     """torchvision's spelling of `arch`.
 
     Raises:
-        InputError: torchvision has no such classifier; the sentence names the nearest ones.
+        InputError: torchvision has no such classifier; the sentence names similar ones.
     """
     names = list_architectures()
     if arch.lower() in names:
@@ -91,9 +89,11 @@ def list_architectures() -> list[str]:
 
 
 def published_transform(arch: str, image_size: int | None = None) -> Transform:
-    """What torchvision's published weights of `arch` expect of an image; nothing is downloaded.
+    """How images are prepared for torchvision's published weights of `arch`; nothing is downloaded.
 
-    Where the network takes one `image_size` in pixels only, the weights published for that size decide.
+    Args:
+        arch: torchvision's name.
+        image_size: the only size in pixels that the network takes, if there is one; it selects the published weights.
     """
     models = import_torchvision().models
     published = models.get_model_weights(arch)
@@ -121,10 +121,10 @@ def read_preset(preset: Any) -> Transform:
 
 
 class SkipParameterData(TorchFunctionMode):
-    """Builds modules whose parameters have shapes but no memory, and spends no time on initial values.
+    """Builds modules whose parameters have shapes but neither memory nor initial values.
 
-    `torch.device("meta")` would do the same to everything else: RegNet computes its widths, and Swin its
-    index buffers, with tensors that must be real.
+    `torch.device("meta")` would affect all tensors, but RegNet computes its widths, and Swin its index buffers, with
+    real ones.
     """
 
     def __torch_function__(
@@ -143,28 +143,31 @@ class SkipParameterData(TorchFunctionMode):
 
 
 def build_model(arch: str, num_classes: int, image_size: int | None = None) -> nn.Module:
-    """A network of torchvision whose parameters are still on the meta device; its buffers are real.
+    """A network of torchvision with parameters on the meta device and real buffers.
 
-    `image_size` in pixels matters to vision transformers only.
+    Args:
+        arch: torchvision's name.
+        num_classes: width of its output.
+        image_size: in pixels, for vision transformers.
     """
     models = import_torchvision().models
     arguments = dict(BUILD_ARGUMENTS.get(arch, {}))
     if image_size is not None:
         arguments["image_size"] = image_size
-    # A few small parameters are still drawn: the caller's random numbers are not to depend on that.
+    # A few small parameters are still initialized, which must not change the caller's random numbers.
     with SkipParameterData(), torch.random.fork_rng(devices=[]):
         model: nn.Module = models.get_model(arch, weights=None, num_classes=num_classes, **arguments)
     return model
 
 
 def architecture_fingerprint(arch: str) -> Fingerprint:
-    """Names and shapes of all tensors of `arch`, with CLASSES and TOKENS where a checkpoint may choose.
+    """Names and shapes of all tensors of `arch`, with CLASSES and TOKENS for free sizes.
 
-    Batch norm's counters are left out: old checkpoints lack them.
+    Batch norm's counters are left out, as old checkpoints lack them.
     """
-    state = build_model(arch, PROBE_CLASSES).state_dict()
+    state = build_model(arch, MARKER_CLASSES).state_dict()
     shapes = {
-        name: tuple(CLASSES if size == PROBE_CLASSES else size for size in shape)
+        name: tuple(CLASSES if size == MARKER_CLASSES else size for size in shape)
         for name, shape in shapes_of(state).items()
     }
     if TOKEN_TENSOR in shapes:
@@ -173,15 +176,17 @@ def architecture_fingerprint(arch: str) -> Fingerprint:
 
 
 def shapes_of(state: Mapping[str, Tensor]) -> Fingerprint:
-    """Names and shapes of the tensors that log architectures apart."""
+    """Names and shapes of all tensors but batch norm's counters."""
     return {name: tuple(tensor.shape) for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def registry_fingerprints(cache_dir: Path | None = None) -> dict[str, Fingerprint]:
     """Fingerprints of all of torchvision's classifiers by name.
 
-    They take seconds to make, so they are kept in `cache_dir` (by default the user's cache directory) for
-    each version of torchvision. ExcludedPoints a usable cache they are made anew.
+    Computing them takes seconds, so they are cached for each version of torchvision.
+
+    Args:
+        cache_dir: folder of the cache; by default the user's cache folder.
     """
     cache = cache_file(cache_dir)
     names = list_architectures()
@@ -194,7 +199,7 @@ def registry_fingerprints(cache_dir: Path | None = None) -> dict[str, Fingerprin
 
 
 def cache_file(cache_dir: Path | None = None) -> Path | None:
-    """Where the fingerprints are kept; None where there is no home directory."""
+    """The file of cached fingerprints; None where there is no home directory."""
     version = import_torchvision().__version__
     try:
         folder = cache_dir or user_cache_dir()
@@ -219,7 +224,7 @@ def read_cache(cache: Path | None, names: list[str]) -> dict[str, Fingerprint] |
 
 
 def write_cache(cache: Path | None, fingerprints: dict[str, Fingerprint]) -> None:
-    """Keep the fingerprints if that is possible."""
+    """Write the cache, where that is possible."""
     if cache is None:
         return
     with suppress(OSError, InputError):
@@ -231,7 +236,15 @@ def write_cache(cache: Path | None, fingerprints: dict[str, Fingerprint]) -> Non
 
 
 def identify(shapes: Fingerprint, arch: str | None, source: str) -> tuple[str, dict[int, int]]:
-    """The architecture of a checkpoint, and the values of CLASSES and TOKENS in it.
+    """Recognize the architecture of a checkpoint.
+
+    Args:
+        shapes: names and shapes of its tensors.
+        arch: the architecture given by the user, if any.
+        source: the checkpoint, for messages.
+
+    Returns:
+        torchvision's name, and the values of CLASSES and TOKENS.
 
     Raises:
         InputError: the shapes do not fit `arch`, or without `arch` fit none or more than one.
@@ -251,7 +264,7 @@ def identify(shapes: Fingerprint, arch: str | None, source: str) -> tuple[str, d
 
 
 def first_difference(shapes: Fingerprint, expected: Fingerprint) -> str | None:
-    """The first thing in which a checkpoint differs from an architecture; None if it fits."""
+    """The first difference between a checkpoint and an architecture, in words; None if it fits."""
     for name in expected:
         if name not in shapes:
             return f"it lacks {name!r}"
@@ -265,7 +278,7 @@ def first_difference(shapes: Fingerprint, expected: Fingerprint) -> str | None:
 
 
 def contradiction(shapes: Fingerprint, expected: Fingerprint) -> str | None:
-    """Tensors of one checkpoint that disagree on the class count, or tokens that fill no square."""
+    """Tensors that disagree on the class count, or tokens that fill no square, in words; None if all agree."""
     counts = {shapes[name][0] for name, shape in expected.items() if CLASSES in shape}
     if len(counts) != 1 or 0 in counts:
         return f"its last layer's tensors give the class counts {join_words(sorted(map(str, counts)))}"
@@ -277,12 +290,12 @@ def contradiction(shapes: Fingerprint, expected: Fingerprint) -> str | None:
 
 
 def shapes_agree(shape: Shape, expected: Shape) -> bool:
-    """Are the shapes equal wherever the checkpoint has no choice?"""
+    """Whether the shapes are equal apart from free sizes."""
     return len(shape) == len(expected) and all(b < 0 or a == b for a, b in zip(shape, expected, strict=True))
 
 
 def free_sizes(shapes: Fingerprint, expected: Fingerprint) -> dict[int, int]:
-    """The values of CLASSES and TOKENS in a checkpoint that fits."""
+    """The values of CLASSES and TOKENS in a checkpoint that fits `expected`."""
     return {
         marker: size
         for name, shape in expected.items()
@@ -292,7 +305,7 @@ def free_sizes(shapes: Fingerprint, expected: Fingerprint) -> dict[int, int]:
 
 
 def nearest(shapes: Fingerprint, registry: dict[str, Fingerprint]) -> str:
-    """The architecture that shares the largest part of its tensors with a checkpoint, and what differs."""
+    """The architecture that shares the largest part of its tensors with a checkpoint, and the first difference."""
     shares = {name: shared_part(shapes, expected) for name, expected in registry.items()}
     best = max(shares, key=lambda name: shares[name])
     if shares[best] == 0:
@@ -301,13 +314,13 @@ def nearest(shapes: Fingerprint, registry: dict[str, Fingerprint]) -> str:
 
 
 def shared_part(shapes: Fingerprint, expected: Fingerprint) -> float:
-    """Tensors equal in name and shape, as a part of all names on either side."""
+    """Tensors equal in name and shape, as a share of all names on either side."""
     equal = sum(name in shapes and shapes_agree(shapes[name], shape) for name, shape in expected.items())
     return equal / len(shapes.keys() | expected.keys())
 
 
 def show(shape: Shape) -> str:
-    """A shape as a user reads it."""
+    """A shape for messages."""
     words = {CLASSES: "classes", TOKENS: "tokens"}
     return "x".join(words.get(size, str(size)) for size in shape) or "scalar"
 

@@ -1,4 +1,4 @@
-"""The final magnitude pass: one threshold over all weights (Sec. 4.3; Han et al. 2015)."""
+"""Global magnitude pruning (Sec. 4.3; Han et al. 2015), after equalizing the scales of factors."""
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,12 @@ Part = nn.Conv2d | nn.Linear
 def prune_smallest(model: nn.Module, fraction: float) -> nn.Module:
     """Set the smallest `fraction` of all conv and linear weights to zero, in place; returns `model`.
 
-    One threshold holds for the whole network; biases and normalization layers are left alone. Factors of one layer are
-    brought to one scale before.
+    One threshold holds for the whole network; biases and normalization layers are kept. Before, the scales of the
+    factors of a layer are equalized.
     """
     if fraction == 0:
         return model
-    balance_factors(model)
+    equalize_factor_scales(model)
     weights = [(layer, "weight") for layer in _prunable(model)]
     prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=fraction)
     for layer, name in weights:
@@ -26,12 +26,12 @@ def prune_smallest(model: nn.Module, fraction: float) -> nn.Module:
 
 
 def pruned_copy(candidate: nn.Module, fraction: float) -> nn.Module:
-    """The same for a candidate that shares tensors with the original, which stays as it is."""
+    """A pruned copy of a candidate, which may share tensors with the original; the candidate itself for 0."""
     return prune_smallest(detach_from_original(candidate), fraction) if fraction else candidate
 
 
 def count_prunable(model: nn.Module) -> int:
-    """How many weights the pass chooses from."""
+    """Number of weights that can be pruned."""
     return sum(layer.weight.numel() for layer in _prunable(model))
 
 
@@ -39,30 +39,32 @@ def _prunable(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
     return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
 
 
-def balance_factors(network: nn.Module) -> nn.Module:
-    """Scale the channels between factors so that what writes a channel has the norm of what reads it; in place, with
-    new tensors for the weights; returns `network`."""
+def equalize_factor_scales(network: nn.Module) -> nn.Module:
+    """Scale every channel between factors so that the weights before and after it have equal norms.
+
+    In place, with new tensors for the weights; returns `network`.
+    """
     for chain in network.modules():
         if isinstance(chain, nn.Sequential):
             for first, second in zip(chain, list(chain)[1:], strict=False):
                 if isinstance(first, Part) and isinstance(second, Part) and first.bias is None:
-                    _balance(first, second)
+                    _equalize(first, second)
     return network
 
 
-def _balance(first: Part, second: Part) -> None:
-    """Both weights for each of the K channels between them."""
+def _equalize(first: Part, second: Part) -> None:
+    """Scale both weights for each of the K channels between them."""
     with torch.no_grad():
-        read = _by_input(second)
-        written, reading = first.weight.flatten(1).norm(dim=1), read.transpose(1, 2).flatten(2).norm(dim=2).flatten()
-        known = (written > 0) & (reading > 0)
-        scale = torch.where(known, reading / written.where(known, torch.ones_like(written)), 1.0).sqrt()
+        grouped = _by_group(second)
+        before, after = first.weight.flatten(1).norm(dim=1), grouped.transpose(1, 2).flatten(2).norm(dim=2).flatten()
+        used = (before > 0) & (after > 0)
+        scale = torch.where(used, after / before.where(used, torch.ones_like(before)), 1.0).sqrt()
         first.weight = _parameter(first.weight * scale.view(-1, *[1] * (first.weight.dim() - 1)), first)
-        divided = read / scale.view(len(read), 1, -1, *[1] * (read.dim() - 3))
+        divided = grouped / scale.view(len(grouped), 1, -1, *[1] * (grouped.dim() - 3))
         second.weight = _parameter(divided.reshape(second.weight.shape), second)
 
 
-def _by_input(layer: Part) -> Tensor:
+def _by_group(layer: Part) -> Tensor:
     """The weight as (groups, Co/groups, Ci/groups, ...)."""
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     return layer.weight.reshape(groups, -1, *layer.weight.shape[1:])

@@ -1,7 +1,7 @@
-"""A compressed network in a file that is safe to read: weights, and of which modules the factorized layers consist.
+"""A compressed network in a safetensors file: weights, and the modules of the factorized layers as JSON.
 
-Factors are made of convolutions, linear layers, chains of them and `Interpolated`; what these were made with is written
-as JSON beside the weights, so that no decomposition has to be repeated to put a network together again.
+Factors consist of convolutions, linear layers, chains of them and `Interpolated`. Their constructors' arguments are
+stored, so that loading repeats no decomposition.
 """
 
 import copy
@@ -26,7 +26,7 @@ Description = dict[str, Any]
 
 
 def save_network(original: nn.Module, network: nn.Module, path: Path) -> None:
-    """Write `network`, which is `original` with some layers replaced by factors, to `path`, whole or not at all."""
+    """Write `network`, which is `original` with some layers replaced by factors, to `path` atomically."""
     layers = {name: describe_module(network.get_submodule(name)) for name in factorized_names(original, network)}
     weights = {name: value.detach().cpu().clone().contiguous() for name, value in network.state_dict().items()}
     with replace_when_whole(path) as partial:
@@ -34,10 +34,10 @@ def save_network(original: nn.Module, network: nn.Module, path: Path) -> None:
 
 
 def load_network(original: nn.Module, path: Path) -> nn.Module:
-    """The network that `save_network` wrote, in eval mode, on the device of `original`.
+    """Load a network of `save_network`, in eval mode, on the device of `original`.
 
     Raises:
-        InputError: the file cannot be read, or is not of a network like `original`.
+        InputError: the file cannot be read, or is not of a network compressed from `original`.
     """
     network = copy.deepcopy(original)
     with suppress(OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
@@ -53,7 +53,7 @@ def load_network(original: nn.Module, path: Path) -> nn.Module:
 
 
 def factorized_names(original: nn.Module, network: nn.Module) -> list[str]:
-    """Layers of `original` in whose place `network` has factors."""
+    """Names of the layers of `original` that are factorized in `network`."""
     return [
         name
         for name, module in original.named_modules()
@@ -62,7 +62,7 @@ def factorized_names(original: nn.Module, network: nn.Module) -> list[str]:
 
 
 def describe_module(module: nn.Module) -> Description:
-    """What `module` was made with, JSON values only."""
+    """Constructor arguments of `module`, JSON values only."""
     if isinstance(module, nn.Sequential):
         return {"chain": [describe_module(part) for part in module]}
     if isinstance(module, Interpolated):
@@ -75,7 +75,7 @@ def describe_module(module: nn.Module) -> Description:
 
 
 def build_module(description: Description) -> nn.Module:
-    """A module as described; its weights are still to be filled."""
+    """The module of a description, with weights yet to be loaded."""
     kind, options = next(iter(description.items()))
     if kind == "chain":
         return nn.Sequential(*(build_module(part) for part in options))
@@ -84,6 +84,6 @@ def build_module(description: Description) -> nn.Module:
         assert isinstance(keep, nn.Conv2d | nn.Linear)
         assert isinstance(rest, nn.Conv2d | nn.Linear)
         return Interpolated(keep, rest, torch.zeros(description["outputs"], dtype=torch.int64))
-    # JSON has lists where torch wants tuples.
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return {"linear": nn.Linear, "conv": nn.Conv2d}[kind](**given)
+    # JSON has lists in place of torch's tuples.
+    arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    return {"linear": nn.Linear, "conv": nn.Conv2d}[kind](**arguments)

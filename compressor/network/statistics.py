@@ -1,4 +1,4 @@
-"""One pass over calibration images: the metric of every layer, from unlabelled images and without training."""
+"""Second moments of layers from unlabelled calibration images: covariances of inputs, and output gradients."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,20 +11,20 @@ from compressor.factorization.moments import INPUT_FLOOR, OUTPUT_FLOOR, LayerMom
 from compressor.network.hooks import batches, sample_positions, watching
 from compressor.network.layers import FoundLayer
 
-MAX_INPUTS = 5120  # of one output, and outputs of a group; wider layers get no metric. A matrix takes 210 MB at most.
-MEMORY_BYTES = 1 << 30  # for what one pass collects; more layers take more passes
-MAX_ROWS = 8192  # places per layer that enter its covariance
+MAX_INPUTS = 5120  # of one output, and outputs of a group; wider layers are left out. A matrix takes 210 MB at most.
+MEMORY_BYTES = 1 << 30  # for the moments of one pass; more layers take more passes
+MAX_ROWS = 8192  # output positions per layer that enter its covariance
 GRADIENT_IMAGES = 64
-GRADIENT_BATCH = 8
-PROJECTIONS = 4  # random combinations of the network's outputs whose gradients are taken per image
+GRADIENT_BATCH_SIZE = 8
+NUM_PROJECTIONS = 4  # random combinations of the network's outputs whose gradients are taken per image
 
 
 @dataclass
-class Moments:
+class RunningMoments:
     """Running sums over rows x (rows, groups * n) and, where given, targets y (rows, groups * m), in float64.
 
-    Sums are over differences from the first row: what hardly varies about a large mean keeps its digits, and what does
-    not vary at all has a covariance of exactly zero. Memory: groups * n * (n + m) numbers.
+    Sums are over differences from the first row, so that small variations about a large mean keep their digits and
+    constants have a covariance of exactly zero. Memory: groups * n * (n + m) numbers.
     """
 
     groups: int
@@ -33,8 +33,8 @@ class Moments:
     _origins: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, rows: Tensor, targets: Tensor | None = None) -> None:
-        """Add rows; products of one batch are taken in single precision or the rows' own, if that is higher."""
-        with torch.autocast(rows.device.type, enabled=False):  # the network's own would round them
+        """Add rows; products within a batch are computed in float32, or in the rows' own precision if higher."""
+        with torch.autocast(rows.device.type, enabled=False):  # the network's autocast would round them
             x = self._from_origin("x", rows)
             self.count += len(rows)
             self._add("x", x.double().sum(1))
@@ -89,7 +89,7 @@ class Moments:
 
 
 def has_moments(layer: FoundLayer) -> bool:
-    """Whether covariance of the inputs and weight of the outputs are small enough to be kept."""
+    """Whether the layer is narrow enough for its moments to be kept in memory."""
     return max(_num_inputs(layer), layer.shape[0] // layer.num_groups) <= MAX_INPUTS
 
 
@@ -101,25 +101,25 @@ def collect_moments(
     seed: int,
     on_step: Callable[[int, str], None] = lambda count, text: None,
 ) -> Iterator[tuple[FoundLayer, LayerMoments]]:
-    """The metric of each of `layers` that is not too wide for one, in order.
+    """Yields the layers that have moments (see `has_moments`) with these, in order.
 
-    Covariances are summed over at most MAX_ROWS random places per layer, in as many passes as keep their memory
-    under MEMORY_BYTES (or one layer's). Layers without a metric are left out.
+    Covariances are over at most MAX_ROWS random output positions per layer, in as many passes over the images as keep
+    the memory under MEMORY_BYTES (or one layer's).
 
     Args:
         model: the original network on `device`, in eval mode.
         layers: layers of `model`.
         images: calibration images.
-        device: where the network is.
-        seed: of the places and of the combinations of outputs.
-        on_step: told the number of layers done and a word.
+        device: of the network.
+        seed: of the positions and of the combinations of outputs.
+        on_step: called with the number of layers done and a note.
     """
     done = 0
     for chunk in chunks([layer for layer in layers if has_moments(layer)], _moment_bytes):
         on_step(done, f"inputs of {len(chunk)} layers")
         moments = _input_moments(model, chunk, images, device, seed)
         on_step(done, f"gradients at {len(chunk)} layers")
-        outputs = output_weights(model, chunk, images, device, seed)
+        outputs = gradient_moments(model, chunk, images, device, seed)
         for layer in chunk:
             done += 1
             on_step(done, layer.name)
@@ -131,8 +131,8 @@ def rows_of_batch(batch_size: int, num_images: int) -> int:
     return -(-MAX_ROWS * batch_size // num_images)
 
 
-def make_moments(moments: Moments, outputs: Tensor) -> LayerMoments:
-    """The metric from sums over a layer's inputs and the weight of its outputs."""
+def make_moments(moments: RunningMoments, outputs: Tensor) -> LayerMoments:
+    """A layer's moments from sums over its inputs and the moments (groups, m, m) of its output gradients."""
     return LayerMoments(with_floor(moments.covariance(), INPUT_FLOOR), moments.mean(), outputs)
 
 
@@ -146,7 +146,7 @@ def _moment_bytes(layer: FoundLayer) -> int:
 
 
 def chunks(layers: Sequence[FoundLayer], bytes_of: Callable[[FoundLayer], int]) -> Iterator[list[FoundLayer]]:
-    """The layers in order, in runs that together take MEMORY_BYTES at most (or one layer's)."""
+    """Yields the layers in order, in lists that take MEMORY_BYTES at most (or one layer's bytes)."""
     chunk: list[FoundLayer] = []
     used = 0
     for layer in layers:
@@ -161,15 +161,15 @@ def chunks(layers: Sequence[FoundLayer], bytes_of: Callable[[FoundLayer], int]) 
 
 def _input_moments(
     model: nn.Module, layers: Sequence[FoundLayer], images: ImageSet, device: torch.device, seed: int
-) -> dict[str, Moments]:
-    moments = {layer.name: Moments(layer.num_groups) for layer in layers}
-    # Each its own: a layer's places do not depend on which others are looked at.
+) -> dict[str, RunningMoments]:
+    moments = {layer.name: RunningMoments(layer.num_groups) for layer in layers}
+    # One per layer, whose positions then do not depend on the other layers.
     generators = [torch.Generator().manual_seed(seed) for _ in layers]
 
-    def add(number: int, value: Tensor, output: Tensor) -> None:
-        layer = layers[number]
+    def add(index: int, value: Tensor, output: Tensor) -> None:
+        layer = layers[index]
         count = rows_of_batch(len(batch), len(images))
-        positions = sample_positions(layer.module, output, count, generators[number])
+        positions = sample_positions(layer.module, output, count, generators[index])
         moments[layer.name].add(positions.of_input(layer.module, value))
 
     with torch.inference_mode(), watching([layer.module for layer in layers], add):
@@ -178,26 +178,28 @@ def _input_moments(
     return moments
 
 
-def output_weights(
+def gradient_moments(
     model: nn.Module, layers: Sequence[FoundLayer], images: ImageSet, device: torch.device, seed: int
 ) -> dict[str, Tensor]:
-    """How much the network's outputs feel each layer's outputs: E[sum over places of J^T J], (groups, m, m) each.
+    """Second moments of the gradients at each layer's outputs, K-FAC's G: the mean over positions of J^T J.
 
-    J is the network's Jacobian there; J^T J is estimated without bias from the gradients of random +-1 combinations
-    of the outputs, summed over a layer's calls. Only the blocks within a group are kept, and what few gradients leave
-    open is drawn towards the identity. Where a network cannot be differentiated, or in a part that it computes without
-    gradients, all outputs weigh the same.
+    J is the Jacobian of the network's outputs by the layer's; J^T J is estimated without bias from the gradients of
+    random +-1 combinations of the network's outputs, over all calls of the layer. With few gradients the estimate is
+    shrunk towards the identity. Where a network, or a part of it, has no gradients, it is the identity.
+
+    Returns:
+        By layer name (groups, m, m) with a mean diagonal of about 1, m = Co/groups; the blocks within groups alone.
     """
     try:
         with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have no gradients in eval mode
-            weights = _gradient_moments(model, layers, images, device, seed)
+            sums = _sum_gradients(model, layers, images, device, seed)
     except RuntimeError:
         return {layer.name: _identity(layer) for layer in layers}
-    return {name: _shrunk(sums) for name, sums in weights.items()}
+    return {name: _shrunk(gradients) for name, gradients in sums.items()}
 
 
-def _shrunk(gradients: Moments) -> Tensor:
-    """Their second moment, scaled, and drawn towards the identity by outputs / rows: a vector's head has few rows."""
+def _shrunk(gradients: RunningMoments) -> Tensor:
+    """Their second moment, scaled, and shrunk towards the identity by outputs / rows."""
     squares = _scaled(gradients.second_moment())
     return with_floor(squares, OUTPUT_FLOOR + squares.shape[-1] / gradients.count)
 
@@ -207,36 +209,36 @@ def _identity(layer: FoundLayer) -> Tensor:
     return torch.eye(size, dtype=torch.float64).repeat(layer.num_groups, 1, 1)
 
 
-def _gradient_moments(
+def _sum_gradients(
     model: nn.Module, layers: Sequence[FoundLayer], images: ImageSet, device: torch.device, seed: int
-) -> dict[str, Moments]:
-    """Sums over the gradients of random combinations of the outputs at every place of the layers' outputs."""
-    weights = {layer.name: Moments(layer.num_groups) for layer in layers}
-    few = images.subset(range(min(GRADIENT_IMAGES, len(images))))
+) -> dict[str, RunningMoments]:
+    """Sums over the gradients of random combinations of the outputs at every position of the layers' outputs."""
+    sums = {layer.name: RunningMoments(layer.num_groups) for layer in layers}
+    some = images.subset(range(min(GRADIENT_IMAGES, len(images))))
     generator = torch.Generator().manual_seed(seed)
-    seen: list[tuple[int, Tensor]] = []
+    calls: list[tuple[int, Tensor]] = []
 
-    def remember(number: int, _value: Tensor, output: Tensor) -> Tensor:
-        seen.append((number, output if output.requires_grad else torch.zeros_like(output).requires_grad_()))
-        return output.clone()  # what comes next may change its input in place
+    def keep(index: int, _value: Tensor, output: Tensor) -> Tensor:
+        calls.append((index, output if output.requires_grad else torch.zeros_like(output).requires_grad_()))
+        return output.clone()  # the next module may change its input in place
 
-    with torch.enable_grad(), watching([layer.module for layer in layers], remember):
-        for batch in batches(few, device, GRADIENT_BATCH):
+    with torch.enable_grad(), watching([layer.module for layer in layers], keep):
+        for batch in batches(some, device, GRADIENT_BATCH_SIZE):
             outputs = model(batch.requires_grad_().clone()).reshape(len(batch), -1)
             outputs = outputs if outputs.requires_grad else outputs.clone() * batch.new_ones(1).requires_grad_()
-            for _ in range(PROJECTIONS):
+            for _ in range(NUM_PROJECTIONS):
                 signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
                 gradients = torch.autograd.grad(
                     (outputs * signs).sum(),
-                    [output for _, output in seen],
+                    [output for _, output in calls],
                     retain_graph=True,
                     materialize_grads=True,
                 )
-                for (number, _), gradient in zip(seen, gradients, strict=True):
-                    weights[layers[number].name].add(_as_rows(layers[number].module, gradient))
-            seen.clear()
-            del outputs, gradients  # or their graph lives on beside the next one
-    return weights
+                for (index, _), gradient in zip(calls, gradients, strict=True):
+                    sums[layers[index].name].add(_as_rows(layers[index].module, gradient))
+            calls.clear()
+            del outputs, gradients  # free the graph before the next one
+    return sums
 
 
 def _as_rows(layer: nn.Module, output: Tensor) -> Tensor:
@@ -245,5 +247,5 @@ def _as_rows(layer: nn.Module, output: Tensor) -> Tensor:
 
 
 def _scaled(squares: Tensor) -> Tensor:
-    """To a mean diagonal of 1, if any: only ratios count, and gradients may be tiny."""
+    """Scaled to a mean diagonal of 1, unless all is zero: only ratios matter, and gradients may be tiny."""
     return squares / squares.diagonal(dim1=-2, dim2=-1).mean().clamp_min(1e-300)

@@ -1,4 +1,4 @@
-"""Teacher and ranks in, a network out."""
+"""Candidate networks: the original with layers replaced by factors."""
 
 import copy
 import threading
@@ -11,16 +11,16 @@ from torch import nn
 
 from compressor.factorization.base import Factors
 
-KEPT_PER_LAYER = 4  # ranks
+MAX_CACHED_RANKS = 4  # per layer
 
 
 def build_candidate(model: nn.Module, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> nn.Module:
-    """The network with the named layers factorized; every other tensor is shared with `model`.
+    """The network with some layers factorized; all other tensors are shared with `model`.
 
     Args:
-        model: the original, left untouched.
+        model: the original, left unchanged.
         factors: factors by layer name.
-        ranks: rank by layer name, only for layers that are not kept dense.
+        ranks: rank by layer name, for layers that are not kept dense.
     """
     candidate = _copy_sharing_tensors(model)
     for name, rank in ranks.items():
@@ -29,24 +29,23 @@ def build_candidate(model: nn.Module, factors: Mapping[str, Factors], ranks: Map
 
 
 class Candidates:
-    """The networks of one search, one after the other: what a layer was made into at a rank is kept for a while, for
-    the next that wants it.
+    """The networks of one search, with a cache of built factors.
 
-    Candidates differ in few layers from one another, and factors fitted to images take longer to build than the network
-    takes for a look. A network must not be changed, and becomes the next that its thread asks for.
+    Candidates differ in few layers from one another, and factors fitted to images take longer to build than a candidate
+    takes to evaluate. `build` changes and returns the same network in each thread, so callers must not change it.
     """
 
     def __init__(self, model: nn.Module, factors: Mapping[str, Factors]) -> None:
         self._model = model
         self._factors = factors
-        self._kept = {name: lru_cache(maxsize=KEPT_PER_LAYER)(layer.build) for name, layer in factors.items()}
+        self._kept = {name: lru_cache(maxsize=MAX_CACHED_RANKS)(layer.build) for name, layer in factors.items()}
         self._local = threading.local()
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         return Candidates, (self._model, self._factors)
 
     def build(self, ranks: Mapping[str, int]) -> nn.Module:
-        """`build_candidate` at these ranks."""
+        """The network of `build_candidate` at these ranks; the next call in this thread changes it."""
         local = self._local
         if not hasattr(local, "network"):
             local.network = _copy_sharing_tensors(self._model)
@@ -64,7 +63,7 @@ def detach_from_original(candidate: nn.Module) -> nn.Module:
 
 def _copy_sharing_tensors(model: nn.Module) -> nn.Module:
     known: dict[int, object] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
-    # A module has a dozen empty dictionaries, of hooks and the like; without them a copy takes half the time.
+    # A module has a dozen empty dictionaries, of hooks and the like; not copying them halves the time.
     for module in model.modules():
         for value in vars(module).values():
             if type(value) in (dict, OrderedDict) and not value:
@@ -73,7 +72,7 @@ def _copy_sharing_tensors(model: nn.Module) -> nn.Module:
 
 
 def replace_layer(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    """The network with `module` in the place of the named layer: `model` itself, changed, or `module` alone."""
+    """Replace the named layer in place; returns `model`, or `module` where the whole network is the layer."""
     if not name:  # the network is the layer
         return module
     model.set_submodule(name, module)

@@ -1,4 +1,4 @@
-"""Folders, batches and drawn images: the same pixels as torchvision's presets, and every bad folder."""
+"""Folders, batches and synthetic images: the same pixels as torchvision's presets, and every bad folder."""
 
 import time
 
@@ -324,7 +324,7 @@ def test_drawn_images_follow_the_seed_and_their_number():
     assert torch.equal(first.data, longer.data[:2])
     assert not torch.equal(first.data, other.data)
     assert not torch.equal(first.data[0], first.data[1])
-    assert (first.labels, first.source) == (None, "2 procedurally drawn images")
+    assert (first.labels, first.source) == (None, "2 synthetic images")
 
 
 def test_drawing_is_quick_and_tells_its_progress():

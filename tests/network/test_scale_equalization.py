@@ -9,7 +9,7 @@ from torch import nn
 from compressor.factorization.records import Method
 from compressor.factorization.registry import METHODS
 from compressor.network.layers import compressible, find_layers, with_method
-from compressor.network.pruning import balance_factors, prune_smallest
+from compressor.network.pruning import equalize_factor_scales, prune_smallest
 from compressor.network.surgery import build_candidate, detach_from_original
 
 
@@ -35,7 +35,7 @@ def test_the_function_stays_and_norms_are_alike(method: Method, groups: int) -> 
     inputs = torch.randn(4, 8, 6, 6)
     with torch.inference_mode():
         before = network(inputs)
-        balanced = balance_factors(copy.deepcopy(network))
+        balanced = equalize_factor_scales(copy.deepcopy(network))
         assert torch.allclose(balanced(inputs), before, atol=1e-4 * float(before.abs().max()))
     first, second = balanced.get_submodule("3")
     assert torch.allclose(first.weight.norm(dim=1), second.weight.norm(dim=0), rtol=1e-4)
@@ -58,7 +58,7 @@ def test_a_channel_that_nothing_reads_or_writes_is_left_as_it_is() -> None:
     chain[1].weight[:, 2] = 0.0
     inputs = torch.randn(7, 4)
     before = chain(inputs)
-    balance_factors(chain)
+    equalize_factor_scales(chain)
     assert torch.allclose(chain(inputs), before, atol=1e-5)
     assert torch.isfinite(chain[0].weight).all()
     assert torch.equal(chain[0].weight[1], torch.zeros(4))
@@ -68,5 +68,5 @@ def test_layers_that_are_no_factors_stay() -> None:
     """A bias between two layers says that they are layers of a network, or at least not ours."""
     chain = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 5, bias=False), nn.ReLU())
     before = copy.deepcopy(chain.state_dict())
-    balance_factors(chain)
+    equalize_factor_scales(chain)
     assert all(torch.equal(value, before[name]) for name, value in chain.state_dict().items())

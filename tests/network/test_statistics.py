@@ -13,7 +13,7 @@ from compressor.data.images import ImageSet, from_batches
 from compressor.factorization.moments import INPUT_FLOOR, OUTPUT_FLOOR, LayerMoments, with_floor
 from compressor.network import statistics as calibrate
 from compressor.network.layers import FoundLayer, compressible, find_layers
-from compressor.network.statistics import PROJECTIONS, Moments, chunks, collect_moments, output_weights
+from compressor.network.statistics import NUM_PROJECTIONS, RunningMoments, chunks, collect_moments, gradient_moments
 
 CPU = torch.device("cpu")
 
@@ -41,7 +41,7 @@ def moments_of(model: nn.Module, images: ImageSet, seed: int = 0) -> dict[str, L
 def test_moments_are_those_of_all_rows(groups: int, n: int, m: int, sizes: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, y = (3 + rng.standard_normal((sum(sizes), groups, size)) for size in (n, m))
-    moments, begin = Moments(groups), 0
+    moments, begin = RunningMoments(groups), 0
     for size in sizes:
         rows, targets = (torch.from_numpy(part[begin : begin + size]).float().flatten(1) for part in (x, y))
         moments.add(rows, targets)
@@ -62,7 +62,7 @@ def test_small_variation_about_a_large_mean_is_kept_and_none_is_none() -> None:
     torch.manual_seed(0)
     moving, still = 1000 + 1e-2 * torch.randn(500, 3), torch.full((500, 2), 123.456)
     rows = torch.cat([moving, still], 1)
-    moments = Moments(1)
+    moments = RunningMoments(1)
     for part in rows.split(64):
         moments.add(part, part)
     expected = np.cov(moving.double().numpy().T, bias=True)
@@ -151,10 +151,10 @@ def exact_weights(network: nn.Module, images: ImageSet, name: str) -> Tensor:
 def test_outputs_weigh_what_gradients_of_the_preactivation_say(
     network: nn.Module, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibrate, "PROJECTIONS", 300)
+    monkeypatch.setattr(calibrate, "NUM_PROJECTIONS", 300)
     images = images_of(6, 3, 8, 8)
     layers = [layer for layer in layers_of(network, images) if layer.name == name]
-    found = output_weights(network, layers, images, CPU, 0)[name]
+    found = gradient_moments(network, layers, images, CPU, 0)[name]
     expected = exact_weights(network, images, name).double()
     expected = expected + OUTPUT_FLOOR * torch.diag_embed(
         expected.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).expand(expected.shape[:2])
@@ -167,10 +167,10 @@ def test_of_a_linear_network_with_one_output_weights_are_exact() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4, bias=False), nn.Linear(4, 1))
     images = images_of(20, 6)
-    found = output_weights(network, layers_of(network, images)[:2], images, CPU, 0)
+    found = gradient_moments(network, layers_of(network, images)[:2], images, CPU, 0)
     for name, jacobian in (("0", network[2].weight @ network[1].weight), ("1", network[2].weight)):
         exact = (jacobian.T @ jacobian).double().detach()
-        shrinkage = OUTPUT_FLOOR + len(exact) / (20 * PROJECTIONS)
+        shrinkage = OUTPUT_FLOOR + len(exact) / (20 * NUM_PROJECTIONS)
         exact = exact / exact.diagonal().mean() + shrinkage * torch.eye(len(exact), dtype=torch.float64)
         torch.testing.assert_close(found[name][0], exact, rtol=1e-5, atol=1e-6)
 
@@ -332,13 +332,13 @@ def test_a_network_without_gradients_weighs_all_outputs_alike() -> None:
     with torch.inference_mode():
         model(images.batch([0]))  # the tensor it keeps cannot be used by autograd any more
     layers = compressible(find_layers(model, images.batch([0])))
-    weights = output_weights(model, layers, images, torch.device("cpu"), 0)
+    weights = gradient_moments(model, layers, images, torch.device("cpu"), 0)
     assert all(torch.equal(weight[0], torch.eye(weight.shape[-1], dtype=weight.dtype)) for weight in weights.values())
 
 
 def test_autocast_inside_a_network_does_not_round_the_sums() -> None:
     rows = torch.randn(50, 8) + 4.0
-    sums = Moments(1)
+    sums = RunningMoments(1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         sums.add(rows)
     np.testing.assert_allclose(sums.covariance()[0], np.cov(rows.double().numpy().T, bias=True), atol=1e-5)

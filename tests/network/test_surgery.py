@@ -16,7 +16,7 @@ from compressor.factorization.base import Factors
 from compressor.factorization.registry import METHODS
 from compressor.network.layers import FoundLayer, compressible, find_layers
 from compressor.network.pruning import prune_smallest
-from compressor.network.surgery import KEPT_PER_LAYER, Candidates, build_candidate, detach_from_original
+from compressor.network.surgery import MAX_CACHED_RANKS, Candidates, build_candidate, detach_from_original
 from compressor.search.space import RankSpace
 
 SIDE = 64
@@ -107,7 +107,7 @@ def test_what_is_kept_for_other_candidates_is_bounded(mobilenet: Subject) -> Non
     candidates = Candidates(mobilenet.model, {name: mobilenet.factors[name]})
     first = candidates.build({name: 1}).get_submodule(name)
     assert candidates.build({name: 1}).get_submodule(name) is first
-    for rank in range(2, KEPT_PER_LAYER + 2):
+    for rank in range(2, MAX_CACHED_RANKS + 2):
         candidates.build({name: rank})
     assert candidates.build({name: 1}).get_submodule(name) is not first
 
