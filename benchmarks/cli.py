@@ -30,40 +30,48 @@ if TYPE_CHECKING:
     type=Words(*PROVIDER_NAMES, "auto"),
     default="auto",
     show_default=True,
-    help="Where to run; auto: all that work here.",
+    help="Where to run. auto: on all that work here.",
 )
-@click.option("--threads", type=Numbers(MAX_THREADS), default="1", show_default=True, help="Threads, a list.")
+@click.option("--threads", type=Numbers(MAX_THREADS), default="1", show_default=True, help="Thread counts, a list.")
 @click.option(
     "--batch-size",
     "batch_sizes",
     type=Numbers(MAX_BATCH),
     default="1",
     show_default=True,
-    help="Images in one run, a list.",
+    help="Images per run, a list.",
 )
-@click.option("--input-size", type=click.IntRange(1, MAX_INPUT), help="Side of the input if the file leaves it open.")
-@click.option("--profile", is_flag=True, help="Say where the time goes, by operator and by node.")
 @click.option(
-    "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of inputs and orders."
+    "--input-size",
+    type=click.IntRange(1, MAX_INPUT),
+    help="Side of the input, if the file leaves it open.",
+)
+@click.option("--profile", is_flag=True, help="Add the time by operator and by node.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MAX_SEED),
+    default=0,
+    show_default=True,
+    help="Seed of inputs and order.",
 )
 @click.option("--out", type=PATH, help="Folder for benchmark.json, benchmark.md and benchmark.html.")
 @click.option("--json", "as_json", is_flag=True, help="Print benchmark.json on stdout in place of the tables.")
 @explain_errors
 def benchmark(**options: Any) -> None:
-    """Size, latency, load time and memory of ONNX files, side by side.
+    """Compare size, latency, load time and memory of ONNX files.
 
-    The first FILE is the reference: the others' times are given as ratios to its own, measured in interleaved runs.
-    Inputs are random, of the shape that the files want. Every combination of --provider, --threads and --batch-size is
-    measured. It says when the machine is too busy to log files apart.
+    The first FILE is the reference: times are also given as ratios to its own, from interleaved runs. Inputs are
+    random, of the shape that the files take. Every combination of --provider, --threads and --batch-size is measured.
+    A warning is given when the machine is too busy to distinguish the files.
     """
-    from benchmarks.runtime.compare import Settings, benchmark_files
+    from benchmarks.runtime.compare import BenchmarkSettings, benchmark_files
     from benchmarks.runtime.page import OUTPUTS, write_benchmark
     from compressor.files import check_folder
 
     if options["out"]:
         check_folder(options["out"], keep=OUTPUTS)
     names = ("providers", "threads", "batch_sizes", "input_size", "profile", "seed")
-    settings = Settings(**{name: options[name] for name in names})
+    settings = BenchmarkSettings(**{name: options[name] for name in names})
     record = benchmark_files(options["files"], settings, make_progress(), typed_command())
     if options["out"]:
         write_benchmark(record, options["out"])

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The schema of `benchmark.json`, as pydantic records that write and validate it."""
 
 from pydantic import Field
 
@@ -7,7 +7,7 @@ from compressor.schema import Record
 
 
 class BenchmarkedFile(Record):
-    """One benchmarked ONNX file; data that it keeps in a file beside it counts."""
+    """A benchmarked ONNX file. Its bytes include the data that it keeps in a file next to it."""
 
     name: str
     path: str
@@ -16,10 +16,12 @@ class BenchmarkedFile(Record):
 
 
 class TimingRecord(Record):
-    """One file in one setting: milliseconds for one batch; `wall_ms` is the median by the clock on the wall where the
-    others leave out what other processes took of the core (see `SettingRecord`). `load_ms` is the median of creating a
-    session; `peak_memory_bytes` what a fresh process that loads and runs the file alone takes above one that does not
-    (null where the system does not say); `ratio` is to the reference, null for the reference itself."""
+    """One file in one setting: milliseconds for one batch.
+
+    `wall_ms` is the median wall time, where the others may be processor time (see `SettingRecord`). `load_ms` is the
+    median of creating a session. `peak_memory_bytes` is what a fresh process that loads and runs only this file takes
+    above one that does not; null where the system does not report it. `ratio` is to the reference, null for itself.
+    """
 
     file: str
     median_ms: float
@@ -34,7 +36,7 @@ class TimingRecord(Record):
 
 
 class OperatorRecord(Record):
-    """One node of the graph that ran, or all of one type (`nodes` of them): milliseconds of one run and their share."""
+    """A node of the graph that ran, or all `nodes` nodes of one type: milliseconds of one run and their share."""
 
     name: str
     op_type: str
@@ -45,8 +47,11 @@ class OperatorRecord(Record):
 
 
 class ProfileRecord(Record):
-    """Where one file's time went, by ONNX Runtime's profiler: `run_ms` is the median of a whole run; `operators` hold
-    all types and `nodes` the most expensive ones, the slowest first; shares are of the sum over all nodes."""
+    """Time of one file by operator, from ONNX Runtime's profiler.
+
+    `run_ms` is the median of a whole run. `operators` holds all types and `nodes` the most expensive nodes, the slowest
+    first; shares are of the sum over all nodes.
+    """
 
     file: str
     runs: int
@@ -56,9 +61,12 @@ class ProfileRecord(Record):
 
 
 class SettingRecord(Record):
-    """All files on one provider with one number of threads and one batch size. `noise` compares the reference with
-    itself, opened twice. `on_core`: times are the processor's, as with one thread on the CPU, not those on the wall;
-    `others` is the share of all cores' time that other processes took, null where the system does not say."""
+    """All files on one provider with one number of threads and one batch size.
+
+    `noise` is the ratio of the reference to itself, opened twice. With `on_core`, times are processor times (as with
+    one thread on the CPU), else wall times. `others` is the share of all cores' time that other processes took, null
+    where the system does not report it.
+    """
 
     provider: str
     threads: int
@@ -74,8 +82,10 @@ class SettingRecord(Record):
 
 
 class BenchmarkRecord(Record):
-    """`benchmark.json`: what `bocompress benchmark` measured. The first file is the reference; `skipped` names the
-    providers that were not there."""
+    """`benchmark.json`: what `bocompress benchmark` measured.
+
+    The first file is the reference; `skipped` names the providers that are not available.
+    """
 
     created: str
     command: str

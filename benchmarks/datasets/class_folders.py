@@ -1,4 +1,4 @@
-"""Labelled images as the folder that a user would hold."""
+"""Labelled images written as class folders."""
 
 from pathlib import Path
 
@@ -10,6 +10,6 @@ from PIL import Image
 def write_class_folders(folder: Path, images: NDArray[np.uint8], labels: NDArray[np.int64]) -> None:
     """Write grey images (n, height, width) as PNG files in one subfolder for each of the labels (n,)."""
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        place = folder / str(label)
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).convert("RGB").save(place / f"{index:04d}.png")
+        subfolder = folder / str(label)
+        subfolder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).convert("RGB").save(subfolder / f"{index:04d}.png")

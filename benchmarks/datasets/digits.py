@@ -24,7 +24,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def load_digits_images() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """All digits as grey images (1797, 32, 32) and their labels (1797,), shuffled once and for all."""
+    """All digits as grey images (1797, 32, 32) and their labels (1797,), in a fixed random order."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -64,7 +64,7 @@ def save_checkpoint(model: nn.Module, path: Path) -> None:
 
 
 def main(folder: Path, epochs: int = 8) -> None:
-    """Train, write `resnet18-digits.pt` and `images/` into `folder`, and say how good the network is."""
+    """Train, write `resnet18-digits.pt` and `images/` into `folder`, and print the test accuracy."""
 
     def log(done: int, total: int, loss: float) -> None:
         if done % 20 == 0 or done == total:
@@ -78,7 +78,7 @@ def main(folder: Path, epochs: int = 8) -> None:
     with torch.inference_mode():
         decisions = model(as_inputs(images[-NUM_TEST_IMAGES:])).argmax(1)
     correct = float((decisions == torch.from_numpy(labels[-NUM_TEST_IMAGES:])).double().mean())
-    print(f"trained: {100 * correct:.1f} % of {NUM_TEST_IMAGES} digits outside training recognized", file=sys.stderr)
+    print(f"trained: {100 * correct:.1f} % of {NUM_TEST_IMAGES} test digits recognized", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m benchmarks.datasets.fashion FOLDER
 
 The paper trains it on MNIST; Fashion-MNIST has the same shape and is in a distribution's archive (the package
-`dataset-fashion-mnist`). Inputs are the pixels over 255, flat (n, 784). FOLDER gets what users hold: a checkpoint
-that takes pictures, a whole network as its architecture is not torchvision's, and the test images in class folders.
+`dataset-fashion-mnist`). Inputs are the pixels over 255, flat (n, 784). FOLDER gets a checkpoint for
+pictures, with the whole network since its architecture is not torchvision's, and the test images in class folders.
 """
 
 import gzip
@@ -73,7 +73,7 @@ def train_fc3(
 
 
 def trained_fc3(cache: Path = CACHE) -> nn.Module:
-    """FC3 as trained by `train_fc3`, once: its weights are kept in `cache`."""
+    """FC3 as trained by `train_fc3`, with weights from `cache` if they are there."""
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
         weights = train_fc3(*load_fashion(train=True), on_step=log).state_dict()
@@ -85,13 +85,13 @@ def trained_fc3(cache: Path = CACHE) -> nn.Module:
 
 
 def log(done: int, total: int, loss: float) -> None:
-    """A line now and then while it trains."""
+    """Print progress every 200 steps."""
     if done % 200 == 0 or done == total:
         print(f"training FC3 on Fashion-MNIST: step {done} of {total}, loss {loss:.3f}", file=sys.stderr)
 
 
 def with_picture_input(fc3: nn.Module) -> nn.Sequential:
-    """FC3 for pictures (n, 3, 28, 28) of values between 0 and 1, whose colours it takes the mean of."""
+    """FC3 on the mean colour of pictures (n, 3, 28, 28) with values between 0 and 1."""
     grey = nn.Conv2d(3, 1, 1, bias=False)
     nn.init.constant_(grey.weight, 1 / 3)
     return nn.Sequential(grey, nn.Flatten(), fc3).eval()
@@ -105,7 +105,7 @@ def write_image_folder(folder: Path) -> None:
 
 
 def main(folder: Path) -> None:
-    """Train, write `fc3-fashion.pt` and `images/` into `folder`, and say how good the network is."""
+    """Train, write `fc3-fashion.pt` and `images/` into `folder`, and print the test accuracy."""
     folder.mkdir(parents=True, exist_ok=True)
     model = trained_fc3()
     with replace_when_whole(folder / "fc3-fashion.pt") as partial:

@@ -1,7 +1,7 @@
 """A small VGG with batch normalization, trained here on an image folder of 32 x 32 pixels.
 
-Six convolutions and three linear layers, named as torchvision names VGG's. The checkpoint that is written holds the
-whole network: its architecture is not torchvision's.
+Six convolutions and three linear layers, named as torchvision names VGG's. The checkpoint holds the whole
+network, since its architecture is not torchvision's.
 """
 
 import sys
@@ -50,7 +50,7 @@ def train_small_vgg(
 
 
 def log(done: int, total: int, loss: float) -> None:
-    """A line now and then while it trains."""
+    """Print progress every 200 steps."""
     if done % 200 == 0 or done == total:
         print(f"training a small VGG: step {done} of {total}, loss {loss:.3f}", file=sys.stderr, flush=True)
 

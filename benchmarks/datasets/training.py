@@ -1,4 +1,4 @@
-"""Training of the small classifiers that demo and studies compress."""
+"""Training of the small classifiers for the demo and the studies."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ def train_classifier(
 ) -> nn.Module:
     """`model` trained on inputs (n, ...) and labels (n,) by SGD on one cycle of learning rates; in eval mode.
 
-    `on_step` is told steps done, steps in all and the loss. The order of the inputs is the same in every run.
+    `on_step` is called with steps done, steps in all and the loss. The inputs come in the same order in every run.
     """
     model.train()
     steps = epochs * (len(inputs) // batch_size)

@@ -1,4 +1,4 @@
-"""Any number of ONNX files side by side: bytes, latency, memory and where the time goes, in every setting asked for."""
+"""ONNX files compared: bytes, latency, memory and time by operator, in every setting asked for."""
 
 import itertools
 import math
@@ -32,28 +32,31 @@ AUTO = "auto"
 MIN_ROUNDS = 200  # ten sessions of twenty
 MAX_SECONDS = 20.0  # per setting
 
-# With a third to two thirds of two cores taken by others, ratios of one pair spread by 3 to 4 %, the reference seemed
-# to differ from itself by at most 3 %, and intervals of processor time spanned up to 20 %, those of wall time far more.
-BUSY = 0.1
-NOISY_ALIKE = 0.05
-NOISY_SPAN = 0.15
+# Measured with a third to two thirds of two cores taken by other processes: ratios of one pair spread by 3 to 4 %, the
+# reference differed from itself by at most 3 %, and intervals of processor time spanned up to 20 %, of wall time more.
+MAX_OTHERS = 0.1  # share of the machine that other processes may take without a warning
+MAX_NOISE = 0.05  # log ratio of the reference to itself
+MAX_SPAN = 0.15  # log ratio of an interval's ends
 
 
-class Stage(Protocol):
-    """One stage under way; `compressor.progress` has some."""
+class StageReporter(Protocol):
+    """Reports how far one stage is; `compressor.progress` implements it."""
 
     def update(self, done: int, note: str = "") -> None: ...
 
 
-class Progress(Protocol):
-    """Announces stages; `compressor.progress` has some."""
+class ProgressReporter(Protocol):
+    """Announces stages; `compressor.progress` implements it."""
 
-    def stage(self, title: str, total: int | None = None) -> AbstractContextManager[Stage]: ...
+    def stage(self, title: str, total: int | None = None) -> AbstractContextManager[StageReporter]: ...
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What to measure: every combination of the first three. Providers by short name, or "auto" for all that work."""
+class BenchmarkSettings:
+    """What to measure: every combination of `providers`, `threads` and `batch_sizes`.
+
+    Providers have their short names; "auto" stands for all that work here.
+    """
 
     providers: Sequence[str] = (AUTO,)
     threads: Sequence[int] = (1,)
@@ -67,13 +70,13 @@ class Settings:
 
 
 def benchmark_files(
-    paths: Sequence[Path], settings: Settings, progress: Progress, command: str = ""
+    paths: Sequence[Path], settings: BenchmarkSettings, progress: ProgressReporter, command: str = ""
 ) -> BenchmarkRecord:
     """Measure all files, the first being the reference, on random inputs of their shape.
 
     Raises:
-        InputError: a file is missing, is no ONNX network of one float32 input, wants other inputs than the first, or a
-            provider asked for by name is not there.
+        InputError: a file is missing, is no ONNX network of one float32 input, takes other inputs than the first, or a
+            provider asked for by name does not work here.
         BocompressError: a file does not run.
     """
     require_counts(
@@ -118,7 +121,7 @@ def choose_providers(asked: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(dict.fromkeys(wanted)), missing if AUTO in asked else []
 
 
-def common_shape(paths: Sequence[Path], settings: Settings) -> tuple[int, ...]:
+def common_shape(paths: Sequence[Path], settings: BenchmarkSettings) -> tuple[int, ...]:
     """Shape of one input, without the batch, which all files must share.
 
     Raises:
@@ -132,7 +135,7 @@ def common_shape(paths: Sequence[Path], settings: Settings) -> tuple[int, ...]:
 
 
 def name_files(paths: Sequence[Path]) -> list[str]:
-    """For each path its shortest end that no other path has; a file that stands twice is numbered."""
+    """For each path its shortest unique end; a file given twice is numbered."""
     whole = [path.absolute().parts for path in paths]
     names = [_shortest_end(parts, [other for other in whole if other != parts]) for parts in whole]
     return [name if names.count(name) == 1 else f"{name} ({index + 1})" for index, name in enumerate(names)]
@@ -150,16 +153,16 @@ def describe_setting(provider: str, threads: int, batch_size: int) -> str:
 
 
 def find_warnings(noise: RatioRecord, others: float | None, timings: Sequence[TimingRecord]) -> list[str]:
-    """What the figures cannot log, judged by how far the reference, opened twice, seems to differ from itself."""
+    """What the figures cannot show, by how far the reference, opened twice, differs from itself."""
     spans = [math.log(timing.ratio.high / timing.ratio.low) for timing in timings if timing.ratio]
     warnings = []
-    if others is not None and others > BUSY:
+    if others is not None and others > MAX_OTHERS:
         warnings.append(
-            f"other processes took {format_percent(others)} of the machine: they slow caches and memory, and not for "
-            "all files alike; a quiet machine may give other ratios, and the intervals are wider for it"
+            f"other processes took {format_percent(others)} of the machine: they slow caches and memory, more for "
+            "some files than for others; ratios may differ on an idle machine, and intervals are wider"
         )
-    if distance(noise) > NOISY_ALIKE or max(spans, default=0.0) > NOISY_SPAN:
-        warnings.append("the machine is too busy to log small differences: stop what else runs and measure again")
+    if distance(noise) > MAX_NOISE or max(spans, default=0.0) > MAX_SPAN:
+        warnings.append("the machine is too busy to show small differences: stop other programs and measure again")
     if not noise.low <= 1 <= noise.high:
         warnings.append(
             f"the reference, opened twice, differs from itself ({noise.low:.3f} to {noise.high:.3f}): "
@@ -167,17 +170,17 @@ def find_warnings(noise: RatioRecord, others: float | None, timings: Sequence[Ti
         )
     alike = [timing.file for timing in timings if timing.ratio and is_alike(timing.ratio, noise)]
     if alike:
-        warnings.append(f"{join_words(alike)} cannot be told from the reference here")
+        warnings.append(f"{join_words(alike)} cannot be distinguished from the reference here")
     return warnings
 
 
 def is_alike(ratio: RatioRecord, noise: RatioRecord) -> bool:
-    """A ratio no further from 1 than the reference may be from itself, or not surely on one side of 1."""
+    """Whether a ratio is within the noise of the reference, or its interval contains 1."""
     return ratio.low <= 1 <= ratio.high or abs(math.log(ratio.value)) <= distance(noise)
 
 
 def distance(noise: RatioRecord) -> float:
-    """How far the reference may be from itself, as the logarithm of a ratio; about a share for small values."""
+    """How far the reference may be from itself, as the logarithm of a ratio."""
     return max(abs(math.log(noise.low)), abs(math.log(noise.high)))
 
 
@@ -189,9 +192,9 @@ class _Bench:
     provider: str
     threads: int
     shape: tuple[int, ...]
-    settings: Settings
+    settings: BenchmarkSettings
 
-    def measure(self, progress: Progress) -> SettingRecord:
+    def measure(self, progress: ProgressReporter) -> SettingRecord:
         title = describe_setting(self.provider, self.threads, self.shape[0])
         with progress.stage(f"timing on {title}") as stage:
             rounds = self._time(lambda done, planned: stage.update(done, f"of {planned} rounds"))
@@ -206,7 +209,7 @@ class _Bench:
         return self._summarize(rounds, memory, profiles)
 
     def _time(self, on_step: Callable[[int, int], None]) -> Rounds:
-        """The reference stands first and, to be compared with itself, last."""
+        """Times of all files; the reference is first and, to be compared with itself, last."""
         paths = [*self.files.values(), next(iter(self.files.values()))]
         runtime = RUNTIMES[self.settings.runtime]
         openers = [partial(runtime.open, path, self._batch(), self.provider, self.threads) for path in paths]
@@ -214,7 +217,7 @@ class _Bench:
         on_core = has_core_time(self.provider, self.threads)
         return measure_rounds(openers, on_core, self.settings.min_rounds, self.settings.max_seconds, rng, on_step)
 
-    def _memory(self, path: Path, stage: Stage, index: int) -> int | None:
+    def _memory(self, path: Path, stage: StageReporter, index: int) -> int | None:
         stage.update(index)
         return peak_memory_bytes(path, self.provider, self.threads, self.shape)
 
@@ -262,7 +265,7 @@ def _describe_file(name: str, path: Path) -> BenchmarkedFile:
     return BenchmarkedFile(name=name, path=str(path), onnx_bytes=file_bytes(path), gzip_bytes=gzip_bytes(path))
 
 
-def _input_shape(path: Path, settings: Settings) -> tuple[int, ...]:
+def _input_shape(path: Path, settings: BenchmarkSettings) -> tuple[int, ...]:
     """Shape of one input, without the batch."""
     if not path.is_file():
         raise InputError(f"there is no file {path}")

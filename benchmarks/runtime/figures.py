@@ -1,4 +1,4 @@
-"""The pictures of a benchmark, each a function of records that returns inline SVG."""
+"""The figures of a benchmark, each a function of records that returns inline SVG."""
 
 import math
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from compressor.report.svg import LIGHT, new_axes, page_style, to_inline_svg
 
 _WIDTH = 420.0
 _ROW, _TOP, _BOTTOM, _RIGHT = 52.0, 14.0, 38.0, 14.0
-_LETTER, _LONGEST_NAME = 5.7, 22
+_LETTER, _MAX_NAME = 5.7, 22  # points, characters
 _BINS = 60
 _FILL = 0.62  # share of a row that its histogram fills
-_SLOWEST_SHOWN = 0.995  # quantile at which the axis ends; what lies beyond is gathered in the last bar
+_SLOWEST_SHOWN = 0.995  # quantile at which the axis ends; slower runs are in the last bar
 _OPERATOR_COLOURS = ("compressed", "start", "again", "other", "warning", "original")
 
 
 def draw_distributions(setting: SettingRecord) -> str:
-    """A row per file: how its times are distributed, with a line at the median; one logarithmic axis for all."""
+    """A row per file: a histogram of its times with a line at the median; one logarithmic axis for all."""
     names = [timing.file for timing in setting.timings]
     samples = [np.asarray(timing.samples_ms) for timing in setting.timings]
     low = min(values.min() for values in samples)
@@ -44,12 +44,12 @@ def draw_distributions(setting: SettingRecord) -> str:
 
 
 def draw_ratios(setting: SettingRecord) -> str:
-    """The paired ratios with their intervals; the band is how far the reference seems to be from itself."""
+    """The paired ratios with their intervals; the band is the reference's ratio to itself."""
     compared = [(timing.file, timing.ratio) for timing in setting.timings if timing.ratio]
     if not compared:
         return ""
     with page_style(f"ratios {setting.provider} {setting.threads} {setting.batch_size}"):
-        axes = _start_rows([name for name, _ in compared], "time, of the first file's")
+        axes = _start_rows([name for name, _ in compared], "time / time of the first file")
         axes.axvspan(setting.noise.low, setting.noise.high, color=LIGHT["track"], linewidth=0)
         axes.axvline(1.0, color=LIGHT["muted"], linewidth=1)
         for row, (_, ratio) in enumerate(compared):
@@ -62,7 +62,7 @@ def draw_ratios(setting: SettingRecord) -> str:
 
 
 def draw_operators(setting: SettingRecord) -> str:
-    """A bar per file, divided by operator type; the types that cost most have colours. Empty without profiles."""
+    """A bar per file, divided by operator type; the most expensive types have colours. Empty without profiles."""
     if not setting.profiles:
         return ""
     names = [profile.file for profile in setting.profiles]
@@ -87,7 +87,7 @@ def draw_operators(setting: SettingRecord) -> str:
 
 def _start_rows(names: Sequence[str], xlabel: str, legend_rows: int = 0) -> Axes:
     """Empty axes with one named row per file, the first on top."""
-    labels = [name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :] for name in names]
+    labels = [name if len(name) <= _MAX_NAME else "…" + name[1 - _MAX_NAME :] for name in names]
     top = _TOP + 16.0 * legend_rows
     left = 8 + _LETTER * max(map(len, labels))
     axes = new_axes(_WIDTH, top + _ROW * len(names) + _BOTTOM, left=left, right=_RIGHT, top=top, bottom=_BOTTOM)
@@ -102,7 +102,7 @@ def _start_rows(names: Sequence[str], xlabel: str, legend_rows: int = 0) -> Axes
 
 
 def _format_log_axis(axes: Axes) -> None:
-    """Plain figures, and more of them where the axis spans little."""
+    """Label the axis with plain figures, and with more of them where it spans little."""
     low, high = axes.get_xlim()
     steps = (1, 2, 5) if high / low > 4 else (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)
     axes.xaxis.set_major_locator(LogLocator(subs=steps, numticks=12))

@@ -2,8 +2,8 @@
 
     python -m benchmarks.runtime.memory FILE PROVIDER THREADS SHAPE...
 
-prints the bytes by which the process's largest resident size grew when, after Python, numpy, ONNX Runtime and a network
-of one operator were there, the file was loaded and run. Memory of a GPU is not in it.
+prints the bytes by which the peak resident size of the process grew when the file was loaded and run, after Python,
+numpy, ONNX Runtime and a network of one operator had been loaded. A GPU's memory is not included.
 """
 
 import subprocess
@@ -24,7 +24,7 @@ SECONDS_ALLOWED = 600
 def peak_memory_bytes(path: Path, provider: str, threads: int, shape: tuple[int, ...]) -> int | None:
     """Peak resident memory for the file on inputs of `shape` (batch first), above that of an empty process.
 
-    None where the system does not log (Windows).
+    None where the system does not report it (Windows).
 
     Raises:
         BocompressError: the process failed.

@@ -1,4 +1,4 @@
-"""A benchmark in, `benchmark.json`, `benchmark.md` and one self-contained page out."""
+"""The files of a benchmark: `benchmark.json`, `benchmark.md` and one self-contained page."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -8,7 +8,7 @@ from jinja2 import Template
 from markupsafe import Markup
 
 from benchmarks.records import BenchmarkRecord, SettingRecord
-from benchmarks.runtime import figures as bench_pictures
+from benchmarks.runtime import figures
 from benchmarks.runtime.compare import describe_setting, is_alike
 from benchmarks.runtime.tables import (
     TextTable,
@@ -30,7 +30,7 @@ OUTPUTS = ("benchmark.json", "benchmark.md", "benchmark.html")
 
 @dataclass(frozen=True)
 class Section:
-    """One setting, ready for the page."""
+    """One setting, formatted for the page."""
 
     name: str
     setting: SettingRecord
@@ -41,8 +41,8 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The pictures of one setting; empty where there is nothing to draw."""
+class Figures:
+    """The figures of one setting; empty where there is nothing to draw."""
 
     distributions: Markup
     ratios: Markup
@@ -62,7 +62,7 @@ def write_benchmark(record: BenchmarkRecord, folder: Path) -> None:
 
 
 def render_page(record: BenchmarkRecord) -> str:
-    """The page as HTML: everything inside it, nothing fetched, the same bytes for the same record."""
+    """The page as self-contained HTML, the same bytes for the same record."""
     return _load_template("benchmark.html.jinja", escape=True).render(
         record=record,
         heading=describe_result(record),
@@ -86,17 +86,19 @@ def render_markdown(record: BenchmarkRecord) -> str:
 
 
 def describe_result(record: BenchmarkRecord) -> str:
-    """One sentence on the first setting: the fastest file beside the reference, or the only one."""
+    """One sentence on the first setting: the fastest file compared with the reference, or the only file."""
     setting = record.settings[0]
-    place = describe_setting(setting.provider, setting.threads, setting.batch_size)
+    where = describe_setting(setting.provider, setting.threads, setting.batch_size)
     reference, *others = setting.timings
     if not others:
-        return f"{reference.file} takes {formatting.format_ms(reference.median_ms)} on {place}"
+        return f"{reference.file} takes {formatting.format_ms(reference.median_ms)} on {where}"
     best = min(others, key=lambda timing: timing.ratio.value if timing.ratio else 1.0)
     assert best.ratio is not None
     if is_alike(best.ratio, setting.noise):
-        return f"{best.file} cannot be told from {reference.file} on {place}: {format_ratio_interval(best.ratio)}"
-    return f"{best.file} takes {format_ratio_interval(best.ratio)} of the time of {reference.file} on {place}"
+        return (
+            f"{best.file} cannot be distinguished from {reference.file} on {where}: {format_ratio_interval(best.ratio)}"
+        )
+    return f"{best.file} takes {format_ratio_interval(best.ratio)} of the time of {reference.file} on {where}"
 
 
 def _list_sections(record: BenchmarkRecord) -> list[Section]:
@@ -113,12 +115,12 @@ def _list_sections(record: BenchmarkRecord) -> list[Section]:
     ]
 
 
-def _draw(setting: SettingRecord) -> Pictures:
-    """Markup says that the string is safe as it is: matplotlib and `svg` escape what they are given."""
-    return Pictures(
-        distributions=Markup(bench_pictures.draw_distributions(setting)),
-        ratios=Markup(bench_pictures.draw_ratios(setting)),
-        operators=Markup(bench_pictures.draw_operators(setting)),
+def _draw(setting: SettingRecord) -> Figures:
+    """The figures as Markup, which is not escaped again: matplotlib and `svg` escape what they are given."""
+    return Figures(
+        distributions=Markup(figures.draw_distributions(setting)),
+        ratios=Markup(figures.draw_ratios(setting)),
+        operators=Markup(figures.draw_operators(setting)),
     )
 
 
@@ -129,5 +131,5 @@ def _load_template(name: str, escape: bool) -> Template:
 
 
 def _escape_cell(text: str) -> str:
-    """Text for a cell of a Markdown table."""
+    """Text for a cell of a Markdown table, with bars escaped."""
     return text.replace("|", "\\|").replace("\n", " ")

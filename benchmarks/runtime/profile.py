@@ -1,4 +1,4 @@
-"""Where the time of a file goes, by operator, from ONNX Runtime's own profiler."""
+"""Time of a file by operator and node, from ONNX Runtime's profiler."""
 
 import json
 import tempfile
@@ -25,7 +25,7 @@ Event = dict[str, Any]
 def profile_file(name: str, path: Path, batch: NDArray[Any], provider: str, threads: int) -> ProfileRecord:
     """Run the file on the batch with the profiler on, in a session of its own.
 
-    The profiler adds to every node some microseconds of its own; on a GPU it sees launches, not the kernels' time.
+    The profiler adds some microseconds to every node; on a GPU it sees launches, not the kernels' time.
 
     Raises:
         InputError, BocompressError: as `open_session`.
@@ -43,7 +43,7 @@ def profile_file(name: str, path: Path, batch: NDArray[Any], provider: str, thre
 
 
 def summarize_events(name: str, events: Iterable[Event]) -> ProfileRecord:
-    """Medians over the runs behind the warm-up, per node and per operator type; times in the file are microseconds."""
+    """Medians over the runs after the warm-up, per node and per operator type; times in `events` are microseconds."""
     runs: list[float] = []
     times: dict[str, list[float]] = defaultdict(list)
     about: dict[str, Event] = {}

@@ -1,4 +1,4 @@
-"""What `bocompress benchmark` found, as tables of text: the same for the terminal, Markdown and the page."""
+"""The tables of `bocompress benchmark` as text, the same for the terminal, Markdown and the page."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ MAX_TYPES = 8
 
 @dataclass(frozen=True)
 class TextTable:
-    """Cells ready to print; columns in `left` are flush left, the others are figures."""
+    """Formatted cells; columns in `left` are flush left, the others flush right."""
 
     title: str
     header: tuple[str, ...]
@@ -56,15 +56,15 @@ def tabulate_timings(setting: SettingRecord) -> TextTable:
         "95 % interval": lambda timing: f"{timing.ratio.low:.3f} to {timing.ratio.high:.3f}" if timing.ratio else "",
         "p90": lambda timing: format_ms(timing.p90_ms),
         "p99": lambda timing: format_ms(timing.p99_ms),
-        "median on the wall": lambda timing: format_ms(timing.wall_ms),
+        "median wall time": lambda timing: format_ms(timing.wall_ms),
         "images per second": lambda timing: _three_digits(timing.images_per_second),
         "load": lambda timing: format_ms(timing.load_ms),
         "peak memory": lambda timing: (
             NONE if timing.peak_memory_bytes is None else format_bytes(timing.peak_memory_bytes)
         ),
     }
-    if not setting.on_core:  # all times are the wall's
-        del rows["median on the wall"]
+    if not setting.on_core:  # all times are wall times
+        del rows["median wall time"]
     return TextTable(
         f"Time on {describe_setting(setting.provider, setting.threads, setting.batch_size)}",
         ("", *(timing.file for timing in setting.timings)),
@@ -73,7 +73,7 @@ def tabulate_timings(setting: SettingRecord) -> TextTable:
 
 
 def tabulate_operators(setting: SettingRecord) -> TextTable:
-    """Milliseconds and share of every file by operator type, the types that cost most in any file first."""
+    """Milliseconds and share of every file by operator type, the most expensive in any file first."""
     tables = [{entry.op_type: entry for entry in profile.operators} for profile in setting.profiles]
     types = sorted(
         {name for table in tables for name in table},
@@ -82,7 +82,7 @@ def tabulate_operators(setting: SettingRecord) -> TextTable:
     rows = [(name, *(_share_cell(table.get(name)) for table in tables)) for name in types[:MAX_TYPES]]
     rows.append(("all nodes", *(format_ms(sum(entry.median_ms for entry in table.values())) for table in tables)))
     rows.append(("whole run", *(format_ms(profile.run_ms) for profile in setting.profiles)))
-    title = f"Where the time goes on {describe_setting(setting.provider, setting.threads, setting.batch_size)}"
+    title = f"Time by operator on {describe_setting(setting.provider, setting.threads, setting.batch_size)}"
     return TextTable(f"{title} (share, nodes)", ("operator", *(profile.file for profile in setting.profiles)), rows)
 
 
@@ -104,25 +104,25 @@ def tabulate_nodes(profile: ProfileRecord) -> TextTable:
 
 
 def describe_noise(setting: SettingRecord) -> str:
-    """How the measurement was made, and how far the reference seems to be from itself in it."""
+    """How the measurement was made, and the reference's ratio to itself in it."""
     made = (
         f"{format_plural(setting.rounds, 'round')} in {format_plural(setting.sessions, 'session')} per file; "
         f"the first file against itself: {format_ratio_interval(setting.noise)}"
     )
-    clock = "processor time" if setting.on_core else "time on the wall"
+    clock = "processor time" if setting.on_core else "wall time"
     taken = "" if setting.others is None else f"; other processes took {format_percent(setting.others)} of the machine"
     return f"{made}; {clock}{taken}"
 
 
 def list_notes(record: BenchmarkRecord) -> list[str]:
-    """What holds for all figures of this run."""
+    """Notes on all figures of this run."""
     inputs = f"inputs: random, {format_shape(record.input_shape)} per image"
-    absent = [f"not here, so not measured: {join_words(record.skipped)}"] if record.skipped else []
+    absent = [f"not available here: {join_words(record.skipped)}"] if record.skipped else []
     return [inputs, *absent]
 
 
 def list_lines(record: BenchmarkRecord) -> list[TextTable | str]:
-    """All of it in the order in which a terminal shows it."""
+    """Tables and lines in the order in which the terminal shows them."""
     lines: list[TextTable | str] = [tabulate_files(record)]
     for setting in record.settings:
         lines += [tabulate_timings(setting), describe_noise(setting)]

@@ -1,1 +1,1 @@
-"""Studies: what bocompress finds beside what others find. These may import everything."""
+"""Studies of what bocompress finds, next to baselines. Nothing imports them; they may import everything."""

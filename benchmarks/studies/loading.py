@@ -1,4 +1,4 @@
-"""A checkpoint and a folder of images, at a side of one's choice."""
+"""A checkpoint and a folder of images, at a chosen input size."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from compressor.network.checkpoint import LoadedModel, load_model
 
 
 def load_squares(model: Path, data: Path, side: int, limit: int) -> tuple[LoadedModel, ImageSet, Transform]:
-    """The network, at most `limit` images of `side` pixels as its weights want them, and what made them so."""
+    """The network, at most `limit` images of `side` pixels under its transform, and that transform."""
     loaded = load_model(model)
     transform = Transform(side, side, loaded.transform.mean, loaded.transform.std)
     return loaded, load_folder(data, transform, limit, seed=0), transform

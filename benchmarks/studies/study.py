@@ -1,4 +1,4 @@
-"""Every study writes `benchmarks/results/NAME.json`: machine, versions, seeds, seconds, one row per run."""
+"""The files of the studies, `benchmarks/results/NAME.json`: machine, versions, seconds, and a row per run."""
 
 import json
 import subprocess
@@ -15,11 +15,11 @@ from compressor.report.records import Report
 # For `python -c`
 EXPORT_PROGRAM = "from compressor.cli.commands import export; export()"
 APPLY_PROGRAM = "from compressor.cli.commands import main; main()"
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def run_reported(program: str, *words: object) -> Report:
-    """One command in a process of its own, and what its report says; the last word is its --out."""
+    """Run one command in a process of its own and return its report; the last of `words` is its --out."""
     subprocess.run([sys.executable, "-c", program, *map(str, words)], check=True)
     return Report.model_validate_json((Path(str(words[-1])) / "report.json").read_text(encoding="utf-8"))
 
@@ -27,7 +27,18 @@ def run_reported(program: str, *words: object) -> Report:
 def write_results(
     name: str, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], began: float, folder: Path = RESULTS
 ) -> Path:
-    """Write one study's file, whole or not at all; `began` is its time.perf_counter() at the start."""
+    """Write a study's file, whole or not at all.
+
+    Args:
+        name: of the study and the file.
+        about: what holds for all rows.
+        rows: one per run.
+        began: time.perf_counter() at the start of the study.
+        folder: where to write.
+
+    Returns:
+        The file's path.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "study": name,
@@ -42,12 +53,12 @@ def write_results(
 
 
 def read_results(name: str, folder: Path = RESULTS) -> dict[str, Any]:
-    """What an earlier run of the study wrote."""
+    """The content of the file that an earlier run of the study wrote."""
     return dict(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
 
 
 def earlier_rows(name: str, add: bool, began: float) -> tuple[list[dict[str, Any]], float]:
-    """The rows to go on from, none unless `add`, and when the study would have begun had it run at one go."""
+    """Rows of an earlier run to keep, none unless `add`, and `began` moved back by the time they took."""
     if not add:
         return [], began
     earlier = read_results(name)

@@ -1,4 +1,4 @@
-"""`bocompress benchmark` underneath: files compared in real ONNX Runtime, and what it says of them."""
+"""What `bocompress benchmark` does: files compared in real ONNX Runtime, tables and pages."""
 
 import math
 from contextlib import nullcontext
@@ -12,7 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.records import BenchmarkRecord, TimingRecord
 from benchmarks.runtime import compare
-from benchmarks.runtime.compare import Settings, benchmark_files, choose_providers, find_warnings, is_alike, name_files
+from benchmarks.runtime.compare import (
+    BenchmarkSettings,
+    benchmark_files,
+    choose_providers,
+    find_warnings,
+    is_alike,
+    name_files,
+)
 from benchmarks.runtime.memory import peak_memory_bytes
 from benchmarks.runtime.page import OUTPUTS, describe_result, render_markdown, render_page, write_benchmark
 from benchmarks.runtime.profile import summarize_events
@@ -71,7 +78,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def record(files: list[Path]) -> BenchmarkRecord:
-    settings = Settings(providers=["cpu"], batch_sizes=(1, 2), profile=True, **SHORT)
+    settings = BenchmarkSettings(providers=["cpu"], batch_sizes=(1, 2), profile=True, **SHORT)
     return benchmark_files(files, settings, Silent(), "bocompress benchmark <large> & others")
 
 
@@ -143,7 +150,7 @@ def test_memory_is_that_of_the_file_alone(tmp_path: Path) -> None:
 
 def test_one_file_alone_is_compared_with_itself(files: list[Path]) -> None:
     progress = Silent()
-    record = benchmark_files(files[1:2], Settings(providers=["cpu"], **SHORT), progress)
+    record = benchmark_files(files[1:2], BenchmarkSettings(providers=["cpu"], **SHORT), progress)
     (setting,) = record.settings
     assert setting.timings[0].ratio is None
     assert setting.noise.low <= setting.noise.value <= setting.noise.high
@@ -182,16 +189,16 @@ def test_files_that_cannot_be_compared_are_refused(files: list[Path], tmp_path: 
     wide = write_network(tmp_path / "wide.onnx", 1, side=64)
     free = write_network(tmp_path / "free.onnx", 1, side="side")
     with pytest.raises(InputError, match=r"fixed.onnx takes batches of 1 only, not of 8"):
-        benchmark_files([files[0], fixed], Settings(batch_sizes=(1, 8)), Silent())
+        benchmark_files([files[0], fixed], BenchmarkSettings(batch_sizes=(1, 8)), Silent())
     with pytest.raises(InputError, match=r"wide.onnx takes \(3, 64, 64\)"):
-        benchmark_files([files[0], wide], Settings(), Silent())
+        benchmark_files([files[0], wide], BenchmarkSettings(), Silent())
     with pytest.raises(InputError, match=r"free.onnx leaves its input size open: give --input-size"):
-        benchmark_files([free], Settings(), Silent())
-    assert compare.common_shape([files[0], free], Settings(input_size=SIDE)) == (3, SIDE, SIDE)
+        benchmark_files([free], BenchmarkSettings(), Silent())
+    assert compare.common_shape([files[0], free], BenchmarkSettings(input_size=SIDE)) == (3, SIDE, SIDE)
     with pytest.raises(InputError, match="there is no file"):
-        benchmark_files([tmp_path / "none.onnx"], Settings(), Silent())
+        benchmark_files([tmp_path / "none.onnx"], BenchmarkSettings(), Silent())
     with pytest.raises(InputError, match="threads must be at least 1"):
-        benchmark_files([files[0]], Settings(threads=(0,)), Silent())
+        benchmark_files([files[0]], BenchmarkSettings(threads=(0,)), Silent())
 
 
 def test_names_are_as_short_as_they_can_be() -> None:
@@ -201,7 +208,7 @@ def test_names_are_as_short_as_they_can_be() -> None:
     assert name_files([Path("/a/x.onnx")] * 2) == ["x.onnx (1)", "x.onnx (2)"]
 
 
-# --- what the figures cannot log ---
+# --- what the figures cannot show ---
 
 
 def timing(name: str, value: float, low: float, high: float) -> TimingRecord:
@@ -222,19 +229,19 @@ def test_a_quiet_machine_gives_no_warning() -> None:
 def test_files_within_the_noise_are_named(ratio: tuple[float, float, float]) -> None:
     """Where its interval holds 1, and where it is no further from 1 than the reference may be from itself."""
     (warning,) = find_warnings(QUIET, 0.0, [timing("b", *ratio), timing("c", 0.5, 0.49, 0.51)])
-    assert warning == "b cannot be told from the reference here"
+    assert warning == "b cannot be distinguished from the reference here"
 
 
-def test_a_busy_machine_is_told() -> None:
+def test_a_busy_machine_is_warned_about() -> None:
     wide = RatioRecord(value=1.0, low=0.9, high=1.05)
     first, second = find_warnings(wide, 0.4, [timing("b", 0.5, 0.49, 0.51)])
     assert first.startswith("other processes took 40.0\u202f% of the machine")
     assert "too busy" in second
     (warning,) = find_warnings(QUIET, None, [timing("b", 0.5, 0.45, 0.55)])
-    assert "too busy to log small differences: stop" in warning
+    assert "too busy to show small differences: stop" in warning
 
 
-def test_a_reference_that_differs_from_itself_is_told() -> None:
+def test_a_reference_that_differs_from_itself_is_warned_about() -> None:
     off = RatioRecord(value=1.02, low=1.01, high=1.03)
     (warning,) = find_warnings(off, 0.0, [timing("b", 0.5, 0.49, 0.51)])
     assert "differs from itself (1.010 to 1.030)" in warning

@@ -1,4 +1,4 @@
-"""The searches that bocompress is compared with, on problems whose optimum is known, and the study's bookkeeping."""
+"""The searches that bocompress is compared with, on problems with a known optimum, and the study's rows."""
 
 from itertools import pairwise
 from statistics import median
@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.studies.search.baselines import DEFAULT, SEARCHES, networks
-from benchmarks.studies.search.baselines.judging import check_certificates, checkpoints_of, follow, held_at
-from benchmarks.studies.search.baselines.networks import POOL_IMAGES, Network, TestEvaluator, gamma_of
+from benchmarks.studies.search.baselines.networks import POOL_IMAGES, Network, PlanEvaluator, gamma_of
 from benchmarks.studies.search.baselines.picture import draw, spread
 from benchmarks.studies.search.baselines.problem import DENSE_OBJECTIVE, Attempt, OutOfBudget, Problem, Step
-from benchmarks.studies.search.baselines.summary import _median_or_never, best_baseline, p_value, summarize
+from benchmarks.studies.search.baselines.scoring import check_certificates, checkpoints_of, follow, held_at
+from benchmarks.studies.search.baselines.summary import best_baseline, median_or_never, p_value, summarize
 from compressor.arrays import Ranks
 from compressor.data.images import ImageSet
 from compressor.factorization.registry import METHODS
@@ -22,17 +22,17 @@ from compressor.network.layers import compressible, find_layers
 from compressor.search.objective import Objective
 
 NUM_IMAGES = 200
-CAPS = (12, 9, 12)
+BREAK_EVEN_RANKS = (12, 9, 12)
 STRENGTHS = np.array([1.0, 4.0, 0.3])
 PARAMS = (100, 60, 200)  # per rank
 
 
 def single_losses(ranks: Ranks) -> NDArray[np.float64]:
-    return STRENGTHS * (1.0 / ranks**1.5 - 1.0 / np.array(CAPS) ** 1.5)
+    return STRENGTHS * (1.0 / ranks**1.5 - 1.0 / np.array(BREAK_EVEN_RANKS) ** 1.5)
 
 
 def make_problem(noise: float = 0.0, interaction: float = 0.0) -> Problem:
-    """L = sum of a_i (K_i^-1.5 - cap_i^-1.5), raised by `interaction`; images differ by a fixed factor each."""
+    """L = sum of a_i (K_i^-1.5 - break_even_i^-1.5), raised by `interaction`; images differ by a fixed factor each."""
     factors = np.random.default_rng(0).gamma(1 / max(noise, 1e-9) ** 2, max(noise, 1e-9) ** 2, NUM_IMAGES)
     factors /= factors.mean()
 
@@ -44,23 +44,23 @@ def make_problem(noise: float = 0.0, interaction: float = 0.0) -> Problem:
         return np.array([1.0 / rank**1.5 - 1.0 / break_even_rank**1.5 for rank in range(1, break_even_rank + 1)])
 
     return Problem(
-        [f"layer{i}" for i in range(len(CAPS))],
+        [f"layer{i}" for i in range(len(BREAK_EVEN_RANKS))],
         [
             [each * rank for rank in range(1, break_even_rank + 1)]
-            for break_even_rank, each in zip(CAPS, PARAMS, strict=True)
+            for break_even_rank, each in zip(BREAK_EVEN_RANKS, PARAMS, strict=True)
         ],
         Objective(0.3),
         losses,
         NUM_IMAGES,
-        [energies(break_even_rank) for break_even_rank in CAPS],
+        [energies(break_even_rank) for break_even_rank in BREAK_EVEN_RANKS],
         samples=20,
     )
 
 
 def true_objectives(problem: Problem) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     plans = np.stack(
-        np.meshgrid(*[np.arange(1, break_even_rank + 1) for break_even_rank in CAPS], indexing="ij"), -1
-    ).reshape(-1, len(CAPS))
+        np.meshgrid(*[np.arange(1, break_even_rank + 1) for break_even_rank in BREAK_EVEN_RANKS], indexing="ij"), -1
+    ).reshape(-1, len(BREAK_EVEN_RANKS))
     norms = np.array([problem.losses(plan, np.arange(NUM_IMAGES)).mean() for plan in plans])
     return plans, problem.objective.value(norms, problem.space.ratio(plans))
 
@@ -144,7 +144,7 @@ def test_energy_thresholds_give_up_the_same_share_everywhere() -> None:
     assert max(kept) < min(before)
 
 
-def test_fewer_images_are_taken_where_the_probes_alone_would_spend_the_budget() -> None:
+def test_fewer_images_are_taken_where_single_layers_would_spend_the_budget() -> None:
     problem = make_problem()
     attempt, steps = run("aimet", problem, budget=300)
     assert attempt.passes <= 300
@@ -153,7 +153,7 @@ def test_fewer_images_are_taken_where_the_probes_alone_would_spend_the_budget() 
     assert (attempt.passes, len(steps)) == (0, 1)
 
 
-def test_a_look_beyond_the_budget_is_refused_and_not_counted() -> None:
+def test_an_evaluation_beyond_the_budget_is_refused_and_not_counted() -> None:
     problem = make_problem()
     attempt = Attempt(problem, 30, seed=0)
     attempt.observe(problem.space.break_even_ranks)
@@ -166,7 +166,7 @@ def test_the_pool_is_in_an_order_of_the_seeds_own() -> None:
     problem = make_problem(noise=0.5)
     images = np.arange(20)
     values = [
-        Attempt(problem, 100, seed).evaluation(problem.space.break_even_ranks - 1, images).values for seed in (0, 0, 1)
+        Attempt(problem, 100, seed).evaluate(problem.space.break_even_ranks - 1, images).values for seed in (0, 0, 1)
     ]
     assert np.array_equal(values[0], values[1])
     assert not np.array_equal(values[0], values[2])
@@ -194,7 +194,7 @@ def make_row(search: str, seed: int, objective: float, since: int, **more: Any) 
     return {**found, "incumbents": incumbents, **fixed, **more}
 
 
-def test_the_summary_tests_the_default_against_each_and_counts_passes_to_the_best_peer() -> None:
+def test_the_summary_tests_the_default_against_each_and_counts_passes_to_the_best_baseline() -> None:
     rows = [make_row(DEFAULT, seed, -0.1 - 0.001 * seed, 200) for seed in range(5)]
     rows += [make_row("random", seed, -0.3, 900, objective_at_end_of_default=-0.08) for seed in range(5)]
     rows += [make_row("botorch", seed, -0.12 - 0.001 * seed, 800) for seed in range(5)]
@@ -213,16 +213,16 @@ def test_the_summary_tests_the_default_against_each_and_counts_passes_to_the_bes
     assert p_value(rows, DEFAULT) is None
 
 
-def test_a_summary_of_our_own_searches_alone_has_no_peer() -> None:
+def test_a_summary_of_our_own_searches_alone_has_no_baseline() -> None:
     rows = [make_row(DEFAULT, 0, -0.1, 200)]
     assert best_baseline(rows) is None
     assert summarize(rows)[0]["passes_ratio"] is None
 
 
-def test_a_searchs_best_look_counts_before_its_first_test() -> None:
+def test_the_best_evaluation_of_a_search_counts_before_its_first_certificate() -> None:
     problem = make_problem(noise=0.2, interaction=0.3)
     attempt, steps = run(DEFAULT, problem, budget=800)
-    inputs = sum(min(8, break_even_rank - 1) for break_even_rank in CAPS) * 5
+    inputs = sum(min(8, break_even_rank - 1) for break_even_rank in BREAK_EVEN_RANKS) * 5
     assert steps[1][0] <= inputs + problem.samples
     assert attempt.certificate["delta"] > 0
 
@@ -257,7 +257,7 @@ def test_a_network_becomes_a_problem_whose_losses_are_its_own_and_are_computed_o
     assert problem.objective.gamma == pytest.approx(0.5 / plans.norm.output_energy)
     assert [table[-1] for table in problem.energies] == [0.0, 0.0]
     assert all((np.diff(table) <= 1e-9).all() and table[0] < 1 for table in problem.energies)
-    evaluator = TestEvaluator(network.plans(images), problem)
+    evaluator = PlanEvaluator(network.plans(images), problem)
     assert evaluator.objective(problem.space.break_even_ranks) == pytest.approx(DENSE_OBJECTIVE)
     ranks = np.array([2, 2])
     values = plans.values(ranks, np.arange(10))
@@ -276,7 +276,7 @@ def test_a_certificate_is_contradicted_by_a_plan_that_beats_it_by_more_than_delt
         norm = None
         values = staticmethod(problem.losses)
 
-    evaluator = TestEvaluator.__new__(TestEvaluator)
+    evaluator = PlanEvaluator.__new__(PlanEvaluator)
     evaluator.plans, evaluator._space, evaluator._objective = FakePlans(), problem.space, problem.objective  # type: ignore[assignment]
     evaluator._every = np.arange(NUM_IMAGES)
     plans, objectives = true_objectives(problem)
@@ -293,12 +293,12 @@ def test_a_certificate_is_contradicted_by_a_plan_that_beats_it_by_more_than_delt
         assert "contradicted" not in rows[1]
 
 
-def test_more_judges_leave_the_pool_as_it_is() -> None:
+def test_more_test_images_leave_the_pool_as_it_is() -> None:
     images = ImageSet(torch.arange(1800.0).reshape(-1, 1, 1, 1), "numbers")
-    pools, evaluators = zip(*(networks.divide(images, count, 1500) for count in (750, 1300, 5000)), strict=True)
+    pools, tests = zip(*(networks.divide(images, count, 1500) for count in (750, 1300, 5000)), strict=True)
     assert [len(pool) for pool in pools] == [POOL_IMAGES] * 3
-    assert [len(evaluator) for evaluator in evaluators] == [750, 1300, 1300]
-    numbers = [set(evaluator.batch(slice(None)).flatten().tolist()) for evaluator in evaluators]
+    assert [len(test) for test in tests] == [750, 1300, 1300]
+    numbers = [set(test.batch(slice(None)).flatten().tolist()) for test in tests]
     pool = set(pools[0].batch(slice(None)).flatten().tolist())
     assert all(set(other.batch(slice(None)).flatten().tolist()) == pool for other in pools)
     assert numbers[0] < numbers[1]
@@ -306,5 +306,5 @@ def test_more_judges_leave_the_pool_as_it_is() -> None:
 
 
 def test_what_half_of_the_seeds_never_reach_has_no_median() -> None:
-    assert _median_or_never([0.2, None, 0.1]) == 0.2
-    assert _median_or_never([0.2, None]) is None
+    assert median_or_never([0.2, None, 0.1]) == 0.2
+    assert median_or_never([0.2, None]) is None

@@ -1,10 +1,10 @@
-"""What is delivered to the edge: bytes, time and accuracy in float32 and int8, and whether time follows operations.
+"""What is shipped to the edge: bytes, time and accuracy in float32 and int8, and whether time follows operations.
 
     python -m benchmarks.studies.export.edge MODEL DATA --input-size 64
 
-As typed: `bocompress-export` with ranks that suit the machine and int8 (what `make edge-int8` runs), and its plan
-applied once more at another side of the input, where operations and not calls take the time. Latency is ONNX Runtime's
-on the CPU, one thread, in turn with the original's.
+On the command line: `bocompress-export` with ranks that suit the machine and int8 (as `make edge-int8`), and its plan
+applied again at a larger input size, where operations and not calls take the time. Latency is ONNX Runtime's on the
+CPU, one thread, in interleaved runs with the original's.
 """
 
 import tempfile
@@ -21,7 +21,7 @@ from exporters.providers import CPU
 
 
 def row_of(report: Report, gamma: float, side: int) -> dict[str, Any]:
-    """What is compared, as shares of the original's."""
+    """The row of a report: its figures over the original's."""
     latency = report.latency[CPU]
     macs = report.macs.compressed / report.macs.original
     row: dict[str, Any] = {
@@ -55,7 +55,7 @@ def _times(name: str, record: LatencyRecord) -> dict[str, float]:
 @click.argument("model", type=click.Path(path_type=Path, exists=True))
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--input-size", type=int, required=True)
-@click.option("--large", default=224, show_default=True, help="The other side of the input.")
+@click.option("--large", default=224, show_default=True, help="The larger input size.")
 @click.option("--gammas", default="0.03,0.5,5", show_default=True, help="Separated by commas.")
 @click.option("--name", default="edge", show_default=True, help="Name of the results file.")
 def main(model: Path, data: Path, input_size: int, large: int, gammas: str, name: str) -> None:

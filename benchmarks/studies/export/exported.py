@@ -1,9 +1,9 @@
-"""FC3 from the command line, by function norm, risk and error: what a user gets of each, and how long it takes.
+"""FC3 from the command line by function norm, risk and error: what users get, and how long it takes.
 
     python -m benchmarks.studies.export.exported
 
-As a person would type it, all defaults but for fidelity, gamma, seed and number of images: factors fitted and
-recalibrated, file written, verified and measured. gamma is each fidelity's default times a factor.
+All options but fidelity, gamma, seed and number of images are left at their defaults: factors are fitted, layers
+reconstructed, and the file is written, verified and measured. gamma is each fidelity's default times a factor.
 """
 
 import tempfile
@@ -23,7 +23,7 @@ FIDELITIES: tuple[Fidelity, ...] = ("norm", "risk", "error")
 
 
 def run(data: Path, fidelity: Fidelity, gamma: float | None, seed: int, out: Path) -> dict[str, Any]:
-    """One export in a process of its own, and what its report says."""
+    """Run one export in a process of its own, and return the row of its report."""
     options = {
         "--data": data / "images",
         "--input-size": fashion.SIDE,

@@ -1,10 +1,10 @@
-"""`bocompress benchmark` beside an independent harness, and beside its own repeats.
+"""`bocompress benchmark` compared with an independent harness, and with its own repeats.
 
     python -m benchmarks.studies.export.harness A.onnx B.onnx --repeats 10
 
-The other harness is torch.utils.benchmark: it decides by itself how often to run, knows nothing of the other file, and
-gets a fresh process per file with a session as ONNX Runtime makes it by default, on one thread. It reads the same
-clock, the processor time of the thread, and that on the wall as well.
+The other harness is torch.utils.benchmark: it decides by itself how often to run, does not know the other file, and
+gets a fresh process per file with ONNX Runtime's default session on one thread. It reads the same clock, the processor
+time of the thread, and wall time as well.
 """
 
 import argparse
@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.runtime.compare import Settings, benchmark_files
+from benchmarks.runtime.compare import BenchmarkSettings, benchmark_files
 from benchmarks.studies.study import write_results
 from compressor.progress import Progress
 
-SECONDS = 2.0  # of running each file, by either clock
+SECONDS = 2.0  # of running each file, per clock
 CHILD = """
 import json, sys, time
 import numpy, onnxruntime
@@ -54,7 +54,7 @@ def time_alone(path: Path, shape: Sequence[int]) -> dict[str, float]:
 
 def measure(paths: Sequence[Path], seed: int, input_size: int | None) -> dict[str, Any]:
     """One repeat: both files by `bocompress benchmark`, then each alone by the other harness."""
-    settings = Settings(providers=["cpu"], seed=seed, input_size=input_size)
+    settings = BenchmarkSettings(providers=["cpu"], seed=seed, input_size=input_size)
     record = benchmark_files(paths, settings, Progress())
     (setting,) = record.settings
     first, second = setting.timings
@@ -95,6 +95,7 @@ def summarize(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def main() -> None:
+    """Run the study and write benchmarks/results/NAME.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("files", nargs=2, type=Path, metavar="FILE")
     parser.add_argument("--repeats", type=int, default=10)

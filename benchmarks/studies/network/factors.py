@@ -1,12 +1,12 @@
-"""What the factors alone are worth: one rank for every layer, no search, no fine-tuning, only the factors differ.
+"""What the factors alone are worth: the same ranks without search or fine-tuning, only the factors differ.
 
     python -m benchmarks.studies.network.factors MODEL DATA --input-size 64
         --layers 'layer*.conv*' --name factors-resnet18
     python -m benchmarks.studies.network.factors fc3 --name factors-fc3-fashion
 
-Function norm and top-1 on images outside calibration and outside the acceptance of steps. The methods of other shapes
-get the rank at which they hold as many parameters. Weight-space factors are what AIMET and the paper use. Calibration
-images come from the same source as the judges, or from other photographs (--other), or are drawn.
+Function norm and top-1 are on test images. Methods of other shapes get the rank at which they hold as many parameters.
+Weight-space factors are what AIMET and the paper use. Calibration images come from the same source as the test images,
+or from other photographs (--other), or are synthetic.
 """
 
 import tempfile
@@ -52,14 +52,14 @@ class Study:
 
     model: nn.Module
     layers: Sequence[FoundLayer]
-    evaluators: ImageSet
+    test_images: ImageSet
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._norm = FunctionNorm(self.model, self.evaluators, CPU)
-        self._every = torch.arange(len(self.evaluators))
+        self._norm = FunctionNorm(self.model, self.test_images, CPU)
+        self._every = torch.arange(len(self.test_images))
         self._original_top1 = self._top1(self._norm.targets)
-        self._example = self.evaluators.batch([0])
+        self._example = self.test_images.batch([0])
         self._folder = tempfile.TemporaryDirectory()
         self._original_path = self._export(self.model, "original.onnx")
 
@@ -69,7 +69,7 @@ class Study:
         return path
 
     def run(self, fractions: Iterable[float], chain: str, images: "Calibration", method: str = "") -> None:
-        """Rows for one chain (factors, "+cp": with CP among the methods) at some fractions of the caps."""
+        """Rows for one chain (factors, "+cp": with CP among the methods) at some fractions of the break-even ranks."""
         began = time.perf_counter()
         check = FunctionNorm(self.model, images.check, CPU)
         layers = [with_method(layer, method) if _applies(layer, method) else layer for layer in self.layers]
@@ -99,7 +99,7 @@ class Study:
         return {"latency_ratio": record.ratio, "latency_low": record.ratio_low, "latency_high": record.ratio_high}
 
     def _ranks(self, parts: Sequence[Decomposed], fraction: float) -> dict[str, int]:
-        """Ranks at which every layer holds as many parameters as the two-factor methods do at `fraction` of the cap."""
+        """Ranks at which layers have as many parameters as two-factor methods at `fraction` of the break-even rank."""
         ranks = {}
         for part, layer in zip(parts, self.layers, strict=True):
             allowed = layer.params_by_rank()[max(1, int(fraction * layer.break_even_rank)) - 1]
@@ -122,13 +122,13 @@ class Study:
         click.echo({**row, **{k: measured[k] for k in ("params", "function_norm", "top1")}}, err=True)
 
     def _top1(self, outputs: torch.Tensor) -> float:
-        assert self.evaluators.labels is not None
-        return float((outputs.argmax(1) == self.evaluators.labels).double().mean())
+        assert self.test_images.labels is not None
+        return float((outputs.argmax(1) == self.test_images.labels).double().mean())
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Images to fit on, and others of the same kind to accept steps by."""
+    """Images to fit on, and check images of the same kind, which decide over steps."""
 
     name: str
     fit: ImageSet
@@ -144,7 +144,7 @@ def _applies(layer: FoundLayer, method: str) -> bool:
 
 
 def calibration_of(name: str, images: ImageSet) -> Calibration:
-    """The set cut in two."""
+    """The images split in two."""
     check, fit = images.split(min(NUM_CHECK, len(images) // 5), seed=0)
     return Calibration(name, fit.subset(range(min(NUM_CALIBRATION, len(fit)))), check)
 
@@ -168,15 +168,15 @@ def load(model: str, data: Path | None, input_size: int | None) -> tuple[str, nn
 @click.option("--input-size", type=int)
 @click.option("--layers", "patterns", default="*", show_default=True, help="Name patterns, separated by commas.")
 @click.option("--other", type=click.Path(path_type=Path), help="Folder of other photographs to calibrate on.")
-@click.option("--methods", default="tucker,cp,interpolative", show_default=True, help="Compared at 0.3 of the caps.")
+@click.option("--methods", default="tucker,cp,interpolative", show_default=True, help="At 0.3 of the break-even ranks.")
 @click.option("--fractions", default=",".join(map(str, FRACTIONS)), show_default=True)
 @click.option("--chains", default=",".join(CHAINS), show_default=True, help="Kinds of factors to run.")
 @click.option(
     "--images",
     "image_sets",
-    default="25,100,other,procedural",
+    default="25,100,other,synthetic",
     show_default=True,
-    help="Calibration images compared at 0.3 of the caps: fewer of the task's, other photographs, drawn ones.",
+    help="Calibration images, at 0.3 of the break-even ranks: fewer of the task's, other photographs, synthetic ones.",
 )
 @click.option("--add", is_flag=True, help="Keep the rows that the results file holds already.")
 @click.option("--name", default="factors", show_default=True, help="Name of the results file.")
@@ -196,11 +196,11 @@ def main(
     """Run the study and write benchmarks/results/NAME.json, anew after every part."""
     began = time.perf_counter()
     network, loaded, images, transform = load(model_path, data, input_size)
-    mine, evaluators = images.split(NUM_CALIBRATION + NUM_CHECK, seed=0)
+    mine, test_images = images.split(NUM_CALIBRATION + NUM_CHECK, seed=0)
     model = open_attention(loaded.eval().requires_grad_(False), mine.batch([0]))
     layers = compressible(find_layers(model, mine.batch([0]), include=patterns.split(",")))
-    study = Study(model, layers, evaluators)
-    about = {"network": network, "evaluated_on": len(evaluators), "layers": len(layers), "patterns": patterns}
+    study = Study(model, layers, test_images)
+    about = {"network": network, "evaluated_on": len(test_images), "layers": len(layers), "patterns": patterns}
 
     def save() -> None:
         write_results(name, about, study.rows, began)
@@ -222,8 +222,8 @@ def main(
             calibration = own.fewer(int(images_name))
         elif transform is None:
             continue
-        elif images_name == "procedural":
-            calibration = calibration_of("procedural", synthetic_images(total, transform, seed=0))
+        elif images_name == "synthetic":
+            calibration = calibration_of("synthetic", synthetic_images(total, transform, seed=0))
         elif other is not None:
             calibration = calibration_of("other photographs", load_folder(other, transform, total, seed=0))
         else:

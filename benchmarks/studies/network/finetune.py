@@ -1,11 +1,11 @@
-"""What fine-tuning gives back at a strong compression, and which way of it.
+"""What fine-tuning regains after strong compression, and which way of it is best.
 
     python -m benchmarks.studies.network.finetune MODEL DATA TRAIN --input-size 64
 
 A plan is searched, and all its ranks are scaled by one factor until the convolutions hold a given share of their
-weights. The network, recalibrated, or of bare factors, fitted to the layers' inputs or of the weights alone as in the
-paper, is tuned in several ways from the same start, on images of TRAIN; function norm and top-1 are on images of DATA
-that neither search nor tuning saw.
+weights. The network, with or without layer-wise reconstruction, its factors fitted to the layers' inputs or those of
+the weights alone as in the paper, is fine-tuned in several ways from the same start, on images of TRAIN. Function norm
+and top-1 are on test images of DATA.
 """
 
 import tempfile
@@ -25,14 +25,19 @@ from compressor.factorization.records import FactorChoice
 from compressor.fidelity.evaluation import TestEvaluator
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.layers import FoundLayer
-from compressor.pipeline.prepare import function_norm, prepare
+from compressor.pipeline.context import Context
+from compressor.pipeline.prepare import prepare
 from compressor.pipeline.settings import Settings
+from compressor.pipeline.stage import run_stages
 from compressor.pipeline.stages.build import build
+from compressor.pipeline.stages.cost import TabulateCosts
+from compressor.pipeline.stages.evaluate_original import EvaluateOriginal
+from compressor.pipeline.stages.factorize import Factorize
 from compressor.pipeline.stages.finetune import tune_network
-from compressor.pipeline.stages.search_ranks import RankSearch
-from compressor.pipeline.state import Job, SearchResult
+from compressor.pipeline.stages.search_ranks import SearchRanks
+from compressor.pipeline.state import SearchResult, State, needed
 from compressor.progress import progress_for_stderr
-from compressor.recovery.schedules import TuneSettings
+from compressor.recovery.settings import TuneSettings
 
 FACTOR_STEP = 0.01
 WAYS = {
@@ -64,26 +69,25 @@ def scale_ranks(layers: Sequence[FoundLayer], ranks: Sequence[int], share: float
         factor -= FACTOR_STEP
 
 
-def compressed_to(job: Job, share: float) -> tuple[nn.Module, SearchResult]:
-    """The job's network at this share of its convolutions' weights, recalibrated."""
-    norm = function_norm(job)
-    with RankSearch(job, norm, resume=False) as search:
-        found = search.run()
+def compress_to(context: Context, share: float) -> tuple[nn.Module, SearchResult]:
+    """The network at this share of its convolutions' weights, reconstructed if the settings say so, and its plan."""
+    stages = [EvaluateOriginal(), Factorize(), TabulateCosts(), SearchRanks()]
+    state = run_stages(stages, context, State(context.original))
+    found = needed(state.result, "a plan")
     result = replace(found, ranks=scale_ranks(found.layers, found.ranks, share))
-    return build(job, result, norm).network, result
+    return build(context, result, needed(state.norm, "a function norm")).network, result
 
 
-def run_way(job: Job, network: nn.Module, way: str, settings: TuneSettings) -> dict[str, Any]:
-    """One row: the network tuned in one way."""
-    tuned, record = tune_network(job, network, settings, job.folder / "finetune.safetensors", {})
-    del tuned
+def run_way(context: Context, network: nn.Module, way: str, settings: TuneSettings) -> dict[str, Any]:
+    """The row of the network fine-tuned in one way."""
+    _, record = tune_network(context, network, settings, {"way": way})
     before, after = record.before, record.after
     assert before is not None
     assert after is not None
     return {
         "way": way,
-        "factors": job.settings.factors,
-        "recalibrated": job.settings.recalibrate,
+        "factors": context.settings.factors,
+        "recalibrated": context.settings.recalibrate,
         "epochs": record.rows[-1].epoch,
         "kept_epoch": record.kept_epoch,
         "learning_rate": record.learning_rate,
@@ -108,7 +112,7 @@ def run_way(job: Job, network: nn.Module, way: str, settings: TuneSettings) -> d
 @click.option("--max-images", default=10_000, show_default=True, help="Of DATA.")
 @click.option("--train-images", default=20_000, show_default=True, help="Of TRAIN, at most.")
 @click.option("--factors", type=click.Choice(["auto", "weight"]), default="auto", show_default=True)
-@click.option("--recalibrate/--no-recalibrate", default=True, show_default=True, help="Before tuning.")
+@click.option("--recalibrate/--no-recalibrate", default=True, show_default=True, help="Before fine-tuning.")
 @click.option("--ways", default=";".join(WAYS), show_default=True, help="Separated by semicolons.")
 @click.option("--add", is_flag=True, help="Keep the rows that the results file holds already.")
 @click.option("--name", default="finetune", show_default=True, help="Name of the results file.")
@@ -131,27 +135,26 @@ def main(
     """Run the study and write benchmarks/results/NAME.json, anew after every way."""
     began = time.perf_counter()
     loaded, images, transform = load_squares(model_path, data, input_size, max_images)
-    to_train_on = load_folder(train, transform, train_images, seed=0)
+    training_images = load_folder(train, transform, train_images, seed=0)
     rows, began = earlier_rows(name, add, began)
     with tempfile.TemporaryDirectory() as folder:
         tune = TuneSettings(epochs=epochs)
         settings = Settings(gamma=gamma, factors=factors, recalibrate=recalibrate, tune=tune)
-        job = prepare(
-            loaded.model, images, Path(folder) / "out", settings, None, progress_for_stderr(), False, to_train_on
+        context = prepare(
+            loaded.model, images, Path(folder) / "out", settings, None, progress_for_stderr(), False, training_images
         )
-        network, result = compressed_to(job, share)
+        network, result = compress_to(context, share)
         about = {
             "network": loaded.arch,
             "gamma": gamma,
             "share": share_of_convs(result.layers, result.ranks),
             "epochs": epochs,
         }
-        top1_original = (
-            TestEvaluator(FunctionNorm(job.original, job.test_images, job.device)).evaluate(job.original).top1
-        )
+        evaluator = TestEvaluator(FunctionNorm(context.original, context.test_images, context.device))
+        top1_original = evaluator.evaluate(context.original).top1
         for way in ways.split(";"):
-            row = run_way(job, network, way, replace(WAYS[way], epochs=epochs))
-            rows.append(row | {"top1_original": top1_original, "evaluated_on": len(job.test_images)})
+            row = run_way(context, network, way, replace(WAYS[way], epochs=epochs))
+            rows.append(row | {"top1_original": top1_original, "evaluated_on": len(context.test_images)})
             click.echo(rows[-1], err=True)
             write_results(name, about, rows, began)
 

@@ -2,10 +2,9 @@
 
     python -m benchmarks.studies.network.recipe TRAIN DATA
 
-TRAIN and DATA are folders of images in ten classes. A small VGG with batch normalization is trained on the first, once
-(build/small-vgg.pt), and compressed by `--recipe vgg` as people type it: one run that nothing disturbs, and one that is
-killed in the middle of each stage, by the files it leaves, and gone on with. Accuracies are on images of DATA that no
-stage learns from.
+TRAIN and DATA are folders of images in ten classes. A small VGG with batch normalization is trained once on TRAIN
+(build/small-vgg.pt) and compressed with `--recipe vgg` on the command line: in one uninterrupted run, and in one that
+is killed in the middle of each stage, as its files show, and resumed. Accuracies are on test images of DATA.
 """
 
 import subprocess
@@ -24,12 +23,12 @@ from benchmarks.studies.study import EXPORT_PROGRAM, write_results
 from compressor.data.images import load_folder
 from compressor.data.transforms import Transform
 from compressor.pipeline.recipe import Recipe, load_recipe
-from compressor.pipeline.recipe_runner import STAGE
+from compressor.pipeline.stages.recorded import STAGE
 from compressor.report.records import Report
 
 CACHE = Path("build/small-vgg.pt")
-LOOKS_BEFORE_KILL = 12
-SECONDS_BETWEEN_GLANCES = 0.02
+EVALUATIONS_BEFORE_KILL = 12
+SECONDS_BETWEEN_POLLS = 0.02
 
 
 def trained_vgg(train: Path, count: int, cache: Path = CACHE) -> Path:
@@ -43,12 +42,12 @@ def trained_vgg(train: Path, count: int, cache: Path = CACHE) -> Path:
 
 
 def is_under_way(kind: str, folder: Path) -> bool:
-    """Whether a stage has begun and left something that it can go on from."""
+    """Whether a stage has begun and left something to resume from."""
     if (folder / STAGE).exists():
         return False
     if kind == "compress":
         journal = folder / "search.jsonl"
-        return journal.exists() and journal.read_bytes().count(b"\n") > LOOKS_BEFORE_KILL
+        return journal.exists() and journal.read_bytes().count(b"\n") > EVALUATIONS_BEFORE_KILL
     return (folder / "finetune.safetensors").exists() if kind == "finetune" else folder.exists()
 
 
@@ -62,7 +61,7 @@ def run(arguments: Sequence[str], kill_when: Callable[[], bool] = lambda: False)
             process.kill()
             process.wait()
             return True
-        time.sleep(SECONDS_BETWEEN_GLANCES)
+        time.sleep(SECONDS_BETWEEN_POLLS)
     if process.returncode:
         raise SystemExit(process.returncode)
     return False
@@ -82,7 +81,7 @@ def run_interrupted(arguments: Sequence[str], out: Path, recipe: Recipe) -> list
 
 
 def same_weights(one: Path, other: Path) -> bool:
-    """Whether two runs ended with the same network, to the last bit."""
+    """Whether two runs ended with the same network, bit by bit."""
     weights = [load_file(folder / "compressed.safetensors") for folder in (one, other)]
     return weights[0].keys() == weights[1].keys() and all(
         torch.equal(value, weights[1][name]) for name, value in weights[0].items()
@@ -90,15 +89,15 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def stage_rows(report: Report, killed: Sequence[str]) -> list[dict[str, Any]]:
-    """Table 5's columns, and how far each network is from the original."""
+    """The columns of the paper's Table 5, and the function norm of each network."""
     return [
         {
             "network": stage.name,
             "what": stage.what,
-            "top1": stage.judgement.top1,
-            "top5": stage.judgement.top5,
+            "top1": stage.metrics.top1,
+            "top5": stage.metrics.top5,
             "ratio": stage.ratio,
-            "function_norm": stage.judgement.function_norm,
+            "function_norm": stage.metrics.function_norm,
             "seconds": round(stage.seconds, 1),
             "killed": stage.name in killed,
         }

@@ -1,15 +1,16 @@
-"""Searches compared: the same network, factors, objective and images, and the same count of image passes.
+"""Searches compared on the same network, factors, objective and images, for the same number of image passes.
 
     python -m benchmarks.studies.search.comparison MODEL DATA --input-size 64 --gamma 0.03 --name search-resnet18
     python -m benchmarks.studies.search.comparison MODEL DATA --input-size 64
         --gamma-factor 2 --divided 1500 --name search-resnet50
     python -m benchmarks.studies.search.comparison fc3 --gamma-factor 0.1 --budget 6000 --name search-fc3
 
-Factors are the weights' own, decomposed once, and nothing is recalibrated: only plans differ. Every look takes 50
-images of one pool of 500; the last plan of a search is judged on other images, those before on some of them. The peers
-get the log scale of ranks too, which is a gift: it is worth more than any acquisition. Those that do not model their
-noise hand over the luckiest look, as their users do. A search that stops keeps its plan to the end of the budget; so
-that its rivals' further passes are seen apart, each is judged with what it held when the default had stopped, too.
+Factors are the weights' own, decomposed once, without layer-wise reconstruction: only plans differ. Every evaluation
+takes 50 images of one pool of 500; the last incumbent of a search is evaluated on all test images, earlier ones on some
+of them. The baselines get the log scale of ranks, too, which is worth more to them than any acquisition function. Those
+that do not model noise return the plan of their best evaluation, as for their users. A search that stops keeps its plan
+to the end of the budget. To show what the others gain by further passes, each is also compared by its incumbent at the
+time when the default had stopped.
 
 gamma of ResNet-50 and FC3 is a multiple of 1 / E||f*||^2, set before any comparison so that good plans keep a relative
 function norm of 0.05 to 0.1, by `--searches lagrange-cheap --seeds 1` alone. ResNet-50 (3,200 passes): 0.20 at once
@@ -28,17 +29,17 @@ import click
 import torch
 
 from benchmarks.studies.search.baselines import SEARCHES
-from benchmarks.studies.search.baselines.judging import (
+from benchmarks.studies.search.baselines.networks import CURVE_IMAGES, PlanEvaluator, Plans, gamma_of, load_network
+from benchmarks.studies.search.baselines.problem import Attempt, Problem
+from benchmarks.studies.search.baselines.scoring import (
     Row,
     Seconds,
     check_certificates,
     checkpoints_of,
     compare_with_default,
     follow,
-    test_row,
+    score,
 )
-from benchmarks.studies.search.baselines.networks import CURVE_IMAGES, Plans, TestEvaluator, gamma_of, load_network
-from benchmarks.studies.search.baselines.problem import Attempt, Problem
 from benchmarks.studies.search.baselines.summary import best_baseline, summarize
 from benchmarks.studies.study import RESULTS, read_results, write_results
 from compressor.errors import InputError
@@ -55,7 +56,7 @@ class Study:
     about: dict[str, Any]
     problem: Problem
     plans: Plans
-    evaluator: TestEvaluator
+    evaluator: PlanEvaluator
     budget: int
     began: float
     rows: list[Row] = field(default_factory=list)
@@ -65,15 +66,15 @@ class Study:
         attempt = Attempt(self.problem, self.budget, seed)
         steps, overhead = follow(SEARCHES[search], attempt)
         seconds = Seconds(overhead, self.plans.seconds_per_pass)
-        self.rows.append(test_row(search, attempt, steps, seconds, self.evaluator))
+        self.rows.append(score(search, attempt, steps, seconds, self.evaluator))
         compare_with_default(self.rows, self.evaluator)
         check_certificates(self.rows, self.evaluator)
         self.save()
         row = self.rows[-1]
         click.echo(
             f"{search} (seed {seed}): J {row['objective']:.4f}, R {row['ratio']:.3f}, "
-            f"relative L {row['relative']:.3f}, {row['passes']} passes, {row['evaluations']} looks, "
-            f"{overhead:.1f} s of its own; {row['stopped_because']}",
+            f"relative L {row['relative']:.3f}, {row['passes']} passes, {row['evaluations']} evaluations, "
+            f"{overhead:.1f} s beside them; {row['stopped_because']}",
             err=True,
         )
 
@@ -90,10 +91,10 @@ class Study:
 
 
 def keep_earlier(study: Study) -> None:
-    """Take over the rows of the results file, if there is one of the same problem.
+    """Add the rows of the results file, if there is one.
 
     Raises:
-        InputError: it holds another problem's rows.
+        InputError: its rows are of another problem.
     """
     if not (RESULTS / f"{study.name}.json").exists():
         return
@@ -106,19 +107,19 @@ def keep_earlier(study: Study) -> None:
 
 
 def _is_same(value: Any, earlier: Any) -> bool:
-    """Whether two settings are the same, up to what sums come to on another machine."""
+    """Whether two settings are the same, up to rounding on another machine."""
     if isinstance(value, float) and isinstance(earlier, float):
         return math.isclose(value, earlier, rel_tol=SAME)
     return bool(value == earlier)
 
 
-def chosen_searches(wanted: str) -> list[str]:
-    """The searches named, or all; those whose package is missing are left out with a word.
+def choose_searches(names_given: str) -> list[str]:
+    """The searches named, or all; those whose package is missing are left out with a line on stderr.
 
     Raises:
         InputError: there is no such search.
     """
-    names = list(SEARCHES) if wanted == "all" else wanted.split(",")
+    names = list(SEARCHES) if names_given == "all" else names_given.split(",")
     unknown = [name for name in names if name not in SEARCHES]
     if unknown:
         raise InputError(f"no search is called {', '.join(unknown)}; there are {', '.join(SEARCHES)}")
@@ -138,11 +139,15 @@ def chosen_searches(wanted: str) -> list[str]:
 @click.option("--gamma", type=float, help="Of the objective; default: --gamma-factor times 1 / E||f*||^2.")
 @click.option("--gamma-factor", default=1.0, show_default=True)
 @click.option("--budget", default=10_000, show_default=True, help="Image passes per search.")
-@click.option("--samples", default=50, show_default=True, help="Images per look at a plan.")
+@click.option("--samples", default=50, show_default=True, help="Images per evaluation of a plan.")
 @click.option("--seeds", default=5, show_default=True)
 @click.option("--first-seed", default=0, show_default=True)
-@click.option("--judges", default=2000, show_default=True, help="Images outside the search.")
-@click.option("--divided", type=int, help="Images divided between pool and judges before others judge; default: all.")
+@click.option("--test-images", "num_test", default=2000, show_default=True)
+@click.option(
+    "--divided",
+    type=int,
+    help="Images divided between pool and test before the others are added to the test; default: all.",
+)
 @click.option("--searches", default="all", show_default=True, help="Names, separated by commas.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--add", is_flag=True, help="Keep the rows that the results file holds already.")
@@ -158,7 +163,7 @@ def main(
     samples: int,
     seeds: int,
     first_seed: int,
-    evaluators: int,
+    num_test: int,
     divided: int | None,
     searches: str,
     device: str,
@@ -168,8 +173,8 @@ def main(
     """Run the comparison and write benchmarks/results/NAME.json, anew after every search."""
     began = time.perf_counter()
     try:
-        names = chosen_searches(searches)
-        network = load_network(model, data, input_size, patterns.split(","), evaluators, torch.device(device), divided)
+        names = choose_searches(searches)
+        network = load_network(model, data, input_size, patterns.split(","), num_test, torch.device(device), divided)
         plans = network.plans(network.pool)
         problem = network.problem(plans, gamma_of(plans, gamma, gamma_factor), samples)
         about = {
@@ -180,13 +185,13 @@ def main(
             "budget": budget,
             "samples": samples,
             "pool": len(network.pool),
-            "evaluated_on": len(network.evaluators),
-            "curve_on": min(CURVE_IMAGES, len(network.evaluators)),
+            "evaluated_on": len(network.test_images),
+            "curve_on": min(CURVE_IMAGES, len(network.test_images)),
             "output_energy": plans.norm.output_energy,
             "device": device,
         }
         study = Study(
-            name, about, problem, plans, TestEvaluator(network.plans(network.evaluators), problem), budget, began
+            name, about, problem, plans, PlanEvaluator(network.plans(network.test_images), problem), budget, began
         )
         if add:
             keep_earlier(study)

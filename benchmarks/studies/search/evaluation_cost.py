@@ -1,13 +1,13 @@
-"""What looking at a candidate costs beside a bare forward pass of the same network, once finished, on the same images.
+"""What evaluating a candidate costs next to a bare forward pass of the same finished network on the same images.
 
     python -m benchmarks.studies.search.evaluation_cost MODEL DATA --input-size 64
 
-A search runs as by default, with factors fitted to images. Its looks at whole plans are then repeated in their order,
-each of them timed in turn with a bare pass of the plan's network: tensors of its own, images at hand. Whichever comes
-first finds the kernels for the layers' shapes missing, a tenth of its time, and prepares them for the other: they take
-turns in that. The linear models, which count as many image passes, are timed, too. Processor time of one thread; every
-repeat starts cold, as a search begins. Of the search itself, on two threads, the study says what share of its time goes
-into process and acquisition, and what into the paths of the joint certificate.
+A default search runs first. Its evaluations of whole plans are then repeated in order, each timed next to a bare pass
+of the plan's network with tensors of its own and the images at hand. Whichever comes first has to prepare the kernels
+for the layers' shapes, a tenth of its time, so the two take turns in coming first. The linear models are timed as well,
+since they count as image passes. Times are processor times of one thread, and every repeat starts cold, like a search.
+For the search itself, on two threads, the study measures how much of its time goes into Gaussian process and
+acquisition, and how much into the sample paths of the joint certificate.
 """
 
 import functools
@@ -28,40 +28,45 @@ from benchmarks.studies.study import write_results
 from compressor.arrays import Ranks
 from compressor.fidelity.linearization import Linearizer
 from compressor.network.surgery import detach_from_original
-from compressor.pipeline.prepare import function_norm, prepare
+from compressor.pipeline.context import Context, Source
+from compressor.pipeline.prepare import prepare
 from compressor.pipeline.settings import Settings
-from compressor.pipeline.stages import search_ranks as rank_search
-from compressor.pipeline.stages.search_ranks import RankSearch
-from compressor.pipeline.state import Job, Source
+from compressor.pipeline.stage import run_stages
+from compressor.pipeline.stages import search_ranks
+from compressor.pipeline.stages.cost import TabulateCosts
+from compressor.pipeline.stages.evaluate_original import EvaluateOriginal
+from compressor.pipeline.stages.factorize import Factorize
+from compressor.pipeline.stages.search_ranks import RankSearch, make_evaluation
+from compressor.pipeline.state import State
 from compressor.progress import progress_for_stderr
 from compressor.search.evaluation.parallel import Evaluate
 from compressor.search.settings import SearchSettings
 from compressor.search.stopping import criterion as stopping
 from compressor.search.stopping.joint_certificate import JointTest
 
-EvaluateAt = tuple[Ranks, np.ndarray]
-ModelOf = tuple[Linearizer, tuple[Ranks, Sequence[Sequence[int]], np.ndarray, int]]
-MIN_IMAGES = 10  # a bare pass of fewer is over before it can be timed
+EvaluatedPlan = tuple[Ranks, np.ndarray]  # ranks (d,), indices of images (m,)
+LinearizedPlan = tuple[Linearizer, tuple[Ranks, Sequence[Sequence[int]], np.ndarray, int]]
+MIN_IMAGES = 10  # a bare pass of fewer is too short to be timed
 SEARCH_THREADS = 2
-REPEATS = 4  # the least of so many is taken, for either; in half of them the candidate comes first
+REPEATS = 4  # of which the minimum is taken; the candidate comes first in half of them
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A search that was run: its looks and its linear models, to be repeated, and where its seconds went."""
+    """A search that was run: its evaluations and linear models, to be repeated, and its seconds by part."""
 
     search: RankSearch
-    evaluations: list[EvaluateAt]
-    models: list[ModelOf]
+    evaluations: list[EvaluatedPlan]
+    models: list[LinearizedPlan]
     seconds: dict[str, float]
 
 
-def watch(job: Job, norm: Any) -> Watched:
-    """Run a search on SEARCH_THREADS threads."""
-    evaluations: list[EvaluateAt] = []
-    models: list[ModelOf] = []
+def watch(context: Context, state: State) -> Watched:
+    """Run a search on SEARCH_THREADS threads and record it."""
+    evaluations: list[EvaluatedPlan] = []
+    models: list[LinearizedPlan] = []
     certificate_seconds = []
-    make, linearize, certify = rank_search._evaluation, Linearizer.__call__, stopping.certify_jointly
+    make, linearize, certify = search_ranks.make_evaluation, Linearizer.__call__, stopping.certify_jointly
 
     def recording(*given: Any) -> Evaluate:
         evaluate = make(*given)
@@ -83,10 +88,10 @@ def watch(job: Job, norm: Any) -> Watched:
         return test
 
     with (
-        mock.patch.object(rank_search, "_evaluation", recording),
+        mock.patch.object(search_ranks, "make_evaluation", recording),
         mock.patch.object(Linearizer, "__call__", recording_model),
         mock.patch.object(stopping, "certify_jointly", timing_certificate),
-        RankSearch(job, norm, resume=False) as search,
+        RankSearch(context, state) as search,
     ):
         torch.set_num_threads(SEARCH_THREADS)
         record = search.run().search
@@ -101,25 +106,29 @@ def watch(job: Job, norm: Any) -> Watched:
     return Watched(search, evaluations, models, seconds)
 
 
-def measure(job: Job) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
-    """One row for every look of a search, milliseconds of the candidate and of a bare pass; one for every linear model,
-    image passes by the clock and as counted; and the seconds of the search."""
-    norm = function_norm(job)
-    watched = watch(job, norm)
+def measure(context: Context) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, float]]:
+    """Run a search and time its parts.
+
+    Returns:
+        A row per evaluation with milliseconds of the candidate and of a bare pass, a row per linear model with image
+        passes by the clock and as counted, and the seconds of the search by part.
+    """
+    state = run_stages([EvaluateOriginal(), Factorize(), TabulateCosts()], context, State(context.original))
+    watched = watch(context, state)
     whole = [evaluation for evaluation in watched.evaluations if len(evaluation[1]) >= MIN_IMAGES]
-    repeats = [_time_all(job, watched.search, norm, whole, turn % 2 == 0) for turn in range(REPEATS)]
+    repeats = [_time_all(context, watched.search, whole, turn % 2 == 0) for turn in range(REPEATS)]
     candidate_ms, bare_ms = np.array(repeats).min(0).T
     rows = [
         {"images": len(indices), "candidate_ms": float(candidate), "bare_ms": float(bare)}
         for (_, indices), candidate, bare in zip(whole, candidate_ms, bare_ms, strict=True)
     ]
-    return rows, [_time_model(watched.search, norm, model) for model in watched.models], watched.seconds
+    return rows, [_time_model(watched.search, model) for model in watched.models], watched.seconds
 
 
-def _time_model(search: RankSearch, norm: Any, model: ModelOf) -> dict[str, Any]:
+def _time_model(search: RankSearch, model: LinearizedPlan) -> dict[str, Any]:
     linearizer, given = model
     ranks, _, indices, directions = given
-    network, images = detach_from_original(search.build(ranks)).eval(), norm.images.batch(indices)
+    network, images = detach_from_original(search.build(ranks)).eval(), search.norm.images.batch(indices.tolist())
     counted: list[int] = []
     times = []
     for _ in range(REPEATS):
@@ -136,14 +145,14 @@ def _time_model(search: RankSearch, norm: Any, model: ModelOf) -> dict[str, Any]
 
 
 def _time_all(
-    job: Job, search: RankSearch, norm: Any, evaluations: list[EvaluateAt], candidate_first: bool
+    context: Context, search: RankSearch, evaluations: list[EvaluatedPlan], candidate_first: bool
 ) -> list[tuple[float, float]]:
-    """Milliseconds of each look and of its bare pass, with nothing kept from before the first."""
-    evaluate = rank_search._evaluation(norm, job.original, search.parts, search.space)
+    """Milliseconds of each evaluation and of its bare pass, with nothing cached before the first."""
+    evaluate = make_evaluation(search.norm, context.original, search.parts, search.space)
     times = []
     for ranks, indices in evaluations:
         candidate = functools.partial(evaluate, ranks, indices)
-        network, images = detach_from_original(search.build(ranks)).eval(), norm.images.batch(indices)
+        network, images = detach_from_original(search.build(ranks)).eval(), search.norm.images.batch(indices.tolist())
         bare = torch.inference_mode()(functools.partial(network, images))
         if candidate_first:
             times.append((_milliseconds(candidate), _milliseconds(bare)))
@@ -177,11 +186,9 @@ def main(
     for kind in factors.split(","):
         settings = Settings(gamma=gamma, factors=kind, search=SearchSettings(seed=seed))  # type: ignore[arg-type]
         with tempfile.TemporaryDirectory() as folder:
-            job = prepare(loaded.model, images, Path(folder) / "job", settings, Source(loaded.arch), progress)
-            evaluations, models, search = measure(job)
-        candidate, bare = (
-            np.array([evaluation[key] for evaluation in evaluations]) for key in ("candidate_ms", "bare_ms")
-        )
+            context = prepare(loaded.model, images, Path(folder) / "out", settings, Source(loaded.arch), progress)
+            evaluations, models, search = measure(context)
+        candidate, bare = (np.array([row[key] for row in evaluations]) for key in ("candidate_ms", "bare_ms"))
         rows.append(
             {
                 "factors": kind,

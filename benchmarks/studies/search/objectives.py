@@ -4,7 +4,7 @@
 
 The paper's 784-1000-1000-10 on Fashion-MNIST, its three layers by SVD of the weights, as there; no recalibration, so
 that only the searches differ. gamma is a multiple of each fidelity's own default, at which a lost output costs as much
-as the whole size. 500 of the test images search, all others judge.
+as the whole size. 500 of Fashion-MNIST's test images are for the search, all others are the test images here.
 """
 
 import time
@@ -36,21 +36,21 @@ from compressor.search.sparsity_space import SparsitySpace
 
 SEARCH_IMAGES = 500
 CPU = torch.device("cpu")
-# Times the default gamma, and images per look.
+# Times the default gamma, and images per evaluation.
 FACTORS: dict[Fidelity, tuple[float, ...]] = {"norm": (0.5, 1, 2, 5, 10), "risk": (0.5, 1, 2, 5), "error": (0.5, 1, 2)}
 SAMPLES = (50, 200)
-FIXED = (0.1, 0.2, 0.3, 0.4, 0.5)  # shares pruned of the plan found without
+FIXED = (0.1, 0.2, 0.3, 0.4, 0.5)  # shares pruned afterwards from a plan found without pruning
 
 
 @dataclass(frozen=True)
 class Bench:
-    """FC3, its factors, and the images of search and judge."""
+    """FC3, its factors, and the images of search and test."""
 
     model: nn.Module
     layers: list[FoundLayer]
     factors: dict[str, Factors]
     pool: ImageSet
-    evaluators: ImageSet
+    test_images: ImageSet
 
     def space(self, sparse: bool) -> RankSpace:
         """Ranks, with the share of weights kept where `sparse`."""
@@ -68,15 +68,15 @@ def make_bench() -> Bench:
     """FC3 as `benchmarks.datasets.fashion` trains it."""
     inputs, labels = load_fashion(train=False)
     images = ImageSet(inputs, "Fashion-MNIST's test images", labels=labels)
-    pool, evaluators = images.split(SEARCH_IMAGES, seed=0)
+    pool, test_images = images.split(SEARCH_IMAGES, seed=0)
     model = trained_fc3().requires_grad_(False)
     layers = compressible(find_layers(model, inputs[:1]))
     factors = {layer.name: weight_factors(layer) for layer in layers}
-    return Bench(model, layers, factors, pool, evaluators)
+    return Bench(model, layers, factors, pool, test_images)
 
 
 def run(bench: Bench, kind: Fidelity, factor: float, samples: int, seed: int, sparse: bool) -> dict[str, Any]:
-    """One search, and what its plan is on the judging images."""
+    """One search, and its plan on the test images."""
     norm = FunctionNorm(bench.model, bench.pool, CPU)
     measure = norm if kind == "norm" else Risk(norm, kind)
     objective, space = Objective(factor * default_gamma(measure.loss_when_lost)), bench.space(sparse)
@@ -91,6 +91,7 @@ def run(bench: Bench, kind: Fidelity, factor: float, samples: int, seed: int, sp
         noise_spec=measure.noise_spec,
     )
     ranks, record = search.run()
+    shares = (0.0, *FIXED) if kind == "norm" and not sparse else (0.0,)
     return {
         "fidelity": kind,
         "factor": factor,
@@ -103,21 +104,21 @@ def run(bench: Bench, kind: Fidelity, factor: float, samples: int, seed: int, sp
         "image_passes": record.image_passes,
         "stopped_because": record.stopped_because,
         "z_rms": record.calibration.z_rms,
-        "believed": record.objective,
-        "believed_sd": record.objective_sd,
+        "posterior_mean": record.objective,
+        "posterior_sd": record.objective_sd,
         "ranks": space.layer_ranks(ranks).tolist(),
-        **evaluator(bench, kind, objective, space, ranks, (0.0, *FIXED) if kind == "norm" and not sparse else (0.0,)),
+        **evaluate_plan(bench, kind, objective, space, ranks, shares),
     }
 
 
-def evaluator(
+def evaluate_plan(
     bench: Bench, kind: Fidelity, objective: Objective, space: RankSpace, point: Ranks, shares: tuple[float, ...]
 ) -> dict[str, Any]:
-    """The plan on the judging images, and J where shares of its weights are pruned besides."""
-    norm = FunctionNorm(bench.model, bench.evaluators, CPU)
-    measure, every = norm if kind == "norm" else Risk(norm, kind), np.arange(len(bench.evaluators))
+    """The plan on the test images, and J where shares of its weights are pruned afterwards."""
+    norm = FunctionNorm(bench.model, bench.test_images, CPU)
+    measure, every = norm if kind == "norm" else Risk(norm, kind), np.arange(len(bench.test_images))
     network, ratio = bench.candidate(space, point), float(space.ratio(point[None])[0])
-    outputs, labels = norm.outputs(network, torch.from_numpy(every)), bench.evaluators.labels
+    outputs, labels = norm.outputs(network, torch.from_numpy(every)), bench.test_images.labels
     assert labels is not None
     risk = compare_risks(norm.targets, outputs, labels)
     pruned = {share: measure.losses(pruned_copy(network, share), every).mean for share in shares}
@@ -170,7 +171,7 @@ def main(seeds: int, name: str) -> None:
             )
     about = {
         "network": "FC3 (784-1000-1000-10) on Fashion-MNIST",
-        "evaluated_on": len(bench.evaluators),
+        "evaluated_on": len(bench.test_images),
         "seeds": seeds,
     }
     write_results(name, about, rows, began)

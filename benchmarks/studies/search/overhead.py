@@ -1,8 +1,8 @@
-"""What the Gaussian process, the acquisition and the certificate cost beside the looks, on one thread.
+"""What the Gaussian process, the acquisition and the certificate cost next to the evaluations, on one thread.
 
-A cheap analytic objective takes the place of the network, so that nearly all of the time is the search's own.
+A cheap analytic objective replaces the network, so that nearly all of the time is the search's own.
 
-    python -m benchmarks.studies.search.overhead --looks 300
+    python -m benchmarks.studies.search.overhead --evaluations 300
 """
 
 import argparse
@@ -20,9 +20,9 @@ from compressor.search.optimizer import Search
 from compressor.search.settings import SearchSettings
 from compressor.search.space import RankSpace
 
-NUM_IMAGES = 5000  # more than the looks use up
+NUM_IMAGES = 5000  # more than the evaluations use up
 DIMENSIONS = (16, 50)
-LOOK_SECONDS = 0.5  # what 50 images through a ResNet-18 of 64 px took on two cores, to compare with
+EVALUATION_SECONDS = 0.5  # what 50 images through a ResNet-18 of 64 px took on two cores, to compare with
 
 
 def make_search(num_dims: int, settings: SearchSettings) -> Search:
@@ -45,7 +45,7 @@ def make_search(num_dims: int, settings: SearchSettings) -> Search:
 
 
 def measure(num_dims: int, evaluations: int, delta: float) -> dict[str, object]:
-    """One search: processor seconds in all, and those per look of fit, acquisition and test."""
+    """One search: processor seconds in all, and per evaluation those of fit, acquisition and certificate."""
     began, cpu_began = time.perf_counter(), time.process_time()
     _, record = make_search(num_dims, SearchSettings(max_evaluations=evaluations, delta=delta)).run()
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
@@ -58,13 +58,13 @@ def measure(num_dims: int, evaluations: int, delta: float) -> dict[str, object]:
         "seconds": round(seconds, 2),
         "cpu_seconds": round(cpu_seconds, 2),
         "cpu_seconds_per_evaluation": round(own_seconds / record.evaluations, 4),
-        "share_beside_evaluations": round(own_seconds / (own_seconds + LOOK_SECONDS * record.evaluations), 4),
+        "share_beside_evaluations": round(own_seconds / (own_seconds + EVALUATION_SECONDS * record.evaluations), 4),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--looks", type=int, default=300, help="of the searches that no certificate stops")
+    parser.add_argument("--evaluations", type=int, default=300, help="of the searches that no certificate stops")
     parser.add_argument("--name", default="overhead", help="of the file in benchmarks/results")
     arguments = parser.parse_args()
     began = time.perf_counter()
@@ -75,7 +75,7 @@ def main() -> None:
             for delta in (1e-9, 0.05):
                 rows.append(measure(num_dims, arguments.evaluations, delta))
                 print(rows[-1], flush=True)
-    write_results(arguments.name, {"evaluation_seconds": LOOK_SECONDS, "images": NUM_IMAGES}, rows, began)
+    write_results(arguments.name, {"evaluation_seconds": EVALUATION_SECONDS, "images": NUM_IMAGES}, rows, began)
 
 
 if __name__ == "__main__":

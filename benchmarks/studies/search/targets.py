@@ -1,12 +1,12 @@
-"""Do targets hold outside the run, and is finding gamma for one worth more than a sweep of gammas?
+"""Do targets hold on test images, and is searching for a target worth more than a sweep of gammas?
 
     python -m benchmarks.studies.search.targets MODEL DATA --input-size 64
 
-Every seed draws its own images to fit, search and decide with; the others judge. Each seed runs the target. Some run a
-plain search at the gamma that was found, too, which says what image passes the target cost beside one search, other
-targets, and a sweep of eight gammas. Of the sweep a person could take the smallest network whose own bound, on
-the images that decide, keeps to the drop; the smallest that the judges find to have kept to it is beside it, which
-nobody could know. Factors are computed once per seed.
+Every seed draws its own images for calibration, search and validation; all others are test images. Each seed runs the
+target. Some also run a plain search at the gamma that was found, which shows what the target costs in image passes,
+other targets, and a sweep of eight gammas. From a sweep one would take the smallest network whose bound on the
+validation images is within the drop; the smallest within it on the test images, which nobody could know, is reported as
+well. Factors are computed once per seed.
 """
 
 import tempfile
@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import click
 import numpy as np
@@ -27,42 +26,44 @@ from compressor.cost.size import count_params
 from compressor.data.images import ImageSet
 from compressor.fidelity.accuracy_drop import DropCurve, DropEstimator
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.pipeline.prepare import function_norm, prepare
+from compressor.pipeline.context import Context, Source
+from compressor.pipeline.prepare import prepare
 from compressor.pipeline.settings import Settings, Target
-from compressor.pipeline.stages import search_ranks
-from compressor.pipeline.stages.build import build
-from compressor.pipeline.stages.factorize import decompose_or_recall
-from compressor.pipeline.stages.meet_size import reach_target
-from compressor.pipeline.stages.search_ranks import RankSearch
-from compressor.pipeline.state import BuiltNetwork, Job, Source
+from compressor.pipeline.stage import run_stages
+from compressor.pipeline.stages.evaluate_original import EvaluateOriginal
+from compressor.pipeline.stages.factorize import Factorize
+from compressor.pipeline.stages.search import search_stages
+from compressor.pipeline.state import Decomposed, State, needed
 from compressor.progress import Progress, progress_for_stderr
 from compressor.search.optimizer import SearchSettings
 from compressor.search.records import TargetKind
 
 NUM_GAMMAS = 8
-Ask = tuple[TargetKind | None, float]  # a wish, or None with a gamma
+Ask = tuple[TargetKind | None, float]  # a target with its value, or None with a gamma
 
 
 @dataclass
 class Seed:
-    """All runs on one draw of images; `gauge` measures drops on those outside."""
+    """All runs on one draw of images; `test` measures drops on the test images."""
 
-    job: Job
-    estimator: DropEstimator
+    context: Context
+    test: DropEstimator
     folder: Path
 
     def __post_init__(self) -> None:
-        self._norm = function_norm(self.job)
-        self._parts: Sequence[Any] | None = None
-        self._original = count_params(self.job.original)
-        assert self.job.validation is not None
-        self._validation = DropEstimator(
-            [self._norm, FunctionNorm(self.job.original, self.job.validation, self.job.device)]
-        )
+        context = self.context
+        assert context.validation is not None
+        start = run_stages([EvaluateOriginal(), Factorize()], context, State(context.original))
+        self._decomposed: Sequence[Decomposed] = needed(start.decomposed, "layers with factors")
+        self._original = count_params(context.original)
+        norm = needed(start.norm, "a function norm")
+        self._validation = DropEstimator([norm, FunctionNorm(context.original, context.validation, context.device)])
 
     def runs(self, drop: float, others: Sequence[Ask] | None) -> Iterator[dict[str, Any]]:
-        """The row of the drop; with `others`, of a plain search at the gamma that was found, and of those, whose gammas
-        are a sweep."""
+        """The row of the drop; with `others`, also those of a plain search at the gamma found, and of `others`.
+
+        The gammas among `others` are the sweep.
+        """
         found = self.run("drop", drop)
         yield {"sweep": False} | found
         if others is not None:
@@ -74,27 +75,21 @@ class Seed:
         """The row of one target or gamma."""
         began = time.perf_counter()
         wanted = None if kind is None else Target(kind, value)
-        settings = replace(self.job.settings, target=wanted, gamma=value if kind is None else None)
-        job = replace(self.job, settings=settings, folder=self.folder / f"{kind}-{value:g}")
-        with self._cached_factors(), RankSearch(job, self._norm, resume=False) as search:
-            self._parts = search._every_part
-            built = reach_target(job, search, self._norm) if wanted else build(job, search.run(), self._norm)
-        return self._row(built) | {"kind": kind or "gamma", "asked": value, "seconds": time.perf_counter() - began}
+        settings = replace(self.context.settings, target=wanted, gamma=value if kind is None else None)
+        context = replace(self.context, settings=settings, folder=self.folder / f"{kind}-{value:g}")
+        stages = [stage for stage in search_stages(settings) if not isinstance(stage, Factorize)]
+        state = run_stages(stages, context, State(context.original, decomposed=self._decomposed))
+        return self._row(state) | {"kind": kind or "gamma", "asked": value, "seconds": time.perf_counter() - began}
 
-    def _cached_factors(self) -> Any:
-        known = self._parts
-        original = decompose_or_recall
-        return mock.patch.object(search_ranks, "decompose_or_recall", lambda *given: known or original(*given))
-
-    def _row(self, built: BuiltNetwork) -> dict[str, Any]:
-        record, target = built.result.search, built.target
-        assert record is not None
-        decided = self._validation.measure(built.network)
+    def _row(self, state: State) -> dict[str, Any]:
+        result, target = needed(state.result, "a plan"), state.target
+        record = needed(result.search, "a search")
+        decided = self._validation.measure(state.network)
         curve = DropCurve([decided], self._validation.is_labelled)
         return {
-            "ratio": count_params(built.network) / self._original,
-            "drop_outside": self.estimator.measure(built.network).drop,
-            "gamma": built.result.gamma,
+            "ratio": count_params(state.network) / self._original,
+            "drop_outside": self.test.measure(state.network).drop,
+            "gamma": result.gamma,
             "evaluations": record.evaluations,
             "image_passes": record.image_passes,
             "certificate_met": record.certificate.met,
@@ -115,18 +110,28 @@ def seed_of(
     folder: Path,
     progress: Progress,
 ) -> Seed:
-    """The job of one seed on its images, with the images that judge it."""
-    mine, evaluators = images
+    """The runs of one seed on its images.
+
+    Args:
+        model: the original.
+        arch: its name.
+        images: those that runs get, and test images.
+        seed: of all runs.
+        recalibrate: whether layers are reconstructed.
+        folder: where runs write.
+        progress: announces their stages.
+    """
+    mine, test_images = images
     settings = Settings(target=Target("drop", 1.0), recalibrate=recalibrate, search=SearchSettings(seed=seed))
-    job = prepare(model, mine, folder / "job", settings, Source(arch), progress)
-    return Seed(job, DropEstimator([FunctionNorm(job.original, evaluators, job.device)]), folder)
+    context = prepare(model, mine, folder / "out", settings, Source(arch), progress)
+    return Seed(context, DropEstimator([FunctionNorm(context.original, test_images, context.device)]), folder)
 
 
 @click.command()
 @click.argument("model_path", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--input-size", type=int, required=True)
-@click.option("--images", "num_images", default=3000, show_default=True, help="That a run gets; the others judge.")
+@click.option("--images", "num_images", default=3000, show_default=True, help="That a run gets, of all.")
 @click.option("--seeds", default=10, show_default=True)
 @click.option("--first-seed", default=0, show_default=True)
 @click.option("--sweeps", default=2, show_default=True, help="Seeds that run all the rest, too.")

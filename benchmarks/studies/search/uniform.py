@@ -1,10 +1,9 @@
-"""The searched plan against every uniform plan (all layers at the same fraction of their caps).
+"""The searched plan against every uniform plan (all layers at the same fraction of their break-even ranks).
 
     python -m benchmarks.studies.search.uniform MODEL DATA --input-size 64
 
-Both use the weights' own factors, so that only the plans differ, and are judged by the same objective on images that
-the search never saw. L does not depend on gamma, so the
-uniform plans are measured once.
+Both use the weights' own factors, so that only the plans differ, and are compared by the same objective on test images.
+L does not depend on gamma, so the uniform plans are evaluated once.
 """
 
 import tempfile
@@ -40,8 +39,8 @@ FRACTIONS = (
 NUM_TEST = 2000
 
 
-class TestEvaluator:
-    """L of any plan on images outside the search."""
+class PlanEvaluator:
+    """L of any plan on test images."""
 
     def __init__(self, model: torch.nn.Module, images: ImageSet) -> None:
         self._model = model
@@ -61,8 +60,8 @@ class TestEvaluator:
         return float(self.space.ratio(ranks[None])[0])
 
 
-def compare(evaluator: TestEvaluator, gamma: float, ours: Ranks, uniform: dict[float, Losses]) -> dict[str, Any]:
-    """J of our plan and of the best uniform plan, and the standard error of their difference (same images)."""
+def compare(evaluator: PlanEvaluator, gamma: float, ours: Ranks, uniform: dict[float, Losses]) -> dict[str, Any]:
+    """J of the searched plan and of the best uniform plan, and the standard error of their difference (same images)."""
     objective = Objective(gamma)
 
     def value(losses: Losses, ratio: float) -> float:
@@ -86,7 +85,7 @@ def compare(evaluator: TestEvaluator, gamma: float, ours: Ranks, uniform: dict[f
 
 
 def summarize(report: Report) -> dict[str, Any]:
-    """What the run itself reported."""
+    """The run's own figures."""
     assert report.search is not None
     record = report.latency["CPUExecutionProvider"]
     return {
@@ -121,8 +120,8 @@ def main(model_path: Path, data: Path, input_size: int, gammas: str, seeds: int,
     began = time.perf_counter()
     progress = progress_for_stderr()
     loaded, images, _ = load_squares(model_path, data, input_size, NUM_TEST + MAX_IMAGES)
-    evaluators, others = images.split(min(NUM_TEST, max(len(images) - MAX_IMAGES, len(images) // 2)), seed=0)
-    evaluator = TestEvaluator(loaded.model, evaluators)
+    test_images, others = images.split(min(NUM_TEST, max(len(images) - MAX_IMAGES, len(images) // 2)), seed=0)
+    evaluator = PlanEvaluator(loaded.model, test_images)
     uniform = {}
     with progress.stage("uniform plans", len(FRACTIONS)) as stage:
         for count, fraction in enumerate(FRACTIONS):
@@ -146,7 +145,7 @@ def main(model_path: Path, data: Path, input_size: int, gammas: str, seeds: int,
             row = {"gamma": gamma, "seed": seed} | compare(evaluator, gamma, ranks, uniform) | summarize(result.report)
             rows.append(row)
             progress.log(f"J {row['objective']:.4f}, best uniform {row['best_uniform_objective']:.4f}")
-    about = {"network": loaded.arch, "evaluated_on": len(evaluators), "layers": len(evaluator.space.names)}
+    about = {"network": loaded.arch, "evaluated_on": len(test_images), "layers": len(evaluator.space.names)}
     click.echo(write_results(name, about, rows, began))
 
 

@@ -1,8 +1,8 @@
-"""BoTorch: a Gaussian process with the known variance of every look, and noisy expected improvement.
+"""BoTorch: a Gaussian process with the known variance of every evaluation, and noisy expected improvement.
 
 `SingleTaskGP` with `train_Yvar` and its default priors, `qLogNoisyExpectedImprovement`, q = 1, on the log scale in
-[0, 1]^d; a proposal is rounded to the nearest ranks before it is looked at. Handed over is the visited plan of highest
-posterior mean.
+[0, 1]^d; a proposal is rounded to the nearest ranks before it is evaluated. The incumbent is the evaluated plan of
+highest posterior mean.
 """
 
 import warnings
@@ -32,14 +32,14 @@ def noisy_expected_improvement(attempt: Attempt) -> Iterator[Step]:
     for ranks in space.decode(thetas):
         visited.append(ranks)
         values.append(attempt.observe(ranks))
-    handed_over = space.break_even_ranks
+    incumbent = space.break_even_ranks
     while True:
         points = np.array(visited)
         model = _fit(space.encode(points), np.array(values))
         means = _posterior_means(model, space.encode(points))
         best = points[int(np.argmax(means))]
-        if means.max() > DENSE_OBJECTIVE and not np.array_equal(best, handed_over):
-            handed_over = best
+        if means.max() > DENSE_OBJECTIVE and not np.array_equal(best, incumbent):
+            incumbent = best
             yield attempt.passes, best
         proposal = _propose(model, space.encode(points), seed=[attempt.seed, len(visited)])
         visited.append(space.decode(proposal[None])[0])
@@ -47,7 +47,7 @@ def noisy_expected_improvement(attempt: Attempt) -> Iterator[Step]:
 
 
 def _fit(thetas: Array, values: Array) -> Any:
-    """The process of maximum a posteriori, from thetas (n, d) and pairs of J and its variance (n, 2)."""
+    """The maximum a posteriori process, from thetas (n, d) and pairs of J and its variance (n, 2)."""
     import torch
     from botorch.fit import fit_gpytorch_mll
     from botorch.models import SingleTaskGP
@@ -65,7 +65,7 @@ def _fit(thetas: Array, values: Array) -> Any:
 
 
 def _posterior_means(model: Any, thetas: Array) -> Array:
-    """SurrogateFitter means of J (n,) at thetas (n, d)."""
+    """Posterior means of J (n,) at thetas (n, d)."""
     import torch
 
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Random search: plans uniform on the lattice's log scale, the luckiest handed over."""
+"""Random search: plans uniform on the lattice's log scale, the best evaluation's kept."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ CHANCE_STREAM = 12
 
 
 def search(attempt: Attempt) -> Iterator[Step]:
-    """Plans from the seed's random numbers, a look at each."""
+    """Random plans, one evaluation each."""
     rng = np.random.default_rng([attempt.seed, CHANCE_STREAM])
     best = BestObserved(attempt)
     while True:

@@ -1,8 +1,8 @@
-"""One number decides a whole plan: the best member of such a family, chosen by joint looks.
+"""Families in which one number decides a whole plan: the search for the best member.
 
-Members are looked at on an even grid, its middle first, then ever more densely around the best. What is left of the
-budget goes to second looks at the best few, on images that they have not seen: the choice among them is then by the
-mean of all looks and no longer by the luck of one.
+Members are evaluated on an even grid, its middle first, then more and more densely around the best. The rest of the
+budget goes to further evaluations of the best few, on images not used for them yet, so that the mean of all their
+evaluations decides and not one lucky one.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -24,24 +24,24 @@ LOWEST_FRACTION, LOWEST_ENERGY = 1e-3, 1e-4
 
 
 def uniform_plans(attempt: Attempt) -> Iterator[Step]:
-    """Every layer at the same fraction of its cap, fractions geometric."""
+    """Every layer at the same fraction of its break-even rank, fractions geometric."""
     return best_member(attempt, lambda t: attempt.space.uniform(LOWEST_FRACTION ** (1.0 - t)))
 
 
 def energy_thresholds(attempt: Attempt) -> Iterator[Step]:
-    """Every layer at the smallest rank that gives up no more than one share, common to all, of its squared norm."""
+    """Every layer at the smallest rank that discards at most one share, common to all, of its squared norm."""
     energies, choices = attempt.problem.energies, attempt.space.choices
 
     def plan(t: float) -> Ranks:
-        given_up = LOWEST_ENERGY**t
-        kept = [ranks[np.argmax(table[ranks - 1] <= given_up)] for ranks, table in zip(choices, energies, strict=True)]
+        discarded = LOWEST_ENERGY**t
+        kept = [ranks[np.argmax(table[ranks - 1] <= discarded)] for ranks, table in zip(choices, energies, strict=True)]
         return np.array(kept, dtype=np.int64)
 
     return best_member(attempt, plan)
 
 
 def best_member(attempt: Attempt, family: Family) -> Iterator[Step]:
-    """The member with the best mean J of its looks."""
+    """The member with the best mean J over its evaluations."""
     members = _Members(attempt)
     for t in GRID:
         yield from members.visit(family, t)
@@ -52,53 +52,53 @@ def best_member(attempt: Attempt, family: Family) -> Iterator[Step]:
                 yield from members.visit(family, float(t))
     for turn in count():
         ranked = members.best(NUM_FINALISTS)
-        evaluated_at = yield from members.evaluate_again(ranked[turn % len(ranked) :] + ranked[: turn % len(ranked)])
-        if not evaluated_at:
-            attempt.stopped_because = "no images left that could log more"
+        evaluated = yield from members.evaluate_again(ranked[turn % len(ranked) :] + ranked[: turn % len(ranked)])
+        if not evaluated:
+            attempt.stopped_because = "no images left for another evaluation"
             return
 
 
 class _Members:
-    """Members looked at, by the bytes of their ranks; the dense plan is known to start with."""
+    """The members evaluated, by the bytes of their ranks; the dense plan is the first incumbent."""
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt = attempt
         self.plans: dict[bytes, Ranks] = {}
         self.positions: dict[bytes, float] = {}
         self._losses: dict[bytes, list[Losses]] = {}
-        self._handed_over = attempt.space.break_even_ranks.tobytes()
+        self._incumbent = attempt.space.break_even_ranks.tobytes()
 
     def best(self, count: int) -> list[bytes]:
         """The members with the highest means, the best first."""
         return sorted(self.plans, key=self.mean, reverse=True)[:count]
 
     def mean(self, key: bytes) -> float:
-        """Mean J of a member over all the images it was looked at on."""
+        """Mean J of a member over all the images it was evaluated on."""
         values = np.concatenate([losses.values for losses in self._losses[key]])
         return self._attempt.value(self.plans[key], float(values.mean()))
 
     def visit(self, family: Family, t: float) -> Iterator[Step]:
-        """A first look at the member at `t`."""
+        """The first evaluation of the member at `t`."""
         ranks = family(t)
         key = ranks.tobytes()
         if key in self.plans:
             return
-        losses = self._attempt.evaluation(ranks, self._attempt.draw())
+        losses = self._attempt.evaluate(ranks, self._attempt.draw())
         self.plans[key], self.positions[key], self._losses[key] = ranks, t, [losses]
-        yield from self._log()
+        yield from self._update_incumbent()
 
     def evaluate_again(self, keys: list[bytes]) -> Generator[Step, None, bool]:
-        """Another look at the first of these members that has images left; returns whether there was one."""
+        """Another evaluation of the first of these members that has images left; returns whether there was one."""
         for key in keys:
             images = self._attempt.draw_unseen(np.concatenate([losses.indices for losses in self._losses[key]]))
             if len(images):
-                self._losses[key].append(self._attempt.evaluation(self.plans[key], images))
-                yield from self._log()
+                self._losses[key].append(self._attempt.evaluate(self.plans[key], images))
+                yield from self._update_incumbent()
                 return True
         return False
 
-    def _log(self) -> Iterator[Step]:
+    def _update_incumbent(self) -> Iterator[Step]:
         (best,) = self.best(1)
-        if best != self._handed_over and self.mean(best) > DENSE_OBJECTIVE:
-            self._handed_over = best
+        if best != self._incumbent and self.mean(best) > DENSE_OBJECTIVE:
+            self._incumbent = best
             yield self._attempt.passes, self.plans[best]

@@ -1,9 +1,9 @@
-"""One layer at a time: each layer's loss alone is measured on a table of ranks, and tables are put together to plans.
+"""One layer at a time: the loss of each layer alone is measured at some ranks, and plans are made from these tables.
 
-Three of them: AIMET's (nine cost ratios per layer, one threshold on the score common to all layers, found by bisection
-for a wanted size; here the threshold itself is chosen by J), Lagrangian allocation on twelve linear ranks, and the same
-on eight geometric ranks and five images. A layer is looked at on the same images at all its ranks. Where 50 images a
-rank would not leave a tenth of the budget for joint looks, there are fewer.
+Three such searches: AIMET's (nine cost ratios per layer and one threshold on the loss, common to all layers; AIMET
+bisects it for a given size, here J chooses it), Lagrangian allocation on twelve linear ranks, and the same on eight
+geometric ranks and five images. A layer is evaluated on the same images at all its ranks: on fewer than 50 where 50
+would not leave a tenth of the budget for whole plans.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from benchmarks.studies.search.baselines.family import best_member
 from benchmarks.studies.search.baselines.problem import Attempt, OutOfBudget, Step
 from compressor.arrays import Array, Ranks
-from compressor.search.initial import allocation as start
+from compressor.search.initial.allocation import allocate
 from compressor.search.initial.sensitivity import SENSITIVITY_IMAGES, every_rank, measure_sensitivities, tables_of
 from compressor.search.surrogate.additive_prior import non_increasing
 
 AIMET_RATIOS = np.arange(1, 10) / 10  # of the dense layer's parameters
 LINEAR_RANKS = 12
-PROBING_SHARE = 0.9  # of the budget, at most
+MAX_SENSITIVITY_SHARE = 0.9  # of the budget
 MAX_LOG4_WEIGHT = 4  # weights of loss against size from 4^-4 to 4^4 times gamma
 
 
@@ -30,7 +30,7 @@ def aimet_thresholds(attempt: Attempt) -> Iterator[Step]:
         np.unique([max(1, int((np.array(counts[:-1]) <= ratio * counts[-1]).sum())) for ratio in AIMET_RATIOS])
         for counts in attempt.problem.params_by_rank
     ]
-    tables = [non_increasing(norms) for norms in probe(attempt, grids)]
+    tables = [non_increasing(norms) for norms in measure_layers(attempt, grids)]
     highest = max(float(table[0]) for table in tables)
     lowest = min(float(table[-1]) for table in tables)
 
@@ -48,7 +48,7 @@ def aimet_thresholds(attempt: Attempt) -> Iterator[Step]:
 
 
 def lagrange_linear(attempt: Attempt) -> Iterator[Step]:
-    """Lagrangian allocation on twelve ranks per layer, spaced evenly from 1 to the cap."""
+    """Lagrangian allocation on twelve ranks per layer, spaced evenly from 1 to the break-even rank."""
     grids = [
         choices[:-1][
             np.unique(np.linspace(0, len(choices) - 2, min(LINEAR_RANKS, len(choices) - 1)).round().astype(int))
@@ -57,7 +57,9 @@ def lagrange_linear(attempt: Attempt) -> Iterator[Step]:
     ]
     tables = [
         every_rank(grid, norms, int(break_even_rank))
-        for grid, norms, break_even_rank in zip(grids, probe(attempt, grids), attempt.space.break_even_ranks, strict=True)
+        for grid, norms, break_even_rank in zip(
+            grids, measure_layers(attempt, grids), attempt.space.break_even_ranks, strict=True
+        )
     ]
     yield from _allocate(attempt, tables)
 
@@ -65,7 +67,7 @@ def lagrange_linear(attempt: Attempt) -> Iterator[Step]:
 def lagrange_cheap(attempt: Attempt) -> Iterator[Step]:
     """Lagrangian allocation on eight geometric ranks per layer and the same five images for all."""
     images = np.arange(min(SENSITIVITY_IMAGES, attempt.problem.num_images))
-    norms = measure_sensitivities(attempt.space, lambda plans: (attempt.evaluation(ranks, images) for ranks in plans))
+    norms = measure_sensitivities(attempt.space, lambda plans: (attempt.evaluate(ranks, images) for ranks in plans))
     tables = tables_of(attempt.space, norms)
     yield from _allocate(attempt, tables)
 
@@ -75,19 +77,19 @@ def _allocate(attempt: Attempt, tables: list[Array]) -> Iterator[Step]:
 
     def plan(t: float) -> Ranks:
         weight = 4.0 ** (MAX_LOG4_WEIGHT * (2.0 * t - 1.0))
-        return start.allocate(attempt.space, tables, weight * attempt.problem.objective.gamma)
+        return allocate(attempt.space, tables, weight * attempt.problem.objective.gamma)
 
     return best_member(attempt, plan)
 
 
-def probe(attempt: Attempt, grids: Sequence[NDArray[np.int64]]) -> list[Array]:
-    """Function norms with one layer at each rank of its grid and all others dense.
+def measure_layers(attempt: Attempt, grids: Sequence[NDArray[np.int64]]) -> list[Array]:
+    """Function norms (ranks of the grid,) of every layer at each rank of its grid, all others dense.
 
     Raises:
         OutOfBudget: not even two images per rank fit into the budget.
     """
     num_evaluations = sum(len(grid) for grid in grids)
-    count = min(attempt.problem.samples, int(PROBING_SHARE * attempt.left / num_evaluations))
+    count = min(attempt.problem.samples, int(MAX_SENSITIVITY_SHARE * attempt.left / num_evaluations))
     if count < 2:
         raise OutOfBudget
     tables = []
@@ -97,6 +99,6 @@ def probe(attempt: Attempt, grids: Sequence[NDArray[np.int64]]) -> list[Array]:
         for rank in grid:
             ranks = attempt.space.break_even_ranks.copy()
             ranks[layer] = rank
-            norms.append(attempt.evaluation(ranks, images).mean)
+            norms.append(attempt.evaluate(ranks, images).mean)
         tables.append(np.array(norms))
     return tables

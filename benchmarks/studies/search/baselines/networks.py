@@ -1,4 +1,4 @@
-"""The problem of one network: its layers at their weights' own factors, and the losses of plans on some images."""
+"""The problem of one network: its layers with the weights' own factors, and the losses of plans on some images."""
 
 import time
 from collections.abc import Sequence
@@ -29,19 +29,19 @@ from compressor.search.space import RankSpace
 
 FC3 = "fc3"
 POOL_IMAGES = 500  # as many as bocompress searches on
-CURVE_IMAGES = 500  # of those that judge, for the plans held on the way
+CURVE_IMAGES = 500  # of the test images, for incumbents before the last
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network decomposed once, with images to search on (`pool`) and others to judge by (`judges`)."""
+    """A network decomposed once, with the images of the search (`pool`) and test images."""
 
     name: str
     model: nn.Module
     layers: list[FoundLayer]
     factors: dict[str, Factors]
     pool: ImageSet
-    evaluators: ImageSet
+    test_images: ImageSet
     device: torch.device
 
     def plans(self, images: ImageSet) -> "Plans":
@@ -49,7 +49,7 @@ class Network:
         return Plans(self, FunctionNorm(self.model, images, self.device))
 
     def problem(self, plans: "Plans", gamma: float, samples: int) -> Problem:
-        """What the searches are given."""
+        """The problem that the searches are given."""
         return Problem(
             [layer.name for layer in self.layers],
             [layer.params_by_rank() for layer in self.layers],
@@ -64,8 +64,10 @@ class Network:
 
 @dataclass
 class Plans:
-    """Per-image losses of plans, each computed once for all searches and seeds: it depends on the image and the ranks
-    alone (up to float32 rounding, which the other images of its batch may turn)."""
+    """Per-image losses of plans, each computed once for all searches and seeds.
+
+    A loss depends on the image and the ranks alone (up to float32 rounding, which varies with the batch).
+    """
 
     network: Network
     norm: FunctionNorm
@@ -92,8 +94,8 @@ class Plans:
         return self.run_seconds / max(1, self.run_passes)
 
 
-class TestEvaluator:
-    """J of any plan on all judging images."""
+class PlanEvaluator:
+    """J of any plan on all test images."""
 
     def __init__(self, plans: Plans, problem: Problem) -> None:
         self.plans = plans
@@ -102,7 +104,7 @@ class TestEvaluator:
         self._every = np.arange(len(plans.norm.images))
 
     def losses(self, ranks: Ranks) -> Losses:
-        """Losses of the plan (d,) on all judging images."""
+        """Losses of the plan (d,) on all test images."""
         return Losses(self._every, self.plans.values(ranks, self._every))
 
     def ratio(self, ranks: Ranks) -> float:
@@ -114,7 +116,7 @@ class TestEvaluator:
         return self._value(ranks, self.losses(ranks))
 
     def losses_roughly(self, ranks: Ranks) -> Losses:
-        """Losses of the plan (d,) on the first CURVE_IMAGES judging images."""
+        """Losses of the plan (d,) on the first CURVE_IMAGES test images."""
         some = self._every[:CURVE_IMAGES]
         return Losses(some, self.plans.values(ranks, some))
 
@@ -144,9 +146,11 @@ def load_network(
     """A checkpoint with a folder of images, or FC3 on Fashion-MNIST where `model` is "fc3".
 
     Args:
-        num_test: images that judge, at most: half of those that are divided first, then what the pool leaves.
-        num_divided: images that are divided first, in a random order; others judge if more are wanted. None takes all
-            that are loaded: pool and judges.
+        patterns: name patterns of the layers to compress.
+        num_test: test images, at most: half of those that are divided first, then what the pool leaves.
+        device: where plans are evaluated.
+        num_divided: images that are divided first, in a random order; the others are test images if more are wanted.
+            None divides all that are loaded.
 
     Raises:
         InputError: a checkpoint without `data` or `input_size`, or no Fashion-MNIST.
@@ -160,22 +164,22 @@ def load_network(
     else:
         loaded, images, _ = load_squares(Path(model), data, input_size, num_test + POOL_IMAGES)
         name, network = loaded.arch, loaded.model
-    pool, evaluators = divide(images, num_test, min(num_divided or len(images), len(images)))
+    pool, test_images = divide(images, num_test, min(num_divided or len(images), len(images)))
     opened = open_attention(network.eval().requires_grad_(False).to(device), pool.batch([0]).to(device))
     layers = compressible(find_layers(opened, pool.batch([0]).to(device), include=patterns))
     factors = {layer.name: weight_factors(layer) for layer in layers}
-    return Network(name, opened, layers, factors, pool, evaluators, device)
+    return Network(name, opened, layers, factors, pool, test_images, device)
 
 
 def divide(images: ImageSet, num_test: int, num_divided: int) -> tuple[ImageSet, ImageSet]:
-    """The pool, and up to `num_test` others; `load_network` says which."""
+    """The pool and up to `num_test` test images, chosen as `load_network` says."""
     order = torch.randperm(num_divided, generator=torch.Generator().manual_seed(0))
     half = min(num_test, num_divided // 2)
     pool, left = order[half : half + POOL_IMAGES], order[half + POOL_IMAGES :]
-    evaluators = torch.cat([order[:half], left, torch.arange(num_divided, len(images))])
-    return images.subset(pool), images.subset(evaluators[:num_test])
+    rest = torch.cat([order[:half], left, torch.arange(num_divided, len(images))])
+    return images.subset(pool), images.subset(rest[:num_test])
 
 
 def gamma_of(plans: Plans, gamma: float | None, factor: float) -> float:
-    """`gamma`, or where it is None, `factor` times the gamma at which the whole output weighs as much as the size."""
+    """`gamma`, or where it is None, `factor` times the default gamma."""
     return factor * default_gamma(plans.norm.output_energy) if gamma is None else gamma

@@ -1,7 +1,7 @@
 """Optuna: the tree-structured Parzen estimator and the Gaussian process, on the log scale, with their defaults.
 
 The estimator suggests integers. The Gaussian process suggests theta in [0, 1] per layer, rounded to the nearest ranks
-before the look: over integers it climbs rank by rank, which takes it ten seconds a proposal at 21 layers.
+before the evaluation: over integers its local search goes rank by rank, ten seconds per proposal at 21 layers.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ def parzen(attempt: Attempt) -> Iterator[Step]:
 
 
 def gaussian_process(attempt: Attempt) -> Iterator[Step]:
-    """`GPSampler`, told that looks are noisy, which is its default."""
+    """`GPSampler` with noisy evaluations, which is its default."""
     import optuna
 
     def suggest(trial: Any) -> Ranks:

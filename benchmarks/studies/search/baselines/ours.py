@@ -1,4 +1,4 @@
-"""bocompress's own search under the others' accounting, with any of its switches turned."""
+"""bocompress's own search, its image passes counted as for the baselines, with any of its settings changed."""
 
 import functools
 from collections.abc import Iterator
@@ -30,25 +30,25 @@ PAPER: dict[str, Any] = {
 
 
 def fresh_evaluation(attempt: Attempt, ranks: Ranks, indices: NDArray[np.int64]) -> Losses:
-    """A look at as many images drawn at random, under the names of those asked for."""
+    """An evaluation on as many random images, returned under the indices asked for."""
     rng = np.random.default_rng([FRESH_STREAM, attempt.seed, attempt.evaluations])
-    synthetic = rng.choice(attempt.problem.num_images, len(indices), replace=False)
-    return replace(attempt.evaluation(ranks, synthetic), indices=indices)
+    drawn = rng.choice(attempt.problem.num_images, len(indices), replace=False)
+    return replace(attempt.evaluate(ranks, drawn), indices=indices)
 
 
 def with_settings(fresh: bool = False, **changes: Any) -> Run:
-    """The search with some of `SearchSettings` changed; it counts evaluations, of which the budget allows so many.
+    """The search with some of `SearchSettings` changed, and as many evaluations as the budget allows.
 
-    `fresh` gives every look images of its own in place of those it asks for, which other looks may share: the
-    correlation that the search then finds is none, and its noise matrix is diagonal.
+    `fresh` gives every evaluation images of its own in place of those it asks for, which others may share: the search
+    then finds no correlation, and its noise matrix is diagonal.
     """
 
     def search(attempt: Attempt) -> Iterator[Step]:
         settings = SearchSettings(samples=attempt.problem.samples, seed=attempt.seed, **changes)
-        sensitivities_measured = (
+        sensitivity_passes = (
             SENSITIVITY_RANKS * SENSITIVITY_IMAGES * attempt.space.num_dims if settings.start == "sensitivity" else 0
         )
-        allowed = max(1, (attempt.budget - sensitivities_measured) // settings.samples)
+        allowed = max(1, (attempt.budget - sensitivity_passes) // settings.samples)
         steps: list[Step] = []
 
         def remember(image_passes: int, ranks: Ranks) -> None:
@@ -58,7 +58,7 @@ def with_settings(fresh: bool = False, **changes: Any) -> Run:
         loop = Search(
             attempt.problem.space_in(settings.coordinates),
             attempt.problem.objective,
-            functools.partial(fresh_evaluation, attempt) if fresh else attempt.evaluation,
+            functools.partial(fresh_evaluation, attempt) if fresh else attempt.evaluate,
             attempt.problem.num_images,
             replace(settings, max_evaluations=allowed),
             Journal(None, {}),
@@ -70,7 +70,7 @@ def with_settings(fresh: bool = False, **changes: Any) -> Run:
             _, record = loop.run()
             attempt.stopped_because = record.stopped_because
             attempt.certificate = record.certificate.model_dump() | record.calibration.model_dump()
-        except OutOfBudget:  # looks at single layers in context count as no evaluations
+        except OutOfBudget:  # conditional sensitivities do not count as evaluations
             attempt.stopped_because = "image passes spent"
         yield from steps
 

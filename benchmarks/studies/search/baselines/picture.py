@@ -1,7 +1,7 @@
 """Objective against image passes: the median over the seeds, and a band from the lowest to the highest.
 
-On the left bocompress beside the peers, on the right beside its own switches. Below, -J on a logarithmic axis turned
-upside down, so that better is higher and the good end has room.
+On the left bocompress and the baselines, on the right its own variants. The axis of -J is logarithmic and reversed, so
+that better is higher and the good end has room.
 """
 
 import io
@@ -34,17 +34,17 @@ def draw(study: Mapping[str, Any]) -> str:
     """An SVG document of the study's rows."""
     curves = curves_of(study["rows"])
     panels = (
-        ("bocompress and the peers", [name for name in curves if name == DEFAULT or not SEARCHES[name].ours]),
-        ("bocompress and its switches", [name for name in curves if SEARCHES[name].ours]),
+        ("bocompress and baselines", [name for name in curves if name == DEFAULT or not SEARCHES[name].ours]),
+        ("bocompress and its variants", [name for name in curves if SEARCHES[name].ours]),
     )
     with page_style(str(study["study"])):
         figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), facecolor=LIGHT["paper"])
         FigureCanvasSVG(figure)
-        for place, (title, names) in enumerate(panels):
-            axes = figure.add_axes((0.07 + 0.49 * place, 0.12, 0.30, 0.78), facecolor="none")
+        for column, (title, names) in enumerate(panels):
+            axes = figure.add_axes((0.07 + 0.49 * column, 0.12, 0.30, 0.78), facecolor="none")
             axes.set_title(title, loc="left", fontsize=11)
-            if not place:
-                axes.set_ylabel("objective J on images outside the search")
+            if not column:
+                axes.set_ylabel("objective J on test images")
             _draw_panel(axes, study["checkpoints"], {name: curves[name] for name in names})
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
@@ -96,12 +96,12 @@ def _name_curves(axes: Axes, ends: Mapping[str, float], colours: Mapping[str, st
     }
     names = sorted(heights, key=lambda name: -heights[name])
     positions = spread([heights[name] for name in names], MIN_GAP)
-    for name, place in zip(names, positions, strict=True):
+    for name, height in zip(names, positions, strict=True):
         colour = colours.get(name, LIGHT["compressed"])
         axes.annotate(
             f"{name}  {ends[name]:.3f}",
             (1.0, heights[name]),
-            (1.05, place),
+            (1.05, height),
             xycoords="axes fraction",
             textcoords="axes fraction",
             va="center",
@@ -121,7 +121,7 @@ def _name_curves(axes: Axes, ends: Mapping[str, float], colours: Mapping[str, st
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Falling heights moved apart to at least `gap`, within 0 and 1 where there is room."""
+    """Descending heights, moved apart to at least `gap`, within 0 and 1 where there is room."""
     positions: list[float] = []
     for height in heights:
         positions.append(min(height, positions[-1] - gap) if positions else min(height, 1.0))
@@ -129,6 +129,6 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     if not short:
         return positions
     lifted: list[float] = []
-    for place in reversed(positions):
-        lifted.append(max(place, lifted[-1] + gap if lifted else 0.0))
+    for height in reversed(positions):
+        lifted.append(max(height, lifted[-1] + gap if lifted else 0.0))
     return lifted[::-1]

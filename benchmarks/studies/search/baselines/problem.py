@@ -1,8 +1,8 @@
-"""What all searches share: the same plans, objective and images, and one way to count what they look at.
+"""What all searches share: the same plans, objective and images, and one count of image passes.
 
-A search is a function of an `Attempt`. It looks at plans through it, a pass per image and plan, until the budget is
-spent, and yields (image passes so far, ranks (d,) of the plan it would hand over now) as often as it changes its mind.
-Before its first word it would hand over the dense network, whose J = -1 is known without a look.
+A search is a function of an `Attempt`. It evaluates plans through it, one pass per image and plan, until the budget is
+spent, and yields (image passes so far, ranks (d,) of its incumbent) whenever the incumbent changes. The first incumbent
+is the dense network, whose J = -1 is known without an evaluation.
 """
 
 import time
@@ -27,7 +27,7 @@ DENSE_OBJECTIVE = -1.0  # of the dense network in the form -gamma L - R: L = 0, 
 
 
 class OutOfBudget(Exception):
-    """The next look would cost more image passes than are left."""
+    """The next evaluation would cost more image passes than are left."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Problem:
         objective: J, to be maximized.
         losses: per-image losses (m,) of the plan with ranks (d,) on the images with indices (m,).
         num_images: size of the pool that the indices point into.
-        energies: for every layer the share of the weight's squared norm that each rank gives up (cap,).
-        samples: images per look at a plan.
+        energies: for every layer the share of the weight's squared norm that each rank discards (break-even rank,).
+        samples: images per evaluation of a plan.
         linearize: the linear model around a plan, where there is a network.
     """
 
@@ -59,15 +59,15 @@ class Problem:
         return self.space_in("log")
 
     def space_in(self, coordinates: Coordinates) -> RankSpace:
-        """The same lattice on either scale."""
+        """The same lattice on the given scale."""
         return RankSpace(self.names, self.params_by_rank, coordinates)
 
 
 @dataclass
 class Attempt:
-    """One search's account: budget and count in image passes.
+    """One run of a search: its budget and its count of image passes.
 
-    The pool is put in an order of the seed's, so that what a search takes from its beginning differs between seeds.
+    The seed shuffles the pool, so that the first images of it differ between seeds.
     """
 
     problem: Problem
@@ -94,7 +94,7 @@ class Attempt:
         """Image passes left."""
         return self.budget - self.passes
 
-    def evaluation(self, ranks: Ranks, indices: NDArray[np.int64]) -> Losses:
+    def evaluate(self, ranks: Ranks, indices: NDArray[np.int64]) -> Losses:
         """Losses of a plan (d,) on the images with these indices (m,) of the pool, counted.
 
         Raises:
@@ -127,18 +127,18 @@ class Attempt:
         return model
 
     def draw(self) -> NDArray[np.int64]:
-        """The next images (samples,), not seen again before the whole pool was."""
+        """The next images (samples,), none twice before the whole pool was drawn."""
         self._draws += 1
         return self._sampler.draw(self._draws - 1)
 
     def draw_unseen(self, seen: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Images for another look at a plan that was looked at on `seen`; empty where there are none."""
+        """Images for another evaluation of a plan, without those `seen`; empty where there are none."""
         self._draws += 1
         return self._sampler.draw_unseen(self._draws - 1, seen.tolist())
 
     def observe(self, ranks: Ranks) -> tuple[float, float]:
         """J of a plan (d,) on the next images, and the variance of that estimate."""
-        losses = self.evaluation(ranks, self.draw())
+        losses = self.evaluate(ranks, self.draw())
         return self.value(ranks, losses.mean), self.problem.objective.gamma**2 * losses.variance
 
     def value(self, ranks: Ranks, function_norm: float) -> float:
@@ -152,13 +152,13 @@ Run = Callable[[Attempt], Iterator[Step]]
 
 @dataclass
 class BestObserved:
-    """The luckiest look so far, which is what a search that does not model its noise hands over."""
+    """The best evaluation so far, whose plan is the incumbent of a search that does not model noise."""
 
     attempt: Attempt
     objective: float = DENSE_OBJECTIVE
 
     def is_beaten_by(self, ranks: Ranks, objective: float) -> Iterator[Step]:
-        """A step where this look is the best so far."""
+        """A step where this evaluation is the best so far."""
         if objective > self.objective:
             self.objective = objective
             yield self.attempt.passes, ranks

@@ -11,7 +11,7 @@ PRIORS = {"log": "log-uniform", "linear": "uniform"}
 
 
 def expected_improvement(coordinates: Coordinates) -> Run:
-    """What `gp_minimize(acq_func="EI")` does, look by look; ranks are its `Integer` dimensions on either scale."""
+    """`gp_minimize(acq_func="EI")` step by step, with ranks as `Integer` dimensions on either scale."""
 
     def search(attempt: Attempt) -> Iterator[Step]:
         from skopt import Optimizer
@@ -32,6 +32,6 @@ def expected_improvement(coordinates: Coordinates) -> Run:
             ranks = np.array(point, dtype=np.int64)
             objective, _ = attempt.observe(ranks)
             yield from best.is_beaten_by(ranks, objective)
-            optimizer.log(point, -objective)
+            optimizer.tell(point, -objective)
 
     return search

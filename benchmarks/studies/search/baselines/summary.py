@@ -1,4 +1,4 @@
-"""What the rows of the comparison say together: medians over seeds, tests against the default, passes to the same J."""
+"""The rows of the comparison summed up: medians over seeds, tests against the default, passes to the same J."""
 
 from collections.abc import Mapping, Sequence
 from math import inf
@@ -15,8 +15,8 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
     """One row per search, the best median of J first.
 
     `p_value` is that of a one-sided Wilcoxon signed-rank test over the seeds both have, the alternative being that the
-    default's J is the greater. (With n seeds it is never below 2^-n: 0.03125 for five.) The same at equal passes is
-    against what the other held when the default had stopped.
+    default's J is the greater. (With n seeds it is never below 2^-n: 0.03125 for five.) "At equal passes" compares with
+    the other's incumbent when the default had stopped.
     """
     mark_passes_to_best_baseline(rows)
     found = []
@@ -42,8 +42,8 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
                 "overhead_seconds": median(row["overhead_seconds"] for row in own),
                 "compared": len(compared),
                 "reached_best_baseline": sum(row["passes_to_best_baseline"] is not None for row in compared),
-                "passes_ratio": _median_or_never([row["passes_ratio"] for row in compared]),
-                "passes_share": _median_or_never([row["passes_share"] for row in compared]),
+                "passes_ratio": median_or_never([row["passes_ratio"] for row in compared]),
+                "passes_share": median_or_never([row["passes_share"] for row in compared]),
                 "stopped": sum(bool(row["certificate"].get("met")) for row in own),
                 "contradicted": sum(contradicted),
             }
@@ -52,17 +52,16 @@ def summarize(rows: Sequence[Row]) -> list[Row]:
 
 
 def best_baseline(rows: Sequence[Row]) -> str | None:
-    """The search not of bocompress's with the highest median of J; None where there is none."""
+    """The baseline (a search not of bocompress's) with the highest median of J; None where there is none."""
     baselines = {name: own for name, own in _by_search(rows).items() if not SEARCHES[name].ours}
     return max(baselines, key=lambda name: median(row["objective"] for row in baselines[name]), default=None)
 
 
 def mark_passes_to_best_baseline(rows: Sequence[Row]) -> None:
-    """Image passes after which a row holds a plan as good as the best peer's last with the same seed, None where never;
-    nothing where the peer has no row of that seed.
+    """Add to every row the image passes after which its incumbent is as good as the best baseline's last, same seed.
 
-    `passes_ratio` is that over the passes after which the peer itself held that plan, `passes_share` over all that the
-    peer spent.
+    None where that never happens; nothing is added where the baseline has no row of that seed. `passes_ratio` is over
+    the passes after which the baseline found that plan, `passes_share` over all the passes it spent.
     """
     baseline = best_baseline(rows)
     of_baseline = {row["seed"]: row for row in rows if row["search"] == baseline}
@@ -83,14 +82,14 @@ def mark_passes_to_best_baseline(rows: Sequence[Row]) -> None:
 
 
 def paired(rows: Sequence[Row], name: str, held: str = "objective") -> list[float]:
-    """By how much the default's last J exceeds what another `held`, for every seed where both are known."""
+    """The default's last J minus another search's value under the key `held`, for every seed where both are known."""
     own = {row["seed"]: row["objective"] for row in rows if row["search"] == DEFAULT}
     others = [row for row in rows if row["search"] == name and row["seed"] in own and row.get(held) is not None]
     return [own[row["seed"]] - row[held] for row in others]
 
 
 def p_value(rows: Sequence[Row], name: str, held: str = "objective") -> float | None:
-    """Wilcoxon's signed-rank test, one-sided; None where no seed tells the two apart."""
+    """Wilcoxon's signed-rank test, one-sided; None where the two are equal on all seeds."""
     from scipy.stats import wilcoxon
 
     differences = paired(rows, name, held)
@@ -107,7 +106,7 @@ def _by_search(rows: Sequence[Row]) -> Mapping[str, list[Row]]:
     return {name: [row for row in rows if row["search"] == name] for name in names}
 
 
-def _median_or_never(values: Sequence[float | None]) -> float | None:
-    """None where half of the values are, or there are none: what never came to pass is later than all that did."""
+def median_or_never(values: Sequence[float | None]) -> float | None:
+    """The median, None counting as later than every value; None where that is the median, or there are no values."""
     found = median([inf if value is None else value for value in values] or [inf])
     return found if found < inf else None

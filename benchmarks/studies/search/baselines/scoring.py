@@ -1,4 +1,4 @@
-"""From a finished search to its row: the plans it held at the checkpoints, judged on images outside the search."""
+"""From a finished search to its row: its incumbents at the checkpoints, evaluated on test images."""
 
 import time
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.studies.search.baselines import DEFAULT, Baseline
-from benchmarks.studies.search.baselines.networks import TestEvaluator
+from benchmarks.studies.search.baselines import DEFAULT, ComparedSearch
+from benchmarks.studies.search.baselines.networks import PlanEvaluator
 from benchmarks.studies.search.baselines.problem import Attempt, OutOfBudget, Step
 from compressor.arrays import Ranks
 
@@ -18,24 +18,26 @@ Row = dict[str, Any]
 
 
 class Seconds(NamedTuple):
-    """What a search took for itself, and the mean cost of an image pass in this study: looks that another search has
-    made already cost nothing here, but would cost its user. The processor's: other work may share the machine."""
+    """Processor seconds of a search beside its evaluations, and the mean cost of an image pass in this study.
+
+    Evaluations that another search has made already cost nothing here, but would cost its user.
+    """
 
     overhead: float
     per_pass: float
 
 
 def checkpoints_of(budget: int) -> list[int]:
-    """Image passes, geometric, at which plans are judged."""
+    """Image passes, geometric, at which incumbents are evaluated."""
     return sorted({int(passes) for passes in np.geomspace(FIRST_CHECKPOINT * budget, budget, NUM_CHECKPOINTS).round()})
 
 
-def follow(challenger: Baseline, attempt: Attempt) -> tuple[list[Step], float]:
-    """Run a search to its end: the plans it held, the dense network first, and the CPU seconds it took for itself."""
+def follow(search: ComparedSearch, attempt: Attempt) -> tuple[list[Step], float]:
+    """Run a search to its end: its incumbents, the dense network first, and its own processor seconds."""
     began = time.process_time()
     steps: list[Step] = [(0, attempt.space.break_even_ranks)]
     try:
-        steps.extend(challenger.run(attempt))
+        steps.extend(search.run(attempt))
         attempt.stopped_because = attempt.stopped_because or "done"
     except OutOfBudget:
         attempt.stopped_because = "image passes spent"
@@ -43,12 +45,12 @@ def follow(challenger: Baseline, attempt: Attempt) -> tuple[list[Step], float]:
 
 
 def held_at(steps: Sequence[Step], passes: int) -> Step:
-    """The plan held after so many passes, and since when."""
+    """The incumbent after so many passes, and since when."""
     return [step for step in steps if step[0] <= passes][-1]
 
 
-def test_row(name: str, attempt: Attempt, steps: list[Step], seconds: Seconds, evaluator: TestEvaluator) -> Row:
-    """The row of one search and seed."""
+def score(name: str, attempt: Attempt, steps: list[Step], seconds: Seconds, evaluator: PlanEvaluator) -> Row:
+    """The row of one search and seed: its incumbents on the test images, and what they cost."""
     checkpoints = checkpoints_of(attempt.budget)
     held = [held_at(steps, passes) for passes in checkpoints]
     distinct = {since: _evaluated(since, ranks, evaluator) for since, ranks in held}
@@ -74,9 +76,9 @@ def test_row(name: str, attempt: Attempt, steps: list[Step], seconds: Seconds, e
     }
 
 
-def compare_with_default(rows: Sequence[Row], evaluator: TestEvaluator) -> None:
-    """By how much the default's plan of the same seed is better, with the standard error over the same images, and the
-    J of what the others held when the default had stopped."""
+def compare_with_default(rows: Sequence[Row], evaluator: PlanEvaluator) -> None:
+    """Add to every row by how much the default's plan of the same seed is better, with the standard error over the same
+    images, and the J of its incumbent when the default had stopped."""
     defaults = {row["seed"]: row for row in rows if row["search"] == DEFAULT}
     for row in rows:
         if row["seed"] in defaults and "default_advantage" not in row:
@@ -87,8 +89,8 @@ def compare_with_default(rows: Sequence[Row], evaluator: TestEvaluator) -> None:
             row["objective_at_end_of_default"] = _round(evaluator.objective(ranks))
 
 
-def check_certificates(rows: Sequence[Row], evaluator: TestEvaluator) -> None:
-    """Whether a plan that any search of the study held beats a certified one by more than its delta."""
+def check_certificates(rows: Sequence[Row], evaluator: PlanEvaluator) -> None:
+    """Add to certified rows whether any search's incumbent beats their plan by more than delta."""
     plans = [(held["objective"], held["ranks"], row) for row in rows for held in row["incumbents"]]
     if not plans:
         return
@@ -111,7 +113,7 @@ def read_ranks(text: str) -> Ranks:
     return np.array([int(rank) for rank in text.split()], dtype=np.int64)
 
 
-def _evaluated(since: int, ranks: Ranks, evaluator: TestEvaluator) -> Row:
+def _evaluated(since: int, ranks: Ranks, evaluator: PlanEvaluator) -> Row:
     return {
         "since": since,
         "objective": _round(evaluator.objective_roughly(ranks)),
