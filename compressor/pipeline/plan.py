@@ -41,7 +41,7 @@ class Plan(Record):
     layers: list[LayerPlan] = Field(min_length=1)
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913
     layers: Sequence[FoundLayer],
     ranks: Sequence[int],
     kinds: Mapping[str, FactorKind],
@@ -51,7 +51,9 @@ def make_plan(
     fidelity: Fidelity = "norm",
     why: str = "chosen by the search",
 ) -> Plan:
-    """The plan for `layers` at `ranks`; a layer's `dense_rank` leaves it dense. `why` the others have their rank."""
+    """The plan for `layers` at `ranks`; a layer's `dense_rank` leaves it dense, `why` says why the others have theirs.
+
+    The parameters are as many as a plan has fields."""
     return Plan(
         arch=arch,
         gamma=gamma,

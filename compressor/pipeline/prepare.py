@@ -33,7 +33,7 @@ from exporters.providers import explain_absence
 MAX_TRAIN_IMAGES = 50_000
 
 
-def prepare(
+def prepare(  # noqa: PLR0913
     model: nn.Module,
     images: ImageSet | Iterable[Any],
     out: str | Path,

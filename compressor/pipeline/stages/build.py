@@ -48,7 +48,7 @@ def _reconstruct(
             network=network,
             layers=layers,
             calibration=context.calibration,
-            evaluator=check,
+            check=check,
             device=context.device,
             seed=context.settings.search.seed,
             on_step=stage.update,

@@ -25,7 +25,7 @@ from compressor.pipeline.settings import Settings
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.stages.factorize import energies_of, make_result, weight_factors
 from compressor.pipeline.state import Costs, Decomposed, SearchResult, State, needed
-from compressor.search.evaluation.journal import Journal
+from compressor.search.evaluation.journal import VERSION_KEY, Journal
 from compressor.search.evaluation.parallel import Evaluate, Workers
 from compressor.search.objective import Objective
 from compressor.search.optimizer import Search
@@ -141,7 +141,7 @@ class RankSearch:
         return Search(
             self.space,
             Objective(self._gamma, context.settings.form),
-            _evaluation(self._measure, context.original, self.parts, self.space),
+            make_evaluation(self._measure, context.original, self.parts, self.space),
             len(context.search_images),
             context.settings.search,
             Journal(context.folder / JOURNAL, header, context.resume),
@@ -181,10 +181,10 @@ def _make_space(context: Context, parts: Sequence[Decomposed], costs: Costs) -> 
     return SparsitySpace(space, count_prunable(context.original) - searched)
 
 
-def _evaluation(
+def make_evaluation(
     measure: FunctionNorm | Risk, original: nn.Module, parts: Sequence[Decomposed], space: RankSpace
 ) -> Evaluate:
-    """A function of its own, so that workers are sent what it needs alone."""
+    """The losses of a plan as a function of its ranks; not a method, so that workers are sent only what it needs."""
     layers = [part.layer for part in parts]
     candidates = Candidates(original, {part.layer.name: part.factors for part in parts})
 
@@ -210,7 +210,7 @@ def _fingerprint(context: Context, parts: Sequence[Decomposed], gamma: float, co
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
     return {
-        "journal_version": 10,
+        VERSION_KEY: 11,
         "weights": hash_tensors(context.original.state_dict().values()),
         "images": hash_images(context.search_images),
         "calibration": hash_images(context.calibration),
