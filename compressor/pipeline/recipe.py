@@ -135,7 +135,8 @@ def _describe(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "value_error":
-        return str(first["ctx"]["error"])
+        reason = str(first["ctx"]["error"])
+        return reason if key == "stage" else f"{key}: {reason}"  # of a stage, the reason names it
     if first["type"] == "extra_forbidden":
         return f"unknown key {key!r}"
     return f"{key}: {first['msg']}" if key else str(first["msg"])

@@ -29,8 +29,8 @@ class EvaluateOriginal(Stage):
         if not compressible(context.layers):
             raise InputError("no layer is left to compress; `bocompress inspect` lists the reasons")
         measure = make_measure(norm, settings.fidelity)
-        gamma = settings.gamma if settings.gamma is not None else default_gamma(measure.loss_when_lost)
-        for warning in early_warnings(context, gamma, measure.loss_when_lost):
+        gamma = settings.gamma if settings.gamma is not None else default_gamma(measure.uninformative_loss)
+        for warning in early_warnings(context, gamma, measure.uninformative_loss):
             context.progress.log(f"note: {warning}")
         prepare_folder(context.folder)
         return replace(state, norm=norm, measure=measure, gamma=gamma)
