@@ -21,7 +21,7 @@ from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import State, needed
 from compressor.report.records import PrecisionRecord
 from exporters.float16 import RANGE_IMAGES, convert_fp16
-from exporters.int8 import CALIBRATION_IMAGES, CHECK_IMAGES, quantize_int8
+from exporters.int8 import CALIBRATION_IMAGES, CHECK_IMAGES, QuantizationImages, quantize_int8
 from exporters.records import Precision, QuantizationRecord
 from exporters.session import open_session, run_batches
 
@@ -96,19 +96,16 @@ def _write_precision(
 def _quantize(
     context: Context, partial: Path, evaluated: TestOutputs, metadata: Mapping[str, str]
 ) -> QuantizationRecord:
-    """Ranges from calibration images; trials are judged on images of the search. Neither are those outside it."""
+    """Ranges come from calibration images, and trials are checked on images of the search; neither are test images."""
     images = context.search_images
-    evaluator = images.batch(
-        slice(0, min(CHECK_IMAGES, len(images) // 2 if not len(context.calibration) else len(images)))
-    )
-    fitted = context.calibration if len(context.calibration) else images.subset(range(len(evaluator), len(images)))
+    check = images.batch(slice(0, min(CHECK_IMAGES, len(images) // 2 if not len(context.calibration) else len(images))))
+    fitted = context.calibration if len(context.calibration) else images.subset(range(len(check), len(images)))
     norm, energy = evaluated.fidelity.function_norm, evaluated.fidelity.output_energy
     with context.progress.stage("quantizing to int8") as stage:
         return quantize_int8(
             context.folder / MODEL,
             partial,
-            fitted.batch(slice(0, CALIBRATION_IMAGES)),
-            evaluator,
+            QuantizationImages(fitted.batch(slice(0, CALIBRATION_IMAGES)), check),
             max(SHARE_OF_NORM * norm, SHARE_OF_ENERGY * energy),
             [layer.name for layer in context.layers],
             metadata,

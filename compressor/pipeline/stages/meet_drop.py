@@ -57,7 +57,7 @@ class MeetDrop(Stage):
         with RankSearch(context, state) as search:
             estimator = DropEstimator([search.norm, FunctionNorm(context.original, images, context.device)])
             first = _first_target(context, target, estimator)
-            sampled = estimator.importance_sampled(first.most, context.settings.search.seed)
+            sampled = estimator.importance_sampled(first.upper, context.settings.search.seed)
             return state.with_built(_Drop(context, search, target.value, sampled).reach(first))
 
 
@@ -133,7 +133,7 @@ class _Drop:
         and what is searched for a wrong limit is lost."""
         if learnt is None or not self._estimator.is_labelled:
             return measured
-        return replace(measured, most=float((learnt.most * measured.most) ** 0.5))
+        return replace(measured, upper=float((learnt.upper * measured.upper) ** 0.5))
 
     def _worth(self, one: _Try, curve: DropCurve) -> tuple[bool, float]:
         """Sorts those that meet the target first, the smaller the better; then those that nearly do."""

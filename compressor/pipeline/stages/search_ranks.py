@@ -26,9 +26,10 @@ from compressor.pipeline.stage import Stage
 from compressor.pipeline.stages.factorize import energies_of, make_result, weight_factors
 from compressor.pipeline.state import Costs, Decomposed, SearchResult, State, needed
 from compressor.search.evaluation.journal import VERSION_KEY, Journal
-from compressor.search.evaluation.parallel import Evaluate, Workers
+from compressor.search.evaluation.parallel import Workers
 from compressor.search.objective import Objective
-from compressor.search.optimizer import Search
+from compressor.search.optimizer import Search, SearchListener
+from compressor.search.problem import SearchProblem
 from compressor.search.records import ParetoRecord, SearchRecord
 from compressor.search.space import RankSpace
 from compressor.search.sparsity_space import SparsitySpace
@@ -138,20 +139,18 @@ class RankSearch:
     def _prepare_search(self, target: SearchTarget | None) -> Search:
         context = self._context
         header = _fingerprint(context, self._every_part, self._gamma, self._costs)
-        return Search(
-            self.space,
-            Objective(self._gamma, context.settings.form),
-            make_evaluation(self._measure, context.original, self.parts, self.space),
-            len(context.search_images),
-            context.settings.search,
-            Journal(context.folder / JOURNAL, header, context.resume),
-            on_evaluation=lambda count, text: self._stage.update(count, text),
-            workers=self._workers,
-            target=target,
+        problem = SearchProblem(
+            space=self.space,
+            objective=Objective(self._gamma, context.settings.form),
+            evaluate=make_evaluation(self._measure, context.original, self.parts, self.space),
+            num_images=len(context.search_images),
             noise_spec=self._measure.noise_spec,
             linearize=self._linearize,
             energies=self._energies(),
         )
+        listener = SearchListener(on_evaluation=lambda count, text: self._stage.update(count, text))
+        journal = Journal(context.folder / JOURNAL, header, context.resume)
+        return Search(problem, context.settings.search, journal, target, self._workers, listener)
 
     def _energies(self) -> list[np.ndarray]:
         """What the weight's own factors give up, where the prior mean is made of that."""
