@@ -9,6 +9,7 @@ safe, and give wrong results on the others.
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,23 @@ MAX_NORM = 1e30  # records hold no infinity
 OnStep = Callable[[int, str], None]
 
 
+@dataclass(frozen=True)
+class QuantizationImages:
+    """Real inputs of a network.
+
+    Attributes:
+        calibration: images (N, ...), of which the first `CALIBRATION_IMAGES` give the ranges of activations.
+        check: other images (N, ...), on the first `CHECK_IMAGES` of which function norms are measured.
+    """
+
+    calibration: Tensor
+    check: Tensor
+
+
 def quantize_int8(
     source: Path,
     target: Path,
-    calibration: Tensor,
-    check: Tensor,
+    images: QuantizationImages,
     allowed_norm: float,
     layers: Sequence[str],
     metadata: Mapping[str, str],
@@ -58,8 +71,7 @@ def quantize_int8(
     Args:
         source: the float32 file.
         target: the file to write; its batch size stays free.
-        calibration: images (N, ...), of which the first `CALIBRATION_IMAGES` are used.
-        check: other images (N, ...), of which the first `CHECK_IMAGES` are used.
+        images: calibration and check images.
         allowed_norm: the function norm E||int8(x) - float(x)||^2 up to which no layer is left in float.
         layers: names of the network's layers, whose factors are then treated as one.
         metadata: as for `export_onnx`.
@@ -68,7 +80,7 @@ def quantize_int8(
     Raises:
         BocompressError: the network cannot be quantized.
     """
-    calibration, check = calibration[:CALIBRATION_IMAGES], check[:CHECK_IMAGES]
+    calibration, check = images.calibration[:CALIBRATION_IMAGES], images.check[:CHECK_IMAGES]
     try:
         with tempfile.TemporaryDirectory(prefix="bocompress.") as folder, silence():
             trials = _Trials(source, Path(folder), check, on_step)

@@ -43,7 +43,7 @@ def explain_absence(asked: Sequence[str]) -> str | None:
 
 def tiny_model() -> bytes:
     """The content of an ONNX file with the smallest network there is: y = relu(x) for one number."""
-    from onnx import TensorProto, helper  # slow to import, and only wanted here
+    from onnx import TensorProto, helper  # slow to import, and needed only here
 
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "tiny", [x], [y])

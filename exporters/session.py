@@ -120,6 +120,6 @@ def model_name(model: Path | bytes) -> str:
 
 
 def _torch_threads() -> int:
-    from torch import get_num_threads  # slow to import, and not wanted where the number is given
+    from torch import get_num_threads  # slow to import, and not needed where the number is given
 
     return get_num_threads()

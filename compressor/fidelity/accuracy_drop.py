@@ -1,4 +1,7 @@
-"""TODO docstring."""
+"""The drop in top-1 accuracy of a compressed network: its estimate on images, and a bound of it as a power of L.
+
+Without labels the drop is the function norm in per cent of the output energy.
+"""
 
 import copy
 from collections.abc import Sequence
@@ -12,31 +15,39 @@ from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.losses import MIN_LOSS
 from compressor.streams import Stream, generator
 
-DEVIATIONS = 1.6449  # of a normal distribution, 95 % on one side
-REACH, MAX_CLOSE, SHARE_OF_OTHERS = 8.0, 0.3, 0.1
-DROP_EXPONENT = 0.55  # of a drop in top-1, in the function norm
+DEVIATIONS = 1.6449  # of a normal distribution: 95 % lie below
+MARGIN_DEVIATIONS = 8.0  # an image is close if its margin is at most this many deviations of the margin's error
+MAX_CLOSE = 0.3  # of the images are close at most
+SHARE_OF_OTHERS = 0.1  # of the images that are not close is sampled
+DROP_EXPONENT = 0.55  # the drop in top-1 grows as this power of the function norm
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A network's function norm, and what it loses on every image (n,), in points or per cent; the mean is the drop."""
+    """A network's function norm, and the drop on every image (n,), in percentage points of top-1 or per cent."""
 
     loss: float
     scores: np.ndarray
 
     @property
     def drop(self) -> float:
-        """The mean loss."""
+        """The mean over the images."""
         return float(self.scores.mean())
 
 
 class DropEstimator:
-    """What a network loses against the original, on images that neither fitted nor recalibrated it.
+    """The drop of a network against the original, on images that neither its factors nor its weights were fitted to.
 
-    With labels that fit the outputs, points of top-1; without, the function norm in per cent of the output energy.
+    With labels that fit the outputs, the drop is in percentage points of top-1; without, it is the function norm in per
+    cent of the output energy.
 
     Args:
-        norms: the function norms on these images, one or more sets.
+        norms: function norms on one or more sets of these images.
+
+    Attributes:
+        num_images: images in all sets.
+        is_labelled: whether all sets have labels that fit the outputs.
+        energy: output energy of the original, over all sets.
     """
 
     def __init__(self, norms: Sequence[FunctionNorm]) -> None:
@@ -47,7 +58,14 @@ class DropEstimator:
         self._weights = np.ones(self.num_images)
 
     def importance_sampled(self, loss: float, seed: int) -> "DropEstimator":
-        """The same, with labels, from all images where a network of this L may decide otherwise, and some others."""
+        """An estimator that evaluates fewer images; itself without labels.
+
+        It takes all images whose decision a network of this L may change, and a sample of the others.
+
+        Args:
+            loss: L of the networks to be measured.
+            seed: seed of the sample.
+        """
         if not self.is_labelled:
             return self
         part, targets = copy.copy(self), torch.cat([norm.targets for norm in self._norms])
@@ -56,7 +74,7 @@ class DropEstimator:
 
     @property
     def image_passes(self) -> int:
-        """What one measurement takes."""
+        """Images that one measurement evaluates."""
         return int((self._weights > 0).sum())
 
     def measure(self, network: nn.Module) -> Measurement:
@@ -74,14 +92,19 @@ class DropEstimator:
 
 
 def sampling_weights(targets: Tensor, loss: float, rng: np.random.Generator) -> np.ndarray:
-    """How many images each one stands for (n,), by the original's outputs (n, classes), for networks that move them by
-    `loss`; 0 where it is left out.
+    """Weights (n,) of the images in means, 0 where an image is left out, for networks with function norm `loss`.
 
-    Horvitz and Thompson (1952): means of weighted values are unbiased, wherever decisions change.
+    Images with a small margin between the original's two largest outputs have weight 1; of the others a sample stands
+    for all. Weighted means are unbiased wherever decisions change (Horvitz and Thompson 1952).
+
+    Args:
+        targets: the original's outputs (n, classes).
+        loss: function norm of the networks.
+        rng: draws the sample.
     """
     best = targets.double().topk(2, dim=1).values.cpu().numpy()
     margins = best[:, 0] - best[:, 1]
-    reach = REACH * (2.0 * loss / targets.shape[1]) ** 0.5
+    reach = MARGIN_DEVIATIONS * (2.0 * loss / targets.shape[1]) ** 0.5
     close = margins <= min(reach, np.quantile(margins, MAX_CLOSE))
     others = rng.permutation(np.flatnonzero(~close))
     some = others[: int(np.ceil(SHARE_OF_OTHERS * len(others)))]
@@ -91,11 +114,16 @@ def sampling_weights(targets: Tensor, loss: float, rng: np.random.Generator) -> 
 
 
 class DropCurve:
-    """The drop as a power of L, its factor from all measurements, which are on the same images.
+    """An upper bound, with 95 % confidence, of the drop as a power of L.
 
-    The bound holds with 95 % confidence. With labels, scores are -100, 0 or 100 where images count for themselves: one
-    more that gains and one that loses keep it honest where few images change (Agresti and Min 2005, for differences of
-    paired proportions). It is too low where much is lost on images that others stand for.
+    Its factor comes from all measurements, which are on the same images. With labels, scores are -100, 0 or 100 where
+    images have weight 1: one more image that gains and one that loses keep the bound valid where few images change
+    (Agresti and Min 2005, for differences of paired proportions). It is too low where much is lost on images that are
+    left out of the sample.
+
+    Args:
+        measured: measurements of networks on the same images.
+        labelled: whether they are of top-1.
     """
 
     def __init__(self, measured: Sequence[Measurement], labelled: bool) -> None:
@@ -107,9 +135,9 @@ class DropCurve:
         self.factor = float(rows.mean() + DEVIATIONS * rows.std(ddof=1) / len(rows) ** 0.5)
 
     def at_most(self, loss: float) -> float:
-        """Upper bound of the drop of networks with this L."""
+        """The bound of the drop of networks with this L."""
         return float(self.factor * loss**self._exponent)
 
     def limit(self, asked: float) -> float:
-        """The L at which the bound is `asked`; infinite where nothing is lost at all."""
+        """The L at which the bound is `asked`; infinite where no drop was measured."""
         return float((asked / self.factor) ** (1.0 / self._exponent)) if self.factor > 0 else np.inf

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Fidelity and accuracy on the test images, for the report; no decision depends on them."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,14 @@ from compressor.fidelity.records import FidelityRecord, Metrics
 
 @dataclass(frozen=True)
 class TestOutputs:
-    """What was computed on the images outside the search: outputs (N, classes) of the original and of the compressed
-    network, the fidelity, and labels (N,) where there are usable ones."""
+    """What was computed on the test images.
+
+    Attributes:
+        targets: outputs of the original (N, classes).
+        outputs: outputs of the compressed network (N, classes).
+        fidelity: how far they are apart.
+        labels: labels (N,) where there are labels that fit the outputs.
+    """
 
     targets: Tensor
     outputs: Tensor
@@ -21,7 +27,14 @@ class TestOutputs:
 
 
 def make_fidelity(squares: Tensor, energy: float, outputs: Tensor, targets: Tensor) -> FidelityRecord:
-    """Function norm and agreement from squared distances (N,) and both outputs (N, classes)."""
+    """The record of two networks' outputs.
+
+    Args:
+        squares: squared distances (N,) of the outputs.
+        energy: output energy of the original.
+        outputs: outputs of the compressed network (N, classes).
+        targets: outputs of the original (N, classes).
+    """
     return FidelityRecord(
         function_norm=float(squares.mean()),
         stderr=float(squares.std() / len(squares) ** 0.5),
@@ -33,26 +46,28 @@ def make_fidelity(squares: Tensor, energy: float, outputs: Tensor, targets: Tens
 
 
 def share(hits: Tensor) -> float:
-    """The share of true ones."""
+    """The share of elements that are true."""
     return float(hits.double().mean())
 
 
 def squared_distances(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Squared distances (N,) of two outputs (N, classes), float64."""
     return (outputs - targets).double().square().sum(1)
 
 
 def agreement(outputs: Tensor, targets: Tensor) -> float:
+    """The share of images with the same top-1 class, from two outputs (N, classes)."""
     return share(outputs.argmax(1) == targets.argmax(1))
 
 
 class TestEvaluator:
-    """Figures of any network on the images outside the search, for the report alone."""
+    """Function norm and accuracy of any network on the test images, which `norm` holds."""
 
     def __init__(self, norm: FunctionNorm) -> None:
         self._norm = norm
 
     def evaluate(self, network: nn.Module) -> Metrics:
-        """Function norm to the original, and accuracies where there are labels."""
+        """Function norm against the original, and top-1 and top-5 where there are labels."""
         every = torch.arange(len(self._norm.images))
         outputs = self._norm.outputs(network, every)
         norm = float(self._norm.compare(outputs, every).mean())

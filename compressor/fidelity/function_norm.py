@@ -1,4 +1,4 @@
-"""Fidelity as a U-statistic: mean, variance and covariance of per-image losses (Sec. 3.1, Eq. 5)."""
+"""The function norm L = E||f~(x) - f*(x)||^2 as fidelity, from per-image losses (Sec. 3.1, Eq. 5)."""
 
 import copy
 
@@ -13,12 +13,21 @@ from compressor.fidelity.labels import fitting_labels
 from compressor.fidelity.losses import Losses, NoiseSpecification
 
 BATCH_SIZE = 64
-HUGE = 1e12
+MAX_LOSS = 1e12
 
 
 class FunctionNorm:
-    """L(f~, f*) on a fixed set of images; the teacher's outputs are computed once. `labels` (n,) are the images', where
-    they fit the outputs.
+    """L(f~, f*) on a fixed set of images; the original's outputs are computed once.
+
+    Args:
+        original: the original network, on `device`.
+        images: the images, at least two.
+        device: where networks run.
+
+    Attributes:
+        targets: the original's outputs (n, num_outputs).
+        output_energy: E||f*(x)||^2.
+        labels: the images' labels (n,) where they fit the outputs, else None.
 
     Raises:
         InputError: fewer than two images, or the network's outputs are not one finite tensor.
@@ -37,16 +46,16 @@ class FunctionNorm:
 
     @property
     def noise_spec(self) -> NoiseSpecification:
-        """Losses of different plans scatter alike relative to L."""
+        """The noise of a plan's losses is proportional to L."""
         return NoiseSpecification()
 
     @property
-    def loss_when_lost(self) -> float:
-        """L of a network that says nothing."""
+    def uninformative_loss(self) -> float:
+        """L of a network whose outputs are all zero."""
         return self.output_energy
 
     def subset(self, count: int) -> "FunctionNorm":
-        """The same on the first `count` images, without running the teacher again."""
+        """The function norm on the first `count` images, without running the original again."""
         part = copy.copy(self)
         part.images = self.images.subset(range(count))
         part.targets = self.targets[:count]
@@ -63,23 +72,24 @@ class FunctionNorm:
         return torch.cat(batches)
 
     def inputs_and_targets(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The images `indices` (m,) on the device, and the teacher's outputs (m, num_outputs) for them."""
+        """The images `indices` (m,) on the device, and the original's outputs (m, num_outputs) for them."""
         return self.images.batch(indices).to(self._device), self.targets[indices.to(self.targets.device)]
 
     def losses(self, network: nn.Module, indices: NDArray[np.int64]) -> Losses:
-        """Squared distance to the teacher for each of the images `indices`."""
+        """Squared distances to the original's outputs on the images `indices` (m,)."""
         chosen = torch.from_numpy(indices)
         outputs = self.outputs(network, chosen)
         return Losses(indices, self.compare(outputs, chosen), flips=self._flips(outputs, chosen))
 
     def compare(self, outputs: Tensor, indices: Tensor) -> NDArray[np.float64]:
-        """Squared distances (m,) of `outputs` (m, num_outputs) to the teacher's on the images `indices` (m,)."""
+        """Squared distances (m,) of `outputs` (m, num_outputs) to the original's on the images `indices` (m,)."""
         differences = outputs - self.targets[indices.to(self.targets.device)]
         values = differences.double().square().sum(1).cpu().numpy()
-        # A destroyed candidate may overflow; a huge finite loss keeps the search going and away from it.
-        return np.minimum(np.nan_to_num(values, nan=HUGE, posinf=HUGE), HUGE)
+        # A candidate may overflow: a large finite loss lets the search go on, and avoid it.
+        return np.minimum(np.nan_to_num(values, nan=MAX_LOSS, posinf=MAX_LOSS), MAX_LOSS)
 
     def _flips(self, outputs: Tensor, indices: Tensor) -> NDArray[np.float64] | None:
+        """Prediction flips (m,), see `Losses`; None without labels."""
         if self.labels is None:
             return None
         labels, targets = self.labels[indices], self.targets[indices.to(self.targets.device)]

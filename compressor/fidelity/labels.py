@@ -1,4 +1,4 @@
-"""Whether the images' labels are there, and are those of the network's outputs."""
+"""Labels of images: whether there are any, and whether they fit the network's outputs."""
 
 from torch import Tensor
 
@@ -8,7 +8,7 @@ from compressor.fidelity.records import Fidelity
 
 
 def fitting_labels(images: ImageSet, num_outputs: int) -> Tensor | None:
-    """The images' labels (m,), where there are as many classes as outputs."""
+    """The images' labels (m,) where there are as many classes as outputs, else None."""
     return None if images.labels is None or misfit(images, num_outputs) else images.labels
 
 
@@ -27,14 +27,14 @@ def require_labels(images: ImageSet, num_outputs: int, kind: Fidelity) -> Tensor
 
 
 def require_labelled(images: ImageSet, kind: Fidelity) -> None:
-    """What can be said before there is an output.
+    """Check what does not depend on the network's outputs.
 
     Raises:
-        InputError: a risk is asked for, and the images carry no labels.
+        InputError: a risk is asked for, and the images have no labels.
     """
     if kind == "norm" or images.labels is not None:
         return
-    why = "drawn images have none" if images.synthetic else f"there are none with {images.source}"
+    why = "synthetic images have none" if images.synthetic else f"there are none with {images.source}"
     raise InputError(
         f"--fidelity {kind} needs labels, and {why}: give --data a folder with one subfolder for each class, "
         "or use --fidelity norm, which needs no labels"
@@ -42,7 +42,7 @@ def require_labelled(images: ImageSet, kind: Fidelity) -> None:
 
 
 def misfit(images: ImageSet, num_outputs: int) -> str:
-    """Why labels are not those of the outputs, in words; empty where they may be."""
+    """Why the labels cannot be those of the outputs, in words; empty where they can."""
     assert images.labels is not None
     if images.class_names is not None and len(images.class_names) != num_outputs:
         return f"the folder has {len(images.class_names)} classes and the network {num_outputs} outputs"

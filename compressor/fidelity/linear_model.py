@@ -1,4 +1,4 @@
-"""How the outputs of a network move with the ranks of its layers, to first order."""
+"""The first-order model of how a network's outputs change with the ranks of its layers; without torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from compressor.arrays import Array, Ranks
 
 @dataclass(frozen=True)
 class LinearModel:
-    """Outputs around a plan, along p directions.
+    """The outputs around a plan on m images, along p directions.
 
     Attributes:
         residuals: f~ - f* of the plan (m, p).
-        changes: for every layer what other ranks, alone, add to the residuals (m, p) to first order.
-        passes: what it took, in passes of an image.
+        changes: for every layer, by rank, what that rank alone adds to the residuals (m, p) to first order.
+        passes: the cost of the model, in forward passes of one image.
     """
 
     residuals: Array
@@ -36,5 +36,5 @@ class LinearModel:
 
 
 Linearize = Callable[[Ranks, Sequence[Sequence[int]], np.ndarray, int], LinearModel]
-"""Ranks (d,) of a plan, other ranks for every layer, indices of images (m,), and how many directions at most in, the
-model around the plan out."""
+"""From ranks (d,) of a plan, other ranks of every layer, indices of images (m,) and the maximal number of directions to
+the model around the plan."""

@@ -1,10 +1,10 @@
-"""How a plan's outputs move with the rank of each of its layers, to first order.
+"""The first-order change of a plan's outputs with the rank of each layer.
 
-One pass forward and p backward give the slopes of p combinations of the outputs with respect to every layer's own
-outputs; what another rank would make of these needs that layer alone, and where its factors are nested, all ranks come
-at once. With more outputs than directions the combinations are random and at right angles to one another, under which
-squared lengths are kept on average (Johnson and Lindenstrauss 1984): half as many as there are outputs have little more
-than half of the variance that they would have, were each drawn by itself.
+One forward and p backward passes give the gradients of p combinations of the outputs with respect to the outputs of
+every layer. The change of a layer's outputs at another rank needs that layer alone, and nested factors give it for all
+ranks at once. With more outputs than directions the combinations are random and orthogonal, so that squared lengths are
+kept on average (Johnson and Lindenstrauss 1984): with half as many directions as outputs, their variance is little more
+than half of that of independent directions.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,20 +25,22 @@ from compressor.network.surgery import build_candidate
 from compressor.streams import Stream
 
 BATCH_SIZE = 25
-MAX_NUMBERS = 5 * 10**8  # every layer's inputs, outputs and slopes are held at once: 2 GB
-BACKWARD = (
-    1.5  # in passes forward; with it the count agrees with the clock (benchmarks/studies/search/evaluation_cost.py)
-)
+MAX_NUMBERS = 5 * 10**8  # of all layers' inputs, outputs and gradients, which are held at once: 2 GB
+# What a backward pass costs, in forward passes; the count then agrees with measured times, see
+# benchmarks/studies/search/evaluation_cost.py.
+BACKWARD_PASSES = 1.5
 
-Calls = list[tuple[Tensor, Tensor]]  # inputs and outputs (b, ...) of a layer, one pair for each time it is called
+Calls = list[tuple[Tensor, Tensor]]  # inputs and outputs (b, ...) of a layer, one pair per call
 
 
 class Linearizer:
     """The linear model around any plan of one network.
 
     Args:
-        norm: the function norm, on the images that indices point into.
-        layers: the layers whose ranks a plan gives, in order, with their factors.
+        norm: function norm on the images that indices refer to.
+        original: the original network.
+        layers: the layers whose ranks a plan gives, in its order.
+        factors: their factors, by the layer's name.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Linearizer:
     def __call__(
         self, ranks: Ranks, others: Sequence[Sequence[int]], indices: np.ndarray, directions: int
     ) -> LinearModel:
-        """The model around the plan `ranks` (d,) with `others` as each layer's other ranks, on the images (m,)."""
+        """The model around the plan `ranks` (d,), see `compressor.fidelity.linear_model.Linearize`."""
         candidate = build_candidate(self._original, self._factors, factorized_ranks(self._layers, ranks)).eval()
         rng = np.random.default_rng([int(Stream.DIRECTIONS), *indices.tolist()])
         along = _directions(len(indices), self._norm.targets.shape[1], directions, rng)
@@ -67,7 +69,7 @@ class Linearizer:
             {rank: np.concatenate([part[1][layer][rank] for part in parts]) for rank in ranks_of_layer}
             for layer, ranks_of_layer in enumerate(others)
         ]
-        each = 1 + BACKWARD * residuals.shape[1] + float(np.mean([len(row) for row in others]))
+        each = 1 + BACKWARD_PASSES * residuals.shape[1] + float(np.mean([len(row) for row in others]))
         return LinearModel(residuals, changes, round(each * len(indices)))
 
     def _move(self, layer: FoundLayer, ranks: Sequence[int]) -> "_Move":
@@ -101,12 +103,12 @@ class Linearizer:
 
 
 def _forward(candidate: nn.Module, names: Sequence[str], inputs: Tensor) -> tuple[list[Calls], Tensor]:
-    """Every named layer's inputs and outputs as often as it is called, and the network's outputs (b, k)."""
+    """Inputs and outputs of every call of the named layers, and the network's outputs (b, k)."""
     calls: dict[str, Calls] = {name: [] for name in names}
 
     def keep(index: int, given: Tensor, found: Tensor) -> Tensor:
         calls[names[index]].append((given.detach().clone(), found))
-        return found.clone()  # what follows may work in place
+        return found.clone()  # the next layer may work in place
 
     with watching([candidate.get_submodule(name) for name in names], keep), torch.enable_grad():
         outputs = candidate(inputs.clone().requires_grad_())
@@ -114,8 +116,7 @@ def _forward(candidate: nn.Module, names: Sequence[str], inputs: Tensor) -> tupl
 
 
 def _slopes(values: Tensor, outputs: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Of values (b, p) with respect to every layer's outputs (p, b, ...), one after the other; zero where they do not
-    depend on them, or where the network lets no slope through."""
+    """Gradients (p, b, ...) of values (b, p) with respect to each of the layers' outputs; zero where there are none."""
     count = values.shape[1]
     if not values.requires_grad:
         return (output.new_zeros(count, *output.shape) for output in outputs)
@@ -129,7 +130,13 @@ def _slopes(values: Tensor, outputs: Sequence[Tensor]) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class _Move:
-    """A layer's other ranks: modules for those that have to be computed alone, and for the others what has all."""
+    """A layer's other ranks.
+
+    Attributes:
+        alone: modules by rank, for ranks that are computed one by one.
+        together: ranks that `nested` computes at once.
+        nested: the nested factors; None where there are none.
+    """
 
     alone: Mapping[int, nn.Module]
     together: Sequence[int]
@@ -137,8 +144,10 @@ class _Move:
 
 
 def _changes(move: _Move, calls: Calls, slopes: Iterator[Tensor], like: Tensor) -> dict[int, Tensor]:
-    """What the layer at its other ranks adds to the values `like` (b, p): slopes, the next for every call, times what
-    its outputs move by."""
+    """What the layer's other ranks add to the values `like` (b, p), by rank: gradients times changes of its outputs.
+
+    `slopes` gives the gradient of the next call each time.
+    """
     totals = {rank: torch.zeros_like(like) for rank in [*move.alone, *move.together]}
     for inputs, outputs in calls:
         slope = next(slopes)
@@ -152,16 +161,16 @@ def _changes(move: _Move, calls: Calls, slopes: Iterator[Tensor], like: Tensor) 
 
 
 def _along(slope: Tensor, outputs: Tensor) -> Tensor:
-    """Products (b, p) of slopes (p, b, ...) with outputs (b, ...)."""
+    """Inner products (b, p) of gradients (p, b, ...) with outputs (b, ...)."""
     return (slope.flatten(2) * outputs.flatten(1)).sum(-1).T
 
 
 def _at_all_ranks(nested: NestedFactors, ranks: Sequence[int], inputs: Tensor, slope: Tensor) -> dict[int, Tensor]:
-    """Products (b, p) of slopes (p, b, ...) with the factors' outputs at every one of `ranks`."""
+    """Inner products (b, p) of gradients (p, b, ...) with the factors' outputs at each of `ranks`."""
     groups, lead = len(nested.outputs), slope.shape[:2]
     features, slope = nested.features(inputs), slope.flatten(0, 1)
-    features, slope = (_by_place(values, nested.channels_last) for values in (features, slope))
-    # A convolution, because it is quick for few places and for many; products of matrices are for one of them.
+    features, slope = (_by_position(values, nested.channels_last) for values in (features, slope))
+    # A convolution is fast for few positions and for many; matrix products are so for one of them only.
     along = conv1d(slope, nested.outputs.flatten(0, 1)[..., None], groups=groups).unflatten(0, lead)
     by_feature = torch.einsum("pbsn,bsn->pbs", along, features).unflatten(-1, (groups, -1)).sum(-2)
     sums = by_feature.cumsum(-1)
@@ -170,8 +179,8 @@ def _at_all_ranks(nested: NestedFactors, ranks: Sequence[int], inputs: Tensor, s
     return {rank: sums[..., rank * nested.width - 1].T for rank in ranks}
 
 
-def _by_place(values: Tensor, channels_last: bool) -> Tensor:
-    """Inputs, features or outputs (b, ...) as (b, channels, places)."""
+def _by_position(values: Tensor, channels_last: bool) -> Tensor:
+    """Inputs, features or outputs (b, ...) as (b, channels, positions)."""
     return values.reshape(len(values), -1, values.shape[-1]).mT if channels_last else values.flatten(2)
 
 
@@ -180,8 +189,8 @@ def _to_numpy(values: Tensor) -> np.ndarray:
 
 
 def _directions(count: int, num_outputs: int, most: int, rng: np.random.Generator) -> Tensor:
-    """Combinations of outputs (count, num_outputs, p): each output alone where they are few, else random ones at right
-    angles, as long as makes up for those left out."""
+    """Combinations of outputs (count, num_outputs, p): each output by itself where they are at most `most`, else random
+    orthogonal ones, scaled so that squared lengths are kept on average."""
     if num_outputs <= most:
         return torch.eye(num_outputs).expand(count, -1, -1)
     bases, _ = np.linalg.qr(rng.standard_normal((count, num_outputs, most)))

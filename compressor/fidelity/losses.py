@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Per-image losses of a candidate, and how their noise depends on the function norm."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,14 @@ MIN_LOSS = 1e-12
 
 @dataclass(frozen=True)
 class Losses:
-    """Per-image losses of one candidate on the images `indices`; both (m,).
+    """Per-image losses of one candidate.
 
-    l_i = ||f~(x_i) - f*(x_i)||^2, or another loss; then `squares` (m,) holds these squared distances. With labels,
-    `harms` (m,) are 1 where only the original decides rightly, -1 where only the candidate does, else 0.
+    Attributes:
+        indices: the images (m,).
+        values: l_i = ||f~(x_i) - f*(x_i)||^2, or another loss (m,).
+        squares: the squared distances (m,) where `values` are another loss.
+        flips: with labels, prediction flips (m,): 1 where only the original is right, -1 where only the candidate is,
+            else 0.
     """
 
     indices: NDArray[np.int64]
@@ -23,30 +27,30 @@ class Losses:
 
     @property
     def mean(self) -> float:
-        """The estimate of L."""
+        """The estimate of L: the mean of the losses."""
         return float(self.values.mean())
 
     @property
     def variance(self) -> float:
-        """Variance of the estimate: sample variance over m."""
+        """Variance of the estimate: the sample variance over m."""
         return float(self.values.var(ddof=1) / len(self.values))
 
     @property
     def distances(self) -> NDArray[np.float64]:
-        """The squared distances of the outputs (m,), whatever the loss is."""
+        """Squared distances of the outputs (m,), whatever the loss."""
         return self.values if self.squares is None else self.squares
 
     @property
     def function_norm(self) -> float:
-        """The function norm on these images, whatever the loss is."""
+        """The function norm on these images, whatever the loss."""
         return float(self.distances.mean())
 
     def on(self, indices: NDArray[np.int64]) -> "Losses":
-        """Those on the images `indices` (k,), in the order they have here."""
+        """The losses on the images `indices` (k,), in the present order."""
         return self._where(np.isin(self.indices, indices))
 
     def without(self, indices: NDArray[np.int64]) -> "Losses":
-        """Those on other images than `indices` (k,)."""
+        """The losses on images other than `indices` (k,)."""
         return self._where(~np.isin(self.indices, indices))
 
     def _where(self, chosen: NDArray[np.bool_]) -> "Losses":
@@ -56,16 +60,17 @@ class Losses:
 
 @dataclass(frozen=True)
 class NoiseSpecification:
-    """How a loss behaves, as far as a search needs to know beforehand.
+    """What a search must know of a loss beforehand.
 
-    `floor`: what the loss of the original itself is taken to be, so that L + `floor` is positive.
-    `noise_power`: the deviation of the losses grows as this power of the function norm.
-    `likeness_power`: two plans' losses on an image are the less alike the more their function norms differ: the
-    correlation goes with this power of the smaller over the larger.
-    `per_norm`: a first guess of how much L comes with a function norm of 1.
+    Attributes:
+        floor: loss that the original itself is taken to have, so that L + `floor` is positive.
+        noise_power: the standard deviation of the losses grows as this power of the function norm.
+        correlation_decay: the correlation of two plans' losses on an image is proportional to this power of the smaller
+            over the larger function norm.
+        per_norm: initial estimate of L at a function norm of 1.
     """
 
     floor: float = 0.0
     noise_power: float = 1.0
-    likeness_power: float = 0.3
+    correlation_decay: float = 0.3
     per_norm: float = 1.0

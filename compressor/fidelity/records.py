@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Records of fidelity: function norm, agreement and accuracies."""
 
 from typing import Literal
 
@@ -15,10 +15,10 @@ FIDELITY_WORDS: dict[Fidelity, str] = {
 
 
 class FidelityRecord(Record):
-    """Function norm L = E||f~(x) - f*(x)||^2 (Eq. 5) on images outside the search.
+    """Function norm L = E||f~(x) - f*(x)||^2 (Eq. 5) on the test images.
 
-    `stderr` is the standard error of `function_norm`; `output_energy` is E||f*(x)||^2 and `relative` their
-    ratio L / E||f*(x)||^2. `top1_agreement` is the share of images on which both networks decide for the same class.
+    `stderr` is the standard error of `function_norm`, `output_energy` is E||f*(x)||^2 and `relative` the ratio of the
+    two, L / E||f*(x)||^2. `top1_agreement` is the share of images on which both networks predict the same class.
     """
 
     function_norm: float = Field(ge=0)
@@ -30,7 +30,7 @@ class FidelityRecord(Record):
 
 
 class Metrics(Record):
-    """A network on the images outside the search; accuracies are null without labels, top-5 without five classes."""
+    """A network on the test images; accuracies are null without labels, `top5` with five classes or fewer."""
 
     function_norm: float
     top1: float | None = None

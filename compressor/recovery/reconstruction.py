@@ -1,10 +1,10 @@
-"""After the plan is chosen: refit each layer's factors to what the original layer computes.
+"""Layer-wise reconstruction: refit each layer's factors, at fixed ranks, to the outputs of the original layer.
 
-Factors are the best approximation of a layer on the original's activations. In the compressed network a layer receives
-other inputs, bent by every layer before it. Front to back, each is refitted by least squares from the inputs it really
-receives to the outputs the original layer gives on the same images (asymmetric reconstruction; Zhang et al. 2016):
-first the last factor alone, then both in turn. Closed form, no labels, no gradient descent. A step is kept only if it
-lowers the function norm on images outside calibration.
+Factors are the best approximation of a layer on the original's activations. In the compressed network its inputs differ
+from these by the errors of all layers before it. Front to back, each layer is refitted by least squares from the inputs
+that it does receive to the outputs of the original layer on the same images (asymmetric reconstruction; Zhang et al.
+2016): first the last factor alone, then both in turn. This takes no labels and no gradient descent. A step is kept only
+if it lowers the function norm on the check images, which are none of the calibration images.
 """
 
 import copy
@@ -40,13 +40,18 @@ from compressor.network.statistics import (
 from compressor.network.surgery import replace_layer
 from compressor.recovery.records import ReconstructionRecord, ReconstructionStep, StepKind
 
-LAST_FLOOR = 1e-3  # of the mean variance of the last factor's inputs: features hardly seen keep their weights
+LAST_FLOOR = 1e-3  # ridge over the mean variance of the last factor's inputs: where these hardly vary, weights stay
 
 
 @dataclass(frozen=True)
 class _Goal:
-    """What one layer is to give: per batch the places and the original's outputs there (rows, Co), and the weight of
-    these outputs where both factors can be refitted."""
+    """The outputs that one layer is refitted to.
+
+    Attributes:
+        layer: the layer.
+        rows: per batch the sampled output positions, and the original's outputs there (rows, Co).
+        weights: of these outputs in the loss (see `gradient_moments`); None where only the last factor is refitted.
+    """
 
     layer: FoundLayer
     rows: list[tuple[OutputPositions, Tensor]]
@@ -55,30 +60,32 @@ class _Goal:
 
 @dataclass
 class Reconstruction:
-    """One recalibration of `network`, which it changes in place (or replaces, where the network is one layer).
+    """One reconstruction of `network`, which it changes in place (or replaces, where the network is one layer).
 
     Args:
-        original: the network to imitate, on `device`.
+        original: the original network, on `device`.
         network: the compressed network on `device`, sharing no tensor with `original`.
         layers: its factorized layers, as found in the original.
         calibration: images to fit on.
-        judge: function norm on other images, which decides over each step.
-        seed: of the places that enter the equations.
-        on_step: told the number of layers done and a word.
+        check: function norm on other images; steps that do not lower it are undone.
+        device: where to compute.
+        seed: seed of the output positions that are sampled.
+        on_step: called with the number of layers done and the progress in words.
+        steps: the steps so far.
     """
 
     original: nn.Module
     network: nn.Module
     layers: Sequence[FoundLayer]
     calibration: ImageSet
-    evaluator: FunctionNorm
+    check: FunctionNorm
     device: torch.device
     seed: int = 0
     on_step: Callable[[int, str], None] = lambda count, text: None
     steps: list[ReconstructionStep] = field(default_factory=list)
 
     def run(self) -> ReconstructionRecord:
-        """Refit all layers, and say what each step brought."""
+        """Refit all layers; the record has the function norm before and after every step."""
         began = time.perf_counter()
         self._current = before = self._loss()
         for count, goal in enumerate(self._front_to_back()):
@@ -87,7 +94,7 @@ class Reconstruction:
         self._refit_norms()
         return ReconstructionRecord(
             calibration_images=len(self.calibration),
-            check_images=len(self.evaluator.images),
+            check_images=len(self.check.images),
             before=before,
             after=self._current,
             seconds=time.perf_counter() - began,
@@ -95,10 +102,10 @@ class Reconstruction:
         )
 
     def _loss(self) -> float:
-        return self.evaluator.losses(self.network, np.arange(len(self.evaluator.images))).mean
+        return self.check.losses(self.network, np.arange(len(self.check.images))).mean
 
     def _front_to_back(self) -> Iterator[_Goal]:
-        """What each layer is to give, in order of use; the original runs once for as many as memory allows."""
+        """The goals of all layers, in order of use; the original runs once for as many as fit into memory."""
         by_name = {layer.name: layer for layer in self.layers}
         example = self.calibration.batch([0]).to(self.device)
         ordered = [by_name[name] for name in in_order_of_use(self.network, list(by_name), example)]
@@ -110,7 +117,7 @@ class Reconstruction:
                 yield _Goal(layer, rows.pop(layer.name), weights.pop(layer.name, None))
 
     def _outputs_of_original(self, layers: Sequence[FoundLayer]) -> dict[str, list[tuple[OutputPositions, Tensor]]]:
-        """For every layer and batch the places drawn, and what the original layer gives there (rows, Co)."""
+        """For every layer and batch the sampled positions, and the original layer's outputs there (rows, Co)."""
         rows: dict[str, list[tuple[OutputPositions, Tensor]]] = {layer.name: [] for layer in layers}
         generators = [torch.Generator().manual_seed(self.seed) for _ in layers]
         seen: set[int] = set()
@@ -135,7 +142,7 @@ class Reconstruction:
         name = goal.layer.name
         module = self.network.get_submodule(name)
         last, whole = self._moments(goal, module)
-        # Equations that cannot be solved are a step not taken.
+        # Where the equations cannot be solved, the step is left out.
         with suppress(torch.linalg.LinAlgError):
             self._try("last factor", name, _with_last_refitted(module, last))
         if goal.weights is None:
@@ -145,7 +152,7 @@ class Reconstruction:
             self._try("both factors", name, _with_both_refitted(goal.layer, present, whole, goal.weights))
 
     def _moments(self, goal: _Goal, module: nn.Module) -> tuple[RunningMoments, RunningMoments]:
-        """Sums over what the last factor and what the whole layer receive, and over what the original layer gives."""
+        """Moments of inputs and original outputs: with the inputs of the last factor, and with those of the layer."""
         original = goal.layer.module
         final, outputs = last_factor(module)
         last, whole = RunningMoments(groups_of(final)), RunningMoments(groups_of(original))
@@ -159,7 +166,7 @@ class Reconstruction:
         return last, whole
 
     def _try(self, kind: StepKind, name: str, candidate: nn.Module) -> None:
-        """Put the candidate in the layer's place, and keep it if the function norm falls."""
+        """Replace the layer by the candidate, and keep it if the function norm falls."""
         present = self.network.get_submodule(name)
         self.network = replace_layer(self.network, name, candidate)
         after = self._loss()
@@ -173,7 +180,7 @@ class Reconstruction:
         self._current = after if kept else self._current
 
     def _refit_norms(self) -> None:
-        """Batch-norm statistics of the compressed network's own activations, all at once."""
+        """Set all batch-norm statistics to those of the compressed network's activations."""
         norms = [m for m in self.network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
         norms = [norm for norm in norms if norm.track_running_stats]
         if not norms:
@@ -183,13 +190,13 @@ class Reconstruction:
         after = self._loss()
         kept = after < self._current
         for norm, state in zip(norms, before, strict=True):
-            if not kept or not norm.num_batches_tracked:  # auxiliary heads see nothing
+            if not kept or not norm.num_batches_tracked:  # an auxiliary head, which does not run
                 norm.load_state_dict(state)
         self._note("batch-norm statistics", "", after, kept)
 
 
 def last_factor(module: nn.Module) -> tuple[nn.Module, Tensor | None]:
-    """The last linear part of a factorized layer, and which of the layer's outputs it gives (None for all)."""
+    """The last linear part of a factorized layer, and the indices of the layer's outputs it gives (None for all)."""
     if isinstance(module, Interpolated):
         return module.rest, module.order.argsort()[len(module.keep.weight) :]
     assert isinstance(module, nn.Sequential)
@@ -205,7 +212,7 @@ def estimate_statistics(network: nn.Module, norms: Sequence[nn.Module], images: 
         norm.train()
     with torch.no_grad():
         for batch in batches(images, device):
-            if len(batch) > 1:  # one image has no variance where there is but one place
+            if len(batch) > 1:  # a single image has no variance where outputs have one position
                 network(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -236,7 +243,11 @@ def _with_last_refitted(module: nn.Module, moments: RunningMoments) -> nn.Module
 
 
 def _with_both_refitted(layer: FoundLayer, module: nn.Module, moments: RunningMoments, outputs: Tensor) -> nn.Module:
-    """Factors of the layer that maps the inputs received to the outputs wanted; the better of two beginnings."""
+    """The layer with both factors refitted to the original's outputs.
+
+    The factors are those of the least-squares layer, alternated from the better of two starts: the present first factor
+    and that of a fresh factorization.
+    """
     assert isinstance(module, nn.Sequential)
     assert layer.method is not None
     factors = METHODS[layer.method].two_factors
@@ -254,9 +265,15 @@ def _with_both_refitted(layer: FoundLayer, module: nn.Module, moments: RunningMo
 
 
 def solve(moments: RunningMoments, present: Tensor, floor: float) -> tuple[Tensor, Tensor]:
-    """Weight of the shape of `present` and bias (Co,) of least squared error, float64.
+    """Weight and bias of least squared error.
 
-    A ridge of `floor` times the mean variance pulls towards `present` where the rows say little.
+    Args:
+        moments: of inputs and outputs.
+        present: the present weight (Co, ...), to which a ridge pulls the directions in which inputs hardly vary.
+        floor: the ridge, as a share of the inputs' mean variance.
+
+    Returns:
+        The weight, of the shape of `present`, and the bias (Co,), both float64.
     """
     covariance = moments.covariance()
     damped = with_floor(covariance, floor)

@@ -31,7 +31,7 @@ def no_clock(_key: str, _modules: Sequence[nn.Module], _value: Tensor) -> list[f
 
 
 class Network(nn.Module):
-    """Layers of every kind, one of them called on more places than its input has."""
+    """Layers of every kind, one of them called on more positions than its input has."""
 
     def __init__(self) -> None:
         super().__init__()

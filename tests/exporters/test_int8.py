@@ -12,7 +12,7 @@ from compressor.errors import BocompressError
 from compressor.factorization.interpolative import Interpolated
 from compressor.network.attention import open_attention
 from exporters.float16 import convert_fp16
-from exporters.int8 import function_norm, quantize_int8
+from exporters.int8 import QuantizationImages, function_norm, quantize_int8
 from exporters.onnx import export_onnx
 from exporters.sensitivity import choose_float_groups, group_nodes
 from exporters.session import open_session, run_batches
@@ -70,7 +70,8 @@ def outputs(path: Path, images: Tensor, size: int = 8) -> np.ndarray:
 
 
 def quantize(source: Path, target: Path, images: Tensor, allowed: float, layers: tuple[str, ...] = ("0",)) -> object:
-    return quantize_int8(source, target, images[:32], images[32:64], allowed, layers, {"precision": "int8"})
+    chosen = QuantizationImages(images[:32], images[32:64])
+    return quantize_int8(source, target, chosen, allowed, layers, {"precision": "int8"})
 
 
 @pytest.mark.parametrize("name", ["chain", "interpolative", "attention"])
@@ -173,7 +174,7 @@ def test_fp16_halves_the_file_and_keeps_float32_outside(files: dict[str, Path], 
         assert onnx.TensorProto.FLOAT not in {tensor.data_type for tensor in proto.graph.initializer}
 
 
-def test_what_cannot_be_quantized_is_said_in_one_sentence(images: Tensor, tmp_path: Path) -> None:
+def test_what_cannot_be_quantized_is_an_error_in_one_sentence(images: Tensor, tmp_path: Path) -> None:
     node = onnx.helper.make_node("ReduceMean", ["input"], ["logits"], keepdims=0)
     sides = [
         onnx.helper.make_tensor_value_info("input", 1, ["batch", 3, 16, 16]),

@@ -1,4 +1,4 @@
-"""Parity of ONNX Runtime and torch; a damaged file must not pass."""
+"""The export check of ONNX Runtime against torch, which a damaged file must not pass, and the comparison of files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -156,7 +156,9 @@ def test_torch_itself_gives_nan(exported: Path, images: Tensor) -> None:
         verify_onnx(exported, network, images)
 
 
-def test_bad_input_is_told(exported: Path, model: nn.Module, images: Tensor, tmp_path: Path) -> None:
+def test_bad_input_is_an_error_in_one_sentence(
+    exported: Path, model: nn.Module, images: Tensor, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="at least 2 images"):
         verify_onnx(exported, model, images[:1])
     with pytest.raises(InputError, match="at least one image"):
@@ -173,7 +175,9 @@ def test_a_file_is_the_same_as_itself(exported: Path, images: Tensor) -> None:
 
 
 @pytest.mark.parametrize("layer", ["layer2.1.conv1", "fc"])
-def test_two_files_part_at_the_layer_that_differs(exported: Path, images: Tensor, tmp_path: Path, layer: str) -> None:
+def test_two_files_diverge_first_at_the_layer_that_differs(
+    exported: Path, images: Tensor, tmp_path: Path, layer: str
+) -> None:
     def disturb(weight: np.ndarray) -> None:
         weight *= 1.5
 

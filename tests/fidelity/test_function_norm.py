@@ -1,4 +1,4 @@
-"""Losses of a real network, and their statistics: unbiased, with the variances and covariances they claim."""
+"""Losses of a real network and their statistics: unbiased, with the right variances and covariances."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -81,7 +81,7 @@ def test_the_original_has_no_loss_and_more_compression_has_more(candidates: Cand
     assert candidates.losses["strong"].mean > candidates.losses["mild"].mean > 0
 
 
-def test_teacher_energy_is_the_loss_of_a_network_that_says_nothing(candidates: Candidates) -> None:
+def test_output_energy_is_the_loss_of_a_network_with_no_output(candidates: Candidates) -> None:
     silent = nn.Sequential(candidates.original, nn.Threshold(float("inf"), 0.0))
     assert candidates.norm.losses(silent, np.arange(NUM_IMAGES)).mean == pytest.approx(candidates.norm.output_energy)
 
@@ -98,7 +98,7 @@ def test_outputs_of_any_shape_are_summed_over(candidates: Candidates) -> None:
 
 
 class Fixed(nn.Module):
-    """Answers every image with `answer(images)`."""
+    """Gives `answer(images)`."""
 
     def __init__(self, answer: Callable[[Tensor], object]) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class Fixed(nn.Module):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
-def test_a_destroyed_candidate_has_a_huge_finite_loss(candidates: Candidates, value: float) -> None:
+def test_a_candidate_that_overflows_has_a_huge_finite_loss(candidates: Candidates, value: float) -> None:
     network = Fixed(lambda x: torch.full((len(x), 10), value))
     losses = candidates.norm.losses(network, np.arange(6))
     assert np.isfinite(losses.values).all()
@@ -143,10 +143,10 @@ def test_one_number_per_image_is_an_output_too() -> None:
     assert norm.losses(Fixed(lambda x: x.mean((1, 2, 3)) + 2), np.arange(4)).mean == pytest.approx(4.0)
 
 
-# The estimate, by simulation: images drawn from those at hand, which then are the whole population
+# The estimate, by simulation: images are drawn from the fixture's, which are the population
 
 
-def test_the_estimate_is_unbiased_and_its_variance_is_what_it_says(candidates: Candidates) -> None:
+def test_the_estimate_and_its_variance_are_unbiased(candidates: Candidates) -> None:
     population = candidates.losses["strong"].values
     rng = np.random.default_rng(0)
     evaluations = [Losses(np.arange(20), rng.choice(population, 20)) for _ in range(6000)]
@@ -157,8 +157,8 @@ def test_the_estimate_is_unbiased_and_its_variance_is_what_it_says(candidates: C
     assert variances.mean() == pytest.approx(means.var(), rel=0.1)
 
 
-def noise_covariance(evaluations: list[Losses], num_images: int, likeness_power: float = 0.0) -> Array:
-    model = NoiseModel(num_images, NoiseSpecification(likeness_power=likeness_power))
+def noise_covariance(evaluations: list[Losses], num_images: int, correlation_decay: float = 0.0) -> Array:
+    model = NoiseModel(num_images, NoiseSpecification(correlation_decay=correlation_decay))
     for losses in evaluations:
         model.add(losses)
     return model.covariance(np.array([losses.mean for losses in evaluations]))
@@ -178,7 +178,7 @@ def draw_evaluations(
     ]
 
 
-def test_the_noise_is_what_it_says_whatever_images_are_shared() -> None:
+def test_the_covariance_is_right_whatever_images_are_shared() -> None:
     """Two plans on the same images, one on half of them and new ones, one on others."""
     norms = np.array([1.0, 8.0, 0.1, 2.0])
     parts = [np.arange(0, 40), np.arange(0, 40), np.arange(20, 60), np.arange(60, 160)]
@@ -195,7 +195,7 @@ def test_the_noise_is_what_it_says_whatever_images_are_shared() -> None:
     assert not claimed[3, :3].any()
 
 
-def test_plans_of_other_norms_are_less_alike() -> None:
+def test_losses_of_plans_of_other_norms_are_less_correlated() -> None:
     """Losses of plans on one image are correlated as a power of the smaller over the larger norm."""
     norms, power, rng = np.array([1.0, 4.0, 4.4]), 0.3, np.random.default_rng(5)
     shares = (norms[:-1] / norms[1:]) ** power
@@ -217,8 +217,8 @@ def test_many_plans_on_few_images_are_not_known_exactly_against_each_other() -> 
     assert least == pytest.approx((0.25 + 0.05 + 0.0125 - 0.25) / 20, rel=0.5)
 
 
-def test_lucky_looks_do_not_count_more() -> None:
-    """Of looks alike but for chance, the one that found small losses of small spread has the same relative noise."""
+def test_evaluations_low_by_chance_do_not_count_more() -> None:
+    """Of evaluations that differ by chance alone, one with small losses of small spread has the same relative noise."""
     rng = np.random.default_rng(3)
     evaluations = draw_evaluations(rng, np.ones(8), [np.arange(50 * k, 50 * k + 50) for k in range(8)])
     relative = (
@@ -305,7 +305,7 @@ def test_every_image_is_drawn_as_often_as_any_other() -> None:
     assert counts.max() < 1.1 * counts.mean()
 
 
-def test_another_look_takes_images_that_were_not_seen() -> None:
+def test_another_evaluation_takes_images_that_were_not_seen() -> None:
     sampler = ImageSampler(30, 10, seed=3)
     first = sampler.draw(0)
     second = sampler.draw_unseen(1, first)

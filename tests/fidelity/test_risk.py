@@ -1,4 +1,4 @@
-"""The risk as fidelity: its losses and their statistics against direct computation, searches by it, and bad labels."""
+"""The risk as fidelity: its losses and their statistics against direct computation, searches by it, bad labels."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -27,6 +27,7 @@ from compressor.report.records import Report
 from compressor.search.evaluation.journal import Journal
 from compressor.search.objective import default_gamma
 from compressor.search.optimizer import Search, SearchSettings
+from compressor.search.problem import SearchProblem
 from compressor.search.surrogate.cokriging import NormModel
 from tests.search.test_optimizer import Problem
 from tests.unmeasured import without_measuring
@@ -83,24 +84,24 @@ def test_losses_are_those_above_the_originals(network: nn.Module, outside: Image
     other, indices = spoil(network, 0.3), np.array([5, 800, 77, 6, 300])
     losses = make_risk(network, outside, kind).losses(other, indices)
     labels = outside.labels[indices].numpy()
-    wanted = []
+    losses_by_model = []
     for model in (other, network):
         outputs = model(outside.data[indices]).double()
         if kind == "error":
-            wanted.append((outputs.argmax(1).numpy() != labels).astype(float))
+            losses_by_model.append((outputs.argmax(1).numpy() != labels).astype(float))
         else:
             shares = outputs.softmax(1).numpy()
-            wanted.append([log_loss([y], row[None], labels=range(10)) for y, row in zip(labels, shares, strict=True)])
-    np.testing.assert_allclose(losses.values, np.subtract(*wanted), rtol=1e-6, atol=1e-7)
+            losses_by_model.append(
+                [log_loss([y], row[None], labels=range(10)) for y, row in zip(labels, shares, strict=True)]
+            )
+    np.testing.assert_allclose(losses.values, np.subtract(*losses_by_model), rtol=1e-6, atol=1e-7)
     squares = (other(outside.data[indices]) - network(outside.data[indices])).square().sum(1).numpy()
     np.testing.assert_allclose(losses.squares, squares, rtol=1e-4)
     assert losses.function_norm == pytest.approx(squares.mean(), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_estimate_is_unbiased_and_its_variance_is_what_it_says(
-    network: nn.Module, outside: ImageSet, kind: Fidelity
-) -> None:
+def test_the_estimate_and_its_variance_are_unbiased(network: nn.Module, outside: ImageSet, kind: Fidelity) -> None:
     risk, other = make_risk(network, outside, kind), spoil(network, 0.3)
     every = risk.losses(other, np.arange(len(outside)))
     rng = np.random.default_rng(0)
@@ -118,17 +119,17 @@ def test_the_estimate_is_unbiased_and_its_variance_is_what_it_says(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_most_of_what_scatters_in_a_risk_cancels(network: nn.Module, outside: ImageSet, kind: Fidelity) -> None:
+def test_most_of_a_risks_variance_cancels(network: nn.Module, outside: ImageSet, kind: Fidelity) -> None:
     risk, every = make_risk(network, outside, kind), np.arange(len(outside))
     excess = risk.losses(spoil(network, 0.1), every)
-    assert excess.values.std() < 0.7 * (excess.values + risk._own).std()
+    assert excess.values.std() < 0.7 * (excess.values + risk._original_losses).std()
 
 
 @pytest.mark.parametrize(("kind", "factor"), [("risk", 1.7), ("error", 2.5)])
 def test_the_noise_follows_the_function_norm(
     network: nn.Module, outside: ImageSet, kind: Fidelity, factor: float
 ) -> None:
-    """Over a hundredfold range of norms one number says the noise of all plans, within a factor."""
+    """Over a hundredfold range of norms one number gives the noise of all plans, within a factor."""
     risk, every = make_risk(network, outside, kind), np.arange(len(outside))
     evaluations = [
         risk.losses(spoil(network, deviation, seed), every) for seed, deviation in enumerate([0.05, 0.1, 0.2, 0.5])
@@ -143,7 +144,7 @@ def test_the_noise_follows_the_function_norm(
     np.testing.assert_allclose(np.diag(noise.covariance(norms)), claimed / len(outside))
 
 
-def test_plans_far_apart_are_less_alike_on_an_image() -> None:
+def test_losses_of_plans_far_apart_are_less_correlated() -> None:
     noise_spec = NoiseSpecification(0.3, 0.5, 0.5)
     noise, rng = NoiseModel(50, noise_spec), np.random.default_rng(0)
     common = rng.standard_normal(50)
@@ -157,21 +158,21 @@ def test_plans_far_apart_are_less_alike_on_an_image() -> None:
     assert correlations[0, 2] == pytest.approx(0.5)
 
 
-def test_the_law_knows_floor_and_scale(network: nn.Module, outside: ImageSet) -> None:
+def test_the_noise_specification_has_floor_and_scale(network: nn.Module, outside: ImageSet) -> None:
     norm = FunctionNorm(network, outside, CPU)
     noise_spec = Risk(norm, "error").noise_spec
     wrong = float((network(outside.data).argmax(1) != outside.labels).double().mean())
     assert noise_spec.floor == pytest.approx(max(wrong, 0.05 * 0.9))
     assert noise_spec.per_norm == pytest.approx(0.9 / norm.output_energy)
     assert (loss_of_guessing("risk", 10), loss_of_guessing("error", 10)) == pytest.approx((np.log(10), 0.9))
-    assert default_gamma(Risk(norm, "risk").loss_when_lost) == pytest.approx(1 / np.log(10))
+    assert default_gamma(Risk(norm, "risk").uninformative_loss) == pytest.approx(1 / np.log(10))
 
 
 # Searches
 
 
 class NoisyProblem(Problem):
-    """The synthetic problem seen through a risk: half its norm, with noise as large as itself."""
+    """The synthetic problem with a risk for its loss: half its norm, with noise as large."""
 
     noise_spec = NoiseSpecification(0.5, 0.5, 0.5, 0.5)
 
@@ -183,19 +184,11 @@ class NoisyProblem(Problem):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_search_through_noise_finds_the_optimum_and_knows_its_noise(seed: int) -> None:
+def test_a_search_through_noise_finds_the_optimum_and_its_own_error(seed: int) -> None:
     problem = NoisyProblem()
     settings = SearchSettings(max_evaluations=60, seed=seed)
-    search = Search(
-        problem.space,
-        problem.objective,
-        problem.evaluate,
-        400,
-        settings,
-        Journal(None, {}),
-        noise_spec=problem.noise_spec,
-    )
-    ranks, record = search.run()
+    given = SearchProblem(problem.space, problem.objective, problem.evaluate, 400, problem.noise_spec)
+    ranks, record = Search(given, settings, Journal(None, {})).run()
     values = problem.objective.value(
         0.5 * problem.norm(ranks[None]) * problem.factors.mean(), problem.space.ratio(ranks[None])
     )
@@ -226,7 +219,7 @@ def test_the_norm_model_follows_the_norms_it_saw() -> None:
 
 @pytest.fixture
 def unmeasured() -> Iterator[None]:
-    """Export and latency are other tests'."""
+    """Without export and latency, which other tests have."""
     with without_measuring():
         yield
 
@@ -260,7 +253,7 @@ def test_a_search_by_risk_from_the_command_line(
     assert "was written with other fidelity" in other.output
 
 
-# Labels that will not do
+# Labels that do not fit
 
 
 def test_images_without_labels_are_refused_before_anything_is_written(
@@ -271,11 +264,11 @@ def test_images_without_labels_are_refused_before_anything_is_written(
         folder.mkdir(parents=True)
         for number, file in enumerate(sorted(digit_images.rglob("*.png"))[:8]):
             (folder / f"{number}.png").write_bytes(file.read_bytes())
-    wanted = {
+    sentences = {
         ("--data", flat): "give --data a folder with one subfolder for each class",
         ("--data", few): "the folder has 2 classes and the network 10 outputs",
     }
-    for data, sentence in wanted.items():
+    for data, sentence in sentences.items():
         arguments = [tiny_checkpoint, "--trust-pickle", *data, "--input-size", 32, "--out", tmp_path / "out"]
         result = invoke("bocompress-export", *arguments, "--fidelity", "error")
         assert result.exit_code == 2
@@ -285,9 +278,9 @@ def test_images_without_labels_are_refused_before_anything_is_written(
         assert not (tmp_path / "out").exists()
 
 
-def test_drawn_images_have_no_labels(network: nn.Module, tmp_path: Path) -> None:
+def test_synthetic_images_have_no_labels(network: nn.Module, tmp_path: Path) -> None:
     synthetic = ImageSet(torch.rand(20, 64), "20 procedurally drawn images", synthetic=True)
-    with pytest.raises(InputError, match="--fidelity risk needs labels, and drawn images have none"):
+    with pytest.raises(InputError, match="--fidelity risk needs labels, and synthetic images have none"):
         compress(network, synthetic, tmp_path / "out", Settings(fidelity="risk"))
 
 

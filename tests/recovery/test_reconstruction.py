@@ -1,4 +1,4 @@
-"""Refitting in the compressed network: never worse on the check images, told truthfully, plainly better when due."""
+"""Layer-wise reconstruction: never worse on the check images, recorded as it was, plainly better at low ranks."""
 
 import copy
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from compressor.data.images import ImageSet, from_batches
 from compressor.factorization.interpolative import Interpolated
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.layers import compressible, factorized_ranks, find_layers
-from compressor.network.statistics import Moments
+from compressor.network.statistics import RunningMoments
 from compressor.network.surgery import build_candidate, detach_from_original
 from compressor.pipeline.stages.factorize import Decomposer
-from compressor.recovery import reconstruction as recalibrate
+from compressor.recovery import reconstruction
 from compressor.recovery.reconstruction import LAST_FLOOR, Reconstruction, estimate_statistics, last_factor, solve
 from compressor.recovery.records import ReconstructionRecord
 
@@ -65,14 +65,14 @@ def synthetic(count: int, seed: int) -> ImageSet:
 
 
 class Subject:
-    """A network at low ranks, about to be recalibrated."""
+    """A network at low ranks, before its reconstruction."""
 
     def __init__(self, original: nn.Module, images: ImageSet, check: ImageSet, **options: Any) -> None:
         choice, share = options.pop("choice", "weight"), options.pop("share", 0.3)
         self.original, self.calibration = original, images
-        self.evaluator = FunctionNorm(original, check, CPU)
+        self.check = FunctionNorm(original, check, CPU)
         found = compressible(find_layers(original, images.batch([0]), **options))
-        decomposer = Decomposer(model=original, calibration=images, evaluator=self.evaluator, device=CPU, choice=choice)
+        decomposer = Decomposer(model=original, calibration=images, evaluator=self.check, device=CPU, choice=choice)
         parts = decomposer.run(found)
         ranks = [max(1, int(share * part.layer.break_even_rank)) for part in parts]
         self.ranks = factorized_ranks([part.layer for part in parts], ranks)
@@ -81,18 +81,18 @@ class Subject:
         self.network = detach_from_original(build_candidate(original, factors, self.ranks))
 
     def loss(self, network: nn.Module) -> float:
-        return self.evaluator.losses(network, np.arange(len(self.evaluator.images))).mean
+        return self.check.losses(network, np.arange(len(self.check.images))).mean
 
     def run(self, network: nn.Module | None = None) -> tuple[ReconstructionRecord, nn.Module]:
-        reconstruction = Reconstruction(
+        job = Reconstruction(
             original=self.original,
             network=copy.deepcopy(self.network) if network is None else network,
             layers=self.layers,
             calibration=self.calibration,
-            evaluator=self.evaluator,
+            check=self.check,
             device=CPU,
         )
-        return reconstruction.run(), reconstruction.network
+        return job.run(), job.network
 
 
 def subject_with(**options: Any) -> Subject:
@@ -104,7 +104,7 @@ def subject() -> Subject:
     return subject_with()
 
 
-def assert_told_truthfully(record: ReconstructionRecord, subject: Subject, network: nn.Module) -> None:
+def assert_recorded_as_it_was(record: ReconstructionRecord, subject: Subject, network: nn.Module) -> None:
     current = record.before
     for step in record.steps:
         assert step.before == current
@@ -114,7 +114,7 @@ def assert_told_truthfully(record: ReconstructionRecord, subject: Subject, netwo
     assert record.before == pytest.approx(subject.loss(subject.network))
     assert record.after == pytest.approx(subject.loss(network))
     assert record.calibration_images == len(subject.calibration)
-    assert record.check_images == len(subject.evaluator.images)
+    assert record.check_images == len(subject.check.images)
     assert record.seconds > 0
 
 
@@ -128,7 +128,7 @@ def weight_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def test_low_ranks_of_the_weight_become_plainly_better(subject: Subject) -> None:
     record, network = subject.run()
-    assert_told_truthfully(record, subject, network)
+    assert_recorded_as_it_was(record, subject, network)
     assert record.after < 0.4 * record.before
     fresh = FunctionNorm(subject.original, synthetic(200, 7), CPU)
     every = np.arange(200)
@@ -151,7 +151,7 @@ def test_every_method_is_refitted_and_keeps_its_shapes(method: str, choice: str)
     assert method in {layer.method for layer in subject.layers}
     original = state(subject.original)
     record, network = subject.run()
-    assert_told_truthfully(record, subject, network)
+    assert_recorded_as_it_was(record, subject, network)
     assert weight_shapes(network) == weight_shapes(subject.network)
     assert record.after < (0.6 if choice == "weight" else 0.98) * record.before
     assert any(step.kept for step in record.steps if step.kind == "last factor")
@@ -171,7 +171,7 @@ def test_the_network_is_left_in_eval_mode_without_hooks_and_gradients(subject: S
 
 
 class Worse(FunctionNorm):
-    """A judge for whom everything that comes later is worse."""
+    """A function norm that grows with every call."""
 
     calls = 0
 
@@ -181,17 +181,17 @@ class Worse(FunctionNorm):
         return type(found)(found.indices, found.values * 0 + self.calls)
 
 
-def test_what_does_harm_is_undone_to_the_last_bit(subject: Subject) -> None:
+def test_a_step_that_does_not_help_is_undone_to_the_last_bit(subject: Subject) -> None:
     network, before = copy.deepcopy(subject.network), state(subject.network)
-    reconstruction = Reconstruction(
+    job = Reconstruction(
         original=subject.original,
         network=network,
         layers=subject.layers,
         calibration=subject.calibration,
-        evaluator=Worse(subject.original, subject.evaluator.images, CPU),
+        check=Worse(subject.original, subject.check.images, CPU),
         device=CPU,
     )
-    record = reconstruction.run()
+    record = job.run()
     assert (record.before, record.after) == (1.0, 1.0)
     assert [step.after for step in record.steps] == [float(2 + number) for number in range(11)]
     assert not any(step.kept for step in record.steps)
@@ -234,7 +234,7 @@ def test_a_linear_layer_reaches_the_best_of_its_rank(shape: tuple[int, ...]) -> 
     torch.testing.assert_close(network(inputs).flatten(0, -2).mean(0), outputs.float().mean(0), rtol=1e-4, atol=1e-4)
 
 
-def test_outputs_the_network_does_not_feel_are_given_up() -> None:
+def test_outputs_that_the_network_does_not_use_are_given_up() -> None:
     """One feature is kept: that of the small output, because the large one is multiplied by nothing."""
     torch.manual_seed(0)
     layer, reader = nn.Linear(6, 6, bias=False), nn.Linear(6, 2, bias=False)
@@ -247,7 +247,7 @@ def test_outputs_the_network_does_not_feel_are_given_up() -> None:
     record, found = subject.run()
     assert subject.ranks == {"0": 2}
     assert record.after < 0.05 * record.before
-    assert_told_truthfully(record, subject, found)
+    assert_recorded_as_it_was(record, subject, found)
 
 
 def test_a_network_that_is_one_layer_is_replaced() -> None:
@@ -258,7 +258,7 @@ def test_a_network_that_is_one_layer_is_replaced() -> None:
     assert list(subject.ranks) == [""]
     record, network = subject.run()
     assert any(step.kept for step in record.steps)
-    assert_told_truthfully(record, subject, network)
+    assert_recorded_as_it_was(record, subject, network)
 
 
 class Crossed(nn.Module):
@@ -313,7 +313,7 @@ def test_layers_that_do_nothing_end_nothing(method: str, fault: str) -> None:
         images, check = (from_batches([torch.ones(count, 3, 8, 8)], count) for count in (20, 10))
     subject = Subject(network, images, check, choice="activation", method=method)
     record, found = subject.run()
-    assert_told_truthfully(record, subject, found)
+    assert_recorded_as_it_was(record, subject, found)
     assert all(bool(value.isfinite().all()) for value in found.state_dict().values())
 
 
@@ -325,7 +325,7 @@ def test_solving_is_ridge_regression_towards_what_is_there(groups: int) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((50, groups, 4)) + 2, rng.standard_normal((50, groups, 3)) - 1
     present = rng.standard_normal((groups, 3, 4))
-    moments = Moments(groups)
+    moments = RunningMoments(groups)
     moments.add(torch.from_numpy(x).flatten(1), torch.from_numpy(y).flatten(1))
     weight, bias = solve(moments, torch.from_numpy(present.reshape(3 * groups, 4, 1, 1)), 0.1)
     assert weight.shape == (3 * groups, 4, 1, 1)
@@ -343,7 +343,7 @@ def test_solving_is_ridge_regression_towards_what_is_there(groups: int) -> None:
 def test_solving_without_data_leaves_what_is_there() -> None:
     """The second input never varies: what is known of it stays."""
     x = torch.randn(200, 2, dtype=torch.float64) * torch.tensor([1.0, 0.0])
-    moments = Moments(1)
+    moments = RunningMoments(1)
     moments.add(x, 3 * x[:, :1])
     weight, _ = solve(moments, torch.tensor([[0.0, 7.0]]), LAST_FLOOR)
     assert float(weight[0, 0]) == pytest.approx(3, rel=1e-2)
@@ -351,7 +351,7 @@ def test_solving_without_data_leaves_what_is_there() -> None:
 
 
 def test_the_last_factor_of_an_interpolation_gives_the_outputs_that_are_not_kept() -> None:
-    order = torch.tensor([2, 0, 3, 1, 4])  # of every output its place among kept and rest
+    order = torch.tensor([2, 0, 3, 1, 4])  # of every output its position among kept and rest
     module = Interpolated(nn.Linear(3, 2), nn.Linear(2, 3), order)
     final, outputs = last_factor(module)
     assert final is module.rest
@@ -382,7 +382,7 @@ def test_norms_without_statistics_of_their_own_are_left(monkeypatch: pytest.Monk
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, track_running_stats=False), nn.GroupNorm(2, 8))
     images = from_batches([torch.randn(64, 8, 4, 4)], 64)
-    monkeypatch.setattr(recalibrate, "estimate_statistics", lambda *_: pytest.fail("statistics were touched"))
+    monkeypatch.setattr(reconstruction, "estimate_statistics", lambda *_: pytest.fail("statistics were touched"))
     subject = Subject(network.eval().requires_grad_(False), images, images)
     record, _ = subject.run()
     assert {step.kind for step in record.steps} == {"last factor", "both factors"}
