@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, whatever stops their writing; folders hold nothing that could be lost."""
+"""Atomic writes, also on a full disk or a kill; output folders never contain files that could be lost."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def test_text_is_written_as_utf8(tmp_path_factory: pytest.TempPathFactory, text:
     assert path.read_bytes() == text.replace("\n", os.linesep).encode()
 
 
-def test_nothing_is_seen_of_a_file_before_it_is_whole(tmp_path: Path) -> None:
+def test_a_file_is_invisible_until_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text(OLD)
     with replace_when_whole(path) as partial:
@@ -137,7 +137,7 @@ def under_a_long_name(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("place", [in_a_missing_folder, onto_a_folder, under_a_file, under_a_long_name])
-def test_a_place_that_cannot_be_written_is_an_input_error(tmp_path: Path, place: Callable[[Path], Path]) -> None:
+def test_a_path_that_cannot_be_written_is_an_input_error(tmp_path: Path, place: Callable[[Path], Path]) -> None:
     path = place(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(InputError, match="cannot write"):
@@ -155,7 +155,7 @@ def test_a_new_or_empty_folder_is_fine_and_stays_as_it_is(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["report.json", ".hidden", "models/"])
-def test_a_folder_that_holds_anything_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_folder_that_contains_anything_is_refused(tmp_path: Path, name: str) -> None:
     entry = tmp_path / name
     entry.mkdir() if name.endswith("/") else entry.touch()
     with pytest.raises(InputError, match=f"already holds other files \\({entry.name}\\): choose another --out"):
@@ -184,7 +184,7 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
     assert path.read_text() == OLD
 
 
-def test_a_folder_that_cannot_be_looked_at(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         check_folder(tmp_path / ("n" * 300))
 

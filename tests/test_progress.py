@@ -52,7 +52,7 @@ def test_quick_updates_are_no_lines(capsys: pytest.CaptureFixture[str], monkeypa
 
 
 @pytest.mark.parametrize("speaker", [PlainProgress, TerminalProgress])
-def test_a_stage_that_fails_is_not_said_to_be_done(
+def test_a_failed_stage_is_not_reported_as_done(
     speaker: Callable[[], Progress], capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail() -> None:
@@ -91,7 +91,7 @@ def test_a_terminal_keeps_one_line_for_each_stage(
 
 
 def test_sentences_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """File and layer names may hold brackets, which rich would take for markup."""
+    """File and layer names may contain brackets, which rich would take for markup."""
     for speaker in (PlainProgress(), TerminalProgress()):
         speaker.log("skipping [bold]x[/bold] and [/]")
     assert capsys.readouterr().err.splitlines() == ["skipping [bold]x[/bold] and [/]"] * 2

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from compressor.factorization.moments import LayerMoments
+
 Layer = nn.Conv2d | nn.Linear
 L = TypeVar("L", nn.Conv2d, nn.Linear)
 
@@ -44,6 +46,10 @@ class Factors(ABC):
 
     max_rank: int
 
+    @abstractmethod
+    def __init__(self, layer: Any, moments: LayerMoments | None = None) -> None:
+        """Factorize `layer`, with `moments` by what its outputs lose, else by its weight alone."""
+
     @staticmethod
     @abstractmethod
     def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
@@ -59,7 +65,11 @@ class Factors(ABC):
 
     @abstractmethod
     def build(self, rank: int) -> nn.Module:
-        """The modules that replace the layer at `rank` (1 to `max_rank`)."""
+        """The modules that replace the layer at `rank` (1 to `max_rank`).
+
+        A chain of convolutions and linear layers is saved, refitted and exported without further code; another module,
+        like `Interpolated`, must be known to `network.serialization` and `recovery.reconstruction`.
+        """
 
     def nested(self, limit: int) -> NestedFactors | None:
         """Ranks 1 to `limit` at once; None where a rank is no truncation of a higher one."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compressor.factorization.base import Factors, Layer
+    from compressor.factorization.moments import LayerMoments
     from compressor.factorization.two_factor import TwoFactors
 
 # Choices under which methods compete for a layer by measurement; `auto` leaves out what is slow to run.
@@ -28,7 +29,7 @@ class Factorization:
         implementation: its subclass of `Factors`, or where that is, as "module:class".
         applies_to: whether it factorizes a weight of shape (Co, Ci/groups, ...) in so many groups.
         explanation: what it makes of a layer, for the report.
-        competes_under: those of `COMPETITIONS` in which it takes part.
+        competes_under: those of `COMPETITIONS` in which it takes part, for layers whose default method does, too.
     """
 
     name: str
@@ -53,9 +54,15 @@ class Factorization:
 
         return self.factors if issubclass(self.factors, TwoFactors) else None
 
-    def factorize(self, layer: "Layer", *args: Any, **options: Any) -> "Factors":
-        """The layer's factors at all ranks; see the constructor of the class for what it takes beside the layer."""
-        return self.factors(layer, *args, **options)
+    def factorize(self, layer: "Layer", moments: "LayerMoments | None" = None, **options: Any) -> "Factors":
+        """The layer's factors at all ranks.
+
+        Args:
+            layer: of a weight to which the method applies.
+            moments: the layer's second moments; None for factors of the weight alone.
+            options: more arguments of the class, such as the `limit` of two factors.
+        """
+        return self.factors(layer, moments, **options)
 
     def factor_params(self, shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
         """Parameters of each factor of a weight of `shape` (Co, Ci/groups, ...) at `rank`."""

@@ -101,7 +101,7 @@ def test_sample_is_random_seeded_and_limited(classes):
     assert len(first.labels.unique()) > 3
 
 
-def test_progress_is_told(classes):
+def test_progress_is_reported(classes):
     steps = []
     load_folder(classes, SMALL, limit=5, seed=0, on_step=lambda done, total: steps.append((done, total)))
     assert steps == [(done, 5) for done in range(1, 6)]
@@ -143,7 +143,7 @@ def test_links_are_followed_once(tmp_path):
     assert load_folder(tmp_path / "data", SMALL, limit=9, seed=0).class_names == ["cat", "dog"]
 
 
-def test_a_folder_that_holds_only_itself(tmp_path):
+def test_a_folder_that_contains_only_itself(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path)
     with pytest.raises(InputError, match="no image files"):
         load_folder(tmp_path, SMALL, limit=9, seed=0)
@@ -287,7 +287,7 @@ def test_bad_batches(batches, words):
         from_batches(batches, limit=9)
 
 
-# --- Drawn images ------------------------------------------------------------------------------------------
+# --- Synthetic images --------------------------------------------------------------------------------------
 
 
 def spectrum_slope(pixels):
@@ -304,7 +304,7 @@ def spectrum_slope(pixels):
 
 
 @pytest.mark.parametrize(("size", "count"), [(224, 16), (64, 40), (32, 40)])
-def test_drawn_images_have_natural_statistics(size, count):
+def test_synthetic_images_have_natural_statistics(size, count):
     images = synthetic_images(count, Transform(size, size), seed=0)
     assert images.data.shape == (count, 3, size, size)
     assert -1.5 < spectrum_slope(images.data) < -0.7
@@ -316,7 +316,7 @@ def test_drawn_images_have_natural_statistics(size, count):
     assert images.data.flatten(1).float().std(dim=1).min() > 10
 
 
-def test_drawn_images_follow_the_seed_and_their_number():
+def test_synthetic_images_depend_on_seed_and_index():
     first, again, longer, other = (
         synthetic_images(count, SMALL, seed=seed) for count, seed in ((2, 5), (2, 5), (4, 5), (2, 6))
     )
@@ -327,7 +327,7 @@ def test_drawn_images_follow_the_seed_and_their_number():
     assert (first.labels, first.source) == (None, "2 synthetic images")
 
 
-def test_drawing_is_quick_and_tells_its_progress():
+def test_synthetic_images_are_quick_and_report_progress():
     steps = []
     start = time.process_time()
     synthetic_images(8, Transform(), seed=1, on_step=lambda done, total: steps.append((done, total)))
@@ -335,6 +335,6 @@ def test_drawing_is_quick_and_tells_its_progress():
     assert steps == [(done, 8) for done in range(1, 9)]
 
 
-def test_no_images_to_draw():
+def test_no_synthetic_images_are_refused():
     with pytest.raises(InputError, match="at least one"):
         synthetic_images(0, SMALL, seed=0)

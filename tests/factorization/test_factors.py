@@ -1,4 +1,4 @@
-"""The algebra: exact at full rank for every geometry, best in the stated sense below it, costs as counted."""
+"""Factors of the weight: exact at full rank for every geometry, with the reported errors and parameters below."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -148,7 +148,7 @@ def test_svd_of_a_linear_layer_is_the_best_approximation(bias: bool) -> None:
         ("interpolative", nn.Conv2d(8, 24, 1, bias=False)),
     ],
 )
-def test_every_rank_holds_the_parameters_it_says_and_loses_less_than_the_one_before(
+def test_every_rank_has_the_counted_parameters_and_less_error_than_the_one_before(
     method: str, layer: nn.Module
 ) -> None:
     row = METHODS[method]
@@ -180,7 +180,7 @@ def test_break_even_is_the_last_rank_that_is_not_larger(method: str, shape: tupl
     assert counts == sorted(counts)
 
 
-def test_caps_are_those_of_the_paper() -> None:
+def test_break_even_ranks_are_those_of_the_paper() -> None:
     # Sec. 3.3: HW / (H + W) for a matrix, k Ci Co / (Ci + Co) for a k x k convolution.
     assert find_break_even_rank("svd", (1000, 784), 1, 784000) == 784000 // 1784
     assert find_break_even_rank("spatial", (512, 256, 3, 3), 1, 512 * 256 * 9) == 3 * 512 * 256 // 768
@@ -215,7 +215,7 @@ def test_cp_depends_on_the_weight_and_the_rank_alone(order: list[int]) -> None:
         assert all(torch.equal(value, expected[rank][name]) for name, value in state.items())
 
 
-def test_cp_refines_the_closed_form_and_never_spoils_it() -> None:
+def test_cp_refines_the_closed_form_and_is_never_worse() -> None:
     layer = layer_of_16()
     refined = METHODS["cp"].factorize(layer)
     with pytest.MonkeyPatch.context() as patch:
@@ -233,7 +233,7 @@ def raises(*_: Any, **__: Any) -> Any:
 
 
 def gives(value: float) -> Any:
-    """Stands for a `parafac` that went astray."""
+    """A `parafac` that diverged to one value."""
 
     class Found:
         def __init__(self, _: Any, rank: int, init: Any, **__: Any) -> None:
@@ -243,7 +243,9 @@ def gives(value: float) -> Any:
 
 
 @pytest.mark.parametrize("failing", [raises, gives(np.nan), gives(1e200), gives(1.0), gives(0.0)])
-def test_cp_goes_on_where_least_squares_fail(failing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cp_falls_back_to_the_closed_form_where_least_squares_fail(
+    failing: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cp, "MAX_SWEEPS", 0)
     closed = METHODS["cp"].factorize(layer_of_16())
     expected = [closed.squared_error(rank) for rank in range(1, 41)]
@@ -254,7 +256,7 @@ def test_cp_goes_on_where_least_squares_fail(failing: Any, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-12, 1e12])
-def test_cp_factors_stay_in_range_whatever_the_weights_scale(scale: float) -> None:
+def test_cp_factors_stay_in_range_for_any_scale_of_the_weight(scale: float) -> None:
     layer = layer_of_16()
     layer.weight.data *= scale
     candidate = METHODS["cp"].factorize(layer).build(23)
@@ -266,7 +268,7 @@ def test_cp_factors_stay_in_range_whatever_the_weights_scale(scale: float) -> No
     assert sum(float(length.double().pow(8).sum()) for length in lengths) / 3 <= cp.MAX_CANCELLATION * energy
 
 
-def test_cp_of_a_tensor_of_low_rank_has_no_singular_surprises() -> None:
+def test_cp_of_a_tensor_of_low_rank_survives_singular_systems() -> None:
     layer = layer_of_16()
     layer.weight.data = layer.weight.data[:1].expand(16, 16, 3, 3) + 0.0
     factors = METHODS["cp"].factorize(layer)
@@ -321,7 +323,7 @@ def test_interpolative_keeps_rows_of_the_layer_and_combines_the_others_best() ->
     torch.testing.assert_close(candidate.rest.weight.double(), best, rtol=1e-4, atol=1e-6)
 
 
-def test_interpolative_of_nothing_is_nothing() -> None:
+def test_interpolative_of_a_zero_weight_is_zero() -> None:
     layer = nn.Linear(6, 5)
     layer.weight.data.zero_()
     factors = METHODS["interpolative"].factorize(layer)

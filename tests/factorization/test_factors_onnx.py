@@ -1,4 +1,4 @@
-"""Networks factorized by CP and by interpolation as ONNX files: the same outputs, and the operators meant."""
+"""Networks factorized by CP and by interpolation as ONNX files: the same outputs, and the expected operators."""
 
 from collections import Counter
 from math import prod
@@ -46,7 +46,7 @@ def params_at(layer: FoundLayer, rank: int) -> int:
 
 
 def compress(method: MethodChoice) -> tuple[nn.Module, dict[str, int]]:
-    """The network with every layer at half its cap, and the parameters of each."""
+    """The network with every layer at half its break-even rank, and the parameters of each."""
     network = small_network()
     layers = find_layers(network, torch.zeros(1, 3, 8, 8), method=method)
     assert [layer.skipped for layer in layers] == [None] * 5
@@ -75,7 +75,7 @@ def test_the_file_computes_what_the_factors_compute(exported: tuple[str, nn.Modu
     assert record.max_rel_error < 1e-5
 
 
-def test_the_file_holds_the_operators_and_weights_meant(exported: tuple[str, nn.Module, dict[str, int], Path]) -> None:
+def test_the_file_has_the_expected_operators_and_weights(exported: tuple[str, nn.Module, dict[str, int], Path]) -> None:
     method, _, params, path = exported
     graph = onnx.load(path).graph
     convolutions = weights_of(graph, "Conv")

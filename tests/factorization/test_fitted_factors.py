@@ -1,4 +1,4 @@
-"""Factors in a layer's own metric: exact at full rank, as far from the layer as they say, best in the stated sense."""
+"""Factors fitted to second moments: exact at full rank, with the error they report, optimal where they should be."""
 
 from itertools import pairwise
 from typing import Any
@@ -39,7 +39,7 @@ def random_moments(layer: nn.Module, seed: int = 0) -> LayerMoments:
 def as_matrix(layer: nn.Module, module: nn.Module) -> tuple[Tensor, Tensor]:
     """What `module` does to one patch of `layer`: weight (groups, Co/groups, n) and bias (groups, Co/groups).
 
-    By probing with every patch that has a single one, for layers without padding.
+    Found from every patch with a single one, for layers without padding.
     """
     groups, num_in = getattr(layer, "groups", 1), layer.weight[0].numel()
     shape = (layer.in_features,) if isinstance(layer, nn.Linear) else (layer.in_channels, *layer.kernel_size)
@@ -90,7 +90,7 @@ def convolutions(draw: st.DrawFn, groups: tuple[int, ...] = (1, 2), largest: int
 @pytest.mark.parametrize("method", ["spatial", "tucker", "cp", "interpolative"])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_full_rank_is_the_layer_whatever_its_geometry(method: str, data: st.DataObject) -> None:
+def test_full_rank_is_the_layer_for_every_geometry(method: str, data: st.DataObject) -> None:
     layer = data.draw(convolutions((1, 2) if method == "spatial" else (1,), largest=3 if method == "cp" else 4))
     factors = METHODS[method].factorize(layer, random_moments(layer))
     assert factors.max_rank == METHODS[method].max_rank(layer.weight.shape, layer.groups)
@@ -125,7 +125,7 @@ def test_full_rank_of_a_linear_layer_on_inputs_of_any_shape(
         assert relative_error(candidate(inputs), layer(inputs)) < EXACT
 
 
-# The error they say
+# The reported error
 
 torch.manual_seed(0)
 LAYERS = [
@@ -145,7 +145,7 @@ LAYERS = [
 
 
 @pytest.mark.parametrize(("method", "layer"), LAYERS)
-def test_every_rank_is_as_far_off_as_it_says_and_right_on_average(method: str, layer: nn.Module) -> None:
+def test_every_rank_has_the_reported_error_and_no_bias(method: str, layer: nn.Module) -> None:
     moments = random_moments(layer, seed=1)
     factors = METHODS[method].factorize(layer, moments)
     energy = output_error(layer, scaled(layer, 0.0), moments)[1]
@@ -184,7 +184,7 @@ def test_the_error_falls_with_the_rank_to_nothing(method: str, layer: nn.Module)
 
 
 @pytest.mark.parametrize(("method", "layer"), [row for row in LAYERS if METHODS[row[0]].two_factors])
-def test_refitted_weight_factors_say_their_error_and_beat_the_truncated_weight(method: str, layer: nn.Module) -> None:
+def test_refitted_factors_have_the_reported_error_and_beat_the_truncated_weight(method: str, layer: nn.Module) -> None:
     moments = random_moments(layer, seed=3)
     two_factors = METHODS[method].two_factors
     assert two_factors is not None
@@ -203,7 +203,7 @@ def test_refitted_weight_factors_say_their_error_and_beat_the_truncated_weight(m
 
 @pytest.mark.parametrize(("method", "layer"), LAYERS)
 def test_no_worse_than_the_truncated_weight_with_the_same_parameters(method: str, layer: nn.Module) -> None:
-    """With all outputs alike, as the error counts them; the structured methods are no optimum, only close to it."""
+    """With equal weights of outputs, as in the error; the structured methods are only close to the optimum."""
     moments = random_moments(layer, seed=4)
     alike = identity_moments(getattr(layer, "groups", 1), 1, moments.outputs.shape[-1]).outputs
     moments = LayerMoments(moments.covariance, moments.mean, alike)
@@ -240,7 +240,7 @@ def last_of(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(("method", "layer"), LAYERS)
 def test_the_last_factor_is_the_best_for_the_others(method: str, layer: nn.Module) -> None:
-    """Any small change of it, however outputs are weighted, does harm; so does a change of the bias."""
+    """Any small change of it or of the bias increases the error, for any weights of outputs."""
     moments = random_moments(layer, seed=5)
     candidate = METHODS[method].factorize(layer, moments).build(2)
     mean, best = output_error(layer, candidate, moments)
@@ -270,7 +270,7 @@ def symmetric_root(matrix: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(14, 9), nn.Linear(6, 15), nn.Conv2d(12, 10, 1, groups=2)])
-def test_svd_in_a_metric_is_the_optimum(layer: nn.Module) -> None:
+def test_svd_with_moments_is_the_optimum(layer: nn.Module) -> None:
     moments = random_moments(layer, seed=6)
     factors = METHODS["svd"].factorize(layer, moments)
     weight = as_matrix(layer, layer)[0]
@@ -283,7 +283,7 @@ def test_svd_in_a_metric_is_the_optimum(layer: nn.Module) -> None:
 def random_split(
     kw: int, seed: int = 0, groups: int = 2, num_out: int = 5, num_in: int = 6, rank: int = 3
 ) -> tuple[Tensor, LayerMoments, Tensor]:
-    """A kernel (groups, Co/groups, a, kw), a metric for it and a first factor."""
+    """A kernel (groups, Co/groups, a, kw), moments for it and a first factor."""
     generator = torch.Generator().manual_seed(seed)
     kernel = torch.randn(groups, num_out, num_in, kw, generator=generator, dtype=torch.float64)
     moments = LayerMoments(
@@ -327,7 +327,7 @@ def weighted_error(kernel: Tensor, moments: LayerMoments, first: Tensor, second:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 3), st.integers(1, 2), st.integers(2, 6), st.integers(3, 6), st.integers(0, 1000))
 @example(1, 2, 2, 4, 565)  # one group converges before the other
-def test_refitting_both_factors_in_turn_never_does_harm(
+def test_refitting_both_factors_in_turn_never_increases_the_error(
     kw: int, groups: int, num_out: int, num_in: int, seed: int
 ) -> None:
     kernel, moments, first = random_split(kw, seed, groups, num_out, num_in, rank=2)
@@ -356,7 +356,7 @@ def test_refitting_in_turn_reaches_the_optimum_of_a_matrix(seed: int) -> None:
 
 
 def test_the_first_factor_given_the_second_is_a_direct_solve() -> None:
-    """Against the large system that conjugate gradients spare; with enough steps they end there."""
+    """Against the solution of the large system, which enough conjugate gradient steps reach."""
     kernel, moments, first = random_split(kw=2, groups=1, num_in=3, rank=2)
     second = NestedRefit(kernel, moments, first).second(2)
     with pytest.MonkeyPatch.context() as patch:
@@ -372,7 +372,7 @@ def test_the_first_factor_given_the_second_is_a_direct_solve() -> None:
     torch.testing.assert_close(*projections, rtol=1e-4, atol=1e-5)
 
 
-# Metrics that are hardly there
+# Singular moments
 
 
 def test_the_floor_is_a_share_of_the_mean_diagonal_of_each_group() -> None:
@@ -396,10 +396,10 @@ def test_the_floor_is_a_share_of_the_mean_diagonal_of_each_group() -> None:
 def test_with_a_floor_any_covariance_will_do(method: str, layer: nn.Module, rank_of_covariance: int) -> None:
     size, num_out = layer.weight[0].numel(), len(layer.weight)
     generator = torch.Generator().manual_seed(0)
-    seen = torch.randn(1, size, rank_of_covariance, generator=generator, dtype=torch.float64)
+    samples = torch.randn(1, size, rank_of_covariance, generator=generator, dtype=torch.float64)
     outputs = torch.zeros(1, num_out, num_out, dtype=torch.float64)
     mean = torch.randn(1, size, generator=generator, dtype=torch.float64)
-    moments = LayerMoments(with_floor(seen @ seen.mT, 0.01), mean, with_floor(outputs, 0.01))
+    moments = LayerMoments(with_floor(samples @ samples.mT, 0.01), mean, with_floor(outputs, 0.01))
     factors: Factors = METHODS[method].factorize(layer, moments)
     full = output_error(layer, factors.build(factors.max_rank), moments)
     assert float(full[0].abs().max()) < 1e-3
@@ -407,13 +407,13 @@ def test_with_a_floor_any_covariance_will_do(method: str, layer: nn.Module, rank
     assert all(bool(part.isfinite().all()) for part in factors.build(1).state_dict().values())
 
 
-def test_in_the_white_metric_factors_are_those_of_plain_truncation() -> None:
+def test_with_identity_moments_factors_are_those_of_plain_truncation() -> None:
     torch.manual_seed(0)
     layer = nn.Conv2d(4, 6, (3, 2))
-    plain, white = (METHODS["spatial"].factorize(layer, *rest) for rest in ((), (identity_moments(1, 24, 6),)))
+    plain, identity = (METHODS["spatial"].factorize(layer, *rest) for rest in ((), (identity_moments(1, 24, 6),)))
     for rank in range(1, 12):
-        assert white.squared_error(rank) == pytest.approx(plain.squared_error(rank), rel=1e-4, abs=1e-6)
-        one, two = (as_matrix(layer, factors.build(rank))[0] for factors in (plain, white))
+        assert identity.squared_error(rank) == pytest.approx(plain.squared_error(rank), rel=1e-4, abs=1e-6)
+        one, two = (as_matrix(layer, factors.build(rank))[0] for factors in (plain, identity))
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
 
 
@@ -426,7 +426,7 @@ def test_a_layer_of_zeros_stays_one(method: str, layer: nn.Module) -> None:
         assert float(weight.abs().max()) == float(bias.abs().max()) == 0
 
 
-# All ranks at once
+# Nested ranks
 
 
 def check_nested(layer: nn.Conv2d | nn.Linear, factors: Factors, inputs: Tensor) -> None:
@@ -449,7 +449,7 @@ def check_nested(layer: nn.Conv2d | nn.Linear, factors: Factors, inputs: Tensor)
 
 @settings(max_examples=60, deadline=None)
 @given(convolutions(), st.booleans())
-def test_ranks_of_a_convolution_at_once_are_each_of_them(layer: nn.Conv2d, fitted: bool) -> None:
+def test_nested_ranks_of_a_convolution_are_those_built_one_by_one(layer: nn.Conv2d, fitted: bool) -> None:
     factors = METHODS["spatial"].factorize(layer, *([random_moments(layer)] if fitted else []))
     check_nested(layer, factors, torch.randn(2, layer.in_channels, 11, 12))
 
@@ -464,7 +464,9 @@ def test_ranks_of_a_convolution_at_once_are_each_of_them(layer: nn.Conv2d, fitte
         (nn.Conv2d(6, 4, 1, stride=2, bias=False), (5, 5)),
     ],
 )
-def test_ranks_of_a_matrix_at_once_are_each_of_them(layer: nn.Module, shape: tuple[int, ...], fitted: bool) -> None:
+def test_nested_ranks_of_a_matrix_are_those_built_one_by_one(
+    layer: nn.Module, shape: tuple[int, ...], fitted: bool
+) -> None:
     factors = METHODS["svd"].factorize(layer, *([random_moments(layer)] if fitted else []))
     num_in = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     check_nested(
@@ -473,11 +475,11 @@ def test_ranks_of_a_matrix_at_once_are_each_of_them(layer: nn.Module, shape: tup
 
 
 @pytest.mark.parametrize("rank", [0, 6])
-def test_ranks_at_once_end_where_the_factors_do(rank: int) -> None:
+def test_nested_ranks_beyond_the_maximum_are_refused(rank: int) -> None:
     with pytest.raises(ValueError, match="rank must lie in"):
         METHODS["svd"].factorize(nn.Linear(7, 5)).nested(rank)
 
 
 @pytest.mark.parametrize("method", ["tucker", "cp", "interpolative"])
-def test_methods_whose_ranks_are_no_truncations_have_none_at_once(method: str) -> None:
+def test_other_methods_have_no_nested_ranks(method: str) -> None:
     assert METHODS[method].factorize(nn.Conv2d(4, 6, 3)).nested(2) is None

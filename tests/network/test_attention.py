@@ -31,7 +31,7 @@ EMBED = 8
 
 
 def random_weights(model: nn.Module) -> nn.Module:
-    """Every parameter drawn: fresh networks have zeros where a mistake would show."""
+    """Random values in every parameter: new networks have zeros, which would hide a mistake."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         parameter.data.normal_(std=0.3, generator=generator)
@@ -138,7 +138,7 @@ def test_training_drops_what_the_original_drops(network: str) -> None:
 
 
 class Attends(nn.Module):
-    """One attention, called as the test says."""
+    """One attention module, called with the arguments of the test."""
 
     def __init__(self, call: dict[str, Any] | None = None, width: int = EMBED, **options: Any) -> None:
         super().__init__()
@@ -411,7 +411,7 @@ def test_inspect_lists_the_layers_of_attention(invoke: Any, monkeypatch: pytest.
 
 
 def test_a_run_finds_the_layers_of_attention(tmp_path: Path) -> None:
-    """The plan asks for too high a rank, which a run can only say of a layer that it would factorize."""
+    """Too high a rank in the plan is refused only for layers that a run would factorize."""
     model = vit(1)
     in_proj = attention_layers(open_attention(model, images()), images())[0]
     row = LayerPlan(

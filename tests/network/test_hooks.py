@@ -1,5 +1,6 @@
-"""Rows that explain a layer's outputs, passes that end where they may, and hooks that do not stay."""
+"""Rows that give a layer's outputs, passes that end early, and hooks that are removed."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -7,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from compressor.data.images import ImageSet
-from compressor.network.hooks import batches, in_order_of_use, input_of, sample_positions, watching
+from compressor.network.hooks import attached, batches, in_order_of_use, input_of, sample_positions, watching
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -126,7 +128,7 @@ def test_an_error_on_the_way_is_not_swallowed_and_leaves_no_hooks() -> None:
     assert hooks(network) == 0
 
 
-def test_watching_tells_of_every_call_and_may_replace_outputs() -> None:
+def test_watching_reports_every_call_and_can_replace_outputs() -> None:
     network, batch = armed()[:3], torch.randn(6, 4)
     calls = []
 
@@ -159,7 +161,7 @@ def test_the_order_of_use_is_that_of_the_first_calls() -> None:
     assert hooks(network) == 0
 
 
-def test_batches_are_the_images_in_order_and_theirs_alone() -> None:
+def test_batches_are_the_images_in_order_and_share_no_memory() -> None:
     data = torch.randn(10, 3)
     images = ImageSet(data.clone(), "test")
     for batch in batches(images, torch.device("cpu"), 4):
@@ -167,3 +169,18 @@ def test_batches_are_the_images_in_order_and_theirs_alone() -> None:
     found = list(batches(images, torch.device("cpu"), 4))
     assert [len(batch) for batch in found] == [4, 4, 2]
     assert torch.equal(torch.cat(found), data)
+
+
+def test_hooks_are_removed_also_where_registering_one_fails() -> None:
+    layer = nn.Linear(2, 2)
+
+    def register() -> Iterator[RemovableHandle]:
+        yield layer.register_forward_hook(lambda *_: None)
+        raise RuntimeError("no hook here")
+
+    with pytest.raises(RuntimeError, match="no hook here"), attached(register()):
+        pytest.fail("reached")
+    assert not layer._forward_hooks
+    with attached([layer.register_forward_hook(lambda *_: None)]):
+        assert len(layer._forward_hooks) == 1
+    assert not layer._forward_hooks

@@ -271,7 +271,7 @@ def test_tucker_is_taken_where_groups_and_kernel_allow() -> None:
         assert METHODS[layer.method].factorize(layer.module).max_rank >= layer.break_even_rank
 
 
-def test_looking_leaves_the_network_as_it_was() -> None:
+def test_finding_layers_leaves_the_network_unchanged() -> None:
     model = models.squeezenet1_1(num_classes=10).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     find_layers(model, torch.randn(2, 3, 48, 48))

@@ -1,4 +1,4 @@
-"""Factors in one scale: the same function, and pruning that takes no factor away as a whole."""
+"""Equal scales of factors: the same function, and pruning that removes no factor as a whole."""
 
 import copy
 
@@ -30,7 +30,7 @@ def factorized(method: Method, groups: int = 1) -> nn.Module:
 
 
 @pytest.mark.parametrize(("method", "groups"), [("spatial", 1), ("spatial", 2), ("tucker", 1), ("cp", 1)])
-def test_the_function_stays_and_norms_are_alike(method: Method, groups: int) -> None:
+def test_the_function_stays_and_norms_are_equal(method: Method, groups: int) -> None:
     network = factorized(method, groups)
     inputs = torch.randn(4, 8, 6, 6)
     with torch.inference_mode():
@@ -43,7 +43,7 @@ def test_the_function_stays_and_norms_are_alike(method: Method, groups: int) -> 
 
 
 @pytest.mark.parametrize("method", ["spatial", "tucker"])
-def test_pruning_no_longer_takes_a_whole_factor(method: Method) -> None:
+def test_pruning_no_longer_removes_a_whole_factor(method: Method) -> None:
     network = factorized(method)
     inputs = torch.randn(64, 8, 6, 6)
     with torch.inference_mode():
@@ -52,7 +52,7 @@ def test_pruning_no_longer_takes_a_whole_factor(method: Method) -> None:
     assert float((pruned - outputs).square().mean()) < 0.4 * float(outputs.var())
 
 
-def test_a_channel_that_nothing_reads_or_writes_is_left_as_it_is() -> None:
+def test_a_channel_with_a_zero_weight_before_or_after_is_unchanged() -> None:
     chain = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 5)).requires_grad_(False)
     chain[0].weight[1] = 0.0
     chain[1].weight[:, 2] = 0.0
@@ -65,7 +65,7 @@ def test_a_channel_that_nothing_reads_or_writes_is_left_as_it_is() -> None:
 
 
 def test_layers_that_are_no_factors_stay() -> None:
-    """A bias between two layers says that they are layers of a network, or at least not ours."""
+    """A bias between two layers shows that they are layers of a network and no factors."""
     chain = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 5, bias=False), nn.ReLU())
     before = copy.deepcopy(chain.state_dict())
     equalize_factor_scales(chain)

@@ -1,4 +1,4 @@
-"""Metrics from images: sums as NumPy takes them, gradients as the network has them, in any number of passes."""
+"""Second moments of layers: sums against NumPy, gradients against one backward pass per output, in any passes."""
 
 from collections.abc import Callable
 
@@ -72,7 +72,7 @@ def test_small_variation_about_a_large_mean_is_kept_and_none_is_none() -> None:
         assert not found[:, 3:].any()
 
 
-# Metrics of a network
+# Moments of a network
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def network() -> nn.Module:
     ).eval()
 
 
-def test_every_layer_gets_its_metric_in_order(network: nn.Module) -> None:
+def test_every_layer_gets_its_moments_in_order(network: nn.Module) -> None:
     images = images_of(40, 3, 8, 8)
     layers = layers_of(network, images)
     found = list(collect_moments(network, layers, images, CPU, 0))
@@ -112,7 +112,7 @@ def test_every_layer_gets_its_metric_in_order(network: nn.Module) -> None:
 
 
 def patches(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
-    """By torch's own unfold: (places, n), groups one after the other."""
+    """By torch's own unfold: (positions, n), groups one after the other."""
     columns = nn.functional.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     return columns.movedim(1, -1).flatten(0, 1).double()
 
@@ -132,7 +132,7 @@ def test_covariances_are_those_of_the_inputs(network: nn.Module) -> None:
 
 
 def exact_weights(network: nn.Module, images: ImageSet, name: str) -> Tensor:
-    """E[sum over places of J^T J] by one backward pass per output, up to its scale, before the floor."""
+    """The mean over positions of J^T J by one backward pass per output, up to its scale, before the floor."""
     begin = int(name) + 1
     layer = network[int(name)]
     before = network[:begin](images.batch(slice(None))).detach()
@@ -148,7 +148,7 @@ def exact_weights(network: nn.Module, images: ImageSet, name: str) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["0", "2", "5", "9"])
-def test_outputs_weigh_what_gradients_of_the_preactivation_say(
+def test_gradient_moments_are_those_of_the_jacobian(
     network: nn.Module, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibrate, "NUM_PROJECTIONS", 300)
@@ -162,7 +162,7 @@ def test_outputs_weigh_what_gradients_of_the_preactivation_say(
     assert float((found - expected).norm() / expected.norm()) < 0.1
 
 
-def test_of_a_linear_network_with_one_output_weights_are_exact() -> None:
+def test_gradient_moments_of_a_linear_network_with_one_output_are_exact() -> None:
     """A single random sign squares to one."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4, bias=False), nn.Linear(4, 1))
@@ -175,7 +175,7 @@ def test_of_a_linear_network_with_one_output_weights_are_exact() -> None:
         torch.testing.assert_close(found[name][0], exact, rtol=1e-5, atol=1e-6)
 
 
-def test_too_wide_layers_get_none(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_wide_layers_get_no_moments(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "MAX_INPUTS", 26)
     assert list(moments_of(network, images_of(10, 3, 8, 8))) == ["5", "9"]
     monkeypatch.setattr(calibrate, "MAX_INPUTS", 27)
@@ -186,7 +186,7 @@ def test_too_wide_layers_get_none(network: nn.Module, monkeypatch: pytest.Monkey
 def test_passes_for_few_layers_each_give_the_same(
     network: nn.Module, max_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Random places, too: a layer's own do not depend on which others are looked at."""
+    """Random positions, too: a layer's do not depend on the other layers of the pass."""
     monkeypatch.setattr(calibrate, "MAX_ROWS", max_rows)
     images = images_of(40, 3, 8, 8)
     together = moments_of(network, images)
@@ -213,7 +213,7 @@ def test_chunks_keep_to_the_memory_and_the_order(network: nn.Module, monkeypatch
     assert list(chunks([], lambda layer: 1)) == []
 
 
-def test_a_limited_number_of_places_enters(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limited_number_of_positions_enters(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "MAX_ROWS", 100)
     images = images_of(40, 3, 8, 8)
     moments = calibrate._input_moments(network, layers_of(network, images), images, CPU, 0)
@@ -250,7 +250,7 @@ class InPlace(nn.Module):
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_parts_without_gradients_are_weighed_alike(context: Callable[[], torch.no_grad]) -> None:
+def test_parts_without_gradients_get_the_identity(context: Callable[[], torch.no_grad]) -> None:
     metrics = moments_of(Frozen(context), images_of(20, 6))
     torch.testing.assert_close(metrics["body"].outputs[0], torch.eye(6, dtype=torch.float64))
     assert float(metrics["head"].covariance.diagonal(dim1=-2, dim2=-1).min()) > 0
@@ -275,14 +275,14 @@ def test_a_network_that_changes_its_input_in_place() -> None:
     assert torch.equal(images.data, before)
 
 
-def test_images_all_alike_give_metrics_that_can_be_used(network: nn.Module) -> None:
+def test_equal_images_give_positive_definite_moments(network: nn.Module) -> None:
     images = from_batches([torch.ones(20, 3, 8, 8)], 20)
     for moments in moments_of(network, images).values():
         torch.linalg.cholesky(moments.covariance)
         torch.linalg.cholesky(moments.outputs)
 
 
-# Networks that do as they like
+# Unusual networks
 
 
 class Awkward(nn.Module):
@@ -320,14 +320,14 @@ def awkward_images(*shape: int) -> ImageSet:
     return from_batches([torch.randn(24, *shape)], 24)
 
 
-def test_awkward_calls_are_seen() -> None:
+def test_unusual_calls_are_counted() -> None:
     model, images = Awkward().eval().requires_grad_(False), awkward_images(3, 6, 6)
     layers = compressible(find_layers(model, images.batch([0])))
     found = [layer.name for layer, _ in collect_moments(model, layers, images, torch.device("cpu"), 0)]
     assert found == [layer.name for layer in layers] == ["conv", "twice", "last"]
 
 
-def test_a_network_without_gradients_weighs_all_outputs_alike() -> None:
+def test_a_network_without_gradients_gets_the_identity() -> None:
     model, images = Cached().eval().requires_grad_(False), awkward_images(12)
     with torch.inference_mode():
         model(images.batch([0]))  # the tensor it keeps cannot be used by autograd any more

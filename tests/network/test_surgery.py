@@ -1,4 +1,4 @@
-"""Candidates of real networks: exact at full rank, as large as the plan says, and harmless to the original."""
+"""Candidates of real networks: exact at full rank, with the plan's parameters, and without effect on the original."""
 
 import pickle
 from collections.abc import Iterator
@@ -94,7 +94,7 @@ def test_networks_of_one_search_are_those_built_alone_and_share_their_layers(mob
     assert_same(sent.build(first), snapshot(network))
 
 
-def test_networks_asked_for_in_several_threads_are_kept_apart(mobilenet: Subject) -> None:
+def test_networks_of_several_threads_are_kept_apart(mobilenet: Subject) -> None:
     candidates, name = Candidates(mobilenet.model, mobilenet.factors), mobilenet.layers[0].name
     with ThreadPoolExecutor(1) as other:
         mine, theirs = candidates.build({name: 1}), other.submit(candidates.build, {name: 2}).result()
@@ -102,7 +102,7 @@ def test_networks_asked_for_in_several_threads_are_kept_apart(mobilenet: Subject
     assert mine.get_submodule(name) is not theirs.get_submodule(name)
 
 
-def test_what_is_kept_for_other_candidates_is_bounded(mobilenet: Subject) -> None:
+def test_the_cache_of_built_factors_is_bounded(mobilenet: Subject) -> None:
     name = max(mobilenet.layers, key=lambda layer: layer.break_even_rank).name
     candidates = Candidates(mobilenet.model, {name: mobilenet.factors[name]})
     first = candidates.build({name: 1}).get_submodule(name)
@@ -112,7 +112,7 @@ def test_what_is_kept_for_other_candidates_is_bounded(mobilenet: Subject) -> Non
     assert candidates.build({name: 1}).get_submodule(name) is not first
 
 
-def test_a_copy_keeps_what_a_module_holds_and_hears_nothing_of_the_originals_hooks() -> None:
+def test_a_copy_keeps_a_modules_state_and_its_hooks_apart_from_the_originals() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     model.notes = {"kept": [1, 2]}  # type: ignore[assignment]
     candidate = build_candidate(model, {}, {})
@@ -172,7 +172,7 @@ def conv_and_linear_weights(model: nn.Module) -> int:
 
 @settings(max_examples=10, deadline=None)
 @given(st.data())
-def test_a_candidate_holds_the_parameters_the_plan_says(mobilenet: Subject, data: st.DataObject) -> None:
+def test_a_candidate_has_the_plans_parameters(mobilenet: Subject, data: st.DataObject) -> None:
     layers = mobilenet.layers
     ranks = np.array([data.draw(st.integers(1, layer.dense_rank)) for layer in layers])
     space = RankSpace([layer.name for layer in layers], [layer.params_by_rank() for layer in layers])
@@ -213,7 +213,7 @@ def test_a_network_that_is_one_layer(layer: nn.Module, example: torch.Tensor) ->
 
 
 def test_plain_modules_only(mobilenet: Subject) -> None:
-    """The result must outlive us: it needs nothing of ours."""
+    """Plain torch modules: the result is usable without this package."""
     candidate = build_candidate(mobilenet.model, mobilenet.factors, {layer.name: 2 for layer in mobilenet.layers})
     owners = {type(module).__module__.partition(".")[0] for module in candidate.modules()}
     assert owners <= {"torch", "torchvision"}
