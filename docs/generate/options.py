@@ -32,8 +32,13 @@ def _row(parameter: click.Parameter, context: click.Context) -> str | None:
         return None
     metavar = "" if parameter.is_flag else f" {parameter.make_metavar(context)}"
     names = ", ".join([*parameter.opts, *parameter.secondary_opts])
-    cells = (f"`{names}{metavar}`", _default(parameter), parameter.help or "")
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    cells = (_code(names + metavar), _default(parameter), (parameter.help or "").replace("|", "\\|"))
+    return "| " + " | ".join(cells) + " |"
+
+
+def _code(text: str) -> str:
+    """Code in a cell. Markdown dialects disagree on escaped bars in backticks, so that text with bars is HTML."""
+    return f"<code>{text.replace('|', '&#124;')}</code>" if "|" in text else f"`{text}`"
 
 
 def _default(option: click.Option) -> str:
