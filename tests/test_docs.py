@@ -45,6 +45,13 @@ def test_every_method_page_is_in_the_navigation() -> None:
         assert f": {page.relative_to(ROOT / 'docs').as_posix()}\n" in navigation, page
 
 
+def test_every_package_has_its_place_in_the_method() -> None:
+    text = "".join(path.read_text() for path in (ROOT / "docs/method").rglob("*.md"))
+    packages = [path.parent.name for path in (ROOT / "compressor").glob("*/__init__.py")]
+    for package in {*packages} - {"cli"}:
+        assert f"`compressor/{package}/" in text, package
+
+
 def all_options() -> set[str]:
     context = click.Context(main)
     commands = [export, *(main.get_command(context, name) for name in main.list_commands(context))]
