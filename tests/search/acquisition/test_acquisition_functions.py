@@ -20,6 +20,7 @@ from compressor.search.acquisition.upper_confidence_bound import CONFIDENCE_WIDT
 from compressor.search.evaluation.journal import Journal
 from compressor.search.objective import Objective
 from compressor.search.optimizer import Search
+from compressor.search.problem import SearchProblem
 from compressor.search.settings import SearchSettings
 from compressor.search.space import RankSpace
 from compressor.search.surrogate import gp
@@ -149,15 +150,11 @@ def test_an_acquisition_function_added_to_the_table_is_searched_with(monkeypatch
     def losses(ranks: Ranks) -> np.ndarray:
         return one(ranks) - one(dense)
 
-    search = Search(
-        space,
-        objective,
-        lambda ranks, indices: Losses(indices, losses(ranks) * factors[indices]),
-        len(factors),
-        SearchSettings(acquisition="mean", max_evaluations=30),
-        Journal(None, {}),
-    )
-    plan, record = search.run()
+    def evaluate(ranks: Ranks, indices: np.ndarray) -> Losses:
+        return Losses(indices, losses(ranks) * factors[indices])
+
+    problem = SearchProblem(space, objective, evaluate, len(factors))
+    plan, record = Search(problem, SearchSettings(acquisition="mean", max_evaluations=30), Journal(None, {})).run()
     assert PosteriorMean.calls > 0
     assert "candidate" in {row.source for row in record.history}
     everything = np.array(list(itertools.product(range(1, 31), range(1, 21))))
