@@ -1,4 +1,4 @@
-"""The whole job on a real trained network: files, figures checked by independent means, kill and resume, the API."""
+"""Whole runs on a trained network: files, figures checked by independent means, kill and resume, the API."""
 
 import json
 import os
@@ -47,8 +47,8 @@ class Run(NamedTuple):
 def run(digits, run_command, tmp_path_factory) -> Run:
     """The command that the README promises, on the digits, in a process of its own.
 
-    With the weights' own factors: those fitted to images take a minute for layers of this width, and are looked at on
-    the small network below.
+    With the weights' own factors: those fitted to images take a minute for layers of this width, and are tested on the
+    small network below.
     """
     folder = tmp_path_factory.mktemp("run") / "out"
     done = run_command(
@@ -150,7 +150,7 @@ def test_report_has_every_promised_field(run):
     assert {"max_abs_error", "max_rel_error", "top1_agreement"} <= raw["export_check"].keys()
     assert {"evaluations", "image_passes", "seconds", "certificate"} <= raw["search"].keys()
     assert {"pointwise", "joint", "delta", "epsilon", "asked", "met"} <= raw["search"]["certificate"].keys()
-    assert all({"name", "kind", "method", "rank", "cap"} <= layer.keys() for layer in raw["layers"])
+    assert all({"name", "kind", "method", "rank", "break_even_rank"} <= layer.keys() for layer in raw["layers"])
     assert raw["top1"].keys() == {"original", "compressed"}
     assert "bocompress-export" in raw["command"]
     assert "--layers" in raw["command"]
@@ -255,7 +255,7 @@ def test_images_are_prepared_as_the_network_expects(test_images, pictures):
 
 
 def highest_ranks(rows):
-    """The journal's numbers for layers that stay dense: probes leave all layers but one so."""
+    """The journal's numbers for dense layers: single-layer sensitivities leave all layers but one dense."""
     return np.max([row["ranks"] for row in rows], axis=0).tolist()
 
 
@@ -265,9 +265,9 @@ def test_search_is_reported_as_it_was_journaled(run):
     assert header["gamma"] == run.report.gamma
     rows, models = ([line for line in lines if ("passes" in line) is is_model] for is_model in (False, True))
     assert search.image_passes == sum(len(row["images"]) for row in rows) + sum(model["passes"] for model in models)
-    evaluations = [row for row in rows if row["source"] not in ("probe", "refinement", "race")]
-    history = [record for record in search.history if record.source not in ("refinement", "race")]
-    assert len(search.history) - len(history) <= len(models)  # all looks at a refined plan, as one
+    evaluations = [row for row in rows if row["source"] not in ("sensitivity", "refinement", "racing")]
+    history = [record for record in search.history if record.source not in ("refinement", "racing")]
+    assert len(search.history) - len(history) <= len(models)  # all evaluations of a refined plan, as one
     assert search.evaluations == len(history) == len(evaluations) <= 20
     dense = highest_ranks(rows)
     for row, record in zip(evaluations, history, strict=True):
@@ -419,7 +419,7 @@ def test_a_search_of_two_workers_killed_goes_on_as_if_nothing_had_happened(
     arguments = tiny_arguments(tiny_checkpoint, digit_images, out)
     process = start_command("bocompress-export", *arguments, "--workers", 2)
     try:
-        # After the probes of single layers, in the middle of the plans.
+        # After the sensitivities of single layers, in the middle of the plans.
         middle = len(expected.splitlines()) - 25
         while process.poll() is None and not (journal.exists() and journal.read_text().count("\n") >= middle):
             time.sleep(0.002)
@@ -431,7 +431,7 @@ def test_a_search_of_two_workers_killed_goes_on_as_if_nothing_had_happened(
     assert middle <= left.count("\n") < expected.count("\n")
     assert {path.name for path in out.iterdir()} == {"search.jsonl"}
     # The last row may have been cut in two.
-    journal.write_text(left + '{"look": 99, "ran')
+    journal.write_text(left + '{"evaluation": 99, "ran')
     result = invoke("bocompress-export", *arguments, "--resume")
     assert result.exit_code == 0, result.output
     assert journal.read_text() == expected
@@ -449,7 +449,7 @@ def test_a_resumed_search_needs_as_many_candidates_at_once(tiny_run, tiny_checkp
     assert "was written with other search settings; --resume needs the same" in result.stderr
 
 
-def test_an_unknown_backend_is_said_before_the_search(tiny_checkpoint, digit_images, invoke, tmp_path):
+def test_an_unknown_backend_is_refused_before_the_search(tiny_checkpoint, digit_images, invoke, tmp_path):
     arguments = tiny_arguments(tiny_checkpoint, digit_images, tmp_path / "out")
     result = invoke("bocompress-export", *arguments, "--workers", 2, "--backend", "nobody")
     assert result.exit_code == 2

@@ -17,7 +17,7 @@ _LETTER, _MAX_NAME = 5.7, 22  # points, characters
 _BINS = 60
 _FILL = 0.62  # share of a row that its histogram fills
 _SLOWEST_SHOWN = 0.995  # quantile at which the axis ends; slower runs are in the last bar
-_OPERATOR_COLOURS = ("compressed", "start", "again", "other", "warning", "original")
+_OPERATOR_COLOURS = ("compressed", "initial", "again", "other", "warning", "original")
 
 
 def draw_distributions(setting: SettingRecord) -> str:

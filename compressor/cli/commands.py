@@ -87,25 +87,24 @@ def export(**options: Any) -> None:
     """
     from compressor.files import check_folder
     from compressor.pipeline.compress import compress
-    from compressor.pipeline.recipe_runner import compress_by_recipe
-    from compressor.pipeline.stages.export import OUTPUTS
+    from compressor.pipeline.outputs import OUTPUTS
 
     progress, out = make_progress(), output_folder(options)
     recipe = choose_recipe(options)
     settings = make_settings(options)
     check_folder(out, keep=OUTPUTS if options["resume"] else ())
     loaded, images = load_network_and_images(options, progress, tuned=recipe is not None and recipe.tunes)
-    arguments = {
-        "settings": settings,
-        "source": make_source(loaded, options),
-        "progress": progress,
-        "resume": options["resume"],
-        "train_images": load_train_images(loaded, options, progress),
-    }
-    if recipe is not None:
-        result = compress_by_recipe(loaded.model, images, out, recipe, **arguments)
-    else:
-        result = compress(loaded.model, images, out, **arguments)
+    result = compress(
+        loaded.model,
+        images,
+        out,
+        settings,
+        recipe,
+        source=make_source(loaded, options),
+        progress=progress,
+        resume=options["resume"],
+        train_images=load_train_images(loaded, options, progress),
+    )
     _print_result(result, options["as_json"])
 
 
@@ -174,8 +173,8 @@ def apply_command(**options: Any) -> None:
     """Apply PLAN (a plan.json, searched or edited by hand) to MODEL without a search. Writes what export does."""
     from compressor.files import check_folder
     from compressor.pipeline.compress import apply_plan
+    from compressor.pipeline.outputs import OUTPUTS
     from compressor.pipeline.plan import read_plan
-    from compressor.pipeline.stages.export import OUTPUTS
 
     progress, out = make_progress(), output_folder(options)
     check_folder(out, keep=OUTPUTS if options["resume"] else ())
@@ -189,10 +188,10 @@ def apply_command(**options: Any) -> None:
         plan,
         out,
         make_settings(options),
-        make_source(loaded, options),
-        progress,
-        options["resume"],
-        load_train_images(loaded, options, progress),
+        source=make_source(loaded, options),
+        progress=progress,
+        resume=options["resume"],
+        train_images=load_train_images(loaded, options, progress),
     )
     _print_result(result, options["as_json"])
 

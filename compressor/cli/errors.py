@@ -38,7 +38,7 @@ def explain_errors(command: Command) -> Command:
 
 def _describe_interruption(options: dict[str, Any]) -> str:
     if "resume" in options:
-        from compressor.pipeline.state import CHECKPOINT, JOURNAL, STAGES
+        from compressor.pipeline.outputs import CHECKPOINT, JOURNAL, STAGES
 
         for kept in (output_folder(options) / name for name in (STAGES, CHECKPOINT, JOURNAL)):
             if kept.exists():

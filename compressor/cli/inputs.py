@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from compressor.data.images import ImageSet
     from compressor.data.transforms import Transform
     from compressor.network.checkpoint import LoadedModel
-    from compressor.pipeline.state import Source
+    from compressor.pipeline.context import Source
     from compressor.progress import Progress
 
 NUM_SYNTHETIC_IMAGES = 256
@@ -176,7 +176,7 @@ def _require_memory(num_images: int, input_size: int) -> None:
 
 def make_source(loaded: "LoadedModel", options: dict[str, Any]) -> "Source":
     """Where network and images come from, for the report."""
-    from compressor.pipeline.state import Source
+    from compressor.pipeline.context import Source
 
     notes = [*loaded.notes, *([SYNTHETIC_NOTE] if options["data"] is None else [])]
     return Source(loaded.arch, notes, typed_command())

@@ -20,7 +20,7 @@ _BAR = 0.62  # share of a row that its bar fills
 _MAX_NAME = 24  # characters
 _STEP_STYLES = {
     "last factor": ("o", "compressed"),
-    "both factors": ("s", "start"),
+    "both factors": ("s", "initial"),
     "batch-norm statistics": ("D", "again"),
 }
 _MAX_LINEAR_FALL = 20.0  # of the function norm in reconstruction: beyond, the axis is logarithmic

@@ -14,7 +14,7 @@ from compressor.report.records import Report
 from compressor.report.svg import LIGHT, add_legend, format_log_axis, new_plot, page_style, to_inline_svg
 from compressor.search.records import EvaluationRecord, ParetoRecord
 
-_SOURCE_STYLES = {"start": ("s", "start"), "candidate": ("o", "compressed"), "re-measure": ("D", "again")}
+_SOURCE_STYLES = {"initial": ("s", "initial"), "candidate": ("o", "compressed"), "re-measure": ("D", "again")}
 _FURTHER_STYLES = (("^", "other"), ("P", "muted"), ("X", "warning"))
 _DEVIATIONS = 2  # of error bars
 

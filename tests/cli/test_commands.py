@@ -1,5 +1,6 @@
-"""The command line as people type it: help, tables, and every wrong input in one sentence without a traceback."""
+"""The commands: help, tables, plug-ins, and every wrong input in one sentence without a traceback."""
 
+import importlib.metadata
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from contextlib import contextmanager
+from importlib.metadata import EntryPoints
 from pathlib import Path
 
 import click
@@ -154,8 +156,47 @@ def test_help_loads_no_torch():
         ("bocompress-export", ["model.pt", "images"], "images"),
     ],
 )
-def test_wrong_usage_is_told_in_a_sentence(refuse, command, arguments, word):
+def test_wrong_usage_is_explained_in_a_sentence(refuse, command, arguments, word):
     assert word in refuse(command, *arguments)
+
+
+# --- Commands of other packages ----------------------------------------------------------------------------
+
+
+def test_other_packages_add_commands_by_entry_points(monkeypatch):
+    """As `benchmark` does; the command is loaded when it is used, not when commands are listed."""
+    loaded = []
+
+    @click.command()
+    def hello() -> None:
+        """Greet."""
+        click.echo("hello")
+
+    class Plugin:
+        name = "hello"
+
+        def load(self):
+            loaded.append(self.name)
+            return hello
+
+    def entry_points(group: str, name: str | None = None) -> EntryPoints:
+        assert group == "bocompress.commands"
+        found = installed(group=group) if name is None else installed(group=group, name=name)
+        return EntryPoints([*found, *([Plugin()] if name in (None, "hello") else [])])
+
+    installed = importlib.metadata.entry_points
+    monkeypatch.setattr("compressor.cli.commands.entry_points", entry_points)
+    monkeypatch.setattr(main, "commands", dict(main.commands))
+    assert {"hello", "benchmark"} <= set(main.list_commands(click.Context(main)))
+    assert loaded == []
+    assert CliRunner().invoke(main, ["hello"]).output == "hello\n"
+    assert loaded == ["hello"]
+    assert "Greet." in CliRunner().invoke(main, ["--help"]).output
+
+
+def test_benchmark_is_registered_as_an_entry_point():
+    (plugin,) = importlib.metadata.entry_points(group="bocompress.commands", name="benchmark")
+    assert plugin.load() is main.get_command(click.Context(main), "benchmark")
 
 
 # --- inspect -----------------------------------------------------------------------------------------------
@@ -183,7 +224,7 @@ def test_inspect_lists_layers_as_a_table_and_as_json(invoke, squeezenet, tmp_pat
     assert {layer.name for layer in layers if layer.skipped} == {
         name for name in weights if name.startswith("features.12")
     }
-    # conv1 of 64 px: 3 x 3, stride 2, no padding, 31 x 31 places.
+    # conv1 of 64 px: 3 x 3, stride 2, no padding, 31 x 31 output positions.
     assert layers[0].macs == 31 * 31 * 64 * 3 * 9
     assert layers[0].break_even_rank == 64 * 3 * 9 // (3 * 3 + 64 * 3)
     assert list(tmp_path.iterdir()) == []
@@ -276,7 +317,7 @@ def test_an_architecture_that_does_not_fit(refuse, squeezenet, arch, words):
     assert all(word in sentence for word in words)
 
 
-def test_an_unknown_network_is_told_the_nearest(refuse, squeezenet, tmp_path):
+def test_of_an_unknown_network_the_nearest_is_named(refuse, squeezenet, tmp_path):
     state = torch.load(squeezenet)
     state["features.0.weight"] = torch.zeros(64, 1, 3, 3)
     torch.save(state, tmp_path / "grey.pt")
@@ -302,7 +343,7 @@ def test_an_ambiguous_network_asks_for_arch(refuse, squeezenet, registry, monkey
         ("--delta", ["0", "0%", "-5%", "nan", "inf%", "some", "%"]),
         ("--epsilon", ["0", "1", "2", "x"]),
         ("--certificate", ["none", "both"]),
-        ("--acquisition", ["ucb", ""]),
+        ("--acquisition", ["lcb", ""]),
         ("--prune", ["1", "-0.1", "nan", "all"]),
         ("--std", ["0,1,1", "1,-1,1", "1,1", "a,b,c", "nan,1,1"]),
         ("--mean", ["1", "1,2,3,4", "inf,0,0"]),

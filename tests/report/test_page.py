@@ -91,7 +91,7 @@ def make_history(layers: list[LayerRecord]) -> list[EvaluationRecord]:
     for index in range(60):
         spread = 1.4 * (1 - index / 60) + 0.1
         again = index > 20 and index % 7 == 0
-        source = "start" if index < 17 else "re-measure" if again else "candidate"
+        source = "initial" if index < 17 else "re-measure" if again else "candidate"
         factors = [1.0 if again else 2.718 ** dice.gauss(-0.1, spread) for _ in chosen]
         pairs = zip(chosen, factors, compressible, strict=True)
         ranks = [

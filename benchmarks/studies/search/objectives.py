@@ -31,6 +31,7 @@ from compressor.pipeline.stages.factorize import weight_factors
 from compressor.search.evaluation.journal import Journal
 from compressor.search.objective import Objective, default_gamma
 from compressor.search.optimizer import Search, SearchSettings
+from compressor.search.problem import SearchProblem
 from compressor.search.space import RankSpace
 from compressor.search.sparsity_space import SparsitySpace
 
@@ -79,18 +80,16 @@ def run(bench: Bench, kind: Fidelity, factor: float, samples: int, seed: int, sp
     """One search, and its plan on the test images."""
     norm = FunctionNorm(bench.model, bench.pool, CPU)
     measure = norm if kind == "norm" else Risk(norm, kind)
-    objective, space = Objective(factor * default_gamma(measure.loss_when_lost)), bench.space(sparse)
+    objective, space = Objective(factor * default_gamma(measure.uninformative_loss)), bench.space(sparse)
     began = time.process_time()
-    search = Search(
+    problem = SearchProblem(
         space,
         objective,
         lambda ranks, images: measure.losses(bench.candidate(space, ranks), images),
         len(bench.pool),
-        SearchSettings(samples=samples, seed=seed),
-        Journal(None, {}),
-        noise_spec=measure.noise_spec,
+        measure.noise_spec,
     )
-    ranks, record = search.run()
+    ranks, record = Search(problem, SearchSettings(samples=samples, seed=seed), Journal(None, {})).run()
     shares = (0.0, *FIXED) if kind == "norm" and not sparse else (0.0,)
     return {
         "fidelity": kind,

@@ -15,7 +15,12 @@ from benchmarks.studies.search.baselines.family import best_member
 from benchmarks.studies.search.baselines.problem import Attempt, OutOfBudget, Step
 from compressor.arrays import Array, Ranks
 from compressor.search.initial.allocation import allocate
-from compressor.search.initial.sensitivity import SENSITIVITY_IMAGES, every_rank, measure_sensitivities, tables_of
+from compressor.search.initial.sensitivity import (
+    SENSITIVITY_IMAGES,
+    interpolate_table,
+    measure_sensitivities,
+    sensitivity_tables,
+)
 from compressor.search.surrogate.additive_prior import non_increasing
 
 AIMET_RATIOS = np.arange(1, 10) / 10  # of the dense layer's parameters
@@ -56,7 +61,7 @@ def lagrange_linear(attempt: Attempt) -> Iterator[Step]:
         for choices in attempt.space.choices
     ]
     tables = [
-        every_rank(grid, norms, int(break_even_rank))
+        interpolate_table(grid, norms, int(break_even_rank))
         for grid, norms, break_even_rank in zip(
             grids, measure_layers(attempt, grids), attempt.space.break_even_ranks, strict=True
         )
@@ -68,7 +73,7 @@ def lagrange_cheap(attempt: Attempt) -> Iterator[Step]:
     """Lagrangian allocation on eight geometric ranks per layer and the same five images for all."""
     images = np.arange(min(SENSITIVITY_IMAGES, attempt.problem.num_images))
     norms = measure_sensitivities(attempt.space, lambda plans: (attempt.evaluate(ranks, images) for ranks in plans))
-    tables = tables_of(attempt.space, norms)
+    tables = sensitivity_tables(attempt.space, norms)
     yield from _allocate(attempt, tables)
 
 

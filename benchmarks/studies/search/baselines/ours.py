@@ -13,7 +13,8 @@ from compressor.arrays import Ranks
 from compressor.fidelity.losses import Losses
 from compressor.search.evaluation.journal import Journal
 from compressor.search.initial.sensitivity import SENSITIVITY_IMAGES, SENSITIVITY_RANKS
-from compressor.search.optimizer import Search
+from compressor.search.optimizer import Search, SearchListener
+from compressor.search.problem import SearchProblem
 from compressor.search.settings import SearchSettings
 
 FRESH_STREAM = 81
@@ -55,17 +56,17 @@ def with_settings(fresh: bool = False, **changes: Any) -> Run:
             if not steps or not np.array_equal(steps[-1][1], ranks):
                 steps.append((image_passes, ranks.copy()))
 
-        loop = Search(
+        problem = SearchProblem(
             attempt.problem.space_in(settings.coordinates),
             attempt.problem.objective,
             functools.partial(fresh_evaluation, attempt) if fresh else attempt.evaluate,
             attempt.problem.num_images,
-            replace(settings, max_evaluations=allowed),
-            Journal(None, {}),
-            on_incumbent=remember,
             linearize=attempt.linearize if attempt.problem.linearize else None,
             energies=attempt.problem.energies,
         )
+        listener = SearchListener(on_incumbent=remember)
+        settings = replace(settings, max_evaluations=allowed)
+        loop = Search(problem, settings, Journal(None, {}), listener=listener)
         try:
             _, record = loop.run()
             attempt.stopped_because = record.stopped_because
