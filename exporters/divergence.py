@@ -51,7 +51,7 @@ def _read_model(path: Path) -> onnx.ModelProto | None:
 
 
 def _values(proto: onnx.ModelProto, path: Path, names: Sequence[str], image: Logits) -> dict[str, Logits]:
-    """The float tensors of these names, made outputs in a temporary file: a session gives nothing but outputs."""
+    """The float tensors of these names, read from a copy of the file that has them as outputs."""
     outputs = {value.name for value in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
     with tempfile.TemporaryDirectory(prefix="bocompress.") as folder:

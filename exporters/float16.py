@@ -42,7 +42,7 @@ def convert_fp16(source: Path, target: Path, images: Tensor, metadata: Mapping[s
         with silence():
             # Shapes of a network beyond 2 GB can only be inferred from its file.
             converted = ONNXModel(convert_float_to_float16(str(source) if large else proto, keep_io_types=True))
-            converted.topological_sort()  # casts of inputs come last otherwise, which ONNX forbids
+            converted.topological_sort()  # the converter puts casts of inputs last, which ONNX forbids
     except Exception as error:
         name = type(error).__name__
         raise BocompressError(f"the network cannot be converted to fp16 ({name}: {first_line(error)})") from error

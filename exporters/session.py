@@ -84,7 +84,7 @@ def describe_input(path: Path) -> tuple[str, int | None]:
         InputError: the file cannot be loaded, or does not take one batch of float32 images.
     """
     try:
-        session = open_session(Path(path))
+        session = open_session(Path(path), threads=1)
     except VerificationError as error:
         raise InputError(str(error)) from error
     inputs = session.get_inputs()

@@ -20,7 +20,7 @@ def list_parts(path: Path) -> list[Path]:
         return [path]
     try:
         graph = onnx.load(path, load_external_data=False).graph
-    except Exception:  # not ONNX, whatever its name says; protobuf raises a type of its own
+    except Exception:  # not ONNX in spite of its name; protobuf raises a type of its own
         return [path]
     tensors = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
     names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}

@@ -63,7 +63,7 @@ def test_a_drift_of_the_machine_cancels() -> None:
     assert bootstrap_interval(0.4 * drift / drift) == pytest.approx((0.4, 0.4))
 
 
-def test_the_interval_covers_the_true_median_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_true_median_as_often_as_it_should() -> None:
     rng = np.random.default_rng(0)
     trials = 400
     samples = rng.lognormal(mean=0.0, sigma=0.5, size=(trials, 50))  # median exactly 1

@@ -219,7 +219,7 @@ def test_outputs_that_are_no_numbers_are_never_the_same(exported: Path, images: 
         verify_files(changed, exported, images)
 
 
-def test_verify_says_so_by_its_exit_code(
+def test_the_exit_code_of_verify_tells_whether_files_are_the_same(
     exported: Path, tmp_path: Path, invoke: Callable[..., Result], digit_images: Path
 ) -> None:
     def disturb(weight: np.ndarray) -> None:

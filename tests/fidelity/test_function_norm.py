@@ -209,7 +209,7 @@ def test_losses_of_plans_of_other_norms_are_less_correlated() -> None:
     assert correlations[0, 1] < correlations[1, 2]
 
 
-def test_many_plans_on_few_images_are_not_known_exactly_against_each_other() -> None:
+def test_differences_of_many_plans_on_few_images_are_not_free_of_noise() -> None:
     """The sample covariance of 100 plans on 20 images has rank 19: it claims 80 differences free of noise."""
     rng = np.random.default_rng(2)
     evaluations = draw_evaluations(rng, np.ones(100), [np.arange(20)] * 100)
