@@ -1,4 +1,4 @@
-"""gamma for a target, from the posterior, and the plans that make use of what a target allows."""
+"""The multiplier update: gamma for a target, from the posterior, and plans that make better use of the target."""
 
 from dataclasses import replace
 
@@ -12,42 +12,64 @@ from compressor.search.surrogate.fitting import REFIT_GROWTH, SurrogateFitter
 from compressor.search.target.target import MAX_GAMMA, MIN_GAMMA, SearchTarget, TargetPreference, solve_gamma
 from compressor.streams import Stream, generator
 
-WORTH_A_TARGET_CANDIDATE = 0.5  # of delta
+MIN_GAIN = 0.5  # of delta: what a target candidate must gain where the incumbent uses the target well
 
 
 class MultiplierUpdate:
-    """Keeps the looks' gamma to the rule's target, if it has one.
+    """Keeps gamma at the stop rule's target, if it has one.
+
+    Args:
+        evaluator: holds the history and the objective, whose gamma is set.
+        fitter: fits the posterior.
+        rule: holds the target.
 
     Attributes:
-        rule: its target is learnt until the start is over and gamma was found for it.
-        is_started: the start is over.
+        rule: its target is learnt from the evaluations until the initial design is complete and gamma was found.
+        is_started: whether the initial design is complete.
     """
 
-    def __init__(self, evaluator: Evaluator, posterior: SurrogateFitter, rule: StopRule) -> None:
+    def __init__(self, evaluator: Evaluator, fitter: SurrogateFitter, rule: StopRule) -> None:
         self.rule = rule
         self.is_started = False
         self._evaluator = evaluator
-        self._fitter = posterior
+        self._fitter = fitter
         self._has_updated, self._updated_at = False, 0
 
     @property
     def target(self) -> SearchTarget | None:
-        """What gamma is found for."""
+        """What gamma is chosen for."""
         return self.rule.target
 
-    def take(self) -> None:
-        """Find gamma for the target by what is believed now."""
+    def update(self) -> None:
+        """Find gamma for the target by the current posterior."""
         assert self.target is not None
         if not (self.is_started and self._has_updated):
-            self.rule.target = self.target.learn(self._evaluator.state.losses)
+            self.rule.target = self.target.learn(self._evaluator.history.losses)
         self._has_updated = True
-        visited, posterior = np.array(self._evaluator.state.ranks), self._fitter.posterior()
+        visited, posterior = np.array(self._evaluator.history.ranks), self._fitter.posterior()
         rng = generator(self._evaluator.settings.seed, Stream.MULTIPLIER, len(visited))
         anchors = self.rule.rank(posterior, visited)[:NUM_ANCHORS]
         self.set_gamma(solve_gamma(self.target, posterior, anchors, rng))
 
+    def update_if_due(self) -> None:
+        """Find gamma again where there are enough new evaluations.
+
+        For a limit of L, gamma is found once if it can be: a gamma that moves keeps the certificate from being met.
+        """
+        if self.target is None:
+            return
+        gamma, count = self._evaluator.objective.gamma, len(self._evaluator.history.ranks)
+        is_fixed = self.target.measure == "loss" and 10 * MIN_GAMMA < gamma < MAX_GAMMA / 10
+        if not self._has_updated or (not is_fixed and count >= REFIT_GROWTH * self._updated_at):
+            self.update()
+            self._updated_at = count
+
     def fix_multiplier(self, plan: Ranks) -> bool:
-        """Take what the plan (d,) is believed to lose for the target, if that is near, and leave gamma as it is."""
+        """Keep gamma, and take the posterior mean of L at the plan (d,) for the target, if that is near it.
+
+        Returns:
+            Whether it was near.
+        """
         assert self.target is not None
         loss = float(self._fitter.posterior().loss(plan[None])[0][0])
         nearby = self.target.at(loss)
@@ -56,46 +78,36 @@ class MultiplierUpdate:
         self.rule.target, self._has_updated = nearby, True
         return True
 
-    def keep(self) -> None:
-        """Find gamma again where there are enough new looks.
-
-        A loss gives gamma once, if there is one: one that moved would keep the certificate from being met.
-        """
-        if self.target is None:
-            return
-        gamma, count = self._evaluator.objective.gamma, len(self._evaluator.state.ranks)
-        is_fixed = self.target.measure == "loss" and 10 * MIN_GAMMA < gamma < MAX_GAMMA / 10
-        if not self._has_updated or (not is_fixed and count >= REFIT_GROWTH * self._updated_at):
-            self.take()
-            self._updated_at = count
-
     def set_gamma(self, gamma: float) -> None:
-        """Search for another gamma from now on."""
+        """Search with another gamma from now on."""
         self._evaluator.objective = replace(self._evaluator.objective, gamma=gamma)
         self._fitter.update_objective()
 
     def best_plan(self) -> Ranks:
-        """The plan (d,) looked at that the target prefers, gamma having been found for it."""
+        """The evaluated plan (d,) that the target prefers, after an update of gamma."""
         with self._fitter.timed():
-            self.take()
-            return self.rule.rank(self._fitter.posterior(), np.array(self._evaluator.state.ranks))[0]
+            self.update()
+            return self.rule.rank(self._fitter.posterior(), np.array(self._evaluator.history.ranks))[0]
 
     def target_candidate(self, test: StopTest) -> Ranks | None:
-        """A plan (d,) not looked at yet: one that is expected to keep to a ratio and to be better than the incumbent,
-        by what matters; or that which a target nearby prefers."""
+        """A plan (d,) that has not been evaluated and should meet the target better than the incumbent.
+
+        For a limit of R, it must keep to the limit and gain enough. For a limit of L, it is the plan that a target
+        near the last one prefers.
+        """
         if self.target is None or (self.target.measure == "loss" and not self.target.is_near):
             return None
-        visited = np.array(self._evaluator.state.ranks)
+        visited = np.array(self._evaluator.history.ranks)
         rng = generator(self._evaluator.settings.seed, Stream.TARGET_CANDIDATE, len(visited))
-        posterior, target_candidate = test.posterior, TargetPreference(self.target, test.posterior)
-        plan, value = optimize_acquisition(target_candidate, posterior.space, test.anchors, rng)
+        posterior, preference = test.posterior, TargetPreference(self.target, test.posterior)
+        plan, value = optimize_acquisition(preference, posterior.space, test.anchors, rng)
         is_new = not (visited == plan).all(1).any()
         if self.target.measure == "loss":
             return plan if is_new else None
         incumbent = test.incumbent[None]
         of_plan, of_incumbent = self.target.of(posterior, np.concatenate([plan[None], incumbent]))
-        if of_plan > self.target.most or not is_new:
+        if of_plan > self.target.upper or not is_new:
             return None
-        wasteful = of_incumbent < self.target.least <= of_plan
-        gain = value - target_candidate(incumbent)[0]
-        return plan if gain > (0.0 if wasteful else WORTH_A_TARGET_CANDIDATE * test.delta) else None
+        is_wasteful = of_incumbent < self.target.lower <= of_plan
+        gain = value - preference(incumbent)[0]
+        return plan if gain > (0.0 if is_wasteful else MIN_GAIN * test.delta) else None

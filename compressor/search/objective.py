@@ -13,9 +13,13 @@ from compressor.search.records import Form
 class Objective:
     """J = -gamma L - R (form "ratio", Eq. 3 with gamma for kappa) or J = -gamma L + 1/R (form "rate", Eq. 2).
 
-    L is the function norm or another loss (only known with noise), R the compressed/original parameters of the
-    compressible layers (known exactly). The rate form is unbounded as R goes to 0: with a small gamma it prefers a
-    destroyed network to any useful one.
+    L is the function norm or another loss, known with noise. R is the size of the compressible layers over their
+    original size, known exactly. The rate form is unbounded as R goes to 0: with a small gamma it prefers a destroyed
+    network to any useful one.
+
+    Attributes:
+        gamma: weight of the loss.
+        form: of the size term.
 
     Raises:
         InputError: gamma is not a positive finite number.
@@ -29,7 +33,7 @@ class Objective:
             raise InputError(f"gamma must be a positive number, got {self.gamma}")
 
     def size_term(self, ratio: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The part of J that is known exactly."""
+        """The part of J that is known exactly, in the shape of R."""
         return -ratio if self.form == "ratio" else 1.0 / ratio
 
     def value(self, function_norm: NDArray[np.float64], ratio: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -41,7 +45,8 @@ def default_gamma(loss_when_lost: float) -> float:
     """gamma at which losing the whole output costs as much as the whole size, R = 1.
 
     Args:
-        loss_when_lost: L of a network that says nothing: E||f*||^2 for the function norm, else `loss_of_guessing`.
+        loss_when_lost: L of a network whose outputs carry no information: E||f*||^2 for the function norm, else
+            `loss_of_guessing`.
 
     Raises:
         InputError: the outputs are all zero.

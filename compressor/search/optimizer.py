@@ -1,91 +1,89 @@
-"""The search loop: look, fit, propose, test, until the certificate holds or the budget is spent."""
+"""The search loop: evaluate, fit, propose and test, until the certificate holds or the budget is spent."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from compressor.arrays import Array, Ranks
-from compressor.fidelity.linear_model import Linearize
-from compressor.fidelity.losses import NoiseSpecification
-from compressor.search import result as recording
+from compressor.search import result
 from compressor.search.acquisition.optimize import should_remeasure
-from compressor.search.evaluation.evaluator import Evaluator
-from compressor.search.evaluation.history import Evaluation, ParetoPlan
+from compressor.search.evaluation.evaluator import Evaluator, OnEvaluation
+from compressor.search.evaluation.history import (
+    CANDIDATE,
+    INITIAL,
+    REFINEMENT,
+    REMEASURE,
+    TARGET,
+    Evaluation,
+    ParetoPlan,
+)
 from compressor.search.evaluation.journal import Journal
-from compressor.search.evaluation.parallel import Evaluate, Workers
+from compressor.search.evaluation.parallel import Workers
 from compressor.search.initial.design import BudgetSpent, InitialDesign
 from compressor.search.initial.refinement import NUM_STEPS
 from compressor.search.multiplier import MultiplierUpdate
 from compressor.search.objective import Objective
+from compressor.search.problem import SearchProblem
 from compressor.search.racing import Racing, challengers_of
 from compressor.search.records import SearchRecord
 from compressor.search.settings import SearchSettings as SearchSettings
-from compressor.search.space import RankSpace
 from compressor.search.stopping.criterion import StopRule, StopTest
 from compressor.search.surrogate.energy_prior import EnergyPrior
 from compressor.search.surrogate.fitting import SurrogateFitter
 from compressor.search.target.target import SearchTarget
 
-# For another target, at most; what is believed holds nearby, and the plan is looked at that it says is the best.
-EVALUATIONS_NEARBY, EVALUATIONS_FAR_AWAY = 2, 20
+# Evaluations allowed for another target. Near the last one, the posterior is good and two confirm its best plan.
+MAX_EVALUATIONS_NEARBY, MAX_EVALUATIONS_FAR_AWAY = 2, 20
+
+
+@dataclass(frozen=True)
+class SearchListener:
+    """Who follows a search.
+
+    Attributes:
+        on_evaluation: called after each evaluation with their number and the state of the search in words.
+        on_incumbent: called during the initial design and after each test with the image passes so far and the ranks
+            (d,) of the plan that is then the best.
+    """
+
+    on_evaluation: OnEvaluation = lambda count, text: None
+    on_incumbent: Callable[[int, Ranks], None] = lambda image_passes, ranks: None
 
 
 class Search:
     """One search; `run` returns the chosen ranks and the record of how they were found.
 
     Args:
-        space, objective: what is searched and what for.
-        evaluate: ranks (d,) and image indices (m,) in, per-image losses out.
-        num_images: size of the pool the indices point into.
-        journal: keeps every look, and answers the ones an earlier run made.
-        on_evaluation: told after each look how many there were and how the search stands.
-        on_incumbent: told in the start and after each test the image passes so far and the ranks (d,) of the plan then
-            best.
-        workers: evaluate looks that do not depend on one another, None for one after the other.
-        law: how the losses behave, None for those of the function norm.
-        target: gamma is chosen to meet it; the objective's own then does not matter.
-        linearize: the linear model around a plan, None where losses are all there is.
-        energies: for every layer the share of the weight's squared norm that each rank gives up (cap,), where the
-            settings' prior mean is theirs.
+        problem: the space, the objective and how losses are found.
+        settings: what a person may choose.
+        journal: keeps every evaluation, and answers those of an earlier run.
+        target: gamma is chosen to meet it; None for the objective's own gamma.
+        workers: run evaluations that do not depend on one another; None runs one after the other.
+        listener: is called as the search proceeds.
     """
 
     def __init__(
         self,
-        space: RankSpace,
-        objective: Objective,
-        evaluate: Evaluate,
-        num_images: int,
+        problem: SearchProblem,
         settings: SearchSettings,
         journal: Journal,
-        on_evaluation: Callable[[int, str], None] = lambda count, text: None,
-        on_incumbent: Callable[[int, Ranks], None] = lambda image_passes, ranks: None,
-        workers: Workers | None = None,
-        noise_spec: NoiseSpecification | None = None,
         target: SearchTarget | None = None,
-        linearize: Linearize | None = None,
-        energies: Sequence[Array] = (),
+        workers: Workers | None = None,
+        listener: SearchListener | None = None,
     ) -> None:
-        self._space = space
+        listener = listener or SearchListener()
+        prior = EnergyPrior(problem.energies) if settings.prior_mean == "energies" else None
         self._settings = settings
-        self._on_incumbent = on_incumbent
-        self._evaluator = Evaluator(
-            space,
-            objective,
-            evaluate,
-            num_images,
-            settings,
-            journal,
-            on_evaluation,
-            workers or Workers(),
-            noise_spec or NoiseSpecification(),
-        )
-        self._fitter = SurrogateFitter(
-            self._evaluator, EnergyPrior(energies) if settings.prior_mean == "energies" else None
-        )
+        self._on_incumbent = listener.on_incumbent
+        self._evaluator = Evaluator(problem, settings, journal, workers, listener.on_evaluation)
+        self._fitter = SurrogateFitter(self._evaluator, prior)
         self._multiplier = MultiplierUpdate(self._evaluator, self._fitter, StopRule(settings, target))
-        self._initial_design = InitialDesign(self._evaluator, self._fitter, self._multiplier, linearize, on_incumbent)
+        self._initial_design = InitialDesign(
+            self._evaluator, self._fitter, self._multiplier, problem.linearize, listener.on_incumbent
+        )
         self._initial_best: Ranks | None = None
         self._has_only_begun = False
 
@@ -94,44 +92,54 @@ class Search:
         """J, with the gamma found where there is a target."""
         return self._evaluator.objective
 
-    def run(self) -> tuple[Ranks, SearchRecord]:
-        """Search until the certificate holds, `max_evaluations` or `max_seconds`; at least one plan is looked at."""
-        return self._start(NUM_STEPS)
-
     @property
     def target(self) -> SearchTarget | None:
-        """What gamma is found for, as far as it is learnt."""
+        """What gamma is chosen for, as far as it is learnt."""
         return self._multiplier.target
 
     @property
     def takes_steps(self) -> bool:
-        """Whether the start takes steps by a linear model."""
+        """Whether the initial design takes Gauss-Newton steps."""
         return self._initial_design.takes_steps
 
-    def begin(self) -> tuple[Ranks, SearchRecord]:
-        """The start without its last step, in place of `run`: where the target leads, before it is known well.
+    def run(self) -> tuple[Ranks, SearchRecord]:
+        """Search until the certificate holds or `max_evaluations` or `max_seconds` are spent.
 
-        `continue_for` takes the last step and searches.
+        Returns:
+            The chosen plan (d,) and the record; at least one plan is evaluated.
+        """
+        return self._start(NUM_STEPS)
+
+    def begin(self) -> tuple[Ranks, SearchRecord]:
+        """Run the initial design without its last Gauss-Newton step, while the target is not known well yet.
+
+        `continue_for` then takes the last step and searches.
+
+        Returns:
+            The best plan (d,) so far and the record.
         """
         self._has_only_begun = True
         return self._start(NUM_STEPS - 1)
 
     def continue_for(self, target: SearchTarget) -> tuple[Ranks, SearchRecord]:
-        """After `run` or `begin`, the same for another target: all looks so far count, and time goes on.
+        """After `run` or `begin`, search for another target with all evaluations so far; the clock runs on.
 
-        The certificate speaks of this target alone, and its schedule of risks begins anew. After `run` it may not be
-        met within the looks that are allowed for it.
+        The certificate holds for this target alone, and its schedule of failure probabilities starts anew. After `run`
+        it may not be met within the few evaluations that are allowed.
+
+        Returns:
+            As `run`.
         """
         begun, self._has_only_begun, self._initial_best = self._has_only_begun, False, None
         if not begun:
             target = target.after(self.target)
         self._multiplier.rule = StopRule(self._settings, target)
-        evaluations = EVALUATIONS_NEARBY if target.is_near else EVALUATIONS_FAR_AWAY
-        self._evaluator.most = self._settings.max_evaluations if begun else self._evaluator.count + evaluations
+        allowed = self._evaluator.count + (MAX_EVALUATIONS_NEARBY if target.is_near else MAX_EVALUATIONS_FAR_AWAY)
+        self._evaluator.max_evaluations = self._settings.max_evaluations if begun else allowed
         with threadpool_limits(limits=1, user_api="blas"):
             with suppress(BudgetSpent):
                 self._initial_design.move_to_target(1 if begun else 0 if target.is_near else NUM_STEPS, may_fix=begun)
-            return self._go_on()
+            return self._iterate()
 
     def _start(self, num_steps: int) -> tuple[Ranks, SearchRecord]:
         self._evaluator.start_clock()
@@ -140,17 +148,16 @@ class Search:
                 self._initial_best = self._initial_design.run(num_steps)
                 self._multiplier.is_started = True
             if self._has_only_begun:
-                self._evaluator.most = self._evaluator.count
-            return self._go_on()
+                self._evaluator.max_evaluations = self._evaluator.count
+            return self._iterate()
 
-    def _go_on(self) -> tuple[Ranks, SearchRecord]:
+    def _iterate(self) -> tuple[Ranks, SearchRecord]:
         evaluator, timed = self._evaluator, self._fitter.timed
         while True:
             with timed():
                 test = self._test()
-            self._on_incumbent(
-                evaluator.image_passes, test.incumbent if self._initial_best is None else self._initial_best
-            )
+            best = test.incumbent if self._initial_best is None else self._initial_best
+            self._on_incumbent(evaluator.image_passes, best)
             with timed():
                 following = self._next_evaluation(test)
             reason = self._reason_to_stop(test, following)
@@ -158,48 +165,49 @@ class Search:
                 break
             with timed():
                 batch = self._with_fantasies(test, following)
-            evaluator.take(batch)
+            evaluator.run(batch)
         with timed():
-            test = self._rule.complete(test, np.array(evaluator.state.ranks), self._may_stop())
-        final = self._settle(test)
+            test = self._rule.complete(test, np.array(evaluator.history.ranks), self._may_stop())
+        final = self._final_plan(test)
         if self._initial_best is not None:
             self._on_incumbent(evaluator.image_passes, final)
         return final, self._record(test, final, reason)
 
-    def _settle(self, test: StopTest) -> Ranks:
-        """The plan (d,) that wins the race of the champion, the incumbent and others that the process holds for good.
+    def _final_plan(self, test: StopTest) -> Ranks:
+        """The winner (d,) of the racing between the best initial plan, the incumbent and plans of high posterior mean.
 
-        What the certificate says of the incumbent holds for a better plan.
+        What the certificate states of the incumbent holds for a better plan, too.
         """
         evaluator, initial_best, incumbent = self._evaluator, self._initial_best, test.incumbent
-        if initial_best is None or evaluator.spent_time():
+        if initial_best is None or evaluator.is_out_of_time():
             return incumbent if initial_best is None else initial_best
-        visited = np.array(evaluator.state.ranks)
+        visited = np.array(evaluator.history.ranks)
         plans = [initial_best, incumbent, *challengers_of(initial_best, test.posterior, visited)]
         plans = list({ranks.tobytes(): ranks for ranks in plans}.values())
         evaluator.log("comparing the best plans")
         return Racing(evaluator, self._initial_design.fitted_images).run(plans)
 
-    # What to look at, and when to stop
+    # What to evaluate next, and when to stop
 
     @property
     def _rule(self) -> StopRule:
         return self._multiplier.rule
 
     def _test(self) -> StopTest:
-        self._multiplier.keep()
-        return self._rule.test(self._fitter.posterior(), np.array(self._evaluator.state.ranks), self._may_stop())
+        self._multiplier.update_if_due()
+        visited = np.array(self._evaluator.history.ranks)
+        return self._rule.test(self._fitter.posterior(), visited, self._may_stop())
 
     def _next_evaluation(self, test: StopTest, pending: Sequence[Evaluation] = ()) -> Evaluation | None:
-        """What to look at next, beside what is under way; None where no plan has images that it has not seen."""
+        """What to evaluate next, beside what is pending; None where every plan has been evaluated on all images."""
         target_candidate = None if pending else self._multiplier.target_candidate(test)
         if target_candidate is not None:
-            return Evaluation("target", target_candidate, self._evaluator.images_for(target_candidate))
+            return Evaluation(TARGET, target_candidate, self._evaluator.images_for(target_candidate))
         candidate = self._candidate(test, pending)
-        proposals = [("re-measure", test.incumbent)]
+        proposals = [(REMEASURE, test.incumbent)]
         if candidate is not None:
             again = should_remeasure(test.posterior, test.incumbent, candidate, self._expected_noise(test, candidate))
-            proposals.insert(int(again), ("candidate", candidate))
+            proposals.insert(int(again), (CANDIDATE, candidate))
         for source, ranks in proposals:
             images = self._evaluator.images_for(ranks, pending)
             if len(images):
@@ -207,30 +215,30 @@ class Search:
         return None
 
     def _candidate(self, test: StopTest, pending: Sequence[Evaluation]) -> Ranks | None:
-        """What the acquisition proposes among the plans that have images left."""
+        """The plan (d,) that the acquisition function proposes among those that have images left."""
         evaluator = self._evaluator
         if len(evaluator.images_for(test.candidate, pending)):
             return test.candidate
-        visited = np.unique([*evaluator.state.ranks, *(evaluation.ranks for evaluation in pending)], axis=0)
+        visited = np.unique([*evaluator.history.ranks, *(evaluation.ranks for evaluation in pending)], axis=0)
         spent = np.array([ranks for ranks in visited if not len(evaluator.images_for(ranks, pending))])
-        return self._rule.propose_without(test, spent, len(evaluator.state.ranks))
+        return self._rule.propose_without(test, spent, len(evaluator.history.ranks))
 
     def _expected_noise(self, test: StopTest, candidate: Ranks) -> Array:
-        """Variances of one more look at the candidate and at the incumbent."""
+        """Expected noise variances (2,) of one more evaluation of the candidate and of the incumbent."""
         plans = np.stack([candidate, test.incumbent])
         return self._fitter.evaluation_noise(test.posterior, plans, self._evaluator.sampler.samples)
 
     def _with_fantasies(self, test: StopTest, first: Evaluation) -> list[Evaluation]:
-        """`first` and the looks to follow it, each proposed as if those before it had found what is expected of them.
+        """`first` and those to follow it, each proposed as if those before had found the posterior mean.
 
         The first few of a batch do not depend on how many follow.
         """
-        left = min(self._settings.max_evaluations, self._evaluator.most) - self._evaluator.count
+        left = min(self._settings.max_evaluations, self._evaluator.max_evaluations) - self._evaluator.count
         count = min(self._settings.candidates, left)
         batch = [first]
         while len(batch) < count:
             posterior = self._fitter.fantasize(test.posterior, batch[-1])
-            visited = np.array([*self._evaluator.state.ranks, *(evaluation.ranks for evaluation in batch)])
+            visited = np.array([*self._evaluator.history.ranks, *(evaluation.ranks for evaluation in batch)])
             test = self._rule.propose(posterior, visited)
             following = self._next_evaluation(test, batch)
             if following is None:
@@ -239,45 +247,36 @@ class Search:
         return batch
 
     def _reason_to_stop(self, test: StopTest, following: Evaluation | None) -> str:
-        if test.met and not (following and following.source == "target"):
+        if test.met and not (following and following.source == TARGET):
             return "certificate met"
-        return self._evaluator.spent_budget() or ("" if following else "no images left that could log more")
+        return self._evaluator.spent_budget() or ("" if following else "all plans evaluated on all images")
 
     def _may_stop(self) -> bool:
-        """The certificate speaks only after the whole start and a look at what the model itself proposed."""
-        proposed = any(source not in ("start", "refinement") for source in self._evaluator.state.sources)
+        """Whether the certificate counts: the initial design is complete, and one plan more has been evaluated."""
+        proposed = any(source not in (INITIAL, REFINEMENT) for source in self._evaluator.history.sources)
         return self._multiplier.is_started and proposed
 
-    # Record
+    # Results
 
     def posterior_loss(self, ranks: Ranks) -> float:
         """The posterior mean of L of a plan (d,)."""
         return float(self._fitter.posterior().loss(ranks[None])[0][0])
 
     def pareto_front(self) -> list[ParetoPlan]:
-        """Plans looked at that no other beats in both R and the posterior mean of L, smallest first."""
-        ranks = np.unique(np.array(self._evaluator.state.ranks), axis=0)
-        norms, deviations = self._fitter.posterior().loss(ranks)
-        ratios = self._space.ratio(ranks)
-        order = np.lexsort([norms, ratios])
-        lowest = np.minimum.accumulate(np.concatenate([[np.inf], norms[order][:-1]]))
-        return [
-            ParetoPlan(ranks[index], float(ratios[index]), float(norms[index]), float(deviations[index]))
-            for index, other in zip(order, lowest, strict=True)
-            if norms[index] < other
-        ]
+        """Evaluated plans that no other beats in both R and the posterior mean of L, smallest first."""
+        return result.pareto_front(self._evaluator.history, self._fitter.posterior())
 
     def _record(self, test: StopTest, final: Ranks, reason: str) -> SearchRecord:
-        evaluator, posterior, incumbent = self._evaluator, self._fitter.posterior(), final[None]
+        evaluator, posterior, plan = self._evaluator, self._fitter.posterior(), final[None]
         return SearchRecord(
             evaluations=evaluator.count,
             image_passes=evaluator.image_passes,
             seconds=evaluator.seconds,
             surrogate_seconds=self._fitter.seconds,
             stopped_because=reason,
-            objective=float(posterior.mean(incumbent)[0]),
-            objective_sd=float(posterior.sd(incumbent)[0]),
-            certificate=recording.certificate_record(test, self._settings),
-            calibration=recording.calibrate(posterior),
-            history=recording.history(evaluator.state, self._space, posterior),
+            objective=float(posterior.mean(plan)[0]),
+            objective_sd=float(posterior.sd(plan)[0]),
+            certificate=result.certificate_record(test, self._settings),
+            calibration=result.calibration_record(posterior),
+            history=result.evaluation_records(evaluator.history, posterior),
         )

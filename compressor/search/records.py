@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The search's part of report.json."""
 
 from typing import Literal
 
@@ -20,8 +20,14 @@ SurrogateChoice = Literal["log", "loss", "objective"]
 
 
 class JointRecord(Record):
-    """`failures` of `paths` draws of the objective from the posterior had some plan, of those a search over the lattice
-    finds, that beats the chosen one by more than delta; with `confidence` the probability is at most `upper`."""
+    """Monte Carlo estimate of the probability that any plan beats the chosen one by more than delta.
+
+    Attributes:
+        failures: posterior sample paths of the objective on which a local search over the lattice finds such a plan.
+        paths: sample paths in all.
+        upper: upper confidence bound of the probability.
+        confidence: of that bound.
+    """
 
     failures: int = Field(ge=0)
     paths: int = Field(ge=1)
@@ -30,17 +36,22 @@ class JointRecord(Record):
 
     @property
     def estimate(self) -> float:
-        """Share of the draws that failed."""
+        """Share of the sample paths that failed."""
         return self.failures / self.paths
 
 
 class CertificateRecord(Record):
-    """Two probabilities that the chosen plan is beaten by more than `delta`, both conditional on the Gaussian process.
+    """Two probabilities that the chosen plan is beaten by more than delta, given the Gaussian process.
 
-    `pointwise`, Eq. (12): by a given other plan; the largest found among the plans tried by the acquisition's search.
-    `joint`: by any plan at all; null in reports of versions that did not compute it. `asked` names the one that was to
-    stop the search; `met` says that it is at most `epsilon` (the joint one: its upper bound, with epsilon's share for
-    the Monte Carlo error taken off) and that the search had its start and at least one look beyond."""
+    Attributes:
+        pointwise: by a single other plan, Eq. (12): the largest that the optimization of the acquisition found.
+        joint: by any plan at all; null in reports of versions that did not compute it.
+        delta: differences of J up to this do not matter.
+        epsilon: the failure probability allowed.
+        asked: which of the two was to stop the search.
+        met: whether it is at most `epsilon` (the joint one: its upper bound at most epsilon less the share kept for the
+            Monte Carlo error), the initial design being complete and one evaluation more being made.
+    """
 
     pointwise: float
     joint: JointRecord | None = None
@@ -51,9 +62,13 @@ class CertificateRecord(Record):
 
 
 class CalibrationRecord(Record):
-    """Each look predicted from all the others: `z_rms` is the root mean square of (observed - predicted) / predicted
-    deviation, 1 for a model that knows what it does not know; `within_two_sd` the share of looks within two
-    deviations, 0.95 for a good one. Over `looks` looks."""
+    """Leave-one-out check of the Gaussian process: each evaluation predicted from all the others.
+
+    Attributes:
+        z_rms: root mean square of (observed - predicted) / predicted deviation; 1 where the model is calibrated.
+        within_two_sd: share of evaluations within two deviations; 0.95 where the model is calibrated.
+        evaluations: how many were predicted.
+    """
 
     z_rms: float
     within_two_sd: float = Field(ge=0, le=1)
@@ -61,9 +76,19 @@ class CalibrationRecord(Record):
 
 
 class EvaluationRecord(Record):
-    """One look at a candidate: its ranks (in the order of the plan's layers; null means dense), the estimate of L
-    (`function_norm`, whatever the search took for L), the variance of that estimate, the ratio R, the objective J and
-    where the candidate came from; `prune_fraction` is that of a search for sparsity. `index` counts from 0."""
+    """One evaluation of a plan.
+
+    Attributes:
+        index: its number, from 0.
+        source: what asked for it (see `search.evaluation.history`).
+        ranks: in the order of the plan's layers; null means dense.
+        function_norm: the estimate of L, whatever loss is searched with.
+        variance: of that estimate.
+        ratio: R.
+        objective: J with the estimate of L.
+        images: number of images.
+        prune_fraction: share of weights set to zero, where the search includes sparsity.
+    """
 
     index: int
     source: str
@@ -77,8 +102,14 @@ class EvaluationRecord(Record):
 
 
 class ParetoRecord(Record):
-    """A plan looked at by the search that no other beats in both R and L, by the Gaussian process: its `function_norm`
-    and the deviation of that; `file` holds the plan, relative to the report."""
+    """An evaluated plan that no other beats in both R and the posterior mean of L.
+
+    Attributes:
+        file: holds the plan; a path relative to the report.
+        ratio: R.
+        function_norm: posterior mean of L.
+        function_norm_sd: posterior standard deviation of L.
+    """
 
     file: str
     ratio: float
@@ -87,8 +118,14 @@ class ParetoRecord(Record):
 
 
 class TargetStep(Record):
-    """A plan that was built to see whether it keeps to a target: its R in what was searched, what was measured, and
-    with what that was compared (`at_most`, an upper bound where it is known with noise)."""
+    """A plan that was built to measure whether it meets a target.
+
+    Attributes:
+        gamma: that it was found for.
+        ratio: R in what was searched.
+        measured: of the network, in the target's unit.
+        at_most: what was compared with the target: `measured`, or its upper bound where it is known with noise.
+    """
 
     gamma: float
     ratio: float
@@ -97,13 +134,23 @@ class TargetStep(Record):
 
 
 class TargetRecord(Record):
-    """What was asked in place of gamma, at most `asked`, and what the result has, all in one unit: the whole network's
-    share of the original (of what `cost` counts), bytes of model.onnx, multiply-accumulates, milliseconds, or a drop
-    in points: of top-1 where `labelled`, else of the function norm in per cent of the original's output energy.
+    """A target that was asked for in place of gamma, and what the result reaches, in one unit.
 
-    `reached` is on `images` images, `at_most` its upper bound, which must keep to a drop with 95 % confidence; of times
-    the delivered file's counts. `steps` are the plans that were built and measured on the way, `image_passes` what the
-    measuring took."""
+    The unit is the whole network's share of the original (of what `cost` counts), bytes of model.onnx, multiply-
+    accumulates, milliseconds, or a drop in points: of top-1 where `labelled`, else of the function norm in per cent of
+    the original's output energy.
+
+    Attributes:
+        kind: what is limited.
+        asked: at most this.
+        reached: on `images` images where it is a drop.
+        at_most: its upper bound, which must be at most `asked` with 95 % confidence for a drop.
+        met: whether it is; of times the delivered file's decides.
+        labelled: whether a drop is measured in top-1.
+        images: number of images of a drop.
+        image_passes: what measuring took.
+        steps: the plans that were built and measured on the way.
+    """
 
     kind: TargetKind
     asked: float
@@ -117,11 +164,22 @@ class TargetRecord(Record):
 
 
 class SearchRecord(Record):
-    """How the plan was found. `evaluations` counts looks at whole plans; `history` holds, too, the start's looks at
-    plans that differ from its best in one layer, on fewer images. `image_passes` counts images times candidate
-    networks, start included; `seconds` is the time of this process: a resumed search leaves out what came before.
+    """How the plan was found.
 
-    `calibration` is the leave-one-out check of the Gaussian process, `front` the plans that are worth applying."""
+    Attributes:
+        evaluations: number of whole plans evaluated.
+        image_passes: images times candidate networks, initial design included.
+        seconds: of this process; a resumed search leaves out what came before.
+        surrogate_seconds: of those, spent on the surrogate.
+        stopped_because: in words.
+        objective: posterior mean of J at the chosen plan.
+        objective_sd: posterior standard deviation of it.
+        certificate: the last test.
+        calibration: leave-one-out check of the Gaussian process.
+        history: all evaluations, those included that no budget counts: of plans that differ from the initial design's
+            best in one layer, on fewer images.
+        pareto_front: the plans that are worth applying.
+    """
 
     evaluations: int
     image_passes: int

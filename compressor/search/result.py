@@ -1,15 +1,16 @@
-"""What a search leaves behind: its record, row by row."""
+"""What a search hands on: its records, and the Pareto front."""
 
-from compressor.search.evaluation.history import History
+import numpy as np
+
+from compressor.search.evaluation.history import History, ParetoPlan
 from compressor.search.records import CalibrationRecord, CertificateRecord, EvaluationRecord, JointRecord
 from compressor.search.settings import SearchSettings
-from compressor.search.space import RankSpace
 from compressor.search.stopping.criterion import StopTest
 from compressor.search.surrogate.posterior import Posterior
 
 
 def certificate_record(test: StopTest, settings: SearchSettings) -> CertificateRecord:
-    """Both figures of the last test, which is complete."""
+    """Both probabilities of a complete test."""
     assert test.pointwise is not None
     assert test.joint is not None
     joint = test.joint
@@ -23,20 +24,22 @@ def certificate_record(test: StopTest, settings: SearchSettings) -> CertificateR
     )
 
 
-def history(state: History, space: RankSpace, posterior: Posterior) -> list[EvaluationRecord]:
-    """All looks, in order."""
-    return [_row(state, space, posterior, index) for index in range(len(state.ranks))]
+def evaluation_records(history: History, posterior: Posterior) -> list[EvaluationRecord]:
+    """All evaluations, in order."""
+    return [_evaluation_record(history, posterior, index) for index in range(len(history.ranks))]
 
 
-def _row(state: History, space: RankSpace, posterior: Posterior, index: int) -> EvaluationRecord:
-    ranks, losses = state.ranks[index], state.losses[index]
+def _evaluation_record(history: History, posterior: Posterior, index: int) -> EvaluationRecord:
+    ranks, losses, space = history.ranks[index], history.losses[index], posterior.space
     ratio = space.ratio(ranks[None])[0]
     return EvaluationRecord(
         index=index,
-        source=state.sources[index],
+        source=history.sources[index],
         ranks=[
-            None if rank == dense else rank
-            for rank, dense in zip(space.layer_ranks(ranks).tolist(), space.layers.break_even_ranks, strict=True)
+            None if rank == break_even_rank else rank
+            for rank, break_even_rank in zip(
+                space.layer_ranks(ranks).tolist(), space.layers.break_even_ranks, strict=True
+            )
         ],
         prune_fraction=space.prune_fraction(ranks),
         function_norm=losses.mean,
@@ -47,10 +50,24 @@ def _row(state: History, space: RankSpace, posterior: Posterior, index: int) -> 
     )
 
 
-def calibrate(posterior: Posterior) -> CalibrationRecord:
-    """Leave-one-out check of the process on its own targets."""
+def calibration_record(posterior: Posterior) -> CalibrationRecord:
+    """Leave-one-out check of the Gaussian process on its own targets."""
     means, deviations = posterior.process.leave_one_out()
     z = (posterior.process.targets - means) / deviations
     return CalibrationRecord(
         z_rms=float((z**2).mean() ** 0.5), within_two_sd=float((abs(z) <= 2.0).mean()), evaluations=len(z)
     )
+
+
+def pareto_front(history: History, posterior: Posterior) -> list[ParetoPlan]:
+    """Evaluated plans that no other beats in both R and the posterior mean of L, smallest first."""
+    ranks = np.unique(np.array(history.ranks), axis=0)
+    norms, deviations = posterior.loss(ranks)
+    ratios = posterior.space.ratio(ranks)
+    order = np.lexsort([norms, ratios])
+    lowest = np.minimum.accumulate(np.concatenate([[np.inf], norms[order][:-1]]))
+    return [
+        ParetoPlan(ranks[index], float(ratios[index]), float(norms[index]), float(deviations[index]))
+        for index, other in zip(order, lowest, strict=True)
+        if norms[index] < other
+    ]

@@ -1,4 +1,4 @@
-"""What a person may choose about the search."""
+"""Settings of the search."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,14 +16,29 @@ DEFAULT_EPSILON: dict[Certificate, float] = {"joint": 0.05, "pointwise": 0.005}
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """`delta` and `epsilon` of Eq. (6); `delta_is_relative` makes delta a fraction of |mu(incumbent)|.
+    """Settings of one search.
 
-    `certificate` is what stops the search: Eq. (12) for each single plan, or the same for all plans at once. `epsilon`
-    None is the certificate's own: 0.05 for joint, the paper's 0.005 for pointwise. `samples` images per look;
-    `max_evaluations` looks at joint plans (probes of single layers come before). `candidates` plans are proposed at
-    once, so that several workers have something to do. `refine` takes steps by a linear model of the network.
-    `prior_mean` is what plans are expected to lose before any of them is looked at: what layers were measured to, alone
-    and around the plan of the last step, the energy that they give up, or the same for all.
+    Attributes:
+        delta: differences of J up to this do not matter, Eq. (6).
+        delta_is_relative: `delta` is a fraction of |posterior mean of J at the incumbent|.
+        epsilon: the failure probability allowed, Eq. (6); None takes the certificate's own: 0.05 for "joint", the
+            paper's 0.005 for "pointwise".
+        certificate: what stops the search: Eq. (12) for each single plan, or the same for all plans at once.
+        acquisition: a key of `ACQUISITIONS`.
+        samples: images per evaluation.
+        candidates: plans proposed at once, to keep several workers busy.
+        max_evaluations: of joint plans; sensitivities of single layers come before.
+        max_seconds: None for no limit.
+        coordinates: the scale of theta.
+        start: the initial design: plans from sensitivities, or random ones.
+        surrogate: what the Gaussian process models: log L, L or J.
+        prior_mean: of L: from measured sensitivities and the linear model of the last Gauss-Newton step, from the
+            energies that ranks give up, or none.
+        refine: take Gauss-Newton steps by a linear model of the network.
+        seed: of all random streams.
+
+    Raises:
+        InputError: no such acquisition function.
     """
 
     delta: float = 0.05
@@ -48,5 +63,5 @@ class SearchSettings:
 
     @property
     def risk(self) -> float:
-        """Epsilon, chosen or by certificate."""
+        """The failure probability allowed: `epsilon`, or the certificate's own."""
         return DEFAULT_EPSILON[self.certificate] if self.epsilon is None else self.epsilon

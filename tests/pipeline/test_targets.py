@@ -22,7 +22,7 @@ from compressor.data.transforms import Transform
 from compressor.errors import InputError
 from compressor.fidelity.accuracy_drop import (
     DROP_EXPONENT,
-    REACH,
+    MARGIN_DEVIATIONS,
     DropCurve,
     DropEstimator,
     Measurement,
@@ -40,7 +40,7 @@ from compressor.pipeline.stages import cost, meet_size
 from compressor.pipeline.stages import search_ranks as rank_search
 from compressor.report.records import Report
 from compressor.search.evaluation.journal import Journal
-from compressor.search.optimizer import EVALUATIONS_FAR_AWAY, EVALUATIONS_NEARBY, Search, SearchSettings
+from compressor.search.optimizer import MAX_EVALUATIONS_FAR_AWAY, MAX_EVALUATIONS_NEARBY, Search, SearchSettings
 from compressor.search.records import TargetKind, TargetRecord
 from compressor.search.target.accuracy_drop import drop_target
 from compressor.search.target.target import SearchTarget, solve_dual
@@ -65,7 +65,7 @@ QUICK = (
 def search(problem: Problem, target: SearchTarget, journal: Journal | None = None, **settings: object) -> Search:
     chosen = SearchSettings(**{"max_evaluations": 80, **settings})  # type: ignore[arg-type]
     journal = journal or Journal(None, {})
-    return Search(problem.space, problem.objective, problem.evaluate, NUM_IMAGES, chosen, journal, target=target)
+    return Search(problem.problem, chosen, journal, target)
 
 
 def least_loss(problem: Problem, ratio: float) -> float:
@@ -117,7 +117,7 @@ def test_a_loss_gives_gamma_from_a_random_start_too() -> None:
     gamma = done.objective.gamma
     _, record = done.continue_for(SearchTarget("loss", 0.08))
     assert done.objective.gamma > gamma
-    assert record.evaluations <= first.evaluations + EVALUATIONS_FAR_AWAY
+    assert record.evaluations <= first.evaluations + MAX_EVALUATIONS_FAR_AWAY
 
 
 def test_a_loss_nearby_is_landed_on_with_two_looks() -> None:
@@ -125,7 +125,7 @@ def test_a_loss_nearby_is_landed_on_with_two_looks() -> None:
     done = search(problem, SearchTarget("loss", 0.2))
     _, first = done.run()
     ranks, record = done.continue_for(SearchTarget("loss", 0.15))
-    assert record.evaluations <= first.evaluations + EVALUATIONS_NEARBY
+    assert record.evaluations <= first.evaluations + MAX_EVALUATIONS_NEARBY
     assert done.target is not None
     assert done.target.is_near
     assert done.posterior_loss(ranks) == pytest.approx(done.target.middle, rel=0.15)
@@ -209,7 +209,8 @@ def test_a_limit_is_where_the_bound_is_what_is_asked() -> None:
 def test_close_decisions_are_all_looked_at_and_the_others_are_stood_for() -> None:
     targets = torch.randn(1000, 10, generator=torch.Generator().manual_seed(0))
     margins = targets.topk(2).values.diff(dim=1).abs().squeeze(1).numpy()
-    loss = 5.0 * (np.quantile(margins, 0.2) / REACH) ** 2  # two outputs of ten move apart by the root of 2 L / 10
+    # Two outputs of ten move apart by the root of 2 L / 10.
+    loss = 5.0 * (np.quantile(margins, 0.2) / MARGIN_DEVIATIONS) ** 2
     weights = [sampling_weights(meet_size, 1.0001 * loss, np.random.default_rng(seed)) for seed in range(200)]
     assert (weights[0][np.argsort(margins)[:200]] == 1).all()
     assert (weights[0] > 0).sum() == 280
@@ -256,12 +257,12 @@ def test_looks_tell_at_which_loss_a_drop_comes(rate: float) -> None:
     for _ in range(3):
         target = target.learn(evaluations)
     truth = 20.0 * (1.0 / (100 * rate * 0.2)) ** (1 / DROP_EXPONENT)
-    assert truth / 3 <= target.most <= 3 * truth
+    assert truth / 3 <= target.upper <= 3 * truth
     careful = drop_target(asked=1.0, energy=20.0, num_images=500, deviations=1.64, gain=1.0).learn(evaluations)
-    assert careful.most < target.most
+    assert careful.upper < target.upper
     assert (
-        target.learn([replace(evaluation, flips=None) for evaluation in evaluations]).most
-        == drop_target(1.0, 20.0, 10**9, 1.64, 1.0).most
+        target.learn([replace(evaluation, flips=None) for evaluation in evaluations]).upper
+        == drop_target(1.0, 20.0, 10**9, 1.64, 1.0).upper
     )
 
 

@@ -24,10 +24,11 @@ from compressor.network.layers import compressible, factorized_ranks, find_layer
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.stages.factorize import weight_factors
 from compressor.search.evaluation.journal import Journal
-from compressor.search.initial import gauss_newton as refine
+from compressor.search.initial import gauss_newton
 from compressor.search.initial.sensitivity import linear_sensitivities, measure_sensitivities
 from compressor.search.objective import Objective
 from compressor.search.optimizer import Search, SearchSettings
+from compressor.search.problem import SearchProblem
 from compressor.search.space import RankSpace, alternatives, with_rank
 from compressor.search.surrogate.additive_prior import around_plan
 from compressor.search.target.target import SearchTarget
@@ -48,7 +49,7 @@ class Net:
     ) -> None:
         torch.manual_seed(1)
         self.network = network.eval().requires_grad_(False)
-        images = ImageSet(torch.randn(num_images, *shape), "drawn")
+        images = ImageSet(torch.randn(num_images, *shape), "synthetic")
         self.norm = FunctionNorm(self.network, images, torch.device("cpu"))
         self.layers = compressible(find_layers(self.network, images.batch([0]), method))
         self.factors = {layer.name: weight_factors(layer) for layer in self.layers}
@@ -129,7 +130,7 @@ def test_where_the_network_is_linear_the_model_of_one_layer_is_exact(
             np.testing.assert_allclose(found, net.residuals(changed, images), atol=1e-4)
 
 
-def test_a_small_step_of_a_curved_network_is_foretold_and_layers_together() -> None:
+def test_a_small_step_of_all_layers_of_a_curved_network_is_predicted() -> None:
     net, images = Net(curved_net()), np.arange(NUM_IMAGES)
     plan = net.space.break_even_ranks - 3
     model = net.linearize(plan, [[int(rank) + 1] for rank in plan], images, 10)
@@ -195,7 +196,7 @@ class Shared(nn.Module):
 
 
 class Blocked(nn.Module):
-    """Lets no slope through."""
+    """Passes no gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,7 +207,7 @@ class Blocked(nn.Module):
         return self.layer(inputs)
 
 
-def test_a_layer_called_twice_counts_twice_and_one_without_slopes_not_at_all() -> None:
+def test_a_layer_called_twice_counts_twice_and_one_without_gradients_not_at_all() -> None:
     torch.manual_seed(0)
     net, images = Net(Shared(), (10,)), np.arange(NUM_IMAGES)
     plan = np.array([int(net.space.break_even_ranks[0]) - 1])
@@ -235,22 +236,22 @@ def random_model(seed: int, num_layers: int) -> tuple[RankSpace, Ranks, LinearMo
 
 
 def value_by_model(space: RankSpace, objective: Objective, plan: Ranks, model: LinearModel, ranks: Ranks) -> float:
-    """J with the loss that a standard error of what `ranks` gain leaves."""
+    """J with the loss raised by CAUTION standard errors of the gain."""
     moved = model.residuals.copy()
     for rows, rank, own in zip(model.changes, ranks, plan, strict=True):
         moved = moved + (rows[int(rank)] if rank != own else 0.0)
     losses = np.square(moved).sum(1)
     gains = losses - np.square(model.residuals).sum(1)
-    cautious = losses.mean() + refine.CAUTION * gains.std(ddof=1) / np.sqrt(len(gains))
+    cautious = losses.mean() + gauss_newton.CAUTION * gains.std(ddof=1) / np.sqrt(len(gains))
     return float(objective.value(cautious, space.ratio(ranks[None])[0]))
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([0.01, 0.1, 1.0]))
-def test_no_layer_alone_would_be_better_where_the_descent_ends(seed: int, gamma: float) -> None:
+def test_no_single_change_is_a_gain_where_coordinate_ascent_ends(seed: int, gamma: float) -> None:
     space, plan, model = random_model(seed, 3)
     objective = Objective(gamma)
-    found = refine.descend(space, objective, plan, model)
+    found = gauss_newton.coordinate_ascent(space, objective, plan, model)
     best = value_by_model(space, objective, plan, model, found)
     for layer, rows in enumerate(model.changes):
         for rank in [int(plan[layer]), *rows]:
@@ -259,12 +260,12 @@ def test_no_layer_alone_would_be_better_where_the_descent_ends(seed: int, gamma:
             assert value_by_model(space, objective, plan, model, changed) <= best + 1e-8
 
 
-def test_the_way_begins_with_the_plan_and_ends_with_the_target() -> None:
+def test_a_line_search_begins_with_the_plan_and_ends_with_the_target() -> None:
     space, plan, _ = random_model(0, 3)
-    plans = refine.on_the_way(space, plan, plan + 3)
+    plans = gauss_newton.line_search_plans(space, plan, plan + 3)
     assert plans[0].tolist() == plan.tolist()
     assert plans[-1].tolist() == (plan + 3).tolist()
-    assert len(refine.on_the_way(space, plan, plan)) == 1
+    assert len(gauss_newton.line_search_plans(space, plan, plan)) == 1
 
 
 def make_search(
@@ -278,10 +279,10 @@ def make_search(
 ) -> Search:
     chosen = SearchSettings(samples=samples, max_evaluations=max_evaluations, delta=0.1, seed=seed)
     objective = Objective(GAMMA / net.norm.output_energy)
-    return Search(
-        net.space, objective, net.evaluate, len(net.norm.images), chosen, journal,
-        target=target, linearize=net.linearize if linearize else None,
-    )  # fmt: skip
+    problem = SearchProblem(
+        net.space, objective, net.evaluate, len(net.norm.images), linearize=net.linearize if linearize else None
+    )
+    return Search(problem, chosen, journal, target)
 
 
 def run_search(
@@ -292,7 +293,7 @@ def run_search(
 
 
 @pytest.mark.parametrize("asked", [(0.1, 0.01), (0.1, 0.3)])
-def test_the_way_to_another_target_is_found_by_steps_of_the_model(asked: tuple[float, float]) -> None:
+def test_another_target_is_reached_by_gauss_newton_steps(asked: tuple[float, float]) -> None:
     net = Net(compressible_net(), num_images=200)
     first, then = (SearchTarget("loss", share * net.norm.output_energy) for share in asked)
     search = make_search(net, Journal(None, {}), target=first, samples=50)
@@ -303,18 +304,18 @@ def test_the_way_to_another_target_is_found_by_steps_of_the_model(asked: tuple[f
     assert [row.source for row in record.history].count("refinement") > 1
 
 
-def test_what_chance_may_have_made_is_not_taken() -> None:
+def test_a_gain_within_chance_is_not_taken() -> None:
     """Both layers lower the loss as much on average; one of them on one image alone."""
     space, plan = RankSpace(["sure", "lucky"], [[1.0, 2.0, 3.0]] * 2), np.array([2, 2])
     residuals = np.ones((100, 1))
     lucky = np.zeros((100, 1))
     lucky[0] = -1.0
     model = LinearModel(residuals, [{1: np.full((100, 1), -0.02)}, {3: lucky}], 0)
-    found = refine.descend(space, Objective(1.0), plan, model)
+    found = gauss_newton.coordinate_ascent(space, Objective(1.0), plan, model)
     assert found.tolist() == [1, 2]
 
 
-def test_a_search_steps_to_a_plan_that_is_no_worse_and_resumes_in_the_midst_of_it(tmp_path: Path) -> None:
+def test_a_step_leads_to_a_plan_that_is_no_worse_and_resumes_midway(tmp_path: Path) -> None:
     net = Net(compressible_net())
     path = tmp_path / "search.jsonl"
     ranks, sources, passes = run_search(net, Journal(path, {}), seed=2)
@@ -331,10 +332,10 @@ def test_a_search_steps_to_a_plan_that_is_no_worse_and_resumes_in_the_midst_of_i
     lines = whole.splitlines(keepends=True)
     assert "sensitivities" in lines[1]
     steps = [number for number, line in enumerate(lines) if "step_from" in json.loads(line)]
-    races = [number for number, line in enumerate(lines) if json.loads(line).get("source") == "race"]
+    racings = [number for number, line in enumerate(lines) if json.loads(line).get("source") == "racing"]
     assert steps
-    assert races == list(range(races[0], len(lines)))
-    for kept in (1, 2, steps[0], steps[0] + 1, steps[0] + 2, races[0], races[0] + 3, len(lines)):
+    assert racings == list(range(racings[0], len(lines)))
+    for kept in (1, 2, steps[0], steps[0] + 1, steps[0] + 2, racings[0], racings[0] + 3, len(lines)):
         path.write_text("".join(lines[:kept]))
         again = run_search(net, Journal(path, {}, resume=True), seed=2)
         assert again[0].tolist() == ranks.tolist()
@@ -351,10 +352,10 @@ def test_a_search_with_more_to_spend_goes_on(tmp_path: Path) -> None:
         run_search(net, Journal(path, {}), max_evaluations=budget)
         assert path.read_text() != whole
         run_search(net, Journal(path, {}, resume=True))
-        assert path.read_text() == whole, "what the shorter run ended with has made place for more looks"
+        assert path.read_text() == whole, "further evaluations replace the final racing of the shorter run"
 
 
-def test_what_a_run_ended_with_is_not_looked_at_again(tmp_path: Path) -> None:
+def test_the_final_racing_is_not_evaluated_again(tmp_path: Path) -> None:
     net, path = Net(compressible_net()), tmp_path / "search.jsonl"
     ranks, *others = run_search(net, Journal(path, {}))
     whole = path.read_text()
@@ -365,21 +366,21 @@ def test_what_a_run_ended_with_is_not_looked_at_again(tmp_path: Path) -> None:
     assert path.read_text() == whole
 
 
-def test_where_no_slope_comes_through_layers_are_probed() -> None:
+def test_where_no_gradient_passes_layers_are_measured_one_at_a_time() -> None:
     torch.manual_seed(0)
     blocked = Net(Blocked(), (10,))
     norms, passes = linear_sensitivities(blocked.space, blocked.linearize, np.arange(20))
     assert not norms
     assert passes > 0
     _, sources, _ = run_search(blocked, Journal(None, {}))
-    assert "start" in sources
+    assert "initial" in sources
 
 
-def test_single_layers_by_the_model_are_those_that_probes_find_where_the_network_is_linear() -> None:
+def test_where_the_network_is_linear_the_model_gives_the_measured_sensitivities() -> None:
     net, images = Net(linear_net(outputs=3)), np.arange(20)
     norms, _ = linear_sensitivities(net.space, net.linearize, images)
-    probed = measure_sensitivities(net.space, lambda plans: [net.evaluate(plan, images) for plan in plans])
-    for row, truth in zip(norms, probed, strict=True):
+    measured = measure_sensitivities(net.space, lambda plans: [net.evaluate(plan, images) for plan in plans])
+    for row, truth in zip(norms, measured, strict=True):
         np.testing.assert_allclose(row, truth, rtol=1e-3, atol=1e-9)
 
 

@@ -1,4 +1,4 @@
-"""The journal: everything that was looked at comes back, whatever stopped the run that wrote it."""
+"""The journal: every evaluation comes back, whatever stopped the run that wrote it."""
 
 import json
 from pathlib import Path
@@ -22,14 +22,14 @@ HEADER: dict[str, Any] = {
 Evaluation = tuple[np.ndarray, Losses]
 
 
-def make_evaluator(count: int, seed: int = 0) -> list[Evaluation]:
+def make_evaluations(count: int, seed: int = 0) -> list[Evaluation]:
     rng = np.random.default_rng(seed)
     return [(rng.integers(1, 9, 3), Losses(rng.permutation(20)[:5], rng.lognormal(size=5))) for _ in range(count)]
 
 
 def append(journal: Journal, evaluation: Evaluation) -> None:
     ranks, losses = evaluation
-    journal.append("start", ranks, losses, 0.5, -0.25)
+    journal.append("initial", ranks, losses, 0.5, -0.25)
 
 
 def write(path: Path, evaluations: list[Evaluation], header: dict[str, Any] | None = None) -> None:
@@ -54,8 +54,8 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "search.jsonl"
 
 
-def test_looks_come_back_to_the_last_bit_and_the_run_goes_on(path: Path) -> None:
-    evaluations = make_evaluator(6)
+def test_evaluations_come_back_to_the_last_bit_and_the_run_goes_on(path: Path) -> None:
+    evaluations = make_evaluations(6)
     write(path, evaluations[:4])
     journal = Journal(path, HEADER, resume=True)
     assert journal.num_recalled == 4
@@ -68,15 +68,15 @@ def test_looks_come_back_to_the_last_bit_and_the_run_goes_on(path: Path) -> None
     assert_recalled(again, evaluations)
 
 
-def test_a_row_says_what_was_seen(path: Path) -> None:
-    (evaluation,) = make_evaluator(1)
+def test_a_row_holds_the_evaluation(path: Path) -> None:
+    (evaluation,) = make_evaluations(1)
     write(path, [evaluation])
     header, row = (json.loads(line) for line in path.read_text().splitlines())
     assert header == HEADER
     ranks, losses = evaluation
     assert row == {
-        "look": 0,
-        "source": "start",
+        "evaluation": 0,
+        "source": "initial",
         "ranks": ranks.tolist(),
         "function_norm": losses.mean,
         "variance": losses.variance,
@@ -88,21 +88,21 @@ def test_a_row_says_what_was_seen(path: Path) -> None:
 
 
 def test_rows_are_numbered_on_across_a_resumption(path: Path) -> None:
-    evaluations = make_evaluator(3)
+    evaluations = make_evaluations(3)
     write(path, evaluations[:2])
     journal = Journal(path, HEADER, resume=True)
     assert_recalled(journal, evaluations[:2])
     append(journal, evaluations[2])
-    assert [json.loads(line).get("look") for line in path.read_text().splitlines()] == [None, 0, 1, 2]
+    assert [json.loads(line).get("evaluation") for line in path.read_text().splitlines()] == [None, 0, 1, 2]
 
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_a_kill_at_any_byte_costs_at_most_the_look_under_way(
+def test_a_kill_at_any_byte_costs_at_most_the_evaluation_in_progress(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     path = tmp_path_factory.mktemp("journal") / "search.jsonl"
-    evaluations = make_evaluator(3)
+    evaluations = make_evaluations(3)
     write(path, evaluations)
     whole = path.read_bytes()
     kept = whole[: data.draw(st.integers(whole.index(b"\n") + 1, len(whole)))]
@@ -130,11 +130,20 @@ def test_a_kill_at_any_byte_costs_at_most_the_look_under_way(
 def test_a_journal_of_another_search_is_refused_with_what_differs(
     path: Path, change: dict[str, Any], named: str
 ) -> None:
-    write(path, make_evaluator(2))
+    write(path, make_evaluations(2))
     before = path.read_bytes()
     with pytest.raises(InputError, match=rf"search\.jsonl was written with other {named}; --resume needs the same"):
         Journal(path, {**HEADER, **change}, resume=True)
     assert path.read_bytes() == before
+
+
+def test_a_journal_of_another_version_is_refused_whatever_its_rows_hold(path: Path) -> None:
+    content = json.dumps({**HEADER, "journal_version": 10}) + '\n{"look": 0, "source": "start"}\n'
+    path.write_text(content)
+    with pytest.raises(InputError) as raised:
+        Journal(path, {**HEADER, "journal_version": 11}, resume=True)
+    assert str(raised.value) == f"{path} was written by another version of bocompress; choose another --out"
+    assert path.read_text() == content
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
@@ -146,13 +155,13 @@ def test_a_stop_within_the_first_line_begins_anew(path: Path, share: float) -> N
 
 
 def test_a_search_that_goes_another_way_is_refused(path: Path) -> None:
-    evaluations = make_evaluator(2)
+    evaluations = make_evaluations(2)
     write(path, evaluations)
     ranks, losses = evaluations[1]
     for other in [(ranks + 1, losses.indices), (ranks, losses.indices[::-1])]:
         journal = Journal(path, HEADER, resume=True)
         assert_recalled(journal, evaluations[:1])
-        with pytest.raises(InputError, match="departs from this search at look 1"):
+        with pytest.raises(InputError, match="departs from this search at evaluation 1"):
             journal.recall(*other)
 
 
@@ -169,10 +178,10 @@ def test_what_is_no_journal_is_refused_and_left(path: Path, content: bytes) -> N
     [
         pytest.param(b"\xff\xfe\x00\n", id="not text"),
         pytest.param(b"[]\n", id="a header that is no object"),
-        pytest.param(json.dumps(HEADER).encode() + b'\n{"look": 0}\n', id="a row that is no look"),
+        pytest.param(json.dumps(HEADER).encode() + b'\n{"evaluation": 0}\n', id="a row that is no evaluation"),
     ],
 )
-def test_what_looks_like_a_journal_and_is_none(path: Path, content: bytes) -> None:
+def test_what_resembles_a_journal_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError):
         Journal(path, HEADER, resume=True).recall(*NOTHING)
@@ -185,7 +194,7 @@ def test_a_journal_that_cannot_be_read(path: Path) -> None:
 
 
 def test_without_resume_the_file_begins_anew(path: Path) -> None:
-    write(path, make_evaluator(3))
+    write(path, make_evaluations(3))
     journal = Journal(path, HEADER)
     assert journal.num_recalled == 0
     assert journal.recall(*NOTHING) is None
@@ -199,7 +208,7 @@ def test_resuming_where_nothing_was_begins_anew(path: Path) -> None:
 
 def test_no_path_keeps_nothing(tmp_path: Path) -> None:
     journal = Journal(None, HEADER, resume=True)
-    append(journal, make_evaluator(1)[0])
+    append(journal, make_evaluations(1)[0])
     assert journal.recall(*NOTHING) is None
     assert list(tmp_path.iterdir()) == []
 
@@ -214,7 +223,7 @@ def test_a_disk_that_refuses_is_an_input_error(tmp_path: Path, name: str, reason
 
 
 def test_a_disk_that_fills_up_later_is_an_input_error(path: Path) -> None:
-    evaluations = make_evaluator(2)
+    evaluations = make_evaluations(2)
     journal = Journal(path, HEADER)
     append(journal, evaluations[0])
     path.rename(path.with_name("kept"))

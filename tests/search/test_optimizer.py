@@ -1,6 +1,7 @@
-"""The loop on problems whose optimum is known, with noise of known size; budgets, repetition, resuming."""
+"""The search on problems whose optimum is known, with noise of known size; budgets, repetition, resuming."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from compressor.fidelity.losses import Losses
 from compressor.search.evaluation.journal import Journal
 from compressor.search.initial.allocation import NUM_REALLOCATIONS
 from compressor.search.objective import Objective
-from compressor.search.optimizer import Search, SearchSettings
+from compressor.search.optimizer import Search, SearchListener, SearchSettings
+from compressor.search.problem import SearchProblem
 from compressor.search.records import SearchRecord
 from compressor.search.space import RankSpace
 
@@ -33,6 +35,11 @@ class Problem:
         self.objective = Objective(0.2)
         self.factors = np.random.default_rng(0).gamma(4.0, 0.25, NUM_IMAGES)
         self.num_evaluations = 0
+
+    @property
+    def problem(self) -> SearchProblem:
+        energies = [1.0 / np.arange(1, last + 1) - 1.0 / last for last in self.space.break_even_ranks]
+        return SearchProblem(self.space, self.objective, self.evaluate, NUM_IMAGES, energies=energies)
 
     def norm(self, ranks: Ranks) -> np.ndarray:
         singles = (self.strengths * (1.0 / ranks - 1.0 / self.space.break_even_ranks)).sum(1)
@@ -61,17 +68,11 @@ class Problem:
 
     def search(self, journal: Journal | None = None, **settings: object) -> tuple[Ranks, SearchRecord]:
         chosen = SearchSettings(**{"max_evaluations": 80, **settings})  # type: ignore[arg-type]
-        journal = journal or Journal(None, {})
-        energies = [
-            1.0 / np.arange(1, break_even_rank + 1) - 1.0 / break_even_rank
-            for break_even_rank in self.space.break_even_ranks
-        ]
-        search = Search(self.space, self.objective, self.evaluate, NUM_IMAGES, chosen, journal, energies=energies)
-        return search.run()
+        return Search(self.problem, chosen, journal or Journal(None, {})).run()
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_finds_the_optimum_within_delta_and_says_so(seed: int) -> None:
+def test_finds_the_optimum_within_delta_and_certifies_it(seed: int) -> None:
     problem = Problem()
     ranks, record = problem.search(seed=seed)
     best = problem.best()
@@ -116,7 +117,7 @@ def test_the_chosen_plan_is_a_visited_one_and_the_history_is_whole() -> None:
     ranks, record = problem.search(max_evaluations=30, delta=0.001)
     assert record.evaluations == 30
     dims = problem.space.num_dims
-    assert 30 < len(record.history) <= 30 + NUM_REALLOCATIONS * 2 * dims  # with glances at single layers in context
+    assert 30 < len(record.history) <= 30 + NUM_REALLOCATIONS * 2 * dims  # with conditional sensitivities
     assert sum(row.images for row in record.history) <= record.image_passes
     assert record.stopped_because == "30 evaluations spent"
     assert not record.certificate.met
@@ -136,7 +137,7 @@ def test_time_is_a_budget_too() -> None:
 
 
 @pytest.mark.parametrize("budget", [1, 2, 5])
-def test_a_budget_smaller_than_the_start_is_kept(budget: int) -> None:
+def test_a_budget_smaller_than_the_initial_design_is_kept(budget: int) -> None:
     _, record = Problem().search(max_evaluations=budget)
     assert record.evaluations == budget
     assert not record.certificate.met
@@ -149,7 +150,7 @@ def test_one_layer_is_enough() -> None:
     assert problem.value(ranks[None])[0] > problem.best() * 1.1
 
 
-def test_the_same_seed_repeats_every_look() -> None:
+def test_the_same_seed_repeats_every_evaluation() -> None:
     first, second = (Problem().search(seed=4)[1] for _ in range(2))
     assert [row.ranks for row in first.history] == [row.ranks for row in second.history]
     other = Problem().search(seed=5)[1]
@@ -180,28 +181,26 @@ def test_a_journal_that_departs_from_the_search_is_refused(tmp_path: Path) -> No
     row = json.loads(lines[2])
     row["ranks"][0] += 1
     path.write_text("".join([*lines[:2], json.dumps(row) + "\n"]))
-    with pytest.raises(InputError, match="departs from this search at look 1"):
+    with pytest.raises(InputError, match="departs from this search at evaluation 1"):
         Problem().search(Journal(path, {}, resume=True), seed=1, max_evaluations=3)
 
 
-def test_a_small_pool_is_not_looked_at_twice_by_the_same_plan() -> None:
-    """With one image set for all looks, a plan seen once has nothing more to log."""
+def test_a_plan_is_evaluated_once_on_a_small_pool() -> None:
+    """Where all evaluations use the same images, a second one of a plan adds nothing."""
     problem = Problem()
-    journal = Journal(None, {})
     settings = SearchSettings(max_evaluations=60, delta=0.0001, samples=50)
-    ranks, record = Search(problem.space, problem.objective, problem.evaluate, 50, settings, journal).run()
-    visited = [tuple(row.ranks) for row in record.history if row.source != "start"]
+    ranks, record = Search(replace(problem.problem, num_images=50), settings, Journal(None, {})).run()
+    visited = [tuple(row.ranks) for row in record.history if row.source != "initial"]
     assert len(set(visited)) == len(visited)
-    assert record.stopped_because == "60 evaluations spent"  # other plans can still be looked at
+    assert record.stopped_because == "60 evaluations spent"  # other plans can still be evaluated
     assert problem.value(ranks[None])[0] > problem.best() * 1.3
 
 
-def test_a_search_that_has_seen_every_plan_on_every_image_stops() -> None:
+def test_a_search_that_has_evaluated_every_plan_on_every_image_stops() -> None:
     problem = Problem((4,))
     settings = SearchSettings(max_evaluations=60, delta=1e-6, epsilon=1e-9, samples=50)
-    search = Search(problem.space, problem.objective, problem.evaluate, 50, settings, Journal(None, {}))
-    ranks, record = search.run()
-    assert record.stopped_because == "no images left that could log more"
+    ranks, record = Search(replace(problem.problem, num_images=50), settings, Journal(None, {})).run()
+    assert record.stopped_because == "all plans evaluated on all images"
     assert ranks.tolist() == [1 + int(np.argmax([problem.value(np.array([[rank]]))[0] for rank in (1, 2, 3, 4)]))]
 
 
@@ -232,30 +231,24 @@ def test_few_and_many_layers(num_dims: int) -> None:
         assert problem.value(ranks[None])[0] > problem.best() * 1.06
 
 
-def test_the_start_looks_at_rank_one_everywhere() -> None:
+def test_the_initial_design_evaluates_rank_one_everywhere() -> None:
     _, record = Problem().search(max_evaluations=10)
     assert [1, 1, 1, 1] in [row.ranks for row in record.history]
 
 
-def test_the_incumbent_is_told_after_every_test_with_the_images_so_far() -> None:
-    problem, told = Problem(), []
-    search = Search(
-        problem.space,
-        problem.objective,
-        problem.evaluate,
-        NUM_IMAGES,
-        SearchSettings(max_evaluations=40, delta=0.001),
-        Journal(None, {}),
-        on_incumbent=lambda image_passes, ranks: told.append((image_passes, ranks.tolist())),
-    )
+def test_the_listener_gets_the_incumbent_after_every_test_with_the_images_so_far() -> None:
+    problem, heard = Problem(), []
+    listener = SearchListener(on_incumbent=lambda passes, ranks: heard.append((passes, ranks.tolist())))
+    settings = SearchSettings(max_evaluations=40, delta=0.001)
+    search = Search(problem.problem, settings, Journal(None, {}), listener=listener)
     ranks, record = search.run()
-    after_start = [row.images for row in record.history if row.source != "start"]
-    tests = [record.image_passes - sum(after_start[done:]) for done in range(len(after_start) + 1)]
-    passes = [passes for passes, _ in told]
+    after_initial = [row.images for row in record.history if row.source != "initial"]
+    tests = [record.image_passes - sum(after_initial[done:]) for done in range(len(after_initial) + 1)]
+    passes = [passes for passes, _ in heard]
     assert passes[-len(tests) :] == tests
-    assert passes == sorted(passes)  # the start's before
+    assert passes == sorted(passes)  # those of the initial design come before
     assert len(passes) > len(tests)
-    assert told[-1] == (record.image_passes, ranks.tolist())
+    assert heard[-1] == (record.image_passes, ranks.tolist())
 
 
 @pytest.mark.parametrize("certificate", ["joint", "pointwise"])

@@ -1,4 +1,4 @@
-"""Batches and workers: who evaluates a look, and how many at once, changes nothing in what is found."""
+"""Batches and workers: which worker evaluates a plan, and how many at once, changes nothing in the result."""
 
 import json
 import os
@@ -20,6 +20,7 @@ from compressor.search.evaluation.journal import Journal
 from compressor.search.evaluation.parallel import Workers
 from compressor.search.objective import Objective
 from compressor.search.optimizer import Search, SearchSettings
+from compressor.search.problem import SearchProblem
 from compressor.search.records import SearchRecord
 from compressor.search.space import RankSpace
 
@@ -42,8 +43,8 @@ def search(
         [[100 * rank for rank in range(1, break_even_rank + 1)] for break_even_rank in CAPS],
     )
     chosen = SearchSettings(**{"max_evaluations": 30, "delta": 1e-6, **settings})  # type: ignore[arg-type]
-    one = Search(space, Objective(0.2), evaluate, NUM_IMAGES, chosen, journal or Journal(None, {}), workers=workers)
-    ranks, record = one.run()
+    problem = SearchProblem(space, Objective(0.2), evaluate, NUM_IMAGES)
+    ranks, record = Search(problem, chosen, journal or Journal(None, {}), workers=workers).run()
     return ranks.tolist(), record
 
 
@@ -58,7 +59,7 @@ def batched() -> tuple[list[int], SearchRecord]:
 
 
 @pytest.mark.parametrize(("count", "backend"), [(2, "loky"), (3, "threading")])
-def test_neither_the_number_of_workers_nor_the_backend_changes_a_look(
+def test_neither_the_number_of_workers_nor_the_backend_changes_an_evaluation(
     batched: tuple[list[int], SearchRecord], count: int, backend: str
 ) -> None:
     with Workers(count, backend) as workers:
@@ -100,7 +101,7 @@ def test_a_kill_within_a_batch_goes_on_as_if_nothing_had_happened(
     search(journal=Journal(path, {}), candidates=3)
     whole = path.read_text()
     kept = whole.splitlines(keepends=True)[:-lost]
-    path.write_text("".join(kept) + '{"look": 9')
+    path.write_text("".join(kept) + '{"evaluation": 9')
     with Workers(2, "threading") as workers:
         ranks, record = search(workers, Journal(path, {}, resume=True), candidates=3)
     assert ranks == batched[0]
@@ -115,19 +116,19 @@ def test_a_larger_budget_continues_a_batch_that_was_cut(tmp_path: Path) -> None:
     assert evaluations_of(record) == evaluations_of(search(candidates=3, max_evaluations=30)[1])
 
 
-def test_rows_are_written_as_they_come_in_the_looks_order(tmp_path: Path) -> None:
+def test_rows_are_written_as_they_come_in_the_order_of_evaluations(tmp_path: Path) -> None:
     path = tmp_path / "search.jsonl"
     with Workers(3, "threading") as workers:
         search(workers, Journal(path, {}), candidates=3)
     rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
-    assert [row["look"] for row in rows] == list(range(len(rows)))
+    assert [row["evaluation"] for row in rows] == list(range(len(rows)))
 
 
 def where(ranks: Ranks, images: np.ndarray) -> Losses:
     return Losses(images, np.array([os.getpid(), threading.get_ident()], dtype=float))
 
 
-LOOKS = [(np.array([rank]), np.array([0, 1])) for rank in range(1, 9)]
+EVALUATIONS = [(np.array([rank]), np.array([0, 1])) for rank in range(1, 9)]
 
 
 def test_processes_get_what_a_closure_holds_and_prepare_once(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_processes_get_what_a_closure_holds_and_prepare_once(tmp_path: Path) -> 
             file.write(f"{os.getpid()}\n")
 
     with Workers(2, prepare=note) as workers:
-        found = [losses.values for _ in range(2) for losses in workers.run(closure, LOOKS)]
+        found = [losses.values for _ in range(2) for losses in workers.run(closure, EVALUATIONS)]
     assert [value for value, _ in found] == [rank + 3.0 for rank in range(1, 9)] * 2
     processes = {int(process) for _, process in found}
     assert os.getpid() not in processes
@@ -151,7 +152,7 @@ def test_processes_get_what_a_closure_holds_and_prepare_once(tmp_path: Path) -> 
 
 def test_one_worker_is_this_process_whatever_the_backend() -> None:
     with Workers(1, "nobody") as workers:
-        assert {losses.values[0] for losses in workers.run(where, LOOKS)} == {float(os.getpid())}
+        assert {losses.values[0] for losses in workers.run(where, EVALUATIONS)} == {float(os.getpid())}
 
 
 def test_an_error_of_a_worker_is_the_same_error() -> None:
@@ -159,7 +160,7 @@ def test_an_error_of_a_worker_is_the_same_error() -> None:
         raise InputError("no such image")
 
     with Workers(2) as workers, pytest.raises(InputError, match="no such image"):
-        list(workers.run(fail, LOOKS))
+        list(workers.run(fail, EVALUATIONS))
 
 
 def test_a_worker_that_dies_is_one_sentence() -> None:
@@ -167,11 +168,11 @@ def test_a_worker_that_dies_is_one_sentence() -> None:
         os._exit(9)
 
     with Workers(2) as workers, pytest.raises(BocompressError, match="a worker ended unexpectedly") as raised:
-        list(workers.run(die, LOOKS))
+        list(workers.run(die, EVALUATIONS))
     assert raised.value.exit_code == 1
 
 
-def test_what_cannot_be_sent_is_said_before_any_look() -> None:
+def test_what_cannot_be_sent_is_said_before_any_evaluation() -> None:
     lock = threading.Lock()
 
     def locked(ranks: Ranks, images: np.ndarray) -> Losses:
@@ -179,9 +180,9 @@ def test_what_cannot_be_sent_is_said_before_any_look() -> None:
             return Losses(images, np.zeros(2))
 
     with Workers(2) as workers, pytest.raises(InputError, match=r"cannot be sent to other processes .*--workers 1"):
-        list(workers.run(locked, LOOKS))
+        list(workers.run(locked, EVALUATIONS))
     with Workers(2, "threading") as workers:
-        assert len(list(workers.run(locked, LOOKS))) == len(LOOKS)
+        assert len(list(workers.run(locked, EVALUATIONS))) == len(EVALUATIONS)
 
 
 @pytest.mark.parametrize("name", ["nobody", "ray", "spark"])

@@ -1,4 +1,4 @@
-"""The race that the best plans of a search end in."""
+"""The final racing between the best plans of a search."""
 
 import numpy as np
 import pytest
@@ -6,12 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.arrays import Ranks
-from compressor.fidelity.losses import Losses, NoiseSpecification
+from compressor.fidelity.losses import Losses
 from compressor.search.evaluation.evaluator import Evaluator
 from compressor.search.evaluation.journal import Journal
-from compressor.search.evaluation.parallel import Workers
 from compressor.search.objective import Objective
-from compressor.search.racing import EVALUATIONS_WORTH, NUM_CHALLENGERS, Racing, challengers_of, is_better
+from compressor.search.problem import SearchProblem
+from compressor.search.racing import MAX_EVALUATIONS, NUM_CHALLENGERS, Racing, challengers_of, is_better
 from compressor.search.settings import SearchSettings
 from compressor.search.space import RankSpace
 from compressor.search.surrogate.gp import GaussianProcess, Hyperparameters
@@ -23,7 +23,7 @@ BEST = np.array([12, 7])
 
 
 class Course:
-    """Plans lose the more the farther they are from BEST, and what the image takes away from all of them alike."""
+    """Losses grow with the distance from BEST, and by an amount per image that is the same for all plans."""
 
     def __init__(self, seed: int = 0, spread: float = 5.0, chance: float = 0.02) -> None:
         rng = np.random.default_rng(seed)
@@ -32,9 +32,8 @@ class Course:
         self.passes = 0
         settings = SearchSettings(samples=SAMPLES, seed=seed)
         self.evaluator = Evaluator(
-            SPACE, Objective(1.0), self.losses, NUM_IMAGES, settings, Journal(None, {}), lambda *_: None, Workers(),
-            NoiseSpecification(),
-        )  # fmt: skip
+            SearchProblem(SPACE, Objective(1.0), self.losses, NUM_IMAGES), settings, Journal(None, {})
+        )
 
     def losses(self, ranks: Ranks, images: np.ndarray) -> Losses:
         self.passes += len(images)
@@ -44,46 +43,46 @@ class Course:
 
 
 @given(st.integers(0, 10_000))
-def test_the_best_of_like_plans_wins_where_images_differ_far_more_than_plans(seed: int) -> None:
+def test_the_best_of_similar_plans_wins_where_images_differ_far_more_than_plans(seed: int) -> None:
     course = Course(seed)
     plans = [BEST + step for step in ([2, 0], [0, 3], [0, 0], [-2, -2], [5, 5])]
     assert Racing(course.evaluator, np.zeros(0, dtype=np.int64)).run(plans).tolist() == BEST.tolist()
-    # Single looks on other images could not log them apart.
+    # Single evaluations on other images could not tell them apart.
     assert course.of_image.std() / np.sqrt(SAMPLES) > 0.1
-    assert course.evaluator.image_passes == course.passes < len(plans) * EVALUATIONS_WORTH * SAMPLES
+    assert course.evaluator.image_passes == course.passes < len(plans) * MAX_EVALUATIONS * SAMPLES
 
 
-def test_plans_that_nothing_tells_apart_are_looked_at_on_all_images_and_the_first_wins() -> None:
+def test_equal_plans_are_evaluated_on_all_images_and_the_first_wins() -> None:
     course = Course(chance=0.0)
     plans = [BEST, BEST]
     assert Racing(course.evaluator, np.zeros(0, dtype=np.int64)).run(plans) is plans[0]
-    assert course.passes == 2 * EVALUATIONS_WORTH * SAMPLES
+    assert course.passes == 2 * MAX_EVALUATIONS * SAMPLES
 
 
-def test_of_the_looks_the_winners_alone_are_kept_and_no_budget_counts_them() -> None:
+def test_the_evaluations_of_the_winner_alone_are_kept_and_no_budget_counts_them() -> None:
     course = Course()
     Racing(course.evaluator, np.zeros(0, dtype=np.int64)).run([BEST + 2, BEST])
-    state = course.evaluator.state
-    assert state.sources == ["race"]
-    assert state.ranks[0].tolist() == BEST.tolist()
+    history = course.evaluator.history
+    assert history.sources == ["racing"]
+    assert history.ranks[0].tolist() == BEST.tolist()
     assert course.evaluator.count == 0
 
 
-def test_images_that_flatter_some_plans_come_last() -> None:
+def test_images_already_fitted_on_come_last() -> None:
     course, fitted_on = Course(chance=0.0), np.arange(NUM_IMAGES - SAMPLES)
     Racing(course.evaluator, fitted_on).run([BEST, BEST])
-    seen = course.evaluator.state.seen(BEST)
+    seen = course.evaluator.history.seen(BEST)
     assert set(range(NUM_IMAGES - SAMPLES, NUM_IMAGES)) <= set(seen.tolist())
 
 
-def test_a_race_without_time_is_not_run() -> None:
+def test_out_of_time_there_is_no_racing() -> None:
     course = Course()
     course.evaluator.settings = SearchSettings(samples=SAMPLES, max_seconds=0.0)
     assert Racing(course.evaluator, np.zeros(0, dtype=np.int64)).run([BEST + 1, BEST]).tolist() == (BEST + 1).tolist()
     assert course.passes == 0
 
 
-def test_rivals_are_what_the_process_holds_for_best_but_the_champion() -> None:
+def test_challengers_have_the_highest_posterior_mean_beside_the_best_initial_plan() -> None:
     surrogate = LognormalSurrogate(SPACE, Objective(1.0), lambda ranks: 0.05 * np.abs(ranks - BEST).sum(-1) + 0.1)
     hyper = Hyperparameters(np.ones(2), 1e-4, 1e-6, 0.0)
     visited = np.array([BEST, [1, 1], [30, 30]])
@@ -102,7 +101,7 @@ def test_better_is_beyond_chance() -> None:
     assert is_better(values + 0.01, values)
     assert not is_better(values, values)
     assert not is_better(values + np.random.default_rng(1).normal(size=100) * 10, values + 1)
-    assert not is_better(np.array([2.0]), np.array([1.0])), "one image says nothing of chance"
+    assert not is_better(np.array([2.0]), np.array([1.0])), "one image has no variance"
 
 
 @pytest.mark.parametrize("images", [3, 9])

@@ -29,7 +29,7 @@ from compressor.search.evaluation.journal import VERSION_KEY, Journal
 from compressor.search.evaluation.parallel import Workers
 from compressor.search.objective import Objective
 from compressor.search.optimizer import Search, SearchListener
-from compressor.search.problem import SearchProblem
+from compressor.search.problem import Evaluate, SearchProblem
 from compressor.search.records import ParetoRecord, SearchRecord
 from compressor.search.space import RankSpace
 from compressor.search.sparsity_space import SparsitySpace

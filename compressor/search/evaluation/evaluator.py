@@ -1,4 +1,4 @@
-"""What a search looks at: through its journal and its workers, counted, and kept."""
+"""Evaluates plans: through the journal and the workers, counted against the budgets, and kept in the history."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -6,88 +6,83 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from compressor.arrays import Ranks
-from compressor.fidelity.losses import Losses, NoiseSpecification
+from compressor.fidelity.losses import Losses
 from compressor.fidelity.noise import ImageSampler, NoiseModel
-from compressor.search.evaluation.history import Evaluation, History
-from compressor.search.evaluation.journal import FINAL_RACING, Journal
-from compressor.search.evaluation.parallel import Evaluate, Workers
-from compressor.search.objective import Objective
+from compressor.search.evaluation.history import RACING, Evaluation, History
+from compressor.search.evaluation.journal import Journal
+from compressor.search.evaluation.parallel import Workers
+from compressor.search.problem import SearchProblem
 from compressor.search.settings import SearchSettings
-from compressor.search.space import RankSpace
 from compressor.search.surrogate.cokriging import NormModel
 
 OnEvaluation = Callable[[int, str], None]
 
 
 class Evaluator:
-    """All looks of one search, and what they cost.
+    """All evaluations of one search, and what they cost.
 
     Args:
-        space, objective: what is searched and what for.
-        evaluate: ranks (d,) and image indices (m,) in, per-image losses out.
-        num_images: size of the pool the indices point into.
-        journal: keeps every look, and answers the ones an earlier run made.
-        on_evaluation: told after each look how many there were and how the search stands.
-        workers: evaluate looks that do not depend on one another.
-        law: how the losses behave.
+        problem: the space, the objective and how losses are found.
+        settings: of the search; of these the budgets, the images per evaluation and the seed.
+        journal: keeps every evaluation, and answers those of an earlier run.
+        workers: run evaluations that do not depend on one another.
+        on_evaluation: called after each evaluation with their number and the state of the search in words.
 
     Attributes:
-        state: the looks kept, in order.
-        noise, norms: what they say of the losses' noise and of function norms.
-        image_passes: of all looks, kept or not.
-        most: looks allowed, if fewer than the settings allow.
+        objective: J, with the current gamma.
+        history: the evaluations that the surrogate learns from, in order.
+        noise: the noise of losses, learnt from them.
+        norms: the model of function norms, learnt from them.
+        image_passes: of all evaluations, kept or not.
+        max_evaluations: how many are allowed, if fewer than the settings allow.
     """
 
     def __init__(
         self,
-        space: RankSpace,
-        objective: Objective,
-        evaluate: Evaluate,
-        num_images: int,
+        problem: SearchProblem,
         settings: SearchSettings,
         journal: Journal,
-        on_evaluation: OnEvaluation,
-        workers: Workers,
-        noise_spec: NoiseSpecification,
+        workers: Workers | None = None,
+        on_evaluation: OnEvaluation = lambda count, text: None,
     ) -> None:
-        self.space = space
-        self.objective = objective
-        self.num_images = num_images
+        self.space = problem.space
+        self.objective = problem.objective
+        self.num_images = problem.num_images
+        self.noise_spec = problem.noise_spec
         self.settings = settings
         self.journal = journal
-        self.noise_spec = noise_spec
-        self.sampler = ImageSampler(num_images, settings.samples, settings.seed)
-        self.state = History()
-        self.noise = NoiseModel(num_images, noise_spec)
-        self.norms = NormModel(space, num_images)
+        self.sampler = ImageSampler(self.num_images, settings.samples, settings.seed)
+        self.history = History()
+        self.noise = NoiseModel(self.num_images, self.noise_spec)
+        self.norms = NormModel(self.space, self.num_images)
         self.image_passes = 0
-        self.most = settings.max_evaluations
-        self._evaluate = evaluate
+        self.max_evaluations = settings.max_evaluations
+        self._evaluate = problem.evaluate
         self._on_evaluation = on_evaluation
-        self._workers = workers
+        self._workers = workers or Workers()
         self._num_uncounted = 0
         self._began = time.perf_counter()
 
     def start_clock(self) -> None:
-        """`max_seconds` count from now."""
+        """Count `seconds` from now."""
         self._began = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        """Since the clock was started."""
+        """Seconds since the clock was started."""
         return time.perf_counter() - self._began
 
     @property
     def count(self) -> int:
-        """Evaluator kept at whole plans: no glances (see `Evaluation`)."""
-        return len(self.state.ranks) - self._num_uncounted
+        """Number of evaluations in the history that budgets count (see `Evaluation`)."""
+        return len(self.history.ranks) - self._num_uncounted
 
     def log(self, text: str) -> None:
-        """How the search stands, to whoever watches."""
+        """Report the state of the search."""
         self._on_evaluation(self.count, text)
 
-    def take(self, evaluations: Sequence[Evaluation]) -> list[Losses]:
-        """Losses of plans that do not depend on one another, kept."""
+    def run(self, evaluations: Sequence[Evaluation]) -> list[Losses]:
+        """Losses of plans that do not depend on one another, in their order; all are kept."""
         all_losses = []
         for evaluation, losses in zip(evaluations, self.observe(evaluations), strict=True):
             self.keep(evaluation, losses)
@@ -95,7 +90,7 @@ class Evaluator:
         return all_losses
 
     def observe(self, evaluations: Sequence[Evaluation]) -> Iterator[Losses]:
-        """Losses in the looks' order: the journal's, as long as it has any, then new ones, which it gets."""
+        """Losses in the order of the evaluations, not kept: the journal's as long as it has any, then new ones."""
         missing = list(evaluations)
         while missing and (known := self._recall(missing[0])) is not None:
             self.image_passes += len(missing.pop(0).images)
@@ -108,12 +103,12 @@ class Evaluator:
             yield losses
 
     def _recall(self, evaluation: Evaluation) -> Losses | None:
-        recall = self.journal.recall_racing if evaluation.source == FINAL_RACING else self.journal.recall
+        recall = self.journal.recall_racing if evaluation.source == RACING else self.journal.recall
         return recall(evaluation.ranks, evaluation.images)
 
     def keep(self, evaluation: Evaluation, losses: Losses) -> None:
-        """Let the search learn from a look."""
-        self.state.add(evaluation, losses)
+        """Add an evaluation to the history, and let the noise and the model of function norms learn from it."""
+        self.history.add(evaluation, losses)
         self.noise.add(losses)
         self.norms.add(losses)
         self._num_uncounted += evaluation.is_uncounted
@@ -121,17 +116,24 @@ class Evaluator:
         self.log(f"{evaluation.source}: J {observed:.4f}, ratio {self.ratio(evaluation.ranks):.3f}")
 
     def keep_new(self, source: str, ranks: Ranks, losses: Losses) -> None:
-        """Likewise from a glance at a plan (d,), of images that it has not been looked at with: two at least, since of
-        a single one there is no variance."""
-        new = losses.without(self.state.seen(ranks))
+        """Keep the losses of a plan (d,) on images that are new to it, as an uncounted evaluation.
+
+        A single image is left out: there is no variance of one.
+        """
+        new = losses.without(self.history.seen(ranks))
         if len(new.indices) > 1:
             self.keep(Evaluation(source, ranks, new.indices, is_uncounted=True), new)
 
     def images_for(self, ranks: Ranks, pending: Sequence[Evaluation] = ()) -> np.ndarray:
-        """The next images of the pool, or for a plan (d,) looked at before, images that it has not seen."""
-        number = len(self.state.ranks) + len(pending)
-        under_way = [evaluation.images for evaluation in pending if np.array_equal(evaluation.ranks, ranks)]
-        seen = np.concatenate([self.state.seen(ranks), *under_way])
+        """Indices (m,) of the images to evaluate a plan (d,) on: the next of the pool, all new to the plan.
+
+        Args:
+            ranks: the plan.
+            pending: evaluations that are planned but not run yet.
+        """
+        number = len(self.history.ranks) + len(pending)
+        planned = [evaluation.images for evaluation in pending if np.array_equal(evaluation.ranks, ranks)]
+        seen = np.concatenate([self.history.seen(ranks), *planned])
         return self.sampler.draw_unseen(number, seen) if len(seen) else self.sampler.draw(number)
 
     def ratio(self, ranks: Ranks) -> float:
@@ -139,19 +141,19 @@ class Evaluator:
         return float(self.space.ratio(ranks[None])[0])
 
     def observed_objective(self, ranks: Ranks, losses: Losses) -> float:
-        """J of a plan (d,) with the L that was observed."""
+        """J of a plan (d,) with the mean of these losses for L."""
         return float(self.objective.value(np.array(losses.mean), np.array(self.ratio(ranks))))
 
     def spent_budget(self) -> str:
         """Which budget is spent, in words; empty while there is some left."""
         if self.count >= self.settings.max_evaluations:
             return f"{self.settings.max_evaluations} evaluations spent"
-        if self.count >= self.most:
+        if self.count >= self.max_evaluations:
             return f"{self.count} evaluations spent, as many as another target is worth"
-        if self.count and self.spent_time():
+        if self.count and self.is_out_of_time():
             return f"{self.settings.max_seconds:g} seconds spent"
         return ""
 
-    def spent_time(self) -> bool:
+    def is_out_of_time(self) -> bool:
         """Whether `max_seconds` have passed."""
         return self.settings.max_seconds is not None and self.seconds >= self.settings.max_seconds

@@ -1,9 +1,9 @@
-"""`search.jsonl`: every look at a candidate, appended as it happens; the journal alone can resume a search.
+"""`search.jsonl`: every evaluation, appended as it is made. The journal alone can resume a search.
 
-The search is deterministic given its seed and its observations. To resume, it is run again from the start
-with the recorded observations answered from the journal: the next new point is the same as if nothing had
-happened, and a stop at any moment loses at most the look under way. The looks that end a run (`FINAL_RACING`) come last: a
-run with more to spend goes on from the look before them, and writes in their place.
+The search is deterministic given its seed and its observations. To resume, it runs again from the start, and the
+journal answers the recorded evaluations: the next one is the same as if nothing had happened, and a stop at any moment
+loses at most the evaluation in progress. The final racing comes last: a run with a larger budget continues from the
+evaluation before it, and overwrites it.
 """
 
 import json
@@ -18,13 +18,27 @@ from compressor.arrays import Ranks
 from compressor.errors import InputError
 from compressor.fidelity.losses import Losses
 from compressor.schema import Record
+from compressor.search.evaluation.history import RACING
 
-FINAL_RACING = "race"  # source of the looks that end a run
+VERSION_KEY = "journal_version"
 
 
 class Row(Record):
-    """One look: the ranks tried, the images seen, the loss on each, and what follows from them; `function_norm` is the
-    estimate of L, `squares` are the squared distances of the outputs where the losses are others."""
+    """One evaluation: the plan, the images, the loss on each, and what follows from them.
+
+    Attributes:
+        evaluation: its number in the journal, from 0.
+        source: what asked for it (see `history`).
+        ranks: the plan (d,).
+        function_norm: the estimate of L, whatever loss is searched with.
+        variance: of that estimate.
+        ratio: R.
+        objective: J with the estimate of L.
+        images: indices (m,) into the pool.
+        losses: on each of them (m,).
+        squares: squared distances of the outputs (m,), where losses are something else.
+        flips: 1 where only the original predicts the label, -1 where only the candidate does, else 0 (m,).
+    """
 
     evaluation: int
     source: str
@@ -40,7 +54,13 @@ class Row(Record):
 
 
 class SensitivityRow(Record):
-    """Losses of single layers by the linear model around the dense network, and what it took in passes of an image."""
+    """Function norms of single compressed layers, by the linear model around the dense network.
+
+    Attributes:
+        sensitivities: per layer, at the ranks of `sensitivity_ranks`.
+        images: indices (m,) into the pool.
+        passes: what it took, in passes of an image.
+    """
 
     sensitivities: list[list[float]]
     images: list[int]
@@ -48,8 +68,16 @@ class SensitivityRow(Record):
 
 
 class StepRow(Record):
-    """A step by the linear model around a plan: where it leads, what it took in passes of an image, and the function
-    norms by the model of the plan and of those that differ from it in one layer, rank by rank."""
+    """A Gauss-Newton step.
+
+    Attributes:
+        step_from: the plan (d,) that the linear model is around.
+        step_to: the plan (d,) that is best by the model.
+        norm: function norm of the first plan, on the model's images.
+        norms_alone: per layer and rank, by the model: the function norm of the plan with that rank of that layer.
+        images: indices (m,) into the pool.
+        passes: what it took, in passes of an image.
+    """
 
     step_from: list[int]
     step_to: list[int]
@@ -63,11 +91,11 @@ AnyRow = Row | StepRow | SensitivityRow
 Stored = TypeVar("Stored", Row, StepRow, SensitivityRow)
 
 
-ANY_ROW: TypeAdapter[AnyRow] = TypeAdapter(AnyRow)  # their fields log them apart
+ANY_ROW: TypeAdapter[AnyRow] = TypeAdapter(AnyRow)  # told apart by their fields
 
 
 def stored_header(path: Path) -> dict[str, Any]:
-    """The header of an earlier run's journal; empty where there is none that can be read."""
+    """The header of an earlier run's journal; empty where none can be read."""
     try:
         with path.open(encoding="utf-8") as file:
             header = json.loads(file.readline())
@@ -77,23 +105,24 @@ def stored_header(path: Path) -> dict[str, Any]:
 
 
 class Journal:
-    """Appends looks to a file, and answers the first ones from an earlier run.
+    """Appends evaluations to a file, and answers those of an earlier run.
 
     Args:
         path: the file, or None to keep nothing.
-        header: what the looks depend on (settings and fingerprints), JSON values only.
-        resume: go on from the file at `path`, if there is one.
+        header: what the evaluations depend on (settings and fingerprints), JSON values only.
+        resume: continue the file at `path`, if there is one.
 
     Raises:
-        InputError: the file to resume from cannot be read or belongs to another model, images or settings.
+        InputError: the file to resume from cannot be read, or was written with another version, model, images or
+            settings.
     """
 
     def __init__(self, path: Path | None, header: dict[str, Any], resume: bool = False) -> None:
         self._path = path
         self._header = header
         self._stored: list[AnyRow] = []
-        self._ending: list[Row] = []
-        self._ending_sizes: list[int] = []  # of their lines, in bytes
+        self._racing: list[Row] = []
+        self._racing_sizes_bytes: list[int] = []  # of their lines
         self._count = 0
         if path is not None:
             if resume and path.exists():
@@ -103,40 +132,44 @@ class Journal:
 
     @property
     def num_recalled(self) -> int:
-        """How many looks the earlier run left behind."""
+        """Number of rows of the earlier run, without its final racing."""
         return len(self._stored)
 
     def recall(self, ranks: Ranks, indices: np.ndarray) -> Losses | None:
-        """The next stored look, or None where the earlier run ended.
+        """Losses of the next stored evaluation, or None where the earlier run ended.
+
+        Args:
+            ranks: the plan (d,) that the search evaluates.
+            indices: of its images (m,).
 
         Raises:
-            InputError: the stored look is not the one the search asks for (another version or machine).
+            InputError: another evaluation is stored (by another version or machine).
         """
         row = self._recall(Row, ranks=ranks.tolist(), images=indices.tolist())
         return None if row is None else _losses_of(row, indices)
 
     def recall_racing(self, ranks: Ranks, indices: np.ndarray) -> Losses | None:
-        """The next stored look of those that ended the earlier run, or None where that ended otherwise."""
-        if not self._ending or (self._ending[0].ranks, self._ending[0].images) != (ranks.tolist(), indices.tolist()):
+        """Losses of the next evaluation of the earlier run's final racing, or None where that was another."""
+        if not self._racing or (self._racing[0].ranks, self._racing[0].images) != (ranks.tolist(), indices.tolist()):
             return None
         self._count += 1
-        self._ending_sizes.pop(0)
-        return _losses_of(self._ending.pop(0), indices)
+        self._racing_sizes_bytes.pop(0)
+        return _losses_of(self._racing.pop(0), indices)
 
     def recall_step(self, ranks: Ranks, indices: np.ndarray) -> StepRow | None:
         """The next stored step, or None where the earlier run ended; raises as `recall` does."""
         return self._recall(StepRow, step_from=ranks.tolist(), images=indices.tolist())
 
     def append_step(self, row: StepRow) -> StepRow:
-        """Write one step and push it to the disk."""
+        """Write one step and flush it to the disk."""
         return self._append(row)
 
     def recall_sensitivities(self, indices: np.ndarray) -> SensitivityRow | None:
-        """Stored losses of single layers, or None where the earlier run ended; raises as `recall` does."""
+        """Stored function norms of single layers, or None where the earlier run ended; raises as `recall` does."""
         return self._recall(SensitivityRow, images=indices.tolist())
 
     def append_sensitivities(self, norms: list[list[float]], indices: np.ndarray, passes: int) -> SensitivityRow:
-        """Write losses of single layers and push them to the disk."""
+        """Write function norms of single layers and flush them to the disk."""
         return self._append(SensitivityRow(sensitivities=norms, images=indices.tolist(), passes=passes))
 
     def _recall(self, kind: type[Stored], **asked: list[int]) -> Stored | None:
@@ -144,27 +177,27 @@ class Journal:
             return None
         row = self._stored[self._count]
         if not isinstance(row, kind) or any(getattr(row, name) != value for name, value in asked.items()):
-            raise self._departure()
+            raise self._other_evaluation()
         self._count += 1
         return row
 
     def _append(self, row: Stored) -> Stored:
         self._count += 1
         if self._path is not None:
-            if self._ending:
-                self._cut(self._path, self._path.stat().st_size - sum(self._ending_sizes))
-                self._ending, self._ending_sizes = [], []
+            if self._racing:
+                self._cut(self._path, self._path.stat().st_size - sum(self._racing_sizes_bytes))
+                self._racing, self._racing_sizes_bytes = [], []
             self._write_line(row.model_dump(exclude_none=True), mode="a")
         return row
 
-    def _departure(self) -> InputError:
+    def _other_evaluation(self) -> InputError:
         return InputError(
-            f"{self._path} departs from this search at look {self._count}: it was written by another "
+            f"{self._path} departs from this search at evaluation {self._count}: it was written by another "
             "version or on another machine; choose another --out"
         )
 
     def append(self, source: str, ranks: Ranks, losses: Losses, ratio: float, objective: float) -> None:
-        """Write one look and push it to the disk."""
+        """Write one evaluation and flush it to the disk."""
         self._append(
             Row(
                 evaluation=self._count,
@@ -185,31 +218,38 @@ class Journal:
         try:
             whole, newline, cut_off = path.read_bytes().rpartition(b"\n")
             lines = [json.loads(line) for line in whole.splitlines()]
-            rows: list[AnyRow] = [ANY_ROW.validate_python(line) for line in lines[1:]]
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is not a search journal; choose another --out") from error
         if not (lines or newline) and json.dumps(self._header).encode().startswith(cut_off):
-            self._write_line(self._header, mode="w")  # the earlier run was stopped in its first line
+            self._write_line(self._header, mode="w")  # the earlier run stopped in its first line
             return []
         if not (lines and isinstance(lines[0], dict)):
             raise InputError(f"{path} is not a search journal; choose another --out")
-        header = lines[0]
-        different = sorted(key for key in self._header if header.get(key) != self._header[key])
-        if different:
-            raise InputError(f"{path} was written with other {', '.join(different)}; --resume needs the same")
+        self._require_same_header(path, lines[0])
+        try:
+            rows: list[AnyRow] = [ANY_ROW.validate_python(line) for line in lines[1:]]
+        except ValueError as error:
+            raise InputError(f"{path} is not a search journal; choose another --out") from error
         if cut_off:
             self._cut(path, len(whole + newline))
         last = len(rows)
-        while last and isinstance(row := rows[last - 1], Row) and row.source == FINAL_RACING:
-            self._ending.insert(0, row)
+        while last and isinstance(row := rows[last - 1], Row) and row.source == RACING:
+            self._racing.insert(0, row)
             last -= 1
-        self._ending_sizes = [len(line) for line in (whole + newline).splitlines(keepends=True)[1 + last :]]
+        self._racing_sizes_bytes = [len(line) for line in (whole + newline).splitlines(keepends=True)[1 + last :]]
         return rows[:last]
 
+    def _require_same_header(self, path: Path, header: dict[str, Any]) -> None:
+        if header.get(VERSION_KEY) != self._header.get(VERSION_KEY):
+            raise InputError(f"{path} was written by another version of bocompress; choose another --out")
+        different = sorted(key for key in self._header if header.get(key) != self._header[key])
+        if different:
+            raise InputError(f"{path} was written with other {', '.join(different)}; --resume needs the same")
+
     def _cut(self, path: Path, size_bytes: int) -> None:
-        """Drop the line that a stop cut off."""
+        """Truncate the file to so many bytes."""
         try:
             os.truncate(path, size_bytes)
         except OSError as error:

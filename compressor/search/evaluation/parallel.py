@@ -1,7 +1,7 @@
-"""Evaluator that do not depend on one another, evaluated by several workers through joblib.
+"""Evaluations that do not depend on one another, run by several workers through joblib.
 
-Losses come back in the order of the looks, whoever computed them, so that a search depends on neither the number of
-workers nor the backend.
+Losses come back in the order of the evaluations, so that a search depends on neither the number of workers nor the
+backend.
 """
 
 import importlib
@@ -19,29 +19,29 @@ from joblib import Parallel, delayed, parallel_config
 from compressor.arrays import Ranks
 from compressor.errors import BocompressError, InputError
 from compressor.fidelity.losses import Losses
+from compressor.search.problem import Evaluate
 from compressor.text import first_line
 
-Evaluate = Callable[[Ranks, np.ndarray], Losses]
 DEFAULT_BACKEND = "loky"
 SAME_MACHINE = ("loky", "multiprocessing")
-# Modules of other packages that know a backend, and their function that tells joblib of it.
+# Modules of other packages that provide a backend, and their function that registers it with joblib.
 REGISTRARS = {"ray": ("ray.util.joblib", "register_ray"), "spark": ("joblibspark", "register_spark")}
 
 
 class Workers:
-    """Evaluates several looks at once; a context manager, whose end forgets what workers were sent.
+    """Runs several evaluations at once; a context manager, which deletes at its end what workers were sent.
 
-    On this machine's backends each worker process loads the evaluation once, from a temporary file. Other backends get
-    it with every look, and may keep it (dask does).
+    On this machine's backends each worker process loads the function to evaluate once, from a temporary file. Other
+    backends get it with every evaluation, and may keep it (dask does).
 
     Args:
-        count: of workers; with one, looks are evaluated here, and `backend` does not matter.
+        count: number of workers; with one, evaluations run in this process, and `backend` does not matter.
         backend: name of a joblib backend: "loky", "multiprocessing", "threading", one that was registered, or "ray" or
             "spark", which are registered where their packages are installed.
-        prepare: called once in each worker process on this machine, before its first look.
+        prepare: called once in each worker process on this machine, before its first evaluation.
 
     Raises:
-        InputError: joblib knows no such backend, or cannot start it.
+        InputError: joblib has no such backend, or cannot start it.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Workers:
         self._backend = backend
         self._prepare = prepare
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._sent: dict[int, tuple[Evaluate, Path]] = {}  # the evaluation is kept, so that its id stays its own
+        self._sent: dict[int, tuple[Evaluate, Path]] = {}  # the function is kept, so that its id stays its own
         if count > 1:
             _require_backend(backend, count)
 
@@ -64,7 +64,11 @@ class Workers:
             self._folder.cleanup()
 
     def run(self, evaluate: Evaluate, evaluations: Sequence[tuple[Ranks, np.ndarray]]) -> Iterator[Losses]:
-        """Losses of every look, ranks (d,) and indices of images (m,), in the looks' order, as they come.
+        """Losses of every evaluation, in their order, as they come.
+
+        Args:
+            evaluate: ranks (d,) and image indices (m,) in, per-image losses out.
+            evaluations: the ranks and the image indices of each.
 
         Raises:
             InputError: the network cannot be sent to other processes.
@@ -93,7 +97,7 @@ class Workers:
                 path.write_bytes(cloudpickle.dumps(evaluate))
             except OSError as error:
                 raise InputError(f"cannot write {path}: {error.strerror}") from error
-            except Exception as error:  # whatever a network of the user's cannot do
+            except Exception as error:  # whatever keeps a user's network from being pickled
                 raise InputError(
                     f"the network cannot be sent to other processes ({first_line(error)}): "
                     "use --backend threading or --workers 1"
@@ -103,7 +107,7 @@ class Workers:
 
 
 class _Loaded:
-    """Stands for an evaluation in a file, of which a worker process keeps the last one it loaded."""
+    """Loads the function to evaluate from a file; a worker process keeps the last one that it loaded."""
 
     _path: str | None = None
     _evaluate: Evaluate
@@ -144,5 +148,5 @@ def _require_backend(backend: str, count: int) -> None:
 def _register(backend: str) -> None:
     if backend in REGISTRARS:
         module, function = REGISTRARS[backend]
-        with suppress(ImportError):  # joblib then says that it knows no such backend
+        with suppress(ImportError):  # joblib then reports an unknown backend
             getattr(importlib.import_module(module), function)()

@@ -1,4 +1,4 @@
-"""The start of one search: the looks that `start` asks for, the steps of refinement, and what they teach."""
+"""The initial design: the first plans of a search, from sensitivities or at random, and their refinement."""
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
@@ -9,16 +9,17 @@ from compressor.arrays import Array, Ranks
 from compressor.fidelity.linear_model import Linearize
 from compressor.fidelity.losses import Losses
 from compressor.search.evaluation.evaluator import Evaluator
-from compressor.search.evaluation.history import Evaluation
-from compressor.search.initial import allocation as start
+from compressor.search.evaluation.history import INITIAL, REFINEMENT, SENSITIVITY, Evaluation
+from compressor.search.initial import allocation
 from compressor.search.initial.refinement import Refinement
 from compressor.search.initial.sensitivity import (
     MODEL_IMAGES,
     SENSITIVITY_IMAGES,
-    few_images,
+    MeasureLosses,
     linear_sensitivities,
     measure_sensitivities,
-    tables_of,
+    num_model_images,
+    sensitivity_tables,
 )
 from compressor.search.multiplier import MultiplierUpdate
 from compressor.search.surrogate.additive_prior import LOSS_FLOOR, loss_per_norm, sum_of
@@ -30,44 +31,53 @@ OnIncumbent = Callable[[int, Ranks], None]
 
 
 class BudgetSpent(Exception):
-    """The budget ended before the start was complete."""
+    """The budget was spent before the initial design was complete."""
 
 
 class InitialDesign:
-    """Where the search begins; `run` and `move_to_target` raise BudgetSpent where the budget ends before they do.
+    """Makes the first plans of a search; `run` and `move_to_target` raise BudgetSpent where the budget is too small.
 
     Args:
-        aim: finds gamma for the target, if there is one.
-        linearize: the linear model around a plan, None where losses are all there is.
-        on_incumbent: told the image passes so far and the plan (d,) then best.
+        evaluator: evaluates the plans.
+        fitter: gets the prior mean that follows from sensitivities.
+        multiplier: finds gamma for the target, if there is one.
+        linearize: the linear model around a plan; None where losses are all there is.
+        on_incumbent: called with the image passes so far and the plan (d,) that is then the best.
     """
 
     def __init__(
         self,
         evaluator: Evaluator,
-        posterior: SurrogateFitter,
+        fitter: SurrogateFitter,
         multiplier: MultiplierUpdate,
         linearize: Linearize | None,
         on_incumbent: OnIncumbent,
     ) -> None:
         self._evaluator = evaluator
-        self._fitter = posterior
+        self._fitter = fitter
         self._multiplier = multiplier
-        # What a risk gains by a step drowns in its noise.
+        # What a risk gains by a step is smaller than its noise.
         self._linearize = linearize if evaluator.settings.refine and not evaluator.noise_spec.floor else None
         self._on_incumbent = on_incumbent
-        self._refinement = self._new_refinement()
-        self._alone: list[Array] | None = None  # function norms of single layers
+        self._refinement = self._make_refinement()
+        self._sensitivities: list[Array] | None = None  # function norms of single layers
         self._saturation = np.inf
         self._best_observed = -np.inf
 
     @property
     def takes_steps(self) -> bool:
-        """Whether there is a linear model to take steps by."""
+        """Whether there is a linear model to take Gauss-Newton steps by."""
         return self._refinement is not None
 
     def run(self, num_steps: int) -> Ranks | None:
-        """The plan (d,) that steps by the linear model led to, where nothing but J is asked for."""
+        """Evaluate the initial plans.
+
+        Args:
+            num_steps: Gauss-Newton steps to take, where there is a linear model.
+
+        Returns:
+            The plan (d,) that the steps led to; None without steps, or where there is a target.
+        """
         is_random, multiplier = self._evaluator.settings.start == "random", self._multiplier
         best = self._random_plans() if is_random else self._plans_by_sensitivities()
         if self._refinement is not None:
@@ -75,17 +85,20 @@ class InitialDesign:
                 best = self._refine(multiplier.best_plan() if multiplier.target else best)
             return None if multiplier.target else best
         if not is_random:
-            for _ in range(start.NUM_REALLOCATIONS):
+            for _ in range(allocation.NUM_REALLOCATIONS):
                 best = self._reallocate(multiplier.best_plan() if multiplier.target else best)
                 self._on_incumbent(self._evaluator.image_passes, best)
         return None
 
     def move_to_target(self, num_steps: int, may_fix: bool) -> None:
-        """After `run`, find gamma for another target, and go there by the linear model, if there is one: what is
-        expected around a plan is off where L is several times as large or small.
+        """After `run`, find gamma for another target, and take Gauss-Newton steps towards it.
 
-        If it `may_fix` and the last step leads near a limit of L, the search is for that step's gamma: its plan is
-        the best of the model's for no other.
+        The prior mean around a plan is wrong where L is several times as large or small.
+
+        Args:
+            num_steps: how many, where there is a linear model.
+            may_fix: keep gamma if the last step leads near a limit of L. Its plan is the best of the linear model for
+                this gamma alone.
         """
         better = None
         if self._refinement is not None:
@@ -93,22 +106,22 @@ class InitialDesign:
                 better = self._refine(self._multiplier.best_plan())
         with self._fitter.timed():
             if better is None or not may_fix or not self._multiplier.fix_multiplier(better):
-                self._multiplier.take()
+                self._multiplier.update()
 
     @property
     def fitted_images(self) -> np.ndarray:
-        """Indices of images that the start knows too well to compare plans on."""
+        """Indices (m,) of images that linear models used, which therefore favour some plans."""
         return np.zeros(0, dtype=np.int64) if self._refinement is None else self._refinement.fitted_on
 
-    def _new_refinement(self) -> Refinement | None:
-        """What takes steps by the linear model; None where there is none: it knows of no pruning."""
+    def _make_refinement(self) -> Refinement | None:
+        """What takes Gauss-Newton steps; None without a linear model, which does not cover pruning."""
         evaluator = self._evaluator
         if self._linearize is None or evaluator.space.layers is not evaluator.space:
             return None
         return Refinement(
             evaluator.space,
             self._linearize,
-            lambda wanted: list(evaluator.observe(wanted)),
+            lambda evaluations: list(evaluator.observe(evaluations)),
             evaluator.journal,
             evaluator.num_images,
             evaluator.settings.samples,
@@ -118,42 +131,44 @@ class InitialDesign:
     # Plans
 
     def _random_plans(self) -> Ranks:
-        """The best by observation of random plans."""
+        """The best by observation of random plans, as in the paper."""
         self._fitter.use_single_layer_prior(None)
         space = self._evaluator.space
         rng = generator(self._evaluator.settings.seed, Stream.INITIAL_DESIGN)
         return max(space.sample(2 * space.num_dims + 2, rng), key=self._evaluate_first)
 
     def _plans_by_sensitivities(self) -> Ranks:
-        """The best by observation of plans that single layers' losses lead to."""
+        """The best by observation of the plans along the trade-off curve of single-layer losses."""
         evaluator, space, target = self._evaluator, self._evaluator.space, self._multiplier.target
-        alone = tables_of(space.layers, self._sensitivities())
-        sensitivities = [evaluator.noise_spec.per_norm * table for table in alone]
+        norms = sensitivity_tables(space.layers, self._measure_sensitivities())
+        losses = [evaluator.noise_spec.per_norm * table for table in norms]
         if target is not None:
-            allocate = functools.partial(start.allocate, space, sensitivities)
-            self._multiplier.set_gamma(first_gamma(target, space, allocate, sum_of(sensitivities)))
+            allocate = functools.partial(allocation.allocate, space, losses)
+            self._multiplier.set_gamma(first_gamma(target, space, allocate, sum_of(losses)))
         if space.layers is space:
-            self._fitter.use_single_layer_prior(sensitivities)
-        best = start.evaluate_along_curve(
-            space.layers, evaluator.objective, sensitivities, lambda ranks: self._evaluate_first(space.complete(ranks))
+            self._fitter.use_single_layer_prior(losses)
+        best = allocation.evaluate_along_curve(
+            space.layers, evaluator.objective, losses, lambda ranks: self._evaluate_first(space.complete(ranks))
         )
         best = space.complete(best)
-        saturation = max(LOSS_FLOOR, *evaluator.state.norms)
+        saturation = max(LOSS_FLOOR, *evaluator.history.norms)
         if space.layers is not space:
             best, added = self._choose_sparsity(best)
-            alone, sensitivities = [*alone, added], [*sensitivities, evaluator.noise_spec.per_norm * added]
-        self._alone, self._saturation = alone, max(LOSS_FLOOR, *evaluator.state.function_norms)
-        evaluator.norms.begin(sum_of(alone), self._saturation)
-        self._fitter.use_single_layer_prior(sensitivities, saturation)
+            norms, losses = [*norms, added], [*losses, evaluator.noise_spec.per_norm * added]
+        self._sensitivities = norms
+        self._saturation = max(LOSS_FLOOR, *evaluator.history.function_norms)
+        evaluator.norms.begin(sum_of(norms), self._saturation)
+        self._fitter.use_single_layer_prior(losses, saturation)
         return best
 
-    def _sensitivities(self) -> list[list[float]]:
-        """Losses of single layers at `start.sensitivity_ranks`: by the linear model where slopes come through, or probed."""
+    def _measure_sensitivities(self) -> list[list[float]]:
+        """Function norms of single layers at `sensitivity_ranks`, by the linear model where gradients pass."""
         norms: list[list[float]] = []
         evaluator = self._evaluator
         if self._linearize is not None:
             evaluator.log("measuring layers by a linear model")
-            images = np.arange(min(few_images(MODEL_IMAGES, evaluator.space.layers.num_dims), evaluator.num_images))
+            count = num_model_images(MODEL_IMAGES, evaluator.space.layers.num_dims)
+            images = np.arange(min(count, evaluator.num_images))
             row = evaluator.journal.recall_sensitivities(images)
             if row is None:
                 found = linear_sensitivities(evaluator.space.layers, self._linearize, images)
@@ -163,54 +178,52 @@ class InitialDesign:
         return norms or measure_sensitivities(evaluator.space.layers, self._measure_layers)
 
     def _refine(self, plan: Ranks) -> Ranks:
-        """The plan (d,) after a step by the linear model, with all that was seen of it."""
+        """The plan (d,) after a Gauss-Newton step; its losses are kept."""
         assert self._refinement is not None
         evaluator = self._evaluator
         if evaluator.spent_budget():
             raise BudgetSpent
         evaluator.log("refining ranks by a linear model")
         steps, before = self._refinement, self._refinement.passes
-        per_norm = loss_per_norm(evaluator.state.losses)
-        better, losses = steps.step(evaluator.objective, plan, evaluator.state.losses_of(plan), per_norm)
+        per_norm = loss_per_norm(evaluator.history.losses)
+        better, losses = steps.step(evaluator.objective, plan, evaluator.history.losses_of(plan), per_norm)
         evaluator.image_passes += steps.passes - before
-        if steps.last is not None and self._alone is not None:
-            self._fitter.use_local_prior(plan, steps.last, self._alone, self._saturation)
-        evaluator.keep_new("refinement", better, losses)
+        if steps.last is not None and self._sensitivities is not None:
+            self._fitter.use_local_prior(plan, steps.last, self._sensitivities, self._saturation)
+        evaluator.keep_new(REFINEMENT, better, losses)
         self._on_incumbent(evaluator.image_passes, better)
         return better
 
     def _choose_sparsity(self, plan: Ranks) -> tuple[Ranks, Array]:
-        """`start.choose_sparsity` on images that the plan has not been looked at with, if there are enough left."""
+        """`allocation.choose_sparsity` on images that are new to the plan, if there are any left."""
         evaluator = self._evaluator
         images = evaluator.images_for(plan)
-        images = (images if len(images) else evaluator.sampler.draw(0))[: start.CONTEXT_IMAGES]
-        per_norm = loss_per_norm(evaluator.state.losses)
-        return start.choose_sparsity(
-            evaluator.space, evaluator.objective, plan, self._evaluate_uncounted(images), per_norm
+        images = (images if len(images) else evaluator.sampler.draw(0))[: allocation.CONTEXT_IMAGES]
+        per_norm = loss_per_norm(evaluator.history.losses)
+        return allocation.choose_sparsity(
+            evaluator.space, evaluator.objective, plan, self._measure_uncounted(images), per_norm
         )
 
     def _reallocate(self, plan: Ranks) -> Ranks:
-        """`start.reallocate` on images that the plan has not been looked at with, if there are any left."""
+        """`allocation.reallocate` on images that are new to the plan; the plan itself if there are none left."""
         evaluator = self._evaluator
         images = evaluator.images_for(plan)
         if not len(images):
             return plan
 
-        def evaluation(ranks: Ranks) -> Losses:
-            return self._evaluate_initial([Evaluation("start", ranks, images)])[0]
+        def evaluate(ranks: Ranks) -> Losses:
+            return self._evaluate_initial([Evaluation(INITIAL, ranks, images)])[0]
 
-        evaluate_uncounted, per_norm = (
-            self._evaluate_uncounted(images[: start.CONTEXT_IMAGES]),
-            loss_per_norm(evaluator.state.losses),
-        )
-        return start.reallocate(evaluator.space, evaluator.objective, plan, evaluation, evaluate_uncounted, per_norm)
+        measure = self._measure_uncounted(images[: allocation.CONTEXT_IMAGES])
+        per_norm = loss_per_norm(evaluator.history.losses)
+        return allocation.reallocate(evaluator.space, evaluator.objective, plan, evaluate, measure, per_norm)
 
-    # Evaluator
+    # Evaluations
 
     def _evaluate_first(self, ranks: Ranks) -> float:
-        """The J observed of a plan of the start on the next images, or how near it lies to the target."""
+        """The J observed of a plan (d,) on the next images, or how near it is to the target."""
         evaluator, target = self._evaluator, self._multiplier.target
-        (losses,) = self._evaluate_initial([Evaluation("start", ranks, self._first_images())])
+        (losses,) = self._evaluate_initial([Evaluation(INITIAL, ranks, self._first_images())])
         if target is None:
             value = evaluator.observed_objective(ranks, losses)
         else:
@@ -221,37 +234,38 @@ class InitialDesign:
         return value
 
     def _first_images(self) -> np.ndarray:
-        """Images for the next look of the start.
+        """Indices (m,) of the images for the next initial plan.
 
-        Where steps follow, half a look's images, the same for all plans, log which is the best to begin from.
+        Where Gauss-Newton steps follow, half of one evaluation's images, the same for all plans, are enough to find
+        the plan to start from.
         """
         evaluator = self._evaluator
         if self._refinement is not None:
             return evaluator.sampler.draw(0)[: max(2, evaluator.settings.samples // 2)]
-        return evaluator.sampler.draw(len(evaluator.state.ranks))
+        return evaluator.sampler.draw(len(evaluator.history.ranks))
 
-    def _evaluate_uncounted(self, images: np.ndarray) -> Callable[[list[Ranks]], list[Losses]]:
-        """What looks at plans with these images (m,)."""
+    def _measure_uncounted(self, images: np.ndarray) -> MeasureLosses:
+        """What gives losses of plans on these images (m,) by uncounted evaluations."""
         return lambda plans: self._evaluate_initial(
-            [Evaluation("start", ranks, images, is_uncounted=True) for ranks in plans]
+            [Evaluation(INITIAL, ranks, images, is_uncounted=True) for ranks in plans]
         )
 
-    def _evaluate_initial(self, wanted: Sequence[Evaluation]) -> list[Losses]:
-        """Losses of looks of the start, as long as the budget lasts."""
+    def _evaluate_initial(self, evaluations: Sequence[Evaluation]) -> list[Losses]:
+        """Losses of evaluations, kept; raises BudgetSpent as soon as the budget is spent."""
         evaluator, all_losses = self._evaluator, []
         if evaluator.spent_budget():
             raise BudgetSpent
-        for evaluation, losses in zip(wanted, evaluator.observe(wanted), strict=True):
+        for evaluation, losses in zip(evaluations, evaluator.observe(evaluations), strict=True):
             evaluator.keep(evaluation, losses)
             all_losses.append(losses)
-            if len(all_losses) < len(wanted) and evaluator.spent_budget():
+            if len(all_losses) < len(evaluations) and evaluator.spent_budget():
                 raise BudgetSpent
         return all_losses
 
     def _measure_layers(self, plans: list[Ranks]) -> Iterator[Losses]:
         evaluator = self._evaluator
         images, complete = np.arange(min(SENSITIVITY_IMAGES, evaluator.num_images)), evaluator.space.complete
-        wanted = [Evaluation("probe", complete(ranks), images) for ranks in plans]
-        for number, losses in enumerate(evaluator.observe(wanted), 1):
-            evaluator.log(f"measuring layers one at a time, {number} looks so far")
+        evaluations = [Evaluation(SENSITIVITY, complete(ranks), images) for ranks in plans]
+        for number, losses in enumerate(evaluator.observe(evaluations), 1):
+            evaluator.log(f"measuring layers one at a time, {number} evaluations so far")
             yield losses

@@ -1,8 +1,8 @@
-"""Ranks set anew by how the outputs move with every layer's rank, to first order: a Gauss-Newton step on the lattice.
+"""A Gauss-Newton step on the lattice: new ranks by a linear model of how the outputs change with every layer's rank.
 
-With the residuals e = f~ - f* of a plan's network and the change a_l(r) of its outputs where layer l alone takes rank
-r, both image by image, L of a plan that differs in many layers is near E||e + sum_l a_l(r_l)||^2: what layers do to one
-another is in it, which losses of single layers cannot log. Changes that cancel residuals are found, too.
+e = f~ - f* are the residuals of a plan's network, image by image, and a_l(r) is the change of its outputs where layer l
+alone takes rank r. L of a plan that differs in many layers is then near E||e + sum_l a_l(r_l)||^2. Unlike a sum of
+single-layer losses, this includes how layers interact: changes that cancel residuals are found, too.
 """
 
 import numpy as np
@@ -12,27 +12,30 @@ from compressor.fidelity.linear_model import LinearModel
 from compressor.search.objective import Objective
 from compressor.search.space import RankSpace, between, with_rank
 
-DIRECTIONS = 5
+DIRECTIONS = 5  # random combinations of outputs that the linear model follows
 MAX_SWEEPS = 20
-CAUTION = 1.0
-MIN_GAIN = 1e-9
+CAUTION = 1.0  # standard errors that a gain is reduced by
+MIN_GAIN = 1e-9  # of J
 
 
-def descend(
+def coordinate_ascent(
     space: RankSpace,
     objective: Objective,
     plan: Ranks,
     model: LinearModel,
     per_norm: float = 1.0,
 ) -> Ranks:
-    """The plan (d,) that is better than `plan` by the most, less chance, one layer after the other until none is better
-    alone.
+    """The best plan (d,) by a linear model: one layer's rank after the other, until no single change is a gain.
 
-    Few images let layers seem to cancel one another's changes. What counts is therefore the mean gain in J over the
-    model's images less CAUTION of its standard errors.
+    On few images layers seem to cancel one another's changes by chance. The gain in mean J over the model's images is
+    therefore reduced by CAUTION of its standard errors.
 
     Args:
-        per_norm: how much L comes with a function norm of 1.
+        space: the ranks.
+        objective: J.
+        plan: the plan (d,) that the model is around.
+        model: residuals of the plan, and changes by layer and rank.
+        per_norm: L per function norm.
     """
     changes = [
         {int(rank): np.zeros_like(model.residuals), **rows} for rank, rows in zip(plan, model.changes, strict=True)
@@ -41,8 +44,9 @@ def descend(
 
     def value(ranks: Ranks, outputs: Array) -> float:
         losses = (outputs**2).sum(1)
-        chance = (losses - unchanged).std(ddof=1) / np.sqrt(len(losses))
-        return float(objective.value(per_norm * (losses.mean() + CAUTION * chance), space.ratio(ranks[None])[0]))
+        standard_error = (losses - unchanged).std(ddof=1) / np.sqrt(len(losses))
+        loss = per_norm * (losses.mean() + CAUTION * standard_error)
+        return float(objective.value(loss, space.ratio(ranks[None])[0]))
 
     best = value(plan, residuals)
     for _ in range(MAX_SWEEPS):
@@ -58,7 +62,7 @@ def descend(
     return plan
 
 
-def on_the_way(space: RankSpace, plan: Ranks, target: Ranks) -> list[Ranks]:
-    """The plan, others on the way to `target` (d,), and this: a model is trusted the less the farther it leads."""
+def line_search_plans(space: RankSpace, plan: Ranks, target: Ranks) -> list[Ranks]:
+    """Plans (d,) from `plan` to `target`, both included: the farther away, the less exact a linear model is."""
     plans = between(space, plan, target)
     return list({ranks.tobytes(): ranks for ranks in plans}.values())

@@ -1,4 +1,4 @@
-"""Steps by the linear model from the start's plan, as far as looks on other images say that it is better."""
+"""Refinement of the initial design's best plan: Gauss-Newton steps, each with a line search on other images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,37 +8,42 @@ import numpy as np
 from compressor.arrays import Array, Ranks
 from compressor.fidelity.linear_model import Linearize
 from compressor.fidelity.losses import Losses
-from compressor.search.evaluation.history import Evaluation, merge_losses
+from compressor.search.evaluation.history import REFINEMENT, Evaluation, merge_losses
 from compressor.search.evaluation.journal import Journal, StepRow
-from compressor.search.initial import gauss_newton as refine
-from compressor.search.initial.sensitivity import few_images
+from compressor.search.initial import gauss_newton
+from compressor.search.initial.sensitivity import num_model_images
 from compressor.search.objective import Objective
 from compressor.search.space import RankSpace, alternatives
 from compressor.streams import Stream, generator
 
 NUM_STEPS = 2
-# Images for the last model, for every layer and in looks of the search: no fewer than one, and at most.
-IMAGES_PER_LAYER, MAX_FOR_MODEL = 7, 4
-# And for those before: from where the curve led, almost any step helps.
-FIRST_PER_LAYER, FIRST_SHARE = 1.3, 0.4
-MAX_FOR_EVALUATIONS = 2  # in looks of the search, at most: images to log by which plan is best
+# Images of the last step's linear model: per layer, and as multiples of one evaluation's at least 1 and at most this.
+IMAGES_PER_LAYER, MAX_MODEL_EVALUATIONS = 7, 4
+# Images of the models before: almost any step from the trade-off curve's best plan is a gain.
+FIRST_IMAGES_PER_LAYER, FIRST_SHARE = 1.3, 0.4
+MAX_LINE_SEARCH_EVALUATIONS = 2  # images of a line search at most, as a multiple of one evaluation's
 
 
 @dataclass
 class Refinement:
-    """From a plan to a better one.
+    """Takes steps from a plan to a better one.
 
-    Its looks stay out of the Gaussian process but for the plan that they lead to: plans that are so alike teach it that
-    all noise is shared.
+    Only the losses of the plan that a step leads to are meant for the surrogate: from plans that are so similar it
+    would learn that all noise is shared.
 
     Args:
-        linearize, observe: the linear model around a plan, and losses of looks; both are counted by who gives them.
-        num_images: size of the pool, `samples` of which are a look's.
+        space: the ranks.
+        linearize: gives the linear model around a plan; its passes are counted by the caller.
+        observe: gives losses of evaluations; likewise.
+        journal: answers the steps of an earlier run.
+        num_images: size of the pool.
+        samples: images of one evaluation.
+        seed: of the division of images.
 
     Attributes:
-        passes: that all models took.
-        last: what the last step's model said; None where it had too few images.
-        fitted_on: indices of the images that models knew, which flatter the plans that they led to.
+        passes: image passes of all linear models.
+        last: the last step; None where it had too few images.
+        fitted_on: indices of the images that linear models used. They favour the plans that these led to.
     """
 
     space: RankSpace
@@ -52,55 +57,60 @@ class Refinement:
     last: StepRow | None = None
     fitted_on: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     _losses: dict[bytes, Losses] = field(default_factory=dict)
-    _count: int = 0  # of steps so far; every one takes other images
+    _count: int = 0  # of steps so far; each uses other images
 
     def step(self, objective: Objective, plan: Ranks, known: Losses, per_norm: float) -> tuple[Ranks, Losses]:
-        """The best of `plan` (d,) and others on the way to where the model leads, with all that is known of its losses.
-
-        The model knows its own images too well: the plans are looked at on others, which they share.
+        """One Gauss-Newton step with a line search, on images that the linear model did not use.
 
         Args:
-            known: losses of `plan`.
-            per_norm: how much L comes with a function norm of 1.
+            objective: J.
+            plan: the plan (d,) to start from.
+            known: its losses so far.
+            per_norm: L per function norm.
+
+        Returns:
+            The best plan (d,) of the line search, and all its losses so far.
         """
         self.last = None
         self._remember(plan, known)
-        for_model, for_evaluations = self._divide(plan)
+        for_model, for_line_search = self._divide(plan)
         self._count += 1
-        if min(len(for_model), len(for_evaluations)) < 2:
+        if min(len(for_model), len(for_line_search)) < 2:
             return plan, known
         self.fitted_on = np.union1d(self.fitted_on, for_model)
         target = self._target(objective, plan, for_model, per_norm)
-        plans = refine.on_the_way(self.space, plan, target)
+        plans = gauss_newton.line_search_plans(self.space, plan, target)
         if len(plans) < 2:
             return plan, known
-        self._look(plans, for_evaluations)
-        values = [self._values(objective, ranks, for_evaluations) for ranks in plans]
+        self._evaluate(plans, for_line_search)
+        values = [self._values(objective, ranks, for_line_search) for ranks in plans]
         chosen = plans[int(np.argmax([value.mean() for value in values]))]
         return chosen, self._losses[chosen.tobytes()]
 
     def _divide(self, plan: Ranks) -> tuple[np.ndarray, np.ndarray]:
-        """Images for the linear model, and others for looks: those that the plan has not been looked at with first."""
+        """Indices of images for the linear model and for the line search, which first gets those new to the plan."""
         images = generator(self.seed, Stream.REFINEMENT, self._count).permutation(self.num_images)
         seen = np.isin(images, self._losses[plan.tobytes()].indices)
         fresh = images[~seen] if (~seen).sum() > 1 else images[:0]  # of a single image there is no variance
         ordered = np.concatenate([fresh, images[seen]])
-        for_model, evaluations = self._num_images()
-        return ordered[evaluations:][:for_model], ordered[:evaluations]
+        for_model, for_line_search = self._num_images()
+        return ordered[for_line_search:][:for_model], ordered[:for_line_search]
 
     def _num_images(self) -> tuple[int, int]:
-        """For the linear model, and for looks: half as many after the first models, which are soon left behind."""
+        """Numbers of images for the linear model and the line search; fewer for steps before the last."""
         num_dims, samples = self.space.num_dims, self.samples
         if self._count == NUM_STEPS - 1:
-            for_model = evaluations = min(max(IMAGES_PER_LAYER * num_dims, samples), MAX_FOR_MODEL * samples)
+            for_model = min(max(IMAGES_PER_LAYER * num_dims, samples), MAX_MODEL_EVALUATIONS * samples)
+            for_line_search = for_model
         else:
-            for_model = max(few_images(FIRST_SHARE * samples, num_dims), int(FIRST_PER_LAYER * num_dims))
-            evaluations = for_model // 2
-        least = min(samples, self.num_images) // 2
-        return min(for_model, self.num_images // 2), min(max(evaluations, least), MAX_FOR_EVALUATIONS * samples)
+            for_model = max(num_model_images(FIRST_SHARE * samples, num_dims), int(FIRST_IMAGES_PER_LAYER * num_dims))
+            for_line_search = for_model // 2
+        lowest = min(samples, self.num_images) // 2
+        for_line_search = min(max(for_line_search, lowest), MAX_LINE_SEARCH_EVALUATIONS * samples)
+        return min(for_model, self.num_images // 2), for_line_search
 
     def _target(self, objective: Objective, plan: Ranks, images: np.ndarray, per_norm: float) -> Ranks:
-        """The plan (d,) that the model around `plan` holds for the best: the journal's answer, if it has one."""
+        """The best plan (d,) by the linear model around `plan`: the journal's answer, if it has one."""
         row = self.journal.recall_step(plan, images)
         if row is None:
             row = self.journal.append_step(self._model_step(objective, plan, images, per_norm))
@@ -109,8 +119,8 @@ class Refinement:
         return np.array(row.step_to, dtype=np.int64)
 
     def _model_step(self, objective: Objective, plan: Ranks, images: np.ndarray, per_norm: float) -> StepRow:
-        model = self.linearize(plan, alternatives(self.space, plan), images, refine.DIRECTIONS)
-        target = refine.descend(self.space, objective, plan, model, per_norm)
+        model = self.linearize(plan, alternatives(self.space, plan), images, gauss_newton.DIRECTIONS)
+        target = gauss_newton.coordinate_ascent(self.space, objective, plan, model, per_norm)
         return StepRow(
             step_from=plan.tolist(),
             step_to=target.tolist(),
@@ -120,15 +130,15 @@ class Refinement:
             passes=model.passes,
         )
 
-    def _look(self, plans: Sequence[Ranks], images: np.ndarray) -> None:
-        """Evaluator at the plans on those of the images that are new to them."""
+    def _evaluate(self, plans: Sequence[Ranks], images: np.ndarray) -> None:
+        """Evaluate the plans on those of the images that are new to them."""
         evaluations = []
         for ranks in plans:
             known = self._losses.get(ranks.tobytes())
             new = images if known is None else images[~np.isin(images, known.indices)]
-            # Two images at least: the journal keeps every look's variance.
+            # At least two images: the journal keeps the variance of every evaluation.
             if len(new):
-                evaluations.append(Evaluation("refinement", ranks, new if len(new) > 1 else images))
+                evaluations.append(Evaluation(REFINEMENT, ranks, new if len(new) > 1 else images))
         for evaluation, losses in zip(evaluations, self.observe(evaluations), strict=True):
             self._remember(evaluation.ranks, losses)
 
@@ -137,5 +147,5 @@ class Refinement:
         self._losses[ranks.tobytes()] = merge_losses([losses] if known is None else [known, losses])  # in order
 
     def _values(self, objective: Objective, ranks: Ranks, images: np.ndarray) -> Array:
-        """J (m,) of a plan by each of the images, in the order of their indices."""
+        """J (m,) of a plan on each of the images, in the order of their indices."""
         return objective.value(self._losses[ranks.tobytes()].on(images).values, self.space.ratio(ranks[None])[0])

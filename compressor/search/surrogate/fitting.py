@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from compressor.arrays import Array, Ranks
 from compressor.search.evaluation.evaluator import Evaluator
-from compressor.search.evaluation.history import Evaluation
+from compressor.search.evaluation.history import INITIAL, Evaluation
 from compressor.search.evaluation.journal import StepRow
 from compressor.search.surrogate import gp
 from compressor.search.surrogate.additive_prior import LOSS_FLOOR, around_plan, loss_per_norm, sum_of
@@ -106,13 +106,13 @@ class SurrogateFitter:
 
     def posterior(self) -> Posterior:
         """The posterior given all evaluations so far; hyperparameters are fitted again where enough are new."""
-        evaluator, state, informative = self._evaluator, self._evaluator.state, self._informative_evaluations()
-        ranks, function_norms = np.array(state.ranks), np.array(state.function_norms)
-        per_norm = loss_per_norm(state.losses)
+        evaluator, history, informative = self._evaluator, self._evaluator.history, self._informative_evaluations()
+        ranks, function_norms = np.array(history.ranks), np.array(history.function_norms)
+        per_norm = loss_per_norm(history.losses)
         is_due = self._hyper is None or len(informative) >= REFIT_GROWTH * self._fitted_at
         self._update_prior(ranks, function_norms, per_norm, is_due)
         noise = evaluator.noise.covariance(function_norms)[np.ix_(informative, informative)]
-        losses, levels = np.array(state.norms)[informative], per_norm * function_norms[informative]
+        losses, levels = np.array(history.norms)[informative], per_norm * function_norms[informative]
         targets = self._surrogate.targets(ranks[informative], losses, noise, levels)
         thetas = evaluator.space.encode(ranks[informative])
         if self._hyper is None or is_due:
@@ -127,7 +127,7 @@ class SurrogateFitter:
             expected = evaluator.norms.predict(ranks, function_norms, per_norm, evaluator.objective)
             self._surrogate = self._make_surrogate(expected)
         elif self._energy_prior is not None and is_due:
-            losses = np.array(evaluator.state.norms)
+            losses = np.array(evaluator.history.norms)
             self._surrogate = self._make_surrogate(self._energy_prior.fit(ranks, losses, self._saturation))
 
     def _fit(self, thetas: Array, targets: Targets) -> gp.Hyperparameters:
@@ -145,11 +145,11 @@ class SurrogateFitter:
 
         A prior mean around a plan is wrong far away from it. Errors there would inflate the variance nearby.
         """
-        state = self._evaluator.state
+        history = self._evaluator.history
         if self._local_norm is None:
-            return np.arange(len(state.ranks))
-        distance = np.abs(np.log(np.maximum(state.function_norms, LOSS_FLOOR) / self._local_norm))
-        distance[[source != "start" for source in state.sources]] = 0.0
+            return np.arange(len(history.ranks))
+        distance = np.abs(np.log(np.maximum(history.function_norms, LOSS_FLOOR) / self._local_norm))
+        distance[[source != INITIAL for source in history.sources]] = 0.0
         return np.flatnonzero(distance <= max(np.log(MAX_NORM_FACTOR), np.sort(distance)[:MIN_EVALUATIONS][-1]))
 
     def fantasize(self, posterior: Posterior, evaluation: Evaluation) -> Posterior:
@@ -159,8 +159,8 @@ class SurrogateFitter:
 
     def evaluation_noise(self, posterior: Posterior, ranks: Ranks, num_images: int) -> Array:
         """Expected noise variances (m,), in the targets' units, of evaluating ranks (m, d) on `num_images` images."""
-        state = self._evaluator.state
-        losses = np.maximum(posterior.loss(ranks)[0], min(state.norms))
-        per_norm = loss_per_norm(state.losses)
-        function_norms = np.maximum(losses / per_norm, min(state.function_norms))
+        history = self._evaluator.history
+        losses = np.maximum(posterior.loss(ranks)[0], min(history.norms))
+        per_norm = loss_per_norm(history.losses)
+        function_norms = np.maximum(losses / per_norm, min(history.function_norms))
         return self._surrogate.evaluation_noise(self._evaluator.noise.variance(function_norms) / num_images, losses)
