@@ -173,7 +173,7 @@ def test_an_added_factorization_compresses_a_network(network: nn.Module, images:
     with without_measuring():
         result = compress(network, images, tmp_path / "out", settings)
         plan = read_plan(tmp_path / "out" / "plan.json")
-        applied = apply_plan(network, images, plan, tmp_path / "again", Settings(method="even"))
+        applied = apply_plan(network, images, plan, tmp_path / "again", settings)
     assert [row.method for row in plan.layers] == ["even", "even"]
     for name in ("0", "2"):
         first, second = result.model.get_submodule(name)
