@@ -336,7 +336,7 @@ def test_a_call_that_the_example_did_not_make_is_refused(options: dict[str, Any]
     tokens = torch.randn(1, 6, EMBED)
     attention = open_attention(Attends().eval(), tokens).attention
     key = tokens if options else tokens + 1
-    with pytest.raises(ValueError, match="one sequence, no mask"):
+    with pytest.raises(ValueError, match="one sequence and no mask"):
         attention(tokens, key, key, **{"need_weights": False, **options})
     assert attention(tokens, tokens, tokens, need_weights=False)[1] is None
 
