@@ -1,0 +1,112 @@
+"""The linear model around a plan against the network itself."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from compressor.factorization.records import MethodChoice
+from compressor.fidelity import linearization as linearize
+from compressor.search.space import alternatives
+from tests.search.initial.networks import NUM_IMAGES, Blocked, Net, Shared, curved_net, linear_net
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "method"),
+    [
+        (linear_net(), (3, 8, 8), "auto"),
+        (linear_net(), (3, 8, 8), "tucker"),
+        (linear_net(), (3, 8, 8), "interpolative"),
+        (
+            nn.Sequential(nn.Linear(10, 12), nn.Linear(12, 8, bias=False), nn.Flatten(), nn.Linear(32, 5)),
+            (4, 10),
+            "auto",
+        ),
+        (nn.Sequential(nn.Conv2d(8, 12, 3, groups=2), nn.Flatten(), nn.Linear(432, 5)), (8, 8, 8), "auto"),
+    ],
+)
+def test_where_the_network_is_linear_the_model_of_one_layer_is_exact(
+    network: nn.Module, shape: tuple[int, ...], method: MethodChoice
+) -> None:
+    net, images = Net(network, shape, method), np.arange(7, 32)
+    plan = np.maximum(net.space.break_even_ranks // 2, 1)
+    others = alternatives(net.space, plan)
+    model = net.linearize(plan, others, images, 10)
+    np.testing.assert_allclose(model.residuals, net.residuals(plan, images), atol=1e-5)
+    for layer, ranks in enumerate(others):
+        assert int(plan[layer]) not in ranks
+        for rank in ranks:
+            changed = plan.copy()
+            changed[layer] = rank
+            found = model.residuals + model.changes[layer][rank]
+            np.testing.assert_allclose(found, net.residuals(changed, images), atol=1e-4)
+
+
+def test_a_small_step_of_all_layers_of_a_curved_network_is_predicted() -> None:
+    net, images = Net(curved_net()), np.arange(NUM_IMAGES)
+    plan = net.space.break_even_ranks - 3
+    model = net.linearize(plan, [[int(rank) + 1] for rank in plan], images, 10)
+    moved = model.residuals + sum(rows[int(rank) + 1] for rows, rank in zip(model.changes, plan, strict=True))
+    truth, before = net.residuals(plan + 1, images), model.residuals
+    assert np.square(moved - truth).sum() < 0.3 * np.square(before - truth).sum()
+
+
+def test_layers_that_work_in_place_change_nothing() -> None:
+    plan, images = np.array([4, 5, 3]), np.arange(20)
+    models = []
+    for inplace in (True, False):
+        net = Net(curved_net(inplace))
+        models.append(net.linearize(plan, alternatives(net.space, plan), images, 10))
+    np.testing.assert_allclose(models[0].residuals, models[1].residuals)
+    for first, second in zip(models[0].changes, models[1].changes, strict=True):
+        assert all(np.allclose(first[rank], second[rank]) for rank in first)
+
+
+def test_with_many_outputs_lengths_are_kept_on_average() -> None:
+    net, images = Net(linear_net(outputs=200)), np.arange(NUM_IMAGES)
+    plan = np.maximum(net.space.break_even_ranks // 2, 1)
+    model = net.linearize(plan, [[1]] * len(plan), images, 10)
+    assert model.residuals.shape == (NUM_IMAGES, 10)
+    truth = np.square(net.residuals(plan, images)).sum(1)
+    assert np.square(model.residuals).sum(1).mean() == pytest.approx(truth.mean(), rel=0.3)
+    assert model.passes == NUM_IMAGES * (1 + 15 + 1)
+
+
+def test_combinations_of_outputs_are_at_right_angles_and_keep_lengths_on_average() -> None:
+    along = linearize._directions(4000, 8, 3, np.random.default_rng(0)).numpy()
+    gram = np.einsum("bkp,bkq->bpq", along, along)
+    np.testing.assert_allclose(gram, np.broadcast_to(8 / 3 * np.eye(3), gram.shape), atol=1e-5)
+    np.testing.assert_allclose(np.einsum("bkp,blp->kl", along, along) / len(along), np.eye(8), atol=0.05)
+
+
+def test_a_large_network_is_taken_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, images = Net(linear_net(outputs=40)), np.arange(23)
+    plan = np.maximum(net.space.break_even_ranks // 2, 1)
+    models = [net.linearize(plan, alternatives(net.space, plan), images, 10)]
+    sizes = []
+    forward = linearize._forward
+    monkeypatch.setattr(linearize, "MAX_NUMBERS", 40_000)
+    monkeypatch.setattr(
+        linearize,
+        "_forward",
+        lambda network, names, inputs: sizes.append(len(inputs)) or forward(network, names, inputs),
+    )
+    models.append(net.linearize(plan, alternatives(net.space, plan), images, 10))
+    assert max(sizes) in (2, 3)
+    np.testing.assert_allclose(models[0].residuals, models[1].residuals, atol=1e-5)
+
+
+def test_a_layer_called_twice_counts_twice_and_one_without_gradients_not_at_all() -> None:
+    torch.manual_seed(0)
+    net, images = Net(Shared(), (10,)), np.arange(NUM_IMAGES)
+    plan = np.array([int(net.space.break_even_ranks[0]) - 1])
+    rank = int(plan[0]) - 1
+    model = net.linearize(plan, [[rank]], images, 10)
+    before, after = net.factors["layer"].build(int(plan[0])), net.factors["layer"].build(rank)
+    inputs = net.norm.images.batch(range(NUM_IMAGES))
+    middle = before(inputs)
+    first = before(after(inputs)) - before(middle)  # linear, but for the bias, which cancels
+    second = after(middle) - before(middle)
+    np.testing.assert_allclose(model.changes[0][rank], (first + second).numpy(), atol=1e-5)
+    blocked = Net(Blocked(), (10,))
+    assert not blocked.linearize(plan, [[rank]], images, 10).changes[0][rank].any()
