@@ -150,11 +150,11 @@ class RankDimension(Dimension):
 
 
 class SparsityDimension(RankDimension):
-    """The share of zeros, in levels: of `levels` equal parts of the weights, `MIN_LEVEL` at least are kept.
+    """The share of zeros, by levels: a level is how many of `levels` equal parts of the weights are kept.
 
     Args:
         levels: the largest level, at which nothing is pruned.
-        min_level: the smallest.
+        min_level: the smallest; fewer parts are never kept.
         coordinates: as for ranks.
         name: of the dimension.
     """

@@ -18,7 +18,7 @@ def certificate_record(test: StopTest, settings: SearchSettings) -> CertificateR
         pointwise=test.pointwise,
         joint=JointRecord(failures=joint.failures, paths=joint.paths, upper=joint.upper, confidence=joint.confidence),
         delta=test.delta,
-        epsilon=settings.risk,
+        epsilon=settings.failure_probability,
         asked=settings.certificate,
         met=test.met,
     )

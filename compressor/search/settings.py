@@ -62,6 +62,6 @@ class SearchSettings:
             raise InputError(f"unknown acquisition {self.acquisition!r}; choices are {', '.join(ACQUISITIONS)}")
 
     @property
-    def risk(self) -> float:
-        """The failure probability allowed: `epsilon`, or the certificate's own."""
+    def failure_probability(self) -> float:
+        """The failure probability allowed: `epsilon`, or where that is None the certificate's own."""
         return DEFAULT_EPSILON[self.certificate] if self.epsilon is None else self.epsilon

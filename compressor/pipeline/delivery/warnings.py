@@ -15,8 +15,8 @@ def early_warnings(context: Context, gamma: float, loss_when_lost: float) -> lis
     """What can be said before the search."""
     on_gamma = [] if context.settings.target else advice.on_gamma(gamma, loss_when_lost, context.settings.fidelity)
     search = context.settings.search
-    reachable = search.certificate != "joint" or can_be_met(search.risk)
-    return on_gamma + advice.on_form(context.settings.form) + advice.on_epsilon(search.risk, reachable)
+    reachable = search.certificate != "joint" or can_be_met(search.failure_probability)
+    return on_gamma + advice.on_form(context.settings.form) + advice.on_epsilon(search.failure_probability, reachable)
 
 
 def all_warnings(context: Context, state: State) -> list[str]:

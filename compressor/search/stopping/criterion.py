@@ -73,7 +73,7 @@ class StopRule:
             test = self._test_pointwise(test, count)
         if not is_pac:
             test = self._propose(test, count)
-        if not may_stop or test.pointwise is None or test.pointwise > self._settings.risk:
+        if not may_stop or test.pointwise is None or test.pointwise > self._settings.failure_probability:
             return test
         if self._settings.certificate == "pointwise":
             return replace(test, met=True)
@@ -138,7 +138,7 @@ class StopRule:
     def _certify(self, test: StopTest, count: int, in_full: bool = False) -> JointTest:
         assert test.challenger is not None
         anchors = np.concatenate([test.challenger[None], test.anchors])
-        schedule = Schedule.of(self._settings.risk, self._num_joint + 1)
+        schedule = Schedule.of(self._settings.failure_probability, self._num_joint + 1)
         rng = self._rng(Stream.CERTIFICATE, count)
         return certify_jointly(test.posterior, test.incumbent, test.delta, anchors, schedule, rng, in_full)
 

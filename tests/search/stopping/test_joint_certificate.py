@@ -257,9 +257,9 @@ def test_other_acquisitions_are_tested_every_few_evaluations_and_at_the_end() ->
 
 
 def test_epsilon_is_the_certificates_own() -> None:
-    assert SearchSettings().risk == 0.05
-    assert SearchSettings(certificate="pointwise").risk == 0.005
-    assert SearchSettings(certificate="pointwise", epsilon=0.2).risk == 0.2
+    assert SearchSettings().failure_probability == 0.05
+    assert SearchSettings(certificate="pointwise").failure_probability == 0.005
+    assert SearchSettings(certificate="pointwise", epsilon=0.2).failure_probability == 0.2
 
 
 def test_the_study_of_certificates_runs_its_rules_on_a_draw() -> None:
