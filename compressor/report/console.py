@@ -120,7 +120,7 @@ def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[
     """Print the table of `bocompress inspect`."""
     title = f"{arch}, {num_classes} classes, {input_size} px: {len(layers)} layers"
     table = _table(
-        title, "layer", "shape", "method", "break-even rank", "parameters", "MACs", "skipped", left=(0, 1, 2, 6)
+        title, "layer", "shape", "method", "break-even\nrank", "parameters", "MACs", "skipped", left=(0, 1, 2, 6)
     )
     for layer in layers:
         table.add_row(
