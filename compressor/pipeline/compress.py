@@ -30,7 +30,7 @@ class RunOptions(TypedDict, total=False):
 
     Attributes:
         source: where the network came from, for the report.
-        progress: told how the job goes; by default nobody is.
+        progress: shows how the job goes; by default nothing does.
         resume: go on from what an interrupted run left in the folder.
         train_images: to fine-tune on, of the same kind as `images`; None for those of `images` that are not for tests.
     """

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""What a person may choose."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from exporters.records import FileFormat, Precision
 
 @dataclass(frozen=True)
 class Target:
-    """A target in place of gamma, in the units of `TargetRecord`; at most `value`."""
+    """What the result may cost or lose at most, in the units of `TargetRecord`."""
 
     kind: TargetKind
     value: float
@@ -26,15 +26,28 @@ class Target:
 class Settings:
     """What a person may choose; the defaults are the command line's.
 
-    `gamma` None weighs the whole output against the whole size (see `default_gamma`); with a `target` it is found.
-    `fidelity` is what L is, `cost` what size means; times are those on `provider`, ONNX Runtime's by short name.
-    `layers` and `skip` are name patterns; `prune_fraction` is the share of weights the final magnitude pass sets to
-    zero, None to search for it. `threads` and `batch_size` are the latency measurement's. `factors` None takes those
-    that a plan names, or "auto"; ranks are multiples of `rank_multiple`, None for what suits ONNX Runtime on this
-    machine (measured); `calibration` is the number of images that factors are fitted on, which neither search nor judge
-    see. `precisions` and `formats` are those to write; float32 and ONNX always are. `zip` adds zipped files, `opset`
-    None takes the exporter's choice. `workers` evaluate candidates at once, through the joblib backend of this name;
-    neither changes what is found. `tune` says how the compressed network is fine-tuned, by default not at all.
+    Attributes:
+        gamma: weighs the fidelity against the size; None weighs the whole output against the whole size.
+        target: in place of gamma, which is then found.
+        form: of the objective, Eq. (3) ("ratio") or Eq. (2) ("rate").
+        fidelity: what L is.
+        cost: what size means; times are those on `provider`, a short name of ONNX Runtime's.
+        method: how k x k convolutions are factorized.
+        factors: how factors are fitted; None as a plan says, or "auto".
+        calibration: number of images that factors are fitted on, kept out of the search and the tests.
+        recalibrate: whether layers are reconstructed one after the other.
+        rank_multiple: ranks are multiples of it; None for what ONNX Runtime is measured to prefer on this machine.
+        layers, skip: name patterns of layers to compress, and to leave alone.
+        prune_fraction: share of weights that the final pass sets to zero; None to search for it.
+        device: where candidates are evaluated.
+        threads, batch_size: of the latency measurement.
+        precisions, formats: to write; float32 and ONNX always are.
+        zip: whether zipped files are written, too.
+        opset: of the ONNX files; None for the exporter's choice.
+        workers, backend: evaluate that many candidates at once, through the joblib backend of this name; neither
+            changes what is found.
+        search: of the Bayesian optimization.
+        tune: of the fine-tuning, by default none.
     """
 
     gamma: float | None = None
@@ -65,15 +78,15 @@ class Settings:
 
     @property
     def num_calibration(self) -> int:
-        """Images to fit on, if there are enough: none where nothing would be fitted."""
+        """Images to fit on, if there are enough; none where nothing is fitted."""
         return self.calibration if self.factors != "weight" or self.recalibrate else 0
 
 
 def require_compatible(settings: Settings) -> None:
-    """Refuse choices that do not go together.
+    """Check that choices go together.
 
     Raises:
-        InputError: as said.
+        InputError: they do not; the sentence names the options.
     """
     if settings.prune_fraction is None and settings.cost != "params":
         raise InputError(f"--prune auto counts weights that are not zero: it needs --cost params, not {settings.cost}")

@@ -10,6 +10,7 @@ from compressor.pipeline.delivery.quantize import Quantize
 from compressor.pipeline.delivery.report import WriteReport
 from compressor.pipeline.plan import Plan
 from compressor.pipeline.recipe import Recipe
+from compressor.pipeline.search_stages import search_stages
 from compressor.pipeline.settings import Settings
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.stages.apply_plan import ApplyPlan
@@ -17,7 +18,6 @@ from compressor.pipeline.stages.build import Build
 from compressor.pipeline.stages.finetune import Finetune
 from compressor.pipeline.stages.recorded import BeginRecipe, CombinePlans, Recorded
 from compressor.pipeline.stages.registry import RECIPE_STAGES
-from compressor.pipeline.stages.search import search_stages
 
 DELIVERY: Sequence[Stage] = (Evaluate(), Export(), MeasureLatency(), Quantize(), WriteFormats(), WriteReport())
 

@@ -135,7 +135,7 @@ def test_another_method_must_win_by_the_margin_at_every_share(
     }
     monkeypatch.setattr(Decomposer, "_loss", lambda *args: Losses(losses)(*args))
     spatial = [layer for layer in subject.layers if layer.method == "spatial" and layer.num_groups == 1]
-    for part in subject.run(layers=spatial, challengers=competing_methods("auto+cp")).values():
+    for part in subject.run(layers=spatial, competitors=competing_methods("auto+cp")).values():
         assert part.layer.method == winner
         won = sum(MARGIN * mine < other for mine, other in zip(tucker, own, strict=True))
         assert len(part.trials["tucker, activation"]) <= won
@@ -154,7 +154,7 @@ def test_trials_keep_within_the_shares_of_parameters(subject: Subject, monkeypat
         return candidate
 
     monkeypatch.setattr(decompose, "build_candidate", build)
-    subject.run(challengers=competing_methods("auto+cp"))
+    subject.run(competitors=competing_methods("auto+cp"))
     assert len(tried) >= 4 * 3 * len(TRIAL_SHARES)
     for name, size in tried:
         weight = subject.model.get_submodule(name).weight
@@ -198,7 +198,7 @@ def test_what_is_kept_is_the_same_whatever_the_others_are(subject: Subject, monk
 
 
 def test_methods_compete_for_convolutions_without_groups_alone(subject: Subject) -> None:
-    found = subject.run(challengers=competing_methods("auto+cp"))
+    found = subject.run(competitors=competing_methods("auto+cp"))
     assert set(found["0"].trials) == EVERY_METHOD
     assert set(found["2"].trials) == EVERY_FACTOR
     for name in ("4", "8"):
@@ -212,14 +212,14 @@ def test_every_method_can_win(subject: Subject, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(
             Decomposer, "_loss", lambda _, part, _share, winner=winner: float(decompose._describe(part) != winner)
         )
-        best = subject.run(layers=subject.layers[:1], challengers=competing_methods("auto+cp"))["0"]
+        best = subject.run(layers=subject.layers[:1], competitors=competing_methods("auto+cp"))["0"]
         assert (f"{best.layer.method}, {best.kind}", best.trials[winner]) == (winner, [0.0] * len(TRIAL_SHARES))
         assert best.factors.max_rank >= best.layer.dense_rank - 1
         best.factors.build(best.layer.dense_rank - 1)
 
 
 def test_without_images_methods_compete_with_the_weights_factors(subject: Subject) -> None:
-    found = subject.run(challengers=competing_methods("auto+cp"), calibration=subject.calibration.subset([]))
+    found = subject.run(competitors=competing_methods("auto+cp"), calibration=subject.calibration.subset([]))
     assert set(found["0"].trials) == {f"{method}, weight" for method in competing_methods("auto+cp")}
     assert found["2"].trials == {}
 
@@ -227,7 +227,7 @@ def test_without_images_methods_compete_with_the_weights_factors(subject: Subjec
 @pytest.mark.parametrize("method", ["tucker", "cp", "interpolative"])
 def test_a_method_asked_for_has_no_rivals(subject: Subject, method: Any) -> None:
     layers = compressible(find_layers(subject.model, subject.calibration.batch([0]), method=method))
-    found = subject.run(layers=layers, challengers=competing_methods("auto+cp"))
+    found = subject.run(layers=layers, competitors=competing_methods("auto+cp"))
     assert (found["0"].layer.method, found["0"].kind, found["0"].trials) == (method, "activation", {})
     assert found["2"].layer.method == "spatial"
 
@@ -246,7 +246,7 @@ def test_factors_reach_the_last_rank_that_makes_a_layer_smaller(subject: Subject
 
 def test_the_network_stays_as_it_was(subject: Subject) -> None:
     before = {name: value.clone() for name, value in subject.model.state_dict().items()}
-    subject.run(challengers=competing_methods("auto+cp"))
+    subject.run(competitors=competing_methods("auto+cp"))
     assert all(torch.equal(value, before[name]) for name, value in subject.model.state_dict().items())
     assert not any(module._forward_hooks for module in subject.model.modules())
 

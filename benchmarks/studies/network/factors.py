@@ -74,7 +74,7 @@ class Study:
         check = FunctionNorm(self.model, images.check, CPU)
         layers = [with_method(layer, method) if _applies(layer, method) else layer for layer in self.layers]
         result: FactorChoice = chain.removesuffix("+cp")  # type: ignore[assignment]
-        decomposer = Decomposer(self.model, images.fit, check, CPU, result, challengers=competing_methods(chain))
+        decomposer = Decomposer(self.model, images.fit, check, CPU, result, competitors=competing_methods(chain))
         parts = decomposer.run(layers)
         seconds = time.perf_counter() - began
         about = {"chain": chain, "method": method or "svd, spatial", "images": images.name, "fit_on": len(images.fit)}

@@ -59,7 +59,7 @@ def _write_formats(context: Context, path: Path, network: nn.Module) -> list[Fil
 
 
 def _write_ort(context: Context, source: Path, network: nn.Module) -> FileRecord:
-    """float32 is compared with torch, other precisions with their ONNX file, which has been judged against torch."""
+    """float32 is compared with torch, other precisions with their ONNX file, which was evaluated beside torch."""
     images = context.test_images.batch(slice(0, VERIFY_IMAGES))
     with converted_to_ort(source) as (ort, config):
         if source.name == MODEL:

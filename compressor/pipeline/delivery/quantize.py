@@ -75,7 +75,7 @@ def _write_precision(
                 convert_fp16(
                     context.folder / MODEL, partial, context.search_images.batch(slice(0, RANGE_IMAGES)), signed
                 )
-        with context.progress.stage(f"judging {path.name}"):
+        with context.progress.stage(f"evaluating {path.name}"):
             outputs = _outputs(context, partial, path)
     squares = squared_distances(outputs, evaluated.targets)
     return PrecisionRecord(

@@ -13,9 +13,9 @@ from compressor.files import write_text
 from compressor.network.layers import FoundLayer, compressible, factorized_ranks, find_layers
 from compressor.network.serialization import factorized_names
 from compressor.pipeline.context import Context
+from compressor.pipeline.search_stages import search_stages
 from compressor.pipeline.settings import Settings, Target
 from compressor.pipeline.stage import RecipeStage, StageSpec, run_stages
-from compressor.pipeline.stages.search import search_stages
 from compressor.pipeline.state import Outcome, State, needed
 from compressor.search.records import Certificate, Form
 from compressor.search.settings import SearchSettings

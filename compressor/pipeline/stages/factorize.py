@@ -2,7 +2,7 @@
 
 Every candidate takes the layer's place alone, at the same numbers of parameters, and the one that changes the network's
 outputs least on a few images is taken. Methods compete where the user leaves the choice open; one whose factors cannot
-be recalibrated in turn must win at every cost, and by what that brings.
+be refitted in turn must win at every cost, by as much as refitting brings.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ from compressor.search.records import SearchRecord
 
 TRIAL_SHARES = (0.1, 0.25, 0.5)  # of the layer's parameters, at which candidates are compared
 TRIAL_IMAGES = 16
-# Recalibrating both factors in turn took a third off the function norm where it could be done (docs/results.md).
+# Refitting both factors in turn took a third off the function norm where it could be done (docs/results.md).
 MARGIN = 1.5
 MIN_LOSS = 1e-12
 # Equations of activations that overflow, or decompositions that do not converge; TensorLy works in numpy.
@@ -53,12 +53,12 @@ class Decomposer:
     Args:
         model: the original on `device`.
         calibration: images for activation-aware factors; empty where there are none.
-        judge: function norm on other images, for measured choices.
-        choice: the factors wanted, or "auto" to measure.
+        evaluator: the function norm on other images, for measured choices.
+        choice: the factors asked for, or "auto" to measure.
         kinds: factors already chosen for some layers, by name.
-        rivals: methods that compete for k x k convolutions; none leaves each layer its own.
-        seed: of the places and directions that are drawn.
-        on_step: told the number of layers done and a word.
+        competitors: methods that compete for k x k convolutions; none leaves each layer its own.
+        seed: of the positions and directions that are sampled.
+        on_step: called with the number of layers done and the next one's name.
     """
 
     model: nn.Module
@@ -67,7 +67,7 @@ class Decomposer:
     device: torch.device
     choice: FactorChoice
     kinds: Mapping[str, FactorKind] = field(default_factory=dict)
-    challengers: tuple[Method, ...] = ()
+    competitors: tuple[Method, ...] = ()
     seed: int = 0
     on_step: Callable[[int, str], None] = lambda count, text: None
 
@@ -98,41 +98,41 @@ class Decomposer:
         trials = {_describe(candidate): [self._loss(candidate, share) for share in TRIAL_SHARES] for candidate in own}
         best = min(own, key=lambda candidate: _mean(trials[_describe(candidate)]))
         to_beat = trials[_describe(best)]
-        for challenger in candidates:
-            if challenger in own:
+        for competitor in candidates:
+            if competitor in own:
                 continue
-            losses = trials[_describe(challenger)] = self._losses_while_ahead(challenger, to_beat)
+            losses = trials[_describe(competitor)] = self._losses_while_ahead(competitor, to_beat)
             if len(losses) == len(TRIAL_SHARES) and _mean(losses) < _mean(trials[_describe(best)]):
-                best = challenger
+                best = competitor
         return replace(best, trials=trials)
 
     def _candidates(self, layer: FoundLayer, moments: LayerMoments | None) -> list[Decomposed]:
         """Those that can be computed: at worst the weight's own factors."""
         choice = self.kinds.get(layer.name, self.choice)
         candidates = []
-        for challenger in self._competitors(layer):
+        for competitor in self._competitors(layer):
             with suppress(*UNSOLVABLE):
-                for factors, kind in _factorizations(challenger, moments, choice):
-                    candidates.append(Decomposed(challenger, factors, kind, {}))
+                for factors, kind in _factorizations(competitor, moments, choice):
+                    candidates.append(Decomposed(competitor, factors, kind, {}))
         if not any(candidate.layer.method == layer.method for candidate in candidates):
             candidates += [Decomposed(layer, *weight, {}) for weight in _factorizations(layer, None, "weight")]
         return candidates
 
-    def _losses_while_ahead(self, challenger: Decomposed, to_beat: Sequence[float]) -> list[float]:
-        """The rival's losses share by share, ending before the first that is not lower by the margin."""
+    def _losses_while_ahead(self, competitor: Decomposed, to_beat: Sequence[float]) -> list[float]:
+        """The competitor's losses share by share, ending before the first that is not lower by the margin."""
         losses: list[float] = []
         for share, other in zip(TRIAL_SHARES, to_beat, strict=True):
-            loss = self._loss(challenger, share)
+            loss = self._loss(competitor, share)
             if not MARGIN * loss < other:
                 break
             losses.append(loss)
         return losses
 
     def _competitors(self, layer: FoundLayer) -> list[FoundLayer]:
-        if layer.method not in self.challengers:
+        if layer.method not in self.competitors:
             return [layer]
-        challengers = [with_method(layer, method) for method in possible_methods(layer) if method in self.challengers]
-        return [challenger for challenger in challengers if challenger.dense_rank > 1]
+        competitors = [with_method(layer, method) for method in possible_methods(layer) if method in self.competitors]
+        return [competitor for competitor in competitors if competitor.dense_rank > 1]
 
     def _loss(self, candidate: Decomposed, share: float) -> float:
         """Function norm with this layer alone factorized, at the largest rank within the share of its parameters."""
@@ -192,7 +192,7 @@ def decompose_layers(
     layers: Sequence[FoundLayer],
     norm: FunctionNorm,
     kinds: Mapping[str, FactorKind],
-    challengers: tuple[Method, ...] = (),
+    competitors: tuple[Method, ...] = (),
 ) -> list[Decomposed]:
     """Factors for `layers`, as the settings want them (see `Decomposer`)."""
     with context.progress.stage("factorizing layers", len(layers)) as stage:
@@ -203,7 +203,7 @@ def decompose_layers(
             device=context.device,
             choice=_factor_choice(context),
             kinds=kinds,
-            challengers=challengers,
+            competitors=competitors,
             seed=context.settings.search.seed,
             on_step=stage.update,
         )
