@@ -15,7 +15,7 @@ from compressor.schema import Number, Pair
 from compressor.search.records import TARGET_OPTIONS, SearchRecord, TargetRecord
 from exporters.records import DifferenceRecord, QuantizationRecord
 
-MIN_WIDTH = 100  # characters; a pipe has no width, and the longest row needs as many
+MIN_WIDTH = 112  # characters; a pipe has no width, and the longest row needs as many
 
 
 def print_report(report: Report, folder: Path) -> None:
