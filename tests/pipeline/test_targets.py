@@ -37,7 +37,6 @@ from compressor.pipeline.delivery.measure import with_last_timing
 from compressor.pipeline.plan import planned_layers, read_plan
 from compressor.pipeline.settings import Settings, Target
 from compressor.pipeline.stages import cost, meet_size
-from compressor.pipeline.stages import search_ranks as rank_search
 from compressor.report.records import Report
 from compressor.search.evaluation.journal import Journal
 from compressor.search.optimizer import MAX_EVALUATIONS_FAR_AWAY, MAX_EVALUATIONS_NEARBY, Search, SearchSettings
@@ -45,7 +44,7 @@ from compressor.search.records import TargetKind, TargetRecord
 from compressor.search.target.accuracy_drop import drop_target
 from compressor.search.target.target import SearchTarget, solve_dual
 from exporters.providers import CPU, CUDA
-from tests.search.test_optimizer import NUM_IMAGES, Problem
+from tests.search.test_optimizer import Problem
 from tests.unmeasured import without_measuring
 
 QUICK = (
@@ -339,9 +338,7 @@ def test_milliseconds_are_measured_until_they_are_kept(tiny, pictures, tmp_path,
     monkeypatch.setattr(
         cost,
         "make_cost_tables",
-        lambda _, parts: {
-            part.layer.name: [0.5e-4 * count for count in part.layer.params_by_rank()] for part in parts
-        },
+        lambda _, parts: {part.layer.name: [0.5e-4 * count for count in part.layer.params_by_rank()] for part in parts},
     )
     report = compressed(tiny, pictures, tmp_path / "out", "latency", 2.0, cost="latency")
     target = report.target

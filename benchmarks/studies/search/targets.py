@@ -28,11 +28,11 @@ from compressor.fidelity.accuracy_drop import DropCurve, DropEstimator
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.pipeline.context import Context, Source
 from compressor.pipeline.prepare import prepare
+from compressor.pipeline.search_stages import search_stages
 from compressor.pipeline.settings import Settings, Target
 from compressor.pipeline.stage import run_stages
 from compressor.pipeline.stages.evaluate_original import EvaluateOriginal
 from compressor.pipeline.stages.factorize import Factorize
-from compressor.pipeline.stages.search import search_stages
 from compressor.pipeline.state import Decomposed, State, needed
 from compressor.progress import Progress, progress_for_stderr
 from compressor.search.optimizer import SearchSettings
