@@ -65,7 +65,7 @@ class SelfAttention(nn.Module):
         self.out_proj = _linear(original.out_proj.weight, original.out_proj.bias)
         self.train(original.training)
 
-    def forward(
+    def forward(  # noqa: PLR0913
         self,
         query: Tensor,
         key: Tensor,
@@ -76,7 +76,7 @@ class SelfAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
-        """Attend.
+        """Attend; the parameters are those of `nn.MultiheadAttention`.
 
         Raises:
             ValueError: another key or value, a mask or the weights are asked for, unlike in the example.
