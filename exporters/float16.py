@@ -12,7 +12,7 @@ from torch import Tensor
 
 from compressor.errors import BocompressError
 from compressor.text import first_line
-from exporters.activation_ranges import tensor_ranges
+from exporters.int8_calibration import tensor_ranges
 from exporters.onnx import needs_data_file, save_onnx, sign, silence
 
 MAX_FP16 = 65504.0

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from compressor.errors import BocompressError
 from compressor.text import first_line
-from exporters.activation_ranges import BATCH_SIZE, CALIBRATORS, activation_ranges
+from exporters.int8_calibration import BATCH_SIZE, CALIBRATORS, activation_ranges
 from exporters.onnx import needs_data_file, save_onnx, sign, silence, write_with_data
 from exporters.records import CalibrationName, FloatLayer, QuantizationRecord
 from exporters.sensitivity import WEIGHTED, choose_float_groups, group_nodes

@@ -26,6 +26,7 @@ from compressor.pipeline.image_splits import (
 from compressor.pipeline.outputs import OUTPUTS
 from compressor.pipeline.settings import Settings, require_compatible
 from compressor.progress import Progress
+from compressor.search.evaluation.parallel import Workers
 from compressor.text import first_line
 from exporters.onnx import require_opset
 from exporters.providers import explain_absence
@@ -83,6 +84,7 @@ def _require_usable(images: ImageSet, settings: Settings) -> None:
         raise InputError(f"{settings.factors} factors are fitted to images: --calibration must be above 0")
     require_labelled(images, settings.fidelity)
     require_compatible(settings)
+    Workers(settings.workers, settings.backend)  # raises where joblib has no such backend
     if absence := explain_absence([settings.provider]):
         raise InputError(f"--provider {settings.provider}: {absence}")
 

@@ -24,7 +24,7 @@ from tests.cli.test_commands import listing, the_sentence
 from tests.unmeasured import without_measuring
 
 SEARCH = SearchSettings(max_evaluations=4, samples=8, certificate="pointwise", seed=1)
-TUNE = TuneSettings(epochs=2, learning_rate=0.01, batch_size=8)
+TUNE = TuneSettings(epochs=2, learning_rate=0.003, batch_size=8)
 SETTINGS = Settings(search=SEARCH, tune=TUNE, gamma=1.0, prune_fraction=0.2)
 
 

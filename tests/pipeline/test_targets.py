@@ -210,10 +210,10 @@ def test_close_decisions_are_all_looked_at_and_the_others_are_stood_for() -> Non
     margins = targets.topk(2).values.diff(dim=1).abs().squeeze(1).numpy()
     # Two outputs of ten move apart by the root of 2 L / 10.
     loss = 5.0 * (np.quantile(margins, 0.2) / MARGIN_DEVIATIONS) ** 2
-    weights = [sampling_weights(meet_size, 1.0001 * loss, np.random.default_rng(seed)) for seed in range(200)]
+    weights = [sampling_weights(targets, 1.0001 * loss, np.random.default_rng(seed)) for seed in range(200)]
     assert (weights[0][np.argsort(margins)[:200]] == 1).all()
     assert (weights[0] > 0).sum() == 280
-    most = sampling_weights(meet_size, 100.0 * loss, np.random.default_rng(0))
+    most = sampling_weights(targets, 100.0 * loss, np.random.default_rng(0))
     assert (most > 0).sum() == 370
     assert weights[0].sum() == pytest.approx(1000)
     flips = (margins > np.quantile(margins, 0.9)).astype(float)  # where hardly any image is looked at
@@ -421,7 +421,7 @@ def test_biases_that_fitted_factors_gain_are_counted_in(pictures, tmp_path) -> N
     assert report.params.compressed <= 0.5 * count_params(network)
 
 
-@pytest.mark.parametrize(("kind", "asked", "other"), [("ratio", 0.4, 0.3), ("drop", 12.0, 10.0)])
+@pytest.mark.parametrize(("kind", "asked", "other"), [("ratio", 0.4, 0.3), ("drop", 4.0, 3.0)])
 def test_a_target_resumed_is_the_same(
     kind: TargetKind, asked: float, other: float, tiny: nn.Module, pictures: ImageSet, tmp_path: Path
 ) -> None:
@@ -455,7 +455,7 @@ def test_half_the_size_and_a_plan_of_the_front(invoke, tiny_checkpoint, digit_im
     assert target.met
     assert target.reached == report.params.compressed / report.params.original
     assert 0.35 <= target.reached <= 0.5  # 0.38 to 0.50 over six seeds: few plans, and ten images a look
-    assert "target --target-ratio 0.5 kept" in done.stdout
+    assert "target --target-ratio 0.5 met" in done.stdout
     assert "--target-ratio 0.5. Kept" in (out / "report.html").read_text()
     assert report.search is not None
     files = [out / row.file for row in report.search.pareto_front]

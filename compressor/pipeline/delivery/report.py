@@ -13,7 +13,7 @@ from compressor.network.layers import FoundLayer
 from compressor.network.macs import count_macs
 from compressor.network.records import LayerRecord
 from compressor.pipeline.context import Context
-from compressor.pipeline.delivery.warnings import all_warnings
+from compressor.pipeline.delivery.choose_warnings import all_warnings
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import SearchResult, State, needed
 from compressor.report.page import write_report

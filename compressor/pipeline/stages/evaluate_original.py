@@ -8,7 +8,7 @@ from compressor.fidelity.risk import make_measure
 from compressor.files import prepare_folder
 from compressor.network.layers import compressible
 from compressor.pipeline.context import Context
-from compressor.pipeline.delivery.warnings import early_warnings
+from compressor.pipeline.delivery.choose_warnings import early_warnings
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import State
 from compressor.search.objective import default_gamma

@@ -129,7 +129,8 @@ class Decomposer:
         return losses
 
     def _competitors(self, layer: FoundLayer) -> list[FoundLayer]:
-        if layer.method not in self.competitors:
+        """The layer by every method that competes for it; by its own alone where that was asked for."""
+        if layer.method not in self.competitors or layer.method != possible_methods(layer)[0]:
             return [layer]
         competitors = [with_method(layer, method) for method in possible_methods(layer) if method in self.competitors]
         return [competitor for competitor in competitors if competitor.dense_rank > 1]
