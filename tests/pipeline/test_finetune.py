@@ -83,7 +83,7 @@ def test_the_report_says_what_tuning_brought(run: CompressedModel, capsys: pytes
     assert f"fine-tuning: epoch {record.kept_epoch} of 2 kept, function norm" in capsys.readouterr().out
     page = render_report(run.report)
     assert '<h2 id="tuning">Fine-tuning</h2>' in page
-    assert "towards the original’s outputs, without labels for 2" in page.replace("\u202f", " ").replace("\xa0", " ")
+    assert "by distillation from the original’s outputs, without labels" in page.replace("\u202f", " ").replace("\xa0", " ")
     assert Report.model_validate_json((run.folder / "report.json").read_text()) == run.report
 
 
