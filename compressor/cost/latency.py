@@ -213,11 +213,6 @@ def ratio_of(reference_ms: Samples, other_ms: Samples, seed: int = 0, others: fl
     return RatioRecord(value=float(np.median(ratios)), low=low / allowance, high=high * allowance)
 
 
-def paired_ratio(original_ms: ArrayLike, compressed_ms: ArrayLike) -> float:
-    """Median of the ratios compressed/original over pairs measured together; both in the same order."""
-    return float(np.median(_ratios(original_ms, compressed_ms)))
-
-
 def bootstrap_interval(
     values: ArrayLike, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:

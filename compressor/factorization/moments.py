@@ -34,15 +34,6 @@ class LayerMoments:
     outputs: Tensor
 
 
-def identity_moments(groups: int, num_inputs: int, num_outputs: int) -> LayerMoments:
-    """The moments under which the best factors are those of plain truncation: all identities, and no mean."""
-    return LayerMoments(
-        covariance=torch.eye(num_inputs, dtype=torch.float64).expand(groups, -1, -1),
-        mean=torch.zeros(groups, num_inputs, dtype=torch.float64),
-        outputs=torch.eye(num_outputs, dtype=torch.float64).expand(groups, -1, -1),
-    )
-
-
 def with_floor(matrices: Tensor, share: float) -> Tensor:
     """Positive semi-definite matrices (groups, n, n) plus `share` of the mean diagonal (plus 1 where that is zero)."""
     level = matrices.diagonal(dim1=-2, dim2=-1).mean(-1)

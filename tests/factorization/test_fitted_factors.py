@@ -13,9 +13,19 @@ from torch import Tensor, nn
 from compressor.factorization.alternating import alternate
 from compressor.factorization.base import Factors
 from compressor.factorization.least_squares import NestedRefit
-from compressor.factorization.moments import LayerMoments, identity_moments, with_floor
+from compressor.factorization.moments import LayerMoments, with_floor
 from compressor.factorization.registry import METHODS, find_break_even_rank
 from compressor.factorization.two_factor import first_factor
+
+
+def identity_moments(groups: int, num_inputs: int, num_outputs: int) -> LayerMoments:
+    """The moments under which the best factors are those of plain truncation: all identities, and no mean."""
+    return LayerMoments(
+        covariance=torch.eye(num_inputs, dtype=torch.float64).expand(groups, -1, -1),
+        mean=torch.zeros(groups, num_inputs, dtype=torch.float64),
+        outputs=torch.eye(num_outputs, dtype=torch.float64).expand(groups, -1, -1),
+    )
+
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 EXACT = 1e-4

@@ -81,9 +81,11 @@ def test_the_report_says_what_tuning_brought(run: CompressedModel, capsys: pytes
     assert run.report.nonzero_params.compressed < 0.9 * run.report.params.compressed
     print_report(run.report, run.folder)
     assert f"fine-tuning: epoch {record.kept_epoch} of 2 kept, function norm" in capsys.readouterr().out
-    page = render_report(run.report)
+    page = render_report(run.report).replace("\u202f", " ").replace("\xa0", " ")
     assert '<h2 id="tuning">Fine-tuning</h2>' in page
-    assert "by distillation from the original’s outputs, without labels" in page.replace("\u202f", " ").replace("\xa0", " ")
+    assert "by distillation from the original’s outputs, without labels" in page.replace("\u202f", " ").replace(
+        "\xa0", " "
+    )
     assert Report.model_validate_json((run.folder / "report.json").read_text()) == run.report
 
 

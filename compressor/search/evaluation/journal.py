@@ -130,11 +130,6 @@ class Journal:
             else:
                 self._write_line(header, mode="w")
 
-    @property
-    def num_recalled(self) -> int:
-        """Number of rows of the earlier run, without its final racing."""
-        return len(self._stored)
-
     def recall(self, ranks: Ranks, indices: np.ndarray) -> Losses | None:
         """Losses of the next stored evaluation, or None where the earlier run ended.
 

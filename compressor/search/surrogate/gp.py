@@ -212,13 +212,6 @@ def _initial_guesses(num_dims: int, scale: float, start: Hyperparameters | None,
     return guesses
 
 
-def log_likelihood(thetas: Array, targets: Array, noise: Array, hyper: Hyperparameters) -> float:
-    """log p(targets) under the Gaussian process (Rasmussen & Williams, Eq. 2.30)."""
-    factor = cholesky(_covariance(thetas, noise, hyper), lower=True)
-    residual = solve_triangular(factor, targets - hyper.mean, lower=True)
-    return float(-0.5 * residual @ residual - np.log(np.diag(factor)).sum() - 0.5 * len(targets) * np.log(2.0 * np.pi))
-
-
 def _covariance(thetas: Array, noise: Array, hyper: Hyperparameters) -> Array:
     covariance = hyper.signal_variance * matern52(thetas, thetas, hyper.length_scales) + noise
     extra = hyper.excess_noise + JITTER * hyper.signal_variance

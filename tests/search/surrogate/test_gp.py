@@ -4,12 +4,21 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import check_grad
 from scipy.stats import multivariate_normal
 from skopt.learning import GaussianProcessRegressor
 from skopt.learning.gaussian_process.kernels import ConstantKernel, Matern
 
+from compressor.arrays import Array
 from compressor.search.surrogate import gp
+
+
+def log_likelihood(thetas: Array, targets: Array, noise: Array, hyper: gp.Hyperparameters) -> float:
+    """log p(targets) under the Gaussian process (Rasmussen & Williams, Eq. 2.30)."""
+    factor = cholesky(gp._covariance(thetas, noise, hyper), lower=True)
+    residual = solve_triangular(factor, targets - hyper.mean, lower=True)
+    return float(-0.5 * residual @ residual - np.log(np.diag(factor)).sum() - 0.5 * len(targets) * np.log(2.0 * np.pi))
 
 
 def problem(seed: int, count: int = 25, dims: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -70,7 +79,7 @@ def test_log_likelihood_is_that_of_a_multivariate_normal() -> None:
     process = gp.GaussianProcess(thetas, targets, np.diag(variances), known)
     covariance = process.prior_covariance(thetas, thetas) + np.diag(variances)
     expected = multivariate_normal(np.full(len(targets), 0.3), covariance).logpdf(targets)
-    assert gp.log_likelihood(thetas, targets, np.diag(variances), known) == pytest.approx(expected, rel=1e-6)
+    assert log_likelihood(thetas, targets, np.diag(variances), known) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -90,7 +99,7 @@ def test_fit_maximizes_the_likelihood() -> None:
     thetas, targets, variances = problem(7, count=40)
     noise = np.diag(variances)
     fitted = gp.fit(thetas, targets, noise)
-    best = gp.log_likelihood(thetas, targets, noise, fitted)
+    best = log_likelihood(thetas, targets, noise, fitted)
     rng = np.random.default_rng(0)
     for _ in range(30):
         lengths = np.clip(fitted.length_scales * np.exp(0.3 * rng.standard_normal(3)), *gp.LENGTH_SCALE_BOUNDS)
@@ -100,7 +109,7 @@ def test_fit_maximizes_the_likelihood() -> None:
             fitted.excess_noise,
             fitted.mean,
         )
-        assert gp.log_likelihood(thetas, targets, noise, other) <= best + 1e-6
+        assert log_likelihood(thetas, targets, noise, other) <= best + 1e-6
 
 
 def test_fit_recovers_the_scales_of_a_draw() -> None:
