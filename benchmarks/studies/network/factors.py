@@ -162,6 +162,20 @@ def load(model: str, data: Path | None, input_size: int | None) -> tuple[str, nn
     return loaded.arch, loaded.model, images, transform
 
 
+def other_calibration(
+    name: str, own: Calibration, other: Path | None, transform: Transform | None
+) -> Calibration | None:
+    """Calibration images by the name of their set: a number of one's own, synthetic ones, or other photographs."""
+    total = NUM_CALIBRATION + NUM_CHECK
+    if name.isdigit():
+        return own.fewer(int(name))
+    if transform is None:
+        return None
+    if name == "synthetic":
+        return calibration_of("synthetic", synthetic_images(total, transform, seed=0))
+    return None if other is None else calibration_of("other photographs", load_folder(other, transform, total, seed=0))
+
+
 @click.command()
 @click.argument("model_path")
 @click.argument("data", type=click.Path(path_type=Path), required=False)
@@ -208,25 +222,16 @@ def main(
     own = calibration_of("of the task", mine)
     rows, began = earlier_rows(name, add, began)
     study.rows += rows
-    for result in CHAINS:
-        if result not in chains.split(","):
-            continue
-        study.run(map(float, fractions.split(",")), result, own)
-        save()
+    for chain in CHAINS:
+        if chain in chains.split(","):
+            study.run(map(float, fractions.split(",")), chain, own)
+            save()
     for method in filter(None, methods.split(",")):
         study.run([MIDDLE], "activation", own, method)
         save()
-    total = NUM_CALIBRATION + NUM_CHECK
     for images_name in filter(None, image_sets.split(",")):
-        if images_name.isdigit():
-            calibration = own.fewer(int(images_name))
-        elif transform is None:
-            continue
-        elif images_name == "synthetic":
-            calibration = calibration_of("synthetic", synthetic_images(total, transform, seed=0))
-        elif other is not None:
-            calibration = calibration_of("other photographs", load_folder(other, transform, total, seed=0))
-        else:
+        calibration = other_calibration(images_name, own, other, transform)
+        if calibration is None:
             continue
         study.run([MIDDLE], "auto", calibration)
         if not images_name.isdigit():  # images of another kind may mislead the choice
