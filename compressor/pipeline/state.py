@@ -99,6 +99,7 @@ class State:
 
     Attributes:
         network: the network as it is now: the original, until it is built.
+        norm: the function norm on the search's images.
         measure: how far candidates are from the original, on the search's images.
         gamma: of the objective, asked for or by default.
         decomposed: layers with their factors.

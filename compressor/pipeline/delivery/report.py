@@ -84,8 +84,11 @@ def make_report(context: Context, state: State) -> Report:
     )
 
 
-def make_stage_record(name: str, kind: str, context: Context, state: State, began: float) -> StageRecord:
-    """What a recipe's stage that started at `began` left, compared with the original on the test images."""
+def make_stage_record(name: str, kind: str, context: Context, state: State, began: float | None) -> StageRecord:
+    """What a recipe's stage that started at `began` left, compared with the original on the test images.
+
+    The original itself took no time: `began` is None.
+    """
     outcome, nonzero = needed(state.outcome, "what the stage did"), count_nonzero_params(state.network)
     metrics = needed(state.evaluator, "an evaluator").evaluate(state.network)
     return StageRecord(
@@ -95,7 +98,7 @@ def make_stage_record(name: str, kind: str, context: Context, state: State, bega
         nonzero_params=nonzero,
         ratio=nonzero / count_nonzero_params(context.original),
         metrics=metrics,
-        seconds=time.perf_counter() - began,
+        seconds=0.0 if began is None else time.perf_counter() - began,
         **outcome.fields,
     )
 

@@ -24,7 +24,7 @@ LATENCY_CACHE = "layer-latency.json"
 
 @dataclass(frozen=True)
 class TabulateCosts(Stage):
-    """Fills in `costs`, and leaves out of `decomposed` the layers that no rank makes cheaper."""
+    """Fills in `costs`; layers that no rank makes cheaper are left out of the search."""
 
     def run(self, context: Context, state: State) -> State:
         parts = needed(state.decomposed, "layers with factors")

@@ -58,7 +58,7 @@ class BeginRecipe(Stage):
         _keep_about(context, self.recipe)
         evaluator = TestEvaluator(FunctionNorm(context.original, context.test_images, context.device))
         state = replace(state, evaluator=evaluator, outcome=Outcome(context.source.arch))
-        return replace(state, records=[make_stage_record("original", "original", context, state, time.perf_counter())])
+        return replace(state, records=[make_stage_record("original", "original", context, state, None)])
 
 
 @dataclass(frozen=True)
