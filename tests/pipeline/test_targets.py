@@ -1,7 +1,7 @@
 """Targets in place of gamma: the search on problems of known answer, drops with their bound, and the command line."""
 
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ from torch import nn
 
 from compressor import apply_plan, compress
 from compressor.arrays import Ranks
-from compressor.cost import layer_latency
-from compressor.cost import rank_multiple as rank_steps
+from compressor.cost import layer_latency, rank_multiple
 from compressor.cost.latency import LatencySettings, summarize
-from compressor.cost.records import Cost
+from compressor.cost.records import Cost, LatencyRecord
 from compressor.cost.size import count_params, file_bytes
 from compressor.data.images import ImageSet, load_folder
 from compressor.data.transforms import Transform
@@ -43,7 +42,7 @@ from compressor.search.optimizer import MAX_EVALUATIONS_FAR_AWAY, MAX_EVALUATION
 from compressor.search.records import TargetKind, TargetRecord
 from compressor.search.target.accuracy_drop import drop_target
 from compressor.search.target.target import SearchTarget, solve_dual
-from exporters.providers import CPU, CUDA
+from exporters.providers import CUDA
 from tests.search.test_optimizer import Problem
 from tests.unmeasured import without_measuring
 
@@ -349,30 +348,27 @@ def test_milliseconds_are_measured_until_they_are_kept(tiny, pictures, tmp_path,
 
 
 def test_times_are_those_of_the_provider_asked_for(tiny, pictures, tmp_path, monkeypatch) -> None:
-    """Whatever is timed for the search is timed there; the CPU stands in for a GPU."""
+    """Whatever is timed for the search is timed there; a byte of a file takes a nanosecond in place of a GPU."""
     asked = []
 
-    def moved(value):
-        if isinstance(value, LatencySettings):
-            return replace(value, provider=CPU)
-        return CPU if isinstance(value, str) else value
+    def layers_in_turn(models: Sequence[bytes], inputs: object, threads: int, provider: str) -> list[float]:
+        asked.append(("layers", provider))
+        return [len(model) / 1e6 for model in models]
 
-    def on_the_cpu(measure):
-        def stand_in(*given, **named):
-            names = [getattr(value, "provider", value) for value in given if isinstance(value, str | LatencySettings)]
-            asked.append((measure.__name__, names == [CUDA]))
-            return measure(*(map(moved, given)), **named)
-
-        return stand_in
+    def whole_network(original: Path, compressed: Path, example: object, timing: LatencySettings) -> LatencyRecord:
+        asked.append(("network", timing.provider))
+        samples = np.full((4, 5), original.stat().st_size / 1e6)
+        return summarize(samples, samples, threads=1, batch_size=1)
 
     monkeypatch.setattr(prepare, "explain_absence", lambda providers: None)
     monkeypatch.setattr(cost, "_latency_cache", lambda: None)
-    for module, name in ((layer_latency, "time_in_turn"), (rank_steps, "time_in_turn"), (meet_size, "measure_latency")):
-        monkeypatch.setattr(module, name, on_the_cpu(getattr(module, name)))
+    monkeypatch.setattr(layer_latency, "time_in_turn", layers_in_turn)
+    monkeypatch.setattr(rank_multiple, "time_in_turn", layers_in_turn)
+    monkeypatch.setattr(meet_size, "measure_latency", whole_network)
     timed = {"cost": "latency", "provider": "cuda", "rank_multiple": None}
     report = compressed(tiny, pictures, tmp_path / "out", "ratio", 0.9, **timed)
     assert report.provider == CUDA
-    assert set(asked) == {("time_in_turn", True), ("measure_latency", True)}
+    assert set(asked) == {("layers", CUDA), ("network", CUDA)}
 
 
 @pytest.mark.parametrize(
