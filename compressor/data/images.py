@@ -48,6 +48,7 @@ class ImageSet:
         class_names: the names of the labels 0, 1, ..., or None.
         unreadable: files that were skipped because they could not be decoded.
         synthetic: whether they are generated, and not images of the network's task.
+        files: each image's path below the folder it comes from, or None where the images are not files.
     """
 
     data: Tensor
@@ -58,6 +59,7 @@ class ImageSet:
     class_names: list[str] | None = field(default=None)
     unreadable: int = 0
     synthetic: bool = False
+    files: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.data)
@@ -79,7 +81,8 @@ class ImageSet:
         """The set of the images at `indices`, in that order."""
         index = as_index(indices)
         labels = None if self.labels is None else self.labels[index]
-        return replace(self, data=self.data[index], labels=labels)
+        files = None if self.files is None else [self.files[i] for i in torch.arange(len(self))[index].tolist()]
+        return replace(self, data=self.data[index], labels=labels, files=files)
 
     def split(self, first: int, seed: int) -> tuple["ImageSet", "ImageSet"]:
         """A random partition into a set of `first` images and the rest.
@@ -149,6 +152,7 @@ def load_folder(path: Path, transform: Transform, limit: int, seed: int, on_step
         labels=labels,
         class_names=listing.class_names,
         unreadable=tried - len(kept),
+        files=[str(listing.files[i].relative_to(path)) for i in kept],
     )
 
 

@@ -85,7 +85,8 @@ def join(first: ImageSet, second: ImageSet) -> ImageSet:
     labels = None
     if first.labels is not None and second.labels is not None:
         labels = torch.cat([first.labels, second.labels])
-    return replace(first, data=torch.cat([first.data, second.data]), labels=labels)
+    files = None if first.files is None or second.files is None else [*first.files, *second.files]
+    return replace(first, data=torch.cat([first.data, second.data]), labels=labels, files=files)
 
 
 def without(images: ImageSet, others: ImageSet) -> ImageSet:

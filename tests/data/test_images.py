@@ -93,6 +93,15 @@ def test_pixels_equal_torchvisions_preset(tmp_path, size, interpolation):
     torch.testing.assert_close(images.batch([0])[0], preset(picture), atol=1e-6, rtol=0)
 
 
+def test_file_names_stay_with_their_images(classes):
+    images = load_folder(classes, SMALL, limit=30, seed=3)
+    first, rest = images.split(7, seed=1)
+    assert (len(first.files), len(rest.files)) == (7, 23)
+    for part in (first, rest, images.subset(slice(2, 9)), images.subset([5, 3])):
+        for pixels, file in zip(part.data, part.files, strict=True):
+            assert pixels.numpy().tobytes() == load_file(classes / file)
+
+
 def test_sample_is_random_seeded_and_limited(classes):
     first, again, other = (load_folder(classes, SMALL, limit=12, seed=seed) for seed in (1, 1, 2))
     assert len(first) == 12
