@@ -37,6 +37,7 @@ class LoadedModel:
         model: the network.
         transform: how images are prepared for torchvision's published weights of `arch`.
         notes: one-line remarks for the user.
+        class_names: of the outputs in order, where the checkpoint or a file beside it has them.
     """
 
     arch: str
@@ -44,6 +45,7 @@ class LoadedModel:
     model: nn.Module
     transform: Transform
     notes: list[str]
+    class_names: list[str] | None = None
 
 
 def load_model(path: Path, arch: str | None = None, trust_pickle: bool = False) -> LoadedModel:
