@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV := .venv
+OLDEST := .venv-oldest
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -24,7 +25,7 @@ FRESH = $(if $(filter file,$(origin OUT)),rm -rf "$(OUT)")
 OWN = $(and $(OTHER),$(filter file,$(origin FILES)))
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
 
-.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-finetune bench-recipe bench bench-gpu bench-harness clean
+.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-oldest lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-finetune bench-recipe bench bench-gpu bench-harness clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,8 +38,7 @@ $(READY): pyproject.toml
 
 demo: $(READY)  ## train resnet18 on handwritten digits, compress it, export, verify, measure, report
 	rm -rf demo
-	$(BIN)/python -m benchmarks.datasets.digits demo
-	$(BIN)/bocompress-export demo/resnet18-digits.pt --data demo/images --input-size 32 --out demo/compressed
+	$(BIN)/bocompress demo demo
 
 demo/compressed/original.onnx:
 	$(MAKE) demo
@@ -46,7 +46,7 @@ demo/compressed/original.onnx:
 demo/compressed/model.onnx: demo/compressed/original.onnx
 
 demo/resnet18-digits.pt: | $(READY)
-	$(BIN)/python -m benchmarks.datasets.digits demo
+	$(BIN)/python -m benchmarks.demo.digits demo
 
 edge-cpu: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE, OUT, ARGS: float32 for this machine's CPU, ranks in steps that suit it
 	$(FRESH)
@@ -74,6 +74,13 @@ report: $(READY) $(TRAINED)  ## OUT: the page of a run anew; without one, of edg
 
 test: $(READY) lint  ## the whole suite, lint and types
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# uv resolves downwards, which pip cannot. Formatters and type checkers are judged by their newest versions only.
+test-oldest: pyproject.toml  ## the suite with the lowest version of each dependency that pyproject.toml allows
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

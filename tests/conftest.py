@@ -19,7 +19,7 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
-from benchmarks.datasets.digits import save_checkpoint, train_resnet18, write_image_folder
+from benchmarks.demo.digits import save_checkpoint, train_resnet18, write_image_folder
 from compressor.cli.commands import export, main
 from compressor.cost import latency
 from compressor.network import architectures

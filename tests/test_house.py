@@ -26,6 +26,7 @@ WITHOUT_TORCH = (
     "compressor.search.space",
     "compressor.search.optimizer",
     "benchmarks.cli",
+    "benchmarks.demo.cli",
 )
 
 

@@ -36,9 +36,9 @@ def test_an_edge_target_runs_with_the_demo_and_with_a_network_of_ones_own(target
 
 
 def test_the_demos_network_is_trained_where_it_is_missing() -> None:
-    trains = "-m benchmarks.datasets.digits demo" in dry_run("edge-int8")
+    trains = "-m benchmarks.demo.digits demo" in dry_run("edge-int8")
     assert trains == (not (ROOT / "demo" / "resnet18-digits.pt").exists())
-    assert "benchmarks.datasets.digits" not in dry_run("edge-int8", "MODEL=m.pt")
+    assert "benchmarks.demo.digits" not in dry_run("edge-int8", "MODEL=m.pt")
 
 
 def test_report_writes_a_page_anew_or_makes_the_run_first(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.datasets.class_folders import write_class_folders
-from benchmarks.datasets.training import OnStep, train_classifier
+from benchmarks.demo.class_folders import write_class_folders
+from benchmarks.demo.training import OnStep, train_classifier
 from compressor.errors import InputError
 from compressor.files import replace_when_whole
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.datasets.training import OnStep, train_classifier
+from benchmarks.demo.training import OnStep, train_classifier
 from compressor.files import replace_when_whole
 
 SIZE, CLASSES = 32, 10

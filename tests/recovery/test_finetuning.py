@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from benchmarks.datasets.digits import MEAN, STD, as_inputs, load_digits_images
-from benchmarks.datasets.training import train_classifier
+from benchmarks.demo.digits import MEAN, STD, as_inputs, load_digits_images
+from benchmarks.demo.training import train_classifier
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
 from compressor.factorization.registry import METHODS

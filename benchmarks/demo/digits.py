@@ -1,6 +1,6 @@
 """A small real network without downloads: torchvision's ResNet-18 on scikit-learn's handwritten digits.
 
-Used by `make demo` and by the tests. 1,797 scanned digits of 8 x 8 pixels are enlarged to 32 x 32; the last 500
+Used by `bocompress demo` and by the tests. 1,797 scanned digits of 8 x 8 pixels are enlarged to 32 x 32; the last 500
 stay out of training and are written as an image folder.
 """
 
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.datasets.class_folders import write_class_folders
-from benchmarks.datasets.training import OnStep, train_classifier
+from benchmarks.demo.class_folders import write_class_folders
+from benchmarks.demo.training import OnStep, train_classifier
 from compressor.files import replace_when_whole
 
+CHECKPOINT, IMAGES = "resnet18-digits.pt", "images"  # in the folder that `main` writes
 SIZE = 32
 NUM_TEST_IMAGES = 500
 BATCH_SIZE, MAX_LR = 64, 0.05
@@ -64,7 +65,7 @@ def save_checkpoint(model: nn.Module, path: Path) -> None:
 
 
 def main(folder: Path, epochs: int = 8) -> None:
-    """Train, write `resnet18-digits.pt` and `images/` into `folder`, and print the test accuracy."""
+    """Train, write CHECKPOINT and IMAGES into `folder`, and print the test accuracy."""
 
     def log(done: int, total: int, loss: float) -> None:
         if done % 20 == 0 or done == total:
@@ -72,8 +73,8 @@ def main(folder: Path, epochs: int = 8) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     model = train_resnet18(epochs, log)
-    save_checkpoint(model, folder / "resnet18-digits.pt")
-    write_image_folder(folder / "images")
+    save_checkpoint(model, folder / CHECKPOINT)
+    write_image_folder(folder / IMAGES)
     images, labels = load_digits_images()
     with torch.inference_mode():
         decisions = model(as_inputs(images[-NUM_TEST_IMAGES:])).argmax(1)
