@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compressor.fidelity.decisions import count_classes, margins
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.losses import MIN_LOSS
 from compressor.streams import Stream, generator
@@ -94,18 +95,17 @@ class DropEstimator:
 def sampling_weights(targets: Tensor, loss: float, rng: np.random.Generator) -> np.ndarray:
     """Weights (n,) of the images in means, 0 where an image is left out, for networks with function norm `loss`.
 
-    Images with a small margin between the original's two largest outputs have weight 1; of the others a sample stands
-    for all. Weighted means are unbiased wherever decisions change (Horvitz and Thompson 1952).
+    Images on which the original decides by a small margin have weight 1; of the others a sample stands for all.
+    Weighted means are unbiased wherever decisions change (Horvitz and Thompson 1952).
 
     Args:
-        targets: the original's outputs (n, classes).
+        targets: the original's outputs (n, num_outputs).
         loss: function norm of the networks.
         rng: draws the sample.
     """
-    best = targets.double().topk(2, dim=1).values.cpu().numpy()
-    margins = best[:, 0] - best[:, 1]
-    reach = MARGIN_DEVIATIONS * (2.0 * loss / targets.shape[1]) ** 0.5
-    close = margins <= min(reach, np.quantile(margins, MAX_CLOSE))
+    gaps = margins(targets.double()).cpu().numpy()
+    reach = MARGIN_DEVIATIONS * (2.0 * loss / count_classes(targets.shape[1])) ** 0.5
+    close = gaps <= min(reach, np.quantile(gaps, MAX_CLOSE))
     others = rng.permutation(np.flatnonzero(~close))
     some = others[: int(np.ceil(SHARE_OF_OTHERS * len(others)))]
     weights = close.astype(float)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from compressor.fidelity.decisions import agreement, decide, share
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.records import FidelityRecord, Metrics
 
@@ -42,22 +43,13 @@ def make_fidelity(squares: Tensor, energy: float, outputs: Tensor, targets: Tens
         output_energy=energy,
         images=len(squares),
         top1_agreement=agreement(outputs, targets),
+        by_sign=outputs.shape[1] == 1,
     )
-
-
-def share(hits: Tensor) -> float:
-    """The share of elements that are true."""
-    return float(hits.double().mean())
 
 
 def squared_distances(outputs: Tensor, targets: Tensor) -> Tensor:
     """Squared distances (N,) of two outputs (N, classes), float64."""
     return (outputs - targets).double().square().sum(1)
-
-
-def agreement(outputs: Tensor, targets: Tensor) -> float:
-    """The share of images with the same top-1 class, from two outputs (N, classes)."""
-    return share(outputs.argmax(1) == targets.argmax(1))
 
 
 class TestEvaluator:
@@ -73,9 +65,10 @@ class TestEvaluator:
         norm = float(self._norm.compare(outputs, every).mean())
         if self._norm.labels is None:
             return Metrics(function_norm=norm)
-        hits = outputs.cpu().topk(min(5, outputs.shape[1])).indices == self._norm.labels[:, None]
+        outputs, labels = outputs.cpu(), self._norm.labels
+        among_five = (outputs.topk(5).indices == labels[:, None]).any(1) if outputs.shape[1] > 5 else None
         return Metrics(
             function_norm=norm,
-            top1=share(hits[:, 0]),
-            top5=share(hits.any(1)) if outputs.shape[1] > 5 else None,
+            top1=share(decide(outputs) == labels),
+            top5=None if among_five is None else share(among_five),
         )

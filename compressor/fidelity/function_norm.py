@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
+from compressor.fidelity.decisions import decide
 from compressor.fidelity.labels import fitting_labels
 from compressor.fidelity.losses import Losses, NoiseSpecification
 
@@ -93,7 +94,7 @@ class FunctionNorm:
         if self.labels is None:
             return None
         labels, targets = self.labels[indices], self.targets[indices.to(self.targets.device)]
-        before, after = (rows.cpu().argmax(1) == labels for rows in (targets, outputs))
+        before, after = (decide(rows.cpu()) == labels for rows in (targets, outputs))
         return (before.double() - after.double()).numpy()
 
 

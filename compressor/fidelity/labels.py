@@ -4,11 +4,12 @@ from torch import Tensor
 
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
+from compressor.fidelity.decisions import count_classes
 from compressor.fidelity.records import Fidelity
 
 
 def fitting_labels(images: ImageSet, num_outputs: int) -> Tensor | None:
-    """The images' labels (m,) where there are as many classes as outputs, else None."""
+    """The images' labels (m,) where there are as many classes as the outputs tell apart, else None."""
     return None if images.labels is None or misfit(images, num_outputs) else images.labels
 
 
@@ -44,9 +45,11 @@ def require_labelled(images: ImageSet, kind: Fidelity) -> None:
 def misfit(images: ImageSet, num_outputs: int) -> str:
     """Why the labels cannot be those of the outputs, in words; empty where they can."""
     assert images.labels is not None
-    if images.class_names is not None and len(images.class_names) != num_outputs:
-        return f"the folder has {len(images.class_names)} classes and the network {num_outputs} outputs"
+    num_classes = count_classes(num_outputs)
+    outputs = f"{num_outputs} outputs" if num_outputs > 1 else "a single output, whose sign tells two classes apart"
+    if images.class_names is not None and len(images.class_names) != num_classes:
+        return f"the folder has {len(images.class_names)} classes and the network {outputs}"
     low, high = int(images.labels.min()), int(images.labels.max())
-    if low < 0 or high >= num_outputs:
-        return f"labels run from {low} to {high} and the network has {num_outputs} outputs"
-    return "the network has a single output" if num_outputs < 2 else ""
+    if low < 0 or high >= num_classes:
+        return f"labels run from {low} to {high} and the network has {outputs}"
+    return ""

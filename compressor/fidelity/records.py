@@ -18,7 +18,9 @@ class FidelityRecord(Record):
     """Function norm L = E||f~(x) - f*(x)||^2 (Eq. 5) on the test images.
 
     `stderr` is the standard error of `function_norm`, `output_energy` is E||f*(x)||^2 and `relative` the ratio of the
-    two, L / E||f*(x)||^2. `top1_agreement` is the share of images on which both networks predict the same class.
+    two, L / E||f*(x)||^2. `top1_agreement` is the share of images on which both networks decide for the same
+    class: that of the largest output or, `by_sign`, the sign of a single one. It is null where the original's single
+    output has one sign throughout: then it is a quantity, and nothing is decided.
     """
 
     function_norm: float = Field(ge=0)
@@ -26,7 +28,8 @@ class FidelityRecord(Record):
     relative: float = Field(ge=0)
     output_energy: float = Field(ge=0)
     images: int = Field(ge=2)
-    top1_agreement: float = Field(ge=0, le=1)
+    top1_agreement: float | None = Field(default=None, ge=0, le=1)
+    by_sign: bool = False
 
 
 class Metrics(Record):

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from compressor.fidelity.decisions import count_classes, decide
 from compressor.fidelity.function_norm import MAX_LOSS, FunctionNorm
 from compressor.fidelity.labels import require_labels
 from compressor.fidelity.losses import Losses, NoiseSpecification
@@ -36,7 +37,7 @@ class Risk:
 
     Attributes:
         labels: the images' labels (n,), on the device.
-        uninformative_loss: risk of a network that gives all classes the same output.
+        uninformative_loss: risk of a network that gives all classes the same probability.
 
     Raises:
         InputError: the images have no labels that fit the network's outputs.
@@ -77,12 +78,19 @@ def make_measure(norm: FunctionNorm, kind: Fidelity) -> FunctionNorm | Risk:
 
 
 def losses_of(outputs: Tensor, labels: Tensor, kind: Fidelity) -> NDArray[np.float64]:
-    """Losses (m,) of outputs (m, classes) for labels (m,): cross-entropy for "risk", 0 or 1 for "error"."""
+    """Losses (m,) of outputs (m, num_outputs) for labels (m,): cross-entropy for "risk", 0 or 1 for "error"."""
     if kind == "error":
-        return (outputs.argmax(1) != labels).double().cpu().numpy()
-    values = functional.cross_entropy(outputs.detach().double(), labels, reduction="none").cpu().numpy()
+        return (decide(outputs) != labels).double().cpu().numpy()
+    values = cross_entropy(outputs.detach().double(), labels).cpu().numpy()
     # A candidate may overflow, as for the function norm.
     return np.minimum(np.nan_to_num(values, nan=MAX_LOSS, posinf=MAX_LOSS), MAX_LOSS)
+
+
+def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropies (m,) of outputs (m, num_outputs) for labels (m,); a single output is the logit of class 1."""
+    if outputs.shape[1] == 1:
+        return functional.binary_cross_entropy_with_logits(outputs[:, 0], labels.to(outputs), reduction="none")
+    return functional.cross_entropy(outputs, labels, reduction="none")
 
 
 def compare_risks(targets: Tensor, outputs: Tensor, labels: Tensor) -> Pair[float]:
@@ -91,6 +99,7 @@ def compare_risks(targets: Tensor, outputs: Tensor, labels: Tensor) -> Pair[floa
     return Pair[float](original=original, compressed=compressed)
 
 
-def loss_of_guessing(kind: Fidelity, num_classes: int) -> float:
-    """Risk of a network that gives all classes the same output: cross-entropy, or share of wrong predictions."""
+def loss_of_guessing(kind: Fidelity, num_outputs: int) -> float:
+    """Risk of a network that gives all classes the same probability: cross-entropy, or share of wrong predictions."""
+    num_classes = count_classes(num_outputs)
     return 1.0 - 1.0 / num_classes if kind == "error" else log(num_classes)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
 from compressor.fidelity.function_norm import FunctionNorm
+from compressor.fidelity.risk import cross_entropy
 from compressor.recovery.checkpoint import Checkpoint, read_checkpoint
 from compressor.recovery.records import TuneEpoch, TuneRecord
 from compressor.recovery.schedules import make_scheduler
@@ -144,7 +145,7 @@ class FineTuning:
 
     def _loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         if self.settings.by == "labels":
-            return nn.functional.cross_entropy(outputs, targets)
+            return cross_entropy(outputs, targets).mean()
         return (outputs - targets).square().sum(1).mean() / self._check_norm.output_energy
 
     def _training_targets(self) -> Tensor:
@@ -165,7 +166,7 @@ class FineTuning:
         loss = norm / self._check_norm.output_energy
         if self.settings.by == "labels":
             assert self.check.labels is not None
-            loss = float(nn.functional.cross_entropy(outputs, self.check.labels.to(outputs.device)))
+            loss = float(cross_entropy(outputs, self.check.labels.to(outputs.device)).mean())
         return TuneEpoch(
             epoch=epoch,
             learning_rate=rate,

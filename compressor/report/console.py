@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from compressor.cost.records import LatencyRecord
+from compressor.fidelity.records import FidelityRecord
 from compressor.network.records import LayerRecord
 from compressor.recovery.records import ReconstructionRecord, TuneRecord
 from compressor.report.records import FileRecord, Report, StageRecord
@@ -53,7 +54,8 @@ def _summary_table(report: Report) -> Table:
     fidelity = report.fidelity
     norm = f"{fidelity.function_norm:.4g} ± {fidelity.stderr:.2g}"
     table.add_row("function norm", "0", norm, f"{fidelity.relative:.4f}")
-    table.add_row("same top-1 class", "", _percent(fidelity.top1_agreement), "")
+    if fidelity.top1_agreement is not None:
+        table.add_row(_agreement_name(fidelity), "", _percent(fidelity.top1_agreement), "")
     table.add_row("export check", "", f"{report.export_check.max_rel_error:.1e} relative", "")
     return table
 
@@ -85,8 +87,11 @@ def _precision_table(report: Report) -> Table:
         *_latency_rows(report),
         ("function norm", ["0", *(f"{f.function_norm:.4g}" for f in (fidelity, *(r.fidelity for r in others)))]),
         ("  against float32", ["", "0", *(f"{record.norm_to_float32:.2g}" for record in others)]),
-        ("same top-1 class", ["", *(_percent(f.top1_agreement) for f in (fidelity, *(r.fidelity for r in others)))]),
-        ("  as float32", ["", "", *(_percent(record.agreement_to_float32) for record in others)]),
+        (
+            _agreement_name(fidelity),
+            ["", *(_percent_or_dash(f.top1_agreement) for f in (fidelity, *(r.fidelity for r in others)))],
+        ),
+        ("  as float32", ["", "", *(_percent_or_dash(record.agreement_to_float32) for record in others)]),
     ]
     if report.top1:
         tops = [*_both(report.top1), *(record.top1 for record in others)]
@@ -94,6 +99,14 @@ def _precision_table(report: Report) -> Table:
     for name, cells in rows:
         table.add_row(name, *cells)
     return table
+
+
+def _agreement_name(fidelity: FidelityRecord) -> str:
+    return "same sign" if fidelity.by_sign else "same top-1 class"
+
+
+def _percent_or_dash(share: float | None) -> str:
+    return "—" if share is None else _percent(share)
 
 
 def _latency_rows(report: Report) -> list[tuple[str, Sequence[str]]]:

@@ -39,6 +39,7 @@ def list_precision_rows(report: Report) -> list[PrecisionRow]:
         return []
     every = [report.fidelity, *(record.fidelity for record in others)]
     size, share = formatting.format_bytes, formatting.format_percent
+    same = "Same sign" if report.fidelity.by_sign else "Same top-1 class"
     rows = [
         _row("ONNX file", [*_both(report.onnx_bytes), *(r.onnx_bytes for r in others)], size),
         _row("gzipped", [*_both(report.gzip_bytes), *(r.gzip_bytes for r in others)], size, part=True),
@@ -48,7 +49,7 @@ def list_precision_rows(report: Report) -> list[PrecisionRow]:
     rows += [
         _row("Function norm L", [0, *(each.function_norm for each in every)], format_number),
         _row("from float32’s", [None, 0, *(r.norm_to_float32 for r in others)], format_number, part=True),
-        _row("Same top-1 class", [None, *(each.top1_agreement for each in every)], share),
+        _row(same, [None, *(each.top1_agreement for each in every)], share),
         _row("as float32", [None, None, *(r.agreement_to_float32 for r in others)], share, part=True),
     ]
     if report.top1 is not None:

@@ -24,7 +24,7 @@ class PrecisionRecord(Record):
     gzip_bytes: int
     fidelity: FidelityRecord
     norm_to_float32: float = Field(ge=0)
-    agreement_to_float32: float = Field(ge=0, le=1)
+    agreement_to_float32: float | None = Field(default=None, ge=0, le=1)
     top1: float | None = None
     latency: dict[str, LatencyRecord]
     latency_to_float32: dict[str, LatencyRecord]
@@ -79,6 +79,18 @@ class ImagesRecord(Record):
     input_shape: list[int]
 
 
+class VerdictRecord(Record):
+    """Whether the network still computes what the original does, and meets its target.
+
+    Where it does not, `reason` says what is wrong and `advice` what would do; `gamma` is the one named there, if any.
+    """
+
+    success: bool
+    reason: str = ""
+    advice: str = ""
+    gamma: float | None = None
+
+
 class Report(Record):
     """`report.json`: everything the page shows, and enough to run it again.
 
@@ -86,7 +98,8 @@ class Report(Record):
     `prune_searched`. `searched` is what L was in the search. `top1` is the share of correct decisions on the test
     images and `risk` their mean cross-entropy, both null without labels. `precisions` holds the compressed network in
     precisions other than float32, `files` what was converted from its ONNX files. `stages` are those of a recipe, each
-    with its own search and fine-tuning. `seconds` is the whole run's.
+    with its own search and fine-tuning. `seconds` is the whole run's. `verdict` says whether it is a success; null in
+    reports of versions that gave none.
     """
 
     version: str
@@ -126,3 +139,4 @@ class Report(Record):
     images: ImagesRecord
     machine: MachineRecord
     warnings: list[str]
+    verdict: VerdictRecord | None = None

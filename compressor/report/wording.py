@@ -45,8 +45,15 @@ def describe_result(report: Report) -> str:
     sizes = report.onnx_bytes
     ratio = format_ratio(sizes.compressed / sizes.original) if sizes.original else "—"
     speeds = [describe_speed(provider, record) for provider, record in report.latency.items()]
-    agreement = f"{format_percent(report.fidelity.top1_agreement)} of top-1 decisions unchanged"
-    return ", ".join([f"{describe_size(report)} ({ratio})", *speeds, agreement])
+    return ", ".join([f"{describe_size(report)} ({ratio})", *speeds, *_agreements(report.fidelity)])
+
+
+def _agreements(fidelity: FidelityRecord) -> list[str]:
+    """'98.4 % of top-1 decisions unchanged'; nothing where nothing is decided."""
+    if fidelity.top1_agreement is None:
+        return []
+    decisions = "decisions by sign" if fidelity.by_sign else "top-1 decisions"
+    return [f"{format_percent(fidelity.top1_agreement)} of {decisions} unchanged"]
 
 
 def describe_speed(provider: str, record: LatencyRecord) -> str:
@@ -72,9 +79,15 @@ def describe_fidelity(report: Report) -> str:
         f"On {images}{outside} the squared distance between the outputs of the two "
         f"networks is L = {format_number(fidelity.function_norm)} on average (the function norm), with a standard "
         f"error of {format_number(fidelity.stderr)}. That is {share} of the energy of the original outputs, "
-        f"E‖f*‖² = {format_number(fidelity.output_energy)}. "
-        f"The most likely class is the same for {format_percent(fidelity.top1_agreement)} of the images."
+        f"E‖f*‖² = {format_number(fidelity.output_energy)}. {_describe_agreement(fidelity)}"
     )
+
+
+def _describe_agreement(fidelity: FidelityRecord) -> str:
+    if fidelity.top1_agreement is None:
+        return "The one output never changes its sign on them: it is taken for a quantity, and no decision is compared."
+    same = "sign of the one output" if fidelity.by_sign else "most likely class"
+    return f"The {same} is the same for {format_percent(fidelity.top1_agreement)} of the images."
 
 
 def describe_risk_bound(fidelity: FidelityRecord) -> str:

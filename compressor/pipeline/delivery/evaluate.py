@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from compressor.fidelity.evaluation import TestOutputs, make_fidelity, share
+from compressor.fidelity.decisions import decide, share
+from compressor.fidelity.evaluation import TestOutputs, make_fidelity
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.risk import compare_risks
 from compressor.pipeline.context import Context
@@ -37,5 +38,5 @@ def _evaluate(context: Context, network: nn.Module) -> tuple[TestOutputs, Pair[f
     evaluated = TestOutputs(targets, outputs, fidelity, labels)
     if labels is None:
         return evaluated, None, None
-    top1 = Pair[float](original=share(targets.argmax(1) == labels), compressed=share(outputs.argmax(1) == labels))
+    top1 = Pair[float](original=share(decide(targets) == labels), compressed=share(decide(outputs) == labels))
     return evaluated, top1, compare_risks(targets, outputs, labels)

@@ -11,7 +11,8 @@ from torch import Tensor
 from compressor.cost.records import LatencyRecord
 from compressor.cost.size import file_bytes, gzip_bytes
 from compressor.errors import BocompressError, VerificationError
-from compressor.fidelity.evaluation import TestOutputs, agreement, make_fidelity, share, squared_distances
+from compressor.fidelity.decisions import agreement, decide, share
+from compressor.fidelity.evaluation import TestOutputs, make_fidelity, squared_distances
 from compressor.files import replace_files_when_whole
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.export import provenance
@@ -86,7 +87,7 @@ def _write_precision(
         fidelity=make_fidelity(squares, evaluated.fidelity.output_energy, outputs, evaluated.targets),
         norm_to_float32=float(squared_distances(outputs, evaluated.outputs).mean()),
         agreement_to_float32=agreement(outputs, evaluated.outputs),
-        top1=None if evaluated.labels is None else share(outputs.argmax(1) == evaluated.labels),
+        top1=None if evaluated.labels is None else share(decide(outputs) == evaluated.labels),
         latency=_measure(context, ORIGINAL, path),
         latency_to_float32=_measure(context, MODEL, path),
         quantization=quantization,
