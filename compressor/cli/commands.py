@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import cloup
 
-from compressor.cli.errors import explain_errors, output_folder
+from compressor.cli.completion import PROGRAMS, complete_recipe, completion_script
+from compressor.cli.config import config_options, config_text, require_unless_printing, without_replaced
+from compressor.cli.errors import NO_SUCCESS, explain_errors, output_folder
+from compressor.cli.help import Command, Group
 from compressor.cli.inputs import (
+    check_output,
     choose_transform,
     load_images_for_file,
     load_network_and_images,
@@ -37,9 +41,25 @@ if TYPE_CHECKING:
 
 
 PLUGINS = "bocompress.commands"  # the entry points by which other packages add commands
+EXAMPLES = (
+    ("As small as loses little, judged on your images.", "bocompress-export model.pt --data photos/"),
+    ("The smallest that loses at most one point of top-1.", "bocompress-export model.pt --data photos/ --max-drop 1"),
+    (
+        "A quarter of the parameters, with an int8 file beside the float32 one.",
+        "bocompress-export model.pt --data photos/ --target-ratio 0.25 --precision int8",
+    ),
+)
+APPLY_EXAMPLES = (
+    ("The plan of an earlier run, perhaps edited.", "bocompress apply model.pt plan.json --data photos/"),
+    ("Another point of its Pareto front.", "bocompress apply model.pt out/plans/03-ratio-0.2000.json --data photos/"),
+)
+COMMON = (
+    *("--data", "--max-drop", "--target-ratio", "--gamma", "--precision", "--finetune", "--arch", "--input-size"),
+    *("--out", "--overwrite", "--resume", "--config"),
+)
 
 
-class _Main(click.Group):
+class _Main(Group):
     """Our own commands, and those that other packages register as entry points, loaded when they are used."""
 
     def list_commands(self, context: click.Context) -> list[str]:
@@ -57,7 +77,7 @@ def main() -> None:
     """Make trained vision networks small and fast enough for the edge."""
 
 
-@cloup.command(name="export")
+@cloup.command(name="export", cls=Command, common=COMMON, examples=EXAMPLES)
 @model_options
 @image_options
 @search_options
@@ -65,9 +85,11 @@ def main() -> None:
 @factor_options(FACTOR_KINDS, "auto")
 @tune_options
 @run_options
+@config_options
 @cloup.option(
     "--recipe",
     metavar="NAME|FILE",
+    shell_complete=complete_recipe,
     help="Stages in place of one search: vgg, the paper's (compress convolutions, fine-tune, compress linear layers, "
     "fine-tune, prune), or a TOML file like it, such as `bocompress recipes vgg` prints.",
 )
@@ -85,14 +107,16 @@ def export(**options: Any) -> None:
     measures size and latency. Writes plan.json, compressed.safetensors, original.onnx, model.onnx, report.json
     and report.html.
     """
-    from compressor.files import check_folder
     from compressor.pipeline.compress import compress
-    from compressor.pipeline.outputs import OUTPUTS
 
-    progress, out = make_progress(), output_folder(options)
+    options = without_replaced(options)
+    if options["print_config"]:
+        click.echo(config_text(options))
+        return
+    progress, out = make_progress(options["quiet"]), output_folder(options)
     recipe = choose_recipe(options)
     settings = make_settings(options)
-    check_folder(out, keep=OUTPUTS if options["resume"] else ())
+    check_output(out, options)
     loaded, images = load_network_and_images(options, progress, tuned=recipe is not None and recipe.tunes)
     result = compress(
         loaded.model,
@@ -103,15 +127,16 @@ def export(**options: Any) -> None:
         source=make_source(loaded, options),
         progress=progress,
         resume=options["resume"],
+        overwrite=options["overwrite"],
         train_images=load_train_images(loaded, options, progress),
     )
-    _print_result(result, options["as_json"])
+    _print_result(result, options)
 
 
 main.add_command(export)
 
 
-@main.command()
+@main.command(cls=Command)
 @model_options
 @layer_options
 @click.option("--input-size", type=click.IntRange(8, MAX_INPUT), help="Side of the input in pixels (for MACs).")
@@ -146,8 +171,8 @@ def inspect(**options: Any) -> None:
         print_layers(loaded.arch, loaded.num_classes, transform.input_size, records)
 
 
-@main.command()
-@click.argument("name", required=False)
+@main.command(cls=Command)
+@click.argument("name", required=False, shell_complete=complete_recipe)
 @explain_errors
 def recipes(name: str | None) -> None:
     """Print the recipe NAME, to copy and change; without NAME, list the recipes."""
@@ -160,24 +185,38 @@ def recipes(name: str | None) -> None:
         click.echo(f"{known}: {load_recipe(known).description}")
 
 
-@main.command(name="apply", cls=cloup.Command)
+@main.command(cls=Command)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@explain_errors
+def completion(shell: str) -> None:
+    """Print what SHELL has to evaluate to complete commands, options and architectures.
+
+    For bash, put `eval "$(bocompress completion bash)"` into ~/.bashrc; for zsh likewise; for fish,
+    `bocompress completion fish | source` into config.fish.
+    """
+    click.echo(completion_script(shell, dict(zip(PROGRAMS, (main, export), strict=True))))
+
+
+@main.command(name="apply", cls=Command, common=COMMON, examples=APPLY_EXAMPLES)
 @model_options
-@click.argument("plan", type=PATH)
+@click.argument("plan", metavar="PLAN", type=PATH, required=False, callback=require_unless_printing)
 @image_options
 @factor_options(("plan", *FACTOR_KINDS), "plan", "plan: as in the plan. ")
 @tune_options
 @run_options
+@config_options
 @cloup.option("--resume", is_flag=True, help="Continue the fine-tuning from the checkpoint in --out.")
 @explain_errors
 def apply_command(**options: Any) -> None:
     """Apply PLAN (a plan.json, searched or edited by hand) to MODEL without a search. Writes what export does."""
-    from compressor.files import check_folder
     from compressor.pipeline.compress import apply_plan
-    from compressor.pipeline.outputs import OUTPUTS
     from compressor.pipeline.plan import read_plan
 
-    progress, out = make_progress(), output_folder(options)
-    check_folder(out, keep=OUTPUTS if options["resume"] else ())
+    if options["print_config"]:
+        click.echo(config_text(options))
+        return
+    progress, out = make_progress(options["quiet"]), output_folder(options)
+    check_output(out, options)
     plan = read_plan(options["plan"])
     loaded, images = load_network_and_images(options, progress)
     if plan.arch != loaded.arch:
@@ -191,12 +230,13 @@ def apply_command(**options: Any) -> None:
         source=make_source(loaded, options),
         progress=progress,
         resume=options["resume"],
+        overwrite=options["overwrite"],
         train_images=load_train_images(loaded, options, progress),
     )
-    _print_result(result, options["as_json"])
+    _print_result(result, options)
 
 
-@main.command()
+@main.command(cls=Command)
 @click.argument("first", type=PATH)
 @click.argument("second", type=PATH)
 @image_options
@@ -228,7 +268,7 @@ def verify(**options: Any) -> None:
     sys.exit(0 if difference.same else 1)
 
 
-@main.command()
+@main.command(cls=Command)
 @click.argument("folder", type=PATH)
 @explain_errors
 def report(folder: Path) -> None:
@@ -240,10 +280,17 @@ def report(folder: Path) -> None:
     click.echo(page)
 
 
-def _print_result(result: "CompressedModel", as_json: bool) -> None:
+def _print_result(result: "CompressedModel", options: dict[str, Any]) -> None:
+    """Print the result; exits with NO_SUCCESS where it is none."""
     from compressor.report.console import print_report
+    from compressor.report.verdict import describe_failure
 
-    if as_json:
+    if options["as_json"]:
         click.echo(result.report.model_dump_json(indent=2))
     else:
         print_report(result.report, result.folder)
+    verdict = result.report.verdict
+    if verdict is not None and not verdict.success:
+        if options["as_json"]:
+            click.echo(describe_failure(verdict), err=True)
+        sys.exit(NO_SUCCESS)

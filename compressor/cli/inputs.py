@@ -26,16 +26,43 @@ SYNTHETIC_NOTE = (
 )
 
 
-def make_progress() -> "Progress":
-    """Progress on stderr, as a bar on a terminal and as lines elsewhere."""
-    from compressor.progress import progress_for_stderr
+def make_progress(quiet: bool = False) -> "Progress":
+    """Progress on stderr, as a bar on a terminal and as lines elsewhere; none if `quiet`."""
+    from compressor.progress import Progress, progress_for_stderr
 
-    return progress_for_stderr()
+    return Progress() if quiet else progress_for_stderr()
 
 
 def typed_command() -> str:
     """The command line as typed, quoted for a shell."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0]).name
+    return shlex.join(["bocompress" if program == "__main__.py" else program, *sys.argv[1:]])
+
+
+def check_output(out: Path, options: dict[str, Any]) -> None:
+    """Check the folder to write before anything is loaded.
+
+    Raises:
+        InputError: it holds other files, an earlier run that is neither to resume nor to overwrite, or an input.
+    """
+    from compressor.files import check_folder
+    from compressor.pipeline.outputs import OUTPUTS, holds_run, require_replaceable
+
+    if options["resume"] and options["overwrite"]:
+        raise InputError("--resume and --overwrite contradict each other: give one of them")
+    if options["overwrite"]:
+        inputs = [options[name] for name in ("model", "plan", "data", "train_data", "config") if options.get(name)]
+        for path in inputs:
+            if path.resolve().is_relative_to(out.resolve()):
+                raise InputError(f"{path} lies in {out}, which --overwrite would empty: choose another --out")
+        require_replaceable(out)
+        return
+    try:
+        check_folder(out, keep=OUTPUTS if options["resume"] else ())
+    except InputError as error:
+        if options["resume"] or not holds_run(out):
+            raise
+        raise InputError(f"{error}; --resume goes on with the run there, --overwrite replaces it") from error
 
 
 def choose_transform(loaded: "LoadedModel", options: dict[str, Any]) -> "Transform":

@@ -6,6 +6,8 @@ from typing import Any
 import click
 import cloup
 
+from compressor.cli.completion import complete_architecture
+from compressor.cli.config import require_unless_printing
 from compressor.cli.types import (
     MAX_BATCH,
     MAX_INPUT,
@@ -22,7 +24,11 @@ Decorator = Callable[[Command], Command]
 
 _model_group = cloup.option_group(
     "Model",
-    cloup.option("--arch", help="torchvision's name of the architecture. Left out: recognized from the weights."),
+    cloup.option(
+        "--arch",
+        shell_complete=complete_architecture,
+        help="torchvision's name of the architecture. Left out: recognized from the weights.",
+    ),
     cloup.option(
         "--trust-pickle",
         is_flag=True,
@@ -33,7 +39,8 @@ _model_group = cloup.option_group(
 
 def model_options(command: Command) -> Command:
     """The checkpoint and how it is read."""
-    return click.argument("model", type=PATH)(_model_group(command))
+    argument = click.argument("model", metavar="MODEL", type=PATH, required=False, callback=require_unless_printing)
+    return argument(_model_group(command))
 
 
 image_options: Decorator = cloup.option_group(
@@ -224,5 +231,13 @@ run_options: Decorator = cloup.option_group(
         help="ONNX operator set of the files. Left out: the exporter's own choice.",
     ),
     cloup.option("--out", type=PATH, help="Folder to write, new or empty. Left out: MODEL's name with -compressed."),
+    cloup.option(
+        "--overwrite",
+        is_flag=True,
+        help="Replace an earlier run in --out, once network and images are loaded. Other files there are refused.",
+    ),
+    cloup.option(
+        "--quiet", is_flag=True, help="No progress, only the last lines of the result, and errors."
+    ),
     cloup.option("--json", "as_json", is_flag=True, help="Print report.json on stdout in place of the tables."),
 )

@@ -82,8 +82,9 @@ def tune_settings(options: dict[str, Any]) -> "TuneSettings":
 
 
 def is_given(name: str) -> bool:
-    """Whether the option with this parameter name was typed, rather than left at its default."""
-    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+    """Whether the option with this parameter name was typed or stands in --config, rather than left at its default."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
 
 
 def _option(name: str) -> str:

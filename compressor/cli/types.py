@@ -17,7 +17,15 @@ MAX_MULTIPLE = 256
 MIN_GAMMA, MAX_GAMMA = 1e-12, 1e12
 
 
-class Gamma(click.ParamType):
+class OrAuto(click.ParamType):
+    """A base for types that read "auto" as None."""
+
+    def spell(self, value: Any) -> Any:
+        """The value as a person would type it."""
+        return "auto" if value is None else value
+
+
+class Gamma(OrAuto):
     """A positive number, or "auto"."""
 
     name = "number|auto"
@@ -33,7 +41,7 @@ class Gamma(click.ParamType):
         return number
 
 
-class RankMultiple(click.ParamType):
+class RankMultiple(OrAuto):
     """A positive whole number, or "auto"."""
 
     name = "number|auto"
@@ -64,8 +72,13 @@ class Delta(click.ParamType):
             self.fail(f"{value!r} is neither a positive number nor a percentage", param, ctx)
         return (number / 100 if relative else number), relative
 
+    def spell(self, value: tuple[float, bool]) -> str | float:
+        """The value as a person would type it."""
+        delta, is_relative = value
+        return f"{100 * delta:.12g}%" if is_relative else delta
 
-class Fraction(click.ParamType):
+
+class Fraction(OrAuto):
     """A share from 0 to below 1, "none", or "auto"."""
 
     name = "none|auto|fraction"

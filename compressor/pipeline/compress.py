@@ -32,12 +32,14 @@ class RunOptions(TypedDict, total=False):
         source: where the network came from, for the report.
         progress: shows how the job goes; by default nothing does.
         resume: go on from what an interrupted run left in the folder.
+        overwrite: replace an earlier run in the folder, once all inputs are checked.
         train_images: to fine-tune on, of the same kind as `images`; None for those of `images` that are not for tests.
     """
 
     source: Source | None
     progress: Progress | None
     resume: bool
+    overwrite: bool
     train_images: ImageSet | Iterable[Any] | None
 
 
@@ -54,7 +56,7 @@ def compress(
     Args:
         model: any network from one tensor (N, ...) to one tensor (N, outputs); left untouched.
         images: batches (N, ...) or (batch, labels) pairs, or an `ImageSet`. A part is kept for tests alone.
-        out: folder to write, new or empty (or holding the run to resume).
+        out: folder to write, new or empty (or holding the run to resume or to replace).
         settings: None for the defaults.
         recipe: stages in place of one search; the settings hold for what they do not say themselves.
         options: see `RunOptions`.

@@ -1,7 +1,12 @@
-"""What a run leaves in its folder; `--resume` finds some of it there."""
+"""What a run leaves in its folder; `--resume` finds some of it there, and `--overwrite` removes it."""
 
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
+from compressor.errors import InputError
+from compressor.files import check_folder
 from exporters.onnx import DATA_SUFFIX
 from exporters.ort_format import CONFIG_SUFFIX, ORT_SUFFIX, ZIP_SUFFIX
 from exporters.records import Precision
@@ -31,3 +36,79 @@ OUTPUTS = (
     *(f"{name}{suffix}" for name in NETWORKS for suffix in ("", DATA_SUFFIX, ZIP_SUFFIX, DATA_SUFFIX + ZIP_SUFFIX)),
     *(f"{Path(name).stem}{suffix}" for name in NETWORKS for suffix in (ORT_SUFFIX, CONFIG_SUFFIX)),
 )
+PLAN_OF_FRONT = re.compile(r"\d+-ratio-[\d.]+\.json")
+PARTIAL = re.compile(r"\.(.+)\.\d+\.tmp")  # of a killed run, see compressor.files
+STAGE_FOLDER = re.compile(r"\d+-[\w.-]+")
+STAGE_OUTPUTS = ("stage.json", "network.safetensors", *OUTPUTS)
+
+
+def require_replaceable(folder: Path) -> None:
+    """Check that a folder is missing, empty, or holds a run of ours and nothing else.
+
+    Raises:
+        InputError: it holds other files, also within folders of ours, or files with our names but no sign of a run.
+    """
+    check_folder(folder, keep=OUTPUTS)
+    files = list(_files_below(folder))
+    others = [str(file) for file in files if not _is_output(file)]
+    if others:
+        raise InputError(f"{folder / others[0]} is not of an earlier run: move it, or choose another --out")
+    if files and not holds_run(folder):
+        raise InputError(f"the folder {folder} holds no run that --overwrite could recognize: choose another --out")
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a folder holds a run of ours, complete or not, whatever else is there."""
+    from compressor.pipeline.plan import read_plan
+    from compressor.search.evaluation.journal import VERSION_KEY, stored_header
+
+    if VERSION_KEY in stored_header(folder / JOURNAL):
+        return True
+    if any((folder / name).exists() for name in (CHECKPOINT, STAGES)):
+        return True
+    try:
+        read_plan(folder / "plan.json")
+    except InputError:
+        return False
+    return True
+
+
+def remove_outputs(folder: Path) -> None:
+    """Remove what an earlier run left, the files that `holds_run` reads last, so that a stop midway can be repeated.
+
+    Raises:
+        InputError: see `require_replaceable`, or a file cannot be removed.
+    """
+    require_replaceable(folder)
+    last = (JOURNAL, CHECKPOINT, "plan.json")
+    try:
+        for file in sorted(_files_below(folder), key=lambda file: str(file) in last):
+            (folder / file).unlink()
+        for parent, folders, _ in os.walk(folder, topdown=False):
+            for name in folders:
+                (Path(parent) / name).rmdir()
+    except OSError as error:
+        raise InputError(f"cannot remove the earlier run in {folder}: {error.strerror}") from error
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Files, and links to folders, relative to `folder`."""
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        yield from ((Path(parent) / name).relative_to(folder) for name in (*files, *links))
+
+
+def _is_output(file: Path) -> bool:
+    """Whether a path within the folder of a run is one that a run writes."""
+    match [PARTIAL.sub(r"\1", part) for part in file.parts]:
+        case [name]:
+            return name in OUTPUTS and name not in (STAGES, PLANS)
+        case [name, inner] if name == inner:  # files of a network in a partial folder
+            return name in NETWORKS
+        case ["plans", name]:
+            return bool(PLAN_OF_FRONT.fullmatch(name))
+        case ["stages", "recipe.json"]:
+            return True
+        case ["stages", stage, name]:
+            return bool(STAGE_FOLDER.fullmatch(stage)) and name in STAGE_OUTPUTS
+    return False

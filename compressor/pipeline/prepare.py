@@ -23,7 +23,7 @@ from compressor.pipeline.image_splits import (
     require_trainable,
     split_validation,
 )
-from compressor.pipeline.outputs import OUTPUTS
+from compressor.pipeline.outputs import OUTPUTS, remove_outputs, require_replaceable
 from compressor.pipeline.settings import Settings, require_compatible
 from compressor.progress import Progress
 from compressor.search.evaluation.parallel import Workers
@@ -43,12 +43,16 @@ def prepare(  # noqa: PLR0913
     progress: Progress | None = None,
     resume: bool = False,
     train_images: ImageSet | Iterable[Any] | None = None,
+    overwrite: bool = False,
 ) -> Context:
     """What stages read, from the arguments of `compress` (which are as many as these; errors as there)."""
     began = time.perf_counter()
     image_set = _as_image_set(images, MAX_IMAGES)
     _require_usable(image_set, settings)
-    check_folder(Path(out), keep=OUTPUTS if resume else ())
+    if overwrite:
+        require_replaceable(Path(out))
+    else:
+        check_folder(Path(out), keep=OUTPUTS if resume else ())
     calibration, search_images, outside = divide_images(image_set, settings)
     training = None
     if settings.tune.epochs:
@@ -60,6 +64,8 @@ def prepare(  # noqa: PLR0913
     original = _opened(original, search_images, training, settings)
     example = search_images.batch([0]).to(settings.device)
     layers = find_layers(original, example, settings.method, settings.layers, settings.skip, source.arch)
+    if overwrite:
+        remove_outputs(Path(out))
     return Context(
         original=original,
         layers=layers,

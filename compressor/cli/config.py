@@ -1,0 +1,155 @@
+"""--config and --print-config: the options of a command as TOML."""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import cloup
+from click.core import ParameterSource
+
+from compressor.cli.types import PATH
+
+NOT_IN_FILES = ("config", "print_config", "help", "help_all", "version")
+# One of these replaces whichever of them a file gives.
+ALTERNATIVES = ("gamma", "target_ratio", "target_bytes", "target_macs", "target_latency_ms", "max_drop")
+
+
+def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """Make the file's values defaults; those that equal the option's own default are left out, as not given."""
+    if path is None or ctx.resilient_parsing:
+        return path
+    parameters = _parameters(ctx)
+    values: dict[str, Any] = {}
+    for key, value in _load(ctx, path).items():
+        name = key.lstrip("-").replace("_", "-")
+        if name not in parameters:
+            near = difflib.get_close_matches(name, parameters, n=1, cutoff=0)
+            raise click.UsageError(f"{path}: there is no option {key!r}: did you mean {near[0]!r}?")
+        parameter = parameters[name]
+        if parameter.name in values:
+            raise click.UsageError(f"{path} has {name!r} twice, with - and with _")
+        try:
+            as_typed = _as_typed(parameter, value)
+            converted = parameter.type_cast_value(ctx, as_typed)
+        except click.BadParameter as error:
+            raise click.UsageError(f"{path}: {key}: {error.message}") from error
+        if converted != _own_default(ctx, parameter):
+            values[str(parameter.name)] = as_typed
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+    return path
+
+
+config_options = cloup.option_group(
+    "Configuration",
+    cloup.option(
+        "--config",
+        type=PATH,
+        is_eager=True,
+        callback=_read_config,
+        help="TOML file with options under their names, such as `max-drop = 1`. What is typed wins over the file.",
+    ),
+    cloup.option(
+        "--print-config",
+        is_flag=True,
+        is_eager=True,
+        help="Print all options as they would be used, as a file for --config, and exit.",
+    ),
+)
+
+
+def require_unless_printing(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Callback of an argument that --print-config can do without."""
+    if value is None and not ctx.params.get("print_config") and not ctx.resilient_parsing:
+        raise click.MissingParameter(ctx=ctx, param=param)
+    return value
+
+
+def without_replaced(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without the gamma or target of a file where another one is typed."""
+    ctx = click.get_current_context()
+    sources = {name: ctx.get_parameter_source(name) for name in ALTERNATIVES}
+    if ParameterSource.COMMANDLINE not in sources.values():
+        return options
+    replaced = [name for name, source in sources.items() if source is ParameterSource.DEFAULT_MAP]
+    return {**options, **dict.fromkeys(replaced)}
+
+
+def config_text(options: dict[str, Any]) -> str:
+    """The options as TOML, in their groups; what is left out stands there as a comment."""
+    ctx = click.get_current_context()
+    parameters = _parameters(ctx)
+    groups = {str(option.name): group.title for group in ctx.command.option_groups for option in group.options}  # type: ignore[attr-defined]
+    lines = [f"# {ctx.command_path} --config FILE"]
+    title = None
+    for name, parameter in parameters.items():
+        if groups.get(str(parameter.name)) != title:
+            title = groups.get(str(parameter.name))
+            lines += ["", f"# {title or 'Others'}"]
+        value = _spell(parameter.type, options[str(parameter.name)])
+        lines.append(f"# {name} =" if value is None else f"{name} = {json.dumps(value, ensure_ascii=False)}")
+    return "\n".join(lines)
+
+
+def _parameters(ctx: click.Context) -> dict[str, click.Parameter]:
+    """What a file may hold: options by the names that people type, without dashes, and arguments."""
+    return {
+        max(parameter.opts, key=len).lstrip("-"): parameter
+        for parameter in ctx.command.params
+        if parameter.name not in NOT_IN_FILES
+    }
+
+
+def _load(ctx: click.Context, path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise click.UsageError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{path} is not TOML: not a text in UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise click.UsageError(f"{path} is not TOML: {error}") from error
+
+
+def _as_typed(parameter: click.Parameter, value: Any) -> Any:
+    """A value of a file as the command line gives it to the option: text, a list of texts, or a flag's bool.
+
+    Raises:
+        click.BadParameter: no option takes such a value.
+    """
+    if getattr(parameter, "is_flag", False):
+        if not isinstance(value, bool):
+            raise click.BadParameter(f"{value!r} is neither true nor false")
+        return value
+    items = value if isinstance(value, list) else [value]
+    if any(isinstance(item, bool | dict | list) for item in items):
+        raise click.BadParameter(f"{value!r} is neither a text nor a number, nor a list of them")
+    texts = [str(item) for item in items]
+    return texts if parameter.multiple else ",".join(texts)
+
+
+def _own_default(ctx: click.Context, parameter: click.Parameter) -> Any:
+    default = parameter.get_default(ctx)
+    known = isinstance(default, str | int | float | list | tuple)  # click has a sentinel for what has no default
+    return parameter.type_cast_value(ctx, default) if known else None
+
+
+def _spell(kind: click.ParamType, value: Any) -> Any:
+    """A converted value as TOML can hold it and the option reads it; None if it has none."""
+    value = kind.spell(value) if hasattr(kind, "spell") else value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return list(_flatten(value))
+    return value
+
+
+def _flatten(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flatten(value)
+        else:
+            yield value
