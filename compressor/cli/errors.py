@@ -10,6 +10,7 @@ import click
 
 from compressor.errors import BocompressError
 
+NO_SUCCESS = 3  # files are written, but the network is destroyed or its target missed
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 Command = Callable[..., Any]
 

@@ -6,12 +6,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from compressor.cost.records import LatencyRecord
 from compressor.fidelity.records import FidelityRecord
 from compressor.network.records import LayerRecord
 from compressor.recovery.records import ReconstructionRecord, TuneRecord
-from compressor.report.records import FileRecord, Report, StageRecord
+from compressor.report.formatting import GAP
+from compressor.report.records import FileRecord, Report, StageRecord, VerdictRecord
+from compressor.report.verdict import describe_failure
+from compressor.report.wording import describe_result
 from compressor.schema import Number, Pair
 from compressor.search.records import TARGET_OPTIONS, SearchRecord, TargetRecord
 from exporters.records import DifferenceRecord, QuantizationRecord
@@ -22,6 +26,8 @@ MIN_WIDTH = 112  # characters; a pipe has no width, and the longest row needs as
 def print_report(report: Report, folder: Path) -> None:
     """Print the summary of a run: original, compressed and their ratio, then a line for each further part."""
     console = _console()
+    if report.verdict is not None:
+        console.print(_verdict_line(report.verdict, report), soft_wrap=True)
     console.print(_summary_table(report))
     if report.precisions:
         console.print(_precision_table(report))
@@ -30,6 +36,13 @@ def print_report(report: Report, folder: Path) -> None:
     for line in _summary_lines(report):
         console.print(line, markup=False)
     console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _verdict_line(verdict: VerdictRecord, report: Report) -> Text:
+    """The first line: what went wrong, in red, or the result in brief."""
+    if not verdict.success:
+        return Text(describe_failure(verdict), style="bold red")
+    return Text(describe_result(report).replace(GAP, " "), style="bold")
 
 
 def _summary_table(report: Report) -> Table:

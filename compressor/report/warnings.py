@@ -2,15 +2,14 @@
 
 from math import ceil
 
-from compressor.fidelity.records import Fidelity, FidelityRecord
+from compressor.fidelity.records import Fidelity
 from compressor.recovery.records import TuneRecord
 from compressor.report.records import PrecisionRecord
 from compressor.search.objective import default_gamma
-from compressor.search.records import TARGET_OPTIONS, CertificateRecord, Form, TargetRecord
+from compressor.search.records import CertificateRecord, Form
 
 # Share of the default gamma below which losing the whole output costs less than a twentieth of R.
 MIN_GAMMA_SHARE = 0.05
-MAX_RELATIVE_NORM = 0.5
 
 
 def on_unreadable(count: int) -> list[str]:
@@ -55,16 +54,6 @@ def on_epsilon(epsilon: float, can_be_met: bool) -> list[str]:
     return [f"--epsilon {epsilon:g} needs more sample paths than the joint certificate draws: it will not be met"]
 
 
-def on_fidelity(fidelity: FidelityRecord) -> list[str]:
-    """About a network that has lost the original's outputs."""
-    if fidelity.relative <= MAX_RELATIVE_NORM:
-        return []
-    return [
-        f"the compressed network has lost the original's outputs (relative function norm "
-        f"{fidelity.relative:.2f}): raise gamma"
-    ]
-
-
 def on_certificate(certificate: CertificateRecord, stopped_because: str) -> list[str]:
     """About a search that stopped without its certificate."""
     if certificate.met:
@@ -75,17 +64,6 @@ def on_certificate(certificate: CertificateRecord, stopped_because: str) -> list
         joint = certificate.joint
         return [f"{before}: some plan is {margin} {joint.estimate:.2g}, at most {joint.upper:.2g}"]
     return [f"{before}: a given other plan may be {margin} {certificate.pointwise:.2g}"]
-
-
-def on_target(target: TargetRecord) -> list[str]:
-    """About a target that the result does not meet."""
-    if target.met:
-        return []
-    known = f", at most {target.at_most:.4g} with 95 % confidence" if target.kind == "drop" else ""
-    return [
-        f"{TARGET_OPTIONS[target.kind]} {target.asked:g} is not met: "
-        f"the best network found has {target.reached:.4g}{known}"
-    ]
 
 
 def on_prune(fraction: float) -> list[str]:

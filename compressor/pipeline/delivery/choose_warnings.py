@@ -1,9 +1,7 @@
 """Which of the report's warnings a run gives, before the search and at its end."""
 
-import torch
-
-from compressor.fidelity.risk import loss_of_guessing
 from compressor.pipeline.context import Context
+from compressor.pipeline.delivery.verdict import loss_when_lost, num_outputs
 from compressor.pipeline.image_splits import MAX_CALIBRATION_SHARE, MIN_CALIBRATION_IMAGES
 from compressor.pipeline.state import State, needed
 from compressor.report import warnings as advice
@@ -21,19 +19,15 @@ def early_warnings(context: Context, gamma: float, loss_when_lost: float) -> lis
 
 def all_warnings(context: Context, state: State) -> list[str]:
     """What a person should know of a finished run, most basic first."""
-    result, fidelity = needed(state.result, "a plan"), needed(state.test, "test outputs").fidelity
+    result = needed(state.result, "a plan")
     warnings = [*context.source.notes]
     warnings += advice.on_unreadable(context.search_images.unreadable)
-    if state.target is not None:
-        warnings += advice.on_target(state.target)
     if not context.calibration:
         num_images = len(context.search_images) + len(context.test_images)
         wanted = context.settings.num_calibration
         warnings += advice.on_calibration(num_images, wanted, MIN_CALIBRATION_IMAGES, MAX_CALIBRATION_SHARE)
     if result.search is not None:
-        kind = context.settings.fidelity
-        lost = fidelity.output_energy if kind == "norm" else loss_of_guessing(kind, _num_outputs(context))
-        warnings += early_warnings(context, result.gamma, lost)
+        warnings += early_warnings(context, result.gamma, loss_when_lost(context, state))
         warnings += advice.on_certificate(result.search.certificate, result.search.stopped_because)
         warnings += advice.on_prune(context.settings.prune_fraction or 0.0)
         warnings += advice.on_samples(context.settings.search.samples, len(context.search_images))
@@ -41,11 +35,9 @@ def all_warnings(context: Context, state: State) -> list[str]:
         warnings += advice.on_tuning(state.tuning)
     for stage in state.records:
         warnings += [f"stage {stage.name}: {warning}" for warning in _stage_warnings(stage)]
-    warnings += advice.on_fidelity(fidelity)
     class_names = context.test_images.class_names
     if class_names is not None:
-        outputs = _num_outputs(context)
-        warnings += advice.on_labels(len(class_names), outputs)
+        warnings += advice.on_labels(len(class_names), num_outputs(context))
     for provider, record in needed(state.latency, "latency").items():
         warnings += advice.on_latency(provider, record.ratio_low)
     for precision in state.precisions:
@@ -61,8 +53,3 @@ def _stage_warnings(stage: StageRecord) -> list[str]:
     if stage.tuning is not None:
         warnings += advice.on_tuning(stage.tuning)
     return warnings
-
-
-def _num_outputs(context: Context) -> int:
-    with torch.inference_mode():
-        return int(context.original(context.example).reshape(1, -1).shape[1])

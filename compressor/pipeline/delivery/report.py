@@ -14,6 +14,7 @@ from compressor.network.macs import count_macs
 from compressor.network.records import LayerRecord
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.choose_warnings import all_warnings
+from compressor.pipeline.delivery.verdict import make_verdict
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import SearchResult, State, needed
 from compressor.report.page import write_report
@@ -81,6 +82,7 @@ def make_report(context: Context, state: State) -> Report:
         images=_images_record(context),
         machine=describe_machine(),
         warnings=all_warnings(context, state),
+        verdict=make_verdict(context, state),
     )
 
 

@@ -1,0 +1,69 @@
+"""Whether a run is a success, and what would do where it is not: found from the Pareto fronts of its own searches."""
+
+import torch
+
+from compressor.fidelity.risk import loss_of_guessing
+from compressor.pipeline.context import Context
+from compressor.pipeline.state import State, needed
+from compressor.report.records import VerdictRecord
+from compressor.report.verdict import judge, round_up, sufficient_gamma
+from compressor.search.records import TARGET_OPTIONS, SearchRecord
+
+ALTERNATIVE = "--max-drop 1, which finds gamma itself"
+
+
+def make_verdict(context: Context, state: State) -> VerdictRecord:
+    """The verdict on a run that is finished but for its report."""
+    fidelity = needed(state.test, "test outputs").fidelity
+    gamma = gamma_that_would_do(context, state)
+    verdict = judge(fidelity, state.precisions, state.target, _advise(context, state, gamma))
+    named = gamma is not None and f"{gamma:g}" in verdict.advice
+    return verdict.model_copy(update={"gamma": gamma}) if named else verdict
+
+
+def gamma_that_would_do(context: Context, state: State) -> float | None:
+    """The smallest gamma at which all searches of the run would have kept the network useful, as far as they tell.
+
+    None where nothing was searched, or the searches' own plans keep it: then gamma is not what is wrong.
+    """
+    result, lost = needed(state.result, "a plan"), loss_when_lost(context, state)
+    searches: list[tuple[float, SearchRecord | None]] = [(result.gamma, result.search)]
+    searches += [(stage.gamma or result.gamma, stage.search) for stage in state.records]
+    found = []
+    for used, search in searches:
+        gamma = sufficient_gamma(search.pareto_front, lost, context.settings.form) if search else None
+        if gamma is not None:
+            found.append(max(gamma, round_up(2 * used)))
+    return max(found, default=None)
+
+
+def loss_when_lost(context: Context, state: State) -> float:
+    """L of a network that has lost its output altogether, in what the search took for L."""
+    kind = context.settings.fidelity
+    if kind == "norm":
+        return needed(state.test, "test outputs").fidelity.output_energy
+    return loss_of_guessing(kind, num_outputs(context))
+
+
+def num_outputs(context: Context) -> int:
+    """How many numbers the network gives for an image."""
+    with torch.inference_mode():
+        return int(context.original(context.example).reshape(1, -1).shape[1])
+
+
+def _advise(context: Context, state: State, gamma: float | None) -> str:
+    """What to do where the network is destroyed."""
+    settings, target = context.settings, state.target
+    if state.records:
+        if gamma is None:
+            return "prune less, fine-tune longer, or give the stages that compress a larger gamma"
+        return f"give the stages that compress gamma = {gamma:g}"
+    if needed(state.result, "a plan").search is None:
+        return f"the plan compresses too far: search for another with {ALTERNATIVE}"
+    if target is not None:
+        instead = f"--gamma {gamma:g}" if gamma else "a larger one"
+        return f"{TARGET_OPTIONS[target.kind]} {target.asked:g} asks for too much: try {instead}, or {ALTERNATIVE}"
+    if gamma is not None:
+        return f"try --gamma {gamma:g}, or {ALTERNATIVE}"
+    pruned = "prune less (--prune), or " if settings.prune_fraction else ""
+    return f"gamma is not what is wrong, the search's own plan keeps the outputs: {pruned}try {ALTERNATIVE}"

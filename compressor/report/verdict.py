@@ -1,0 +1,111 @@
+"""Whether a run gave what was asked for: a network that still computes what the original does, within its target."""
+
+from collections.abc import Sequence
+from math import ceil, floor, log10
+
+from compressor.fidelity.records import FidelityRecord
+from compressor.report.records import PrecisionRecord, VerdictRecord
+from compressor.search.records import TARGET_OPTIONS, Form, ParetoRecord, TargetRecord
+
+MAX_RELATIVE_NORM = 0.5  # of the output energy, that a network may lose and still be useful
+GOOD_SHARE = 0.1  # of what a network without outputs loses: L that a suggested gamma leads to
+STEPS = (1.0, 2.0, 5.0, 10.0)  # suggestions are rounded up to these
+
+
+def judge(
+    fidelity: FidelityRecord, precisions: Sequence[PrecisionRecord], target: TargetRecord | None, advice: str
+) -> VerdictRecord:
+    """The verdict on a finished run.
+
+    Args:
+        fidelity: of the network in float32.
+        precisions: its files in other precisions.
+        target: what was asked for in place of gamma, with what was reached.
+        advice: what to do where the network is destroyed.
+    """
+    if is_destroyed(fidelity):
+        reason = f"the network no longer computes what the original does ({_describe_loss(fidelity)})"
+        return VerdictRecord(success=False, reason=reason, advice=advice)
+    if target is not None and not target.met:
+        return VerdictRecord(success=False, reason=describe_missed(target), advice=_advise_on_target(target))
+    for record in precisions:
+        if is_destroyed(record.fidelity):
+            reason = f"{record.file} no longer computes what the original does ({_describe_loss(record.fidelity)})"
+            return VerdictRecord(success=False, reason=reason, advice="use model.onnx, in float32, which is good")
+    return VerdictRecord(success=True)
+
+
+def describe_failure(verdict: VerdictRecord) -> str:
+    """The sentence that a failed run begins with, in the terminal and on the page."""
+    return f"Not a success: {verdict.reason}; {verdict.advice}."
+
+
+def is_destroyed(fidelity: FidelityRecord) -> bool:
+    """Whether more than half of the output energy is lost."""
+    return fidelity.relative > MAX_RELATIVE_NORM
+
+
+def describe_missed(target: TargetRecord) -> str:
+    """The target and what the best network found has."""
+    known = f", at most {target.at_most:.4g} with 95 % confidence" if target.kind == "drop" else ""
+    return (
+        f"{TARGET_OPTIONS[target.kind]} {target.asked:g} is not met: "
+        f"the best network found has {target.reached:.4g}{known}"
+    )
+
+
+def sufficient_gamma(front: Sequence[ParetoRecord], lost: float, form: Form = "ratio") -> float | None:
+    """The smallest gamma for which the best plan of a Pareto front keeps L below GOOD_SHARE of `lost`, rounded up.
+
+    A plan i is better than a plan b of larger L from gamma = (S_i - S_b) / (L_b - L_i) on, S being what the objective
+    takes off for the size. The dense layers, which lose nothing, are a plan that is always there.
+
+    Args:
+        front: the plans, none better than another in both R and L.
+        lost: L of a network that has lost its outputs.
+        form: of the objective.
+
+    Returns:
+        None where the plans do not tell.
+    """
+    limit = GOOD_SHARE * lost
+    plans = [(plan.ratio, plan.function_norm) for plan in front] + [(1.0, 0.0)]
+    sized = [(ratio if form == "ratio" else -1.0 / ratio, loss) for ratio, loss in plans if ratio > 0]
+    good = [plan for plan in sized if plan[1] <= limit]
+    bad = [plan for plan in sized if plan[1] > limit]
+    if not bad or limit <= 0:
+        return None
+    enough = min(max((size - other) / (more - loss) for other, more in bad) for size, loss in good)
+    return round_up(enough) if enough > 0 else None
+
+
+def round_up(value: float) -> float:
+    """1.3e-4 -> 2e-4: the next of 1, 2, 5 times a power of ten."""
+    power = floor(log10(value))
+    step = next(step for step in STEPS if value <= step * 10.0**power * (1 + 1e-9))
+    return float(f"{step * 10.0**power:.0e}")
+
+
+def _describe_loss(fidelity: FidelityRecord) -> str:
+    changed = ""
+    if fidelity.top1_agreement is not None:
+        changed = f", {100 * (1 - fidelity.top1_agreement):.0f} % of the decisions changed"
+    return f"relative function norm {fidelity.relative:.2f}, above {MAX_RELATIVE_NORM:g}{changed}"
+
+
+def _advise_on_target(target: TargetRecord) -> str:
+    option = TARGET_OPTIONS[target.kind]
+    if target.kind == "drop":
+        return (
+            f"allow more, as with {option} {_at_least(target.at_most)}, or give more images (--max-images): the bound "
+            "tightens with their number"
+        )
+    return f"allow more, as with {option} {_at_least(target.reached)}"
+
+
+def _at_least(value: float) -> str:
+    """Two digits, rounded up."""
+    if value <= 0:
+        return "0"
+    unit = 10.0 ** (floor(log10(value)) - 1)
+    return f"{ceil(value / unit * (1 - 1e-9)) * unit:.12g}"
