@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from torch import nn
 
 from benchmarks.records import BenchmarkRecord
 from compressor import apply_plan, compress
-from compressor.data.images import load_folder
+from compressor.data.folders import load_folder
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.checkpoint import Transform
 from compressor.pipeline.compress import Settings
@@ -117,7 +118,7 @@ def rebuild(folder: Path, model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def test_a_run_leaves_its_files_and_nothing_else(run, digits):
-    assert {path.name for path in run.folder.iterdir()} == FILES | {"plans", "search.jsonl"}
+    assert {path.name for path in run.folder.iterdir()} == FILES | {"plans", "factors.jsonl", "search.jsonl"}
     assert sorted(path.name for path in digits.checkpoint.parent.iterdir()) == ["digits.pt", "images"]
     assert all(path.stat().st_size > 0 for path in run.folder.iterdir())
 
@@ -429,7 +430,7 @@ def test_a_search_of_two_workers_killed_goes_on_as_if_nothing_had_happened(
     assert process.returncode == -signal.SIGKILL
     left = journal.read_text()
     assert middle <= left.count("\n") < expected.count("\n")
-    assert {path.name for path in out.iterdir()} == {"search.jsonl"}
+    assert {path.name for path in out.iterdir()} == {"factors.jsonl", "search.jsonl"}
     # The last row may have been cut in two.
     journal.write_text(left + '{"evaluation": 99, "ran')
     result = invoke("bocompress-export", *arguments, "--resume")
@@ -467,6 +468,7 @@ def test_ctrl_c_says_how_to_go_on(tiny_checkpoint, digit_images, invoke, tmp_pat
         return losses(*arguments)
 
     monkeypatch.setattr(FunctionNorm, "losses", interrupt)
+    monkeypatch.setattr(sys, "argv", ["/bin/bocompress-export", "my model.pt", "--data", "photos", "--overwrite"])
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes of a shell ignore it
     try:
         result = invoke("bocompress-export", *tiny_arguments(tiny_checkpoint, digit_images, tmp_path / "out"))
@@ -474,9 +476,12 @@ def test_ctrl_c_says_how_to_go_on(tiny_checkpoint, digit_images, invoke, tmp_pat
         signal.signal(signal.SIGINT, handler)
     assert result.exit_code == 130
     assert result.stdout == ""
-    assert "--resume" in result.stderr.splitlines()[-1]
+    assert result.stderr.splitlines()[-2:] == [
+        f"stopped; {journal} is kept, go on with:",
+        "bocompress-export 'my model.pt' --data photos --resume",
+    ]
     assert journal.read_text().count("\n") >= 4
-    assert list((tmp_path / "out").iterdir()) == [journal]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"search.jsonl", "factors.jsonl"}
 
 
 def test_apply_gives_a_run_again_from_its_plan(tiny_run, tiny_checkpoint, digit_images, invoke, pictures, tmp_path):
@@ -592,7 +597,7 @@ def test_compress_takes_any_network_and_any_batches(tmp_path):
     batches = [(torch.randn(16, 20), torch.randint(4, (16,))) for _ in range(5)]
     settings = Settings(search=SearchSettings(max_evaluations=12, samples=10))
     result = compress(network, iter(batches), tmp_path / "out", settings)
-    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | {"plans", "search.jsonl"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | {"plans", "factors.jsonl", "search.jsonl"}
     assert network.training
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     x = batches[0][0]

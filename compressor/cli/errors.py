@@ -1,6 +1,7 @@
 """Errors as one sentence on stderr with an exit code."""
 
 import functools
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -38,13 +39,24 @@ def explain_errors(command: Command) -> Command:
 
 
 def _describe_interruption(options: dict[str, Any]) -> str:
-    if "resume" in options:
-        from compressor.pipeline.outputs import CHECKPOINT, JOURNAL, STAGES
+    """What is kept, and the command that goes on with it."""
+    if "resume" not in options:
+        return "stopped"
+    from compressor.pipeline.outputs import CHECKPOINT, FACTORS, JOURNAL, STAGES
 
-        for kept in (output_folder(options) / name for name in (STAGES, CHECKPOINT, JOURNAL)):
-            if kept.exists():
-                return f"stopped; {kept} is kept: the same command with --resume continues from there"
-    return "stopped"
+    for kept in (output_folder(options) / name for name in (STAGES, CHECKPOINT, JOURNAL, FACTORS)):
+        if kept.exists():
+            return f"stopped; {kept} is kept, go on with:\n{_resuming_command()}"
+    return "stopped before there was anything to keep"
+
+
+def _resuming_command() -> str:
+    """The command as typed, with --resume."""
+    from compressor.cli.inputs import typed_command
+
+    words = [word for word in shlex.split(typed_command()) if word not in ("--resume", "--overwrite")]
+    end = words.index("--") if "--" in words else len(words)
+    return shlex.join([*words[:end], "--resume", *words[end:]])
 
 
 def output_folder(options: dict[str, Any]) -> Path:

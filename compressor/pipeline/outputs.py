@@ -11,6 +11,7 @@ from exporters.onnx import DATA_SUFFIX
 from exporters.ort_format import CONFIG_SUFFIX, ORT_SUFFIX, ZIP_SUFFIX
 from exporters.records import Precision
 
+FACTORS = "factors.jsonl"
 JOURNAL = "search.jsonl"
 CHECKPOINT = "finetune.safetensors"
 STAGES = "stages"  # a folder
@@ -25,6 +26,7 @@ def precision_file(precision: Precision) -> str:
 
 NETWORKS = (ORIGINAL, MODEL, precision_file("int8"), precision_file("fp16"))
 OUTPUTS = (
+    FACTORS,
     JOURNAL,
     CHECKPOINT,
     STAGES,
@@ -64,7 +66,7 @@ def holds_run(folder: Path) -> bool:
 
     if VERSION_KEY in stored_header(folder / JOURNAL):
         return True
-    if any((folder / name).exists() for name in (CHECKPOINT, STAGES)):
+    if any((folder / name).exists() for name in (FACTORS, CHECKPOINT, STAGES)):
         return True
     try:
         read_plan(folder / "plan.json")
@@ -80,7 +82,7 @@ def remove_outputs(folder: Path) -> None:
         InputError: see `require_replaceable`, or a file cannot be removed.
     """
     require_replaceable(folder)
-    last = (JOURNAL, CHECKPOINT, "plan.json")
+    last = (FACTORS, JOURNAL, CHECKPOINT, "plan.json")
     try:
         for file in sorted(_files_below(folder), key=lambda file: str(file) in last):
             (folder / file).unlink()

@@ -36,6 +36,7 @@ ALL_FILES = {
     "plan.json",
     "report.html",
     "report.json",
+    "factors.jsonl",
     "search.jsonl",
 }
 
@@ -523,7 +524,7 @@ def test_a_disk_that_is_full_during_the_search(invoke, tiny_checkpoint, digit_im
         result = invoke("bocompress-export", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "search.jsonl" in the_sentence(result.stderr)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["search.jsonl"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"factors.jsonl", "search.jsonl"}
     # The journal ends in a line that was cut off, and the search goes on from it.
     assert not (tmp_path / "out" / "search.jsonl").read_text().endswith("\n")
     result = invoke("bocompress-export", *arguments, "--resume")

@@ -1,5 +1,6 @@
 """Calibration and recalibration within the whole job: who sees which images, and what the report says of it."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +16,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from compressor import apply_plan, compress
-from compressor.data.images import ImageSet, from_batches
+from compressor.data.batches import from_batches
+from compressor.data.images import ImageSet
 from compressor.errors import InputError
 from compressor.pipeline.image_splits import MIN_CALIBRATION_IMAGES, divide_images
+from compressor.pipeline.outputs import FACTORS
 from compressor.pipeline.plan import Plan
 from compressor.pipeline.settings import Settings
 from compressor.pipeline.stages import cost
 from compressor.pipeline.stages.factorize import Decomposer
-from compressor.pipeline.state import CompressedModel
+from compressor.pipeline.state import CompressedModel, Decomposed
 from compressor.search.optimizer import SearchSettings
 from tests.unmeasured import without_measuring
 
@@ -293,6 +296,59 @@ def test_a_resumed_search_keeps_its_measured_choices(
     monkeypatch.setattr(Decomposer, "_loss", lambda *_: pytest.fail("a trial"))
     again = compress(network, images, tmp_path / "out", settings, resume=True)
     assert again.plan == first.plan
+
+
+def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Ctrl-C while this layer, counted from 0, is being decomposed."""
+    decompose, count = Decomposer._decompose, iter(range(100))
+
+    def interrupted(self: Decomposer, *arguments: Any) -> Decomposed:
+        if next(count) == number:
+            raise KeyboardInterrupt
+        return decompose(self, *arguments)
+
+    monkeypatch.setattr(Decomposer, "_decompose", interrupted)
+
+
+def test_a_stop_while_layers_are_factorized_loses_no_choice(
+    run: CompressedModel, network: nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, settings = tmp_path / "out", Settings(search=SEARCH)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 2)
+        with pytest.raises(KeyboardInterrupt):
+            compress(network, images, out, settings)
+    journal = out / FACTORS
+    header, *rows = journal.read_text().splitlines(keepends=True)
+    assert [json.loads(row)["layer"] for row in rows] == ["0", "3"]
+    assert any(json.loads(row)["trials"] for row in rows)
+    journal.write_text(header + rows[0] + rows[1] + rows[1][:20])  # the disk was full within the third
+    seen = []
+    loss = Decomposer._loss
+    monkeypatch.setattr(
+        Decomposer, "_loss", lambda self, part, share: (seen.append(part.layer.name), loss(self, part, share))[1]
+    )
+    again = compress(network, images, out, settings, resume=True)
+    assert set(seen) <= {"7"}
+    assert again.plan == run.plan
+    assert all(torch.equal(value, run.model.state_dict()[name]) for name, value in again.model.state_dict().items())
+    assert journal.read_text() == (run.folder / FACTORS).read_text()
+
+
+def test_choices_for_another_network_or_seed_are_refused(
+    network: nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 1)
+        with pytest.raises(KeyboardInterrupt):
+            compress(network, images, out, Settings(search=SEARCH))
+    other = Settings(search=replace(SEARCH, seed=2))
+    with pytest.raises(InputError, match=r"factors.jsonl was written with other .*seed; --resume needs the same"):
+        compress(network, images, out, other, resume=True)
+    (out / FACTORS).write_text("nothing of ours\n")
+    with pytest.raises(InputError, match="not a journal of factors"):
+        compress(network, images, out, Settings(search=SEARCH), resume=True)
 
 
 @pytest.mark.parametrize("factors", ["refit", "activation"])

@@ -8,13 +8,16 @@ be refitted in turn must win at every cost, by as much as refitting brings.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from compressor.data.fingerprint import hash_images, hash_tensors
 from compressor.data.images import ImageSet
 from compressor.factorization.base import Factors
+from compressor.factorization.choices import VERSION_KEY, ChoiceJournal, ChoiceRow
 from compressor.factorization.moments import LayerMoments
 from compressor.factorization.records import FactorChoice, FactorKind, Method
 from compressor.factorization.registry import METHODS, competing_methods
@@ -23,6 +26,7 @@ from compressor.network.layers import FoundLayer, compressible, possible_methods
 from compressor.network.statistics import collect_moments
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.context import Context
+from compressor.pipeline.outputs import FACTORS
 from compressor.pipeline.plan import Plan
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import Decomposed, SearchResult, State, needed
@@ -57,8 +61,10 @@ class Decomposer:
         choice: the factors asked for, or "auto" to measure.
         kinds: factors already chosen for some layers, by name.
         competitors: methods that compete for k x k convolutions; none leaves each layer its own.
+        decided: names of layers that keep their method whatever competes.
         seed: of the positions and directions that are sampled.
         on_step: called with the number of layers done and the next one's name.
+        on_choice: called with every layer that was chosen for, once it is.
     """
 
     model: nn.Module
@@ -68,8 +74,10 @@ class Decomposer:
     choice: FactorChoice
     kinds: Mapping[str, FactorKind] = field(default_factory=dict)
     competitors: tuple[Method, ...] = ()
+    decided: frozenset[str] = frozenset()
     seed: int = 0
     on_step: Callable[[int, str], None] = lambda count, text: None
+    on_choice: Callable[[Decomposed], None] = lambda part: None
 
     def run(self, layers: Sequence[FoundLayer]) -> list[Decomposed]:
         """Every layer decomposed, in the order given."""
@@ -77,6 +85,7 @@ class Decomposer:
         for count, (layer, moments) in enumerate(self._moments_by_layer(layers)):
             self.on_step(count, layer.name)
             found[layer.name] = self._decompose(layer, moments)
+            self.on_choice(found[layer.name])
         return [found[layer.name] for layer in layers]
 
     def _moments_by_layer(self, layers: Sequence[FoundLayer]) -> Iterator[tuple[FoundLayer, LayerMoments | None]]:
@@ -130,7 +139,11 @@ class Decomposer:
 
     def _competitors(self, layer: FoundLayer) -> list[FoundLayer]:
         """The layer by every method that competes for it; by its own alone where that was asked for."""
-        if layer.method not in self.competitors or layer.method != possible_methods(layer)[0]:
+        if (
+            layer.name in self.decided
+            or layer.method not in self.competitors
+            or layer.method != possible_methods(layer)[0]
+        ):
             return [layer]
         competitors = [with_method(layer, method) for method in possible_methods(layer) if method in self.competitors]
         return [competitor for competitor in competitors if competitor.dense_rank > 1]
@@ -194,8 +207,23 @@ def decompose_layers(
     norm: FunctionNorm,
     kinds: Mapping[str, FactorKind],
     competitors: tuple[Method, ...] = (),
+    journal: ChoiceJournal | None = None,
 ) -> list[Decomposed]:
-    """Factors for `layers`, as the settings want them (see `Decomposer`)."""
+    """Factors for `layers`, as the settings want them (see `Decomposer`).
+
+    Choices are kept in the journal. Layers that it has choices for are decomposed by these, without trials.
+    """
+    journal = journal or ChoiceJournal(None, {})
+    known = dict(journal.rows)
+    layers = [with_method(layer, known[layer.name].method) if layer.name in known else layer for layer in layers]
+
+    def keep(part: Decomposed) -> None:
+        if part.layer.name not in known:
+            row = ChoiceRow(
+                layer=part.layer.name, method=part.layer.method or "svd", factors=part.kind, trials=part.trials
+            )
+            journal.append(row)
+
     with context.progress.stage("factorizing layers", len(layers)) as stage:
         decomposer = Decomposer(
             model=context.original,
@@ -203,12 +231,16 @@ def decompose_layers(
             evaluator=norm,
             device=context.device,
             choice=_factor_choice(context),
-            kinds=kinds,
+            kinds={**kinds, **{name: row.factors for name, row in known.items()}},
             competitors=competitors,
+            decided=frozenset(known),
             seed=context.settings.search.seed,
             on_step=stage.update,
+            on_choice=keep,
         )
-        return decomposer.run(layers)
+        parts = decomposer.run(layers)
+    trials = {name: row.trials for name, row in known.items()}
+    return [replace(part, trials=trials.get(part.layer.name, part.trials)) for part in parts]
 
 
 def _factor_choice(context: Context) -> FactorChoice:
@@ -218,7 +250,10 @@ def _factor_choice(context: Context) -> FactorChoice:
 
 
 def decompose_or_recall(context: Context, found: Sequence[FoundLayer], norm: FunctionNorm) -> list[Decomposed]:
-    """The layers decomposed; a resumed search keeps the methods and factors that were measured to be best."""
+    """The layers decomposed; a resumed run keeps the methods and factors that were measured to be best.
+
+    A search's journal has those of all layers; where there is none yet, the journal of factors has the first few.
+    """
     earlier = context.earlier_search()
     rows = earlier.get("layers")
     try:
@@ -226,9 +261,25 @@ def decompose_or_recall(context: Context, found: Sequence[FoundLayer], norm: Fun
         layers = [with_method(layer, chosen[layer.name][0]) for layer in found]
         kinds: dict[str, FactorKind] = {name: kind for name, (_, kind) in chosen.items()}
     except (KeyError, TypeError, ValueError):  # no journal, or one that will be refused
-        competitors = () if earlier else competing_methods(context.settings.method)
-        return decompose_layers(context, found, norm, {}, competitors)
+        if earlier:
+            return decompose_layers(context, found, norm, {})
+        journal = ChoiceJournal(context.folder / FACTORS, _fingerprint(context, found), context.resume)
+        return decompose_layers(context, found, norm, {}, competing_methods(context.settings.method), journal)
     return decompose_layers(context, layers, norm, kinds)
+
+
+def _fingerprint(context: Context, layers: Sequence[FoundLayer]) -> dict[str, Any]:
+    """What the choices depend on."""
+    return {
+        VERSION_KEY: 1,
+        "weights": hash_tensors(context.original.state_dict().values()),
+        "images": hash_images(context.search_images),
+        "calibration": hash_images(context.calibration),
+        "layers": [[layer.name, layer.method] for layer in layers],
+        "method": context.settings.method,
+        "factors": context.settings.factors,
+        "seed": context.settings.search.seed,
+    }
 
 
 def make_result(

@@ -1,0 +1,89 @@
+"""`factors.jsonl`: the method and factors that suit each layer, appended as they are found: a stop loses one layer."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from compressor.errors import InputError
+from compressor.factorization.records import FactorKind, Method
+from compressor.schema import Record
+
+VERSION_KEY = "factors_version"
+
+
+class ChoiceRow(Record):
+    """One layer's method and factors, with the function norms of all candidates that decided (see `Decomposed`)."""
+
+    layer: str
+    method: Method
+    factors: FactorKind
+    trials: dict[str, list[float]]
+
+
+class ChoiceJournal:
+    """Appends choices to a file, and knows those of an earlier run.
+
+    Args:
+        path: the file, or None to keep nothing.
+        header: what the choices depend on, JSON values only, with a version under VERSION_KEY.
+        resume: continue the file at `path`, if there is one.
+
+    Attributes:
+        rows: the choices so far, by layer.
+
+    Raises:
+        InputError: the file to resume from cannot be read, or was written with another header.
+    """
+
+    def __init__(self, path: Path | None, header: Mapping[str, Any], resume: bool = False) -> None:
+        self._path = path
+        self.rows: dict[str, ChoiceRow] = {}
+        if path is None:
+            return
+        if not (resume and path.exists() and self._read(path, header)):
+            self._write(header, "w")
+
+    def append(self, row: ChoiceRow) -> None:
+        """Write one choice and flush it to the disk."""
+        self.rows[row.layer] = row
+        if self._path is not None:
+            self._write(row.model_dump(), "a")
+
+    def _read(self, path: Path, header: Mapping[str, Any]) -> bool:
+        """Whether the file has a header, after its rows are read; a line that was cut off is removed."""
+        try:
+            whole, newline, cut_off = path.read_bytes().rpartition(b"\n")
+            lines = [json.loads(line) for line in whole.splitlines()]
+            if not lines:
+                return False
+            self._require_same(path, lines[0], header)
+            rows = [ChoiceRow.model_validate(line) for line in lines[1:]]
+            if cut_off:
+                os.truncate(path, len(whole + newline))
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path} is not a journal of factors; choose another --out") from error
+        self.rows = {row.layer: row for row in rows}
+        return True
+
+    def _require_same(self, path: Path, stored: object, header: Mapping[str, Any]) -> None:
+        if not isinstance(stored, dict):
+            raise InputError(f"{path} is not a journal of factors; choose another --out")
+        if stored.get(VERSION_KEY) != header.get(VERSION_KEY):
+            raise InputError(f"{path} was written by another version of bocompress; choose another --out")
+        different = sorted(key for key, value in header.items() if stored.get(key) != value)
+        if different:
+            raise InputError(f"{path} was written with other {', '.join(different)}; --resume needs the same")
+
+    def _write(self, row: Mapping[str, Any], mode: str) -> None:
+        assert self._path is not None
+        try:
+            with open(self._path, mode, encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"cannot write {self._path}: {error.strerror}") from error
