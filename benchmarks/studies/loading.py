@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from compressor.data.images import ImageSet, load_folder
+from compressor.data.folders import load_folder
+from compressor.data.images import ImageSet
 from compressor.data.transforms import Transform
 from compressor.network.checkpoint import LoadedModel, load_model
 

@@ -94,7 +94,7 @@ def load_images_for_file(options: dict[str, Any], progress: "Progress") -> "Imag
     Raises:
         InputError: the file or the folder cannot be read, or the images would not fit into memory.
     """
-    from compressor.data.images import load_folder
+    from compressor.data.folders import load_folder
     from compressor.data.synthetic import synthetic_images
     from compressor.data.transforms import Transform
     from compressor.network.architectures import list_architectures, published_transform
@@ -127,7 +127,7 @@ def load_network_and_images(
         InputError: one of them cannot be loaded, or the options of fine-tuning do not go together.
     """
     check_tuning(options, tuned or options["finetune"] > 0)
-    from compressor.data.images import list_images
+    from compressor.data.folders import list_images
     from compressor.network.checkpoint import load_model
 
     num_images = _max_images(options)
@@ -148,7 +148,7 @@ def load_network_and_images(
 def _load_images(
     options: dict[str, Any], transform: "Transform", num_synthetic: int, progress: "Progress"
 ) -> "ImageSet":
-    from compressor.data.images import load_folder
+    from compressor.data.folders import load_folder
     from compressor.data.synthetic import synthetic_images
 
     if options["data"] is None:
@@ -177,7 +177,7 @@ def load_train_images(loaded: "LoadedModel", options: dict[str, Any], progress: 
     Raises:
         InputError: the folder cannot be read, or its images would not fit into memory.
     """
-    from compressor.data.images import list_images, load_folder
+    from compressor.data.folders import list_images, load_folder
 
     if options["train_data"] is None:
         return None

@@ -56,7 +56,7 @@ def check_tuning(options: dict[str, Any], tuned: bool) -> None:
     Raises:
         InputError: options of fine-tuning without fine-tuning, fine-tuning without images, or a folder without images.
     """
-    from compressor.data.images import list_images
+    from compressor.data.folders import list_images
 
     given = [name for name in TUNE_OPTIONS if is_given(name)]
     if not tuned and given:

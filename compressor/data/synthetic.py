@@ -8,7 +8,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from compressor.data.images import Array, ImageSet, OnStep, fit_image
+from compressor.data.images import Array, ImageSet, OnStep
+from compressor.data.pixels import MODES, require_channels
+from compressor.data.resizing import fit_image
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
 
@@ -55,15 +57,17 @@ def synthetic_images(count: int, transform: Transform, seed: int, on_step: OnSte
         on_step: called after each image.
 
     Raises:
-        InputError: `count` is less than one.
+        InputError: `count` is less than one, or the network takes other than 1, 3 or 4 channels.
     """
     if count < 1:
         raise InputError(f"{count} synthetic images were asked for: at least one is needed")
-    size = transform.input_size
-    pixels = np.empty((count, size, size, 3), dtype=np.uint8)
+    require_channels(transform)
+    size = max(transform.height, transform.width)
+    pixels = np.empty((count, transform.height, transform.width, transform.channels), dtype=np.uint8)
     for index in range(count):
-        drawn = draw_image(max(MIN_SIDE, size), np.random.default_rng([seed, index]))
-        pixels[index] = fit_image(Image.fromarray(drawn), replace(transform, resize_size=size))
+        drawn = Image.fromarray(draw_image(max(MIN_SIDE, size), np.random.default_rng([seed, index])))
+        fitted = fit_image(drawn.convert(MODES[transform.channels]), replace(transform, resize_size=size))
+        pixels[index] = fitted.reshape(pixels.shape[1:])
         if on_step:
             on_step(index + 1, count)
     return ImageSet(

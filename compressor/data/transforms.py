@@ -8,11 +8,12 @@ class Transform:
     """Resizing, cropping and normalization of images.
 
     Attributes:
-        input_size: side in pixels of the middle square that is cut out.
+        input_size: side in pixels of the middle square that is cut out, or the height where `input_width` is given.
         resize_size: short side in pixels after resizing, before the cut.
         mean: per channel, subtracted from pixels scaled to [0, 1].
         std: per channel, by which they are then divided.
         interpolation: of resizing, "bilinear" or "bicubic".
+        input_width: width in pixels of the cut where it is not a square.
     """
 
     input_size: int = 224
@@ -20,3 +21,19 @@ class Transform:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
+    input_width: int | None = None
+
+    @property
+    def channels(self) -> int:
+        """Channels of an input: 1 for grey images, 3 for colours, 4 with opacity."""
+        return len(self.mean)
+
+    @property
+    def height(self) -> int:
+        """Height of an input in pixels."""
+        return self.input_size
+
+    @property
+    def width(self) -> int:
+        """Width of an input in pixels."""
+        return self.input_width or self.input_size

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.data.images import MAX_IMAGES, ImageSet, from_batches
+from compressor.data.batches import from_batches
+from compressor.data.images import MAX_IMAGES, ImageSet
 from compressor.errors import InputError
 from compressor.fidelity.labels import require_labelled
 from compressor.files import check_folder

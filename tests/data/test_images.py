@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from compressor.data.images import ImageSet, from_batches, load_folder
+from compressor.data.batches import from_batches
+from compressor.data.folders import load_folder
+from compressor.data.images import ImageSet
 from compressor.data.synthetic import synthetic_images
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
@@ -125,13 +127,6 @@ def test_flat_and_mixed_folders_have_no_labels(tmp_path):
     images = load_folder(tmp_path, SMALL, limit=9, seed=0)
     assert (len(images), images.labels, images.class_names) == (4, None, None)
     assert "unlabelled" in images.source
-
-
-def test_splits_of_a_data_set_are_no_classes(tmp_path):
-    for split in ("train", "val"):
-        for name in ("cat", "dog"):
-            write_digit(0, tmp_path / split / name / "a.png")
-    assert load_folder(tmp_path, SMALL, limit=9, seed=0).labels is None
 
 
 def test_wrapping_folders_are_passed_through(tmp_path):

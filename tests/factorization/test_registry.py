@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from compressor import apply_plan, compress
-from compressor.data.images import ImageSet, from_batches
+from compressor.data.batches import from_batches
+from compressor.data.images import ImageSet
 from compressor.factorization.base import Factors
 from compressor.factorization.records import Method, MethodChoice
 from compressor.factorization.registry import (

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from compressor.data.images import ImageSet, from_batches
+from compressor.data.batches import from_batches
+from compressor.data.images import ImageSet
 from compressor.errors import InputError
 from compressor.factorization.registry import METHODS
 from compressor.fidelity.function_norm import BATCH_SIZE, FunctionNorm

@@ -13,7 +13,8 @@ from sklearn.metrics import log_loss
 from torch import nn
 
 from compressor import compress
-from compressor.data.images import ImageSet, from_batches
+from compressor.data.batches import from_batches
+from compressor.data.images import ImageSet
 from compressor.errors import InputError
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.labels import fitting_labels

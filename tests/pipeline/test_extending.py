@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from compressor import Settings, compress
-from compressor.data.images import from_batches
+from compressor.data.batches import from_batches
 from compressor.errors import InputError
 from compressor.pipeline.context import Context
 from compressor.pipeline.recipe import parse_recipe

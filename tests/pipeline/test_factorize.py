@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.data.images import ImageSet, from_batches
+from compressor.data.batches import from_batches
+from compressor.data.images import ImageSet
 from compressor.factorization.registry import competing_methods
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network import statistics as calibrate

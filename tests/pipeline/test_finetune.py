@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from compressor import apply_plan, compress
-from compressor.data.images import ImageSet, from_batches
+from compressor.data.batches import from_batches
+from compressor.data.images import ImageSet
 from compressor.errors import InputError
 from compressor.pipeline.outputs import CHECKPOINT
 from compressor.pipeline.settings import Settings

@@ -14,7 +14,7 @@ from torch import nn
 
 from compressor import apply_plan
 from compressor.cost.size import file_bytes, gzip_bytes, list_parts
-from compressor.data.images import from_batches
+from compressor.data.batches import from_batches
 from compressor.errors import BocompressError, InputError, VerificationError
 from compressor.files import replace_files_when_whole
 from compressor.pipeline.delivery import formats, measure, quantize

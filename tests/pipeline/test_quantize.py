@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from compressor import apply_plan
-from compressor.data.images import from_batches
+from compressor.data.batches import from_batches
 from compressor.errors import BocompressError
 from compressor.pipeline.delivery import measure, quantize
 from compressor.pipeline.plan import Plan

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from compressor import compress
-from compressor.data.images import ImageSet, from_batches
+from compressor.data.batches import from_batches
+from compressor.data.images import ImageSet
 from compressor.errors import InputError
 from compressor.factorization.records import Method
 from compressor.factorization.registry import METHODS

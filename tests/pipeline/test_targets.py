@@ -16,7 +16,8 @@ from compressor.cost import layer_latency, rank_multiple
 from compressor.cost.latency import LatencySettings, summarize
 from compressor.cost.records import Cost, LatencyRecord
 from compressor.cost.size import count_params, file_bytes
-from compressor.data.images import ImageSet, load_folder
+from compressor.data.folders import load_folder
+from compressor.data.images import ImageSet
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
 from compressor.fidelity.accuracy_drop import (

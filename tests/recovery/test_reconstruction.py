@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.data.images import ImageSet, from_batches
+from compressor.data.batches import from_batches
+from compressor.data.images import ImageSet
 from compressor.factorization.interpolative import Interpolated
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.layers import compressible, factorized_ranks, find_layers

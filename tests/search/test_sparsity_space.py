@@ -13,7 +13,7 @@ from click.testing import Result
 
 from compressor import apply_plan, compress
 from compressor.arrays import Ranks
-from compressor.data.images import from_batches
+from compressor.data.batches import from_batches
 from compressor.errors import InputError
 from compressor.factorization.registry import METHODS
 from compressor.network.layers import FoundLayer, compressible, factorized_ranks, find_layers, with_method

@@ -26,7 +26,8 @@ from benchmarks.studies.loading import load_squares
 from benchmarks.studies.study import earlier_rows, write_results
 from compressor.cost.latency import measure_latency
 from compressor.cost.size import count_params
-from compressor.data.images import ImageSet, load_folder
+from compressor.data.folders import load_folder
+from compressor.data.images import ImageSet
 from compressor.data.synthetic import synthetic_images
 from compressor.data.transforms import Transform
 from compressor.factorization.records import FactorChoice

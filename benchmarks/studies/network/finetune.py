@@ -20,7 +20,7 @@ from torch import nn
 
 from benchmarks.studies.loading import load_squares
 from benchmarks.studies.study import earlier_rows, write_results
-from compressor.data.images import load_folder
+from compressor.data.folders import load_folder
 from compressor.factorization.records import FactorChoice
 from compressor.fidelity.evaluation import TestEvaluator
 from compressor.fidelity.function_norm import FunctionNorm

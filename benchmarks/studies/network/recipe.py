@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from benchmarks.datasets.small_vgg import SIZE, log, save_small_vgg, train_small_vgg
 from benchmarks.studies.study import EXPORT_PROGRAM, write_results
-from compressor.data.images import load_folder
+from compressor.data.folders import load_folder
 from compressor.data.transforms import Transform
 from compressor.pipeline.recipe import Recipe, load_recipe
 from compressor.pipeline.stages.recorded import STAGE

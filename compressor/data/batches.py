@@ -1,0 +1,75 @@
+"""Image sets of batches that come from Python, as the network takes them."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from compressor.data.images import ImageSet
+from compressor.errors import InputError
+
+
+def from_batches(batches: Iterable[object], limit: int) -> ImageSet:
+    """The first `limit` inputs of batches that are prepared for the network.
+
+    Args:
+        batches: tensors of shape (n, ...), or tuples or lists that begin with one, followed by labels if there is a
+            one-dimensional tensor of n integers. A single tensor is one batch.
+        limit: maximum number of inputs; batches beyond are not iterated.
+
+    Raises:
+        InputError: no inputs, something that is not a floating-point tensor, shapes that differ from batch to
+            batch, or values that are not finite.
+    """
+    inputs: list[Tensor] = []
+    labels: list[Tensor | None] = []
+    taken = 0
+    for batch in [batches] if isinstance(batches, Tensor) else batches:
+        x, y = split_batch(batch)
+        if inputs and x.shape[1:] != inputs[0].shape[1:]:
+            raise InputError(
+                f"batches disagree on the shape of an input: {tuple(inputs[0].shape[1:])} and then {tuple(x.shape[1:])}"
+            )
+        inputs.append(x[: limit - taken])
+        labels.append(None if y is None else y[: limit - taken])
+        taken += len(inputs[-1])
+        if taken >= limit:
+            break
+    if not taken:
+        raise InputError("the batches hold no inputs")
+    known = [y for y in labels if y is not None]
+    return ImageSet(
+        data=torch.cat(inputs),
+        source=f"{taken} inputs given from Python",
+        labels=torch.cat(known) if len(known) == len(labels) else None,
+    )
+
+
+def split_batch(batch: object) -> tuple[Tensor, Tensor | None]:
+    """Inputs (float32, on the CPU) and labels (int64, or None) of one batch.
+
+    Raises:
+        InputError: it does not begin with a floating-point tensor of finite values and at least two dimensions.
+    """
+    first, *others = batch if isinstance(batch, tuple | list) and batch else [batch]
+    if not isinstance(first, Tensor):
+        raise InputError(f"batches must be tensors, or begin with one, not {type(first).__name__}")
+    if not first.is_floating_point() or first.dim() < 2:
+        kind = str(first.dtype).removeprefix("torch.")
+        raise InputError(
+            "batches must be floating-point tensors of shape (n, ...) as the network takes them, "
+            f"not {kind} of shape {tuple(first.shape)}"
+        )
+    if not bool(first.isfinite().all()):
+        raise InputError("a batch has NaN or infinite values")
+    return first.detach().to("cpu", torch.float32), labels_of(others, len(first))
+
+
+def labels_of(others: Sequence[object], count: int) -> Tensor | None:
+    """The labels of a batch of `count` inputs, int64; None for other kinds of targets."""
+    if not others or not isinstance(others[0], Tensor) or others[0].shape != (count,):
+        return None
+    labels = others[0]
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        return None
+    return labels.detach().to("cpu", torch.int64)

@@ -1,0 +1,220 @@
+"""Image sets of folders: a random sample of their images, with labels where subfolders are classes."""
+
+import random
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from compressor.data.classes import Classes, find_classes, name_some
+from compressor.data.images import ImageSet, OnStep
+from compressor.data.labels import Numbering, number_classes
+from compressor.data.listing import SUFFIXES, scan
+from compressor.data.pixels import Bytes, Deep, UnreadableError, is_constant, read_image, require_channels, to_bytes
+from compressor.data.transforms import Transform
+from compressor.errors import InputError
+from compressor.text import join_words
+
+DECODING_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Image files of a folder.
+
+    Attributes:
+        folder: what was listed.
+        files: that may be read.
+        labels: of the files, or None where there are no classes.
+        class_names: of the labels, or None.
+        label_note: why there are no labels, in words.
+        other_order: see `ImageSet`.
+        splits: the splits of a data set that hold the classes.
+        notes: what was left out, one sentence each.
+    """
+
+    folder: Path
+    files: list[Path]
+    labels: list[int] | None = None
+    class_names: list[str] | None = None
+    label_note: str = ""
+    other_order: tuple[int, ...] | None = None
+    splits: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass
+class Sample:
+    """Files that could be read, as indices of a listing, their pixels, and why others could not."""
+
+    kept: list[int] = field(default_factory=list)
+    pixels: list[Bytes | Deep] = field(default_factory=list)
+    failures: list[tuple[int, str]] = field(default_factory=list)
+
+
+def load_folder(
+    path: Path,
+    transform: Transform,
+    limit: int,
+    seed: int,
+    on_step: OnStep | None = None,
+    class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
+) -> ImageSet:
+    """A random sample of at most `limit` images from a folder.
+
+    Subfolders are classes where they look like it, see `compressor.data.classes`, and numbered as in
+    `compressor.data.labels`; else images at any depth are taken without labels, and `label_note` says why. Files that
+    cannot be decoded are left out and counted.
+
+    Args:
+        path: the folder.
+        transform: how images are prepared.
+        limit: maximum number of images.
+        seed: of the sample.
+        on_step: called as images are read.
+        class_names: the network's, in the order of its outputs; None where they are not known.
+        num_classes: that the network tells apart; None where it is not known.
+
+    Raises:
+        InputError: no such folder, no image in it that can be read, `limit` is less than one, or the network takes
+            other than 1, 3 or 4 channels.
+    """
+    if limit < 1:
+        raise InputError(f"{limit} images were asked for: at least one is needed")
+    require_channels(transform)
+    listing = list_images(path, class_names, num_classes)
+    order = list(range(len(listing.files)))
+    random.Random(seed).shuffle(order)
+    sample = read_sample(listing.files, order, transform, limit, on_step)
+    if not sample.kept:
+        why = _name_failure(listing, sample)
+        raise InputError(f"none of the {len(order)} image files in {path} can be read ({why})")
+    pixels = to_bytes(sample.pixels, transform.channels)
+    return ImageSet(
+        data=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(),
+        source=_describe(listing, len(sample.kept)),
+        mean=transform.mean,
+        std=transform.std,
+        labels=None if listing.labels is None else torch.tensor([listing.labels[i] for i in sample.kept]),
+        class_names=listing.class_names,
+        unreadable=len(sample.failures),
+        files=[_relative(listing, i) for i in sample.kept],
+        label_note=listing.label_note,
+        notes=(*listing.notes, *_notes_on_pixels(listing, sample, pixels)),
+        other_order=listing.other_order,
+    )
+
+
+def list_images(path: Path, class_names: Sequence[str] | None = None, num_classes: int | None = None) -> Listing:
+    """The image files in a folder, and their classes if it has any; arguments as of `load_folder`.
+
+    Raises:
+        InputError: not a folder that can be read, or no image files in it.
+    """
+    folder = scan(Path(path))
+    others = folder.count_others()
+    left = [f"{count} {suffix}" for suffix, count in others.most_common()]
+    if not folder.count:
+        instead = f"; there are {name_some(left)}" if left else ""
+        raise InputError(f"no image files in {path} ({', '.join(sorted(SUFFIXES))}){instead}")
+    note = f"{_count_files(others.total())} left out by suffix: {name_some(left)}" if left else ""
+    classes = find_classes(folder, class_names or (), num_classes)
+    listing = _labelled(Path(path), classes, class_names or (), num_classes)
+    return replace(listing, notes=(*listing.notes, *classes.notes, *([note] if note else [])))
+
+
+def _labelled(path: Path, classes: Classes, known: Sequence[str], num_classes: int | None) -> Listing:
+    """The listing of classes with their labels, or of unlabelled images."""
+    if classes.reason:
+        return Listing(path, sorted(classes.images), label_note=classes.reason)
+    counts = {name: len(files) for name, files in classes.groups.items()}
+    numbering = number_classes(counts, known, num_classes)
+    if numbering.reason:
+        every = sorted(file for files in classes.groups.values() for file in files)
+        return Listing(path, every, label_note=numbering.reason)
+    rows = sorted((file, numbering.labels[name]) for name, files in classes.groups.items() for file in files
+                  if name in numbering.labels)  # fmt: skip
+    return Listing(
+        path,
+        [file for file, _ in rows],
+        [label for _, label in rows],
+        list(numbering.class_names),
+        other_order=None if numbering.other_order is None else tuple(numbering.other_order),
+        splits=classes.splits,
+        notes=tuple(_notes_on_classes(counts, numbering)),
+    )
+
+
+def _notes_on_classes(counts: dict[str, int], numbering: Numbering) -> Iterator[str]:
+    unknown = [name for name, count in counts.items() if count and name not in numbering.labels]
+    if unknown:
+        count = sum(counts[name] for name in unknown)
+        yield f"{count} images in {name_some(unknown)} left out: not among the network's classes"
+
+
+def read_sample(
+    files: list[Path], order: list[int], transform: Transform, limit: int, on_step: OnStep | None
+) -> Sample:
+    """The first `limit` readable files in the given order."""
+    total, start, sample = min(limit, len(order)), 0, Sample()
+    with ThreadPoolExecutor(DECODING_THREADS) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # decoders warn of what they repair
+        # The next files replace broken ones.
+        while len(sample.kept) < total and start < len(order):
+            chunk = order[start : start + total - len(sample.kept)]
+            start += len(chunk)
+            decoded = pool.map(lambda index: _try_to_read(files[index], transform), chunk)
+            for index, image in zip(chunk, decoded, strict=True):
+                if isinstance(image, UnreadableError):
+                    sample.failures.append((index, str(image)))
+                    continue
+                sample.kept.append(index)
+                sample.pixels.append(image)
+                if on_step:
+                    on_step(len(sample.kept), total)
+    return sample
+
+
+def _try_to_read(file: Path, transform: Transform) -> Bytes | Deep | UnreadableError:
+    try:
+        return read_image(file, transform)
+    except UnreadableError as error:
+        return error
+
+
+def _notes_on_pixels(listing: Listing, sample: Sample, pixels: Sequence[Bytes]) -> Iterator[str]:
+    """What could not be read, and what shows nothing."""
+    if sample.failures:
+        images = "1 image" if len(sample.failures) == 1 else f"{len(sample.failures)} images"
+        yield f"{images} could not be read and were left out: {_name_failure(listing, sample)}"
+    constant = [index for index, image in zip(sample.kept, pixels, strict=True) if is_constant(image)]
+    if constant:
+        images = "1 image is" if len(constant) == 1 else f"{len(constant)} images are"
+        names = name_some([_relative(listing, index) for index in constant])
+        yield f"{images} of one colour throughout: {names}"
+
+
+def _name_failure(listing: Listing, sample: Sample) -> str:
+    index, reason = sample.failures[0]
+    others = ", ..." if len(sample.failures) > 1 else ""
+    return f"{_relative(listing, index)}: {reason}{others}"
+
+
+def _relative(listing: Listing, index: int) -> str:
+    return listing.files[index].relative_to(listing.folder).as_posix()
+
+
+def _count_files(count: int) -> str:
+    return "1 file was" if count == 1 else f"{count} files were"
+
+
+def _describe(listing: Listing, count: int) -> str:
+    """One line on a folder's images."""
+    kind = "unlabelled" if listing.class_names is None else f"in {len(listing.class_names)} classes"
+    together = f" of {join_words(list(listing.splits))} together" if listing.splits else ""
+    return f"{count} of {len(listing.files)} images in {listing.folder}, {kind}{together}"

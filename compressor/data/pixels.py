@@ -1,0 +1,146 @@
+"""An image file as pixels, whatever it holds: 8 bits, 10 to 16 in 16, integers in 32, or floats."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from compressor.data.resizing import REDUCING_GAP, fit_image, resized_size
+from compressor.data.transforms import Transform
+from compressor.errors import InputError
+from compressor.text import first_line
+
+Bytes = NDArray[np.uint8]
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
+FULL_SCALES = {
+    "integers": tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16)),
+    "floats": (1.0, 255.0, 1000.0, 4095.0, 10000.0, 65535.0),
+}
+MAX_BELOW_ZERO = 1e-3  # of the largest value; rounding and interpolation leave as much
+
+
+class UnreadableError(Exception):
+    """An image file cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Deep:
+    """One channel with more than 8 bits, resized and cropped, in the file's own scale.
+
+    Attributes:
+        values: float32 of shape (height, width).
+        peak: the largest value before resizing.
+        kind: "integers" or "floats".
+        scale: the value of white, where the format says it; else None.
+    """
+
+    values: NDArray[np.float32]
+    peak: float
+    kind: str
+    scale: float | None = None
+
+
+def require_channels(transform: Transform) -> None:
+    """Check that images can be decoded to the network's channels.
+
+    Raises:
+        InputError: they are not 1, 3 or 4.
+    """
+    if transform.channels not in MODES:
+        raise InputError(
+            f"image files have 1, 3 or 4 channels, and the network takes {transform.channels}: "
+            "call compressor.compress from Python, with batches of its own inputs"
+        )
+
+
+def read_image(file: Path, transform: Transform) -> Bytes | Deep:
+    """An image file, resized and cropped: uint8 of shape (height, width, channels), or one deep channel.
+
+    Raises:
+        UnreadableError: it cannot be decoded, or its values are not those of an image.
+    """
+    try:
+        with Image.open(file) as image:
+            if image.format == "JPEG":
+                image.draft(None, _drafted_size(image, transform))
+            return _decode(image, transform)
+    except UnreadableError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableError("not an image that can be decoded") from error
+    except Exception as error:  # decoders raise any error on broken files
+        raise UnreadableError(first_line(error)) from error
+
+
+def _drafted_size(image: Image.Image, transform: Transform) -> tuple[int, int]:
+    """A JPEG file is decoded at half its size, a quarter or an eighth, if that leaves as many times what is needed.
+
+    It changes photographs by a root mean square of at most 0.3 of 255 levels.
+    """
+    resized, _ = resized_size(image.size, transform)
+    return round(REDUCING_GAP * resized[0]), round(REDUCING_GAP * resized[1])
+
+
+def _decode(image: Image.Image, transform: Transform) -> Bytes | Deep:
+    white = (
+        65535.0 if image.format == "PPM" and image.mode == "I" else None
+    )  # Pillow scales what the file says is white
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        return _read_deep(image, transform, white)
+    if "transparency" in image.info and image.mode != "RGBA":
+        image = image.convert("RGBA")
+    mode = MODES[transform.channels]
+    if image.mode != "L":  # grey becomes colours after resizing
+        image = image.convert(mode)
+    pixels = fit_image(image, transform)
+    if pixels.ndim == 2 and mode != "L":
+        pixels = np.asarray(Image.fromarray(pixels).convert(mode))
+    return pixels.reshape(transform.height, transform.width, transform.channels)
+
+
+def _read_deep(image: Image.Image, transform: Transform, white: float | None) -> Deep:
+    values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise UnreadableError("it has values that are not finite")
+    low, peak = float(values.min()), float(values.max())
+    if low < -MAX_BELOW_ZERO * max(peak, 0.0):
+        raise UnreadableError(f"it has values below zero ({low:g})")
+    kind = "floats" if image.mode.startswith("F") else "integers"
+    fitted = fit_image(Image.fromarray(values.astype(np.float32)), transform)
+    return Deep(fitted.astype(np.float32), peak, kind, white)
+
+
+def to_bytes(images: Sequence[Bytes | Deep], channels: int) -> list[Bytes]:
+    """All images as uint8 of shape (height, width, channels), deep ones scaled by what white is in their folder.
+
+    A file alone does not say whether 16 bits hold 10, 12 or 16, so the largest value of all files of a kind decides:
+    the next of `FULL_SCALES` is white, or that value itself above them. Floats up to 1 have white at 1.
+    """
+    peaks: dict[str, float] = {}
+    for image in images:
+        if isinstance(image, Deep):
+            peaks[image.kind] = max(image.peak, peaks.get(image.kind, 0.0))
+    whites = {kind: _full_scale(kind, peak) for kind, peak in peaks.items()}
+    return [_scaled(image, whites, channels) if isinstance(image, Deep) else image for image in images]
+
+
+def _full_scale(kind: str, peak: float) -> float:
+    return next((scale for scale in FULL_SCALES[kind] if peak <= scale), peak)
+
+
+def _scaled(image: Deep, whites: Mapping[str, float], channels: int) -> Bytes:
+    white = image.scale or (1.0 if image.kind == "floats" and image.peak <= 1 else whites[image.kind])
+    grey = np.rint(np.clip(image.values / white, 0, 1) * 255).astype(np.uint8)
+    pixels = np.repeat(grey[:, :, None], channels, axis=2)
+    if channels == 4:
+        pixels[:, :, 3] = 255
+    return pixels
+
+
+def is_constant(image: Bytes) -> bool:
+    """Whether an image, uint8 of shape (height, width, channels), has one colour throughout."""
+    return bool((image == image[:1, :1]).all())
