@@ -66,6 +66,11 @@ class Context:
         """One input (1, ...)."""
         return self.search_images.batch([0])
 
+    @property
+    def num_test_images(self) -> int:
+        """All images of the final test."""
+        return len(self.test_images)
+
     def earlier_search(self) -> dict[str, Any]:
         """The header of the journal that an interrupted search left; empty where nothing is resumed."""
         return stored_header(self.folder / JOURNAL) if self.resume else {}

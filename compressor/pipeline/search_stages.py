@@ -11,9 +11,9 @@ from compressor.pipeline.stages.meet_size import MeetSize
 from compressor.pipeline.stages.search_ranks import SearchRanks
 
 
-def search_stages(settings: Settings) -> list[Stage]:
+def search_stages(settings: Settings, is_whole_run: bool = True) -> list[Stage]:
     """Search for a gamma and build its plan, or meet a target, which builds networks on the way."""
-    prepared: list[Stage] = [EvaluateOriginal(), Factorize(), TabulateCosts()]
+    prepared: list[Stage] = [EvaluateOriginal(is_whole_run), Factorize(), TabulateCosts()]
     if settings.target is None:
         return [*prepared, SearchRanks(), Build()]
     return [*prepared, MeetDrop() if settings.target.kind == "drop" else MeetSize()]

@@ -72,7 +72,7 @@ class CompressLayers(RecipeStage):
             return replace(state, outcome=Outcome("no layer was left to compress"))
         settings = self._settings(context.settings)
         part = replace(context, original=state.network, layers=layers, settings=settings)
-        found = run_stages(search_stages(settings), part, State(state.network))
+        found = run_stages(search_stages(settings, is_whole_run=False), part, State(state.network))
         result = needed(found.result, "a plan")
         write_text(context.folder / PLAN, result.plan.model_dump_json(indent=2) + "\n")
         count = len(factorized_ranks(result.layers, result.ranks))

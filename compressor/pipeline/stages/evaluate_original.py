@@ -1,5 +1,6 @@
 """The original's outputs on the search's images, the fidelity measured against them, and the gamma that weighs it."""
 
+import time
 from dataclasses import dataclass, replace
 
 from compressor.errors import InputError
@@ -9,6 +10,7 @@ from compressor.files import prepare_folder
 from compressor.network.layers import compressible
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.choose_warnings import early_warnings
+from compressor.pipeline.expected_costs import expected_costs
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import State
 from compressor.search.objective import default_gamma
@@ -22,10 +24,20 @@ def function_norm(context: Context) -> FunctionNorm:
 
 @dataclass(frozen=True)
 class EvaluateOriginal(Stage):
-    """Fills in `norm`, `measure` and `gamma`, and says early what a search of them may come to."""
+    """Fills in `norm`, `measure` and `gamma`, and says early what a search of them may come to.
+
+    Attributes:
+        is_whole_run: whether the rest of the run is this search's: then its time is known, too.
+    """
+
+    is_whole_run: bool = True
 
     def run(self, context: Context, state: State) -> State:
-        norm, settings = function_norm(context), context.settings
+        began, settings = time.perf_counter(), context.settings
+        norm = function_norm(context)
+        if self.is_whole_run:
+            seconds_per_image = (time.perf_counter() - began) / len(context.search_images)
+            context.progress.expect(expected_costs(context, seconds_per_image))
         if not compressible(context.layers):
             raise InputError("no layer is left to compress; `bocompress inspect` lists the reasons")
         measure = make_measure(norm, settings.fidelity)

@@ -1,0 +1,80 @@
+"""What the stages of a run are expected to cost, from the time that one image takes the original: see `remaining`.
+
+Passes of images and decompositions make nearly all of it. Both are multiply-accumulates, which take the time here that
+the original's take; the factors below were measured on ResNet-18 (docs/method/pipeline.md).
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from compressor.network.layers import FoundLayer, compressible
+from compressor.pipeline.context import Context
+from compressor.remaining import ExpectedStage
+
+USUAL_EVALUATIONS = 40  # until a certificate is met; most searches are allowed more
+TRIAL_PASSES = 150  # of an image, for the choice of a layer's method and factors
+GRADIENT_PASSES = 800  # of the gradients' second moments, all layers together
+DECOMPOSITIONS = 6.0  # n^3 multiply-accumulates for n inputs of a layer: all candidates
+REFITS = 8.0  # likewise, of a layer's reconstruction
+SEARCH_OVERHEAD = 0.3  # seconds of the Gaussian process, an evaluation
+NETWORKS_OF_DROP = 3  # built and measured to meet --max-drop
+EXPORT_SECONDS, EXPORT_PASSES = 8.0, 300.0  # of a file, and of its verification
+LATENCY_SECONDS = 10.0
+PRECISION_SECONDS = 30.0
+
+
+def expected_costs(context: Context, seconds_per_image: float) -> list[ExpectedStage]:
+    """The stages to come of a search, in order.
+
+    Args:
+        context: of the run.
+        seconds_per_image: that the original takes.
+    """
+    layers = compressible(context.layers)
+    macs = max(sum(layer.macs for layer in context.layers), 1)
+    cubes = [_inputs(layer) ** 3 * seconds_per_image / macs for layer in layers]
+    settings = context.settings
+    evaluations = min(settings.search.max_evaluations, USUAL_EVALUATIONS)
+    passes = min(settings.search.samples, len(context.search_images))
+    search = [passes * seconds_per_image + SEARCH_OVERHEAD] * evaluations
+    by_drop = settings.target is not None and settings.target.kind == "drop"
+    built = _reconstruction(context, cubes, seconds_per_image)
+    stages = [_factorization(context, cubes, seconds_per_image), ExpectedStage("searching ranks", [sum(search)])]
+    stages += [*built, ExpectedStage("searching ranks", [sum(search) / 2])] * (NETWORKS_OF_DROP - 1) if by_drop else []
+    return [*stages, *built, *_delivery(context, seconds_per_image)]
+
+
+def _inputs(layer: FoundLayer) -> int:
+    """Inputs of one output, the side of the layer's matrix of second moments."""
+    shape = layer.shape
+    return int(torch.Size(shape[1:]).numel())
+
+
+def _factorization(context: Context, cubes: Sequence[float], seconds_per_image: float) -> ExpectedStage:
+    shared = (2 * len(context.calibration) + GRADIENT_PASSES * bool(len(context.calibration))) / max(len(cubes), 1)
+    steps = [(TRIAL_PASSES + shared) * seconds_per_image + DECOMPOSITIONS * cube for cube in cubes]
+    return ExpectedStage("factorizing layers", steps)
+
+
+def _reconstruction(context: Context, cubes: Sequence[float], seconds_per_image: float) -> list[ExpectedStage]:
+    if not (context.settings.recalibrate and len(context.calibration)):
+        return []
+    passes = 2 * len(context.calibration)
+    return [ExpectedStage("reconstructing layers", [passes * seconds_per_image + REFITS * cube for cube in cubes])]
+
+
+def _delivery(context: Context, seconds_per_image: float) -> list[ExpectedStage]:
+    settings = context.settings
+    training = len(context.training.train) if context.training else 0
+    stages = (
+        [ExpectedStage("fine-tuning", [3 * training * settings.tune.epochs * seconds_per_image])] if training else []
+    )
+    stages += [
+        ExpectedStage("evaluating on", [2 * context.num_test_images * seconds_per_image]),
+        ExpectedStage("exporting and verifying ONNX", [EXPORT_SECONDS + EXPORT_PASSES * seconds_per_image] * 2),
+        ExpectedStage("latency on", [LATENCY_SECONDS + EXPORT_PASSES * seconds_per_image]),
+    ]
+    others = [precision for precision in settings.precisions if precision != "fp32"]
+    seconds = PRECISION_SECONDS + context.num_test_images * seconds_per_image
+    return stages + [ExpectedStage(f"latency of model.{precision}", [seconds]) for precision in others]
