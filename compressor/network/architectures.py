@@ -1,13 +1,11 @@
 """torchvision's classifiers: names, transforms, empty networks, and which one a checkpoint is.
 
-An architecture and its class count are recognized by comparing names and shapes of tensors with every classifier in
-torchvision's registry. torchvision is imported inside functions: if it was built for another torch, the user gets one
+torchvision is imported inside functions: if it was built for another torch, the user gets one
 sentence instead of a traceback.
 """
 
 import difflib
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -230,104 +228,3 @@ def write_cache(cache: Path | None, fingerprints: dict[str, Fingerprint]) -> Non
     with suppress(OSError, InputError):
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_text(cache, json.dumps(fingerprints, separators=(",", ":")))
-
-
-# --- Recognition -------------------------------------------------------------------------------------------
-
-
-def identify(shapes: Fingerprint, arch: str | None, source: str) -> tuple[str, dict[int, int]]:
-    """Recognize the architecture of a checkpoint.
-
-    Args:
-        shapes: names and shapes of its tensors.
-        arch: the architecture given by the user, if any.
-        source: the checkpoint, for messages.
-
-    Returns:
-        torchvision's name, and the values of CLASSES and TOKENS.
-
-    Raises:
-        InputError: the shapes do not fit `arch`, or without `arch` fit none or more than one.
-    """
-    if arch is not None:
-        difference = first_difference(shapes, expected := architecture_fingerprint(arch))
-        if difference:
-            raise InputError(f"{source} does not fit {arch}: {difference}")
-        return arch, free_sizes(shapes, expected)
-    registry = registry_fingerprints()
-    fitting = [name for name, expected in registry.items() if first_difference(shapes, expected) is None]
-    if len(fitting) > 1:
-        raise InputError(f"{source} fits {join_words(fitting)} alike: say which with --arch")
-    if not fitting:
-        raise InputError(f"{source} fits none of torchvision's classifiers: {nearest(shapes, registry)}")
-    return fitting[0], free_sizes(shapes, registry[fitting[0]])
-
-
-def first_difference(shapes: Fingerprint, expected: Fingerprint) -> str | None:
-    """The first difference between a checkpoint and an architecture, in words; None if it fits."""
-    for name in expected:
-        if name not in shapes:
-            return f"it lacks {name!r}"
-    for name, shape in expected.items():
-        if not shapes_agree(shapes[name], shape):
-            return f"{name!r} has shape {show(shapes[name])} instead of {show(shape)}"
-    for name in shapes:
-        if name not in expected:
-            return f"it has {name!r}, which the architecture has not"
-    return contradiction(shapes, expected)
-
-
-def contradiction(shapes: Fingerprint, expected: Fingerprint) -> str | None:
-    """Tensors that disagree on the class count, or tokens that fill no square, in words; None if all agree."""
-    counts = {shapes[name][0] for name, shape in expected.items() if CLASSES in shape}
-    if len(counts) != 1 or 0 in counts:
-        return f"its last layer's tensors give the class counts {join_words(sorted(map(str, counts)))}"
-    if TOKENS in expected.get(TOKEN_TENSOR, ()):
-        patches = shapes[TOKEN_TENSOR][1] - 1
-        if patches < 1 or math.isqrt(patches) ** 2 != patches:
-            return f"{TOKEN_TENSOR!r} has {patches} patches, which is not a square"
-    return None
-
-
-def shapes_agree(shape: Shape, expected: Shape) -> bool:
-    """Whether the shapes are equal apart from free sizes."""
-    return len(shape) == len(expected) and all(b < 0 or a == b for a, b in zip(shape, expected, strict=True))
-
-
-def free_sizes(shapes: Fingerprint, expected: Fingerprint) -> dict[int, int]:
-    """The values of CLASSES and TOKENS in a checkpoint that fits `expected`."""
-    return {
-        marker: size
-        for name, shape in expected.items()
-        for marker, size in zip(shape, shapes[name], strict=True)
-        if marker < 0
-    }
-
-
-def nearest(shapes: Fingerprint, registry: dict[str, Fingerprint]) -> str:
-    """The architecture that shares the largest part of its tensors with a checkpoint, and the first difference."""
-    shares = {name: shared_part(shapes, expected) for name, expected in registry.items()}
-    best = max(shares, key=lambda name: shares[name])
-    if shares[best] == 0:
-        return "none of its tensors has a known name and shape"
-    return f"the nearest is {best}, but {first_difference(shapes, registry[best])}"
-
-
-def shared_part(shapes: Fingerprint, expected: Fingerprint) -> float:
-    """Tensors equal in name and shape, as a share of all names on either side."""
-    equal = sum(name in shapes and shapes_agree(shapes[name], shape) for name, shape in expected.items())
-    return equal / len(shapes.keys() | expected.keys())
-
-
-def show(shape: Shape) -> str:
-    """A shape for messages."""
-    words = {CLASSES: "classes", TOKENS: "tokens"}
-    return "x".join(words.get(size, str(size)) for size in shape) or "scalar"
-
-
-def image_size_of(free: dict[int, int], weights: Mapping[str, Tensor]) -> int | None:
-    """The only image size in pixels that a vision transformer takes; None for other networks."""
-    if TOKENS not in free:
-        return None
-    patch_size = weights["conv_proj.weight"].shape[-1]
-    return patch_size * math.isqrt(free[TOKENS] - 1)

@@ -1,8 +1,8 @@
-"""From a checkpoint file to a network ready for inference; see `state_dict` for how the file is read."""
+"""From a checkpoint file to a network ready for inference; `checkpoints` reads the file and finds the network in it."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,18 +10,24 @@ from torch import Tensor, nn
 
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
-from compressor.network.architectures import (
-    CLASSES,
-    build_model,
-    first_difference,
-    identify,
-    image_size_of,
-    known_architecture,
-    published_transform,
-    registry_fingerprints,
-    shapes_of,
+from compressor.network.architectures import known_architecture, published_transform, shapes_of
+from compressor.network.checkpoints.building import build_matched, describe_channels, image_size, with_channels
+from compressor.network.checkpoints.class_names import find_class_names
+from compressor.network.checkpoints.contents import Contents, lay_out
+from compressor.network.checkpoints.copies import (
+    Copy,
+    choose_copy,
+    describe_rest,
+    explain_misfit,
+    find_copies,
+    make_copy,
+    recognizer,
 )
-from compressor.network.state_dict import find_weights, read_checkpoint, tidy_names
+from compressor.network.checkpoints.custom import find_own_copies, is_custom, make_network, transform_of
+from compressor.network.checkpoints.folding import fold, refuse_quantized, refuse_unseen
+from compressor.network.checkpoints.inert import Inert, children
+from compressor.network.checkpoints.pickled import submodules
+from compressor.network.checkpoints.reading import read_checkpoint
 from compressor.text import first_line, join_words
 
 IMAGENET_CLASSES = 1000
@@ -32,10 +38,10 @@ class LoadedModel:
     """A network ready for inference: eval mode, float32, on the CPU, no gradients.
 
     Attributes:
-        arch: torchvision's name of it.
+        arch: torchvision's name of it, or what --arch says.
         num_classes: width of its output.
         model: the network.
-        transform: how images are prepared for torchvision's published weights of `arch`.
+        transform: how images are prepared for the published weights of `arch`, with as many channels as it takes.
         notes: one-line remarks for the user.
         class_names: of the outputs in order, where the checkpoint or a file beside it has them.
     """
@@ -48,33 +54,125 @@ class LoadedModel:
     class_names: list[str] | None = None
 
 
-def load_model(path: Path, arch: str | None = None, trust_pickle: bool = False) -> LoadedModel:
-    """Load a torchvision classifier from a `.pt`, `.pth` or `.safetensors` file.
+def load_model(
+    path: Path, arch: str | None = None, trust_pickle: bool = False, weights: str | None = None
+) -> LoadedModel:
+    """Load a classifier from a `.pt`, `.pth`, `.ckpt` or `.safetensors` file.
 
     Args:
-        path: a state_dict, a dict holding one, or with `trust_pickle` a whole pickled module.
-        arch: torchvision's name of the architecture; recognized from the weights if not given.
+        path: a file with a state_dict anywhere in it, or a pickled module.
+        arch: torchvision's name of the architecture, recognized from the weights if not given; or
+            `package.module:function` or `timm:NAME`, which give the empty network.
         trust_pickle: allow a file to run code while it is loaded.
+        weights: which of several networks in the file: "model", "ema", or the keys that lead to it, joined by dots.
 
     Raises:
         InputError: the file cannot be read or has no weights; the weights are not finite, or fit no architecture or
-            more than one; or torchvision cannot be imported.
+            more than one; several networks are alike; or torchvision cannot be imported.
     """
     path = Path(path)
-    if arch is not None:
+    if arch is not None and not is_custom(arch):
         arch = known_architecture(arch)
+    content = read_checkpoint(path, trust_pickle)
+    contents = lay_out(content)
     notes: list[str] = []
-    found = find_weights(read_checkpoint(path, trust_pickle), path, notes)
-    if isinstance(found, nn.Module):
-        return adopt_module(found, path, arch, notes)
-    weights = tidy_names(found)
-    arch, free = identify(shapes_of(weights), arch, str(path))
-    check_finite(weights, path)
-    model = build_model(arch, free[CLASSES], image_size_of(free, weights))
-    fill(model, weights, path, notes)
-    set_transform_input(model, arch, free[CLASSES], notes)
-    transform = published_transform(arch, image_size_of(free, weights))
-    return LoadedModel(arch, free[CLASSES], freeze(model), transform, notes)
+    if arch is not None and is_custom(arch):
+        loaded = load_own(contents, path, arch, weights, notes)
+    elif any(has_layers(module) for module in contents.trusted.values()):
+        loaded = adopt_module(choose_module(contents, path, weights, notes), path, arch, notes)
+    else:
+        loaded = load_weights(content, contents, path, arch, weights, notes)
+    found = find_class_names(content, path, loaded.num_classes)
+    if found is None:
+        return loaded
+    return replace(loaded, class_names=found[0], notes=[*loaded.notes, f"class names taken from {found[1]}"])
+
+
+def load_weights(
+    content: object, contents: Contents, path: Path, arch: str | None, weights: str | None, notes: list[str]
+) -> LoadedModel:
+    """One of torchvision's networks from tensors; the parameters are those of `load_model` and what it found out.
+
+    Raises:
+        InputError: no network, or no single one, is in the file.
+    """
+    if not contents.tensors or isinstance(content, Tensor):
+        raise InputError(f"{path} holds {describe_weightless(content, contents)}")
+    tensors = fold(contents.tensors, notes)
+    copies = find_copies(tensors, arch, str(path))
+    if not copies:
+        refuse_quantized(tensors, str(path))
+        refuse_unseen(tensors, str(path))
+        if contents.modules and arch is None:
+            raise InputError(f"{path} holds {describe_code(next(iter(contents.modules.values())))}")
+        raise InputError(explain_misfit(tensors, arch, str(path)))
+    chosen = choose_copy(copies, weights, str(path))
+    assert chosen.match is not None
+    refuse_quantized(chosen.tensors, str(path))
+    notes += describe_rest(chosen, copies, tensors)
+    check_finite(chosen.tensors, path)
+    pickled = submodules(contents.modules, chosen.prefix)
+    model, transform = build_matched(chosen.match, chosen.tensors, pickled, str(path), notes)
+    fill(model, chosen.tensors, path, notes)
+    arch, num_classes = chosen.match.arch, chosen.match.num_classes
+    set_transform_input(model, arch, num_classes, pickled.get(""), notes)
+    if pickled:
+        notes.append(f"rebuilt as torchvision's {arch} from the tensors of a pickled {pickled_name(pickled)}")
+    return LoadedModel(arch, num_classes, freeze(model), transform, notes)
+
+
+def load_own(contents: Contents, path: Path, arch: str, weights: str | None, notes: list[str]) -> LoadedModel:
+    """The network that the user's function or timm makes, with the weights of the file.
+
+    Raises:
+        InputError: there is no such network, or the weights do not fit it.
+    """
+    stored = dict(contents.tensors)
+    for name, module in contents.trusted.items():
+        stored |= {f"{name}.{key}".lstrip("."): tensor for key, tensor in module.state_dict().items()}
+    model = make_network(arch, stored)
+    remarks: list[str] = []
+    folded = fold(stored, remarks)
+    uses_parts = stored.keys() & set(model.state_dict()) - folded.keys()  # the network has masks or norms of its own
+    tensors = stored if uses_parts else folded
+    copies = find_own_copies(tensors, model, str(path))
+    chosen = choose_copy(copies, weights, str(path))
+    notes += [*([] if uses_parts else remarks), *describe_rest(chosen, copies, tensors)]
+    check_finite(chosen.tensors, path)
+    fill(model, chosen.tensors, path, notes)
+    transform = fit_channels(transform_of(model, notes), model, notes)
+    model = freeze(model.float())
+    return LoadedModel(arch, run_outputs(model, transform, path), model, transform, notes)
+
+
+def describe_code(module: Inert) -> str:
+    """What a pickled module needs, for a message."""
+    return (
+        f"pickled code ({module.origin}), which runs when it is loaded: save the model's state_dict() instead, give "
+        "the network by --arch module:function, or pass --trust-pickle only if you trust where the file came from"
+    )
+
+
+def pickled_name(pickled: Mapping[str, Inert]) -> str:
+    """The class of a pickled network, for a note."""
+    return f"{pickled[''].origin}, none of whose code ran" if "" in pickled else "module, none of whose code ran"
+
+
+def describe_weightless(content: object, contents: Contents) -> str:
+    """What a file without weights contains, for a message."""
+    if contents.trusted:
+        return f"a {type(next(iter(contents.trusted.values()))).__name__} without a linear or convolutional layer"
+    if contents.modules:
+        return describe_code(next(iter(contents.modules.values())))
+    if contents.optimizers:
+        return "an optimizer's state and no network weights"
+    if contents.classes:
+        return f"pickled code ({next(iter(contents.classes))}), which is not run, and no network weights"
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}, not a state_dict"
+    if not content:
+        return "an empty dict and no network weights"
+    return f"the entries {join_words([str(key) for key in list(children(content))[:4]])} and no network weights"
 
 
 def check_finite(weights: Mapping[str, Tensor], path: Path) -> None:
@@ -132,11 +230,15 @@ def convert(name: str, tensor: Tensor, expected: Tensor, path: Path) -> Tensor:
     return tensor.to(torch.float32 if expected.is_floating_point() else expected.dtype).contiguous()
 
 
-def set_transform_input(model: nn.Module, arch: str, num_classes: int, notes: list[str]) -> None:
-    """Guess GoogLeNet's and Inception's `transform_input`, which is not in a state_dict."""
+def set_transform_input(model: nn.Module, arch: str, num_classes: int, pickled: Inert | None, notes: list[str]) -> None:
+    """Guess GoogLeNet's and Inception's `transform_input`, which is not in a state_dict, but in a pickled module."""
     if not hasattr(model, "transform_input"):
         return
-    chosen = num_classes == IMAGENET_CLASSES
+    in_colour = first_channels(model) == 3
+    if pickled is not None and isinstance(stored := pickled.attributes.get("transform_input"), bool):
+        vars(model)["transform_input"] = stored and in_colour
+        return
+    chosen = num_classes == IMAGENET_CLASSES and in_colour
     vars(model)["transform_input"] = chosen  # setattr would not pass type checks
     state, reason = ("on", "as") if chosen else ("off", "unlike")
     notes.append(
@@ -150,28 +252,92 @@ def freeze(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def has_layers(module: nn.Module) -> bool:
+    """Whether there is a layer that could be compressed."""
+    return any(isinstance(layer, nn.Linear | nn.Conv2d) for layer in module.modules())
+
+
+def choose_module(contents: Contents, path: Path, weights: str | None, notes: list[str]) -> nn.Module:
+    """The trusted module to compress, outside the wrappers of parallel training and of torch.compile.
+
+    Raises:
+        InputError: several are alike, or there is none such.
+    """
+    modules = {name: unwrap_module(module) for name, module in contents.trusted.items() if has_layers(module)}
+    tensors = {
+        f"{name}.{key}".lstrip("."): t for name, module in modules.items() for key, t in state_of(module).items()
+    }
+    copies: list[Copy] = [make_copy(tensors, name, None) for name in modules]
+    chosen = choose_copy(copies, weights, str(path))
+    notes += describe_rest(chosen, copies, tensors)
+    return modules[chosen.prefix]
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    """The state_dict of a module, of tensors alone."""
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def unwrap_module(module: nn.Module) -> nn.Module:
+    """The network inside the wrappers of parallel training, averaging and torch.compile."""
+    for name in ("module", "_orig_mod"):
+        inner = getattr(module, name, None)
+        if isinstance(inner, nn.Module) and len(list(module.children())) == 1:
+            return unwrap_module(inner)
+    return module
+
+
 def adopt_module(module: nn.Module, path: Path, arch: str | None, notes: list[str]) -> LoadedModel:
     """A whole network from a trusted pickle, unchanged.
 
     Raises:
         InputError: it does not fit `arch`, its weights are not finite, or it has no conv or linear layer.
     """
-    weights = module.state_dict()
+    weights = state_of(module)
     check_finite(weights, path)
-    if arch is None and not fits_registry(module):
-        name = type(module).__name__
-        notes.append(f"{name} is no classifier of torchvision: 224-pixel images, unless --input-size says otherwise")
-        name = name.lower()
-        return LoadedModel(name, count_outputs(module, path), freeze(module.float()), Transform(), notes)
-    name, free = identify(shapes_of(tidy_names(weights)), arch, str(path))
-    transform = published_transform(name, image_size_of(free, weights))
-    return LoadedModel(name, free[CLASSES], freeze(module.float()), transform, notes)
+    model = freeze(module.float())
+    matches = recognizer(arch)[0](shapes_of(weights))
+    if arch is not None and not matches:
+        raise InputError(explain_misfit(weights, arch, str(path)))
+    if len(matches) == 1:
+        match = matches[0]
+        transform = fit_channels(published_transform(match.arch, image_size(match, weights)), model, notes)
+        return LoadedModel(match.arch, match.num_classes, model, transform, notes)
+    name = type(module).__name__
+    notes.append(f"{name} is no classifier of torchvision: 224-pixel images, unless --input-size says otherwise")
+    transform = fit_channels(Transform(), model, notes)
+    return LoadedModel(name.lower(), count_outputs(module, path), model, transform, notes)
 
 
-def fits_registry(module: nn.Module) -> bool:
-    """Whether names and shapes are those of exactly one of torchvision's classifiers."""
-    shapes = shapes_of(tidy_names(module.state_dict()))
-    return sum(first_difference(shapes, known) is None for known in registry_fingerprints().values()) == 1
+def first_channels(model: nn.Module) -> int:
+    """How many channels the first convolution takes; 3 for networks without one."""
+    convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return next((conv.in_channels for conv in convs), 3)
+
+
+def fit_channels(transform: Transform, model: nn.Module, notes: list[str]) -> Transform:
+    """The transform with as many channels as the first convolution takes."""
+    channels = first_channels(model)
+    if channels == len(transform.mean):
+        return transform
+    transform = with_channels(transform, channels)
+    notes.append(describe_channels(transform))
+    return transform
+
+
+def run_outputs(model: nn.Module, transform: Transform, path: Path) -> int:
+    """The number of outputs for one image; where the network does not take it, that of its last layer.
+
+    Raises:
+        InputError: it has no linear or convolutional layer.
+    """
+    example = torch.zeros(1, len(transform.mean), transform.input_size, transform.input_size)
+    try:
+        with torch.inference_mode():
+            outputs = model(example)
+    except Exception:  # the user's own code; the size is checked once it is known
+        return count_outputs(model, path)
+    return outputs.shape[-1] if isinstance(outputs, Tensor) and outputs.ndim else count_outputs(model, path)
 
 
 def count_outputs(module: nn.Module, path: Path) -> int:

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from compressor.data.transforms import Transform
-from compressor.network import architectures, state_dict
+from compressor.network import architectures
 from compressor.network.architectures import CLASSES, TOKENS
 from compressor.network.checkpoint import load_model
-from tests.network.checkpoints import random_state, refusal, save
+from compressor.network.checkpoints import matching
+from tests.network.saved import random_state, refusal, save
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +26,15 @@ def test_every_architecture_is_recognized_and_no_two_are_alike(registry):
     for arch, fingerprint in registry.items():
         values = {CLASSES: 7, TOKENS: 197}
         shapes = {name: tuple(values.get(n, n) for n in shape) for name, shape in fingerprint.items()}
-        fitting = [other for other in registry if architectures.first_difference(shapes, registry[other]) is None]
+        fitting = [other for other in registry if matching.first_difference(shapes, registry[other]) is None]
         assert fitting == [arch]
-        assert architectures.free_sizes(shapes, fingerprint)[CLASSES] == 7
+        assert matching.free_sizes(shapes, fingerprint)[CLASSES] == 7
 
 
 def test_no_architecture_has_a_prefix_as_wrappers_add(registry):
     for fingerprint in registry.values():
         assert len({name.partition(".")[0] for name in fingerprint}) > 1
-        assert not any(name.startswith(state_dict.AUXILIARY_HEADS) for name in fingerprint)
+        assert not any(name.startswith(matching.AUXILIARY_HEADS) for name in fingerprint)
 
 
 def test_building_leaves_the_callers_random_numbers_alone():
@@ -61,13 +62,13 @@ def test_given_architecture_needs_no_registry(tmp_path, squeezenet, monkeypatch)
 
 def test_nearest_architecture_and_first_difference(tmp_path):
     state = random_state("resnet18", 10)
-    small_images = state | {"conv1.weight": torch.ones(64, 3, 3, 3)}
-    sentence = refusal(save(small_images, tmp_path / "m.pt"))
+    odd_stem = state | {"conv1.weight": torch.ones(64, 3, 5, 5)}
+    sentence = refusal(save(odd_stem, tmp_path / "m.pt"))
     assert "the nearest is resnet18" in sentence
-    assert "'conv1.weight' has shape 64x3x3x3 instead of 64x3x7x7" in sentence
+    assert "'conv1.weight' has shape 64x3x5x5 instead of 64x3x7x7" in sentence
     headless = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
     assert "it lacks 'fc.weight'" in refusal(save(headless, tmp_path / "m.pt"))
-    assert "it has 'extra'" in refusal(save(state | {"extra": torch.ones(1)}, tmp_path / "m.pt"))
+    assert "it has 'extra'" in refusal(save(state | {"extra": torch.ones(5)}, tmp_path / "m.pt"))
     divided = state | {"fc.bias": torch.ones(11)}
     assert "the class counts 10 and 11" in refusal(save(divided, tmp_path / "m.pt"))
 

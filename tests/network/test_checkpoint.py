@@ -7,7 +7,7 @@ from torch import nn
 from compressor.data.transforms import Transform
 from compressor.network import architectures
 from compressor.network.checkpoint import load_model
-from tests.network.checkpoints import random_state, refusal, save
+from tests.network.saved import random_state, refusal, save
 
 
 @pytest.fixture(scope="module")
@@ -112,24 +112,28 @@ def test_float64_weights_too_large_for_float32(tmp_path, squeezenet):
 
 def test_integer_weights(tmp_path, squeezenet):
     broken = squeezenet | {"features.0.weight": torch.ones(64, 3, 3, 3, dtype=torch.int8)}
-    assert "'features.0.weight' as int8" in refusal(save(broken, tmp_path / "m.pt"))
+    assert "a quantized state_dict (features.0.weight)" in refusal(save(broken, tmp_path / "m.pt"))
 
 
-def test_whole_modules_only_when_trusted(tmp_path):
+@pytest.mark.parametrize("trusted", [False, True])
+def test_whole_modules(tmp_path, trusted):
     from torchvision.models import squeezenet1_1
 
-    path = save({"model": nn.DataParallel(squeezenet1_1(num_classes=6)).half()}, tmp_path / "m.pt")
-    sentence = refusal(path)
-    assert "--trust-pickle only if you trust" in sentence
-    loaded = load_model(path, trust_pickle=True)
+    original = squeezenet1_1(num_classes=6).eval()
+    path = save({"model": nn.DataParallel(original).half()}, tmp_path / "m.pt")
+    loaded = load_model(path, trust_pickle=trusted)
     assert (loaded.arch, loaded.num_classes) == ("squeezenet1_1", 6)
     assert not loaded.model.training
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
-    assert "does not fit resnet18" in refusal(path, arch="resnet18", trust_pickle=True)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(x), original.float()(x))
+    assert "does not fit resnet18" in refusal(path, arch="resnet18", trust_pickle=trusted)
 
 
 def test_trusted_module_of_another_kind(tmp_path):
     path = save(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 3)), tmp_path / "m.pt")
+    assert "--trust-pickle only if you trust" in refusal(path)
     loaded = load_model(path, trust_pickle=True)
     assert (loaded.arch, loaded.num_classes, loaded.transform) == ("sequential", 3, Transform())
     assert "no classifier of torchvision" in loaded.notes[0]

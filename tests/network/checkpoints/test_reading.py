@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from compressor.network import state_dict
 from compressor.network.checkpoint import load_model
-from tests.network.checkpoints import random_state, refusal, save
+from compressor.network.checkpoints import matching
+from tests.network.saved import random_state, refusal, save
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,9 @@ def test_prefixes_are_stripped(tmp_path, squeezenet, prefix):
 def test_other_weights_in_the_file_are_noted(tmp_path, squeezenet):
     content = {"state_dict": squeezenet, "state_dict_ema": {n: t * 0 for n, t in squeezenet.items()}}
     loaded = load_model(save(content, tmp_path / "model.pt"))
-    assert loaded.notes == ["weights taken from 'state_dict'; the file also holds state_dict_ema"]
+    assert loaded.notes == [
+        "weights taken from 'state_dict'; the file also holds 'state_dict_ema' (averaged): see --weights"
+    ]
     assert loaded.model.state_dict()["classifier.1.weight"].any()
 
 
@@ -59,7 +61,7 @@ def test_legacy_format_of_torch_save(tmp_path, squeezenet):
 
 def test_old_names_of_vision_transformers():
     old = "encoder.layers.encoder_layer_0.mlp.linear_2.bias"
-    assert state_dict.modern_name(old) == "encoder.layers.encoder_layer_0.mlp.3.bias"
+    assert matching.modern_name(old) == "encoder.layers.encoder_layer_0.mlp.3.bias"
 
 
 def test_missing_folder_and_empty(tmp_path):

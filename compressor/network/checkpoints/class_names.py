@@ -1,0 +1,105 @@
+"""Names of classes in a checkpoint, or in a file beside it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from compressor.network.checkpoints.inert import Inert, InertArray, children
+
+KEYS = (
+    *("class_to_idx", "idx_to_class", "class_names", "classes", "categories", "labels", "names", "label_names"),
+    *("id2label", "label2id", "idx2label", "label_map", "class_list", "label_encoder"),
+)
+SIDECARS = tuple(
+    f"{name}{suffix}"
+    for name in ("class_names", "classes", "labels", "categories", "class_to_idx", "idx_to_class", "class_indices")
+    for suffix in (".txt", ".json")
+)
+MAX_DEPTH = 6
+MAX_BYTES = 10_000_000
+
+
+def find_class_names(content: object, path: Path, num_classes: int) -> tuple[list[str], str] | None:
+    """The classes in the order of the outputs, and where they were found.
+
+    Args:
+        content: of the checkpoint.
+        path: of the checkpoint, beside which a list may lie.
+        num_classes: how many names there must be; other lists are of something else.
+    """
+    for key, value in _named_values(content, 0):
+        names = read_names(value, num_classes)
+        if names is not None:
+            return names, f"{key!r} in the checkpoint"
+    for file in (
+        path.parent / f"{start}{name}" for start in (f"{path.stem}.", f"{path.stem}_", "") for name in SIDECARS
+    ):
+        names = _read_file(file, num_classes)
+        if names is not None:
+            return names, str(file)
+    return None
+
+
+def _named_values(content: object, depth: int) -> Iterator[tuple[str, object]]:
+    """Values under KEYS anywhere in the content, the outermost first."""
+    inside = children(content) if depth < MAX_DEPTH and not isinstance(content, list | tuple) else {}
+    if "param_groups" in inside:
+        return
+    yield from ((key, inside[key]) for key in KEYS if key in inside)
+    for value in inside.values():
+        yield from _named_values(value, depth + 1)
+
+
+def read_names(value: object, num_classes: int) -> list[str] | None:
+    """A list of names, or a table between names and numbers, as a list by number; None if it is neither."""
+    if isinstance(value, InertArray):
+        value = value.values if isinstance(value.values, list) else getattr(value.values, "tolist", lambda: None)()
+    if isinstance(value, list | tuple):
+        named = len(value) == num_classes and all(isinstance(name, str | int) for name in value)
+        return _different([str(name) for name in value]) if named else None
+    if not isinstance(value, Mapping):
+        return _of_object(value, num_classes)
+    table: dict[Any, Any] = dict(value)
+    if not all(_is_number(key) for key in table):
+        table = {number: name for name, number in table.items() if isinstance(number, int | str)}
+    elif all(_is_number(name) for name in table.values()):  # folders named by numbers, in the order of their names
+        table = {number: name for name, number in table.items()}
+    if not all(_is_number(key) and isinstance(name, str | int) for key, name in table.items()):
+        return None
+    by_number = {int(key): str(name) for key, name in table.items()}
+    complete = len(value) == num_classes and sorted(by_number) == list(range(num_classes))
+    return _different([by_number[number] for number in range(num_classes)]) if complete else None
+
+
+def _of_object(value: object, num_classes: int) -> list[str] | None:
+    """The names that an encoder of labels, or another object that was not loaded, holds."""
+    if not isinstance(value, Inert):
+        return None
+    inside = children(value)
+    found = (read_names(inside[key], num_classes) for key in ("classes_", "classes", "vocab") if key in inside)
+    names = next((names for names in found if names is not None), None)
+    return names or (read_names(value.entries, num_classes) if value.entries else None)
+
+
+def _is_number(value: object) -> bool:
+    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.isdecimal())
+
+
+def _different(names: list[str]) -> list[str] | None:
+    return names if len(set(names)) == len(names) else None
+
+
+def _read_file(file: Path, num_classes: int) -> list[str] | None:
+    with suppress(OSError, ValueError, RecursionError):
+        if not file.is_file() or file.stat().st_size > MAX_BYTES:
+            return None
+        text = file.read_text(encoding="utf-8-sig")
+        if file.suffix == ".json":
+            content = json.loads(text)
+            names = read_names(content, num_classes)
+            inside = content if isinstance(content, dict) else {}
+            return names or next(filter(None, (read_names(inside.get(key), num_classes) for key in KEYS)), None)
+        return read_names([line.strip() for line in text.splitlines() if line.strip()], num_classes)
+    return None

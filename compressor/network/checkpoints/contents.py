@@ -1,0 +1,89 @@
+"""All tensors of a checkpoint under their full names, wherever in the file they lie."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.network.checkpoints.inert import Inert, InertArray, children, is_module
+
+MAX_DEPTH = 24
+
+
+@dataclass
+class Contents:
+    """What a checkpoint holds, laid out flat.
+
+    Attributes:
+        tensors: by the keys that lead to them, joined by dots: `state_dict.model.conv1.weight`.
+        modules: pickled modules that were not loaded, by the same names; their tensors are among `tensors`.
+        trusted: modules that were loaded, by the same names.
+        classes: origins of objects that were not loaded, in order.
+        optimizers: whether an optimizer's state was passed over.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    modules: dict[str, Inert] = field(default_factory=dict)
+    trusted: dict[str, nn.Module] = field(default_factory=dict)
+    classes: dict[str, None] = field(default_factory=dict)
+    optimizers: bool = False
+
+
+def lay_out(content: object) -> Contents:
+    """The tensors of a file's content by name; optimizers' states are passed over."""
+    contents = Contents()
+    _collect(content, "", contents, ())
+    return contents
+
+
+def _collect(content: object, name: str, contents: Contents, parents: tuple[int, ...]) -> None:
+    if id(content) in parents or len(parents) > MAX_DEPTH:
+        return
+    if isinstance(content, Inert) and content.origin:
+        contents.classes[content.origin] = None
+    tensor = as_tensor(content)
+    if tensor is not None:
+        contents.tensors.setdefault(name, tensor)
+    elif isinstance(content, nn.Module):
+        contents.trusted[name] = content
+    else:
+        _collect_children(content, name, contents, (*parents, id(content)))
+
+
+def _collect_children(content: object, name: str, contents: Contents, parents: tuple[int, ...]) -> None:
+    inside = children(content)
+    if "param_groups" in inside:
+        contents.optimizers = True
+        return
+    if is_module(content):
+        contents.modules[name] = content  # type: ignore[assignment]
+        inside = _parts_of_module(inside)
+    elif isinstance(content, list | tuple):  # of state_dicts; a list of tensors is no network
+        inside = {key: value for key, value in inside.items() if as_tensor(value) is None}
+    for key, value in inside.items():
+        if isinstance(key, str | int):
+            _collect(value, f"{name}.{key}" if name else str(key), contents, parents)
+
+
+def _parts_of_module(attributes: dict[Any, Any]) -> dict[Any, Any]:
+    """Parameters, buffers that a state_dict has, and modules by their names, then what else a wrapper may hold."""
+    unsaved = attributes.get("_non_persistent_buffers_set") or ()
+    parts = dict(children(attributes["_parameters"]))
+    parts |= {name: value for name, value in children(attributes["_buffers"]).items() if name not in unsaved}
+    parts |= children(attributes["_modules"])
+    others = {key: value for key, value in attributes.items() if not str(key).startswith("_")}
+    return {**{key: value for key, value in others.items() if isinstance(value, dict | Inert)}, **parts}
+
+
+def as_tensor(content: object) -> Tensor | None:
+    """A tensor, detached, or the tensor of an array of numbers; None for all else."""
+    if isinstance(content, Tensor):
+        return Tensor.detach(content)
+    values = content.values if isinstance(content, InertArray) else None
+    if values is None or isinstance(values, list) or values.dtype.kind not in "iufb":
+        return None
+    try:
+        return torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
+    except TypeError:  # a type that torch has not
+        return None

@@ -1,0 +1,229 @@
+"""Finds the networks in a checkpoint, under whatever keys they lie, and chooses one of them."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compressor.errors import InputError
+from compressor.network import architectures
+from compressor.network.architectures import Fingerprint
+from compressor.network.checkpoints.matching import COUNTERS, Match, match, match_any, modern_name, nearest, stem_tensor
+from compressor.text import join_words
+
+LIGHTNING_LIVE = "current_model_state"  # where a callback that averages weights keeps those in training
+MAX_NAMED = 4
+
+# First those whose weights training changes, the most likely first; a copy under other keys comes after them.
+LIVE = (
+    LIGHTNING_LIVE,
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "weights",
+    "student",
+    "online",
+    "encoder_q",
+)
+AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow|avg)($|[._])|ema_(model|net|state)|(model|net)_?ema")
+SECOND = re.compile(r"teacher|target|momentum|encoder_k|(^|[._])(key|frozen|old|prev)($|[._])")
+# An averaged model's counter lies beside its `module.`; no name need say what it is.
+COUNTER = "n_averaged"
+UNTOLD = (COUNTER, "num_batches_tracked")
+
+WAYS_OUT = (
+    "for a network of your own, use --arch module:function, --trust-pickle for a whole pickled module that you trust, "
+    "or compressor.compress in Python"
+)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A network in a checkpoint.
+
+    Attributes:
+        prefix: of its tensors' names, without the last dot.
+        tensors: by names without the prefix.
+        match: the architecture that it is; None where the user's own function gives the network.
+        averaged: whether it is an average of weights over training.
+        second: whether it is the one of a pair that training does not change, such as a teacher.
+    """
+
+    prefix: str
+    tensors: dict[str, Tensor]
+    match: Match | None
+    averaged: bool
+    second: bool
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return repr(self.prefix) if self.prefix else "the file's own tensors"
+
+
+Recognize = Callable[[Fingerprint], list[Match]]
+
+
+def recognizer(arch: str | None) -> tuple[Recognize, set[str]]:
+    """What matches an architecture to shapes, and the names of first convolutions to look for.
+
+    Args:
+        arch: torchvision's name of the only architecture asked for; all of them otherwise.
+    """
+    if arch is None:
+        return match_any, {stem_tensor(expected) for expected in architectures.registry_fingerprints().values()}
+    expected = architectures.architecture_fingerprint(arch)
+
+    def only(shapes: Fingerprint) -> list[Match]:
+        found = match(shapes, arch, expected)
+        return [found] if isinstance(found, Match) else []
+
+    return only, {stem_tensor(expected)}
+
+
+def prefixes_before(tensors: Mapping[str, Tensor], names: set[str]) -> list[str]:
+    """All prefixes under which one of the names is found, in the order of the file; the empty one is no prefix."""
+    prefixes: dict[str, None] = {}
+    for tensor in tensors:
+        for name in names:
+            if tensor == name or tensor.endswith("." + name):
+                prefixes[tensor[: -len(name)].removesuffix(".")] = None
+    return list(prefixes)
+
+
+def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors below a prefix, by what follows it."""
+    start = f"{prefix}." if prefix else ""
+    return {name[len(start) :]: tensor for name, tensor in tensors.items() if name.startswith(start)}
+
+
+def find_copies(tensors: Mapping[str, Tensor], arch: str | None, source: str) -> list[Copy]:
+    """All networks in a checkpoint, in its order.
+
+    Raises:
+        InputError: one of them fits several architectures alike.
+    """
+    recognize, stems = recognizer(arch)
+    tensors = {modern_name(name): tensor for name, tensor in tensors.items()}
+    return list(_recognized(tensors, recognize, prefixes_before(tensors, stems), source))
+
+
+def _recognized(
+    tensors: Mapping[str, Tensor], recognize: Recognize, prefixes: list[str], source: str
+) -> Iterator[Copy]:
+    for prefix in prefixes:
+        inside = under(tensors, prefix)
+        matches = recognize(architectures.shapes_of(inside))
+        if len(matches) > 1:
+            names = [item.arch for item in matches]
+            raise InputError(f"{source} fits {join_words(names)} alike: say which with --arch")
+        if matches:
+            yield make_copy(tensors, prefix, matches[0])
+
+
+def make_copy(tensors: Mapping[str, Tensor], prefix: str, found: Match | None) -> Copy:
+    """The copy under a prefix, with what its name says of it."""
+    counters = {name.removesuffix(COUNTER) for name in tensors if name.endswith(COUNTER)}
+    averaged = bool(AVERAGED.search(prefix)) or prefix.removesuffix("module") in counters - {""}
+    swapped = any(name.startswith(LIGHTNING_LIVE) for name in tensors)
+    averaged |= swapped and prefix.split(".")[0] == "state_dict"
+    return Copy(prefix, under(tensors, prefix), found, averaged, bool(SECOND.search(prefix)))
+
+
+def choose_copy(copies: list[Copy], weights: str | None, source: str) -> Copy:
+    """The network to compress.
+
+    Args:
+        copies: all in the file, at least one.
+        weights: "model", "ema" or a prefix, as the user asked; None takes weights in training before others.
+        source: the checkpoint, for messages.
+
+    Raises:
+        InputError: there is none such, or several alike.
+    """
+    names = join_words([copy.name for copy in copies])
+    if weights is None or weights == "model":
+        wanted = [copy for copy in copies if not copy.averaged and not copy.second]
+        wanted = wanted or [copy for copy in copies if not copy.averaged] or ([] if weights else copies)
+    elif weights == "ema":
+        wanted = [copy for copy in copies if copy.averaged]
+    else:
+        wanted = _under_prefix(copies, weights.strip("."))
+    if not wanted:
+        words = {"ema": "averaged weights", "model": "weights that are no average"}
+        asked = words.get(str(weights), f"a whole network under {weights!r}")
+        raise InputError(f"{source} does not hold {asked}: --weights can choose {names}")
+    wanted = _without_equals(sorted(wanted, key=_rank))
+    if len(wanted) > 1 and _rank(wanted[0]) == _rank(wanted[1]):
+        raise InputError(
+            f"{source} holds several networks, {join_words([copy.name for copy in wanted])}: "
+            f"say which with --weights {wanted[0].prefix}"
+        )
+    return wanted[0]
+
+
+def _under_prefix(copies: list[Copy], prefix: str) -> list[Copy]:
+    exact = [copy for copy in copies if copy.prefix == prefix]
+    below = [copy for copy in copies if copy.prefix.startswith(prefix + ".")]
+    return exact or below or [copy for copy in copies if f".{copy.prefix}.".endswith(f".{prefix}.")]
+
+
+def _rank(copy: Copy) -> tuple[int, int]:
+    """The order of preference: by the first key in LIVE, those without any last; the shorter prefix before a longer."""
+    parts = copy.prefix.split(".")
+    ranks = [LIVE.index(part) for part in parts if part in LIVE]
+    own = 0 if not copy.prefix else 1 + min(ranks, default=len(LIVE))
+    return own, LIVE.index(parts[-1]) if parts[-1] in LIVE and len(ranks) > 1 else len(LIVE)
+
+
+def _without_equals(copies: list[Copy]) -> list[Copy]:
+    """Without networks that are an earlier one under another name."""
+    different: list[Copy] = []
+    for copy in copies:
+        if not any(_equal(copy.tensors, known.tensors) for known in different):
+            different.append(copy)
+    return different
+
+
+def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def describe_rest(chosen: Copy, copies: list[Copy], tensors: Mapping[str, Tensor]) -> list[str]:
+    """Notes on which network was taken, on the others, and on tensors that belong to none."""
+    notes = []
+    words = [f"{copy.name}{' (averaged)' * copy.averaged}" for copy in copies if copy is not chosen]
+    if words:
+        notes.append(f"weights taken from {chosen.name}; the file also holds {join_words(words)}: see --weights")
+    used = tuple(f"{copy.prefix}." if copy.prefix else "" for copy in copies)
+    beside = [name for name in tensors if not name.startswith(used) and not name.endswith(UNTOLD)]
+    inside = [name for name in chosen.match.left if not name.startswith("aux")] if chosen.match else []
+    counters = [name for name in (*inside, *beside) if COUNTERS.search(name)]
+    others = [name for name in (*inside, *beside) if not COUNTERS.search(name)]
+    for kind, names in (("counter", counters), ("other tensor", others)):
+        if names:
+            named = join_words([repr(name) for name in names[:MAX_NAMED]] + ["more"] * (len(names) > MAX_NAMED))
+            notes.append(f"{len(names)} {kind}{'s' * (len(names) > 1)} in the file left out: {named}")
+    classes = chosen.match.num_classes if chosen.match else None
+    notes += [
+        f"{name!r} takes {classes} inputs, as many as the network has outputs: if it follows the network, {WAYS_OUT}"
+        for name in beside
+        if tensors[name].ndim == 2 and tensors[name].shape[1] == classes
+    ]
+    return notes
+
+
+def explain_misfit(tensors: Mapping[str, Tensor], arch: str | None, source: str) -> str:
+    """One sentence on why no network was found."""
+    tensors = {modern_name(name): tensor for name, tensor in tensors.items()}
+    prefixes = prefixes_before(tensors, recognizer(arch)[1]) or [""]
+    inside = max((architectures.shapes_of(under(tensors, prefix)) for prefix in prefixes), key=len)
+    if arch is None:
+        reason = nearest(inside, architectures.registry_fingerprints())
+        return f"{source} fits none of torchvision's classifiers: {reason}; {WAYS_OUT}"
+    reason = str(match(inside, arch, architectures.architecture_fingerprint(arch)))
+    return f"{source} does not fit {arch}: {reason}; {WAYS_OUT}"
