@@ -15,7 +15,6 @@ from compressor.cli.help import Command, Group
 from compressor.cli.inputs import (
     check_output,
     choose_transform,
-    load_images_for_file,
     load_network_and_images,
     load_train_images,
     make_progress,
@@ -33,7 +32,7 @@ from compressor.cli.options import (
 from compressor.cli.search_options import search_options
 from compressor.cli.settings import choose_recipe, make_settings, split_patterns
 from compressor.cli.types import MAX_INPUT, MAX_SEED, PATH, FiniteRange
-from compressor.errors import InputError
+from compressor.errors import InputError, VerificationError
 from compressor.version import VERSION
 
 if TYPE_CHECKING:
@@ -107,12 +106,12 @@ def export(**options: Any) -> None:
     measures size and latency. Writes plan.json, compressed.safetensors, original.onnx, model.onnx, report.json
     and report.html.
     """
-    from compressor.pipeline.compress import compress
-
     options = without_replaced(options)
     if options["print_config"]:
         click.echo(config_text(options))
         return
+    from compressor.pipeline.compress import compress
+
     progress, out = make_progress(options["quiet"]), output_folder(options)
     recipe = choose_recipe(options)
     settings = make_settings(options)
@@ -209,12 +208,12 @@ def completion(shell: str) -> None:
 @explain_errors
 def apply_command(**options: Any) -> None:
     """Apply PLAN (a plan.json, searched or edited by hand) to MODEL without a search. Writes what export does."""
-    from compressor.pipeline.compress import apply_plan
-    from compressor.pipeline.plan import read_plan
-
     if options["print_config"]:
         click.echo(config_text(options))
         return
+    from compressor.pipeline.compress import apply_plan
+    from compressor.pipeline.plan import read_plan
+
     progress, out = make_progress(options["quiet"]), output_folder(options)
     check_output(out, options)
     plan = read_plan(options["plan"])
@@ -253,18 +252,31 @@ def apply_command(**options: Any) -> None:
 def verify(**options: Any) -> None:
     """Compare two ONNX (or ORT) files on images: error, agreement, worst image and first divergence.
 
-    Exits with 1 if they differ by more than --tolerance.
+    Exits with 1 if they differ by more than --tolerance, and with 2 if they cannot be compared.
     """
+    from compressor.cli.comparison import load_images_for_files
     from compressor.report.console import print_difference
     from exporters.verify import verify_files
 
-    images = load_images_for_file(options, make_progress())
-    batch = images.batch(slice(0, len(images)))
-    difference = verify_files(options["first"], options["second"], batch, options["tolerance"])
+    first, second = options["first"], options["second"]
+    inputs = load_images_for_files(options, make_progress())
+    try:
+        difference = verify_files(
+            first,
+            second,
+            inputs.first,
+            options["tolerance"],
+            second_images=inputs.second,
+            labels=inputs.images.labels,
+        )
+    except VerificationError as error:  # exit code 1 is for files that differ
+        raise InputError(str(error)) from error
+    if inputs.images.files:
+        difference = difference.model_copy(update={"worst_file": str(inputs.images.files[difference.worst_image])})
     if options["as_json"]:
         click.echo(difference.model_dump_json(indent=2))
     else:
-        print_difference(options["first"], options["second"], difference)
+        print_difference(first, second, difference)
     sys.exit(0 if difference.same else 1)
 
 
@@ -282,13 +294,15 @@ def report(folder: Path) -> None:
 
 def _print_result(result: "CompressedModel", options: dict[str, Any]) -> None:
     """Print the result; exits with NO_SUCCESS where it is none."""
+    from compressor.pipeline.outputs import MODEL
     from compressor.report.console import print_report
     from compressor.report.verdict import describe_failure
 
     if options["as_json"]:
         click.echo(result.report.model_dump_json(indent=2))
     else:
-        print_report(result.report, result.folder)
+        print_report(result.report, result.folder, options["quiet"])
+        click.echo(result.folder / MODEL)  # the last line, for scripts
     verdict = result.report.verdict
     if verdict is not None and not verdict.success:
         if options["as_json"]:

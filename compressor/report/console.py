@@ -23,11 +23,23 @@ from exporters.records import DifferenceRecord, QuantizationRecord
 MIN_WIDTH = 112  # characters; a pipe has no width, and the longest row needs as many
 
 
-def print_report(report: Report, folder: Path) -> None:
-    """Print the summary of a run: original, compressed and their ratio, then a line for each further part."""
+def print_report(report: Report, folder: Path, quiet: bool = False) -> None:
+    """Print the summary of a run: original, compressed and their ratio, then a line for each further part.
+
+    Args:
+        report: the run's.
+        folder: where its files are.
+        quiet: print how it ended and where the files are, no more.
+    """
     console = _console()
     if report.verdict is not None:
         console.print(_verdict_line(report.verdict, report), soft_wrap=True)
+    if not quiet:
+        _print_details(console, report)
+    console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
+
+
+def _print_details(console: Console, report: Report) -> None:
     console.print(_summary_table(report))
     if report.precisions:
         console.print(_precision_table(report))
@@ -35,7 +47,6 @@ def print_report(report: Report, folder: Path) -> None:
         console.print(_stage_table(report.stages))
     for line in _summary_lines(report):
         console.print(line, markup=False)
-    console.print(f"report: {folder / 'report.html'}", markup=False, soft_wrap=True)
 
 
 def _verdict_line(verdict: VerdictRecord, report: Report) -> Text:
@@ -180,7 +191,12 @@ def print_difference(first: Path, second: Path, difference: DifferenceRecord) ->
     table.add_row("function norm", f"{difference.function_norm:.3g}")
     table.add_row("same top-1 class", _percent(difference.top1_agreement))
     table.add_row("images", str(difference.images))
-    table.add_row("worst image", f"number {difference.worst_image}")
+    table.add_row("worst image", escape(difference.worst_file or f"number {difference.worst_image}"))
+    if difference.top1:
+        shares = difference.top1.original, difference.top1.compressed
+        table.add_row("top-1 of the first and of the second", f"{_percent(shares[0])}, {_percent(shares[1])}")
+    if difference.outputs > 1:
+        table.add_row("compared", escape(f"{difference.output}, the first of {difference.outputs} outputs"))
     if not difference.same:
         divergence = difference.divergence
         place = (

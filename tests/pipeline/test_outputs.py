@@ -1,0 +1,89 @@
+"""--overwrite removes an earlier run of ours, and nothing that a user put there."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from compressor.errors import InputError
+from compressor.pipeline.outputs import NETWORKS, OUTPUTS, PLANS, STAGES, holds_run, remove_outputs, require_replaceable
+from compressor.search.evaluation.journal import VERSION_KEY
+
+PLAN = {
+    "version": 1,
+    "arch": "x",
+    "layers": [{"name": "4", "method": "spatial", "rank": 3, "break_even_rank": 48, "factors": None}],
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder with everything that a run may leave."""
+    folder = tmp_path / "out"
+    for name in (f"{PLANS}/01-ratio-0.1250.json", f"{STAGES}/recipe.json", f".{NETWORKS[1]}.17.tmp/{NETWORKS[1]}"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).touch()
+    stage = folder / STAGES / "1-convolutions"
+    stage.mkdir()
+    for name in ("stage.json", "network.safetensors", "plan.json", "search.jsonl", "finetune.safetensors"):
+        (stage / name).touch()
+    for name in OUTPUTS:
+        if name not in (PLANS, STAGES):
+            (folder / name).touch()
+    (folder / ".report.html.17.tmp").touch()
+    (folder / "plan.json").write_text(json.dumps(PLAN))
+    return folder
+
+
+def test_a_run_is_removed_and_its_folder_stays_empty(run: Path) -> None:
+    remove_outputs(run)
+    assert list(run.iterdir()) == []
+    remove_outputs(run)
+    remove_outputs(run.parent / "missing")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "photo.jpg",
+        ".hidden",
+        ".notes.tmp",
+        "plans/mine.json",
+        "plans/deeper/01-ratio-0.1250.json",
+        "stages/notes.txt",
+        "stages/1-convolutions/photo.jpg",
+        "stages/mine/plan.json",
+        "photos/1.jpg",
+        "model.onnx.bak",
+    ],
+)
+def test_a_users_file_among_ours_stops_it_before_anything_is_removed(run: Path, name: str) -> None:
+    (run / name).parent.mkdir(parents=True, exist_ok=True)
+    (run / name).touch()
+    before = sorted(run.rglob("*"))
+    with pytest.raises(InputError, match="choose another --out"):
+        remove_outputs(run)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_files_with_our_names_alone_are_no_run(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+    (tmp_path / "plan.json").write_text('{"plan": "holidays"}')
+    assert not holds_run(tmp_path)
+    with pytest.raises(InputError, match="holds no run that --overwrite could recognize"):
+        require_replaceable(tmp_path)
+
+
+def test_an_interrupted_search_is_a_run(tmp_path: Path) -> None:
+    (tmp_path / "search.jsonl").write_text(json.dumps({VERSION_KEY: 1}) + "\n")
+    assert holds_run(tmp_path)
+    require_replaceable(tmp_path)
+
+
+def test_a_link_to_a_folder_elsewhere_is_not_followed(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "01-ratio-0.5000.json").touch()
+    (run / STAGES / "2-linear").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="2-linear"):
+        remove_outputs(run)
+    assert (tmp_path / "elsewhere" / "01-ratio-0.5000.json").exists()
