@@ -11,10 +11,20 @@ import numpy as np
 import torch
 
 from compressor.data.classes import Classes, find_classes, name_some
+from compressor.data.further import FurtherImages
 from compressor.data.images import ImageSet, OnStep
 from compressor.data.labels import Numbering, number_classes
 from compressor.data.listing import SUFFIXES, scan
-from compressor.data.pixels import Bytes, Deep, UnreadableError, is_constant, read_image, require_channels, to_bytes
+from compressor.data.pixels import (
+    Bytes,
+    Deep,
+    UnreadableError,
+    find_whites,
+    is_constant,
+    read_image,
+    require_channels,
+    to_bytes,
+)
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
 from compressor.text import join_words
@@ -116,6 +126,8 @@ def list_images(path: Path, class_names: Sequence[str] | None = None, num_classe
     Raises:
         InputError: not a folder that can be read, or no image files in it.
     """
+    if num_classes is not None and len(class_names or ()) != num_classes:
+        class_names = None
     folder = scan(Path(path))
     others = folder.count_others()
     left = [f"{count} {suffix}" for suffix, count in others.most_common()]

@@ -5,6 +5,7 @@ Images from folders and synthetic ones are stored as bytes, in a quarter of the 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.errors import InputError
+
+if TYPE_CHECKING:
+    from compressor.data.further import FurtherImages
 
 OnStep = Callable[[int, int], None]
 """Called with the number of images done and of all."""
@@ -40,6 +44,7 @@ class ImageSet:
         notes: what a person should know of the images, one sentence each.
         other_order: the label that each class has if classes are numbered in the other usual order, see
             `compressor.data.labels`; None where there is no other.
+        further: images of the same folder that are not held in memory.
     """
 
     data: Tensor
@@ -54,6 +59,7 @@ class ImageSet:
     label_note: str = ""
     notes: tuple[str, ...] = ()
     other_order: tuple[int, ...] | None = None
+    further: "FurtherImages | None" = None
 
     def __len__(self) -> int:
         return len(self.data)

@@ -114,8 +114,20 @@ def _read_deep(image: Image.Image, transform: Transform, white: float | None) ->
     return Deep(fitted.astype(np.float32), peak, kind, white)
 
 
-def to_bytes(images: Sequence[Bytes | Deep], channels: int) -> list[Bytes]:
+def to_bytes(images: Sequence[Bytes | Deep], channels: int, whites: Mapping[str, float] | None = None) -> list[Bytes]:
     """All images as uint8 of shape (height, width, channels), deep ones scaled by what white is in their folder.
+
+    Args:
+        images: of a folder.
+        channels: of the network.
+        whites: what white is, by kind; None for what these images say.
+    """
+    whites = {**find_whites(images), **(whites or {})}
+    return [_scaled(image, whites, channels) if isinstance(image, Deep) else image for image in images]
+
+
+def find_whites(images: Sequence[Bytes | Deep]) -> dict[str, float]:
+    """What white is in deep images of each kind.
 
     A file alone does not say whether 16 bits hold 10, 12 or 16, so the largest value of all files of a kind decides:
     the next of `FULL_SCALES` is white, or that value itself above them. Floats up to 1 have white at 1.
@@ -124,8 +136,7 @@ def to_bytes(images: Sequence[Bytes | Deep], channels: int) -> list[Bytes]:
     for image in images:
         if isinstance(image, Deep):
             peaks[image.kind] = max(image.peak, peaks.get(image.kind, 0.0))
-    whites = {kind: _full_scale(kind, peak) for kind, peak in peaks.items()}
-    return [_scaled(image, whites, channels) if isinstance(image, Deep) else image for image in images]
+    return {kind: _full_scale(kind, peak) for kind, peak in peaks.items()}
 
 
 def _full_scale(kind: str, peak: float) -> float:

@@ -32,6 +32,21 @@ class FidelityRecord(Record):
     by_sign: bool = False
 
 
+class PairedChange(Record):
+    """Top-1 decisions of two networks on the same images.
+
+    `lost` images were right before and are wrong now, `gained` ones the other way round. `change` is (gained - lost) /
+    images, and `low` to `high` its 95 % interval for paired shares (Newcombe 1998, method 10).
+    """
+
+    images: int
+    lost: int
+    gained: int
+    change: float
+    low: float
+    high: float
+
+
 class Metrics(Record):
     """A network on the test images; accuracies are null without labels, `top5` with five classes or fewer."""
 

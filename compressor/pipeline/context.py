@@ -8,13 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.data.further import FurtherImages
 from compressor.data.images import ImageSet
+from compressor.data.transforms import Transform
 from compressor.network.layers import FoundLayer
 from compressor.pipeline.image_splits import TrainingImages
 from compressor.pipeline.outputs import JOURNAL
 from compressor.pipeline.settings import Settings
 from compressor.progress import Progress
 from compressor.search.evaluation.journal import stored_header
+
+MAX_TEST_IMAGES = 10_000
+MAX_TEST_MACS = 2e13  # of one network on all test images: some minutes on one core
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Context:
         layers: its convolutions and linear layers, with the reason for each that cannot be compressed.
         calibration: images that factors and layers are fitted on; may be empty.
         search_images: images of the search.
-        test_images: images that nothing is fitted to or chosen by.
+        test_images: images that nothing is fitted to or chosen by, as far as they are held in memory.
         validation: images outside the search that say whether `--max-drop` is met; None without it.
         training: images to fine-tune on; None without fine-tuning.
         folder: where files go; with `resume` it holds what an earlier run left.
@@ -67,9 +72,22 @@ class Context:
         return self.search_images.batch([0])
 
     @property
+    def further_tests(self) -> FurtherImages | None:
+        """Test images that are not held in memory, as many as the original takes in a few minutes.
+
+        None where there are none, or where other images were given to train on: they may be among these.
+        """
+        further, macs = self.test_images.further, max(1, sum(layer.macs for layer in self.layers))
+        were_given = self.training is not None and self.training.check is self.search_images
+        if further is None or were_given:
+            return None
+        count = min(MAX_TEST_IMAGES, int(MAX_TEST_MACS / macs)) - len(self.test_images)
+        return further.first(count) if count > 0 else None
+
+    @property
     def num_test_images(self) -> int:
-        """All images of the final test."""
-        return len(self.test_images)
+        """All images of the final test, those that cannot be read among them."""
+        return len(self.test_images) + len(self.further_tests or ())
 
     def earlier_search(self) -> dict[str, Any]:
         """The header of the journal that an interrupted search left; empty where nothing is resumed."""

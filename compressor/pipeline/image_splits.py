@@ -100,14 +100,14 @@ def _content(images: ImageSet, index: int) -> bytes:
 
 
 def divide_images(images: ImageSet, settings: Settings) -> tuple[ImageSet, ImageSet, ImageSet]:
-    """Images to fit factors on, to search with, and outside both."""
+    """Images to fit factors on, to search with, and outside both, which keep those not held in memory."""
     num_calibration = min(settings.num_calibration, int(MAX_CALIBRATION_SHARE * len(images)))
     if num_calibration < MIN_CALIBRATION_IMAGES:
         num_calibration = 0
     calibration, others = images.split(num_calibration, settings.search.seed)
     limit = MAX_SEARCH_IMAGES if settings.fidelity == "norm" else MAX_SEARCH_IMAGES_OF_RISK
     search_images, test_images = others.split(min(limit, len(others) // 2), settings.search.seed)
-    return calibration, search_images, test_images
+    return replace(calibration, further=None), replace(search_images, further=None), test_images
 
 
 def split_validation(test_images: ImageSet, settings: Settings) -> tuple[ImageSet | None, ImageSet]:
@@ -116,4 +116,5 @@ def split_validation(test_images: ImageSet, settings: Settings) -> tuple[ImageSe
         return None, test_images
     if len(test_images) < 4:
         raise InputError("--max-drop needs more images: to search, to validate and to test")
-    return test_images.split(int(VALIDATION_SHARE * len(test_images)), settings.search.seed)
+    validation, test_images = test_images.split(int(VALIDATION_SHARE * len(test_images)), settings.search.seed)
+    return replace(validation, further=None), test_images

@@ -12,6 +12,7 @@ from compressor.factorization.base import Factors
 from compressor.factorization.records import FactorKind
 from compressor.fidelity.evaluation import TestEvaluator, TestOutputs
 from compressor.fidelity.function_norm import FunctionNorm
+from compressor.fidelity.records import PairedChange
 from compressor.fidelity.risk import Risk
 from compressor.network.layers import FoundLayer
 from compressor.pipeline.plan import Plan
@@ -108,7 +109,7 @@ class State:
         reconstruction, target, tuning: what stages found, for the report.
         outcome: what the last stage of a recipe did.
         records, plans, evaluator: of the recipe's stages so far.
-        test: outputs on the test images; `top1` and `risk` on them where there are labels.
+        test: outputs on the test images; `top1`, its `top1_change` and `risk` on them where there are labels.
         export_check, latency, precisions, files, failures: of the files written.
         report: the last stage's.
     """
@@ -129,6 +130,7 @@ class State:
     evaluator: TestEvaluator | None = None
     test: TestOutputs | None = None
     top1: Pair[float] | None = None
+    top1_change: PairedChange | None = None
     risk: Pair[float] | None = None
     export_check: ExportCheckRecord | None = None
     latency: Mapping[str, LatencyRecord] | None = None

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from compressor.cost.records import Cost, LatencyRecord, MachineRecord
-from compressor.fidelity.records import Fidelity, FidelityRecord, Metrics
+from compressor.fidelity.records import Fidelity, FidelityRecord, Metrics, PairedChange
 from compressor.network.records import LayerRecord
 from compressor.recovery.records import ReconstructionRecord, TuneRecord
 from compressor.schema import Pair, Record
@@ -127,6 +127,7 @@ class Report(Record):
     fidelity: FidelityRecord
     export_check: ExportCheckRecord
     top1: Pair[float] | None = None
+    top1_change: PairedChange | None = None
     risk: Pair[float] | None = None
     precisions: list[PrecisionRecord] = Field(default_factory=list)
     files: list[FileRecord] = Field(default_factory=list)

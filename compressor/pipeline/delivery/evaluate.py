@@ -1,13 +1,17 @@
 """The compressed network on the test images, which nothing was fitted to or chosen by."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from compressor.data.images import ImageSet
 from compressor.fidelity.decisions import decide, share
 from compressor.fidelity.evaluation import TestOutputs, make_fidelity
 from compressor.fidelity.function_norm import FunctionNorm
+from compressor.fidelity.intervals import paired_change
+from compressor.fidelity.records import PairedChange
 from compressor.fidelity.risk import compare_risks
 from compressor.pipeline.context import Context
 from compressor.pipeline.stage import Stage
@@ -17,26 +21,51 @@ from compressor.schema import Pair
 
 @dataclass(frozen=True)
 class Evaluate(Stage):
-    """Fills in `test`, and with labels `top1` and `risk`; the network then moves to the CPU, as the original does."""
+    """Fills in `test`, and with labels `top1`, its `top1_change` and `risk`; both networks then move to the CPU."""
 
     def run(self, context: Context, state: State) -> State:
-        test, top1, risk = _evaluate(context, state.network)
+        test = _evaluate(context, state.network)
         context.original.cpu()
-        return replace(state, network=state.network.cpu(), test=test, top1=top1, risk=risk)
+        state = replace(state, network=state.network.cpu(), test=test)
+        if test.labels is None:
+            return state
+        targets, outputs, labels = test.targets, test.outputs, test.labels
+        before, after = decide(targets) == labels, decide(outputs) == labels
+        return replace(
+            state,
+            top1=Pair[float](original=share(before), compressed=share(after)),
+            top1_change=_change(before, after),
+            risk=compare_risks(targets, outputs, labels),
+        )
 
 
-def _evaluate(context: Context, network: nn.Module) -> tuple[TestOutputs, Pair[float] | None, Pair[float] | None]:
-    """Function norm, top-1 and cross-entropy on the test images."""
-    with context.progress.stage(f"evaluating on {len(context.test_images)} test images"):
-        norm = FunctionNorm(context.original, context.test_images, context.device)
-        every = torch.arange(len(context.test_images))
-        outputs = norm.outputs(network, every)
-    squares = torch.from_numpy(norm.compare(outputs, every))
-    outputs, targets = outputs.cpu(), norm.targets.cpu()
-    fidelity = make_fidelity(squares, norm.output_energy, outputs, targets)
-    labels = norm.labels
-    evaluated = TestOutputs(targets, outputs, fidelity, labels)
-    if labels is None:
-        return evaluated, None, None
-    top1 = Pair[float](original=share(decide(targets) == labels), compressed=share(decide(outputs) == labels))
-    return evaluated, top1, compare_risks(targets, outputs, labels)
+def iterate_test_images(context: Context) -> Iterator[ImageSet]:
+    """Yields all test images: those held in memory, then the others, a batch at a time."""
+    yield context.test_images
+    further = context.further_tests
+    if further is not None:
+        yield from further.batches(context.test_images)
+
+
+def _evaluate(context: Context, network: nn.Module) -> TestOutputs:
+    """Both networks' outputs and how far they are apart."""
+    count = context.num_test_images
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []  # targets, outputs and squared distances of batches
+    all_labels: list[Tensor] = []
+    with context.progress.stage(f"evaluating on {count} test images", count) as stage:
+        for images in iterate_test_images(context):
+            norm, every = FunctionNorm(context.original, images, context.device), torch.arange(len(images))
+            outputs = norm.outputs(network, every)
+            squares = torch.from_numpy(norm.compare(outputs, every))
+            parts.append((norm.targets.cpu(), outputs.cpu(), squares))
+            all_labels += [] if norm.labels is None else [norm.labels]
+            stage.update(sum(len(part[0]) for part in parts))
+    targets, outputs, squares = (torch.cat(column) for column in zip(*parts, strict=True))
+    energy = float(targets.double().square().sum(1).mean())
+    labels = torch.cat(all_labels) if len(all_labels) == len(parts) else None
+    return TestOutputs(targets, outputs, make_fidelity(squares, energy, outputs, targets), labels)
+
+
+def _change(before: Tensor, after: Tensor) -> PairedChange:
+    both, lost, gained = (int(hits.sum()) for hits in (before & after, before & ~after, ~before & after))
+    return paired_change(both, lost, gained, len(before) - both - lost - gained)

@@ -15,8 +15,8 @@ from compressor.fidelity.decisions import agreement, decide, share
 from compressor.fidelity.evaluation import TestOutputs, make_fidelity, squared_distances
 from compressor.files import replace_files_when_whole
 from compressor.pipeline.context import Context
-from compressor.pipeline.delivery.export import provenance
 from compressor.pipeline.delivery.measure import latency_beside
+from compressor.pipeline.interface import file_batch, provenance
 from compressor.pipeline.outputs import MODEL, ORIGINAL, precision_file
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import State, needed
@@ -73,9 +73,8 @@ def _write_precision(
         else:
             quantization = None
             with context.progress.stage(f"converting to {precision}"):
-                convert_fp16(
-                    context.folder / MODEL, partial, context.search_images.batch(slice(0, RANGE_IMAGES)), signed
-                )
+                images = file_batch(context, context.search_images, slice(0, RANGE_IMAGES))
+                convert_fp16(context.folder / MODEL, partial, images, signed)
         with context.progress.stage(f"evaluating {path.name}"):
             outputs = _outputs(context, partial, path)
     squares = squared_distances(outputs, evaluated.targets)
@@ -99,14 +98,15 @@ def _quantize(
 ) -> QuantizationRecord:
     """Ranges come from calibration images, and trials are checked on images of the search; neither are test images."""
     images = context.search_images
-    check = images.batch(slice(0, min(CHECK_IMAGES, len(images) // 2 if not len(context.calibration) else len(images))))
+    count = min(CHECK_IMAGES, len(images) // 2 if not len(context.calibration) else len(images))
+    check = file_batch(context, images, slice(0, count))
     fitted = context.calibration if len(context.calibration) else images.subset(range(len(check), len(images)))
     norm, energy = evaluated.fidelity.function_norm, evaluated.fidelity.output_energy
     with context.progress.stage("quantizing to int8") as stage:
         return quantize_int8(
             context.folder / MODEL,
             partial,
-            QuantizationImages(fitted.batch(slice(0, CALIBRATION_IMAGES)), check),
+            QuantizationImages(file_batch(context, fitted, slice(0, CALIBRATION_IMAGES)), check),
             max(SHARE_OF_NORM * norm, SHARE_OF_ENERGY * energy),
             [layer.name for layer in context.layers],
             metadata,
@@ -118,11 +118,11 @@ def _outputs(context: Context, partial: Path, path: Path) -> Tensor:
     """Outputs of the file on the images outside the search, checked at two batch sizes."""
     session, test_images = open_session(partial), context.test_images
     parts = [
-        run_batches(session, path, test_images.batch(slice(start, start + TEST_BATCH)), TEST_BATCH)
+        run_batches(session, path, file_batch(context, test_images, slice(start, start + TEST_BATCH)), TEST_BATCH)
         for start in range(0, len(test_images), TEST_BATCH)
     ]
     outputs = torch.from_numpy(np.concatenate(parts)).float()
-    single = torch.from_numpy(run_batches(session, path, test_images.batch(slice(0, 2)), 1)).float()
+    single = torch.from_numpy(run_batches(session, path, file_batch(context, test_images, slice(0, 2)), 1)).float()
     for found in (outputs, single):
         if not torch.isfinite(found).all():
             lost = int((~torch.isfinite(found).all(dim=1)).sum())

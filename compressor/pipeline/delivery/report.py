@@ -70,6 +70,7 @@ def make_report(context: Context, state: State) -> Report:
         fidelity=test.fidelity,
         export_check=needed(state.export_check, "the export check"),
         top1=state.top1,
+        top1_change=state.top1_change,
         risk=state.risk,
         precisions=list(state.precisions),
         files=list(state.files),
@@ -79,7 +80,7 @@ def make_report(context: Context, state: State) -> Report:
         tuning=state.tuning,
         stages=list(state.records),
         layers=layers,
-        images=_images_record(context),
+        images=_images_record(context, len(test.targets)),
         machine=describe_machine(),
         warnings=all_warnings(context, state),
         verdict=make_verdict(context, state),
@@ -139,7 +140,7 @@ def _compressible_params(layers: Sequence[LayerRecord]) -> Pair[int]:
     )
 
 
-def _images_record(context: Context) -> ImagesRecord:
+def _images_record(context: Context, num_test_images: int) -> ImagesRecord:
     images = context.search_images
     return ImagesRecord(
         source=images.source,
