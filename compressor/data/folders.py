@@ -87,7 +87,8 @@ def load_folder(
         limit: maximum number of images.
         seed: of the sample.
         on_step: called as images are read.
-        class_names: the network's, in the order of its outputs; None where they are not known.
+        class_names: the network's, in the order of its outputs; None where they are not known. They are not used
+            where they are not `num_classes`.
         num_classes: that the network tells apart; None where it is not known.
 
     Raises:
@@ -117,6 +118,22 @@ def load_folder(
         label_note=listing.label_note,
         notes=(*listing.notes, *_notes_on_pixels(listing, sample, pixels)),
         other_order=listing.other_order,
+        further=_further(listing, order, sample, transform),
+    )
+
+
+def _further(listing: Listing, order: Sequence[int], sample: Sample, transform: Transform) -> FurtherImages | None:
+    """What comes in the order after all that was tried."""
+    left = order[len(sample.kept) + len(sample.failures) :]
+    if not left:
+        return None
+    names, labels = listing.class_names, listing.labels
+    return FurtherImages(
+        files=tuple(listing.files[index] for index in left),
+        classes=None if names is None or labels is None else tuple(names[labels[index]] for index in left),
+        transform=transform,
+        whites=find_whites(sample.pixels),
+        threads=DECODING_THREADS,
     )
 
 

@@ -67,7 +67,7 @@ class StageRecord(Record):
 
 
 class ImagesRecord(Record):
-    """Where the images came from, and how many were for what."""
+    """Where the images came from, and how many were for what; `label_note` says why there are no labels."""
 
     source: str
     calibration: int = 0
@@ -76,6 +76,7 @@ class ImagesRecord(Record):
     test_images: int
     unreadable: int
     labelled: bool
+    label_note: str = ""
     input_shape: list[int]
 
 
@@ -94,12 +95,12 @@ class VerdictRecord(Record):
 class Report(Record):
     """`report.json`: everything the page shows, and enough to run it again.
 
-    `ratio` is R, compressed over original `cost` of the searched layers, or of their weights that are not zero where
-    `prune_searched`. `searched` is what L was in the search. `top1` is the share of correct decisions on the test
-    images and `risk` their mean cross-entropy, both null without labels. `precisions` holds the compressed network in
-    precisions other than float32, `files` what was converted from its ONNX files. `stages` are those of a recipe, each
-    with its own search and fine-tuning. `seconds` is the whole run's. `verdict` says whether it is a success; null in
-    reports of versions that gave none.
+    `ratio` is R, compressed over original `cost` of the searched layers, or of their weights that are not zero
+    where `prune_searched`. `searched` is what L was in the search. `top1` is the share of correct decisions on the
+    test images, `top1_change` how it changed, and `risk` their mean cross-entropy, all null without labels.
+    `precisions` holds the compressed network in precisions other than float32, `files` what was converted from its
+    ONNX files. `stages` are those of a recipe, each with its own search and fine-tuning. `seconds` is the whole
+    run's. `verdict` says whether it is a success; null in reports of versions that gave none.
     """
 
     version: str

@@ -147,8 +147,9 @@ def _images_record(context: Context, num_test_images: int) -> ImagesRecord:
         calibration=len(context.calibration),
         search=len(images),
         validation=len(context.validation) if context.validation else 0,
-        test_images=len(context.test_images),
+        test_images=num_test_images,
         unreadable=images.unreadable,
         labelled=images.labels is not None,
+        label_note=images.label_note,
         input_shape=list(images.input_shape),
     )

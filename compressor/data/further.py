@@ -1,0 +1,84 @@
+"""Images of a folder beyond those that are held in memory: read for the final test alone, a batch at a time."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from compressor.data.images import ImageSet
+from compressor.data.pixels import Bytes, Deep, UnreadableError, read_image, to_bytes
+from compressor.data.transforms import Transform
+
+BATCH_SIZE = 64
+MIN_BATCH = 2  # fewer have no variance
+
+
+@dataclass(frozen=True)
+class FurtherImages:
+    """Files that were not read with the others of their folder.
+
+    Attributes:
+        files: in random order.
+        classes: the name of each file's class, or None where there are no classes.
+        transform: how images are prepared.
+        whites: what white is in deep images of the folder, see `to_bytes`.
+        threads: that decode.
+    """
+
+    files: tuple[Path, ...]
+    classes: tuple[str, ...] | None
+    transform: Transform
+    whites: Mapping[str, float]
+    threads: int = 4
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def first(self, count: int) -> "FurtherImages":
+        """The first `count` of them."""
+        classes = None if self.classes is None else self.classes[:count]
+        return replace(self, files=self.files[:count], classes=classes)
+
+    def batches(self, like: ImageSet) -> Iterator[ImageSet]:
+        """Yields those that can be read, at least two at a time, labelled as `like`, the images held, is.
+
+        A single image that is left at the end is left out.
+        """
+        kept: list[int] = []
+        pixels: list[Bytes] = []
+        for index, image in self._read():
+            kept.append(index)
+            pixels += to_bytes([image], self.transform.channels, self.whites)
+            if len(kept) >= BATCH_SIZE + MIN_BATCH:
+                yield self._as_set(kept[:BATCH_SIZE], pixels[:BATCH_SIZE], like)
+                kept, pixels = kept[BATCH_SIZE:], pixels[BATCH_SIZE:]
+        if len(kept) >= MIN_BATCH:
+            yield self._as_set(kept, pixels, like)
+
+    def _read(self) -> Iterator[tuple[int, Bytes | Deep]]:
+        """Yields the readable files' indices and pixels."""
+        with ThreadPoolExecutor(self.threads) as pool, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # decoders warn of what they repair
+            for start in range(0, len(self.files), BATCH_SIZE):
+                chunk = self.files[start : start + BATCH_SIZE]
+                for index, image in enumerate(pool.map(self._try_to_read, chunk), start):
+                    if image is not None:
+                        yield index, image
+
+    def _try_to_read(self, file: Path) -> Bytes | Deep | None:
+        try:
+            return read_image(file, self.transform)
+        except UnreadableError:
+            return None
+
+    def _as_set(self, kept: list[int], pixels: list[Bytes], like: ImageSet) -> ImageSet:
+        data = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+        labels = None
+        if like.labels is not None and like.class_names is not None and self.classes is not None:
+            numbers = {name: number for number, name in enumerate(like.class_names)}
+            labels = torch.tensor([numbers[self.classes[index]] for index in kept])
+        return replace(like, data=data, labels=labels, files=None, further=None)
