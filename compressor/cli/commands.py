@@ -148,13 +148,17 @@ def inspect(**options: Any) -> None:
 
     from compressor.network.attention import open_attention
     from compressor.network.checkpoint import load_model
+    from compressor.network.inputs import require_input_fits
     from compressor.network.layers import find_layers
     from compressor.network.records import LayerRecord
     from compressor.report.console import print_layers
 
-    loaded = load_model(options["model"], options["arch"], options["trust_pickle"])
+    loaded = load_model(options["model"], options["arch"], options["trust_pickle"], options["weights"])
+    for note in loaded.notes:
+        click.echo(f"note: {note}", err=options["as_json"])
     transform = choose_transform(loaded, options)
-    example = torch.zeros(1, len(transform.mean), transform.input_size, transform.input_size)
+    example = torch.zeros(1, transform.channels, transform.input_size, transform.input_size)
+    require_input_fits(loaded.model, example)
     found = find_layers(
         open_attention(loaded.model, example),
         example,
@@ -267,7 +271,7 @@ def verify(**options: Any) -> None:
             inputs.first,
             options["tolerance"],
             second_images=inputs.second,
-            labels=inputs.images.labels,
+            labels=inputs.labels,
         )
     except VerificationError as error:  # exit code 1 is for files that differ
         raise InputError(str(error)) from error

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from compressor.data.transforms import Transform
     from compressor.network.checkpoint import LoadedModel
     from compressor.pipeline.context import Source
-    from compressor.progress import Progress
+    from compressor.progress import Progress, ProgressStage
 
 NUM_SYNTHETIC_IMAGES = 256
 MAX_IMAGES_WITH_DROP = 10_000
@@ -69,12 +69,18 @@ def choose_transform(loaded: "LoadedModel", options: dict[str, Any]) -> "Transfo
     """The network's published transform with what the options change of it.
 
     Raises:
-        InputError: --std is next to zero.
+        InputError: --std is next to zero, or --mean or --std has not as many numbers as the network has channels.
     """
-    return _adapt(loaded.transform, options)
+    channels = loaded.transform.channels
+    for name in ("mean", "std"):
+        given = options.get(name)
+        if given and len(given) != channels:
+            raise InputError(f"--{name} has {len(given)} numbers, but the network takes {channels} channels: give as many")
+    return adapt_transform(loaded.transform, options)
 
 
-def _adapt(transform: "Transform", options: dict[str, Any]) -> "Transform":
+def adapt_transform(transform: "Transform", options: dict[str, Any]) -> "Transform":
+    """The transform with what the options change of it; raises InputError where --std is next to zero."""
     from dataclasses import replace
 
     if options.get("input_size"):
@@ -86,31 +92,6 @@ def _adapt(transform: "Transform", options: dict[str, Any]) -> "Transform":
     if any(value < MIN_STD for value in transform.std):
         raise InputError(f"--std must be at least {MIN_STD:g} in every channel")
     return transform
-
-
-def load_images_for_file(options: dict[str, Any], progress: "Progress") -> "ImageSet":
-    """Images for the ONNX file `first`: of its input size, with the transform published for its architecture.
-
-    Raises:
-        InputError: the file or the folder cannot be read, or the images would not fit into memory.
-    """
-    from compressor.data.folders import load_folder
-    from compressor.data.synthetic import synthetic_images
-    from compressor.data.transforms import Transform
-    from compressor.network.architectures import list_architectures, published_transform
-    from exporters.session import describe_input
-
-    options = {**options, "max_images": _max_images(options)}
-    architecture, side = describe_input(options["first"])
-    known = architecture in list_architectures()
-    transform = published_transform(architecture) if known else Transform()
-    size = options["input_size"] or side
-    transform = _adapt(transform, {**options, "input_size": size})
-    _require_memory(4 * options["max_images"], transform.input_size)  # all at once, as float32
-    if options["data"] is None:
-        progress.log(f"note: {SYNTHETIC_NOTE}")
-        return synthetic_images(min(NUM_VERIFY_IMAGES, options["max_images"]), transform, options["seed"])
-    return load_folder(options["data"], transform, options["max_images"], options["seed"])
 
 
 def load_network_and_images(
@@ -130,41 +111,66 @@ def load_network_and_images(
     from compressor.data.folders import list_images
     from compressor.network.checkpoint import load_model
 
-    num_images = _max_images(options)
+    num_images = image_limit(options)
     if options["data"] is None:
         num_images = min(NUM_SYNTHETIC_IMAGES, num_images)
     else:  # A wrong folder is an error at once, not after the network is loaded.
         num_images = min(num_images, len(list_images(options["data"]).files))
     with progress.stage("loading the network"):
-        loaded = load_model(options["model"], options["arch"], options["trust_pickle"])
-    progress.log(f"{options['model']}: {loaded.arch} with {loaded.num_classes} classes")
+        loaded = load_model(options["model"], options["arch"], options["trust_pickle"], options["weights"])
+    outputs = "one output" if loaded.num_classes == 1 else f"{loaded.num_classes} classes"
+    progress.log(f"{options['model']}: {loaded.arch} with {outputs}")
     for note in loaded.notes:
         progress.log(f"note: {note}")
     transform = choose_transform(loaded, options)
-    _require_memory(num_images, transform.input_size)
-    return loaded, _load_images(options, transform, num_images, progress)
+    require_memory(num_images, transform.input_size)
+    return loaded, _load_images(options, loaded, num_images, progress)
 
 
 def _load_images(
-    options: dict[str, Any], transform: "Transform", num_synthetic: int, progress: "Progress"
+    options: dict[str, Any], loaded: "LoadedModel", num_synthetic: int, progress: "Progress"
 ) -> "ImageSet":
-    from compressor.data.folders import load_folder
+    from dataclasses import replace
+
     from compressor.data.synthetic import synthetic_images
 
     if options["data"] is None:
+        transform = choose_transform(loaded, options)
         progress.log(f"note: {SYNTHETIC_NOTE}")
         with progress.stage("making synthetic images", num_synthetic) as stage:
             return synthetic_images(num_synthetic, transform, options["seed"], lambda done, _: stage.update(done))
-    max_images = _max_images(options)
+    max_images = image_limit(options)
     with progress.stage("reading images", max_images) as stage:
-        images = load_folder(
-            options["data"], transform, max_images, options["seed"], lambda done, _: stage.update(done)
-        )
-    progress.log(images.source)
-    return images
+        images = _read_folder(options["data"], loaded, options, max_images, stage)
+    _log_images(images, progress)
+    return images if options["max_images"] is None else replace(images, further=None)
 
 
-def _max_images(options: dict[str, Any]) -> int:
+def _read_folder(
+    folder: Path, loaded: "LoadedModel", options: dict[str, Any], limit: int, stage: "ProgressStage"
+) -> "ImageSet":
+    """At most `limit` images, with labels as the network's outputs have them."""
+    from compressor.data.folders import load_folder
+    from compressor.fidelity.decisions import count_classes
+
+    return load_folder(
+        folder,
+        choose_transform(loaded, options),
+        limit,
+        options["seed"],
+        lambda done, _: stage.update(done),
+        class_names=loaded.class_names,
+        num_classes=count_classes(loaded.num_classes),
+    )
+
+
+def _log_images(images: "ImageSet", progress: "Progress", what: str = "") -> None:
+    progress.log(f"{what}{images.source}{f' ({images.label_note})' if images.label_note else ''}")
+    for note in images.notes:
+        progress.log(f"note: {note}")
+
+
+def image_limit(options: dict[str, Any]) -> int:
     """--max-images; left out, more where --max-drop asks for a bound."""
     from compressor.data.images import MAX_IMAGES
 
@@ -177,22 +183,21 @@ def load_train_images(loaded: "LoadedModel", options: dict[str, Any], progress: 
     Raises:
         InputError: the folder cannot be read, or its images would not fit into memory.
     """
-    from compressor.data.folders import list_images, load_folder
+    from compressor.data.folders import list_images
 
     if options["train_data"] is None:
         return None
     transform, count = choose_transform(loaded, options), options["max_train_images"]
     count = min(count, len(list_images(options["train_data"]).files))
-    _require_memory(count, transform.input_size)
+    require_memory(count, transform.input_size)
     with progress.stage("reading training images", count) as stage:
-        images = load_folder(
-            options["train_data"], transform, count, options["seed"], lambda done, _: stage.update(done)
-        )
-    progress.log(f"training images: {images.source}")
+        images = _read_folder(options["train_data"], loaded, options, count, stage)
+    _log_images(images, progress, "training images: ")
     return images
 
 
-def _require_memory(num_images: int, input_size: int) -> None:
+def require_memory(num_images: int, input_size: int) -> None:
+    """Raise InputError where so many images of this size would not fit into memory."""
     needed_gb = 3 * num_images * input_size**2 / 1e9
     if needed_gb > MAX_IMAGES_GB:
         raise InputError(
@@ -206,4 +211,5 @@ def make_source(loaded: "LoadedModel", options: dict[str, Any]) -> "Source":
     from compressor.pipeline.context import Source
 
     notes = [*loaded.notes, *([SYNTHETIC_NOTE] if options["data"] is None else [])]
-    return Source(loaded.arch, notes, typed_command())
+    names = None if loaded.class_names is None else tuple(loaded.class_names)
+    return Source(loaded.arch, notes, typed_command(), choose_transform(loaded, options), names)

@@ -27,12 +27,20 @@ _model_group = cloup.option_group(
     cloup.option(
         "--arch",
         shell_complete=complete_architecture,
-        help="torchvision's name of the architecture. Left out: recognized from the weights.",
+        help="torchvision's name of the architecture; or package.module:function (or file.py:function), a function "
+        "or class of yours that gives the empty network, or timm:NAME. Left out: recognized from the weights.",
+    ),
+    cloup.option(
+        "--weights",
+        metavar="model|ema|PREFIX",
+        help="Which network of several in the file: model, the one in training; ema, its average; or the keys that "
+        "lead to one, such as state_dict.student. Left out: model, where the file has it.",
     ),
     cloup.option(
         "--trust-pickle",
         is_flag=True,
-        help="Load a whole pickled module. Such a file can run any code: only for files you trust.",
+        help="Load a whole pickled module as it is. Such a file can run any code: only for files you trust. Without "
+        "it, tensors are read and nothing of the file runs.",
     ),
 )
 
@@ -56,14 +64,15 @@ image_options: Decorator = cloup.option_group(
         help="Side of the network's square input in pixels; the short side of an image is resized to it. "
         "Left out: the architecture's published transform (for most: resize to 256, crop 224).",
     ),
-    cloup.option("--mean", type=Channels(), help="Mean per channel of pixels in [0, 1]. Left out: as published."),
-    cloup.option("--std", type=Channels(), help="Standard deviation per channel. Left out: as published."),
+    cloup.option("--mean", type=Channels(), help="Mean of pixels in [0, 1], one per channel. Left out: as published."),
+    cloup.option("--std", type=Channels(), help="Standard deviation, likewise. Left out: as published."),
     cloup.option(
         "--max-images",
         type=click.IntRange(min=4),
         help="Use at most this many images. --calibration of them fit factors; up to half of the others, and at most "
         "500 (2,000 by risk or error), are for the search; the rest are validation and test images. Left out: 1,500, "
-        "or 10,000 with --max-drop, whose bound tightens with their number.",
+        "or 10,000 with --max-drop, whose bound tightens with their number; those beyond are read for the test alone, up "
+        "to 10,000, or as many as the network takes in a few minutes.",
     ),
 )
 
@@ -228,7 +237,23 @@ run_options: Decorator = cloup.option_group(
     cloup.option(
         "--opset",
         type=click.IntRange(min=1),
-        help="ONNX operator set of the files. Left out: the exporter's own choice.",
+        help="ONNX operator set of the files, for older compilers and runtimes: convolutional networks from 11, "
+        "transformers from 17. Left out: the exporter's own choice, 18.",
+    ),
+    cloup.option(
+        "--static-batch",
+        type=click.IntRange(1, MAX_BATCH),
+        metavar="N",
+        help="Files that take batches of N images only, as compilers for NPUs and TensorRT want them. Files are "
+        "verified and timed with N. Left out: any batch size.",
+    ),
+    cloup.option(
+        "--normalize",
+        type=click.Choice(["outside", "in-graph"]),
+        default="outside",
+        show_default=True,
+        help="Who subtracts the mean and divides by the standard deviation. outside: whoever runs the file. in-graph: "
+        "the file itself, which then takes pixels in [0, 1].",
     ),
     cloup.option("--out", type=PATH, help="Folder to write, new or empty. Left out: MODEL's name with -compressed."),
     cloup.option(

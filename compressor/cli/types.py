@@ -95,15 +95,15 @@ class Fraction(OrAuto):
 class Channels(click.ParamType):
     """One finite number per colour channel, separated by commas."""
 
-    name = "r,g,b"
+    name = "r,g,b|grey|..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
         if isinstance(value, tuple):
             return value
         numbers = [_parse_float(part) for part in str(value).split(",")]
         known = [number for number in numbers if number is not None and math.isfinite(number)]
-        if len(known) != 3 or len(numbers) != 3:
-            self.fail(f"{value!r} is not three numbers such as 0.485,0.456,0.406", param, ctx)
+        if len(known) < len(numbers):
+            self.fail(f"{value!r} is not a list of numbers such as 0.485,0.456,0.406, one per channel", param, ctx)
         return tuple(known)
 
 

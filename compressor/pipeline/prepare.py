@@ -7,30 +7,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.data.batches import from_batches
 from compressor.data.images import MAX_IMAGES, ImageSet
 from compressor.errors import InputError
+from compressor.fidelity.label_check import LabelCheck, check_labels
 from compressor.fidelity.labels import require_labelled
 from compressor.files import check_folder
 from compressor.network.attention import open_attention
+from compressor.network.inputs import require_input_fits
 from compressor.network.layers import find_layers
 from compressor.pipeline.context import Context, Source
 from compressor.pipeline.image_splits import (
     TrainingImages,
     divide_images,
     divide_training,
+    join,
     require_trainable,
     split_validation,
 )
+from compressor.pipeline.interface import require_pixels
 from compressor.pipeline.outputs import OUTPUTS, remove_outputs, require_replaceable
 from compressor.pipeline.settings import Settings, require_compatible
 from compressor.progress import Progress
 from compressor.search.evaluation.parallel import Workers
-from compressor.text import first_line
-from exporters.onnx import require_opset
 from exporters.providers import explain_absence
+from exporters.verify import require_opset
 
 MAX_TRAIN_IMAGES = 50_000
 
@@ -54,14 +57,20 @@ def prepare(  # noqa: PLR0913
         require_replaceable(Path(out))
     else:
         check_folder(Path(out), keep=OUTPUTS if resume else ())
-    calibration, search_images, outside = divide_images(image_set, settings)
+    parts = divide_images(image_set, settings)
+    original = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
+    require_input_fits(original, parts[1].batch([0]).to(settings.device))
+    progress = progress or Progress()
+    checked = _check_labels(original, join(*parts[:2]), settings, progress)
+    calibration, search_images, outside = map(checked.apply, parts)
     training = None
     if settings.tune.epochs:
         given = None if train_images is None else _as_image_set(train_images, MAX_TRAIN_IMAGES)
+        if given is not None:
+            given = _check_labels(original, given, settings, progress).apply(given)
         training = divide_training(given, calibration, search_images, outside, settings.search.seed)
     validation, test_images = split_validation(outside, settings)
     source = source or Source(type(model).__name__, command="compressor.compress(...)")
-    original = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
     original = _opened(original, search_images, training, settings)
     example = search_images.batch([0]).to(settings.device)
     layers = find_layers(original, example, settings.method, settings.layers, settings.skip, source.arch)
@@ -76,7 +85,7 @@ def prepare(  # noqa: PLR0913
         folder=Path(out),
         settings=settings,
         source=source,
-        progress=progress or Progress(),
+        progress=progress,
         began=began,
         validation=validation,
         training=training,
@@ -90,19 +99,39 @@ def _require_usable(images: ImageSet, settings: Settings) -> None:
     if settings.factors in ("refit", "activation") and not settings.calibration:
         raise InputError(f"{settings.factors} factors are fitted to images: --calibration must be above 0")
     require_labelled(images, settings.fidelity)
+    if settings.normalize == "in-graph":
+        require_pixels(images)
     require_compatible(settings)
     Workers(settings.workers, settings.backend)  # raises where joblib has no such backend
     if absence := explain_absence([settings.provider]):
         raise InputError(f"--provider {settings.provider}: {absence}")
 
 
+def _check_labels(original: nn.Module, images: ImageSet, settings: Settings, progress: Progress) -> LabelCheck:
+    """What to do with these images' labels, said at once.
+
+    Raises:
+        InputError: they cannot be used, and something needs them.
+    """
+    if images.labels is None:
+        return LabelCheck()
+    with progress.stage("checking labels"):
+        checked = check_labels(original, images, torch.device(settings.device))
+    if checked.note:
+        progress.log(f"note: {checked.note}")
+    if checked.reason and settings.fidelity != "norm":
+        raise InputError(f"--fidelity {settings.fidelity} needs labels: {checked.reason}; --fidelity norm needs none")
+    if checked.reason and settings.tune.epochs and settings.tune.by == "labels":
+        raise InputError(f"--finetune-by labels: {checked.reason}; --finetune-by teacher needs no labels")
+    return checked
+
+
 def _opened(original: nn.Module, images: ImageSet, training: TrainingImages | None, settings: Settings) -> nn.Module:
     """The original with its attention opened to compression; it takes the images, and can be exported and trained."""
     example = images.batch([0]).to(settings.device)
-    _require_input_fits(original, example)
     original = open_attention(original, example)
     if settings.opset is not None:
-        require_opset(original, example, settings.opset)  # now, rather than after the search
+        require_opset(original, images.batch(slice(0, 2)), settings.opset)  # now, rather than after the search
     if training:
         require_trainable(training, settings.tune.by, original, example)
     return original
@@ -120,13 +149,3 @@ def _device(name: str) -> torch.device:
         gpu = "a GPU is there" if torch.cuda.is_available() else "torch sees no GPU"
         raise InputError(f"the device {name!r} cannot be used here ({gpu}): use cpu, cuda or cuda:1") from error
     return device
-
-
-def _require_input_fits(model: nn.Module, example: Tensor) -> None:
-    try:
-        with torch.inference_mode():
-            model(example)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        shape = " x ".join(map(str, example.shape))
-        reason = first_line(error)
-        raise InputError(f"the network cannot take inputs of shape {shape} ({reason}): see --input-size") from error

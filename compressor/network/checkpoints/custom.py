@@ -102,10 +102,10 @@ def _timm_network(name: str, tensors: Mapping[str, Tensor]) -> nn.Module:
         raise InputError(f"timm's {name} cannot be made with {arguments} ({first_line(error)})") from error
 
 
-def _timm_arguments(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+def _timm_arguments(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The number of classes and channels in the checkpoint, where they differ from the network's own."""
     config, own = getattr(network, "default_cfg", None) or {}, network.state_dict()
-    arguments = {}
+    arguments: dict[str, Any] = {}
     for argument, key, axis in (("num_classes", "classifier", 0), ("in_chans", "first_conv", 1)):
         names = config.get(key) or ()
         name = f"{names if isinstance(names, str) else next(iter(names), '')}.weight"

@@ -1,0 +1,26 @@
+"""Whether a network takes inputs of a shape, said before long work and in one sentence."""
+
+from torch import Tensor, inference_mode, nn
+
+from compressor.errors import InputError
+from compressor.text import first_line
+
+
+def require_input_fits(model: nn.Module, example: Tensor) -> None:
+    """Run the network once.
+
+    Args:
+        model: in eval mode.
+        example: one input (N, C, H, W) on its device.
+
+    Raises:
+        InputError: the network fails on it.
+    """
+    try:
+        with inference_mode():
+            model(example)
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError) as error:
+        shape = " x ".join(map(str, example.shape))
+        raise InputError(
+            f"the network cannot take inputs of shape {shape} ({first_line(error)}): see --input-size"
+        ) from error
