@@ -38,6 +38,21 @@ def format_ratio(value: float) -> str:
     return f"{_two_digits(value)}{TIMES}"
 
 
+def format_factor(ratio: float, less: str, more: str) -> str:
+    """A ratio of new to old as how many times less or more: 0.045, 'smaller', 'larger' -> '22× smaller'."""
+    if ratio <= 0:
+        return "—"
+    if 0.995 <= ratio < 1.005:
+        return "the same"
+    return f"{format_ratio(1 / ratio)} {less}" if ratio < 1 else f"{format_ratio(ratio)} {more}"
+
+
+def format_points(change: float) -> str:
+    """A change of a share in points: -0.016 -> '−1.6'."""
+    points = f"{100 * change:+.1f}"
+    return "0.0" if points in ("+0.0", "-0.0") else points.replace("-", "−")
+
+
 def format_interval(low: float, high: float) -> str:
     """'0.47 to 0.49×'."""
     decimals = max(2, 2 - math.floor(math.log10(high))) if 0 < high < 10 else 0

@@ -17,6 +17,7 @@ from compressor.report import finetuning_wording as tuning
 from compressor.report import precision_wording as precisions
 from compressor.report.records import Report
 from compressor.report.templating import load_template
+from compressor.report.verdict import describe_failure
 from compressor.schema import Pair
 from compressor.text import join_words
 
@@ -40,8 +41,8 @@ class Row:
     name: str
     original: str
     compressed: str
-    ratio: str
-    note: str = ""  # small, under the ratio
+    change: str
+    note: str = ""  # small, under the change
     part: bool = False  # belongs to the row above
 
 
@@ -75,7 +76,9 @@ def render_report(report: Report) -> str:
         compressible=figures.list_compressible(report.layers),
         skipped=[layer for layer in report.layers if layer.skipped is not None],
         layer_pictures=_draw_layers(report),
-        search_pictures=_draw_search(report),
+        objective_picture=Markup(search_figures.draw_objectives(report)),
+        tradeoff_picture=Markup(search_figures.draw_tradeoff(report)),
+        failure=describe_failure(report.verdict) if report.verdict and not report.verdict.success else "",
         reconstruction_figure=_draw_reconstruction(report),
         latency_pictures=_draw_latency(report),
         words=wording,
@@ -106,11 +109,6 @@ def _draw_layers(report: Report) -> list[Markup]:
     return [Markup(draw(report.layers)) for draw in draws]
 
 
-def _draw_search(report: Report) -> list[Markup]:
-    drawn = [search_figures.draw_objectives(report), search_figures.draw_tradeoff(report)]
-    return [Markup(picture) for picture in drawn if picture]
-
-
 def _draw_reconstruction(report: Report) -> Markup:
     return Markup(figures.draw_reconstruction(report.reconstruction) if report.reconstruction else "")
 
@@ -123,50 +121,76 @@ def _draw_latency(report: Report) -> dict[str, Markup]:
 def _list_rows(report: Report) -> list[Row]:
     """The rows of the table of key figures, with latency and accuracy where they were measured."""
     count, size = formatting.format_count, formatting.format_bytes
-    rows = [
-        _compare("Parameters", report.params, count),
-        _compare("in compressible layers", report.params_compressible, count, part=True),
-        _compare("not zero", report.nonzero_params, count, part=True),
-        _compare("MACs per image", report.macs, count),
-        _compare("ONNX file", report.onnx_bytes, size),
-        _compare("gzipped", report.gzip_bytes, size, part=True),
-    ]
+    rows = [_compare("ONNX file", report.onnx_bytes, size), _compare("gzipped", report.gzip_bytes, size, part=True)]
     for provider, record in report.latency.items():
         rows += _list_latency_rows(formatting.format_provider(provider), record)
-    if report.top1 is not None:
-        rows.append(_compare_top1(report.top1))
-    if report.risk is not None:
-        rows.append(_compare_risk(report.risk))
-    return rows
+    rows += _list_decision_rows(report)
+    return [
+        *rows,
+        _compare("MACs per image", report.macs, count, "fewer", "more"),
+        _compare("Parameters", report.params, count, "fewer", "more"),
+        _compare("in compressible layers", report.params_compressible, count, "fewer", "more", part=True),
+        _compare("not zero", report.nonzero_params, count, "fewer", "more", part=True),
+    ]
 
 
-def _compare(name: str, pair: Pair[int], show: Callable[[float], str], part: bool = False) -> Row:
-    ratio = formatting.format_ratio(pair.compressed / pair.original) if pair.original else "—"
-    return Row(name, show(pair.original), show(pair.compressed), ratio, part=part)
+def _compare(
+    name: str,
+    pair: Pair[int],
+    show: Callable[[float], str],
+    less: str = "smaller",
+    more: str = "larger",
+    part: bool = False,
+) -> Row:
+    change = formatting.format_factor(pair.compressed / pair.original, less, more) if pair.original else "—"
+    return Row(name, show(pair.original), show(pair.compressed), change, part=part)
 
 
 def _list_latency_rows(provider: str, record: LatencyRecord) -> list[Row]:
     show = formatting.format_ms
-    interval = formatting.format_interval(record.ratio_low, record.ratio_high)
     pairs = {
         "90th percentile": (record.original_p90_ms, record.compressed_p90_ms),
         "99th percentile": (record.original_p99_ms, record.compressed_p99_ms),
     }
-    ratio = formatting.format_ratio(record.ratio)
-    median = Row(
-        f"Latency on {provider}, median", show(record.original_ms), show(record.compressed_ms), ratio, interval
-    )
+    name = f"Latency on {provider}, median"
+    is_clear = not record.ratio_low <= 1 <= record.ratio_high
+    change = _faster(record.ratio) if is_clear else "no clear difference"
+    median = Row(name, show(record.original_ms), show(record.compressed_ms), change, _speedup(record))
     return [median] + [
-        Row(name, show(old), show(new), formatting.format_ratio(new / old) if old else "—", part=True)
+        Row(name, show(old), show(new), _faster(new / old) if old else "—", part=True)
         for name, (old, new) in pairs.items()
     ]
 
 
-def _compare_top1(top1: Pair[float]) -> Row:
-    """Accuracy as a difference in points: a ratio of two percentages says little."""
-    show = formatting.format_percent
-    points = f"{100 * (top1.compressed - top1.original):+.1f} points".replace("-", "−")
-    return Row("Top-1 accuracy", show(top1.original), show(top1.compressed), points)
+def _faster(ratio: float) -> str:
+    return formatting.format_factor(ratio, "faster", "slower")
+
+
+def _speedup(record: LatencyRecord) -> str:
+    """The interval in the form of the ratio above it."""
+    if record.ratio_low <= 0:
+        return ""
+    if record.ratio < 1:
+        return formatting.format_interval(1 / record.ratio_high, 1 / record.ratio_low)
+    return formatting.format_interval(record.ratio_low, record.ratio_high)
+
+
+def _list_decision_rows(report: Report) -> list[Row]:
+    """Accuracy as a difference in points, since a ratio of two percentages says little, and unchanged decisions."""
+    show, points, change = formatting.format_percent, formatting.format_points, report.top1_change
+    rows = []
+    if report.top1 is not None:
+        moved = points(report.top1.compressed - report.top1.original)
+        note = f"{points(change.low)} to {points(change.high)}" if change else ""
+        rows.append(
+            Row("Top-1 accuracy", show(report.top1.original), show(report.top1.compressed), f"{moved} points", note)
+        )
+    if report.fidelity.top1_agreement is not None:
+        name = "Same sign" if report.fidelity.by_sign else "Same decision"
+        rows.append(Row(name, "", show(report.fidelity.top1_agreement), "", part=report.top1 is not None))
+    if report.risk is not None:
+        rows.append(_compare_risk(report.risk))
+    return rows
 
 
 def _compare_risk(risk: Pair[float]) -> Row:

@@ -1,7 +1,7 @@
 """Figures of the search, each a function of a report that returns inline SVG."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -25,7 +25,7 @@ def draw_objectives(report: Report) -> str:
     if not history:
         return ""
     with page_style("objectives"):
-        axes = new_plot(290, top=42, xlabel="evaluation", ylabel="objective J, higher is better")
+        axes = new_plot(290, top=58, xlabel="evaluation", ylabel="objective J, higher is better")
         floor = _find_floor([entry.objective for entry in history])
         _draw_running_best(axes, history)
         for entries, style in _group_by_source(history):
@@ -38,22 +38,34 @@ def draw_objectives(report: Report) -> str:
 
 
 def draw_tradeoff(report: Report) -> str:
-    """Ratio against function norm (log scale) for every evaluation, the chosen plan ringed."""
+    """Ratio against L (log scale) for every evaluated plan and the Pareto front, the chosen plan ringed.
+
+    All are posterior means, so that no point lies below the front. Reports of versions that kept only what was observed
+    of evaluations show that, without a front.
+    """
     history = report.search.history if report.search else []
     if not history:
         return ""
+    is_posterior = all(entry.posterior_norm is not None for entry in history)
     floor = _find_smallest_norm(history)
+    norms = {entry.index: max(_plotted_norm(entry), floor) for entry in history}
+    kind = "posterior mean" if is_posterior else "observed"
     with page_style("tradeoff"):
-        axes = new_plot(290, top=42, xlabel="ratio R, compressed / original", ylabel=f"{_name_loss(report)} L")
+        axes = new_plot(290, top=58, xlabel="ratio R, compressed / original", ylabel=f"{_name_loss(report)} L, {kind}")
         axes.set_yscale("log")
         for entries, style in _group_by_source(history):
-            _draw_points(axes, entries, style, floor)
-        _draw_pareto_front(axes, report.search.pareto_front if report.search else [], floor)
-        _ring_middle(axes, [(entry.ratio, max(entry.function_norm, floor)) for entry in _list_chosen(report)])
+            _draw_points(axes, entries, style, norms)
+        _draw_pareto_front(axes, report.search.pareto_front if report.search and is_posterior else [], floor)
+        _ring_middle(axes, [(entry.ratio, norms[entry.index]) for entry in _list_chosen(report)])
         _draw_equal_objective(axes, report)
         format_log_axis(axes)
         add_legend(axes)
         return to_inline_svg(axes, f"Ratio against {_name_loss(report)} of {len(history)} evaluations")
+
+
+def _plotted_norm(entry: EvaluationRecord) -> float:
+    """The posterior mean of L; in older reports what was observed."""
+    return entry.function_norm if entry.posterior_norm is None else entry.posterior_norm
 
 
 def _name_loss(report: Report) -> str:
@@ -92,10 +104,19 @@ def _draw_bars(
     axes.plot(below, [0.02] * len(below), "v", markersize=4, color=style["color"], alpha=0.6, transform=at_edge)
 
 
-def _draw_points(axes: Axes, entries: Sequence[EvaluationRecord], style: dict[str, Any], floor: float) -> None:
-    norms = [max(entry.function_norm, floor) for entry in entries]
+def _draw_points(
+    axes: Axes, entries: Sequence[EvaluationRecord], style: dict[str, Any], norms: Mapping[int, float]
+) -> None:
     ratios = [entry.ratio for entry in entries]
-    axes.plot(ratios, norms, linestyle="none", markersize=4.5, alpha=0.85, markeredgewidth=0, **style)
+    axes.plot(
+        ratios,
+        [norms[entry.index] for entry in entries],
+        linestyle="none",
+        markersize=4.5,
+        alpha=0.85,
+        markeredgewidth=0,
+        **style,
+    )
 
 
 def _draw_pareto_front(axes: Axes, pareto_front: Sequence[ParetoRecord], floor: float) -> None:
@@ -167,4 +188,4 @@ def _pad_limits(history: Sequence[EvaluationRecord], floor: float, gamma: float)
 
 def _find_smallest_norm(history: Sequence[EvaluationRecord]) -> float:
     """Where norms of zero are drawn on the log scale: at half the smallest other."""
-    return min((entry.function_norm for entry in history if entry.function_norm > 0), default=2.0) / 2
+    return min((_plotted_norm(entry) for entry in history if _plotted_norm(entry) > 0), default=2.0) / 2

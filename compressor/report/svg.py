@@ -13,6 +13,7 @@ import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
@@ -30,6 +31,8 @@ LIGHT = {
     "other": "#0f766e",
     "warning": "#9a5b00",
     "tint": "#fff6e5",
+    "failure": "#b42318",
+    "failure-tint": "#fdecea",
 }
 DARK = {
     "paper": "#14171a",
@@ -44,8 +47,11 @@ DARK = {
     "other": "#3fc7b5",
     "warning": "#f2b558",
     "tint": "#2b2416",
+    "failure": "#ff8a80",
+    "failure-tint": "#331b1a",
 }
 _NAMES = {colour: name for name, colour in LIGHT.items()}
+MAX_LEGEND_MARKER = 7.0  # points
 _UNITS_PER_INCH = 72  # matplotlib's SVG counts in points
 _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _STYLE = {
@@ -113,7 +119,10 @@ def format_log_axis(axes: Axes) -> None:
 def add_legend(axes: Axes) -> None:
     """Put the legend above the plot, out of the way of the points."""
     spacing = {"columnspacing": 1.1, "handletextpad": 0.3, "handlelength": 1.4}
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0, borderaxespad=0.4, **spacing)
+    legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderpad=0.2, borderaxespad=0.4, **spacing)
+    for handle in legend.legend_handles:
+        if isinstance(handle, Line2D):  # a ring as large as in the plot would be cut off
+            handle.set_markersize(min(handle.get_markersize(), MAX_LEGEND_MARKER))
 
 
 def to_inline_svg(axes: Axes, label: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from compressor.cost.records import COST_WORDS, Cost, LatencyRecord
 from compressor.factorization.records import FactorKind
 from compressor.factorization.registry import METHODS
+from compressor.fidelity.intervals import wilson
 from compressor.fidelity.records import FIDELITY_WORDS, FidelityRecord
 from compressor.network.records import LayerRecord
 from compressor.recovery.records import ReconstructionRecord
@@ -13,11 +14,13 @@ from compressor.report.formatting import (
     format_bytes,
     format_count,
     format_duration,
+    format_factor,
     format_interval,
     format_ms,
     format_number,
     format_percent,
     format_plural,
+    format_points,
     format_probability,
     format_provider,
     format_ratio,
@@ -43,7 +46,7 @@ def describe_size(report: Report) -> str:
 def describe_result(report: Report) -> str:
     """The headline: size, speed and agreement of decisions in one sentence."""
     sizes = report.onnx_bytes
-    ratio = format_ratio(sizes.compressed / sizes.original) if sizes.original else "—"
+    ratio = format_factor(sizes.compressed / sizes.original, "smaller", "larger") if sizes.original else "—"
     speeds = [describe_speed(provider, record) for provider, record in report.latency.items()]
     return ", ".join([f"{describe_size(report)} ({ratio})", *speeds, *_agreements(report.fidelity)])
 
@@ -54,6 +57,39 @@ def _agreements(fidelity: FidelityRecord) -> list[str]:
         return []
     decisions = "decisions by sign" if fidelity.by_sign else "top-1 decisions"
     return [f"{format_percent(fidelity.top1_agreement)} of {decisions} unchanged"]
+
+
+def describe_decisions(report: Report) -> str:
+    """How decisions and accuracy changed, with intervals and counts, on how many images."""
+    fidelity, images = report.fidelity, report.fidelity.images
+    outside = _describe_unused(report)
+    where = f"On {format_plural(images, 'test image' if outside else 'image')}{outside}"
+    if fidelity.top1_agreement is None:
+        share = f"{format_number(100 * fidelity.relative)}{GAP}%"
+        return f"{where} the outputs moved by {share} of their energy; nothing is decided by them."
+    changed = round((1 - fidelity.top1_agreement) * images)
+    low, high = wilson(images - changed, images)
+    kept = f"{format_percent(fidelity.top1_agreement)} of decisions are unchanged [{_range(low, high)}]"
+    sentence = f"{where} {kept}: {format_plural(changed, 'decision')} changed."
+    change = report.top1_change
+    if change is None or report.top1 is None:
+        return sentence
+    return (
+        f"{sentence} Top-1 accuracy went from {format_percent(report.top1.original)} to "
+        f"{format_percent(report.top1.compressed)}, {format_points(change.change)} points "
+        f"[{format_points(change.low)}, {format_points(change.high)}]: {format_count(change.lost)} lost, "
+        f"{format_count(change.gained)} gained."
+    )
+
+
+def describe_intervals(report: Report) -> str:
+    """Which intervals stand in brackets."""
+    paired = ", of the change of top-1 Newcombe’s for paired shares" if report.top1_change is not None else ""
+    return f"In brackets 95{GAP}% intervals: of shares Wilson’s{paired}."
+
+
+def _range(low: float, high: float) -> str:
+    return f"{100 * low:.1f}, {100 * high:.1f}"
 
 
 def describe_speed(provider: str, record: LatencyRecord) -> str:
@@ -225,7 +261,8 @@ def describe_images(report: Report) -> str:
     }
     first, *others = [(use, count) for use, count in uses.items() if count]
     parts = [f"{format_plural(first[1], 'image')} {first[0]}", *(f"{count} {use}" for use, count in others)]
-    return f"{images.source} ({'labelled' if images.labelled else 'unlabelled'}); {', '.join(parts)}"
+    why = f": {images.label_note}" if images.label_note else ""
+    return f"{images.source} ({'labelled' if images.labelled else f'unlabelled{why}'}); {', '.join(parts)}"
 
 
 def describe_certificate(search: SearchRecord) -> str:

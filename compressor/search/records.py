@@ -88,6 +88,7 @@ class EvaluationRecord(Record):
         objective: J with the estimate of L.
         images: number of images.
         prune_fraction: share of weights set to zero, where the search includes sparsity.
+        posterior_norm: posterior mean of L at the end of the search; null in reports of versions that kept none.
     """
 
     index: int
@@ -99,6 +100,7 @@ class EvaluationRecord(Record):
     objective: float
     images: int
     prune_fraction: float = 0.0
+    posterior_norm: float | None = None
 
 
 class ParetoRecord(Record):

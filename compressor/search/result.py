@@ -26,10 +26,11 @@ def certificate_record(test: StopTest, settings: SearchSettings) -> CertificateR
 
 def evaluation_records(history: History, posterior: Posterior) -> list[EvaluationRecord]:
     """All evaluations, in order."""
-    return [_evaluation_record(history, posterior, index) for index in range(len(history.ranks))]
+    norms, _ = posterior.loss(np.array(history.ranks))
+    return [_evaluation_record(history, posterior, index, float(norm)) for index, norm in enumerate(norms)]
 
 
-def _evaluation_record(history: History, posterior: Posterior, index: int) -> EvaluationRecord:
+def _evaluation_record(history: History, posterior: Posterior, index: int, norm: float) -> EvaluationRecord:
     ranks, losses, space = history.ranks[index], history.losses[index], posterior.space
     ratio = space.ratio(ranks[None])[0]
     return EvaluationRecord(
@@ -47,6 +48,7 @@ def _evaluation_record(history: History, posterior: Posterior, index: int) -> Ev
         ratio=float(ratio),
         objective=float(posterior.objective.value(losses.values.mean(), ratio)),
         images=len(losses.indices),
+        posterior_norm=norm,
     )
 
 

@@ -1,5 +1,6 @@
 """The page: its sentences, its figures, and how a real browser shows it."""
 
+import html
 import json
 import random
 import re
@@ -11,13 +12,14 @@ import pytest
 
 from compressor.cost.records import LatencyRecord, MachineRecord
 from compressor.errors import InputError
+from compressor.fidelity.intervals import paired_change
 from compressor.fidelity.records import FidelityRecord
 from compressor.network.records import LayerRecord
 from compressor.recovery.records import ReconstructionRecord, ReconstructionStep, StepKind
 from compressor.report import figures, formatting, search_figures, wording
 from compressor.report.console import print_report
 from compressor.report.page import read_report, render_report, write_report
-from compressor.report.records import ImagesRecord, Report
+from compressor.report.records import ImagesRecord, Report, VerdictRecord
 from compressor.report.svg import new_axes, page_style, to_inline_svg
 from compressor.schema import Pair
 from compressor.search.records import CalibrationRecord, CertificateRecord, EvaluationRecord, JointRecord, SearchRecord
@@ -291,7 +293,7 @@ class TextOf(HTMLParser):
 def test_headline_has_size_speed_and_agreement(report: Report) -> None:
     sentence = wording.describe_result(report).replace(formatting.GAP, " ")
     assert sentence == (
-        "resnet18: 46.8 MB → 9.1 MB (0.19×), 2.1× faster on CPU (95 % interval 2.09 to 2.16×), "
+        "resnet18: 46.8 MB → 9.1 MB (5.1× smaller), 2.1× faster on CPU (95 % interval 2.09 to 2.16×), "
         "98.4 % of top-1 decisions unchanged"
     )
 
@@ -356,15 +358,98 @@ def test_parts_come_in_order(page: str) -> None:
     found = re.findall(r'<h2 id="(\w+)">', page)
     assert found == [
         "figures",
-        "fidelity",
+        "tradeoff",
         "layers",
+        "measured",
+        "again",
+        "appendix",
+        "fidelity",
         "search",
         "certificate",
         "reconstruction",
         "verified",
-        "measured",
-        "again",
     ]
+
+
+def test_mathematics_is_in_a_closed_appendix(page: str) -> None:
+    plain, appendix = page.split('<details class="appendix">')
+    for words in ("‖f*‖", "posterior standard deviation", "ε", "Lipschitz", "certificate was met"):
+        assert words not in plain
+        assert words in appendix
+
+
+# Verdict, decisions and the trade-off ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def failed(report: Report) -> Report:
+    verdict = VerdictRecord(success=False, reason="it <computes> nothing", advice="try --gamma 0.5", gamma=0.5)
+    return report.model_copy(update={"verdict": verdict})
+
+
+def test_a_failure_comes_first_on_page_and_terminal(failed: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence = "Not a success: it <computes> nothing; try --gamma 0.5."
+    page = render_report(failed)
+    assert TextOf(page).text.split("Compression report ")[1].startswith(sentence)
+    assert 'class="failure" role="alert"' in page
+    print_report(failed, Path("out"))
+    assert capsys.readouterr().out.splitlines()[0] == sentence
+
+
+def test_a_success_has_no_alarm(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    fine = report.model_copy(update={"verdict": VerdictRecord(success=True)})
+    assert "alert" not in render_report(fine)
+    print_report(fine, Path("out"))
+    assert capsys.readouterr().out.splitlines()[0].startswith("resnet18: 46.8 MB → 9.1 MB (5.1× smaller)")
+
+
+def test_decisions_have_intervals_and_counts(report: Report) -> None:
+    fidelity = report.fidelity.model_copy(update={"images": 5000, "top1_agreement": 0.962})
+    changes = {
+        "fidelity": fidelity,
+        "top1": Pair[float](original=0.83, compressed=0.814),
+        "top1_change": paired_change(4030, 120, 40, 810),
+    }
+    changed = report.model_copy(update=changes)
+    sentence = wording.describe_decisions(changed).replace(formatting.GAP, " ")
+    assert sentence == (
+        "On 5 000 test images, which neither calibration nor the search used, 96.2 % of decisions are unchanged "
+        "[95.6, 96.7]: 190 decisions changed. Top-1 accuracy went from 83.0 % to 81.4 %, −1.6 points [−2.1, −1.1]: "
+        "120 lost, 40 gained."
+    )
+    assert "Newcombe’s for paired shares" in wording.describe_intervals(changed)
+    assert "Newcombe" not in wording.describe_intervals(report)
+
+
+def test_a_quantity_has_no_decisions(report: Report) -> None:
+    fidelity = report.fidelity.model_copy(update={"top1_agreement": None, "by_sign": True})
+    sentence = wording.describe_decisions(report.model_copy(update={"fidelity": fidelity}))
+    assert "nothing is decided" in sentence
+    assert "unchanged" not in sentence
+
+
+def drawn(picture: str) -> list[str]:
+    return [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", picture)]
+
+
+def test_points_and_front_are_one_quantity_that_the_axis_names(report: Report) -> None:
+    assert report.search is not None
+    assert "function norm L, observed" in drawn(search_figures.draw_tradeoff(report))
+    assert "Pareto front" not in drawn(search_figures.draw_tradeoff(report))
+    history = [
+        entry.model_copy(update={"posterior_norm": 1.1 * entry.function_norm}) for entry in report.search.history
+    ]
+    search = report.search.model_copy(update={"history": history})
+    texts = drawn(search_figures.draw_tradeoff(report.model_copy(update={"search": search})))
+    assert "function norm L, posterior mean" in texts
+    assert ("Pareto front" in texts) == bool(search.pareto_front)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"), [(0.045, "22× smaller"), (0.286, "3.5× smaller"), (1.2, "1.2× larger"), (1.0, "the same")]
+)
+def test_sizes_and_times_change_in_the_same_form(ratio: float, words: str) -> None:
+    assert formatting.format_factor(ratio, "smaller", "larger") == words
 
 
 def test_certificate_not_met_is_said(report: Report) -> None:
@@ -664,7 +749,7 @@ def test_browser_shows_the_page(page: str, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(page, encoding="utf-8")
     text = TextOf(run_browser(tmp_path, path, "--dump-dom")).text
-    assert "resnet18: 46.8 MB → 9.1 MB (0.19×)" in text
+    assert "resnet18: 46.8 MB → 9.1 MB (5.1× smaller)" in text
     assert "rank" in text.lower()
 
 
