@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData, quant_pre_process
+from onnxruntime.quantization import QDQQuantizer, QuantType, quant_pre_process
+from onnxruntime.quantization.calibrate import TensorsData
 from torch import Tensor
 
-from compressor.errors import BocompressError
+from compressor.errors import BocompressError, VerificationError
 from compressor.text import first_line
 from exporters.int8_calibration import BATCH_SIZE, CALIBRATORS, activation_ranges
 from exporters.onnx import needs_data_file, save_onnx, sign, silence, write_with_data
@@ -85,6 +86,8 @@ def quantize_int8(
         with tempfile.TemporaryDirectory(prefix="bocompress.") as folder, silence():
             trials = _Trials(source, Path(folder), check, on_step)
             proto, record = _search_int8(trials, calibration, allowed_norm, layers)
+    except VerificationError as error:
+        raise BocompressError(f"the network cannot be quantized to int8: {error}") from error
     except BocompressError:
         raise
     except Exception as error:  # the quantizer asserts, and indexes tables by what it does not know

@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, TensorsData, create_calibrator
+from onnxruntime.quantization.calibrate import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    TensorsData,
+    create_calibrator,
+)
 from torch import Tensor
 
-from exporters.onnx import INPUT_NAME
 from exporters.records import CalibrationName
-from exporters.session import split_batches
+from exporters.session import fit_batch, fixed_batch, open_session, split_batches
 
 BATCH_SIZE = 4  # the histograms hold every activation of a batch
 PERCENTILE = 99.999  # 99.99 was worse on ResNet-18, 99.9 eight times as bad
@@ -53,8 +57,10 @@ def activation_ranges(
         use_external_data_format=large,
         extra_options=options,
     )
-    for batch in split_batches(images, BATCH_SIZE):  # one by one: a calibrator keeps all activations it is given
-        calibrator.collect_data(_Reader([{INPUT_NAME: batch}]))
+    session = open_session(path, threads=1)
+    # One by one: a calibrator keeps all activations it is given.
+    for batch in split_batches(images, fixed_batch(session) or BATCH_SIZE):
+        calibrator.collect_data(_Reader([fit_batch(session, batch)]))
     return calibrator.compute_data()
 
 

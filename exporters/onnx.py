@@ -2,14 +2,12 @@
 
 import contextlib
 import copy
-import io
-import logging
-import tempfile
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
@@ -17,10 +15,31 @@ from torch import Tensor, nn
 from compressor.errors import BocompressError, InputError
 from compressor.files import replace_when_whole
 from compressor.text import first_line
+from exporters.translation import (
+    BATCH_NAME,
+    INPUT_NAME,
+    OUTPUT_NAME,
+    lowest_ir,
+    silence,
+    translate,
+    translate_older,
+)
 
-INPUT_NAME = "input"
-OUTPUT_NAME = "logits"
-BATCH_NAME = "batch"
+__all__ = [
+    "BATCH_NAME",
+    "INPUT_NAME",
+    "OUTPUT_NAME",
+    "Normalization",
+    "export_onnx",
+    "frozen_copy",
+    "layer_bytes",
+    "needs_data_file",
+    "save_onnx",
+    "sign",
+    "silence",
+    "write_with_data",
+]
+
 PRODUCER_NAME = "bocompress"
 # Protobuf refuses messages of 2 GiB and more; 16 MiB of them are left for the graph around the weights.
 MAX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
@@ -28,10 +47,24 @@ DATA_SUFFIX = ".data"
 EXPORT_BATCH = 2  # torch.export treats a batch of one as a constant
 
 
+@dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation per channel of pixels in [0, 1]."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
 def export_onnx(
-    model: nn.Module, example: Tensor, path: Path, metadata: Mapping[str, str], opset: int | None = None
+    model: nn.Module,
+    example: Tensor,
+    path: Path,
+    metadata: Mapping[str, str],
+    opset: int | None = None,
+    static_batch: int | None = None,
+    normalization: Normalization | None = None,
 ) -> None:
-    """Write `model` in eval mode as an ONNX file whose batch size is free.
+    """Write `model` in eval mode as an ONNX file, in the lowest version of the format that its operators allow.
 
     The input is named `INPUT_NAME`, the output `OUTPUT_NAME`. All weights are inside the file; more than
     `MAX_WEIGHT_BYTES` of them go into a second one (see `save_onnx`). The same model gives the same bytes. The caller's
@@ -43,15 +76,20 @@ def export_onnx(
         path: the file to write.
         metadata: provenance, stored as the file's metadata properties; `version` also as the producer's.
         opset: the ONNX operator set; None for the exporter's default.
+        static_batch: the one batch size that the file takes; None for any.
+        normalization: becomes the graph's first step, so that the file takes pixels in [0, 1]; None for a file that
+            takes what `model` does.
 
     Raises:
         InputError: the network does not give one tensor of logits, or the file cannot be written.
         BocompressError: torch could not translate the network, or the result is not valid ONNX.
     """
     frozen = frozen_copy(model)
-    batch = _export_batch(example)
+    batch = _export_batch(example, static_batch or EXPORT_BATCH)
     _require_logits(frozen, batch)
-    proto = _translate(frozen, batch, opset)
+    proto = translate(frozen, batch, opset, fixed=static_batch is not None)
+    if normalization is not None:
+        _normalize_first(proto.graph, normalization)
     _strip_traces(proto)
     sign(proto, metadata)
     save_onnx(proto, path)
@@ -65,11 +103,9 @@ def layer_bytes(layer: nn.Module, example: Tensor) -> bytes:
     """
     frozen, value = frozen_copy(layer), example.detach().cpu()
     # The older exporter takes a tenth of a second where the newer takes two, and gets single layers right.
-    with contextlib.suppress(Exception), silence(), tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "layer.onnx"
-        torch.onnx.export(frozen, (value,), path, dynamo=False)
-        return path.read_bytes()
-    return _translate(frozen, value, None, fixed=True).SerializeToString()
+    with contextlib.suppress(Exception), silence():
+        return translate_older(frozen, value, None, fixed=True).SerializeToString()
+    return translate(frozen, value, None, fixed=True).SerializeToString()
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -77,20 +113,26 @@ def frozen_copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).cpu().eval().requires_grad_(False)
 
 
-def require_opset(model: nn.Module, example: Tensor, opset: int) -> None:
-    """Raise InputError if the network cannot be written with this operator set."""
-    try:
-        _translate(frozen_copy(model), _export_batch(example), opset)
-    except BocompressError as error:
-        raise InputError(str(error)) from error
-
-
-def _export_batch(example: Tensor) -> Tensor:
-    """The example repeated or cut to (EXPORT_BATCH, ...), on the CPU."""
+def _export_batch(example: Tensor, size: int) -> Tensor:
+    """The example repeated or cut to (size, ...), on the CPU."""
     if example.ndim < 1 or len(example) == 0:
         raise InputError("the export needs at least one example input")
     batch = example.detach().cpu()
-    return torch.cat([batch] * EXPORT_BATCH)[:EXPORT_BATCH].contiguous()
+    return batch[torch.arange(size) % len(batch)].contiguous()
+
+
+def _normalize_first(graph: onnx.GraphProto, normalization: Normalization) -> None:
+    """Put (input - mean) / std before everything that reads the input."""
+    for node in graph.node:
+        node.input[:] = ["normalized" if name == INPUT_NAME else name for name in node.input]
+    values = {"normalization.mean": normalization.mean, "normalization.std": normalization.std}
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(np.array(value, np.float32).reshape(1, -1, 1, 1), name)
+        for name, value in values.items()
+    )
+    mean, std = values
+    graph.node.insert(0, onnx.helper.make_node("Sub", [INPUT_NAME, mean], ["centred"], "normalization/Sub"))
+    graph.node.insert(1, onnx.helper.make_node("Div", ["centred", std], ["normalized"], "normalization/Div"))
 
 
 def _require_logits(model: nn.Module, batch: Tensor) -> None:
@@ -106,49 +148,6 @@ def _require_logits(model: nn.Module, batch: Tensor) -> None:
     if output.ndim != 2 or len(output) != len(batch):
         shape = list(output.shape)
         raise InputError(f"{name} gives a tensor of shape {shape} where (batch, classes) is expected")
-
-
-def _translate(model: nn.Module, batch: Tensor, opset: int | None, fixed: bool = False) -> onnx.ModelProto:
-    """The network for any batch size; `fixed`: for that of `batch` only."""
-    try:
-        with silence():
-            program = torch.onnx.export(
-                model,
-                (batch,),
-                dynamo=True,
-                verbose=False,
-                opset_version=opset,
-                input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
-                dynamic_shapes=None if fixed else ({0: torch.export.Dim(BATCH_NAME, min=1)},),
-            )
-            assert program is not None
-            proto = program.model_proto
-    except Exception as error:
-        name = type(model).__name__
-        raise BocompressError(f"torch cannot export {name} to ONNX: {first_line(error)}") from error
-    _require_opset(proto, opset)
-    return proto
-
-
-def _require_opset(proto: onnx.ModelProto, opset: int | None) -> None:
-    """Raise BocompressError if the operator set is another: the exporter only warns."""
-    written = next(entry.version for entry in proto.opset_import if entry.domain == "")
-    if opset is not None and written != opset:
-        raise BocompressError(f"the network cannot be written with ONNX operator set {opset}: it needs {written}")
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Suppress print, warnings and logging: exporter and quantizer report steps there that are not for the user."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def _strip_traces(proto: onnx.ModelProto) -> None:
@@ -208,6 +207,7 @@ def save_onnx(proto: onnx.ModelProto, path: Path) -> None:
         BocompressError: it is not valid ONNX.
         InputError: the file cannot be written.
     """
+    proto.ir_version = lowest_ir(proto)
     if needs_data_file(proto):
         write_with_data(proto, path)
         _check(path)

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from compressor.schema import Record
+from compressor.schema import Pair, Record
 
 Precision = Literal["fp32", "fp16", "int8"]
 FileFormat = Literal["onnx", "ort"]
@@ -39,7 +39,9 @@ class DifferenceRecord(Record):
     """Two files on the same images, as `bocompress verify` compares them.
 
     Figures are as in `ExportCheckRecord`, with the first file in torch's place. `function_norm` is the mean squared
-    distance of the outputs, `worst_image` the number of the image with the largest difference. On this image
+    distance of the outputs, `worst_image` the number of the image with the largest difference and `worst_file` its
+    name, null where it is no file. `output` is the output compared, the first of `outputs`; `top1` are both files'
+    top-1 accuracies, null without labels of as many classes. On the worst image
     `tensors_compared` inner tensors were compared, up to the first whose relative error exceeds `tolerance`:
     `divergence`, null where there is none.
     """
@@ -50,6 +52,10 @@ class DifferenceRecord(Record):
     top1_agreement: float = Field(ge=0, le=1)
     images: int
     worst_image: int
+    worst_file: str | None = None
+    output: str = ""
+    outputs: int = 1
+    top1: Pair[float] | None = None
     tolerance: float
     same: bool
     divergence: DivergenceRecord | None

@@ -3,7 +3,8 @@
 Nothing here imports torch: `bocompress benchmark` measures the memory of processes that hold ONNX Runtime alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from compressor.errors import InputError, VerificationError
-from compressor.text import first_line
+from compressor.text import first_line, join_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +23,14 @@ CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 FALLBACKS = {TENSORRT: [CUDA]}  # what TensorRT cannot run stays on the GPU
 LOG_FATAL_ONLY = 4  # ONNX Runtime's severity: failures are raised, they need not be printed too
+
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(uint8)": "uint8",
+}
+CHANNELS = (1, 3, 4)
 
 Logits = NDArray[np.floating[Any]]
 
@@ -77,35 +86,83 @@ def session_options(threads: int | None = None) -> ort.SessionOptions:
     return options
 
 
-def describe_input(path: Path) -> tuple[str, int | None]:
-    """The architecture in the file's metadata (empty if it has none), and the side of its square input, if fixed.
+@dataclass(frozen=True)
+class ModelInput:
+    """What a file takes: one batch of images (batch, channels, height, width).
+
+    Attributes:
+        dtype: numpy's, of the input.
+        shape: sizes, None where the file leaves one open.
+        metadata: the file's own properties.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int | None, ...]
+    metadata: Mapping[str, str]
+
+
+def describe_input(path: Path) -> ModelInput:
+    """What the file takes.
 
     Raises:
-        InputError: the file cannot be loaded, or does not take one batch of float32 images.
+        InputError: the file cannot be loaded, or does not take one batch of images, channels first.
     """
     try:
         session = open_session(Path(path), threads=1)
     except VerificationError as error:
         raise InputError(str(error)) from error
     inputs = session.get_inputs()
-    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type != "tensor(float)":
-        raise InputError(f"{path} does not take one batch of float32 images")
-    side = inputs[0].shape[-1]
-    return session.get_modelmeta().custom_metadata_map.get("architecture", ""), side if isinstance(side, int) else None
+    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in DTYPES:
+        given = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs) or "nothing"
+        raise InputError(f"{path} does not take one batch of images of numbers, but {given}")
+    shape = tuple(side if isinstance(side, int) else None for side in inputs[0].shape)
+    channels, last = shape[1], shape[3]
+    if channels not in (*CHANNELS, None) and last in CHANNELS:
+        raise InputError(
+            f"{path} takes images with channels last, {inputs[0].shape}: only channels first (N, C, H, W) can be fed"
+        )
+    if channels not in (*CHANNELS, None):
+        raise InputError(f"{path} takes {channels} channels, and images have {join_words(map(str, CHANNELS), 'or')}")
+    return ModelInput(np.dtype(DTYPES[inputs[0].type]), shape, session.get_modelmeta().custom_metadata_map)
+
+
+def fixed_batch(session: ort.InferenceSession) -> int | None:
+    """The one batch size that the session's input has; None where it is free."""
+    shape = session.get_inputs()[0].shape
+    return shape[0] if shape and isinstance(shape[0], int) else None
 
 
 def run_batches(session: ort.InferenceSession, path: Path, images: "Tensor", size: int) -> Logits:
-    """The first output (N, ...) for images (N, ...), run in batches of `size`; `path` names the file in errors.
+    """The first output for images (N, ...), as float32 of shape (N, outputs), run in batches of `size`.
+
+    A file whose batch size is fixed runs in batches of its own, the last filled up with copies; one that takes another
+    type of numbers gets the images in it. `path` names the file in errors.
 
     Raises:
         VerificationError: the network does not run on them.
     """
-    name = session.get_inputs()[0].name
+    size = fixed_batch(session) or size
     try:
-        outputs = [session.run(None, {name: batch})[0] for batch in split_batches(images, size)]
+        batches = [fit_batch(session, batch) for batch in split_batches(images, size)]
+        outputs = [session.run(None, batch)[0] for batch in batches]
+        parts = [np.asarray(output, dtype=np.float32) for output in outputs]
+        fed = [len(next(iter(batch.values()))) for batch in batches]
     except Exception as error:
         raise VerificationError(f"{path} does not run on batches of {size}: {first_line(error)}") from error
-    return np.concatenate(outputs)
+    wrong = next((part for part, count in zip(parts, fed, strict=True) if part.ndim < 1 or len(part) != count), None)
+    if wrong is not None:
+        raise VerificationError(f"{path} gives an output of shape {list(wrong.shape)} for a batch of {fed[0]} images")
+    return np.concatenate([part.reshape(len(part), -1) for part in parts])[: len(images)]
+
+
+def fit_batch(session: ort.InferenceSession, batch: Logits) -> dict[str, NDArray[Any]]:
+    """The session's input for images (n, ...): of its own type, and filled up with copies to a batch that is fixed."""
+    first = session.get_inputs()[0]
+    kind = np.dtype(DTYPES.get(first.type, "float32"))
+    if kind == np.uint8:
+        batch = np.rint(batch).clip(0, 255)
+    count = fixed_batch(session) or len(batch)
+    return {first.name: np.ascontiguousarray(batch[np.arange(count) % len(batch)], dtype=kind)}
 
 
 def split_batches(images: "Tensor", size: int) -> Iterator[Logits]:

@@ -1,17 +1,21 @@
 """The export check: an ONNX file against the torch network; and the comparison of two files."""
 
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from compressor.errors import InputError, VerificationError
+from compressor.errors import BocompressError, InputError, VerificationError
+from compressor.schema import Pair
 from exporters.divergence import find_divergence
-from exporters.onnx import frozen_copy
+from exporters.onnx import export_onnx, frozen_copy
 from exporters.records import DifferenceRecord, ExportCheckRecord
-from exporters.session import CPU, Logits, open_session, run_batches, split_batches
+from exporters.session import CPU, Logits, fixed_batch, open_session, run_batches
 
 # Sixteen images in batches of 1 and of 6 (6 + 6 + 4): three sizes in two passes; ResNet-18 at 224 px takes seconds.
 VERIFY_IMAGES = 16
@@ -19,6 +23,14 @@ DEFAULT_BATCH_SIZES = (1, 6)
 TORCH_BATCH = 8
 FILE_BATCH = 8
 MAX_ERROR = 1e30  # records hold no infinity
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of images (N,), from 0 to below `num_classes`."""
+
+    values: Tensor
+    num_classes: int
 
 
 def verify_onnx(
@@ -31,14 +43,15 @@ def verify_onnx(
 ) -> ExportCheckRecord:
     """Compare ONNX Runtime with torch on the same images, in batches of every given size.
 
-    Where a size does not divide the number of images, the rest is a smaller batch. Torch runs on a copy in eval mode on
-    the CPU. The caller decides what to do with a file that fails.
+    Where a size does not divide the number of images, the rest is a smaller batch; in a file of one batch size it is
+    filled up. Torch runs on a copy in eval mode on the CPU. The caller decides what to do with a file that fails.
 
     Args:
         path: the ONNX file.
         model: the network it was exported from.
         images: real inputs (N, ...), N at least 2; `VERIFY_IMAGES` suffice.
-        batch_sizes: sizes to run; sizes above N become N, and 1 and one larger size are always among them.
+        batch_sizes: sizes to run; sizes above N become N, and 1 and one larger size are always among them, unless it is
+            only the size at which the file is fixed.
         tolerance: the largest permitted absolute difference of two outputs, as a share of the largest
             magnitude among torch's outputs.
         provider: the ONNX Runtime execution provider.
@@ -54,14 +67,42 @@ def verify_onnx(
     sizes = _sizes_to_run(len(images), batch_sizes)
     expected = _torch_logits(model, images)
     session = open_session(Path(path), provider)
+    fixed = fixed_batch(session)
+    if fixed is not None:
+        if list(batch_sizes) != [fixed]:
+            raise VerificationError(f"{path} does not run on batches of {sizes[0]}: its batch is fixed at {fixed}")
+        sizes = [fixed]
     found = [run_batches(session, Path(path), images, size) for size in sizes]
-    return _make_record(Path(path), expected, found, _sizes_run(len(images), sizes), tolerance)
+    ran = [fixed] if fixed else _sizes_run(len(images), sizes)
+    return _make_record(Path(path), expected, found, ran, tolerance)
+
+
+def require_opset(model: nn.Module, images: Tensor, opset: int) -> None:
+    """Write the network with this operator set, and check the file on the images (N, ...), N at least 2.
+
+    Raises:
+        InputError: it cannot be written, or not so that it computes the same.
+    """
+    with tempfile.TemporaryDirectory(prefix="bocompress.") as folder:
+        path = Path(folder) / "original.onnx"
+        try:
+            export_onnx(model, images, path, {}, opset)
+            verify_onnx(path, model, images)
+        except BocompressError as error:
+            reason = str(error).replace(str(path), "the network")
+            raise InputError(f"--opset {opset}: {reason}") from error
 
 
 def verify_files(
-    first: Path, second: Path, images: Tensor, tolerance: float = 1e-4, provider: str = CPU
+    first: Path,
+    second: Path,
+    images: Tensor,
+    tolerance: float = 1e-4,
+    provider: str = CPU,
+    second_images: Tensor | None = None,
+    labels: Labels | None = None,
 ) -> DifferenceRecord:
-    """Compare two files, of any precision or format that ONNX Runtime loads, on the same images.
+    """Compare the first outputs of two files, of any precision or format that ONNX Runtime loads, on the same images.
 
     Args:
         first: the reference.
@@ -70,6 +111,8 @@ def verify_files(
         tolerance: up to this absolute difference, as a share of the first file's largest output, outputs count as the
             same; likewise for inner tensors.
         provider: the ONNX Runtime execution provider.
+        second_images: the same images (N, ...) where the second file takes them normalized otherwise.
+        labels: of the images, for both files' top-1 accuracy where there are as many classes as outputs tell apart.
 
     Returns:
         The errors, and the first divergence where they exceed the tolerance.
@@ -80,32 +123,52 @@ def verify_files(
     """
     if not len(images):
         raise InputError("the comparison needs at least one image")
+    inputs = images, images if second_images is None else second_images
+    sessions = [open_session(Path(path), provider) for path in (first, second)]
     expected, found = (
-        run_batches(open_session(Path(path), provider), Path(path), images, FILE_BATCH) for path in (first, second)
+        run_batches(session, Path(path), given, FILE_BATCH)
+        for session, path, given in zip(sessions, (first, second), inputs, strict=True)
     )
     if expected.shape != found.shape:
-        shapes = list(expected.shape[1:]), list(found.shape[1:])
-        raise InputError(f"{first} gives outputs of shape {shapes[0]} and {second} of {shapes[1]}")
+        counts = expected.shape[1], found.shape[1]
+        raise InputError(f"{first} gives {counts[0]} outputs for an image and {second} gives {counts[1]}")
     if not np.isfinite(expected).all():
         raise VerificationError(f"{first} itself gives NaN or infinity on the images")
+    difference = _measure_difference(expected, found, tolerance)
+    if not difference.same:
+        worst = slice(difference.worst_image, difference.worst_image + 1)
+        image = inputs[0][worst].numpy(), inputs[1][worst].numpy()
+        divergence, compared = find_divergence(Path(first), Path(second), image, tolerance)
+        difference = difference.model_copy(update={"divergence": divergence, "tensors_compared": compared})
+    outputs = sessions[0].get_outputs()
+    found_out = {"output": outputs[0].name, "outputs": len(outputs), "top1": _top1(expected, found, labels)}
+    return difference.model_copy(update=found_out)
+
+
+def _measure_difference(expected: Logits, found: Logits, tolerance: float) -> DifferenceRecord:
+    """The errors of outputs (N, outputs), without what only the files know."""
     differences = np.abs(found.astype(np.float64) - expected)
-    per_image = np.nan_to_num(differences.reshape(len(images), -1).max(1), nan=np.inf)
+    per_image = np.nan_to_num(differences.max(1), nan=np.inf)
     worst, scale = int(per_image.argmax()), float(np.abs(expected).max()) or 1.0
-    same = bool(per_image[worst] / scale <= tolerance)
-    image = next(split_batches(images[worst : worst + 1], 1))
-    divergence, compared = (None, 0) if same else find_divergence(Path(first), Path(second), image, tolerance)
     return DifferenceRecord(
         max_abs_error=min(float(per_image[worst]), MAX_ERROR),
         max_rel_error=min(float(per_image[worst]) / scale, MAX_ERROR),
         function_norm=min(float(np.nan_to_num(np.square(differences).sum(1), nan=np.inf).mean()), MAX_ERROR),
         top1_agreement=_top1_agreement(found, expected),
-        images=len(images),
+        images=len(expected),
         worst_image=worst,
         tolerance=tolerance,
-        same=same,
-        divergence=divergence,
-        tensors_compared=compared,
+        same=bool(per_image[worst] / scale <= tolerance),
+        divergence=None,
+        tensors_compared=0,
     )
+
+
+def _top1(expected: Logits, found: Logits, labels: Labels | None) -> Pair[float] | None:
+    if labels is None or labels.num_classes != max(expected.shape[1], 2):
+        return None
+    shares = [float(np.mean(_decisions(logits) == labels.values.numpy())) for logits in (expected, found)]
+    return Pair[float](original=shares[0], compressed=shares[1])
 
 
 def _sizes_to_run(images: int, batch_sizes: Sequence[int]) -> list[int]:
@@ -168,4 +231,9 @@ def _require_within_tolerance(path: Path, record: ExportCheckRecord) -> None:
 
 
 def _top1_agreement(logits: Logits, expected: Logits) -> float:
-    return float(np.mean(logits.argmax(axis=1) == expected.argmax(axis=1)))
+    return float(np.mean(_decisions(logits) == _decisions(expected)))
+
+
+def _decisions(logits: Logits) -> NDArray[np.int64]:
+    """The class of each image (N,) by outputs (N, outputs): the largest; a single one decides by its sign."""
+    return (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else logits.argmax(axis=1)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from compressor.recovery.settings import TuneSettings
     from compressor.search.settings import SearchSettings
 
-SHARED_SETTINGS = ("device", "threads", "batch_size", "calibration", "recalibrate", "formats", "zip", "opset")
+SHARED_SETTINGS = (
+    *("device", "threads", "batch_size", "calibration", "recalibrate"),
+    *("formats", "zip", "opset", "static_batch", "normalize"),
+)
 SEARCH_SETTINGS = (
     *("epsilon", "certificate", "acquisition", "samples", "candidates", "start", "refine", "surrogate"),
     *("prior_mean", "coordinates", "max_evaluations", "max_seconds", "seed"),

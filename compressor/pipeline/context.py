@@ -24,11 +24,21 @@ MAX_TEST_MACS = 2e13  # of one network on all test images: some minutes on one c
 
 @dataclass(frozen=True)
 class Source:
-    """Where the network came from, for the report: its name, remarks of the loader, the command typed."""
+    """Where the network came from, for the report and the files' metadata.
+
+    Attributes:
+        arch: its name.
+        notes: remarks of the loader.
+        command: as typed.
+        transform: how an image becomes its input; None where the caller prepares inputs.
+        class_names: of its outputs in order, where they are known.
+    """
 
     arch: str
     notes: Sequence[str] = ()
     command: str = ""
+    transform: Transform | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ CHECKPOINT = "finetune.safetensors"
 STAGES = "stages"  # a folder
 PLANS = "plans"  # a folder
 ORIGINAL, MODEL = "original.onnx", "model.onnx"
+SCRIPT = "infer.py"
 
 
 def precision_file(precision: Precision) -> str:
@@ -35,6 +36,7 @@ OUTPUTS = (
     "compressed.safetensors",
     "report.json",
     "report.html",
+    SCRIPT,
     *(f"{name}{suffix}" for name in NETWORKS for suffix in ("", DATA_SUFFIX, ZIP_SUFFIX, DATA_SUFFIX + ZIP_SUFFIX)),
     *(f"{Path(name).stem}{suffix}" for name in NETWORKS for suffix in (ORT_SUFFIX, CONFIG_SUFFIX)),
 )

@@ -19,6 +19,7 @@ from compressor.network.attention import open_attention
 from compressor.network.inputs import require_input_fits
 from compressor.network.layers import find_layers
 from compressor.pipeline.context import Context, Source
+from compressor.pipeline.delivery.interface import require_pixels
 from compressor.pipeline.image_splits import (
     TrainingImages,
     divide_images,
@@ -27,7 +28,6 @@ from compressor.pipeline.image_splits import (
     require_trainable,
     split_validation,
 )
-from compressor.pipeline.interface import require_pixels
 from compressor.pipeline.outputs import OUTPUTS, remove_outputs, require_replaceable
 from compressor.pipeline.settings import Settings, require_compatible
 from compressor.progress import Progress

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from compressor.cost.records import Cost
 from compressor.errors import InputError
@@ -12,6 +13,8 @@ from compressor.search.evaluation.parallel import DEFAULT_BACKEND
 from compressor.search.optimizer import SearchSettings
 from compressor.search.records import Form, TargetKind
 from exporters.records import FileFormat, Precision
+
+MIN_INT8_OPSET = 13
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class Settings:
         precisions, formats: to write; float32 and ONNX always are.
         zip: whether zipped files are written, too.
         opset: of the ONNX files; None for the exporter's choice.
+        static_batch: the one batch size of the files, verified and timed with it; None for a free one.
+        normalize: whether mean and standard deviation are part of the files' graphs ("in-graph") or left to the
+            caller ("outside").
         workers, backend: evaluate that many candidates at once, through the joblib backend of this name; neither
             changes what is found.
         search: of the Bayesian optimization.
@@ -71,10 +77,17 @@ class Settings:
     formats: Sequence[FileFormat] = ("onnx",)
     zip: bool = False
     opset: int | None = None
+    static_batch: int | None = None
+    normalize: Literal["outside", "in-graph"] = "outside"
     workers: int = 1
     backend: str = DEFAULT_BACKEND
     search: SearchSettings = field(default_factory=SearchSettings)
     tune: TuneSettings = field(default_factory=TuneSettings)
+
+    @property
+    def timed_batch(self) -> int:
+        """Images in one run while latency is measured."""
+        return self.static_batch or self.batch_size
 
     @property
     def num_calibration(self) -> int:
@@ -88,6 +101,12 @@ def require_compatible(settings: Settings) -> None:
     Raises:
         InputError: they do not; the sentence names the options.
     """
+    if settings.opset is not None and settings.opset < MIN_INT8_OPSET and "int8" in settings.precisions:
+        raise InputError(
+            f"--precision int8 needs --opset {MIN_INT8_OPSET} or above, where a weight can have one scale per channel"
+        )
+    if settings.static_batch is not None and settings.batch_size not in (1, settings.static_batch):
+        raise InputError("--static-batch and --batch-size contradict each other: files of one batch size run only that")
     if settings.prune_fraction is None and settings.cost != "params":
         raise InputError(f"--prune auto counts weights that are not zero: it needs --cost params, not {settings.cost}")
     if settings.prune_fraction is None and settings.target is not None:

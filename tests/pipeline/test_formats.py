@@ -104,6 +104,7 @@ def test_a_wrong_ort_file_is_not_kept(
     class JobOf:
         folder = tmp_path
         test_images = from_batches([images], 60)
+        settings = Settings()
 
     with pytest.raises(VerificationError, match="does not compute what the torch network computes"):
         formats._write_ort(JobOf, tmp_path / "model.onnx", run.model)  # type: ignore[arg-type]

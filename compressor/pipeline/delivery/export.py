@@ -1,29 +1,27 @@
-"""plan.json, the weights, and both networks as verified ONNX files."""
+"""plan.json, the weights, both networks as verified ONNX files, and the script that runs them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.errors import VerificationError
-from compressor.files import replace_files_when_whole, replace_when_whole
+from compressor.files import replace_files_when_whole, replace_when_whole, write_text
 from compressor.pipeline.context import Context
-from compressor.pipeline.outputs import MODEL, ORIGINAL
+from compressor.pipeline.delivery.interface import check_file, provenance, write_file
+from compressor.pipeline.outputs import MODEL, ORIGINAL, SCRIPT
 from compressor.pipeline.plan import Plan, write_plans
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import State, needed
-from compressor.version import VERSION
-from exporters.onnx import export_onnx
+from exporters import feeding
 from exporters.records import ExportCheckRecord
-from exporters.verify import VERIFY_IMAGES, verify_onnx
 
 
 @dataclass(frozen=True)
 class Export(Stage):
-    """Writes plans, weights and ONNX files, and fills in `export_check`.
+    """Writes plans, weights, ONNX files and the script that runs them, and fills in `export_check`.
 
     Raises:
         VerificationError: an exported file does not compute what its network computes.
@@ -40,34 +38,21 @@ class Export(Stage):
 
 def export_both(context: Context, original: nn.Module, network: nn.Module, plan: Plan) -> ExportCheckRecord:
     """original.onnx and model.onnx, each checked against torch before it takes its place."""
-    images = context.test_images.batch(slice(0, VERIFY_IMAGES))
     with context.progress.stage("exporting and verifying ONNX", 2) as stage:
-        _export_verified(original, images, context.folder / ORIGINAL, provenance(context), context.settings.opset)
+        _export_verified(context, original, context.folder / ORIGINAL, provenance(context))
         stage.update(1)
-        return _export_verified(
-            network, images, context.folder / MODEL, provenance(context, plan), context.settings.opset
-        )
-
-
-def provenance(context: Context, plan: Plan | None = None) -> dict[str, str]:
-    """What files carry of where they came from; those of the compressed network its plan, too."""
-    source = {"version": VERSION, "architecture": context.source.arch}
-    if plan is None:
-        return source
-    ranks = {layer.name: layer.rank for layer in plan.layers if layer.rank is not None}
-    return source | {
-        "gamma": repr(plan.gamma),
-        "ranks": json.dumps(ranks),
-        "prune_fraction": repr(plan.prune_fraction),
-    }
+        record = _export_verified(context, network, context.folder / MODEL, provenance(context, plan))
+    if context.source.transform is not None:  # without one the script would not know how to read images
+        write_text(context.folder / SCRIPT, feeding.SCRIPT.read_text(encoding="utf-8"))
+    return record
 
 
 def _export_verified(
-    model: nn.Module, images: Tensor, path: Path, metadata: Mapping[str, str], opset: int | None
+    context: Context, network: nn.Module, path: Path, metadata: Mapping[str, str]
 ) -> ExportCheckRecord:
     with replace_files_when_whole(path) as partial:
-        export_onnx(model, images[:2], partial, metadata, opset)
+        write_file(context, network, partial, metadata)
         try:
-            return verify_onnx(partial, model, images)
+            return check_file(context, network, partial)
         except VerificationError as error:
             raise VerificationError(str(error).replace(str(partial), str(path))) from error

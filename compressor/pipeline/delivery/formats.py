@@ -11,12 +11,13 @@ from compressor.cost.size import file_bytes, gzip_bytes, list_parts
 from compressor.errors import BocompressError, VerificationError
 from compressor.files import replace_when_whole
 from compressor.pipeline.context import Context
+from compressor.pipeline.delivery.interface import check_file, file_batch
 from compressor.pipeline.outputs import MODEL
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import State
 from compressor.report.records import FileRecord, PrecisionRecord
 from exporters.ort_format import converted_to_ort, zip_file
-from exporters.verify import VERIFY_IMAGES, verify_files, verify_onnx
+from exporters.verify import VERIFY_IMAGES, verify_files
 
 # The same integer kernels run from both formats; where they do not, a rounding may fall the other way.
 TOLERANCE = 0.05
@@ -60,11 +61,11 @@ def _write_formats(context: Context, path: Path, network: nn.Module) -> list[Fil
 
 def _write_ort(context: Context, source: Path, network: nn.Module) -> FileRecord:
     """float32 is compared with torch, other precisions with their ONNX file, which was evaluated beside torch."""
-    images = context.test_images.batch(slice(0, VERIFY_IMAGES))
     with converted_to_ort(source) as (ort, config):
         if source.name == MODEL:
-            error = verify_onnx(ort, network, images).max_rel_error
+            error = check_file(context, network, ort).max_rel_error
         else:
+            images = file_batch(context, context.test_images, slice(0, VERIFY_IMAGES))
             difference = verify_files(source, ort, images, TOLERANCE)
             error = difference.max_rel_error
             if not difference.same:

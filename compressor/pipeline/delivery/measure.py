@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from compressor.cost.latency import LatencySettings, measure_latency
 from compressor.cost.records import Cost, LatencyRecord
 from compressor.pipeline.context import Context
+from compressor.pipeline.delivery.interface import file_batch
 from compressor.pipeline.outputs import MODEL, ORIGINAL
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import State, needed
@@ -43,11 +44,11 @@ def latency_beside(context: Context, against: str, name: str, words: str) -> dic
             records[provider] = measure_latency(
                 context.folder / against,
                 context.folder / name,
-                context.example,
+                file_batch(context, context.search_images, slice(0, 1)),
                 LatencySettings(
                     provider,
                     threads=context.settings.threads,
-                    batch_size=context.settings.batch_size,
+                    batch_size=context.settings.timed_batch,
                     seed=context.settings.search.seed,
                 ),
                 report_steps(stage),

@@ -15,8 +15,8 @@ from compressor.fidelity.decisions import agreement, decide, share
 from compressor.fidelity.evaluation import TestOutputs, make_fidelity, squared_distances
 from compressor.files import replace_files_when_whole
 from compressor.pipeline.context import Context
+from compressor.pipeline.delivery.interface import file_batch, provenance
 from compressor.pipeline.delivery.measure import latency_beside
-from compressor.pipeline.interface import file_batch, provenance
 from compressor.pipeline.outputs import MODEL, ORIGINAL, precision_file
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import State, needed

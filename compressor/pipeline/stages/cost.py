@@ -64,7 +64,7 @@ def make_cost_tables(context: Context, parts: Sequence[Decomposed]) -> dict[str,
     def measure(key: str, modules: Sequence[nn.Module], value: Tensor) -> list[float]:
         return clock.measure(key, lambda: [layer_bytes(module, value) for module in modules], value.cpu().numpy())
 
-    count = context.settings.batch_size if cost == "latency" else 1
+    count = context.settings.timed_batch if cost == "latency" else 1
     example = context.search_images.batch([number % len(context.search_images) for number in range(count)])
     factors = {part.layer.name: part.factors for part in parts}
     words = "latency of layers" if cost == "latency" else f"{COST_WORDS[cost]} of layers"

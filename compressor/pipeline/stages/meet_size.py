@@ -19,6 +19,7 @@ from compressor.cost.size import count_params, file_bytes
 from compressor.errors import InputError
 from compressor.network.macs import count_macs
 from compressor.pipeline.context import Context
+from compressor.pipeline.delivery.interface import file_batch, provenance, write_file
 from compressor.pipeline.settings import Target
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.stages.build import build
@@ -26,13 +27,12 @@ from compressor.pipeline.stages.search_ranks import RankSearch
 from compressor.pipeline.state import BuiltNetwork, SearchResult, State, needed
 from compressor.search.records import TARGET_OPTIONS, TargetRecord, TargetStep
 from compressor.search.target.target import SearchTarget
-from exporters.onnx import export_onnx
 from exporters.providers import PROVIDERS
 
 MAX_STEPS = 4
 FLOAT_BYTES = 4
 GOOD_SHARE_OF_TIME = 0.95  # a step that meets the target and uses this share of it is good enough
-REST_OF_METADATA = 200
+METADATA_OF_PLAN = {"gamma": " " * 24, "prune_fraction": " " * 24}  # as long as numbers get
 
 
 @dataclass(frozen=True)
@@ -123,16 +123,18 @@ class _Size:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             # What files say of where they come from takes room, too.
-            names = {"ranks": json.dumps({part.layer.name: part.layer.break_even_rank for part in self.search.parts})}
-            images = self.context.search_images.batch(slice(0, 2))
-            export_onnx(
-                network, images, path, {**names, "version": " " * REST_OF_METADATA}, self.context.settings.opset
-            )
+            metadata = {
+                **provenance(self.context),
+                **METADATA_OF_PLAN,
+                "ranks": json.dumps({part.layer.name: part.layer.break_even_rank for part in self.search.parts}),
+            }
+            write_file(self.context, network, path, metadata)
             return float(file_bytes(path)) if cost == "bytes" else self._milliseconds(path)
 
     def _milliseconds(self, path: Path) -> float:
-        settings, example = self.context.settings, self.context.example
-        timing = LatencySettings(PROVIDERS[settings.provider], settings.threads, settings.batch_size)
+        settings = self.context.settings
+        example = file_batch(self.context, self.context.search_images, slice(0, 1))
+        timing = LatencySettings(PROVIDERS[settings.provider], settings.threads, settings.timed_batch)
         return measure_latency(path, path, example, timing).original_ms
 
     def _biases(self) -> float:

@@ -1,0 +1,96 @@
+"""What the files of a run take and say: their batch size, normalization, operator set and metadata."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import Normalize
+
+from compressor.data.images import ImageSet
+from compressor.errors import InputError
+from compressor.pipeline.context import Context
+from compressor.pipeline.plan import Plan
+from compressor.version import VERSION
+from exporters.feeding import feeding_metadata
+from exporters.onnx import Normalization, export_onnx
+from exporters.records import ExportCheckRecord
+from exporters.verify import DEFAULT_BATCH_SIZES, VERIFY_IMAGES, verify_onnx
+
+
+def write_file(context: Context, network: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the network as an ONNX file with the run's operator set, batch size and normalization, unchecked.
+
+    Raises:
+        InputError, BocompressError: as `export_onnx`.
+    """
+    images, settings = context.search_images, context.settings
+    normalization = Normalization(images.mean, images.std) if in_graph(context) else None
+    example = images.batch(slice(0, 2))
+    export_onnx(network, example, path, metadata, settings.opset, settings.static_batch, normalization)
+
+
+def check_file(context: Context, network: nn.Module, path: Path) -> ExportCheckRecord:
+    """The export check of the run's file against its network, on test images as the file takes them.
+
+    Raises:
+        VerificationError: it does not compute what the network computes.
+    """
+    images, batch = context.test_images, context.settings.static_batch
+    normalized = nn.Sequential(Normalize(images.mean, images.std), network) if in_graph(context) else network
+    inputs = file_batch(context, images, slice(0, VERIFY_IMAGES))
+    return verify_onnx(path, normalized.eval(), inputs, (batch,) if batch else DEFAULT_BATCH_SIZES)
+
+
+def file_batch(context: Context, images: ImageSet, indices: slice) -> Tensor:
+    """Images as the run's files take them: pixels in [0, 1] where these normalize, else normalized."""
+    if in_graph(context):
+        channels = len(images.mean)
+        images = replace(images, mean=(0.0,) * channels, std=(1.0,) * channels)
+    return images.batch(indices)
+
+
+def in_graph(context: Context) -> bool:
+    """Whether the run's files normalize."""
+    return context.settings.normalize == "in-graph"
+
+
+def require_pixels(images: ImageSet) -> None:
+    """Check that files can normalize: that images are pixels.
+
+    Raises:
+        InputError: they were given ready for the network, whose mean and standard deviation are then not known.
+    """
+    if not images.mean:
+        raise InputError(
+            "--normalize in-graph needs images as pixels, with a mean and a standard deviation: load them with "
+            "compressor.data.folders.load_folder, or leave it out"
+        )
+
+
+def provenance(context: Context, plan: Plan | None = None) -> dict[str, str]:
+    """What files carry: how to feed them, and where they came from; those of the compressed network its plan, too."""
+    feeding = feeding_metadata(context.source.transform, _class_names(context), in_graph(context))
+    source = {"version": VERSION, "architecture": context.source.arch, **feeding}
+    if plan is None:
+        return source
+    ranks = {layer.name: layer.rank for layer in plan.layers if layer.rank is not None}
+    return source | {
+        "gamma": repr(plan.gamma),
+        "ranks": json.dumps(ranks),
+        "prune_fraction": repr(plan.prune_fraction),
+    }
+
+
+def _class_names(context: Context) -> list[str] | None:
+    """The checkpoint's names of the classes, else the folder's where there are as many as outputs tell apart."""
+    if context.source.class_names is not None:
+        return list(context.source.class_names)
+    names = context.test_images.class_names
+    if names is None:
+        return None
+    with torch.inference_mode():
+        outputs = context.original(context.example.to(next(context.original.parameters()).device))
+    return list(names) if len(names) == max(outputs.reshape(1, -1).shape[1], 2) else None

@@ -1,0 +1,70 @@
+"""What an ONNX file says of how to feed it, as metadata properties; docs/inputs.md lists the keys.
+
+`exporters/inference/infer.py`, which is written beside every model, reads nothing else.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compressor.data.transforms import Transform
+
+LAYOUT = "NCHW"
+COLORS = {1: "gray", 3: "RGB", 4: "RGBA"}
+IN_GRAPH, OUTSIDE = "in-graph", "outside"
+SCRIPT = Path(__file__).parent / "inference" / "infer.py"
+
+
+def feeding_metadata(
+    transform: Transform | None, class_names: Sequence[str] | None, in_graph: bool = False
+) -> dict[str, str]:
+    """The properties; without a transform (inputs prepared by the caller) only the layout and the class names.
+
+    Args:
+        transform: how an image becomes an input.
+        class_names: of the outputs, in order.
+        in_graph: whether the file's first step is the normalization.
+    """
+    found = {"input_layout": LAYOUT}
+    if class_names is not None:
+        found["class_names"] = json.dumps(list(class_names), ensure_ascii=False)
+    if transform is None:
+        return found
+    return found | {
+        "input_height": str(transform.height),
+        "input_width": str(transform.width),
+        "resize_size": str(transform.resize_size),
+        "crop": "center",
+        "interpolation": transform.interpolation,
+        "color_order": COLORS.get(transform.channels, f"{transform.channels} channels"),
+        "value_range": "[0, 1]",
+        "mean": json.dumps(transform.mean),
+        "std": json.dumps(transform.std),
+        "normalization": IN_GRAPH if in_graph else OUTSIDE,
+    }
+
+
+def transform_of(metadata: Mapping[str, str]) -> Transform | None:
+    """The transform that a file's metadata describe; None where they do not, or not so that it can be read."""
+    try:
+        values: dict[str, Any] = {name: tuple(map(float, json.loads(metadata[name]))) for name in ("mean", "std")}
+        height, width = int(metadata["input_height"]), int(metadata["input_width"])
+        return Transform(
+            input_size=height,
+            resize_size=int(metadata["resize_size"]),
+            interpolation=metadata["interpolation"],
+            input_width=None if width == height else width,
+            **values,
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def class_names_of(metadata: Mapping[str, str]) -> list[str] | None:
+    """The class names in a file's metadata, None where there are none."""
+    try:
+        names = json.loads(metadata["class_names"])
+    except (KeyError, ValueError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None

@@ -1,0 +1,1 @@
+"""The script that is written beside every model."""

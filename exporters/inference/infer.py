@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""Classify images with an ONNX (or ORT) file: python infer.py PATH... [--model model.onnx] [--top 1].
+
+PATH is an image, or a folder, which is searched through. Each line printed is a file, a class and its probability,
+separated by tabs. Needs onnxruntime, numpy and Pillow. Size, resizing, mean, standard deviation and class names are
+read from the file's metadata.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from PIL import Image, ImageOps
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+MODES = {"gray": "L", "RGB": "RGB", "RGBA": "RGBA"}
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".webp", ".avif"}
+FREE_BATCH = 8
+REDUCING_GAP = 4.0
+MAX_ASPECT = 4.0
+INTEGER_WHITES = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16))
+FLOAT_WHITES = (1.0, 255.0, 1000.0, 4095.0, 10000.0, 65535.0)
+
+
+class Model:
+    """An ONNX file and what its metadata say of its input."""
+
+    def __init__(self, path: Path) -> None:
+        self.session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self.about = self.session.get_modelmeta().custom_metadata_map
+        missing = [key for key in ("input_height", "input_width", "mean", "std") if key not in self.about]
+        if missing:
+            raise ValueError(f"{path} does not say how to feed it: no {', '.join(missing)} in its metadata")
+        self.input = self.session.get_inputs()[0]
+        self.height, self.width = int(self.about["input_height"]), int(self.about["input_width"])
+        self.mode = MODES[self.about["color_order"]]
+        self.filter = FILTERS[self.about["interpolation"]]
+        self.names = json.loads(self.about.get("class_names", "[]"))
+        self.batch = self.input.shape[0] if isinstance(self.input.shape[0], int) else None
+
+    def read(self, file: Path) -> Any:
+        """The image as float32 of shape (channels, height, width), as the file takes it."""
+        with Image.open(file) as image:
+            resized, _ = self.resized_size(image.size)
+            if image.format == "JPEG":  # decodes large pictures at a half, a quarter or an eighth
+                image.draft(None, (round(REDUCING_GAP * resized[0]), round(REDUCING_GAP * resized[1])))  # type: ignore
+            image = ImageOps.exif_transpose(image)
+            pixels = self.deep_pixels(image) if image.mode.startswith(("I", "F")) else self.pixels(image)
+        values = np.asarray(pixels, np.float32).reshape(self.height, self.width, -1).transpose(2, 0, 1)
+        values = values / np.float32(255)
+        if self.about["normalization"] != "in-graph":
+            mean, std = (np.array(json.loads(self.about[key]), np.float32)[:, None, None] for key in ("mean", "std"))
+            values = (values - mean) / std
+        return values
+
+    def pixels(self, image: Image.Image) -> Image.Image:
+        """Eight bits, in the file's colours."""
+        if "transparency" in image.info and image.mode != "RGBA":
+            image = image.convert("RGBA")
+        if image.mode != "L":
+            image = image.convert(self.mode)
+        return self.fit(image).convert(self.mode)
+
+    def deep_pixels(self, image: Image.Image) -> Image.Image:
+        """More than 8 bits: white is the next usual value above the largest one."""
+        values = np.asarray(image)
+        peak = float(values.max())
+        whites = FLOAT_WHITES if image.mode.startswith("F") else INTEGER_WHITES
+        white = next((white for white in whites if peak <= white), peak)
+        values = np.asarray(self.fit(Image.fromarray(values.astype(np.float32))))
+        grey = np.rint(np.clip(values / white, 0, 1) * 255).astype(np.uint8)
+        return Image.fromarray(grey).convert(self.mode)
+
+    def fit(self, image: Image.Image) -> Image.Image:
+        """The image with its short side resized and its middle cut out; of a strip only the middle is resized."""
+        resized, (left, top) = self.resized_size(image.size)
+        box = left, top, left + self.width, top + self.height
+        if max(resized) <= MAX_ASPECT * min(resized):
+            return image.resize(resized, self.filter, reducing_gap=REDUCING_GAP).crop(box)
+        across, down = image.width / resized[0], image.height / resized[1]
+        right, bottom = min(box[2] * across, image.width), min(box[3] * down, image.height)
+        return image.resize((self.width, self.height), self.filter, (left * across, top * down, right, bottom))
+
+    def resized_size(self, size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Width and height after resizing, and the left upper corner of the cut."""
+        width, height = size
+        if self.width == self.height:
+            short = max(int(self.about["resize_size"]), self.height)
+            long = int(short * max(width, height) / min(width, height))
+            resized = (short, long) if width <= height else (long, short)
+        else:
+            scale = max(self.width / width, self.height / height)
+            resized = max(self.width, round(scale * width)), max(self.height, round(scale * height))
+        return resized, (round((resized[0] - self.width) / 2), round((resized[1] - self.height) / 2))
+
+    def logits(self, inputs: list[Any]) -> Any:
+        """Outputs (n, classes) for inputs (n, channels, height, width), n at most the file's fixed batch."""
+        batch = np.stack(inputs)
+        if self.batch:  # filled up with copies
+            batch = batch[np.arange(self.batch) % len(batch)]
+        outputs = self.session.run(None, {self.input.name: batch})[0]
+        return np.asarray(outputs, np.float64)[: len(inputs)]
+
+    def probabilities(self, logits: Any) -> Any:
+        """Softmax; of a single output the probabilities of both its classes, by the logistic function."""
+        if logits.shape[1] == 1:
+            logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+
+    def name(self, index: int, count: int) -> str:
+        return str(self.names[index]) if len(self.names) == count else str(index)
+
+
+def list_files(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        elif path.exists():
+            yield path
+        else:
+            raise ValueError(f"there is no {path}")
+
+
+def classify(model: Model, paths: Iterable[Path], top: int) -> int:
+    """Print a line for each of the `top` classes of each file; returns how many files could not be read."""
+    failed = 0
+    pending: list[tuple[Path, Any]] = []
+    files = iter(paths)
+    while True:
+        file = next(files, None)
+        if file is not None:
+            try:
+                pending.append((file, model.read(file)))
+            except Exception as error:
+                failed += 1
+                print(f"{file}: not an image that can be read ({error})", file=sys.stderr)
+        if pending and (file is None or len(pending) == (model.batch or FREE_BATCH)):
+            rows = model.probabilities(model.logits([values for _, values in pending]))
+            for number, row in enumerate(rows):
+                for index in np.argsort(-row, kind="stable")[:top]:
+                    print(f"{pending[number][0]}\t{model.name(index, len(row))}\t{row[index]:.4f}")
+            pending = []
+        if file is None:
+            return failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Classify images with an ONNX (or ORT) file.")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="an image, or a folder of images")
+    parser.add_argument("--model", type=Path, default=Path(__file__).with_name("model.onnx"))
+    parser.add_argument("--top", type=int, default=1, help="classes to print for each image")
+    options = parser.parse_args()
+    try:
+        files = list(list_files(options.paths))
+        if not files:
+            raise ValueError(f"no images in {', '.join(map(str, options.paths))}")
+        failed = classify(Model(options.model), files, max(options.top, 1))
+    except BrokenPipeError:  # the reader of the output has left
+        sys.stdout = None  # type: ignore[assignment]
+        sys.exit(1)
+    except Exception as error:
+        sys.exit(f"error: {error}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
