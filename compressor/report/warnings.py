@@ -12,13 +12,6 @@ from compressor.search.records import CertificateRecord, Form
 MIN_GAMMA_SHARE = 0.05
 
 
-def on_unreadable(count: int) -> list[str]:
-    """About broken files among the images."""
-    if not count:
-        return []
-    return [f"{count} {'image' if count == 1 else 'images'} could not be read and were left out"]
-
-
 WHOLE_OUTPUT: dict[Fidelity, str] = {"norm": "E||f*||^2", "risk": "log C", "error": "1 - 1 / C"}
 
 
@@ -96,13 +89,12 @@ def on_calibration(num_images: int, wanted: int, smallest: int, largest_share: f
     return [f"{num_images} images are too few to fit factors on: {without}; at least {needed} are needed"]
 
 
-def on_labels(num_classes: int, num_outputs: int) -> list[str]:
-    """About class folders that cannot be matched with the network's outputs."""
-    if num_classes == num_outputs:
-        return []
+def on_unlabelled_drop(label_note: str) -> list[str]:
+    """About a drop that was asked for where there are no labels, and why there are none."""
+    why = f" ({label_note})" if label_note else ""
     return [
-        f"the folder has {num_classes} classes and the network {num_outputs} outputs: labels are ignored, "
-        "no top-1 is reported"
+        f"without labels{why} --max-drop is held against the function norm, in per cent of the energy of the "
+        "original's outputs, not against points of top-1"
     ]
 
 

@@ -293,9 +293,3 @@ def test_labels_from_python_must_be_numbers_of_outputs(
     with pytest.raises(InputError, match=r"labels run from .* and the network has 10 outputs"):
         compress(network, images, tmp_path / "out", Settings(fidelity="risk"))
     assert fitting_labels(images, 10) is None
-
-
-def test_one_output_has_no_classes() -> None:
-    images = from_batches([(torch.rand(20, 4), torch.zeros(20, dtype=torch.int64))], 20)
-    with pytest.raises(InputError, match="single output"):
-        make_risk(nn.Linear(4, 1).requires_grad_(False), images, "risk")

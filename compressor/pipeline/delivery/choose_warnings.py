@@ -1,7 +1,7 @@
 """Which of the report's warnings a run gives, before the search and at its end."""
 
 from compressor.pipeline.context import Context
-from compressor.pipeline.delivery.verdict import loss_when_lost, num_outputs
+from compressor.pipeline.delivery.verdict import loss_when_lost
 from compressor.pipeline.image_splits import MAX_CALIBRATION_SHARE, MIN_CALIBRATION_IMAGES
 from compressor.pipeline.state import State, needed
 from compressor.report import warnings as advice
@@ -14,14 +14,22 @@ def early_warnings(context: Context, gamma: float, loss_when_lost: float) -> lis
     on_gamma = [] if context.settings.target else advice.on_gamma(gamma, loss_when_lost, context.settings.fidelity)
     search = context.settings.search
     reachable = search.certificate != "joint" or can_be_met(search.failure_probability)
-    return on_gamma + advice.on_form(context.settings.form) + advice.on_epsilon(search.failure_probability, reachable)
+    on_epsilon = advice.on_epsilon(search.failure_probability, reachable)
+    return on_gamma + _on_drop(context) + advice.on_form(context.settings.form) + on_epsilon
+
+
+def _on_drop(context: Context) -> list[str]:
+    target, images = context.settings.target, context.search_images
+    if target is None or target.kind != "drop" or images.labels is not None:
+        return []
+    return advice.on_unlabelled_drop(images.label_note)
 
 
 def all_warnings(context: Context, state: State) -> list[str]:
     """What a person should know of a finished run, most basic first."""
     result = needed(state.result, "a plan")
     warnings = [*context.source.notes]
-    warnings += advice.on_unreadable(context.search_images.unreadable)
+    warnings += context.search_images.notes
     if not context.calibration:
         num_images = len(context.search_images) + len(context.test_images)
         wanted = context.settings.num_calibration
@@ -35,9 +43,6 @@ def all_warnings(context: Context, state: State) -> list[str]:
         warnings += advice.on_tuning(state.tuning)
     for stage in state.records:
         warnings += [f"stage {stage.name}: {warning}" for warning in _stage_warnings(stage)]
-    class_names = context.test_images.class_names
-    if class_names is not None:
-        warnings += advice.on_labels(len(class_names), num_outputs(context))
     for provider, record in needed(state.latency, "latency").items():
         warnings += advice.on_latency(provider, record.ratio_low)
     for precision in state.precisions:
