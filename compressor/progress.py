@@ -30,8 +30,8 @@ class Progress:
         """What is to come, from which the remaining time is made."""
 
     @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Iterator[ProgressStage]:
-        """Show a stage of `total` steps (None: unknown) during a with-block."""
+    def stage(self, title: str, total: int | None = None, weights: Sequence[float] = ()) -> Iterator[ProgressStage]:
+        """Show a stage of `total` steps (None: unknown) during a with-block; they cost in proportion to `weights`."""
         yield _SilentProgressStage()
 
     def log(self, sentence: str) -> None:
@@ -61,9 +61,9 @@ class PlainProgress(_TimedProgress):
     """Lines on stderr, at least SECONDS_BETWEEN_LINES apart."""
 
     @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Iterator[ProgressStage]:
+    def stage(self, title: str, total: int | None = None, weights: Sequence[float] = ()) -> Iterator[ProgressStage]:
         began = time.monotonic()
-        self.remaining.begin(title, total, began)
+        self.remaining.begin(title, total, began, weights)
         self.log(f"{title} ..." + _in_brackets(self.describe_remaining()))
         yield _PlainProgressStage(self, title, total)
         self.remaining.end(time.monotonic())
@@ -101,9 +101,9 @@ class TerminalProgress(_TimedProgress):
         self._console = Console(stderr=True)
 
     @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Iterator[ProgressStage]:
+    def stage(self, title: str, total: int | None = None, weights: Sequence[float] = ()) -> Iterator[ProgressStage]:
         began = time.monotonic()
-        self.remaining.begin(title, total, began)
+        self.remaining.begin(title, total, began, weights)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),

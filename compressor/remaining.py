@@ -17,16 +17,21 @@ class ExpectedStage:
 
     Attributes:
         title: that its title begins with.
-        steps: seconds of each of its steps in order; one step where it does not count any.
+        steps: seconds of each of its steps in order; one step where it does not count any. Where it counts to another
+            number, it is as far through these as through its own.
+        before: seconds before its first step.
+        may_end_early: whether the number that it counts to is a limit, so that these steps are counted themselves.
     """
 
     title: str
     steps: Sequence[float]
+    before: float = 0.0
+    may_end_early: bool = False
 
     @property
     def seconds(self) -> float:
-        """All its steps."""
-        return sum(self.steps)
+        """The whole stage."""
+        return self.before + sum(self.steps)
 
 
 @dataclass
@@ -34,11 +39,13 @@ class _Running:
     """The stage that is running."""
 
     expected: ExpectedStage
-    began: float
+    steps: Sequence[float]  # expected seconds, of its own where it gave their weights
     total: int | None
+    began: float
+    counted: float  # when its first step began
+    stepped: float  # when the step in progress began
     done: float = 0.0  # expected seconds of the steps done
-    next: float = 0.0  # expected seconds of the step after them
-    stepped: float = 0.0  # when that began
+    next: float = 0.0  # expected seconds of the step in progress
 
 
 @dataclass
@@ -58,27 +65,30 @@ class RemainingTime:
         """What is to come, in order, in place of what was expected before."""
         self._left = list(stages)
 
-    def begin(self, title: str, total: int | None, now: float) -> None:
-        """A stage of `total` steps begins; stages expected before it are taken to be skipped."""
+    def begin(self, title: str, total: int | None, now: float, weights: Sequence[float] = ()) -> None:
+        """A stage of `total` steps begins, their costs in proportion to `weights` where these are known.
+
+        Stages expected before it are taken to be skipped.
+        """
         for place, expected in enumerate(self._left):
             if title.startswith(expected.title):
                 self._left = self._left[place + 1 :]
-                self._running = _Running(expected, now, total)
-                self.step(0, now)
+                whole = sum(expected.steps) / sum(weights) if sum(weights) else 0.0
+                steps = [whole * weight for weight in weights] if whole else expected.steps
+                self._running = _Running(expected, steps, total, now, now, now, next=sum(steps[: 1 if total else None]))
                 return
 
     def step(self, done: int, now: float) -> None:
         """So many steps of the running stage are done."""
         running = self._running
-        if running is None:
+        if running is None or not running.total:
             return
-        total = running.total or 1
-        steps = running.expected.steps
-        if len(steps) != total:
-            steps = [running.expected.seconds / total] * total
-        done = min(done, total) if running.total else 0
-        running.done, running.stepped = sum(steps[:done]), now
-        running.next = steps[done] if done < total else 0.0
+        stride = 1.0 if running.expected.may_end_early else len(running.steps) / running.total
+        running.done = _sum_to(running.steps, done * stride)
+        running.next = _sum_to(running.steps, (done + 1) * stride) - running.done
+        running.stepped = now
+        if not done:
+            running.counted = now
 
     def end(self, now: float) -> None:
         """The running stage is over."""
@@ -96,20 +106,27 @@ class RemainingTime:
 
     def _own_left(self, running: _Running, now: float) -> float:
         """Seconds left of the running stage: its steps to come at its own speed, the one begun as far as it is."""
-        weight = OWN_SHARE * running.expected.seconds or 1.0
-        speed = (running.stepped - running.began + weight * self._speed()) / (running.done + weight)
-        after = (running.expected.seconds - running.done - running.next) * speed
+        whole, elapsed = sum(running.steps), now - running.began
+        weight = OWN_SHARE * whole or 1.0
+        speed = (running.stepped - running.counted + weight * self._speed()) / (running.done + weight)
         begun = max(running.next * speed - (now - running.stepped), 0.0)
-        return max(after + begun, MIN_LEFT * (now - running.began))
+        return max((whole - running.done - running.next) * speed + begun, MIN_LEFT * elapsed)
 
     def _speed(self) -> float:
         """Seconds per expected second so far; 1 before anything is done."""
         done, seconds = self._expected_done, self._seconds_done
         if self._running is not None:
             done += self._running.done
-            seconds += self._running.stepped - self._running.began
+            seconds += self._running.stepped - self._running.counted
         prior = PRIOR_SHARE * (done + sum(stage.seconds for stage in self._left))
         return (seconds + prior) / (done + prior) if done + prior else 1.0
+
+
+def _sum_to(steps: Sequence[float], place: float) -> float:
+    """The sum of the first `place` steps, the last of them in part."""
+    whole = min(int(place), len(steps))
+    part = steps[whole] * (place - whole) if whole < len(steps) else 0.0
+    return sum(steps[:whole]) + part
 
 
 def describe_remaining(seconds: float | None) -> str:

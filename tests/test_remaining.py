@@ -57,6 +57,27 @@ def test_a_search_that_counts_other_steps_than_expected_is_shared_evenly() -> No
     assert remaining.seconds(15.0) == pytest.approx(15.0)
 
 
+def test_a_limit_is_not_waited_for() -> None:
+    """A search that may make 200 evaluations usually makes 30."""
+    remaining = RemainingTime()
+    remaining.expect([ExpectedStage("searching ranks", [1.0] * 30, may_end_early=True)])
+    remaining.begin("searching ranks", 200, 0.0)
+    for done, left in ((10, 20.0), (29, 1.45), (60, 3.0)):
+        remaining.step(done, float(done))
+        assert remaining.seconds(float(done)) == pytest.approx(left)
+
+
+def test_a_stage_may_know_its_steps_better() -> None:
+    """Of 21 layers 19 are left, the last of them the largest."""
+    remaining = RemainingTime()
+    remaining.expect([ExpectedStage("reconstructing layers", [10.0] * 3, before=5.0)])
+    remaining.begin("reconstructing layers", 2, 0.0, weights=[1.0, 9.0])
+    remaining.step(0, 5.0)
+    assert remaining.seconds(5.0) == pytest.approx(30.0)
+    remaining.step(1, 8.0)
+    assert remaining.seconds(8.0) == pytest.approx(27.0)
+
+
 def test_time_goes_down_within_a_long_step_and_never_below_zero() -> None:
     remaining = RemainingTime()
     remaining.expect([ExpectedStage("evaluating", [30.0])])

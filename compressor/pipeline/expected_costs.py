@@ -12,14 +12,14 @@ from compressor.network.layers import FoundLayer, compressible
 from compressor.pipeline.context import Context
 from compressor.remaining import ExpectedStage
 
-USUAL_EVALUATIONS = 40  # until a certificate is met; most searches are allowed more
+USUAL_EVALUATIONS = 30  # until a certificate is met; most searches are allowed more
 TRIAL_PASSES = 150  # of an image, for the choice of a layer's method and factors
 GRADIENT_PASSES = 800  # of the gradients' second moments, all layers together
 DECOMPOSITIONS = 6.0  # n^3 multiply-accumulates for n inputs of a layer: all candidates
-REFITS = 8.0  # likewise, of a layer's reconstruction
-SEARCH_OVERHEAD = 0.3  # seconds of the Gaussian process, an evaluation
+REFITS = 6.0  # likewise, of a layer's reconstruction
+SEARCH_OVERHEAD = 0.5  # seconds of the Gaussian process, an evaluation
 NETWORKS_OF_DROP = 3  # built and measured to meet --max-drop
-EXPORT_SECONDS, EXPORT_PASSES = 8.0, 300.0  # of a file, and of its verification
+EXPORT_SECONDS, EXPORT_PASSES = 15.0, 300.0  # of a file, and of its verification
 LATENCY_SECONDS = 10.0
 PRECISION_SECONDS = 30.0
 
@@ -31,37 +31,47 @@ def expected_costs(context: Context, seconds_per_image: float) -> list[ExpectedS
         context: of the run.
         seconds_per_image: that the original takes.
     """
-    layers = compressible(context.layers)
-    macs = max(sum(layer.macs for layer in context.layers), 1)
-    cubes = [_inputs(layer) ** 3 * seconds_per_image / macs for layer in layers]
-    settings = context.settings
+    layers, settings = compressible(context.layers), context.settings
     evaluations = min(settings.search.max_evaluations, USUAL_EVALUATIONS)
-    passes = min(settings.search.samples, len(context.search_images))
+    passes = 2 * min(settings.search.samples, len(context.search_images))  # linear models take as many again
     search = [passes * seconds_per_image + SEARCH_OVERHEAD] * evaluations
     by_drop = settings.target is not None and settings.target.kind == "drop"
-    built = _reconstruction(context, cubes, seconds_per_image)
-    stages = [_factorization(context, cubes, seconds_per_image), ExpectedStage("searching ranks", [sum(search)])]
+    built = _reconstruction(context, layers, seconds_per_image)
+    stages = [
+        _factorization(context, layers, seconds_per_image),
+        ExpectedStage("searching ranks", search, may_end_early=True),
+    ]
     stages += [*built, ExpectedStage("searching ranks", [sum(search) / 2])] * (NETWORKS_OF_DROP - 1) if by_drop else []
     return [*stages, *built, *_delivery(context, seconds_per_image)]
 
 
-def _inputs(layer: FoundLayer) -> int:
-    """Inputs of one output, the side of the layer's matrix of second moments."""
-    shape = layer.shape
-    return int(torch.Size(shape[1:]).numel())
+def reconstruction_passes(context: Context, layers: Sequence[FoundLayer]) -> list[float]:
+    """What layer-wise reconstruction of each layer costs, in passes of an image."""
+    return [2 * len(context.calibration) + REFITS * _decomposition_passes(context, layer) for layer in layers]
 
 
-def _factorization(context: Context, cubes: Sequence[float], seconds_per_image: float) -> ExpectedStage:
-    shared = (2 * len(context.calibration) + GRADIENT_PASSES * bool(len(context.calibration))) / max(len(cubes), 1)
-    steps = [(TRIAL_PASSES + shared) * seconds_per_image + DECOMPOSITIONS * cube for cube in cubes]
-    return ExpectedStage("factorizing layers", steps)
+def factorization_passes(context: Context, layers: Sequence[FoundLayer]) -> list[float]:
+    """What the choice of each layer's factors costs, in passes of an image."""
+    return [TRIAL_PASSES + DECOMPOSITIONS * _decomposition_passes(context, layer) for layer in layers]
 
 
-def _reconstruction(context: Context, cubes: Sequence[float], seconds_per_image: float) -> list[ExpectedStage]:
+def _decomposition_passes(context: Context, layer: FoundLayer) -> float:
+    """n^3 multiply-accumulates for the n inputs of an output, in passes of an image."""
+    inputs: int = torch.Size(layer.shape[1:]).numel()
+    return float(inputs**3 / max(1, sum(other.macs for other in context.layers)))
+
+
+def _factorization(context: Context, layers: Sequence[FoundLayer], seconds_per_image: float) -> ExpectedStage:
+    before = 2 * len(context.calibration) + GRADIENT_PASSES if len(context.calibration) else 0
+    steps = [passes * seconds_per_image for passes in factorization_passes(context, layers)]
+    return ExpectedStage("factorizing layers", steps, before * seconds_per_image)
+
+
+def _reconstruction(context: Context, layers: Sequence[FoundLayer], seconds_per_image: float) -> list[ExpectedStage]:
     if not (context.settings.recalibrate and len(context.calibration)):
         return []
-    passes = 2 * len(context.calibration)
-    return [ExpectedStage("reconstructing layers", [passes * seconds_per_image + REFITS * cube for cube in cubes])]
+    steps = [passes * seconds_per_image for passes in reconstruction_passes(context, layers)]
+    return [ExpectedStage("reconstructing layers", steps, 2 * len(context.calibration) * seconds_per_image)]
 
 
 def _delivery(context: Context, seconds_per_image: float) -> list[ExpectedStage]:

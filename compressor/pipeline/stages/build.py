@@ -9,6 +9,7 @@ from compressor.network.layers import factorized_ranks
 from compressor.network.pruning import prune_smallest
 from compressor.network.surgery import build_candidate, detach_from_original
 from compressor.pipeline.context import Context
+from compressor.pipeline.expected_costs import reconstruction_passes
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import BuiltNetwork, SearchResult, State, needed
 from compressor.recovery.reconstruction import Reconstruction
@@ -42,7 +43,8 @@ def _reconstruct(
     if not (context.settings.recalibrate and layers and len(context.calibration)):
         return network, None
     check = norm.subset(min(MAX_CHECK_IMAGES, len(context.search_images)))
-    with context.progress.stage("reconstructing layers", len(layers)) as stage:
+    weights = reconstruction_passes(context, layers)
+    with context.progress.stage("reconstructing layers", len(layers), weights) as stage:
         reconstruction = Reconstruction(
             original=context.original,
             network=network,
