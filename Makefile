@@ -25,7 +25,7 @@ FRESH = $(if $(filter file,$(origin OUT)),rm -rf "$(OUT)")
 OWN = $(and $(OTHER),$(filter file,$(origin FILES)))
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
 
-.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-oldest lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-finetune bench-recipe bench bench-gpu bench-harness clean
+.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-oldest lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench bench-gpu bench-harness clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -126,6 +126,11 @@ bench-edge: $(READY)  ## MODEL, DATA, SIZE: bytes, time and accuracy of edge-int
 bench-coverage: $(READY)  ## every torchvision classifier compressed at half of every cap, exported, verified (an hour or more)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks.studies.export.coverage
+
+bench-runtimes: $(READY)  ## seven networks at their lowest operator set in ONNX Runtime 1.17 and in OpenVINO
+	$(BIN)/python -m pip install --quiet --editable '.[openvino]'
+	test -e build/ort117 || { $(PYTHON) -m venv build/ort117 && build/ort117/bin/python -m pip install --quiet onnxruntime==1.17.3 'numpy<2'; }
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.studies.export.runtimes --old-python build/ort117/bin/python
 
 bench-finetune: $(READY)  ## MODEL, DATA, TRAIN, SIZE: what fine-tuning gives back at 5 % of the convolutions' weights (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.network.finetune $(MODEL) $(DATA) $(TRAIN) --input-size $(SIZE)

@@ -18,12 +18,22 @@ from compressor.cli.types import (
     Words,
 )
 
+RUNTIME_NAMES = ("onnxruntime", "openvino")  # of exporters.runtimes.registry, which takes long to load
+
 if TYPE_CHECKING:
     from benchmarks.records import BenchmarkRecord
 
 
 @click.command()
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=PATH)
+@click.option(
+    "--runtime",
+    "runtimes",
+    type=Words(*RUNTIME_NAMES),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs the files, a list. openvino, on the CPU, needs the extra bocompress[openvino].",
+)
 @click.option(
     "--provider",
     "providers",
@@ -61,7 +71,8 @@ def benchmark(**options: Any) -> None:
     """Compare size, latency, load time and memory of ONNX files.
 
     The first FILE is the reference: times are also given as ratios to its own, from interleaved runs. Inputs are
-    random, of the shape that the files take. Every combination of --provider, --threads and --batch-size is measured.
+    random, of the shape that the files take. Every combination of --runtime, --provider, --threads and --batch-size is
+    measured; ONNX Runtime reads the shapes, and alone gives the time by operator.
     A warning is given when the machine is too busy to distinguish the files.
     """
     from benchmarks.runtime.compare import BenchmarkSettings, benchmark_files
@@ -70,7 +81,7 @@ def benchmark(**options: Any) -> None:
 
     if options["out"]:
         check_folder(options["out"], keep=OUTPUTS)
-    names = ("providers", "threads", "batch_sizes", "input_size", "profile", "seed")
+    names = ("runtimes", "providers", "threads", "batch_sizes", "input_size", "profile", "seed")
     settings = BenchmarkSettings(**{name: options[name] for name in names})
     record = benchmark_files(options["files"], settings, make_progress(), typed_command())
     if options["out"]:

@@ -61,13 +61,14 @@ class ProfileRecord(Record):
 
 
 class SettingRecord(Record):
-    """All files on one provider with one number of threads and one batch size.
+    """All files in one runtime on one provider with one number of threads and one batch size.
 
     `noise` is the ratio of the reference to itself, opened twice. With `on_core`, times are processor times (as with
     one thread on the CPU), else wall times. `others` is the share of all cores' time that other processes took, null
     where the system does not report it.
     """
 
+    runtime: str = "onnxruntime"
     provider: str
     threads: int
     batch_size: int

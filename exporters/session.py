@@ -122,7 +122,9 @@ def describe_input(path: Path) -> ModelInput:
             f"{path} takes images with channels last, {inputs[0].shape}: only channels first (N, C, H, W) can be fed"
         )
     if channels not in (*CHANNELS, None):
-        raise InputError(f"{path} takes {channels} channels, and images have {join_words(map(str, CHANNELS), 'or')}")
+        raise InputError(
+            f"{path} takes {channels} channels, and images have {join_words([str(count) for count in CHANNELS], 'or')}"
+        )
     return ModelInput(np.dtype(DTYPES[inputs[0].type]), shape, session.get_modelmeta().custom_metadata_map)
 
 

@@ -5,11 +5,12 @@ read; where it cannot, the newer one's graph is converted downwards.
 """
 
 import contextlib
+import functools
 import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -30,6 +31,8 @@ WEIGHTED = ("Conv", "ConvTranspose", "MatMul")
 ANONYMOUS = "onnx::"  # what the older exporter calls a weight that it computed
 PARTS = ("weight", "bias")
 
+Newer = Callable[[], onnx.ModelProto]
+
 
 def translate(model: nn.Module, batch: Tensor, opset: int | None, fixed: bool = False) -> onnx.ModelProto:
     """The network as a graph whose batch size is free.
@@ -46,16 +49,27 @@ def translate(model: nn.Module, batch: Tensor, opset: int | None, fixed: bool = 
     """
     if opset is None or opset >= NEWER_OPSET:
         return _translate_newer(model, batch, opset, fixed)
-    found = _translate_below(model, batch, opset, fixed) if opset >= MIN_OPSET else None
-    if found is not None:
-        return found
-    _translate_newer(model, batch, NEWER_OPSET, fixed)  # raises where no operator set would do
-    others = range(max(opset + 1, MIN_OPSET), NEWER_OPSET)
-    lower = (other for other in others if _translate_below(model, batch, other, fixed))
-    raise BocompressError(
-        f"the network cannot be written with ONNX operator set {opset}: the lowest that it can have is "
-        f"{next(lower, NEWER_OPSET)}"
-    )
+    newer = functools.cache(lambda: _translate_newer(model, batch, NEWER_OPSET, fixed))
+    found = _translate_below(model, batch, opset, fixed, newer)
+    if found is None:
+        lowest = lowest_opset(model, batch, opset + 1, fixed, newer)
+        raise BocompressError(
+            f"the network cannot be written with ONNX operator set {opset}: the lowest that it can have is {lowest}"
+        )
+    return found
+
+
+def lowest_opset(
+    model: nn.Module, batch: Tensor, start: int = MIN_OPSET, fixed: bool = False, newer: Newer | None = None
+) -> int:
+    """The lowest operator set, from `start` on, that the network can have; arguments as of `translate`.
+
+    Raises:
+        BocompressError: it can have none.
+    """
+    newer = newer or functools.cache(lambda: _translate_newer(model, batch, NEWER_OPSET, fixed))
+    below = range(max(start, MIN_OPSET), NEWER_OPSET)
+    return next((opset for opset in below if _translate_below(model, batch, opset, fixed, newer)), NEWER_OPSET)
 
 
 def lowest_ir(proto: onnx.ModelProto) -> int:
@@ -97,12 +111,18 @@ def _translate_newer(model: nn.Module, batch: Tensor, opset: int | None, fixed: 
     return proto
 
 
-def _translate_below(model: nn.Module, batch: Tensor, opset: int, fixed: bool) -> onnx.ModelProto | None:
-    """The graph in an operator set that the newer exporter does not write; None where it cannot be had."""
+def _translate_below(model: nn.Module, batch: Tensor, opset: int, fixed: bool, newer: Newer) -> onnx.ModelProto | None:
+    """The graph in an operator set that the newer exporter does not write; None where it cannot be had.
+
+    `newer` gives that exporter's graph, which is converted where the older exporter fails.
+    """
+    if opset < MIN_OPSET:
+        return None
     with contextlib.suppress(Exception), silence():
         return translate_older(model, batch, opset, fixed)
+    source = newer()
     with contextlib.suppress(Exception), silence():
-        proto = onnx.version_converter.convert_version(_translate_newer(model, batch, NEWER_OPSET, fixed), opset)
+        proto = onnx.version_converter.convert_version(source, opset)
         onnx.checker.check_model(proto, full_check=True)
         return proto
     return None

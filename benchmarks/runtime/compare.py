@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from benchmarks.runtime.memory import peak_memory_bytes
 from benchmarks.runtime.profile import profile_file
 from compressor.cost.latency import Rounds, has_core_time, measure_rounds, ratio_of, require_counts
 from compressor.cost.machine import describe_machine
-from compressor.cost.records import RatioRecord
+from compressor.cost.records import MachineRecord, RatioRecord
 from compressor.cost.size import file_bytes, gzip_bytes
 from compressor.errors import BocompressError, InputError
 from compressor.report.formatting import format_percent, format_plural, format_provider
@@ -53,9 +54,9 @@ class ProgressReporter(Protocol):
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """What to measure: every combination of `providers`, `threads` and `batch_sizes`.
+    """What to measure: every combination of `runtimes`, `providers`, `threads` and `batch_sizes`.
 
-    Providers have their short names; "auto" stands for all that work here.
+    Providers have their short names; "auto" stands for all that work here. A runtime is measured on those that it has.
     """
 
     providers: Sequence[str] = (AUTO,)
@@ -66,7 +67,7 @@ class BenchmarkSettings:
     seed: int = 0
     min_rounds: int = MIN_ROUNDS
     max_seconds: float = MAX_SECONDS
-    runtime: str = ONNX_RUNTIME
+    runtimes: Sequence[str] = (ONNX_RUNTIME,)
 
 
 def benchmark_files(
@@ -84,15 +85,15 @@ def benchmark_files(
     )
     began, created = time.perf_counter(), datetime.now(UTC).isoformat(timespec="seconds")
     providers, skipped = choose_providers(settings.providers)
+    places = choose_places(settings.runtimes, providers)
     shape = common_shape(paths, settings)
     names = name_files(paths)
     files = [_describe_file(name, path) for name, path in zip(names, paths, strict=True)]
-    combinations = itertools.product(providers, settings.threads, settings.batch_sizes)
+    combinations = itertools.product(places, settings.threads, settings.batch_sizes)
+    by_name = dict(zip(names, paths, strict=True))
     measured = [
-        _Bench(dict(zip(names, paths, strict=True)), provider, threads, (batch_size, *shape), settings).measure(
-            progress
-        )
-        for provider, threads, batch_size in combinations
+        _Bench(by_name, *place, threads, (batch_size, *shape), settings).measure(progress)
+        for place, threads, batch_size in combinations
     ]
     return BenchmarkRecord(
         created=created,
@@ -103,7 +104,7 @@ def benchmark_files(
         files=files,
         settings=measured,
         skipped=skipped,
-        machine=describe_machine(),
+        machine=_machine_with(settings.runtimes),
     )
 
 
@@ -119,6 +120,31 @@ def choose_providers(asked: Sequence[str]) -> tuple[list[str], list[str]]:
     wanted = usable if AUTO in asked else [PROVIDERS[name] for name in asked]
     missing = [name for name, provider in PROVIDERS.items() if provider not in usable]
     return list(dict.fromkeys(wanted)), missing if AUTO in asked else []
+
+
+def choose_places(runtimes: Sequence[str], providers: Sequence[str]) -> list[tuple[str, str]]:
+    """Runtimes with the providers, of those asked for, that each has.
+
+    Raises:
+        InputError: a runtime is not installed, or has none of them.
+    """
+    places = []
+    for name in runtimes:
+        usable = RUNTIMES[name].providers()
+        if not usable:
+            raise InputError(f"{RUNTIMES[name].label} is not installed here: pip install 'bocompress[{name}]'")
+        common = [provider for provider in providers if provider in usable]
+        if not common:
+            has, asked = (join_words([*map(format_provider, each)]) for each in (usable, providers))
+            raise InputError(f"{RUNTIMES[name].label} runs on {has} here, not on {asked}")
+        places += [(name, provider) for provider in common]
+    return places
+
+
+def _machine_with(runtimes: Sequence[str]) -> MachineRecord:
+    """This machine, with the versions of the runtimes."""
+    machine = describe_machine()
+    return machine.model_copy(update={"versions": machine.versions | {name: version(name) for name in runtimes}})
 
 
 def common_shape(paths: Sequence[Path], settings: BenchmarkSettings) -> tuple[int, ...]:
@@ -147,9 +173,10 @@ def _shortest_end(parts: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> 
     return "/".join(parts[-next(free, len(parts)) :])
 
 
-def describe_setting(provider: str, threads: int, batch_size: int) -> str:
-    """'CPU, 1 thread, batch 8'."""
-    return f"{format_provider(provider)}, {format_plural(threads, 'thread')}, batch {batch_size}"
+def describe_setting(provider: str, threads: int, batch_size: int, runtime: str = ONNX_RUNTIME) -> str:
+    """'CPU, 1 thread, batch 8'; runtimes other than ONNX Runtime are named first."""
+    place = f"{format_provider(provider)}, {format_plural(threads, 'thread')}, batch {batch_size}"
+    return place if runtime == ONNX_RUNTIME else f"{RUNTIMES[runtime].label}, {place}"
 
 
 def find_warnings(noise: RatioRecord, others: float | None, timings: Sequence[TimingRecord]) -> list[str]:
@@ -189,19 +216,20 @@ class _Bench:
     """One setting: the files by name, the first being the reference, on batches of `shape`."""
 
     files: dict[str, Path]
+    runtime: str
     provider: str
     threads: int
     shape: tuple[int, ...]
     settings: BenchmarkSettings
 
     def measure(self, progress: ProgressReporter) -> SettingRecord:
-        title = describe_setting(self.provider, self.threads, self.shape[0])
+        title = describe_setting(self.provider, self.threads, self.shape[0], self.runtime)
         with progress.stage(f"timing on {title}") as stage:
             rounds = self._time(lambda done, planned: stage.update(done, f"of {planned} rounds"))
         with progress.stage(f"memory on {title}", len(self.files)) as stage:
             memory = [self._memory(path, stage, index) for index, path in enumerate(self.files.values())]
         profiles: list[ProfileRecord] = []
-        if self.settings.profile:
+        if self.settings.profile and self.runtime == ONNX_RUNTIME:  # it alone has a profiler that says as much
             with progress.stage(f"operators on {title}", len(self.files)) as stage:
                 for name, path in self.files.items():
                     profiles.append(profile_file(name, path, self._batch(), self.provider, self.threads))
@@ -211,7 +239,7 @@ class _Bench:
     def _time(self, on_step: Callable[[int, int], None]) -> Rounds:
         """Times of all files; the reference is first and, to be compared with itself, last."""
         paths = [*self.files.values(), next(iter(self.files.values()))]
-        runtime = RUNTIMES[self.settings.runtime]
+        runtime = RUNTIMES[self.runtime]
         openers = [partial(runtime.open, path, self._batch(), self.provider, self.threads) for path in paths]
         rng = np.random.default_rng(self.settings.seed)
         on_core = has_core_time(self.provider, self.threads)
@@ -219,7 +247,7 @@ class _Bench:
 
     def _memory(self, path: Path, stage: StageReporter, index: int) -> int | None:
         stage.update(index)
-        return peak_memory_bytes(path, self.provider, self.threads, self.shape)
+        return peak_memory_bytes(path, self.provider, self.threads, self.shape, self.runtime)
 
     def _batch(self) -> NDArray[Any]:
         return np.random.default_rng(self.settings.seed).standard_normal(self.shape, dtype=np.float32)
@@ -247,6 +275,7 @@ class _Bench:
             )
         noise = ratio_of(reference, times[..., -1], seed)
         return SettingRecord(
+            runtime=self.runtime,
             provider=self.provider,
             threads=self.threads,
             batch_size=self.shape[0],

@@ -27,7 +27,7 @@ def draw_distributions(setting: SettingRecord) -> str:
     low = min(values.min() for values in samples)
     high = max(float(np.quantile(values, _SLOWEST_SHOWN)) for values in samples)
     edges = np.geomspace(low, max(high, 1.01 * low), _BINS + 1)
-    with page_style(f"distributions {setting.provider} {setting.threads} {setting.batch_size}"):
+    with page_style(f"distributions {setting.runtime} {setting.provider} {setting.threads} {setting.batch_size}"):
         axes = _start_rows(names, "milliseconds per batch")
         axes.set_xscale("log")
         for row, (values, timing) in enumerate(zip(samples, setting.timings, strict=True)):
@@ -48,7 +48,7 @@ def draw_ratios(setting: SettingRecord) -> str:
     compared = [(timing.file, timing.ratio) for timing in setting.timings if timing.ratio]
     if not compared:
         return ""
-    with page_style(f"ratios {setting.provider} {setting.threads} {setting.batch_size}"):
+    with page_style(f"ratios {setting.runtime} {setting.provider} {setting.threads} {setting.batch_size}"):
         axes = _start_rows([name for name, _ in compared], "time / time of the first file")
         axes.axvspan(setting.noise.low, setting.noise.high, color=LIGHT["track"], linewidth=0)
         axes.axvline(1.0, color=LIGHT["muted"], linewidth=1)
@@ -69,7 +69,7 @@ def draw_operators(setting: SettingRecord) -> str:
     costs = [{entry.op_type: entry.median_ms for entry in profile.operators} for profile in setting.profiles]
     most = {name: max(cost.get(name, 0.0) for cost in costs) for cost in costs for name in cost}
     shown = sorted(most, key=lambda name: -most[name])[: len(_OPERATOR_COLOURS)]
-    with page_style(f"operators {setting.provider} {setting.threads} {setting.batch_size}"):
+    with page_style(f"operators {setting.runtime} {setting.provider} {setting.threads} {setting.batch_size}"):
         axes = _start_rows(names, "milliseconds per batch", legend_rows=math.ceil((len(shown) + 1) / 3))
         rows, left = np.arange(len(names)), np.zeros(len(names))
         for name, colour in zip(shown, _OPERATOR_COLOURS, strict=False):

@@ -1,9 +1,9 @@
 """Peak memory of a fresh process that loads one ONNX file and runs it.
 
-    python -m benchmarks.runtime.memory FILE PROVIDER THREADS SHAPE...
+    python -m benchmarks.runtime.memory RUNTIME FILE PROVIDER THREADS SHAPE...
 
 prints the bytes by which the peak resident size of the process grew when the file was loaded and run, after Python,
-numpy, ONNX Runtime and a network of one operator had been loaded. A GPU's memory is not included.
+numpy, the runtime and a network of one operator had been loaded. A GPU's memory is not included.
 """
 
 import subprocess
@@ -21,7 +21,9 @@ LINUX_STATUS = Path("/proc/self/status")
 SECONDS_ALLOWED = 600
 
 
-def peak_memory_bytes(path: Path, provider: str, threads: int, shape: tuple[int, ...]) -> int | None:
+def peak_memory_bytes(
+    path: Path, provider: str, threads: int, shape: tuple[int, ...], runtime: str = ONNX_RUNTIME
+) -> int | None:
     """Peak resident memory for the file on inputs of `shape` (batch first), above that of an empty process.
 
     None where the system does not report it (Windows).
@@ -29,7 +31,7 @@ def peak_memory_bytes(path: Path, provider: str, threads: int, shape: tuple[int,
     Raises:
         BocompressError: the process failed.
     """
-    program = [sys.executable, "-m", __name__, str(path), provider, str(threads), *map(str, shape)]
+    program = [sys.executable, "-m", __name__, runtime, str(path), provider, str(threads), *map(str, shape)]
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=SECONDS_ALLOWED)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
@@ -38,10 +40,10 @@ def peak_memory_bytes(path: Path, provider: str, threads: int, shape: tuple[int,
     return grown if grown >= 0 else None
 
 
-def _grow(path: Path, provider: str, threads: int, shape: tuple[int, ...], scratch: Path) -> int:
+def _grow(name: str, path: Path, provider: str, threads: int, shape: tuple[int, ...], scratch: Path) -> int:
     probe = scratch / "probe.onnx"
     probe.write_bytes(tiny_model())
-    runtime = RUNTIMES[ONNX_RUNTIME]
+    runtime = RUNTIMES[name]
     batch = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     runtime.open(probe, np.ones(1, np.float32), provider, threads)
     before = _peak_bytes()
@@ -67,9 +69,9 @@ def _peak_bytes() -> int | None:
 if __name__ == "__main__":
     import tempfile
 
-    file, name, count, *sides = sys.argv[1:]
+    runtime_name, file, name, count, *sides = sys.argv[1:]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            print(_grow(Path(file), name, int(count), tuple(map(int, sides)), Path(folder)))
+            print(_grow(runtime_name, Path(file), name, int(count), tuple(map(int, sides)), Path(folder)))
         except (BocompressError, InputError) as error:
             sys.exit(str(error))

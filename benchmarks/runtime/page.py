@@ -88,7 +88,7 @@ def render_markdown(record: BenchmarkRecord) -> str:
 def describe_result(record: BenchmarkRecord) -> str:
     """One sentence on the first setting: the fastest file compared with the reference, or the only file."""
     setting = record.settings[0]
-    where = describe_setting(setting.provider, setting.threads, setting.batch_size)
+    where = describe_setting(setting.provider, setting.threads, setting.batch_size, setting.runtime)
     reference, *others = setting.timings
     if not others:
         return f"{reference.file} takes {formatting.format_ms(reference.median_ms)} on {where}"
@@ -104,7 +104,7 @@ def describe_result(record: BenchmarkRecord) -> str:
 def _list_sections(record: BenchmarkRecord) -> list[Section]:
     return [
         Section(
-            name=describe_setting(setting.provider, setting.threads, setting.batch_size),
+            name=describe_setting(setting.provider, setting.threads, setting.batch_size, setting.runtime),
             setting=setting,
             timings=tabulate_timings(setting),
             noise=describe_noise(setting),

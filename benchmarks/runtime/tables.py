@@ -17,6 +17,7 @@ from compressor.report.formatting import (
     format_shape,
 )
 from compressor.text import join_words
+from exporters.runtimes.registry import RUNTIMES
 
 NONE = "—"
 MAX_TYPES = 8
@@ -66,8 +67,8 @@ def tabulate_timings(setting: SettingRecord) -> TextTable:
     if not setting.on_core:  # all times are wall times
         del rows["median wall time"]
     return TextTable(
-        f"Time on {describe_setting(setting.provider, setting.threads, setting.batch_size)}",
-        ("", *(timing.file for timing in setting.timings)),
+        f"Time on {describe_setting(setting.provider, setting.threads, setting.batch_size, setting.runtime)}",
+        (RUNTIMES[setting.runtime].label, *(timing.file for timing in setting.timings)),
         [(name, *map(show, setting.timings)) for name, show in rows.items()],
     )
 
@@ -118,7 +119,9 @@ def list_notes(record: BenchmarkRecord) -> list[str]:
     """Notes on all figures of this run."""
     inputs = f"inputs: random, {format_shape(record.input_shape)} per image"
     absent = [f"not available here: {join_words(record.skipped)}"] if record.skipped else []
-    return [inputs, *absent]
+    runtimes = {setting.runtime: bool(setting.profiles) for setting in record.settings}
+    profiled = ["time by operator: from ONNX Runtime alone"] if len(set(runtimes.values())) > 1 else []
+    return [inputs, *absent, *profiled]
 
 
 def list_lines(record: BenchmarkRecord) -> list[TextTable | str]:

@@ -103,6 +103,29 @@ def _milliseconds(values: list[float]) -> str:
     return ", ".join(f"{value:.2f}" for value in values) + " ms"
 
 
+def runtimes(study: Study) -> str:
+    """Files at the lowest operator set, in an old and in another runtime."""
+    rows = study["rows"]
+    passed = [row for row in rows if "failed" not in row]
+    old = passed[0]["old_version"] if passed else "1.17"
+    about = (
+        f"{len(passed)} of {len(rows)} networks, every layer at half its break-even rank (random weights), written with "
+        f"the lowest operator set that each can have. Figures: largest difference from torch as a share of the largest "
+        f"output, at 224 px and with a free batch size. {machine(study)}"
+    )
+    columns = {
+        "architecture": lambda r: r["arch"],
+        "operator set": lambda r: str(r["opset"]),
+        "IR": lambda r: str(r["ir"]),
+        "ONNX Runtime": lambda r: f"{r['onnxruntime']:.0e}",
+        f"ONNX Runtime {old}": lambda r: f"{r['old']:.0e}",
+        f"OpenVINO {study['openvino_version']}": lambda r: f"{r['openvino']:.0e}",
+    }
+    failures = [f"- {row['arch']} failed: {row['failed']}" for row in rows if "failed" in row]
+    title = f"{study['study']}: files for old runtimes and for others"
+    return section(title, about, table(columns, passed), *failures)
+
+
 def coverage(study: Study) -> str:
     """Which of torchvision's classifiers can be compressed and exported."""
     passed = [row for row in study["rows"] if "failed" not in row]

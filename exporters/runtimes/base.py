@@ -33,10 +33,12 @@ class Runtime(Protocol):
     """One runtime; its entry is in `exporters.runtimes.registry`."""
 
     name: str
-    """What the table of runtimes lists it under."""
+    """What the table of runtimes lists it under; the name of its package."""
+    label: str
+    """What people call it."""
 
     def providers(self) -> list[str]:
-        """Where models can run here; `exporters.session.CPU` is the CPU in every runtime."""
+        """Where models can run here, nowhere if it is not installed; the CPU is `exporters.session.CPU`."""
 
     def open(self, model: Path | bytes, batch: NDArray[Any], provider: str, threads: int) -> LoadedModel:
         """The model, loaded anew and run once on the batch.

@@ -18,6 +18,7 @@ class OnnxRuntime:
     """Sessions of ONNX Runtime with its own defaults of arithmetic: on CUDA it may round to TensorFloat-32."""
 
     name = "onnxruntime"
+    label = "ONNX Runtime"
 
     def providers(self) -> list[str]:
         """ONNX Runtime's names of the execution providers that work here."""

@@ -2,7 +2,8 @@
 
 from exporters.runtimes.base import Runtime
 from exporters.runtimes.onnx_runtime import OnnxRuntime
+from exporters.runtimes.openvino import OpenVino
 
 ONNX_RUNTIME = OnnxRuntime.name
 
-RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (OnnxRuntime(),)}
+RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (OnnxRuntime(), OpenVino())}
