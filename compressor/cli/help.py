@@ -31,7 +31,7 @@ def refuse_in_one_sentence() -> Iterator[None]:
     except click.exceptions.NoArgsIsHelpError:
         raise  # shows the help
     except click.UsageError as error:
-        sentence = error.format_message().rstrip(".")
+        sentence = " ".join(error.format_message().split()).rstrip(".")
         raise Refusal(sentence[:1].lower() + sentence[1:]) from error
 
 
