@@ -245,6 +245,12 @@ def test_fidelity_and_top1_are_those_of_the_onnx_files(run, test_images):
     assert run.report.top1.original == pytest.approx((before.argmax(1) == labels).mean())
     assert run.report.top1.compressed == pytest.approx((after.argmax(1) == labels).mean())
     assert run.report.top1.original > 0.6
+    change = run.report.top1_change
+    assert (change.lost, change.gained) == (
+        ((before.argmax(1) == labels) & (after.argmax(1) != labels)).sum(),
+        ((before.argmax(1) != labels) & (after.argmax(1) == labels)).sum(),
+    )
+    assert change.low <= run.report.top1.compressed - run.report.top1.original <= change.high
 
 
 def test_images_are_prepared_as_the_network_expects(test_images, pictures):
