@@ -238,7 +238,7 @@ run_options: Decorator = cloup.option_group(
         "--opset",
         type=click.IntRange(min=1),
         help="ONNX operator set of the files, for older compilers and runtimes: convolutional networks from 11, "
-        "transformers from 17. Left out: the exporter's own choice, 18.",
+        "transformers from 17. Left out: the exporter's own choice.",
     ),
     cloup.option(
         "--static-batch",

@@ -109,9 +109,9 @@ def runtimes(study: Study) -> str:
     passed = [row for row in rows if "failed" not in row]
     old = passed[0]["old_version"] if passed else "1.17"
     about = (
-        f"{len(passed)} of {len(rows)} networks, every layer at half its break-even rank (random weights), written with "
-        f"the lowest operator set that each can have. Figures: largest difference from torch as a share of the largest "
-        f"output, at 224 px and with a free batch size. {machine(study)}"
+        f"{len(passed)} of {len(rows)} networks, every layer at half its break-even rank (random weights), written "
+        f"with the lowest operator set that each can have. Figures: largest difference from torch as a share of the "
+        f"largest output, at 224 px and with a free batch size. {machine(study)}"
     )
     columns = {
         "architecture": lambda r: r["arch"],

@@ -27,6 +27,7 @@ from compressor.cost.records import RatioRecord
 from compressor.errors import BocompressError, InputError
 from exporters import providers as sessions
 from exporters.providers import CPU, CUDA, TENSORRT
+from exporters.runtimes.registry import RUNTIMES
 from tests.browser import PHONE_WIDTH, on_a_phone
 
 SHORT: dict[str, Any] = {"min_rounds": 30, "max_seconds": 1.0}
@@ -299,3 +300,25 @@ def test_the_files_are_written_and_read_again(record: BenchmarkRecord, tmp_path:
 def test_the_page_fits_a_phone(record: BenchmarkRecord, tmp_path: Path) -> None:
     found = on_a_phone(render_page(record), tmp_path)
     assert found["scroll"] <= found["inner"] == PHONE_WIDTH
+
+
+def test_runtimes_have_the_same_table(files: list[Path]) -> None:
+    pytest.importorskip("openvino")
+    settings = BenchmarkSettings(runtimes=("onnxruntime", "openvino"), profile=True, min_rounds=5, max_seconds=0.5)
+    record = benchmark_files(files[:2], settings, Silent())
+    ours, theirs = record.settings
+    assert (ours.runtime, theirs.runtime) == ("onnxruntime", "openvino")
+    assert [timing.file for timing in ours.timings] == [timing.file for timing in theirs.timings]
+    assert all(timing.median_ms > 0 and timing.load_ms > 0 and timing.peak_memory_bytes for timing in theirs.timings)
+    assert ours.profiles
+    assert not theirs.profiles
+    assert "openvino" in record.machine.versions
+    page, text = render_page(record), render_markdown(record)
+    assert all("OpenVINO, CPU, 1 thread, batch 1" in shown for shown in (page, text))
+    assert "from ONNX Runtime alone" in page
+
+
+def test_a_runtime_that_is_not_installed_is_one_sentence(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RUNTIMES["openvino"], "providers", lambda: [], raising=True)
+    with pytest.raises(InputError, match=r"OpenVINO is not installed here: pip install 'bocompress\[openvino\]'"):
+        benchmark_files(files[:2], BenchmarkSettings(runtimes=("openvino",)), Silent())

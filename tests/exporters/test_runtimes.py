@@ -111,3 +111,19 @@ def test_images_are_repeated_or_cut_in_order() -> None:
     assert tile_batch(images, 1).tolist() == [[0, 1]]
     with pytest.raises(InputError, match="at least one image"):
         tile_batch(images[:0], 2)
+
+
+def test_openvino_runs_the_same_files(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    runtime, batch = RUNTIMES["openvino"], np.ones((2, 8), np.float32)
+    assert runtime.providers() == [CPU]
+    loaded = runtime.open(chain_of(3, tmp_path / "chain.onnx"), batch, CPU, threads=1)
+    loaded.run()
+    assert loaded.load_ms > 0
+    with pytest.raises(BocompressError, match=r"OpenVINO cannot load .*broken.onnx: "):
+        (tmp_path / "broken.onnx").write_bytes(b"no network")
+        runtime.open(tmp_path / "broken.onnx", batch, CPU, threads=1)
+    with pytest.raises(InputError, match="there is no file"):
+        runtime.open(tmp_path / "none.onnx", batch, CPU, threads=1)
+    with pytest.raises(InputError, match="cannot be used on CUDA"):
+        runtime.open(tmp_path / "chain.onnx", batch, "CUDAExecutionProvider", threads=1)

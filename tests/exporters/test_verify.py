@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from compressor.errors import InputError, VerificationError
 from exporters.float16 import convert_fp16
 from exporters.onnx import export_onnx
-from exporters.verify import VERIFY_IMAGES, verify_files, verify_onnx
+from exporters.session import open_session, run_batches
+from exporters.verify import VERIFY_IMAGES, Labels, verify_files, verify_onnx
 
 
 def digit_images(count: int, size: int) -> Tensor:
@@ -236,3 +237,70 @@ def test_the_exit_code_of_verify_tells_whether_files_are_the_same(
     missing = invoke("bocompress", "verify", tmp_path / "none.onnx", exported, *options)
     assert missing.exit_code == 2
     assert missing.stderr == f"error: there is no file {tmp_path / 'none.onnx'}\n"
+
+
+def write_other(path: Path, shape: list[int | str], kind: type = np.float32, outputs: int = 1) -> Path:
+    """A file of another tool: images of `kind`, of any shape, to 4 numbers, or to several outputs."""
+    element = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    number = onnx.TensorProto.FLOAT if kind == np.uint8 else element
+    weight = np.random.default_rng(0).standard_normal((3, 4))
+    dense = numpy_helper.from_array(weight.astype(np.float32 if kind == np.uint8 else kind), "w")
+    nodes = [
+        onnx.helper.make_node("Cast", ["x"], ["c"], to=number),
+        onnx.helper.make_node("GlobalAveragePool", ["c"], ["p"]),
+        onnx.helper.make_node("Flatten", ["p"], ["f"]),
+        onnx.helper.make_node("MatMul", ["f", "w"], ["y0"]),
+        *(onnx.helper.make_node("Relu", ["y0"], [f"y{index}"]) for index in range(1, outputs)),
+    ]
+    results = [onnx.helper.make_tensor_value_info(f"y{index}", number, None) for index in range(outputs)]
+    given = [onnx.helper.make_tensor_value_info("x", element, shape)]
+    graph = onnx.helper.make_graph(nodes, "other", given, results, [dense])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=7), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "code"),
+    [
+        ({"shape": [1, 3, 16, 16]}, {"shape": [1, 3, 16, 16]}, 0),
+        ({"shape": [5, 3, 16, 16]}, {"shape": ["n", 3, "h", "w"]}, 0),
+        ({"shape": ["n", 3, 16, 32]}, {"shape": [2, 3, 16, 32], "outputs": 3}, 0),
+        ({"shape": ["n", 3, 16, 16]}, {"shape": ["n", 3, 16, 16], "kind": np.float16}, 1),
+        ({"shape": [2, 3, 16, 16], "kind": np.uint8}, {"shape": ["n", 3, 16, 16], "kind": np.uint8}, 0),
+        ({"shape": ["n", 3, 16, 16]}, {"shape": ["n", 3, 16, 32]}, 2),
+        ({"shape": ["n", 16, 16, 3]}, {"shape": ["n", 16, 16, 3]}, 2),
+        ({"shape": ["n", 3, 16, 16]}, {"shape": ["n", 3, 16]}, 2),
+    ],
+)
+def test_files_of_other_tools_are_compared_or_refused(
+    first: dict, second: dict, code: int, tmp_path: Path, invoke: Callable[..., Result], digit_images: Path
+) -> None:
+    files = [write_other(tmp_path / f"{name}.onnx", **kind) for name, kind in (("a", first), ("b", second))]
+    result = invoke("bocompress", "verify", *files, "--data", digit_images, "--max-images", 8)
+    assert result.exit_code == code, result.output
+    if code == 2:
+        assert result.stderr.count("error: ") == result.stderr.count("\n") == 1
+    else:
+        assert ".png" in result.stdout  # the worst image's name
+    assert ("y0, the first of" in result.stdout) == ("outputs" in first)
+
+
+def test_a_file_that_does_not_run_cannot_be_compared(
+    exported: Path, tmp_path: Path, invoke: Callable[..., Result], digit_images: Path
+) -> None:
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(exported.read_bytes()[:1_000_000])
+    options = ["--data", digit_images, "--max-images", 8, "--input-size", 32]
+    for files in ((exported, broken), (broken, exported)):
+        result = invoke("bocompress", "verify", *files, *options)
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+
+
+def test_labels_give_both_files_top1(exported: Path, images: Tensor) -> None:
+    decided = run_batches(open_session(exported), exported, images, 4).argmax(1)
+    labels = torch.from_numpy(decided).clone()
+    labels[:4] = (labels[:4] + 1) % 10
+    record = verify_files(exported, exported, images, labels=Labels(labels, 10))
+    assert record.top1 is not None
+    assert (record.top1.original, record.top1.compressed) == (0.75, 0.75)
+    assert verify_files(exported, exported, images, labels=Labels(labels, 12)).top1 is None
