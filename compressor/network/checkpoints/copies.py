@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -75,7 +76,8 @@ def recognizer(arch: str | None) -> tuple[Recognize, set[str]]:
         arch: torchvision's name of the only architecture asked for; all of them otherwise.
     """
     if arch is None:
-        return match_any, {stem_tensor(expected) for expected in architectures.registry_fingerprints().values()}
+        registry = architectures.registry_fingerprints()
+        return partial(match_any, registry=registry), {stem_tensor(expected) for expected in registry.values()}
     expected = architectures.architecture_fingerprint(arch)
 
     def only(shapes: Fingerprint) -> list[Match]:
@@ -210,7 +212,7 @@ def describe_rest(chosen: Copy, copies: list[Copy], tensors: Mapping[str, Tensor
             notes.append(f"{len(names)} {kind}{'s' * (len(names) > 1)} in the file left out: {named}")
     classes = chosen.match.num_classes if chosen.match else None
     notes += [
-        f"{name!r} takes {classes} inputs, as many as the network has outputs: if it follows the network, {WAYS_OUT}"
+        f"{name!r} takes {classes} inputs, as many as the network gives: if it follows, use --arch module:function"
         for name in beside
         if tensors[name].ndim == 2 and tensors[name].shape[1] == classes
     ]

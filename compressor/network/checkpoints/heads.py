@@ -46,13 +46,11 @@ class Head:
         slot: name of the module in the architecture's network that the head replaces.
         layers: in the order in which they run.
         activations: indices of layers that an activation is taken to follow.
-        guessed: whether names do not show that there is an activation.
     """
 
     slot: str
     layers: tuple[HeadLayer, ...]
     activations: tuple[int, ...]
-    guessed: bool
 
     @property
     def num_classes(self) -> int:
@@ -68,7 +66,7 @@ class Head:
             words += [f"assumed {activation}"] * (index in self.activations)
         text = f"the head {self.slot!r} was inferred from names and shapes: {first} -> " + " -> ".join(words)
         if self.activations:
-            text += f", as a state_dict does not show activations; if {activation} is wrong, use --arch module:function"
+            text += f", as a state_dict shows no activations; if {activation} is wrong, use --arch module:function"
         return text
 
 
@@ -129,7 +127,7 @@ def _is_chain(layers: list[HeadLayer], features: int) -> bool:
 def _with_activations(slot: str, layers: list[HeadLayer]) -> Head | None:
     """Puts an activation into the first gap between two linear layers; None where a gap is too wide to be known."""
     linear = [index for index, layer in enumerate(layers) if layer.kind == "linear"]
-    activations, guessed = [], False
+    activations = []
     for first, last in itertools.pairwise(linear):
         gaps = [_gap(layers[index].path, layers[index + 1].path) for index in range(first, last)]
         if any(layer.kind == "prelu" for layer in layers[first:last]):
@@ -141,8 +139,7 @@ def _with_activations(slot: str, layers: list[HeadLayer]) -> Head | None:
             activations.append(first + next(index for index, gap in enumerate(gaps) if gap))
         elif len(seen) < len(gaps):  # names, or blocks whose ends are not seen
             activations.append(last - 1)
-            guessed = True
-    return Head(slot, tuple(layers), tuple(activations), guessed)
+    return Head(slot, tuple(layers), tuple(activations))
 
 
 def _gap(before: Path, after: Path) -> int | None:

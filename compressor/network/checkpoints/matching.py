@@ -4,7 +4,6 @@ import math
 import re
 from dataclasses import dataclass, field
 
-from compressor.network import architectures
 from compressor.network.architectures import CLASSES, TOKEN_TENSOR, TOKENS, Fingerprint, Shape
 from compressor.network.checkpoints.heads import Head, infer_head
 from compressor.text import join_words
@@ -77,9 +76,9 @@ class Match:
         return self.head is None and self.stem is None
 
 
-def match_any(shapes: Fingerprint) -> list[Match]:
-    """The matches of most tensors among torchvision's classifiers; exact ones first, and then alone."""
-    found = [match(shapes, arch, expected) for arch, expected in architectures.registry_fingerprints().items()]
+def match_any(shapes: Fingerprint, registry: dict[str, Fingerprint]) -> list[Match]:
+    """The matches of most tensors among the registry's architectures; exact ones first, and then alone."""
+    found = [match(shapes, arch, expected) for arch, expected in registry.items() if _is_near(shapes, expected)]
     matches = [item for item in found if isinstance(item, Match)]
     most = max((item.num_equal for item in matches), default=0)
     matches = [item for item in matches if item.num_equal == most]
@@ -111,6 +110,16 @@ def match(shapes: Fingerprint, arch: str, expected: Fingerprint) -> Match | str:
         return Match(arch, sizes, len(body), head, changed, tuple(left))
     assert reason is not None
     return reason
+
+
+def _is_near(shapes: Fingerprint, expected: Fingerprint) -> bool:
+    """Whether all is there but for stem and head, which is quick to say; of most architectures something is not."""
+    stem = stem_tensor(expected)
+    head = next(name for name, shape in reversed(expected.items()) if CLASSES in shape).partition(".")[0]
+    return stem in shapes and all(
+        name == stem or (name in shapes and shapes_agree(shapes[name], shape)) or name.partition(".")[0] == head
+        for name, shape in expected.items()
+    )
 
 
 def is_under(name: str, slot: str) -> bool:
