@@ -16,7 +16,7 @@ from compressor.fidelity.labels import misfit
 Labels = NDArray[np.int64]
 
 MAX_CHECKED_IMAGES = 500
-SIGNIFICANCE = 0.05  # of a one-sided test
+SIGNIFICANCE = 0.01  # of one-sided tests
 SHUFFLES = 2000
 
 
