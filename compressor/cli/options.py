@@ -261,8 +261,6 @@ run_options: Decorator = cloup.option_group(
         is_flag=True,
         help="Replace an earlier run in --out, once network and images are loaded. Other files there are refused.",
     ),
-    cloup.option(
-        "--quiet", is_flag=True, help="No progress, only the last lines of the result, and errors."
-    ),
+    cloup.option("--quiet", is_flag=True, help="No progress, only the last lines of the result, and errors."),
     cloup.option("--json", "as_json", is_flag=True, help="Print report.json on stdout in place of the tables."),
 )
