@@ -61,6 +61,7 @@ def check_labels(original: nn.Module, images: ImageSet, device: torch.device) ->
     num_outputs = norm.targets.shape[1]
     if reason := misfit(images, num_outputs):
         return _dropped(reason)
+    assert images.labels is not None
     decided, labels = decide(norm.targets.cpu()).numpy(), images.labels.numpy()
     if images.other_order is not None:
         other = np.array(images.other_order)[labels]
