@@ -105,6 +105,10 @@ def load_folder(
     if not sample.kept:
         why = _name_failure(listing, sample)
         raise InputError(f"none of the {len(order)} image files in {path} can be read ({why})")
+    return replace(_as_set(listing, sample, transform), further=_further(listing, order, sample, transform))
+
+
+def _as_set(listing: Listing, sample: Sample, transform: Transform) -> ImageSet:
     pixels = to_bytes(sample.pixels, transform.channels)
     return ImageSet(
         data=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(),
@@ -118,7 +122,6 @@ def load_folder(
         label_note=listing.label_note,
         notes=(*listing.notes, *_notes_on_pixels(listing, sample, pixels)),
         other_order=listing.other_order,
-        further=_further(listing, order, sample, transform),
     )
 
 

@@ -5,15 +5,21 @@ from math import ceil, floor, log10
 
 from compressor.fidelity.records import FidelityRecord
 from compressor.report.records import PrecisionRecord, VerdictRecord
+from compressor.schema import Pair
 from compressor.search.records import TARGET_OPTIONS, Form, ParetoRecord, TargetRecord
 
 MAX_RELATIVE_NORM = 0.5  # of the output energy, that a network may lose and still be useful
+MIN_TOP1_SHARE = 0.5  # of the original's top-1; means of outputs can be large beside what tells classes apart
 GOOD_SHARE = 0.1  # of what a network without outputs loses: L that a suggested gamma leads to
 STEPS = (1.0, 2.0, 5.0, 10.0)  # suggestions are rounded up to these
 
 
 def judge(
-    fidelity: FidelityRecord, precisions: Sequence[PrecisionRecord], target: TargetRecord | None, advice: str
+    fidelity: FidelityRecord,
+    precisions: Sequence[PrecisionRecord],
+    target: TargetRecord | None,
+    advice: str,
+    top1: Pair[float] | None = None,
 ) -> VerdictRecord:
     """The verdict on a finished run.
 
@@ -22,15 +28,19 @@ def judge(
         precisions: its files in other precisions.
         target: what was asked for in place of gamma, with what was reached.
         advice: what to do where the network is destroyed.
+        top1: of the original and of the network, where there are labels.
     """
-    if is_destroyed(fidelity):
-        reason = f"the network no longer computes what the original does ({_describe_loss(fidelity)})"
+    if is_destroyed(fidelity, top1):
+        reason = f"the network no longer computes what the original does ({_describe_loss(fidelity, top1)})"
         return VerdictRecord(success=False, reason=reason, advice=advice)
     if target is not None and not target.met:
         return VerdictRecord(success=False, reason=describe_missed(target), advice=_advise_on_target(target))
     for record in precisions:
-        if is_destroyed(record.fidelity):
-            reason = f"{record.file} no longer computes what the original does ({_describe_loss(record.fidelity)})"
+        own = (
+            None if top1 is None or record.top1 is None else Pair[float](original=top1.original, compressed=record.top1)
+        )
+        if is_destroyed(record.fidelity, own):
+            reason = f"{record.file} no longer computes what the original does ({_describe_loss(record.fidelity, own)})"
             return VerdictRecord(success=False, reason=reason, advice="use model.onnx, in float32, which is good")
     return VerdictRecord(success=True)
 
@@ -40,9 +50,13 @@ def describe_failure(verdict: VerdictRecord) -> str:
     return f"Not a success: {verdict.reason}; {verdict.advice}."
 
 
-def is_destroyed(fidelity: FidelityRecord) -> bool:
-    """Whether more than half of the output energy is lost."""
-    return fidelity.relative > MAX_RELATIVE_NORM
+def is_destroyed(fidelity: FidelityRecord, top1: Pair[float] | None = None) -> bool:
+    """Whether more than half of the output energy is lost, or of the top-1 accuracy."""
+    return fidelity.relative > MAX_RELATIVE_NORM or _has_lost_top1(top1)
+
+
+def _has_lost_top1(top1: Pair[float] | None) -> bool:
+    return top1 is not None and top1.compressed < MIN_TOP1_SHARE * top1.original
 
 
 def describe_missed(target: TargetRecord) -> str:
@@ -86,11 +100,15 @@ def round_up(value: float) -> float:
     return float(f"{step * 10.0**power:.0e}")
 
 
-def _describe_loss(fidelity: FidelityRecord) -> str:
-    changed = ""
+def _describe_loss(fidelity: FidelityRecord, top1: Pair[float] | None) -> str:
+    parts = [f"relative function norm {fidelity.relative:.2f}"]
+    if fidelity.relative > MAX_RELATIVE_NORM:
+        parts.append(f"above {MAX_RELATIVE_NORM:g}")
+    if top1 is not None and _has_lost_top1(top1):
+        parts.append(f"top-1 {100 * top1.original:.0f} % before and {100 * top1.compressed:.0f} % after")
     if fidelity.top1_agreement is not None:
-        changed = f", {100 * (1 - fidelity.top1_agreement):.0f} % of the decisions changed"
-    return f"relative function norm {fidelity.relative:.2f}, above {MAX_RELATIVE_NORM:g}{changed}"
+        parts.append(f"{100 * (1 - fidelity.top1_agreement):.0f} % of the decisions changed")
+    return ", ".join(parts)
 
 
 def _advise_on_target(target: TargetRecord) -> str:

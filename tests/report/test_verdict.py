@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from compressor.fidelity.records import FidelityRecord
 from compressor.report.verdict import GOOD_SHARE, describe_failure, judge, round_up, sufficient_gamma
+from compressor.schema import Pair
 from compressor.search.records import ParetoRecord, TargetKind, TargetRecord
 
 
@@ -33,6 +34,14 @@ def test_half_of_the_output_energy_is_too_much_to_lose(relative: float, success:
         assert words.startswith("Not a success: the network no longer computes what the original does")
         assert "75 % of the decisions changed" in words
         assert words.endswith("try --gamma 0.02.")
+
+
+@pytest.mark.parametrize(("after", "success"), [(0.5, True), (0.48, True), (0.47, False), (0.1, False)])
+def test_half_of_the_accuracy_is_too_much_to_lose(after: float, success: bool) -> None:
+    """However small the distance of the outputs is beside their energy."""
+    verdict = judge(make_fidelity(0.3), [], None, "", Pair[float](original=0.96, compressed=after))
+    assert verdict.success == success
+    assert success or f"top-1 96 % before and {100 * after:.0f} % after" in verdict.reason
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def make_verdict(context: Context, state: State) -> VerdictRecord:
     """The verdict on a run that is finished but for its report."""
     fidelity = needed(state.test, "test outputs").fidelity
     gamma = gamma_that_would_do(context, state)
-    verdict = judge(fidelity, state.precisions, state.target, _advise(context, state, gamma))
+    verdict = judge(fidelity, state.precisions, state.target, _advise(context, state, gamma), state.top1)
     named = gamma is not None and f"{gamma:g}" in verdict.advice
     return verdict.model_copy(update={"gamma": gamma}) if named else verdict
 
