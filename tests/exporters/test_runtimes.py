@@ -120,8 +120,8 @@ def test_openvino_runs_the_same_files(tmp_path: Path) -> None:
     loaded = runtime.open(chain_of(3, tmp_path / "chain.onnx"), batch, CPU, threads=1)
     loaded.run()
     assert loaded.load_ms > 0
+    (tmp_path / "broken.onnx").write_bytes(b"no network")
     with pytest.raises(BocompressError, match=r"OpenVINO cannot load .*broken.onnx: "):
-        (tmp_path / "broken.onnx").write_bytes(b"no network")
         runtime.open(tmp_path / "broken.onnx", batch, CPU, threads=1)
     with pytest.raises(InputError, match="there is no file"):
         runtime.open(tmp_path / "none.onnx", batch, CPU, threads=1)
