@@ -189,7 +189,7 @@ def recipes(name: str | None) -> None:
 
 
 @main.command(cls=Command)
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", metavar="SHELL", type=click.Choice(["bash", "zsh", "fish"]))
 @explain_errors
 def completion(shell: str) -> None:
     """Print what SHELL has to evaluate to complete commands, options and architectures.

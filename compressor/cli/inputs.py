@@ -51,11 +51,11 @@ def check_output(out: Path, options: dict[str, Any]) -> None:
     if options["resume"] and options["overwrite"]:
         raise InputError("--resume and --overwrite contradict each other: give one of them")
     if options["overwrite"]:
+        require_replaceable(out)
         inputs = [options[name] for name in ("model", "plan", "data", "train_data", "config") if options.get(name)]
         for path in inputs:
             if path.resolve().is_relative_to(out.resolve()):
                 raise InputError(f"{path} lies in {out}, which --overwrite would empty: choose another --out")
-        require_replaceable(out)
         return
     try:
         check_folder(out, keep=OUTPUTS if options["resume"] else ())

@@ -134,7 +134,7 @@ def test_bash_completes_architectures(run_command) -> None:
         (main, ["apply", "model.pt"], "missing argument 'PLAN'"),
         (main, ["benchmark"], "missing argument 'FILE...'"),
         (main, ["completion", "tcsh"], "'tcsh' is not one of"),
-        (main, ["completion"], "missing argument '{bash|zsh|fish}'. Choose from: bash, zsh, fish"),
+        (main, ["completion"], "missing argument 'SHELL'. Choose from: bash, zsh, fish"),
     ],
 )
 def test_wrong_usage_is_one_sentence(command: click.Command, arguments: list[str], words: str) -> None:
