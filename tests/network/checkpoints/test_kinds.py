@@ -274,7 +274,7 @@ def test_parametrizations_by_code(tmp_path):
 
 def test_quantized_weights_are_named(tmp_path):
     quantized = torch.ao.quantization.quantize_dynamic(network(), {nn.Linear})
-    assert "is a quantized state_dict (fc._packed_params" in refusal(save(quantized.state_dict(), tmp_path / "m.pt"))
+    assert "is a quantized state_dict (fc." in refusal(save(quantized.state_dict(), tmp_path / "m.pt"))
 
 
 # --- What is no tensor -------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ def test_nothing_of_the_file_runs_and_the_weights_load(tmp_path, small, monkeypa
             patch.setitem(sys.modules, "trainlib", library)
             torch.save(content, tmp_path / "m.pt", _use_new_zipfile_serialization=not legacy)
         loaded = load_model(tmp_path / "m.pt")
-        assert (loaded.arch, loaded.notes) == ("mnasnet0_5", [])
+        assert (loaded.arch, loaded.notes) == ("mnasnet0_5", ["1 other tensor in the file left out: 'history'"])
     assert not (tmp_path / "written").exists()
 
 
