@@ -65,15 +65,19 @@ def prepare(  # noqa: PLR0913
     calibration, search_images, outside = map(checked.apply, parts)
     training = None
     if settings.tune.epochs:
-        given = None if train_images is None else _as_image_set(train_images, MAX_TRAIN_IMAGES)
-        if given is not None:
-            given = _check_labels(original, given, settings, progress).apply(given)
+        given = None if train_images is None else _training_set(original, train_images, settings, progress)
         training = divide_training(given, calibration, search_images, outside, settings.search.seed)
     validation, test_images = split_validation(outside, settings)
     source = source or Source(type(model).__name__, command="compressor.compress(...)")
     original = _opened(original, search_images, training, settings)
-    example = search_images.batch([0]).to(settings.device)
-    layers = find_layers(original, example, settings.method, settings.layers, settings.skip, source.arch)
+    layers = find_layers(
+        original,
+        search_images.batch([0]).to(settings.device),
+        settings.method,
+        settings.layers,
+        settings.skip,
+        source.arch,
+    )
     if overwrite:
         remove_outputs(Path(out))
     return Context(
@@ -105,6 +109,14 @@ def _require_usable(images: ImageSet, settings: Settings) -> None:
     Workers(settings.workers, settings.backend)  # raises where joblib has no such backend
     if absence := explain_absence([settings.provider]):
         raise InputError(f"--provider {settings.provider}: {absence}")
+
+
+def _training_set(
+    original: nn.Module, images: ImageSet | Iterable[Any], settings: Settings, progress: Progress
+) -> ImageSet:
+    """Images given for training alone, with their labels checked, too."""
+    given = _as_image_set(images, MAX_TRAIN_IMAGES)
+    return _check_labels(original, given, settings, progress).apply(given)
 
 
 def _check_labels(original: nn.Module, images: ImageSet, settings: Settings, progress: Progress) -> LabelCheck:
