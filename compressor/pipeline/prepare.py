@@ -53,10 +53,7 @@ def prepare(  # noqa: PLR0913
     began = time.perf_counter()
     image_set = _as_image_set(images, MAX_IMAGES)
     _require_usable(image_set, settings)
-    if overwrite:
-        require_replaceable(Path(out))
-    else:
-        check_folder(Path(out), keep=OUTPUTS if resume else ())
+    _require_folder(Path(out), resume, overwrite)
     parts = divide_images(image_set, settings)
     original = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
     require_input_fits(original, parts[1].batch([0]).to(settings.device))
@@ -70,14 +67,8 @@ def prepare(  # noqa: PLR0913
     validation, test_images = split_validation(outside, settings)
     source = source or Source(type(model).__name__, command="compressor.compress(...)")
     original = _opened(original, search_images, training, settings)
-    layers = find_layers(
-        original,
-        search_images.batch([0]).to(settings.device),
-        settings.method,
-        settings.layers,
-        settings.skip,
-        source.arch,
-    )
+    example = search_images.batch([0]).to(settings.device)
+    layers = find_layers(original, example, settings.method, settings.layers, settings.skip, source.arch)
     if overwrite:
         remove_outputs(Path(out))
     return Context(
@@ -109,6 +100,13 @@ def _require_usable(images: ImageSet, settings: Settings) -> None:
     Workers(settings.workers, settings.backend)  # raises where joblib has no such backend
     if absence := explain_absence([settings.provider]):
         raise InputError(f"--provider {settings.provider}: {absence}")
+
+
+def _require_folder(out: Path, resume: bool, overwrite: bool) -> None:
+    if overwrite:
+        require_replaceable(out)
+    else:
+        check_folder(out, keep=OUTPUTS if resume else ())
 
 
 def _training_set(
