@@ -75,7 +75,9 @@ def choose_transform(loaded: "LoadedModel", options: dict[str, Any]) -> "Transfo
     for name in ("mean", "std"):
         given = options.get(name)
         if given and len(given) != channels:
-            raise InputError(f"--{name} has {len(given)} numbers, but the network takes {channels} channels: give as many")
+            raise InputError(
+                f"--{name} has {len(given)} numbers, but the network takes {channels} channels: give as many"
+            )
     return adapt_transform(loaded.transform, options)
 
 

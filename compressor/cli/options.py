@@ -71,8 +71,8 @@ image_options: Decorator = cloup.option_group(
         type=click.IntRange(min=4),
         help="Use at most this many images. --calibration of them fit factors; up to half of the others, and at most "
         "500 (2,000 by risk or error), are for the search; the rest are validation and test images. Left out: 1,500, "
-        "or 10,000 with --max-drop, whose bound tightens with their number; those beyond are read for the test alone, up "
-        "to 10,000, or as many as the network takes in a few minutes.",
+        "or 10,000 with --max-drop, whose bound tightens with their number; those beyond are read for the test alone, "
+        "up to 10,000, or as many as the network takes in a few minutes.",
     ),
 )
 

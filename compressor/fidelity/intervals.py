@@ -40,7 +40,7 @@ def _correlation(both: int, lost: int, gained: int, neither: int) -> float:
     """Of the two networks' hits, with Newcombe's correction for continuity; zero where either is all right or wrong."""
     images = both + lost + gained + neither
     product = (both + lost) * (gained + neither) * (both + gained) * (lost + neither)
-    covariance = both * neither - lost * gained
+    covariance: float = both * neither - lost * gained
     if covariance > 0:
         covariance = max(covariance - images / 2, 0.0)
     return covariance / sqrt(product) if product else 0.0
