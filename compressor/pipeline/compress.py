@@ -13,7 +13,9 @@ from typing import Any, TypedDict, Unpack
 from torch import nn
 
 from compressor.data.images import ImageSet
+from compressor.errors import InputError
 from compressor.pipeline.context import Context, Source
+from compressor.pipeline.outputs import FACTORS, JOURNAL
 from compressor.pipeline.plan import Plan
 from compressor.pipeline.prepare import prepare
 from compressor.pipeline.recipe import Recipe
@@ -93,7 +95,13 @@ def apply_plan(
 
 
 def _run(stages: Sequence[Stage], context: Context) -> CompressedModel:
-    state = run_stages(stages, context, State(context.original))
+    try:
+        state = run_stages(stages, context, State(context.original))
+    except InputError:
+        # What cannot be had leaves nothing behind; an interrupted run leaves what it can go on from.
+        if not context.resume and not (context.folder / JOURNAL).exists():
+            (context.folder / FACTORS).unlink(missing_ok=True)
+        raise
     result, report = needed(state.result, "a plan"), needed(state.report, "a report")
     return CompressedModel(state.network, result.plan, report, context.folder)
 

@@ -19,7 +19,7 @@ def options_page() -> str:
 
 
 def _command_section(name: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=name)
+    context = click.Context(command, info_name=name, **command.context_settings)
     usage = command.get_usage(context).removeprefix("Usage: ")
     about = " ".join((command.help or "").split())
     rows = [row for parameter in command.params if (row := _row(parameter, context))]

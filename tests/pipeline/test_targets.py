@@ -388,9 +388,9 @@ def test_a_time_is_judged_by_the_delivered_file(kind: TargetKind, cost: Cost, as
 
 
 @pytest.mark.parametrize("refine", [True, False])
-def test_a_drop_is_bounded_on_images_that_the_report_does_not_judge_by(refine, tiny, pictures, tmp_path) -> None:
+def test_a_drop_is_bounded_on_images_that_the_report_does_not_judge_by(refine, taught, pictures, tmp_path) -> None:
     search = SearchSettings(samples=10, refine=refine)
-    report = compressed(tiny, pictures, tmp_path / "out", "drop", 12.0, search=search)
+    report = compressed(taught, pictures, tmp_path / "out", "drop", 12.0, search=search)
     target = report.target
     assert target is not None
     assert target.labelled
@@ -421,10 +421,10 @@ def test_biases_that_fitted_factors_gain_are_counted_in(pictures, tmp_path) -> N
 
 @pytest.mark.parametrize(("kind", "asked", "other"), [("ratio", 0.4, 0.3), ("drop", 4.0, 3.0)])
 def test_a_target_resumed_is_the_same(
-    kind: TargetKind, asked: float, other: float, tiny: nn.Module, pictures: ImageSet, tmp_path: Path
+    kind: TargetKind, asked: float, other: float, taught: nn.Module, pictures: ImageSet, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    first = compressed(tiny, pictures, out, kind, asked)
+    first = compressed(taught, pictures, out, kind, asked)
     assert first.target is not None
     assert len(first.target.steps) >= 1 + (kind == "drop")  # a drop is measured once before the search, too
     journal = (out / "search.jsonl").read_text()
@@ -432,10 +432,10 @@ def test_a_target_resumed_is_the_same(
         settings = Settings(
             target=Target(kind, asked), calibration=0, recalibrate=False, search=SearchSettings(samples=10)
         )
-        assert compress(tiny, pictures, out, settings, resume=True).report.target == first.target
+        assert compress(taught, pictures, out, settings, resume=True).report.target == first.target
         assert (out / "search.jsonl").read_text() == journal
         with pytest.raises(InputError, match="other target"):
-            compress(tiny, pictures, out, replace(settings, target=Target(kind, other)), resume=True)
+            compress(taught, pictures, out, replace(settings, target=Target(kind, other)), resume=True)
 
 
 # The command line
