@@ -115,7 +115,7 @@ def export(**options: Any) -> None:
     progress, out = make_progress(options["quiet"]), output_folder(options)
     recipe = choose_recipe(options)
     settings = make_settings(options)
-    check_output(out, options)
+    check_output(out, options, progress)
     loaded, images = load_network_and_images(options, progress, tuned=recipe is not None and recipe.tunes)
     result = compress(
         loaded.model,
@@ -219,7 +219,7 @@ def apply_command(**options: Any) -> None:
     from compressor.pipeline.plan import read_plan
 
     progress, out = make_progress(options["quiet"]), output_folder(options)
-    check_output(out, options)
+    check_output(out, options, progress)
     plan = read_plan(options["plan"])
     loaded, images = load_network_and_images(options, progress)
     if plan.arch != loaded.arch:

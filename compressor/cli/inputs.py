@@ -2,7 +2,10 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from compressor.cli.settings import check_tuning
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 NUM_SYNTHETIC_IMAGES = 256
 MAX_IMAGES_WITH_DROP = 10_000
 NUM_VERIFY_IMAGES = 64
+NUM_SIZES = 20  # files whose size is looked at
+MAX_ENLARGEMENT = 2
 MIN_STD = 1e-6
 MAX_IMAGES_GB = 8
 SYNTHETIC_NOTE = (
@@ -39,7 +44,7 @@ def typed_command() -> str:
     return shlex.join(["bocompress" if program == "__main__.py" else program, *sys.argv[1:]])
 
 
-def check_output(out: Path, options: dict[str, Any]) -> None:
+def check_output(out: Path, options: dict[str, Any], progress: "Progress") -> None:
     """Check the folder to write before anything is loaded.
 
     Raises:
@@ -50,6 +55,8 @@ def check_output(out: Path, options: dict[str, Any]) -> None:
 
     if options["resume"] and options["overwrite"]:
         raise InputError("--resume and --overwrite contradict each other: give one of them")
+    if options["resume"] and not holds_run(out):
+        progress.log(f"note: nothing to resume in {out}: the run begins anew")
     if options["overwrite"]:
         require_replaceable(out)
         inputs = [options[name] for name in ("model", "plan", "data", "train_data", "config") if options.get(name)]
@@ -114,19 +121,37 @@ def load_network_and_images(
     from compressor.network.checkpoint import load_model
 
     num_images = image_limit(options)
+    files: list[Path] = []
     if options["data"] is None:
         num_images = min(NUM_SYNTHETIC_IMAGES, num_images)
     else:  # A wrong folder is an error at once, not after the network is loaded.
-        num_images = min(num_images, len(list_images(options["data"]).files))
+        files = list_images(options["data"]).files
+        num_images = min(num_images, len(files))
     with progress.stage("loading the network"):
         loaded = load_model(options["model"], options["arch"], options["trust_pickle"], options["weights"])
     outputs = "one output" if loaded.num_classes == 1 else f"{loaded.num_classes} classes"
-    progress.log(f"{options['model']}: {loaded.arch} with {outputs}")
-    for note in loaded.notes:
-        progress.log(f"note: {note}")
     transform = choose_transform(loaded, options)
+    progress.log(f"{options['model']}: {loaded.arch} with {outputs}, input of {transform.input_size} px")
+    for note in (*loaded.notes, *([] if options["input_size"] else note_on_size(files, transform, loaded.arch))):
+        progress.log(f"note: {note}")
     require_memory(num_images, transform.input_size)
     return loaded, _load_images(options, loaded, num_images, progress)
+
+
+def note_on_size(files: Sequence[Path], transform: "Transform", arch: str) -> list[str]:
+    """That images are much smaller than the input that is taken for granted, which a network may not be trained for."""
+    from PIL import Image
+
+    shorter = []
+    for file in files[:: max(1, len(files) // NUM_SIZES)]:
+        with suppress(Exception), Image.open(file) as image:  # what cannot be read is counted where pixels are read
+            shorter.append(min(image.size))
+    if not shorter or median(shorter) * MAX_ENLARGEMENT >= transform.input_size:
+        return []
+    return [
+        f"the images have {median(shorter):.0f} px on their shorter side and are enlarged to {transform.input_size}, as "
+        f"torchvision's own weights of {arch} take them; give --input-size if yours were trained at another size"
+    ]
 
 
 def _load_images(

@@ -28,11 +28,13 @@ class LabelCheck:
         reason: why they are not used, in words; empty where they are.
         renumbered: whether classes are numbered in their other usual order.
         note: what a person should know; empty where labels are used as they are.
+        finding: how often the original decides as the labels in use say, in words; empty where none are.
     """
 
     reason: str = ""
     renumbered: bool = False
     note: str = ""
+    finding: str = ""
 
     def apply(self, images: ImageSet) -> ImageSet:
         """The images, of the set that was checked, with labels as they are to be used."""
@@ -73,9 +75,13 @@ def check_labels(original: nn.Module, images: ImageSet, device: torch.device) ->
         hits = int((decided == labels).sum())
         return _dropped(
             f"the original decides as they say on {hits} of {len(labels)} images, no more than chance gives: they may "
-            "be in another order than its outputs"
+            "be in another order than its outputs, or its images be prepared otherwise (--input-size, --mean, --std)"
         )
-    return LabelCheck()
+    return LabelCheck(finding=_finding(decided, labels))
+
+
+def _finding(decided: Labels, labels: Labels) -> str:
+    return f"the original decides as the labels say on {(decided == labels).mean():.1%} of {len(labels)} images"
 
 
 def _dropped(reason: str) -> LabelCheck:

@@ -129,6 +129,8 @@ def _check_labels(original: nn.Module, images: ImageSet, settings: Settings, pro
         checked = check_labels(original, images, torch.device(settings.device))
     if checked.note:
         progress.log(f"note: {checked.note}")
+    if checked.finding:
+        progress.log(checked.finding)
     if checked.reason and settings.fidelity != "norm":
         raise InputError(f"--fidelity {settings.fidelity} needs labels: {checked.reason}; --fidelity norm needs none")
     if checked.reason and settings.tune.epochs and settings.tune.by == "labels":

@@ -15,7 +15,7 @@ from compressor.recovery.records import ReconstructionRecord, TuneRecord
 from compressor.report.formatting import GAP
 from compressor.report.records import FileRecord, Report, StageRecord, VerdictRecord
 from compressor.report.verdict import describe_failure
-from compressor.report.wording import describe_result
+from compressor.report.wording import describe_outcome, describe_result
 from compressor.schema import Number, Pair
 from compressor.search.records import TARGET_OPTIONS, SearchRecord, TargetRecord
 from exporters.records import DifferenceRecord, QuantizationRecord
@@ -155,7 +155,12 @@ def _both(pair: Pair[Number]) -> tuple[Number, Number]:
 
 def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[LayerRecord]) -> None:
     """Print the table of `bocompress inspect`."""
-    title = f"{arch}, {num_classes} classes, {input_size} px: {len(layers)} layers"
+    taken = [layer for layer in layers if layer.skipped is None]
+    share = sum(layer.params for layer in taken) / max(1, sum(layer.params for layer in layers))
+    title = (
+        f"{arch}, {num_classes} classes, {input_size} px: {len(taken)} of {len(layers)} layers can be compressed, with "
+        f"{100 * share:.0f} % of their parameters"
+    )
     table = _table(
         title, "layer", "shape", "method", "break-even\nrank", "parameters", "MACs", "skipped", left=(0, 1, 2, 6)
     )
@@ -222,7 +227,9 @@ def _add_latency(table: Table, latency: dict[str, LatencyRecord]) -> None:
 def _target_line(target: TargetRecord) -> str:
     bound = f", at most {target.at_most:.4g} with 95 % confidence ({target.images} images)" if target.images else ""
     verdict = "met" if target.met else "not met"
-    return f"target {TARGET_OPTIONS[target.kind]} {target.asked:g} {verdict}: {target.reached:.4g}{bound}"
+    unit = ("points of top-1 lost" if target.labelled else "% of the output energy") if target.kind == "drop" else ""
+    reached = f"{target.reached:.4g} {unit}".strip()
+    return f"target {TARGET_OPTIONS[target.kind]} {target.asked:g} {verdict}: {reached}{bound}"
 
 
 def _certificate_lines(search: SearchRecord) -> list[str]:
@@ -234,8 +241,7 @@ def _certificate_lines(search: SearchRecord) -> list[str]:
         figures["joint"] = f"P(any plan is {margin}) = {joint.estimate:.2g}, at most {joint.upper:.2g}"
     asked = figures.pop(certificate.asked)
     return [
-        f"certificate ({certificate.asked}, asked: {certificate.epsilon:g}) {'met' if certificate.met else 'not met'}: "
-        f"{asked}",
+        f"certificate ({certificate.asked}, asked: {certificate.epsilon:g}) {describe_outcome(certificate)}: {asked}",
         *(f"  {name}: {figure}" for name, figure in figures.items()),
         f"  calibration: the Gaussian process's errors are {search.calibration.z_rms:.2g} times as large as predicted",
         *([f"Pareto front: {len(search.pareto_front)} plans, in plans/"] if search.pareto_front else []),

@@ -143,11 +143,11 @@ def _list_chosen(report: Report) -> list[EvaluationRecord]:
 
 
 def _ring(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """Draw rings round the chosen plan, behind the points so that these keep their colours."""
+    """Draw rings round the chosen plan, above the points, of which there may be many."""
     if points:
-        ring: dict[str, Any] = {"markeredgecolor": LIGHT["ink"], "markeredgewidth": 1.2, "markersize": 11}
+        ring: dict[str, Any] = {"markeredgecolor": LIGHT["ink"], "markeredgewidth": 1.8, "markersize": 11}
         columns = zip(*points, strict=True)
-        axes.plot(*columns, "o", markerfacecolor="none", label="chosen plan", zorder=1.5, **ring)
+        axes.plot(*columns, "o", markerfacecolor="none", label="chosen plan", zorder=4, **ring)
 
 
 def _ring_middle(axes: Axes, points: Sequence[tuple[float, float]]) -> None:

@@ -55,6 +55,8 @@ def on_certificate(certificate: CertificateRecord, stopped_because: str) -> list
     margin = f"better by more than {certificate.delta:.3g} with probability"
     if certificate.asked == "joint" and certificate.joint is not None:
         joint = certificate.joint
+        if joint.suffices:
+            return [f"{before}, and before its initial design was complete: allow more evaluations"]
         return [f"{before}: some plan is {margin} {joint.estimate:.2g}, at most {joint.upper:.2g}"]
     return [f"{before}: a given other plan may be {margin} {certificate.pointwise:.2g}"]
 

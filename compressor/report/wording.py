@@ -26,7 +26,7 @@ from compressor.report.formatting import (
     format_ratio,
 )
 from compressor.report.records import Report
-from compressor.search.records import TARGET_OPTIONS, SearchRecord, TargetKind, TargetRecord
+from compressor.search.records import TARGET_OPTIONS, CertificateRecord, SearchRecord, TargetKind, TargetRecord
 from compressor.text import join_words
 from exporters.records import ExportCheckRecord
 
@@ -265,10 +265,19 @@ def describe_images(report: Report) -> str:
     return f"{images.source} ({'labelled' if images.labelled else f'unlabelled{why}'}); {', '.join(parts)}"
 
 
+def describe_outcome(certificate: CertificateRecord) -> str:
+    """Whether a certificate was met, and why not where its bound is low enough."""
+    if certificate.met:
+        return "met"
+    joint = certificate.joint
+    early = certificate.asked == "joint" and joint is not None and joint.suffices
+    return "not met, since the search ended before its initial design was complete" if early else "not met"
+
+
 def describe_certificate(search: SearchRecord) -> str:
     """Whether the certificate was met, with both probabilities in words."""
     certificate, joint = search.certificate, search.certificate.joint
-    asked = f" (asked: at most {_equal('ε', certificate.epsilon)}): {'met' if certificate.met else 'not met'}"
+    asked = f" (asked: at most {_equal('ε', certificate.epsilon)}): {describe_outcome(certificate)}"
     pointwise = (
         f"the largest probability found that a given other plan is better than the chosen one by more than "
         f"{_equal('δ', float(f'{certificate.delta:.2g}'))} is {format_probability(certificate.pointwise)}"

@@ -27,17 +27,25 @@ class JointRecord(Record):
         paths: sample paths in all.
         upper: upper confidence bound of the probability.
         confidence: of that bound.
+        allowed: what the bound must not exceed: epsilon less the failure probability of the bounds of all tests; null
+            in reports of versions that kept none.
     """
 
     failures: int = Field(ge=0)
     paths: int = Field(ge=1)
     upper: float = Field(ge=0, le=1)
     confidence: float = Field(ge=0, le=1)
+    allowed: float | None = None
 
     @property
     def estimate(self) -> float:
         """Share of the sample paths that failed."""
         return self.failures / self.paths
+
+    @property
+    def suffices(self) -> bool:
+        """Whether the bound is low enough for a certificate."""
+        return self.allowed is not None and self.upper <= self.allowed
 
 
 class CertificateRecord(Record):

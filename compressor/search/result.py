@@ -16,7 +16,13 @@ def certificate_record(test: StopTest, settings: SearchSettings) -> CertificateR
     joint = test.joint
     return CertificateRecord(
         pointwise=test.pointwise,
-        joint=JointRecord(failures=joint.failures, paths=joint.paths, upper=joint.upper, confidence=joint.confidence),
+        joint=JointRecord(
+            failures=joint.failures,
+            paths=joint.paths,
+            upper=joint.upper,
+            confidence=joint.confidence,
+            allowed=joint.allowed,
+        ),
         delta=test.delta,
         epsilon=settings.failure_probability,
         asked=settings.certificate,

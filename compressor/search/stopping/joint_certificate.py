@@ -57,6 +57,7 @@ class JointTest:
         paths: that were drawn.
         upper: upper bound of the probability of a failure.
         confidence: of the bound; 0 where only a pilot was drawn, which bounds nothing.
+        allowed: what `upper` must not exceed.
         met: whether the certificate holds.
     """
 
@@ -64,6 +65,7 @@ class JointTest:
     paths: int
     upper: float
     confidence: float
+    allowed: float
     met: bool
 
 
@@ -155,10 +157,10 @@ def certify_jointly(
     if not in_full:
         counter.draw(PILOT_PATHS, enough=1)
         if counter.failures:
-            return JointTest(counter.failures, counter.paths, 1.0, 0.0, False)
+            return JointTest(counter.failures, counter.paths, 1.0, 0.0, schedule.risk, False)
         counter.failures = counter.paths = 0
     if schedule.max_failures < 0 and not in_full:
-        return JointTest(counter.failures, counter.paths, 1.0, 0.0, False)
+        return JointTest(counter.failures, counter.paths, 1.0, 0.0, schedule.risk, False)
     stages, alpha, risk = schedule.stages, schedule.alpha, schedule.risk
     upper, allowed = 1.0, schedule.max_failures / stages[-1]
     while counter.paths < stages[-1] and not upper <= risk:
@@ -169,7 +171,7 @@ def certify_jointly(
         is_futile = lower_bound(counter.failures, counter.paths, FUTILITY_LEVEL) > allowed
         if is_futile and not (in_full and counter.paths < stages[0]):
             break
-    return JointTest(counter.failures, counter.paths, upper, 1.0 - alpha, upper <= risk)
+    return JointTest(counter.failures, counter.paths, upper, 1.0 - alpha, risk, upper <= risk)
 
 
 class _FailureCounter:
