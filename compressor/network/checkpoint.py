@@ -26,7 +26,7 @@ from compressor.network.checkpoints.copies import (
 from compressor.network.checkpoints.custom import find_own_copies, is_custom, make_network, transform_of
 from compressor.network.checkpoints.folding import fold, refuse_quantized, refuse_unseen
 from compressor.network.checkpoints.inert import Inert, children
-from compressor.network.checkpoints.pickled import submodules
+from compressor.network.checkpoints.pickled import WRAPPERS, find_unknown_code, submodules
 from compressor.network.checkpoints.reading import read_checkpoint
 from compressor.text import first_line, join_words
 
@@ -104,14 +104,21 @@ def load_weights(
         refuse_quantized(tensors, str(path))
         refuse_unseen(tensors, str(path))
         if contents.modules and arch is None:
-            raise InputError(f"{path} holds {describe_code(next(iter(contents.modules.values())))}")
+            raise InputError(f"{path} holds {describe_code(next(iter(contents.modules.values())).origin)}")
         raise InputError(explain_misfit(tensors, arch, str(path)))
     chosen = choose_copy(copies, weights, str(path))
     assert chosen.match is not None
     refuse_quantized(chosen.tensors, str(path))
     notes += describe_rest(chosen, copies, tensors)
     check_finite(chosen.tensors, path)
+    if unknown := find_unknown_code(contents.modules, chosen.prefix):
+        raise InputError(f"{path} depends on {describe_unknown(unknown)}")
     pickled = submodules(contents.modules, chosen.prefix)
+    if chosen.prefix.rpartition(".")[2].isdecimal() and not pickled:
+        notes.append(
+            f"the network lies under {chosen.prefix!r}, as in a Sequential: parts of it without weights, such as a "
+            "normalization or a softmax, are not in the file and not seen"
+        )
     model, transform = build_matched(chosen.match, chosen.tensors, pickled, str(path), notes)
     fill(model, chosen.tensors, path, notes)
     arch, num_classes = chosen.match.arch, chosen.match.num_classes
@@ -145,11 +152,20 @@ def load_own(contents: Contents, path: Path, arch: str, weights: str | None, not
     return LoadedModel(arch, run_outputs(model, transform, path), model, transform, notes)
 
 
-def describe_code(module: Inert) -> str:
+def describe_code(origin: str) -> str:
     """What a pickled module needs, for a message."""
     return (
-        f"pickled code ({module.origin}), which runs when it is loaded: save the model's state_dict() instead, give "
+        f"pickled code ({origin}), which runs when it is loaded: save the model's state_dict() instead, give "
         "the network by --arch module:function, or pass --trust-pickle only if you trust where the file came from"
+    )
+
+
+def describe_unknown(code: str) -> str:
+    """What a network inside a pickled module, or one with parts of other packages, needs, for a message."""
+    return (
+        f"the code of {code}, which is not run and may change what the network computes: give the whole by --arch "
+        "module:function, save the state_dict() of the network alone, or pass --trust-pickle only if you trust where "
+        "the file came from"
     )
 
 
@@ -163,7 +179,7 @@ def describe_weightless(content: object, contents: Contents) -> str:
     if contents.trusted:
         return f"a {type(next(iter(contents.trusted.values()))).__name__} without a linear or convolutional layer"
     if contents.modules:
-        return describe_code(next(iter(contents.modules.values())))
+        return describe_code(next(iter(contents.modules.values())).origin)
     if contents.optimizers:
         return "an optimizer's state and no network weights"
     if contents.classes:
@@ -279,11 +295,9 @@ def state_of(module: nn.Module) -> dict[str, Tensor]:
 
 
 def unwrap_module(module: nn.Module) -> nn.Module:
-    """The network inside the wrappers of parallel training, averaging and torch.compile."""
-    for name in ("module", "_orig_mod"):
-        inner = getattr(module, name, None)
-        if isinstance(inner, nn.Module) and len(list(module.children())) == 1:
-            return unwrap_module(inner)
+    """The network inside the wrappers of parallel training, averaging and torch.compile, which only call it."""
+    while f"{type(module).__module__}.{type(module).__qualname__}" in WRAPPERS:
+        (module,) = module.children()
     return module
 
 

@@ -26,6 +26,20 @@ SETTINGS = (
     *("shift_size", "transform_input", "normalized_shape", "count_include_pad", "track_running_stats"),
 )
 PLAIN = (int, float, str, bool, type(None))
+# Modules that call the one inside and do nothing else.
+WRAPPERS = (
+    "torch.nn.parallel.data_parallel.DataParallel",
+    "torch.nn.parallel.distributed.DistributedDataParallel",
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel",
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.CheckpointWrapper",
+    "torch._dynamo.eval_frame.OptimizedModule",
+    "torch.optim.swa_utils.AveragedModel",
+)
+SEQUENTIAL = "torch.nn.modules.container.Sequential"
+IDLE = ("Dropout", "Dropout2d", "AlphaDropout", "Identity", "StochasticDepth")  # in eval mode
+KNOWN_PACKAGES = ("torch.nn.", "torchvision.models.", "torchvision.ops.")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+KNOWN_HOOKS = "torch.nn.utils."  # pruning, weight norm and spectral norm, which are multiplied out
 
 
 def submodules(modules: dict[str, Inert], prefix: str) -> dict[str, Inert]:
@@ -38,6 +52,42 @@ def submodules(modules: dict[str, Inert], prefix: str) -> dict[str, Inert]:
 def class_name(module: Inert) -> str:
     """The class of a pickled module."""
     return module.origin.rpartition(".")[2]
+
+
+def find_unknown_code(modules: dict[str, Inert], prefix: str) -> str | None:
+    """The first class or hook whose code the network at `prefix` may depend on, but which is not known; None if none.
+
+    Modules around the network may do nothing but call it; the network itself is of torchvision, and what it consists
+    of belongs to torchvision and torch. All else may compute anything.
+    """
+    for name, module in modules.items():
+        if name == prefix or f"{name}.".startswith(f"{prefix}." if prefix else ""):
+            known = module.origin.startswith(KNOWN_PACKAGES if name != prefix else "torchvision.models.")
+        elif not name or prefix.startswith(f"{name}."):
+            known = calls_one_part(module)
+        else:
+            continue
+        if not known or "forward" in module.attributes:
+            return describe_module(module)
+        hooks = [hook for kind in HOOKS for hook in children(module.attributes.get(kind)).values()]
+        if unknown := [hook for hook in hooks if not str(getattr(hook, "origin", "")).startswith(KNOWN_HOOKS)]:
+            return str(getattr(unknown[0], "origin", "") or f"a hook of {module.origin}")
+    return None
+
+
+def describe_module(module: Inert) -> str:
+    """The class of a module, of a Sequential also those of its parts."""
+    if module.origin != SEQUENTIAL:
+        return module.origin
+    return f"Sequential({', '.join(class_name(part) for part in children(module.attributes['_modules']).values())})"
+
+
+def calls_one_part(module: Inert) -> bool:
+    """Whether a module only hands its input on to the one module inside that does something."""
+    if module.origin != SEQUENTIAL:
+        return module.origin in WRAPPERS
+    parts = children(module.attributes["_modules"]).values()
+    return sum(class_name(part) not in IDLE for part in parts) == 1
 
 
 def describe_difference(network: nn.Module, pickled: dict[str, Inert]) -> str | None:
@@ -61,8 +111,7 @@ def describe_difference(network: nn.Module, pickled: dict[str, Inert]) -> str | 
 
 def _do_nothing(own: nn.Module, pickled: Inert) -> bool:
     """Whether both are dropout or nothing, which are one in eval mode."""
-    names = ("Dropout", "Dropout2d", "AlphaDropout", "Identity", "StochasticDepth")
-    return type(own).__name__ in names and class_name(pickled) in names
+    return type(own).__name__ in IDLE and class_name(pickled) in IDLE
 
 
 def adopt_parts(network: nn.Module, pickled: dict[str, Inert], names: list[str]) -> None:

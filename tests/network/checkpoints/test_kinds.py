@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.transforms import Normalize
 
 from compressor.network.checkpoint import load_model
 from tests.network.saved import random_state, refusal, save
@@ -239,6 +241,85 @@ def test_whole_module_with_other_layers_is_refused(tmp_path):
     original = network()
     original.layer1[0].relu = nn.SiLU()
     assert "its 'layer1.0.relu' is a SiLU, not a ReLU" in refusal(save(original, tmp_path / "m.pt"))
+
+
+class Doubled(ResNet):
+    """A subclass with a forward of its own."""
+
+    def __init__(self):
+        super().__init__(BasicBlock, [2, 2, 2, 2], num_classes=5)
+
+    def forward(self, x):
+        return super().forward(2 * x)
+
+
+class Around(nn.Module):
+    """A module around a network, under the name that parallel training uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = network()
+
+    def forward(self, x):
+        return self.module(2 * x)
+
+
+class ReLU(nn.Module):
+    """Not torch's."""
+
+
+def double(_module, _args, output):
+    return 2 * output
+
+
+def with_hook():
+    original = network()
+    original.layer1.register_forward_hook(double)
+    return original
+
+
+def with_own_part():
+    original = network()
+    original.layer1[0].relu = ReLU()
+    return original
+
+
+def with_own_forward():
+    original = network()
+    original.forward = original._forward_impl
+    return original
+
+
+UNKNOWN_CODE = {
+    "normalized": (lambda: nn.Sequential(Normalize([0.5] * 3, [0.5] * 3), network()), "Sequential(Normalize, ResNet)"),
+    "softmax": (lambda: nn.Sequential(network(), nn.Softmax(1)), "Sequential(ResNet, Softmax)"),
+    "around": (lambda: {"model": Around()}, "test_kinds.Around"),
+    "subclass": (Doubled, "test_kinds.Doubled"),
+    "hook": (with_hook, "test_kinds.double"),
+    "part": (with_own_part, "test_kinds.ReLU"),
+    "forward": (with_own_forward, "torchvision.models.resnet.ResNet"),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN_CODE)
+@pytest.mark.parametrize("arch", [None, "resnet18"])
+def test_code_around_a_pickled_network_is_not_lost(tmp_path, kind, arch):
+    make, name = UNKNOWN_CODE[kind]
+    sentence = refusal(save(make(), tmp_path / "m.pt"), arch=arch)
+    assert f"{name}, which is not run" in sentence
+    assert "--trust-pickle" in sentence
+
+
+def test_modules_that_only_call_the_network(tmp_path):
+    original = network()
+    for module in (nn.Sequential(nn.Dropout(), original), torch.optim.swa_utils.AveragedModel(original)):
+        assert same_outputs(load_model(save(nn.DataParallel(module), tmp_path / "m.pt")), original)
+    (note,) = load_model(save(nn.Sequential(nn.Softmax(1), original).state_dict(), tmp_path / "s.pt")).notes
+    assert "under '1', as in a Sequential" in note
+
+
+def test_trusted_module_keeps_what_is_around_the_network(tmp_path):
+    assert load_model(save(Around(), tmp_path / "m.pt"), trust_pickle=True).arch == "around"
 
 
 # --- Weights stored as two, and quantized ones -------------------------------------------------------------
