@@ -19,7 +19,9 @@ from compressor.data.pixels import (
     Bytes,
     Deep,
     UnreadableError,
+    find_peaks,
     find_whites,
+    is_black,
     is_constant,
     read_image,
     require_channels,
@@ -220,15 +222,19 @@ def _try_to_read(file: Path, transform: Transform) -> Bytes | Deep | UnreadableE
 
 
 def _notes_on_pixels(listing: Listing, sample: Sample, pixels: Sequence[Bytes]) -> Iterator[str]:
-    """What could not be read, and what shows nothing."""
+    """What could not be read, what white was taken to be, and what shows nothing."""
     if sample.failures:
         images = "1 image" if len(sample.failures) == 1 else f"{len(sample.failures)} images"
-        yield f"{images} could not be read and were left out: {_name_failure(listing, sample)}"
-    constant = [index for index, image in zip(sample.kept, pixels, strict=True) if is_constant(image)]
-    if constant:
-        images = "1 image is" if len(constant) == 1 else f"{len(constant)} images are"
-        names = name_some([_relative(listing, index) for index in constant])
-        yield f"{images} of one colour throughout: {names}"
+        were = "was" if len(sample.failures) == 1 else "were"
+        yield f"{images} could not be read and {were} left out: {_name_failure(listing, sample)}"
+    whites = find_whites(sample.pixels)
+    for kind, peak in find_peaks(sample.pixels).items():
+        if peak > 0:
+            yield f"white is {whites[kind]:g} in files of {kind}: their brightest pixels are at {peak:g}"
+    for finding, what in ((is_constant, "of one colour throughout"), (is_black, "nearly black")):
+        names = [_relative(listing, index) for index, image in zip(sample.kept, pixels, strict=True) if finding(image)]
+        if names:
+            yield f"{'1 image is' if len(names) == 1 else f'{len(names)} images are'} {what}: {name_some(names)}"
 
 
 def _name_failure(listing: Listing, sample: Sample) -> str:

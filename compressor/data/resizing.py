@@ -18,7 +18,7 @@ def fit_image(image: Image.Image, transform: Transform) -> NDArray[Any]:
     """The image with its short side resized and its middle cut out.
 
     The pixels are those of torchvision's presets, except that pictures of more than eight times the size (a root mean
-    square of 0.3 of 255 levels) and strips (two levels at most) differ in what is not seen.
+    square of 0.5 of 255 levels, at most 0.8) and strips (two levels at most) differ in what is not seen.
 
     Returns:
         Of the image's own type, and of shape (height, width) or (height, width, channels).

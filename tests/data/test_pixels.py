@@ -39,7 +39,62 @@ def test_values_are_scaled_by_what_the_folder_holds(tmp_path, white, dtype):
     tolerance = 0.06 if white == 1023 else 0.02  # white need not occur
     for name, gain in (("bright", 1.0), ("dark", 0.05)):
         assert found[f"{name}.tif"][0].numpy() == pytest.approx(INK * gain, abs=tolerance)
-    assert images.notes == ()
+    note = images.notes[0]
+    assert note.startswith(f"white is {white:g} in files of ")
+
+
+def rows_of(values, dtype):
+    return Image.fromarray(np.asarray(values).astype(dtype))
+
+
+def with_one(values, hot):
+    values = values.copy()
+    values[5, 7] = hot
+    return values
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "white"),
+    [
+        (with_one(INK, 1.02), np.float32, 1),
+        (with_one(INK, 300), np.float32, 1),
+        (with_one(INK, -0.02), np.float32, 1),
+        (INK * 1.2, np.float32, None),
+        (INK * 2, np.float32, None),
+        (INK * 9, np.float32, None),
+        (INK * 0.1, np.float32, None),
+        (with_one(INK * 255, 255.4), np.float32, 255),
+        (INK * 275, np.float32, None),
+        (with_one(INK * 4095, 4096), np.uint16, 4095),
+        (with_one(INK * 4095, 65535), np.uint16, 4095),
+        (INK * 1.99, np.int32, None),
+        (INK * 9.9, np.int32, None),
+        (INK * 1e6, np.int32, None),
+    ],
+)
+def test_no_image_turns_black_beside_a_full_scale(tmp_path, values, dtype, white):
+    """A few hot pixels decide nothing; where no full scale is near, the brightest pixels are white."""
+    rows_of(values, dtype).save(tmp_path / "a.tif")
+    found, images = read(tmp_path)
+    kept = np.asarray(values).astype(dtype)
+    expected = np.clip(kept / (white or np.quantile(kept, 0.999)), 0, 1)
+    assert found["a.tif"][0].numpy() == pytest.approx(expected, abs=0.02)
+    assert len(images.notes) == 1
+
+
+def test_an_image_that_comes_out_black_is_named(tmp_path):
+    for name, gain in (("bright", 1.0), ("black", 0.02)):
+        rows_of(INK * gain * 65535, np.uint16).save(tmp_path / f"{name}.png")
+    _, images = read(tmp_path)
+    assert images.notes[1:] == ("1 image is nearly black: black.png",)
+
+
+def test_files_that_say_what_white_is_do_not_decide_for_others(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 64 64 65535\n" + (INK * 65535).astype(">u2").tobytes())
+    rows_of(INK * 4095, np.uint16).save(tmp_path / "b.tif")
+    found, _ = read(tmp_path)
+    for pixels in found.values():
+        assert pixels[0].numpy() == pytest.approx(INK, abs=0.01)
 
 
 def test_floats_to_1_and_to_1000_in_one_folder(tmp_path):
@@ -67,7 +122,7 @@ def test_values_that_are_no_pixels_are_counted_with_the_reason(tmp_path, values,
     Image.fromarray(values.astype(np.float32)).save(tmp_path / "bad.tif")
     _, images = read(tmp_path)
     assert (len(images), images.unreadable) == (1, 1)
-    assert images.notes[0].startswith("1 image could not be read and were left out: bad.tif: it has values")
+    assert images.notes[0].startswith("1 image could not be read and was left out: bad.tif: it has values")
     assert reason in images.notes[0]
     (tmp_path / "good.png").unlink()
     with pytest.raises(InputError, match=rf"none of the 1 image files in .* can be read \(bad.tif: .*{reason}"):
