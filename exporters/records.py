@@ -8,6 +8,7 @@ from compressor.schema import Pair, Record
 
 Precision = Literal["fp32", "fp16", "int8"]
 FileFormat = Literal["onnx", "ort"]
+Agreement = Literal["top-1 class", "sign", "integers"]
 CalibrationName = Literal["min-max", "percentile", "entropy"]
 
 
@@ -38,7 +39,9 @@ class DivergenceRecord(Record):
 class DifferenceRecord(Record):
     """Two files on the same images, as `bocompress verify` compares them.
 
-    Figures are as in `ExportCheckRecord`, with the first file in torch's place. `function_norm` is the mean squared
+    Figures are as in `ExportCheckRecord`, with the first file in torch's place; errors are 1e30 on `not_finite` images,
+    where the second gives NaN or infinity. `agreement_of` is what `top1_agreement` counts: classes of the largest output,
+    signs of a single one, or integers where the files give integers. `function_norm` is the mean squared
     distance of the outputs, `worst_image` the number of the image with the largest difference and `worst_file` its
     name, null where it is no file. `output` is the output compared, the first of `outputs`; `top1` are both files'
     top-1 accuracies, null without labels of as many classes. On the worst image
@@ -50,6 +53,8 @@ class DifferenceRecord(Record):
     max_rel_error: float = Field(ge=0)
     function_norm: float = Field(ge=0)
     top1_agreement: float = Field(ge=0, le=1)
+    agreement_of: Agreement = "top-1 class"
+    not_finite: int = 0
     images: int
     worst_image: int
     worst_file: str | None = None

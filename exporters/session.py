@@ -30,6 +30,7 @@ DTYPES = {
     "tensor(double)": "float64",
     "tensor(uint8)": "uint8",
 }
+INTEGERS = ("tensor(int64)", "tensor(int32)")
 CHANNELS = (1, 3, 4)
 
 Logits = NDArray[np.floating[Any]]
@@ -132,6 +133,11 @@ def fixed_batch(session: ort.InferenceSession) -> int | None:
     """The one batch size that the session's input has; None where it is free."""
     shape = session.get_inputs()[0].shape
     return shape[0] if shape and isinstance(shape[0], int) else None
+
+
+def gives_integers(session: ort.InferenceSession) -> bool:
+    """Whether the first output is of integers, as of ArgMax, rather than quantized numbers."""
+    return session.get_outputs()[0].type in INTEGERS
 
 
 def run_batches(session: ort.InferenceSession, path: Path, images: "Tensor", size: int) -> Logits:

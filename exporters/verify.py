@@ -14,8 +14,8 @@ from compressor.errors import BocompressError, InputError, VerificationError
 from compressor.schema import Pair
 from exporters.divergence import find_divergence
 from exporters.onnx import export_onnx, frozen_copy
-from exporters.records import DifferenceRecord, ExportCheckRecord
-from exporters.session import CPU, Logits, fixed_batch, open_session, run_batches
+from exporters.records import Agreement, DifferenceRecord, ExportCheckRecord
+from exporters.session import CPU, Logits, fixed_batch, gives_integers, open_session, run_batches
 
 # Sixteen images in batches of 1 and of 6 (6 + 6 + 4): three sizes in two passes; ResNet-18 at 224 px takes seconds.
 VERIFY_IMAGES = 16
@@ -134,27 +134,32 @@ def verify_files(
         raise InputError(f"{first} gives {counts[0]} outputs for an image and {second} gives {counts[1]}")
     if not np.isfinite(expected).all():
         raise VerificationError(f"{first} itself gives NaN or infinity on the images")
-    difference = _measure_difference(expected, found, tolerance)
+    kind: Agreement = "sign" if expected.shape[1] == 1 else "top-1 class"
+    kind = "integers" if any(map(gives_integers, sessions)) else kind
+    difference = _measure_difference(expected, found, tolerance, kind)
     if not difference.same:
         worst = slice(difference.worst_image, difference.worst_image + 1)
         image = inputs[0][worst].numpy(), inputs[1][worst].numpy()
         divergence, compared = find_divergence(Path(first), Path(second), image, tolerance)
         difference = difference.model_copy(update={"divergence": divergence, "tensors_compared": compared})
     outputs = sessions[0].get_outputs()
-    found_out = {"output": outputs[0].name, "outputs": len(outputs), "top1": _top1(expected, found, labels)}
+    found_out = {"output": outputs[0].name, "outputs": len(outputs), "top1": _top1(expected, found, labels, kind)}
     return difference.model_copy(update=found_out)
 
 
-def _measure_difference(expected: Logits, found: Logits, tolerance: float) -> DifferenceRecord:
+def _measure_difference(expected: Logits, found: Logits, tolerance: float, kind: Agreement) -> DifferenceRecord:
     """The errors of outputs (N, outputs), without what only the files know."""
     differences = np.abs(found.astype(np.float64) - expected)
     per_image = np.nan_to_num(differences.max(1), nan=np.inf)
     worst, scale = int(per_image.argmax()), float(np.abs(expected).max()) or 1.0
+    agreement = float((found == expected).all(axis=1).mean()) if kind == "integers" else _top1_agreement(found, expected)
     return DifferenceRecord(
         max_abs_error=min(float(per_image[worst]), MAX_ERROR),
         max_rel_error=min(float(per_image[worst]) / scale, MAX_ERROR),
         function_norm=min(float(np.nan_to_num(np.square(differences).sum(1), nan=np.inf).mean()), MAX_ERROR),
-        top1_agreement=_top1_agreement(found, expected),
+        top1_agreement=agreement,
+        agreement_of=kind,
+        not_finite=int(np.isinf(per_image).sum()),
         images=len(expected),
         worst_image=worst,
         tolerance=tolerance,
@@ -164,10 +169,19 @@ def _measure_difference(expected: Logits, found: Logits, tolerance: float) -> Di
     )
 
 
-def _top1(expected: Logits, found: Logits, labels: Labels | None) -> Pair[float] | None:
-    if labels is None or labels.num_classes != max(expected.shape[1], 2):
+def _top1(expected: Logits, found: Logits, labels: Labels | None, kind: Agreement) -> Pair[float] | None:
+    """Both files' top-1; where a file gives one integer it is the class."""
+    if labels is None:
         return None
-    shares = [float(np.mean(_decisions(logits) == labels.values.numpy())) for logits in (expected, found)]
+    if kind == "integers" and expected.shape[1] == 1:
+        classes = expected[:, 0], found[:, 0]
+        if max(map(np.max, classes)) >= labels.num_classes:
+            return None
+    elif labels.num_classes == max(expected.shape[1], 2):
+        classes = _decisions(expected), _decisions(found)
+    else:
+        return None
+    shares = [float(np.mean(each == labels.values.numpy())) for each in classes]
     return Pair[float](original=shares[0], compressed=shares[1])
 
 

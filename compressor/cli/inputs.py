@@ -149,8 +149,8 @@ def note_on_size(files: Sequence[Path], transform: "Transform", arch: str) -> li
     if not shorter or median(shorter) * MAX_ENLARGEMENT >= transform.input_size:
         return []
     return [
-        f"the images have {median(shorter):.0f} px on their shorter side and are enlarged to {transform.input_size}, as "
-        f"torchvision's own weights of {arch} take them; give --input-size if yours were trained at another size"
+        f"the images have {median(shorter):.0f} px on their shorter side and are enlarged to {transform.input_size}, "
+        f"as torchvision's own weights of {arch} take them; give --input-size if yours were trained at another size"
     ]
 
 

@@ -24,7 +24,13 @@ from compressor.network.checkpoints.copies import (
     recognizer,
 )
 from compressor.network.checkpoints.custom import find_own_copies, is_custom, make_network, transform_of
-from compressor.network.checkpoints.folding import fold, refuse_quantized, refuse_unseen
+from compressor.network.checkpoints.folding import (
+    fold,
+    refuse_fake_quantized,
+    refuse_quantized,
+    refuse_quantized_code,
+    refuse_unseen,
+)
 from compressor.network.checkpoints.inert import Inert, children
 from compressor.network.checkpoints.pickled import WRAPPERS, find_unknown_code, submodules
 from compressor.network.checkpoints.reading import read_checkpoint
@@ -96,12 +102,14 @@ def load_weights(
     Raises:
         InputError: no network, or no single one, is in the file.
     """
+    refuse_quantized_code((module.origin for module in contents.modules.values()), str(path))
     if not contents.tensors or isinstance(content, Tensor):
         raise InputError(f"{path} holds {describe_weightless(content, contents)}")
     tensors = fold(contents.tensors, notes)
     copies = find_copies(tensors, arch, str(path))
     if not copies:
         refuse_quantized(tensors, str(path))
+        refuse_fake_quantized(tensors, str(path))
         refuse_unseen(tensors, str(path))
         if contents.modules and arch is None:
             raise InputError(f"{path} holds {describe_code(next(iter(contents.modules.values())).origin)}")
@@ -110,7 +118,7 @@ def load_weights(
     assert chosen.match is not None
     refuse_quantized(chosen.tensors, str(path))
     notes += describe_rest(chosen, copies, tensors)
-    check_finite(chosen.tensors, path)
+    check_finite({name: t for name, t in chosen.tensors.items() if name not in chosen.match.left}, path)
     if unknown := find_unknown_code(contents.modules, chosen.prefix):
         raise InputError(f"{path} depends on {describe_unknown(unknown)}")
     pickled = submodules(contents.modules, chosen.prefix)
@@ -145,7 +153,7 @@ def load_own(contents: Contents, path: Path, arch: str, weights: str | None, not
     copies = find_own_copies(tensors, model, str(path))
     chosen = choose_copy(copies, weights, str(path))
     notes += [*([] if uses_parts else remarks), *describe_rest(chosen, copies, tensors)]
-    check_finite(chosen.tensors, path)
+    check_finite({name: chosen.tensors[name] for name in model.state_dict() if name in chosen.tensors}, path)
     fill(model, chosen.tensors, path, notes)
     transform = fit_channels(transform_of(model, notes), model, notes)
     model = freeze(model.float())
@@ -240,10 +248,19 @@ def convert(name: str, tensor: Tensor, expected: Tensor, path: Path) -> Tensor:
     Raises:
         InputError: it is no plain floating-point tensor where the network has one.
     """
-    if not is_plain(tensor) or tensor.is_floating_point() != expected.is_floating_point():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        raise InputError(f"{path} stores {name!r} as {kind} values, not as plain floating-point weights")
+    same_kind = tensor.is_floating_point() == expected.is_floating_point() or name.endswith("num_batches_tracked")
+    if not is_plain(tensor) or not same_kind:
+        raise InputError(f"{path} stores {name!r} {describe_strange(tensor)}, not as plain floating-point weights")
     return tensor.to(torch.float32 if expected.is_floating_point() else expected.dtype).contiguous()
+
+
+def describe_strange(tensor: Tensor) -> str:
+    """How a tensor that cannot be a weight is stored, for a message."""
+    if tensor.is_meta:
+        return "without values (on the meta device)"
+    if tensor.layout != torch.strided:
+        return "as a sparse tensor (to_dense() before saving makes it a plain one)"
+    return f"as {str(tensor.dtype).removeprefix('torch.')} values"
 
 
 def set_transform_input(model: nn.Module, arch: str, num_classes: int, pickled: Inert | None, notes: list[str]) -> None:
@@ -256,10 +273,10 @@ def set_transform_input(model: nn.Module, arch: str, num_classes: int, pickled: 
         return
     chosen = num_classes == IMAGENET_CLASSES and in_colour
     vars(model)["transform_input"] = chosen  # setattr would not pass type checks
-    state, reason = ("on", "as") if chosen else ("off", "unlike")
+    guess = "on is a guess, as" if chosen else "off is a guess, as only"
     notes.append(
-        f"{arch}: a state_dict does not say whether transform_input was set; it is guessed to be {state}, "
-        f"{reason} torchvision's own weights of {IMAGENET_CLASSES} classes need it"
+        f"{arch}: a state_dict does not say whether transform_input was set; {guess} torchvision's own weights of "
+        f"{IMAGENET_CLASSES} classes need it"
     )
 
 
@@ -307,6 +324,7 @@ def adopt_module(module: nn.Module, path: Path, arch: str | None, notes: list[st
     Raises:
         InputError: it does not fit `arch`, its weights are not finite, or it has no conv or linear layer.
     """
+    refuse_quantized_code((f"{type(part).__module__}.{type(part).__name__}" for part in module.modules()), str(path))
     weights = state_of(module)
     check_finite(weights, path)
     model = freeze(module.float())

@@ -37,6 +37,7 @@ ALL_FILES = {
     "report.html",
     "report.json",
     "factors.jsonl",
+    "infer.py",
     "search.jsonl",
 }
 
@@ -320,10 +321,10 @@ def test_an_architecture_that_does_not_fit(refuse, squeezenet, arch, words):
 
 def test_of_an_unknown_network_the_nearest_is_named(refuse, squeezenet, tmp_path):
     state = torch.load(squeezenet)
-    state["features.0.weight"] = torch.zeros(64, 1, 3, 3)
-    torch.save(state, tmp_path / "grey.pt")
-    sentence = refuse("bocompress-export", tmp_path / "grey.pt")
-    assert "the nearest is squeezenet1_1, but 'features.0.weight' has shape 64x1x3x3" in sentence
+    state["features.0.weight"] = torch.zeros(64, 3, 5, 4)
+    torch.save(state, tmp_path / "oblong.pt")
+    sentence = refuse("bocompress-export", tmp_path / "oblong.pt")
+    assert "the nearest is squeezenet1_1, but 'features.0.weight' has shape 64x3x5x4" in sentence
 
 
 def test_an_ambiguous_network_asks_for_arch(refuse, squeezenet, registry, monkeypatch):
@@ -519,8 +520,10 @@ def test_a_disk_that_is_full(invoke, tiny_checkpoint, digit_images, tmp_path, li
 
 
 def test_a_disk_that_is_full_during_the_search(invoke, tiny_checkpoint, digit_images, tmp_path):
-    arguments = [tiny_checkpoint, "--trust-pickle", "--data", digit_images, *SMALL, "--out", tmp_path / "out"]
-    with files_of_at_most(2000):
+    # Without trials of factors their journal is the shorter one.
+    chosen = ["--factors", "weight", "--method", "spatial", "--out", tmp_path / "out"]
+    arguments = [tiny_checkpoint, "--trust-pickle", "--data", digit_images, *SMALL, *chosen]
+    with files_of_at_most(1500):
         result = invoke("bocompress-export", *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "search.jsonl" in the_sentence(result.stderr)
@@ -671,7 +674,7 @@ def test_resuming_from_what_is_no_journal(refuse, finished, tiny_checkpoint, tmp
 def test_resuming_after_a_stop_behind_the_search(invoke, finished, tiny_checkpoint, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    for name in ("search.jsonl", "plan.json", "compressed.safetensors", "original.onnx"):
+    for name in ("factors.jsonl", "search.jsonl", "plan.json", "compressed.safetensors", "original.onnx"):
         shutil.copy(finished / name, out)
     (out / ".model.onnx.1.tmp").write_bytes(b"half written")
     data = finished.parent / "images"

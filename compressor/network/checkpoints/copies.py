@@ -192,7 +192,12 @@ def _without_equals(copies: list[Copy]) -> list[Copy]:
 
 
 def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(_same_values(first[name], second[name]) for name in first)
+
+
+def _same_values(first: Tensor, second: Tensor) -> bool:
+    plain = first.layout == second.layout == torch.strided and not first.is_meta and not second.is_meta
+    return plain and first.dtype == second.dtype and torch.equal(first, second)
 
 
 def describe_rest(chosen: Copy, copies: list[Copy], tensors: Mapping[str, Tensor]) -> list[str]:

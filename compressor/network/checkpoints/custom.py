@@ -4,8 +4,10 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +74,27 @@ def _import(name: str, arch: str) -> Any:
         return module
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise InputError(f"--arch {arch}: {first_line(error)}; it is looked for from {Path.cwd()}") from error
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
         raise InputError(f"--arch {arch}: importing it fails ({type(error).__name__}: {first_line(error)})") from error
 
 
 def _call(function: Callable[[], Any], arch: str) -> Any:
+    if not callable(function):
+        raise InputError(f"--arch {arch} is a {type(function).__name__}, which cannot be called")
+    with suppress(ValueError):  # of built-in functions nothing is known
+        _check_arguments(inspect.signature(function), arch)
     try:
         return function()
-    except Exception as error:  # the user's own code
+    except (Exception, SystemExit) as error:  # the user's own code
+        raise InputError(f"--arch {arch} raises {type(error).__name__}: {first_line(error)}") from error
+
+
+def _check_arguments(signature: inspect.Signature, arch: str) -> None:
+    try:
+        signature.bind()
+    except TypeError as error:
         raise InputError(
-            f"--arch {arch} cannot be called without arguments ({type(error).__name__}: {first_line(error)})"
+            f"--arch {arch} cannot be called without arguments ({error}): give a function that sets them"
         ) from error
 
 

@@ -1,6 +1,6 @@
 """Weights that are stored as two: pruned ones with their masks, and weight and spectral norm in closed form."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 import torch
@@ -10,6 +10,8 @@ from compressor.errors import InputError
 from compressor.text import join_words
 
 QUANTIZED_ENDINGS = ("._packed_params._packed_params", "._packed_params.dtype", ".SCB", ".qweight", ".qzeros")
+QUANTIZED_CODE = ".quantized."  # in the names of torch's packages of quantized layers
+FAKE_QUANTIZED = ("weight_fake_quant.", "activation_post_process.", "fake_quant_enabled")
 UNSEEN = "parametrizations."
 
 
@@ -34,7 +36,7 @@ def fold(tensors: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
                     for part in (ending, *others):
                         del folded[stem + part]
                     found[kind] = found.get(kind, 0) + 1
-    notes.extend(f"{count} weights with {kind}" for kind, count in found.items())
+    notes.extend(f"{kind} applied to {count} weight{'s' * (count > 1)}" for kind, count in found.items())
     return folded
 
 
@@ -54,6 +56,38 @@ def refuse_quantized(tensors: Mapping[str, Tensor], source: str) -> None:
             f"{source} is a quantized state_dict ({join_words(signs[:2])}): low-rank factors need floating-point "
             "weights, so give the checkpoint from before quantization"
         )
+
+
+def refuse_quantized_code(origins: Iterable[str], source: str) -> None:
+    """Refuse modules of torch's packages of quantized layers.
+
+    Args:
+        origins: module and name of the classes in the file.
+        source: the checkpoint, for the message.
+
+    Raises:
+        InputError: there are some.
+    """
+    for origin in origins:
+        if QUANTIZED_CODE in origin:
+            raise InputError(
+                f"{source} is a quantized network ({origin}): low-rank factors need floating-point weights, so give "
+                "the checkpoint from before quantization"
+            )
+
+
+def refuse_fake_quantized(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuse weights with the observers of quantization-aware training, where they are not a network as it was before.
+
+    Raises:
+        InputError: there are some.
+    """
+    for name in tensors:
+        if any(part in name for part in FAKE_QUANTIZED):
+            raise InputError(
+                f"{source} comes from quantization-aware training ({name!r}), which fuses and renames layers: give the "
+                "checkpoint from before prepare_qat, or the prepared network by --arch module:function"
+            )
 
 
 def refuse_unseen(tensors: Mapping[str, Tensor], source: str) -> None:
@@ -94,9 +128,9 @@ def _spectral_norm(weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 FORMS: tuple[tuple[str, tuple[str, ...], str, Callable[..., Tensor]], ...] = (
-    ("_orig", ("_mask",), "pruning masks were multiplied by them", _multiply),
-    ("_orig", ("_u", "_v"), "spectral norm were divided by it", _spectral_norm),
-    ("_g", ("_v",), "weight norm were multiplied out", _weight_norm),
-    (".original0", (".original1",), "weight norm were multiplied out", _weight_norm),
-    (".original", (".0._u", ".0._v"), "spectral norm were divided by it", _spectral_norm),
+    ("_orig", ("_mask",), "pruning masks", _multiply),
+    ("_orig", ("_u", "_v"), "spectral norm", _spectral_norm),
+    ("_g", ("_v",), "weight norm", _weight_norm),
+    (".original0", (".original1",), "weight norm", _weight_norm),
+    (".original", (".0._u", ".0._v"), "spectral norm", _spectral_norm),
 )

@@ -6,6 +6,7 @@ an `Inert`, which accepts whatever the pickle does to it and only keeps it.
 
 import argparse
 import collections
+import io
 import pickle
 import re
 import warnings
@@ -136,6 +137,11 @@ def _tensor_of_device(data: InertArray, kind: torch.dtype, *_rest: Any) -> Tenso
     return torch.as_tensor(data.values).to(kind)
 
 
+def _load_storage(data: bytes) -> Any:
+    """The numbers of a tensor in a plain pickle, which are a file of torch.save within it."""
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
 _TORCH_REBUILDS = (
     *("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor", "_rebuild_sparse_tensor"),
     "_rebuild_meta_tensor_no_storage",
@@ -165,6 +171,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,
+    ("torch.storage", "_load_from_bytes"): _load_storage,
     ("torch.storage", "UntypedStorage"): torch.UntypedStorage,
 }
 
@@ -181,12 +188,21 @@ class InertUnpickler(pickle.Unpickler):
         return type("Inert", (Inert,), {"origin": f"{module}.{name}"})
 
 
+def _load_from(file: Any) -> Any:
+    """The first object of a file."""
+    file.seek(0)
+    return InertUnpickler(file).load()
+
+
 def _load(file: Any, **options: Any) -> Any:
     return InertUnpickler(file, **options).load()
 
 
 def read_tensors_only(path: Path) -> object:
-    """The content of a file of torch.save, old or new, with `Inert` in place of all that would run code."""
+    """The content of a file of torch.save, old or new, or of a plain pickle, with `Inert` for all that would run code."""
+    with open(path, "rb") as file:
+        if file.read(1) == b"\x80" and (content := _load_from(file)) != torch.serialization.MAGIC_NUMBER:
+            return content  # of pickle.dump
     module: Any = SimpleNamespace(Unpickler=InertUnpickler, load=_load, __name__="inert")
     with warnings.catch_warnings(), open(path, "rb") as file:
         warnings.simplefilter("ignore")  # on sources of classes that are not looked at

@@ -129,6 +129,8 @@ def explain_unpickling(path: Path, error: Exception) -> str:
             f"{path} was pickled with code that cannot be found here ({first_line(error)}): "
             "leave out --trust-pickle to read its tensors alone, or save the model's state_dict() instead"
         )
+    if "magic number" in str(error):
+        return f"{path} is a plain pickle, not a file of torch.save: leave out --trust-pickle to read its tensors alone"
     if isinstance(error, pickle.UnpicklingError):  # torch's message advises to turn off the safety
         return f"{path} is damaged, or not a file of torch.save"
     return f"{path} is damaged, or not a file of torch.save ({first_line(error)})"

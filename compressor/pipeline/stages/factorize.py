@@ -26,7 +26,7 @@ from compressor.network.layers import FoundLayer, compressible, possible_methods
 from compressor.network.statistics import collect_moments
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.context import Context
-from compressor.pipeline.outputs import FACTORS
+from compressor.pipeline.outputs import FACTORS, JOURNAL
 from compressor.pipeline.plan import Plan
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import Decomposed, SearchResult, State, needed
@@ -263,7 +263,9 @@ def decompose_or_recall(context: Context, found: Sequence[FoundLayer], norm: Fun
     except (KeyError, TypeError, ValueError):  # no journal, or one that will be refused
         if earlier:
             return decompose_layers(context, found, norm, {})
-        journal = ChoiceJournal(context.folder / FACTORS, _fingerprint(context, found), context.resume)
+        # A journal of the search that cannot be read will be refused, and nothing is to be left beside it.
+        path = None if (context.folder / JOURNAL).exists() else context.folder / FACTORS
+        journal = ChoiceJournal(path, _fingerprint(context, found), context.resume)
         return decompose_layers(context, found, norm, {}, competing_methods(context.settings.method), journal)
     return decompose_layers(context, layers, norm, kinds)
 

@@ -28,6 +28,9 @@ def needs(width):
 def fails():
     raise OSError("no such data")
 
+def ends():
+    raise SystemExit(2)
+
 number = 3
 """
 
@@ -59,7 +62,8 @@ def test_own_network(mine, arch):
         ("nowhere.nets:Net", "No module named 'nowhere'"),
         ("nowhere.py:Net", "No such file"),
         ("mynets:needs", "cannot be called without arguments"),
-        ("mynets:fails", "no such data"),
+        ("mynets:fails", "mynets:fails raises OSError: no such data"),
+        ("mynets:ends", "raises SystemExit: 2"),
         ("mynets:number", "cannot be called"),
         ("mynets:nested.build", "'stem.weight' has shape 4x1x3x3 instead of 6x1x3x3"),
         ("mynets:", "package.module:function"),

@@ -3,6 +3,7 @@
 import argparse
 import os
 import pathlib
+import pickle
 import sys
 import types
 from collections import OrderedDict
@@ -334,8 +335,8 @@ def test_pruning_masks_and_norms(tmp_path):
     loaded = load_model(save(original.state_dict(), tmp_path / "m.pt"))
     assert same_outputs(loaded, original)
     assert loaded.notes == [
-        "52 weights with pruning masks were multiplied by them",
-        "1 weights with weight norm were multiplied out",
+        "pruning masks applied to 52 weights",
+        "weight norm applied to 1 weight",
     ]
 
 
@@ -356,6 +357,34 @@ def test_parametrizations_by_code(tmp_path):
 def test_quantized_weights_are_named(tmp_path):
     quantized = torch.ao.quantization.quantize_dynamic(network(), {nn.Linear})
     assert "is a quantized state_dict (fc." in refusal(save(quantized.state_dict(), tmp_path / "m.pt"))
+    save(quantized, tmp_path / "m.pt")
+    for trusted in (False, True):
+        sentence = refusal(tmp_path / "m.pt", trust_pickle=trusted)
+        assert "a quantized network (torch.ao.nn.quantized.dynamic.modules.linear.Linear)" in sentence
+
+
+def test_quantization_aware_training_is_named(tmp_path):
+    from torch.ao import quantization
+    from torchvision.models.quantization import resnet18
+
+    fused = resnet18(quantize=False, num_classes=3).train()
+    fused.fuse_model(is_qat=True)
+    plain = network()
+    for prepared in (fused, plain.train()):
+        prepared.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+        quantization.prepare_qat(prepared, inplace=True)
+    sentence = refusal(save(fused.state_dict(), tmp_path / "m.pt"))
+    assert "quantization-aware training ('conv1.weight_fake_quant.fake_quant_enabled')" in sentence
+    assert load_model(save(plain.state_dict(), tmp_path / "m.pt")).arch == "resnet18"  # its observers hold infinities
+
+
+@pytest.mark.parametrize(
+    ("strange", "words"),
+    [(lambda weight: weight.to("meta"), "without values"), (torch.Tensor.to_sparse, "as a sparse tensor (to_dense()")],
+)
+def test_tensors_that_are_no_weights(tmp_path, small, strange, words):
+    state = small | {"classifier.1.weight": strange(small["classifier.1.weight"])}
+    assert words in refusal(save({"model": state, "again": dict(state)}, tmp_path / "m.pt"))
 
 
 # --- What is no tensor -------------------------------------------------------------------------------------
@@ -395,6 +424,13 @@ def test_nothing_of_the_file_runs_and_the_weights_load(tmp_path, small, monkeypa
 def test_weights_as_numpy_arrays(tmp_path, small):
     content = {name: tensor.numpy() for name, tensor in small.items()}
     assert torch.equal(first_weight(load_model(save(content, tmp_path / "m.pt"))), small["layers.0.weight"])
+    for plain in (content, {"model": small}, {name: tensor.half() for name, tensor in small.items()}):
+        (tmp_path / "plain.pkl").write_bytes(pickle.dumps(plain))
+        assert torch.allclose(first_weight(load_model(tmp_path / "plain.pkl")), small["layers.0.weight"], rtol=1e-3)
+    assert "a plain pickle, not a file of torch.save" in refusal(tmp_path / "plain.pkl", trust_pickle=True)
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"model": small, "run": Runs(tmp_path / "written")}))
+    assert load_model(tmp_path / "plain.pkl").arch == "mnasnet0_5"
+    assert not (tmp_path / "written").exists()
 
 
 # --- Class names -------------------------------------------------------------------------------------------
