@@ -199,7 +199,7 @@ def _load(file: Any, **options: Any) -> Any:
 
 
 def read_tensors_only(path: Path) -> object:
-    """The content of a file of torch.save, old or new, or of a plain pickle, with `Inert` for all that would run code."""
+    """The content of a file of torch.save or pickle.dump, with `Inert` in place of all that would run code."""
     with open(path, "rb") as file:
         if file.read(1) == b"\x80" and (content := _load_from(file)) != torch.serialization.MAGIC_NUMBER:
             return content  # of pickle.dump
