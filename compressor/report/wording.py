@@ -15,7 +15,6 @@ from compressor.report.formatting import (
     format_count,
     format_duration,
     format_factor,
-    format_interval,
     format_ms,
     format_number,
     format_percent,
@@ -83,9 +82,9 @@ def describe_decisions(report: Report) -> str:
 
 
 def describe_intervals(report: Report) -> str:
-    """Which intervals stand in brackets."""
+    """Which intervals stand in brackets and beside figures."""
     paired = ", of the change of top-1 Newcombe’s for paired shares" if report.top1_change is not None else ""
-    return f"In brackets 95{GAP}% intervals: of shares Wilson’s{paired}."
+    return f"Brackets and small figures are 95{GAP}% intervals: of shares Wilson’s{paired}."
 
 
 def _range(low: float, high: float) -> str:
@@ -93,16 +92,13 @@ def _range(low: float, high: float) -> str:
 
 
 def describe_speed(provider: str, record: LatencyRecord) -> str:
-    """'2.1× faster on CPU (95 % interval 2.05 to 2.15×)', or that no difference was measurable."""
+    """'2.1× faster on CPU', or that no difference was measurable; its interval stands in the table."""
     where = format_provider(provider)
     if record.ratio_low <= 1 <= record.ratio_high or record.ratio_low <= 0:
-        noise = format_interval(record.ratio_low, record.ratio_high)
-        return f"no measurable difference in speed on {where} (95{GAP}% interval of the ratio of times {noise})"
+        return f"no measurable difference in speed on {where}"
     if record.ratio < 1:
-        interval = format_interval(1 / record.ratio_high, 1 / record.ratio_low)
-        return f"{format_ratio(1 / record.ratio)} faster on {where} (95{GAP}% interval {interval})"
-    interval = format_interval(record.ratio_low, record.ratio_high)
-    return f"{format_ratio(record.ratio)} slower on {where} (95{GAP}% interval {interval})"
+        return f"{format_ratio(1 / record.ratio)} faster on {where}"
+    return f"{format_ratio(record.ratio)} slower on {where}"
 
 
 def describe_fidelity(report: Report) -> str:
