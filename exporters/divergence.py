@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from exporters.records import DivergenceRecord
+from exporters.records import MAX_ERROR, DivergenceRecord
 from exporters.session import Logits, fit_batch, open_session
-
-MAX_ERROR = 1e30  # records hold no infinity
 
 
 def find_divergence(

@@ -6,12 +6,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from compressor.data.transforms import Transform
 
 LAYOUT = "NCHW"
 COLORS = {1: "gray", 3: "RGB", 4: "RGBA"}
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+
 IN_GRAPH, OUTSIDE = "in-graph", "outside"
 SCRIPT = Path(__file__).parent / "inference" / "infer.py"
 
@@ -48,17 +49,42 @@ def feeding_metadata(
 def transform_of(metadata: Mapping[str, str]) -> Transform | None:
     """The transform that a file's metadata describe; None where they do not, or not so that it can be read."""
     try:
-        values: dict[str, Any] = {name: tuple(map(float, json.loads(metadata[name]))) for name in ("mean", "std")}
+        mean, std = _numbers(metadata["mean"]), _numbers(metadata["std"])
         height, width = int(metadata["input_height"]), int(metadata["input_width"])
         return Transform(
             input_size=height,
             resize_size=int(metadata["resize_size"]),
             interpolation=metadata["interpolation"],
             input_width=None if width == height else width,
-            **values,
+            mean=mean,
+            std=std,
         )
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def normalization_of(metadata: Mapping[str, str]) -> Normalization | None:
+    """Mean and deviation of pixels in [0, 1] that a file's metadata ask for, per channel or a number for all.
+
+    They follow from `mean`, `std` and `value_range`; a file that normalizes by itself takes pixels in its range.
+
+    Returns:
+        None where the metadata do not say it, or not so that it can be read.
+    """
+    try:
+        low, high = _numbers(metadata.get("value_range", "[0, 1]"))
+        in_graph = metadata.get("normalization") == IN_GRAPH
+        mean, std = ((0.0,), (1.0,)) if in_graph else (_numbers(metadata["mean"]), _numbers(metadata["std"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+    if high <= low or len(mean) != len(std) or min(std, default=0.0) <= 0:
+        return None
+    span = high - low
+    return tuple((value - low) / span for value in mean), tuple(value / span for value in std)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(map(float, json.loads(text)))
 
 
 def class_names_of(metadata: Mapping[str, str]) -> list[str] | None:

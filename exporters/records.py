@@ -11,6 +11,8 @@ FileFormat = Literal["onnx", "ort"]
 Agreement = Literal["top-1 class", "sign", "integers"]
 CalibrationName = Literal["min-max", "percentile", "entropy"]
 
+MAX_ERROR = 1e30  # records hold no infinity
+
 
 class ExportCheckRecord(Record):
     """ONNX Runtime against torch on the same images.
@@ -39,14 +41,14 @@ class DivergenceRecord(Record):
 class DifferenceRecord(Record):
     """Two files on the same images, as `bocompress verify` compares them.
 
-    Figures are as in `ExportCheckRecord`, with the first file in torch's place; errors are 1e30 on `not_finite` images,
-    where the second gives NaN or infinity. `agreement_of` is what `top1_agreement` counts: classes of the largest output,
-    signs of a single one, or integers where the files give integers. `function_norm` is the mean squared
-    distance of the outputs, `worst_image` the number of the image with the largest difference and `worst_file` its
-    name, null where it is no file. `output` is the output compared, the first of `outputs`; `top1` are both files'
-    top-1 accuracies, null without labels of as many classes. On the worst image
-    `tensors_compared` inner tensors were compared, up to the first whose relative error exceeds `tolerance`:
-    `divergence`, null where there is none.
+    Figures are as in `ExportCheckRecord`, with the first file in torch's place; errors are 1e30 on `not_finite`
+    images, where the second gives NaN or infinity. `agreement_of` is what `top1_agreement` counts: the class of the
+    largest output, the sign of a single one, or integers where the files give those. `function_norm` is the mean
+    squared distance of the outputs, `worst_image` the number of the image with the largest difference and
+    `worst_file` its name, null where it is no file. `output` is the output compared, the first of `outputs`; `top1`
+    are both files' top-1 accuracies, null without labels of as many classes. On the worst image `tensors_compared`
+    inner tensors were compared, up to the first whose relative error exceeds `tolerance`: `divergence`, null where
+    there is none.
     """
 
     max_abs_error: float = Field(ge=0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from compressor.errors import BocompressError, InputError, VerificationError
 from compressor.schema import Pair
 from exporters.divergence import find_divergence
 from exporters.onnx import export_onnx, frozen_copy
-from exporters.records import Agreement, DifferenceRecord, ExportCheckRecord
+from exporters.records import MAX_ERROR, Agreement, DifferenceRecord, ExportCheckRecord
 from exporters.session import CPU, Logits, fixed_batch, gives_integers, open_session, run_batches
 
 # Sixteen images in batches of 1 and of 6 (6 + 6 + 4): three sizes in two passes; ResNet-18 at 224 px takes seconds.
@@ -22,7 +23,6 @@ VERIFY_IMAGES = 16
 DEFAULT_BATCH_SIZES = (1, 6)
 TORCH_BATCH = 8
 FILE_BATCH = 8
-MAX_ERROR = 1e30  # records hold no infinity
 
 
 @dataclass(frozen=True)
@@ -130,12 +130,10 @@ def verify_files(
         for session, path, given in zip(sessions, (first, second), inputs, strict=True)
     )
     if expected.shape != found.shape:
-        counts = expected.shape[1], found.shape[1]
-        raise InputError(f"{first} gives {counts[0]} outputs for an image and {second} gives {counts[1]}")
+        raise InputError(f"{first} gives {expected.shape[1]} outputs for an image and {second} gives {found.shape[1]}")
     if not np.isfinite(expected).all():
         raise VerificationError(f"{first} itself gives NaN or infinity on the images")
-    kind: Agreement = "sign" if expected.shape[1] == 1 else "top-1 class"
-    kind = "integers" if any(map(gives_integers, sessions)) else kind
+    kind = _decided_by(sessions, expected.shape[1])
     difference = _measure_difference(expected, found, tolerance, kind)
     if not difference.same:
         worst = slice(difference.worst_image, difference.worst_image + 1)
@@ -147,12 +145,20 @@ def verify_files(
     return difference.model_copy(update=found_out)
 
 
+def _decided_by(sessions: Sequence[ort.InferenceSession], num_outputs: int) -> Agreement:
+    if any(map(gives_integers, sessions)):
+        return "integers"
+    return "sign" if num_outputs == 1 else "top-1 class"
+
+
 def _measure_difference(expected: Logits, found: Logits, tolerance: float, kind: Agreement) -> DifferenceRecord:
     """The errors of outputs (N, outputs), without what only the files know."""
     differences = np.abs(found.astype(np.float64) - expected)
     per_image = np.nan_to_num(differences.max(1), nan=np.inf)
     worst, scale = int(per_image.argmax()), float(np.abs(expected).max()) or 1.0
-    agreement = float((found == expected).all(axis=1).mean()) if kind == "integers" else _top1_agreement(found, expected)
+    agreement = (
+        float((found == expected).all(axis=1).mean()) if kind == "integers" else _top1_agreement(found, expected)
+    )
     return DifferenceRecord(
         max_abs_error=min(float(per_image[worst]), MAX_ERROR),
         max_rel_error=min(float(per_image[worst]) / scale, MAX_ERROR),
@@ -174,8 +180,8 @@ def _top1(expected: Logits, found: Logits, labels: Labels | None, kind: Agreemen
     if labels is None:
         return None
     if kind == "integers" and expected.shape[1] == 1:
-        classes = expected[:, 0], found[:, 0]
-        if max(map(np.max, classes)) >= labels.num_classes:
+        classes = expected[:, 0].astype(np.int64), found[:, 0].astype(np.int64)
+        if max(each.max() for each in classes) >= labels.num_classes:
             return None
     elif labels.num_classes == max(expected.shape[1], 2):
         classes = _decisions(expected), _decisions(found)

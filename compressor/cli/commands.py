@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 
 PLUGINS = "bocompress.commands"  # the entry points by which other packages add commands
+MAX_EXPLAINED_ERROR = 0.01  # of the largest output; files that differ by more may be fed wrongly
 EXAMPLES = (
     ("As small as loses little, judged on your images.", "bocompress-export model.pt --data photos/"),
     ("The smallest that loses at most one point of top-1.", "bocompress-export model.pt --data photos/ --max-drop 1"),
@@ -275,6 +276,8 @@ def verify(**options: Any) -> None:
         )
     except VerificationError as error:  # exit code 1 is for files that differ
         raise InputError(str(error)) from error
+    if inputs.hint and difference.max_rel_error > MAX_EXPLAINED_ERROR:
+        make_progress().log(f"note: {inputs.hint}")
     if inputs.images.files:
         difference = difference.model_copy(update={"worst_file": str(inputs.images.files[difference.worst_image])})
     if options["as_json"]:

@@ -26,11 +26,15 @@ Size = tuple[int | None, int | None, int | None]  # channels, height, width
 
 @dataclass(frozen=True)
 class ComparedImages:
-    """The same images for two files: inputs (N, ...) of each, and the set with labels and files' names."""
+    """The same images for two files: inputs (N, ...) of each, and the set with labels and files' names.
+
+    `hint` says what may be wrong with them if the files differ by much; empty where nothing was assumed.
+    """
 
     images: "ImageSet"
     first: "Tensor"
     second: "Tensor"
+    hint: str = ""
 
     @property
     def labels(self) -> "Labels | None":
@@ -42,7 +46,9 @@ class ComparedImages:
 
 
 def load_images_for_files(options: dict[str, Any], progress: "Progress") -> ComparedImages:
-    """Images for the files `first` and `second`, with the transform that the first one's metadata or the options give.
+    """Images for the files `first` and `second`, of the size that the first one's metadata or the options give.
+
+    Each file gets them normalized as its own metadata say; --mean and --std count for both in their place.
 
     Raises:
         InputError: a file or the folder cannot be read, the files take images of two sizes, or the images would not
@@ -54,7 +60,7 @@ def load_images_for_files(options: dict[str, Any], progress: "Progress") -> Comp
     from exporters.session import describe_input
 
     inputs = [describe_input(options[name]) for name in ("first", "second")]
-    transform = _transform_for(inputs[0], _common_size(inputs, options), options)
+    transform = _transform_for(inputs, _common_size(inputs, options), options)
     count = image_limit(options)
     require_memory(4 * count, max(transform.height, transform.width))  # all at once, as float32
     if options["data"] is None:
@@ -63,8 +69,8 @@ def load_images_for_files(options: dict[str, Any], progress: "Progress") -> Comp
     else:
         names = class_names_of(inputs[0].metadata) or class_names_of(inputs[1].metadata)
         images = load_folder(options["data"], transform, count, options["seed"], class_names=names)
-    first, second = (_feed(images, each) for each in inputs)
-    return ComparedImages(images, first, second)
+    first, second = (_feed(images, each, options) for each in inputs)
+    return ComparedImages(images, first, second, _hint(inputs, transform, options))
 
 
 def _common_size(inputs: list["ModelInput"], options: dict[str, Any]) -> Size:
@@ -80,18 +86,19 @@ def _common_size(inputs: list["ModelInput"], options: dict[str, Any]) -> Size:
     channels, height, width = (one if one is not None else other for one, other in zip(*sizes, strict=True))
     side = options["input_size"]
     if side and any(fixed not in (None, side) for fixed in (height, width)):
-        raise InputError(f"the files take images of {height} x {width} only: leave out --input-size")
+        sides = [f"{name} {fixed}" for name, fixed in (("height", height), ("width", width)) if fixed is not None]
+        raise InputError(f"the files take images of {' and '.join(sides)} only: leave out --input-size")
     return channels, height or side, width or side
 
 
-def _transform_for(first: "ModelInput", size: Size, options: dict[str, Any]) -> "Transform":
-    """The transform of the file's metadata, else that published for its architecture, for images of this size."""
+def _transform_for(inputs: list["ModelInput"], size: Size, options: dict[str, Any]) -> "Transform":
+    """The transform of the first metadata that have one, else as published for an architecture; for this size."""
     from compressor.data.transforms import Transform
     from compressor.network.architectures import list_architectures, published_transform
     from exporters.feeding import transform_of
 
-    architecture = first.metadata.get("architecture", "")
-    transform = transform_of(first.metadata)
+    architecture = inputs[0].metadata.get("architecture", "")
+    transform = transform_of(inputs[0].metadata) or transform_of(inputs[1].metadata)
     if transform is None:
         transform = published_transform(architecture) if architecture in list_architectures() else Transform()
     transform = adapt_transform(transform, {**options, "input_size": None})
@@ -106,13 +113,31 @@ def _transform_for(first: "ModelInput", size: Size, options: dict[str, Any]) -> 
     return replace(transform, input_size=height, resize_size=min(height, width), input_width=narrow)
 
 
-def _feed(images: "ImageSet", file: "ModelInput") -> "Tensor":
-    """Images as the file takes them: bytes, pixels in [0, 1] where it normalizes itself, else normalized."""
-    from exporters.feeding import IN_GRAPH
+def _feed(images: "ImageSet", file: "ModelInput", options: dict[str, Any]) -> "Tensor":
+    """Images as the file takes them: bytes, pixels in its range where it normalizes itself, else normalized."""
+    from exporters.feeding import IN_GRAPH, normalization_of
 
     if file.dtype == "uint8":
         return images.data.float()
-    if file.metadata.get("normalization") == IN_GRAPH:
-        channels = len(images.mean)
-        images = replace(images, mean=(0.0,) * channels, std=(1.0,) * channels)
+    own = normalization_of(file.metadata)
+    channels = len(images.mean)
+    if own is not None and len(own[0]) in (1, channels):
+        mean, std = (values * (channels // len(values)) for values in own)
+        if file.metadata.get("normalization") != IN_GRAPH:
+            mean, std = options["mean"] or mean, options["std"] or std
+        images = replace(images, mean=mean, std=std)
     return images.batch(slice(0, len(images)))
+
+
+def _hint(inputs: list["ModelInput"], transform: "Transform", options: dict[str, Any]) -> str:
+    """What was assumed of the one file that does not say how to feed it, while the other says it or takes bytes."""
+    from exporters.feeding import normalization_of
+
+    silent = [each.dtype != "uint8" and normalization_of(each.metadata) is None for each in inputs]
+    if silent.count(True) != 1 or (options["mean"] and options["std"]):
+        return ""
+    mean, std = (",".join(f"{value:.3g}" for value in values) for values in (transform.mean, transform.std))
+    return (
+        f"{options['first' if silent[0] else 'second']} does not say how its images are normalized, --mean {mean} "
+        f"--std {std} were assumed: give both options if it takes others"
+    )

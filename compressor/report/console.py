@@ -18,7 +18,7 @@ from compressor.report.verdict import describe_failure
 from compressor.report.wording import describe_outcome, describe_result
 from compressor.schema import Number, Pair
 from compressor.search.records import TARGET_OPTIONS, SearchRecord, TargetRecord
-from exporters.records import DifferenceRecord, QuantizationRecord
+from exporters.records import MAX_ERROR, DifferenceRecord, QuantizationRecord
 
 MIN_WIDTH = 112  # characters; a pipe has no width, and the longest row needs as many
 
@@ -188,29 +188,43 @@ def print_cells(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 def print_difference(first: Path, second: Path, difference: DifferenceRecord) -> None:
     """Print what `bocompress verify` found."""
     console = _console()
-    verdict = "the same" if difference.same else "not the same"
-    console.print(f"{first} and {second}: {verdict} (tolerance {difference.tolerance:g})", markup=False, soft_wrap=True)
+    console.print(_describe_difference(first, second, difference), markup=False, soft_wrap=True)
     table = _table("", "", "")
-    table.add_row("largest difference of outputs", f"{difference.max_abs_error:.3g}")
-    table.add_row("  over the largest output", f"{difference.max_rel_error:.3g}")
-    table.add_row("function norm", f"{difference.function_norm:.3g}")
-    table.add_row("same top-1 class", _percent(difference.top1_agreement))
-    table.add_row("images", str(difference.images))
-    table.add_row("worst image", escape(difference.worst_file or f"number {difference.worst_image}"))
+    table.show_header = False
     if difference.top1:
         shares = difference.top1.original, difference.top1.compressed
         table.add_row("top-1 of the first and of the second", f"{_percent(shares[0])}, {_percent(shares[1])}")
+    table.add_row(f"same {difference.agreement_of}", _percent(difference.top1_agreement))
+    table.add_row("images", str(difference.images))
+    table.add_row("largest difference of outputs", _error(difference.max_abs_error))
+    table.add_row("  over the largest output", _error(difference.max_rel_error))
+    table.add_row("function norm", _error(difference.function_norm))
+    table.add_row("worst image", escape(difference.worst_file or f"number {difference.worst_image}"))
     if difference.outputs > 1:
         table.add_row("compared", escape(f"{difference.output}, the first of {difference.outputs} outputs"))
     if not difference.same:
         divergence = difference.divergence
         place = (
-            f"{divergence.layer} (tensor {divergence.tensor}, by {divergence.relative_error:.3g})"
+            f"{divergence.layer} (tensor {divergence.tensor}, by {_error(divergence.relative_error)})"
             if divergence
             else f"at the output; {difference.tensors_compared} tensors before it agree"
         )
-        table.add_row("first divergence", place)
+        table.add_row("first divergence", escape(place))
     console.print(table)
+
+
+def _describe_difference(first: Path, second: Path, difference: DifferenceRecord) -> str:
+    if difference.not_finite:
+        where = f"{difference.not_finite} of {difference.images} images"
+        return f"{first} and {second} differ: {second} gives NaN or infinity on {where}"
+    error = f"{difference.max_rel_error:.3g} of the largest output"
+    if difference.same:
+        return f"{first} and {second} give the same: within {error}, where --tolerance allows {difference.tolerance:g}"
+    return f"{first} and {second} differ: by {error}, where --tolerance allows {difference.tolerance:g}"
+
+
+def _error(value: float) -> str:
+    return "NaN or infinity" if value >= MAX_ERROR else f"{value:.3g}"
 
 
 def _add_latency(table: Table, latency: dict[str, LatencyRecord]) -> None:

@@ -231,7 +231,8 @@ def test_the_exit_code_of_verify_tells_whether_files_are_the_same(
     assert invoke("bocompress", "verify", exported, exported, *options).exit_code == 0
     result = invoke("bocompress", "verify", exported, changed, *options)
     assert result.exit_code == 1
-    assert "not the same" in result.stdout
+    assert "x.onnx differ: by " in result.stdout
+    assert "where --tolerance allows 0.0001" in result.stdout
     assert "fc (tensor logits" in result.stdout
     assert invoke("bocompress", "verify", exported, changed, *options, "--tolerance", 1).exit_code == 0
     missing = invoke("bocompress", "verify", tmp_path / "none.onnx", exported, *options)
@@ -283,6 +284,96 @@ def test_files_of_other_tools_are_compared_or_refused(
     else:
         assert ".png" in result.stdout  # the worst image's name
     assert ("y0, the first of" in result.stdout) == ("outputs" in first)
+
+
+def write_classes(path: Path, shift: int) -> Path:
+    """A file that ends in ArgMax, and adds `shift` to the class: int64 of one column."""
+    write_other(path, ["n", 3, 16, 16])
+    proto = onnx.load(path)
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([shift]), "shift"))
+    argmax = onnx.helper.make_node("ArgMax", ["y0"], ["i"], axis=1, keepdims=1)
+    proto.graph.node.extend([argmax, onnx.helper.make_node("Add", ["i", "shift"], ["class"])])
+    proto.graph.output.pop()
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("class", onnx.TensorProto.INT64, ["n", 1]))
+    onnx.save(proto, path)
+    return path
+
+
+def test_classes_agree_where_they_are_the_same_integers(tmp_path: Path) -> None:
+    """Files that end in ArgMax decide by their number, not by its sign."""
+    images = torch.rand((6, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    one, other = (write_classes(tmp_path / f"{shift}.onnx", shift) for shift in (1, 2))
+    labels = torch.from_numpy(run_batches(open_session(one), one, images, 4)[:, 0]).long()
+    record = verify_files(one, other, images, labels=Labels(labels, 6))
+    assert (record.agreement_of, record.top1_agreement, record.same) == ("integers", 0.0, False)
+    assert record.top1 is not None
+    assert (record.top1.original, record.top1.compressed) == (1.0, 0.0)
+    assert verify_files(one, one, images).top1_agreement == 1.0
+
+
+def with_metadata(path: Path, **values: str) -> Path:
+    proto = onnx.load(path)
+    onnx.helper.set_model_props(proto, values)
+    onnx.save(proto, path)
+    return path
+
+
+def normalizing(path: Path, mean: float, std: float) -> Path:
+    """The network of `write_other` on pixels in [0, 1], which takes them normalized by this mean and deviation."""
+    write_other(path, ["n", 3, 16, 16])
+    proto = onnx.load(path)
+    weights = [numpy_helper.from_array(np.array(value, np.float32), name) for name, value in (("s", std), ("m", mean))]
+    proto.graph.initializer.extend(weights)
+    proto.graph.node[0].input[0] = "pixels"
+    nodes = [onnx.helper.make_node("Mul", ["x", "s"], ["xs"]), onnx.helper.make_node("Add", ["xs", "m"], ["pixels"])]
+    rest = list(proto.graph.node)
+    del proto.graph.node[:]
+    proto.graph.node.extend([*nodes, *rest])
+    onnx.save(proto, path)
+    return with_metadata(path, mean=f"[{mean}, {mean}, {mean}]", std=f"[{std}, {std}, {std}]")
+
+
+def test_each_file_is_fed_as_its_own_metadata_say(
+    tmp_path: Path, invoke: Callable[..., Result], digit_images: Path
+) -> None:
+    options = ["--data", digit_images, "--max-images", 6]
+    half, other = normalizing(tmp_path / "a.onnx", 0.5, 0.5), normalizing(tmp_path / "b.onnx", 0.2, 0.1)
+    pixels = with_metadata(write_other(tmp_path / "c.onnx", ["n", 3, 16, 16]), normalization="in-graph")
+    scaled = with_metadata(normalizing(tmp_path / "e.onnx", 0, 1 / 255), value_range="[0, 255]", mean="[0]", std="[1]")
+    for files in ((half, other), (other, half), (pixels, half), (other, pixels), (scaled, half)):
+        result = invoke("bocompress", "verify", *files, *options)
+        assert result.exit_code == 0, result.output
+    given = ["--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
+    assert invoke("bocompress", "verify", half, other, *options, *given).exit_code == 1
+    assert invoke("bocompress", "verify", half, half, *options, *given).exit_code == 0
+
+
+def test_what_was_assumed_is_said_where_files_differ_by_much(
+    tmp_path: Path, invoke: Callable[..., Result], digit_images: Path
+) -> None:
+    number, byte = (
+        write_other(tmp_path / f"{kind.__name__}.onnx", ["n", 3, 16, "w"], kind) for kind in (np.float32, np.uint8)
+    )
+    result = invoke("bocompress", "verify", byte, number, "--data", digit_images, "--max-images", 6)
+    assert result.exit_code == 1
+    assert "float32.onnx does not say how its images are normalized, --mean 0.485," in result.stderr
+    result = invoke("bocompress", "verify", byte, number, "--data", digit_images, "--input-size", 64)
+    assert result.exit_code == 2
+    assert result.stderr == "error: the files take images of height 16 only: leave out --input-size\n"
+
+
+def test_nan_is_said_in_words(
+    exported: Path, tmp_path: Path, invoke: Callable[..., Result], digit_images: Path
+) -> None:
+    def spoil(weight: np.ndarray) -> None:
+        weight[3] = np.nan
+
+    changed = damage(exported, tmp_path / "x.onnx", lambda proto: change_weight(proto, "fc.weight", spoil))
+    options = ["--data", digit_images, "--max-images", 8, "--input-size", 32]
+    result = invoke("bocompress", "verify", exported, changed, *options)
+    assert result.exit_code == 1
+    assert "x.onnx gives NaN or infinity on 8 of 8 images" in result.stdout
+    assert "e+30" not in result.stdout
 
 
 def test_a_file_that_does_not_run_cannot_be_compared(
