@@ -50,13 +50,13 @@ def find_classes(folder: Folder, known: Sequence[str] = (), num_classes: int | N
         known: class names of the network; folders named so are classes.
         num_classes: of the network; it decides between classes and what they are divided into.
     """
-    names = {normalize(name) for name in known}
+    names = {form(name) for name in known for form in (normalize, stem)}
     folder = _unwrapped(folder, names)
     tops = [top for top in folder.folders if top.count]
     if not tops:
         where = f" {folder.name}" if folder.name else ""
         return Classes(images=folder.images, reason=f"all images lie in one folder,{where}")
-    named = all(normalize(top.name) in names for top in tops)
+    named = all(_is_known(top, names) for top in tops)
     if named:
         return _grouped(folder, folder.folders, strays_allowed=True)
     pictures = [top for top in tops if not _is_annotation(top, tops)]
@@ -65,7 +65,7 @@ def find_classes(folder: Folder, known: Sequence[str] = (), num_classes: int | N
     splits = [top for top in tops if _is_named(top, SPLIT)]
     if len(splits) >= 2 or len(splits) == len(tops):
         return _through(folder, splits, known, num_classes)
-    if reason := _no_classes(tops):
+    if reason := _no_classes(tops, fits=num_classes in (len(tops), len(folder.folders))):
         return Classes(images=list(folder.walk()), reason=reason)
     if len(tops) < 2 and not _are_numbers(folder.folders):
         return Classes(images=list(folder.walk()), reason=f"{tops[0].name} is the only folder with images")
@@ -80,6 +80,11 @@ def normalize(name: str) -> str:
     return re.sub(r"[-_\s]+", " ", name).strip().casefold()
 
 
+def stem(name: str) -> str:
+    """A class name without a number before it and a plural's s: 0_dogs -> dog."""
+    return re.sub(r"^\d+[ .]+", "", normalize(name)).removesuffix("s")
+
+
 def name_some(names: Sequence[str]) -> str:
     """'a, b and c', or the first few and how many more there are."""
     if len(names) <= MAX_NAMED:
@@ -91,12 +96,17 @@ def _unwrapped(folder: Folder, names: set[str]) -> Folder:
     """The first folder on the way down that holds more than a folder; archives often have such wrappers."""
     while not folder.images:
         tops = [top for top in folder.folders if top.count]
-        if len(tops) != 1 or normalize(tops[0].name) in names:
+        if len(tops) != 1 or _is_known(tops[0], names):
             break
         if len(folder.folders) > 1 and _are_numbers(folder.folders):  # classes, most of them empty
             break
         folder = tops[0]
     return folder
+
+
+def _is_known(folder: Folder, names: set[str]) -> bool:
+    """Whether a folder is named as a class of the network; `names` are normalized, and their stems."""
+    return not names.isdisjoint((normalize(folder.name), stem(folder.name)))
 
 
 def _is_named(folder: Folder, names: re.Pattern[str]) -> bool:
@@ -119,9 +129,12 @@ def _stems(folder: Folder) -> set[str]:
     return {path.stem for path in folder.walk()}
 
 
-def _no_classes(tops: Sequence[Folder]) -> str:
-    """Why folders are no classes, in words; empty where they may be."""
-    roles = [top.name for top in tops if _is_named(top, IMAGES)]
+def _no_classes(tops: Sequence[Folder], fits: bool) -> str:
+    """Why folders are no classes, in words; empty where they may be.
+
+    `fits` says that there are as many as the network has: then a name alone says nothing (photos, paintings).
+    """
+    roles = [] if fits else [top.name for top in tops if _is_named(top, IMAGES)]
     if roles:
         return f"{name_some(roles)} is no name of a class"
     stems = [_stems(top) for top in tops]
@@ -142,7 +155,7 @@ def _are_classes(inner: Sequence[Folder], names: set[str], num_tops: int, num_cl
     """Whether folders one deeper are the classes, rather than parts of those above."""
     inner_names = {part.name for part in inner if part.count}
     if names:
-        return all(normalize(name) in names for name in inner_names)
+        return all(_is_known(part, names) for part in inner if part.count)
     return num_classes is not None and num_tops != num_classes == len(inner_names)
 
 

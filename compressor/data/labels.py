@@ -1,10 +1,11 @@
 """The number of every class: as the network knows it by name, by numbers in the names, or in alphabetical order."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from compressor.data.classes import name_some, normalize
+from compressor.data.classes import name_some, normalize, stem
 
 MIN_KNOWN_SHARE = 0.5  # of the images lie in folders named as the network's classes, or labels are not used
 
@@ -18,7 +19,8 @@ class Numbering:
         class_names: of the labels 0, 1, ...
         reason: why there are no labels, in words; empty where there are.
         other_order: labels that are as usual, by these labels: alphabetical ones where names were taken for numbers,
-            numerical ones where the order is alphabetical; None where both are the same, or the labels are certain.
+            numerical ones where the order is alphabetical, numbers from 1 where none is 0; None where both are the
+            same, or the labels are certain.
     """
 
     labels: Mapping[str, int] = field(default_factory=dict)
@@ -52,15 +54,26 @@ def number_classes(counts: Mapping[str, int], known: Sequence[str] = (), num_cla
 
 
 def _by_known_names(counts: Mapping[str, int], known: Sequence[str]) -> Numbering:
-    exact = {name: label for label, name in enumerate(known)}
-    alike = {normalize(name): label for name, label in exact.items()}
-    labels = {name: exact.get(name, alike.get(normalize(name))) for name in counts}
-    found = {name: label for name, label in labels.items() if label is not None}
+    found = _match(list(counts), known)
     share = sum(counts[name] for name in found) / sum(counts.values())
     if share < MIN_KNOWN_SHARE:
         unknown = name_some([name for name in counts if name not in found and counts[name]])
         return Numbering(reason=f"{unknown} are none of the network's classes ({name_some(known)})")
     return Numbering(found, list(known))
+
+
+def _match(names: Sequence[str], known: Sequence[str]) -> dict[str, int]:
+    """Labels of names that are among the known ones: exactly, but for case and blanks, or by a stem of one alone."""
+    exact = {name: label for label, name in enumerate(known)}
+    alike = {normalize(name): label for name, label in exact.items()}
+    labels = {name: exact.get(name, alike.get(normalize(name))) for name in names}
+    found = {name: label for name, label in labels.items() if label is not None}
+    stems = Counter(map(stem, known)), Counter(map(stem, names))
+    by_stem = {stem(name): label for name, label in exact.items()}
+    for name in names:
+        if name not in found and all(count[stem(name)] == 1 for count in stems):
+            found[name] = by_stem[stem(name)]
+    return found
 
 
 def _by_number(names: Sequence[str], known: Sequence[str], num_classes: int | None) -> Numbering:
@@ -72,7 +85,10 @@ def _by_number(names: Sequence[str], known: Sequence[str], num_classes: int | No
             class_names = [str(number + first) for number in range(num_classes)]
             for name in names:
                 class_names[int(name) - first] = name
-            return Numbering({name: int(name) - first for name in names}, list(known) or class_names)
+            # Without a folder 0 they may be numbered from 1, the last class being absent.
+            shifted = None if known or first or low == 0 else [(n - 1) % num_classes for n in range(num_classes)]
+            labels = {name: int(name) - first for name in names}
+            return Numbering(labels, list(known) or class_names, other_order=shifted)
     numbering = _in_order(ordered, sorted(names))
     return Numbering(numbering.labels, known, other_order=None) if len(known) == len(names) else numbering
 

@@ -120,6 +120,22 @@ def test_the_number_of_classes_chooses_between_two_levels(tmp_path):
     assert labelled(tmp_path, class_names=["c", "b", "a"], num_classes=3)[0]["north/c"] == 0
 
 
+@pytest.mark.parametrize(
+    "names", [("raw", "cooked"), ("original", "fake"), ("photos", "paintings"), ("images", "cat", "dog")]
+)
+def test_as_many_folders_as_classes_are_classes_whatever_their_names(tmp_path, names):
+    fill(tmp_path, *(path for name in names for path in pictures(name, prefix=name)))
+    assert labelled(tmp_path, num_classes=len(names))[1].class_names == sorted(names)
+    assert "no name of a class" in list_images(tmp_path, num_classes=9).label_note
+
+
+def test_masks_are_no_class_of_two(tmp_path):
+    fill(tmp_path, *pictures("images"), *pictures("masks"))
+    assert list_images(tmp_path, num_classes=2).labels is None
+    fill(tmp_path / "splits", *pictures("train"), *pictures("val"))
+    assert list_images(tmp_path / "splits", num_classes=2).labels is None
+
+
 # --- How classes are numbered --------------------------------------------------------------------------------
 
 
@@ -173,6 +189,36 @@ def test_names_of_the_network_win(tmp_path):
     assert len(unknown.files) == 14
     # A list that is not one of the outputs says nothing.
     assert labelled(tmp_path, class_names=["apple"], num_classes=3)[1].class_names[0] == "Golden_Retriever"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("cats", "dogs"), [1, 0]),
+        (("0_dog", "1_cat"), [0, 1]),
+        (("01.Cats", "02.Dogs"), [1, 0]),
+        (("cat", "cats", "dog"), [1, None, 0]),
+    ],
+)
+def test_names_with_a_number_or_a_plural_are_those_of_the_network(tmp_path, names, expected):
+    fill(tmp_path, *(path for name in names for path in pictures(name)))
+    labels, _ = labelled(tmp_path, class_names=["dog", "cat"], num_classes=2)
+    assert [labels.get(name) for name in names] == expected
+
+
+def test_stems_of_two_classes_say_nothing(tmp_path):
+    fill(tmp_path, *pictures("2_dogs"), *pictures("cow"))
+    labels, _ = labelled(tmp_path, class_names=["1_dog", "2_dog", "cow"], num_classes=3)
+    assert labels == {"cow": 2}
+
+
+def test_numbers_without_0_and_the_last_may_count_from_1(tmp_path):
+    fill(tmp_path, *(path for number in (1, 2, 3) for path in pictures(str(number))))
+    labels, listing = labelled(tmp_path, num_classes=4)
+    assert (labels, listing.other_order) == ({"1": 1, "2": 2, "3": 3}, (3, 0, 1, 2))
+    other = load_folder(tmp_path, SMALL, 99, 0, num_classes=4).renumbered()
+    assert other.class_names[:3] == ["1", "2", "3"]
+    assert sorted(set(other.labels.tolist())) == [0, 1, 2]
 
 
 def test_numbered_folders_of_a_network_with_names(tmp_path):
