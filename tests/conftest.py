@@ -19,7 +19,7 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
-from benchmarks.demo.digits import save_checkpoint, train_resnet18, write_image_folder
+from benchmarks.demo.digits import as_inputs, load_digits_images, save_checkpoint, train_resnet18, write_image_folder
 from compressor.cli.commands import export, main
 from compressor.cost import latency
 from compressor.network import architectures
@@ -122,6 +122,22 @@ def command_line(command: str, arguments: Sequence[object]) -> list[str]:
     program = shutil.which(command, path=str(Path(sys.executable).parent))
     assert program, f"{command} is not installed beside {sys.executable}"
     return [program, *map(str, arguments)]
+
+
+@pytest.fixture(scope="session")
+def fitted_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny network with its last layer fitted to the digits: labels of which it knows nothing are not used."""
+    network = torch.load(tiny_checkpoint, weights_only=False)
+    images, labels = load_digits_images()
+    with torch.no_grad():
+        features = torch.cat([network[:-1](as_inputs(images)), torch.ones(len(images), 1)], dim=1)
+        wanted = 2 * nn.functional.one_hot(torch.from_numpy(labels), 10) - 0.2
+        fitted = torch.linalg.lstsq(features, wanted, driver="gelsd").solution
+        network[-1].weight.copy_(fitted[:-1].T)
+        network[-1].bias.copy_(fitted[-1])
+    path = tmp_path_factory.mktemp("fitted") / "fitted.pt"
+    torch.save(network, path)
+    return path
 
 
 @pytest.fixture(scope="session")

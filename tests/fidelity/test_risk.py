@@ -12,7 +12,6 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import log_loss
 from torch import nn
 
-from benchmarks.demo.digits import as_inputs, load_digits_images
 from compressor import compress
 from compressor.data.batches import from_batches
 from compressor.data.images import ImageSet
@@ -217,22 +216,6 @@ def test_the_norm_model_follows_the_norms_it_saw() -> None:
     errors = np.log(expected(fresh) / (0.5 * problem.norm(fresh)))
     assert np.median(np.abs(errors)) < 0.15
     assert expected(fresh.reshape(8, 5, -1)).shape == (8, 5)
-
-
-@pytest.fixture(scope="module")
-def fitted_checkpoint(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny network with its last layer fitted to the digits: labels of which it knows nothing are not used."""
-    network = torch.load(tiny_checkpoint, weights_only=False)
-    images, labels = load_digits_images()
-    with torch.no_grad():
-        features = torch.cat([network[:-1](as_inputs(images)), torch.ones(len(images), 1)], dim=1)
-        wanted = 2 * nn.functional.one_hot(torch.from_numpy(labels), 10) - 0.2
-        fitted = torch.linalg.lstsq(features, wanted, driver="gelsd").solution
-        network[-1].weight.copy_(fitted[:-1].T)
-        network[-1].bias.copy_(fitted[-1])
-    path = tmp_path_factory.mktemp("fitted") / "fitted.pt"
-    torch.save(network, path)
-    return path
 
 
 @pytest.fixture
