@@ -3,6 +3,8 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from compressor.data.folders import load_folder
 from compressor.data.images import ImageSet
 from compressor.data.transforms import Transform
 from compressor.pipeline import context
+from compressor.pipeline.delivery.verdict import make_verdict
 from compressor.pipeline.settings import Settings
 from compressor.pipeline.state import CompressedModel
 from compressor.search.settings import SearchSettings
@@ -70,6 +73,28 @@ def test_the_gamma_named_would_do(
     assert again.report.verdict is not None
     assert again.report.verdict.success
     assert again.report.ratio < 1
+
+
+@pytest.mark.parametrize(("gamma", "named"), [(1e-6, True), (1e3, False)])
+def test_a_search_that_was_misled_is_said(destroyed: CompressedModel, gamma: float, named: bool) -> None:
+    """It took its plans for useful: the default gamma would do, or more images."""
+    search = destroyed.report.search
+    assert search is not None
+    good = [plan.model_copy(update={"function_norm": 1e-9}) for plan in search.pareto_front]
+    misled = SimpleNamespace(gamma=gamma, search=search.model_copy(update={"pareto_front": good}))
+    fidelity = destroyed.report.fidelity
+    state: Any = SimpleNamespace(
+        result=misled, test=SimpleNamespace(fidelity=fidelity), precisions=(), target=None, top1=None, records=()
+    )
+    context_of: Any = SimpleNamespace(settings=Settings(gamma=gamma, search=SEARCH))
+    verdict = make_verdict(context_of, state)
+    if named:
+        assert verdict.gamma is not None
+        assert 1 <= verdict.gamma * fidelity.output_energy <= 2.5
+        assert f"try --gamma {verdict.gamma:g}" in verdict.advice
+    else:
+        assert verdict.gamma is None
+        assert "did not see it on the 8 images of an evaluation: give more (--samples 32)" in verdict.advice
 
 
 def test_a_given_plan_that_destroys_is_no_success_either(

@@ -7,6 +7,7 @@ from compressor.pipeline.context import Context
 from compressor.pipeline.state import State, needed
 from compressor.report.records import VerdictRecord
 from compressor.report.verdict import judge, round_up, sufficient_gamma
+from compressor.search.objective import default_gamma
 from compressor.search.records import TARGET_OPTIONS, SearchRecord
 
 ALTERNATIVE = "--max-drop 1, which finds gamma itself"
@@ -24,14 +25,22 @@ def make_verdict(context: Context, state: State) -> VerdictRecord:
 def gamma_that_would_do(context: Context, state: State) -> float | None:
     """The smallest gamma at which all searches of the run would have kept the network useful, as far as they tell.
 
-    None where nothing was searched, or the searches' own plans keep it: then gamma is not what is wrong.
+    Where a search took its own plan for useful, it is the default gamma, if that is larger than the one used.
+
+    Returns:
+        None where nothing was searched, or all searches took their plans for useful at no less than the default gamma.
     """
     result, lost = needed(state.result, "a plan"), loss_when_lost(context, state)
     searches: list[tuple[float, SearchRecord | None]] = [(result.gamma, result.search)]
     searches += [(stage.gamma or result.gamma, stage.search) for stage in state.records]
+    usual = round_up(default_gamma(lost)) if lost > 0 else 0.0
     found = []
     for used, search in searches:
-        gamma = sufficient_gamma(search.pareto_front, lost, context.settings.form) if search else None
+        if search is None:
+            continue
+        gamma = sufficient_gamma(search.pareto_front, lost, context.settings.form)
+        if gamma is None or gamma <= used:
+            gamma = usual if gamma is not None or used < usual else None
         if gamma is not None:
             found.append(max(gamma, round_up(2 * used)))
     return max(found, default=None)
@@ -65,5 +74,9 @@ def _advise(context: Context, state: State, gamma: float | None) -> str:
         return f"{TARGET_OPTIONS[target.kind]} {target.asked:g} asks for too much: try {instead}, or {ALTERNATIVE}"
     if gamma is not None:
         return f"try --gamma {gamma:g}, or {ALTERNATIVE}"
-    pruned = "prune less (--prune), or " if settings.prune_fraction else ""
-    return f"gamma is not what is wrong, the search's own plan keeps the outputs: {pruned}try {ALTERNATIVE}"
+    pruned = "prune less (--prune), " if settings.prune_fraction else ""
+    samples = settings.search.samples
+    return (
+        f"the search did not see it on the {samples} images of an evaluation: {pruned}give more (--samples "
+        f"{4 * samples}), a larger gamma, or {ALTERNATIVE}"
+    )
