@@ -48,7 +48,9 @@ def misfit(images: ImageSet, num_outputs: int) -> str:
     num_classes = count_classes(num_outputs)
     outputs = f"{num_outputs} outputs" if num_outputs > 1 else "a single output, whose sign tells two classes apart"
     if images.class_names is not None and len(images.class_names) != num_classes:
-        return f"the folder has {len(images.class_names)} classes and the network {outputs}"
+        few = len(images.class_names) < num_classes
+        hint = " (classes.txt beside the checkpoint, a name per output, says which ones they are)" if few else ""
+        return f"the folder has {len(images.class_names)} classes and the network {outputs}{hint}"
     low, high = int(images.labels.min()), int(images.labels.max())
     if low < 0 or high >= num_classes:
         return f"labels run from {low} to {high} and the network has {outputs}"

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
 from compressor.network.architectures import known_architecture, published_transform, shapes_of
+from compressor.network.checkpoints.beside import describe_rest
 from compressor.network.checkpoints.building import build_matched, describe_channels, image_size, with_channels
 from compressor.network.checkpoints.class_names import find_class_names
-from compressor.network.checkpoints.contents import Contents, lay_out
+from compressor.network.checkpoints.contents import PARALLEL_PART, WRAPPER_PARTS, Contents, lay_out, without_parts
 from compressor.network.checkpoints.copies import (
     Copy,
     choose_copy,
-    describe_rest,
     explain_misfit,
     find_copies,
     make_copy,
@@ -32,7 +32,15 @@ from compressor.network.checkpoints.folding import (
     refuse_unseen,
 )
 from compressor.network.checkpoints.inert import Inert, children
-from compressor.network.checkpoints.pickled import WRAPPERS, find_unknown_code, submodules
+from compressor.network.checkpoints.pickled import (
+    WRAPPERS,
+    describe_code,
+    describe_unknown,
+    find_unknown_code,
+    pickled_name,
+    submodules,
+    without_wrappers,
+)
 from compressor.network.checkpoints.reading import read_checkpoint
 from compressor.text import first_line, join_words
 
@@ -106,7 +114,7 @@ def load_weights(
     if not contents.tensors or isinstance(content, Tensor):
         raise InputError(f"{path} holds {describe_weightless(content, contents)}")
     tensors = fold(contents.tensors, notes)
-    copies = find_copies(tensors, arch, str(path))
+    tensors, modules, copies = find_named(tensors, contents, arch, str(path))
     if not copies:
         refuse_quantized(tensors, str(path))
         refuse_fake_quantized(tensors, str(path))
@@ -119,9 +127,9 @@ def load_weights(
     refuse_quantized(chosen.tensors, str(path))
     notes += describe_rest(chosen, copies, tensors)
     check_finite({name: t for name, t in chosen.tensors.items() if name not in chosen.match.left}, path)
-    if unknown := find_unknown_code(contents.modules, chosen.prefix):
+    if unknown := find_unknown_code(modules, chosen.prefix):
         raise InputError(f"{path} depends on {describe_unknown(unknown)}")
-    pickled = submodules(contents.modules, chosen.prefix)
+    pickled = submodules(modules, chosen.prefix)
     if chosen.prefix.rpartition(".")[2].isdecimal() and not pickled:
         notes.append(
             f"the network lies under {chosen.prefix!r}, as in a Sequential: parts of it without weights, such as a "
@@ -136,6 +144,17 @@ def load_weights(
     return LoadedModel(arch, num_classes, freeze(model), transform, notes)
 
 
+def find_named(
+    tensors: dict[str, Tensor], contents: Contents, arch: str | None, source: str
+) -> tuple[dict[str, Tensor], dict[str, Inert], list[Copy]]:
+    """The networks in a file, with its tensors and pickled modules by names without what wrappers put into them."""
+    for parts in (WRAPPER_PARTS, (*WRAPPER_PARTS, PARALLEL_PART)):  # "module" tells copies apart, too: only at need
+        named, modules = without_parts(tensors, parts), without_wrappers(contents.modules, parts)
+        if copies := find_copies(named, arch, source):
+            break
+    return named, modules, copies
+
+
 def load_own(contents: Contents, path: Path, arch: str, weights: str | None, notes: list[str]) -> LoadedModel:
     """The network that the user's function or timm makes, with the weights of the file.
 
@@ -146,6 +165,8 @@ def load_own(contents: Contents, path: Path, arch: str, weights: str | None, not
     for name, module in contents.trusted.items():
         stored |= {f"{name}.{key}".lstrip("."): tensor for key, tensor in module.state_dict().items()}
     model = make_network(arch, stored)
+    if not any(f".{part}." in f".{name}" for part in WRAPPER_PARTS for name in model.state_dict()):
+        stored = without_parts(stored, WRAPPER_PARTS)
     remarks: list[str] = []
     folded = fold(stored, remarks)
     uses_parts = stored.keys() & set(model.state_dict()) - folded.keys()  # the network has masks or norms of its own
@@ -158,28 +179,6 @@ def load_own(contents: Contents, path: Path, arch: str, weights: str | None, not
     transform = fit_channels(transform_of(model, notes), model, notes)
     model = freeze(model.float())
     return LoadedModel(arch, run_outputs(model, transform, path), model, transform, notes)
-
-
-def describe_code(origin: str) -> str:
-    """What a pickled module needs, for a message."""
-    return (
-        f"pickled code ({origin}), which runs when it is loaded: save the model's state_dict() instead, give "
-        "the network by --arch module:function, or pass --trust-pickle only if you trust where the file came from"
-    )
-
-
-def describe_unknown(code: str) -> str:
-    """What a network inside a pickled module, or one with parts of other packages, needs, for a message."""
-    return (
-        f"the code of {code}, which is not run and may change what the network computes: give the whole by --arch "
-        "module:function, save the state_dict() of the network alone, or pass --trust-pickle only if you trust where "
-        "the file came from"
-    )
-
-
-def pickled_name(pickled: Mapping[str, Inert]) -> str:
-    """The class of a pickled network, for a note."""
-    return f"{pickled[''].origin}, none of whose code ran" if "" in pickled else "module, none of whose code ran"
 
 
 def describe_weightless(content: object, contents: Contents) -> str:

@@ -14,13 +14,18 @@ def require_input_fits(model: nn.Module, example: Tensor) -> None:
         example: one input (N, C, H, W) on its device.
 
     Raises:
-        InputError: the network fails on it.
+        InputError: the network fails on it, or returns something else than a tensor.
     """
     try:
         with inference_mode():
-            model(example)
+            outputs = model(example)
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError) as error:
         shape = " x ".join(map(str, example.shape))
         raise InputError(
             f"the network cannot take inputs of shape {shape} ({first_line(error)}): see --input-size"
         ) from error
+    if not isinstance(outputs, Tensor):
+        raise InputError(
+            f"the network returns a {type(outputs).__name__} where one tensor of outputs is expected: give one that "
+            "returns the classes' scores alone, for example by --arch module:function"
+        )

@@ -1,6 +1,7 @@
 """Names of classes in a checkpoint, or in a file beside it."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,8 @@ SIDECARS = tuple(
     for name in ("class_names", "classes", "labels", "categories", "class_to_idx", "idx_to_class", "class_indices")
     for suffix in (".txt", ".json")
 )
+SYNSETS, KERAS = "*synset*.txt", "*class_index.json"  # ImageNet's lists, named after many a data set
+SYNSET = re.compile(r"n\d{8}\b")
 MAX_DEPTH = 6
 MAX_BYTES = 10_000_000
 
@@ -33,9 +36,8 @@ def find_class_names(content: object, path: Path, num_classes: int) -> tuple[lis
         names = read_names(value, num_classes)
         if names is not None:
             return names, f"{key!r} in the checkpoint"
-    for file in (
-        path.parent / f"{start}{name}" for start in (f"{path.stem}.", f"{path.stem}_", "") for name in SIDECARS
-    ):
+    named = [path.parent / f"{start}{name}" for start in (f"{path.stem}.", f"{path.stem}_", "") for name in SIDECARS]
+    for file in (*named, *(file for pattern in (SYNSETS, KERAS) for file in sorted(path.parent.glob(pattern)))):
         names = _read_file(file, num_classes)
         if names is not None:
             return names, str(file)
@@ -45,9 +47,10 @@ def find_class_names(content: object, path: Path, num_classes: int) -> tuple[lis
 def _named_values(content: object, depth: int) -> Iterator[tuple[str, object]]:
     """Values under KEYS anywhere in the content, the outermost first."""
     inside = children(content) if depth < MAX_DEPTH and not isinstance(content, list | tuple) else {}
+    lower = {str(key).lower(): value for key, value in inside.items()}  # OpenMMLab writes CLASSES
     if "param_groups" in inside:
         return
-    yield from ((key, inside[key]) for key in KEYS if key in inside)
+    yield from ((key, lower[key]) for key in KEYS if key in lower)
     for value in inside.values():
         yield from _named_values(value, depth + 1)
 
@@ -97,9 +100,23 @@ def _read_file(file: Path, num_classes: int) -> list[str] | None:
             return None
         text = file.read_text(encoding="utf-8-sig")
         if file.suffix == ".json":
-            content = json.loads(text)
+            content = _without_words(json.loads(text))
             names = read_names(content, num_classes)
             inside = content if isinstance(content, dict) else {}
             return names or next(filter(None, (read_names(inside.get(key), num_classes) for key in KEYS)), None)
-        return read_names([line.strip() for line in text.splitlines() if line.strip()], num_classes)
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        return _read_synsets(lines, num_classes) if file.match(SYNSETS) else read_names(lines, num_classes)
     return None
+
+
+def _without_words(content: Any) -> Any:
+    """Keras' table {"0": ["n01440764", "tench"]} with the first of each, by which ImageNet's folders are named."""
+    if not isinstance(content, dict) or not all(isinstance(value, list) and value for value in content.values()):
+        return content
+    return {number: value[0] for number, value in content.items()} if all(map(_is_number, content)) else content
+
+
+def _read_synsets(lines: list[str], num_classes: int) -> list[str] | None:
+    """ImageNet's identifiers, with or without words behind them; lists in another order than the outputs' exist."""
+    names = [line.split()[0] for line in lines if SYNSET.match(line)]
+    return read_names(names, num_classes) if names == sorted(names) and len(names) == len(lines) else None

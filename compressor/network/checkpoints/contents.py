@@ -1,5 +1,7 @@
 """All tensors of a checkpoint under their full names, wherever in the file they lie."""
 
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +11,9 @@ from torch import Tensor, nn
 from compressor.network.checkpoints.inert import Inert, InertArray, children, is_module
 
 MAX_DEPTH = 24
+# Parts of names that torch.compile and the wrappers of large networks put in.
+WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fpw_module")
+PARALLEL_PART = "module"
 
 
 @dataclass
@@ -87,3 +92,14 @@ def as_tensor(content: object) -> Tensor | None:
         return torch.from_numpy(values.astype(values.dtype.newbyteorder("=")))
     except TypeError:  # a type that torch has not
         return None
+
+
+def shorten(name: str, parts: Collection[str]) -> str:
+    """A name without some of its parts."""
+    return ".".join(part for part in name.split(".") if part not in parts)
+
+
+def without_parts(tensors: Mapping[str, Tensor], parts: Collection[str]) -> dict[str, Tensor]:
+    """The tensors by shortened names, but where two would have the same."""
+    counts = Counter(shorten(name, parts) for name in tensors)
+    return {(short if counts[short := shorten(name, parts)] == 1 else name): tensor for name, tensor in tensors.items()}

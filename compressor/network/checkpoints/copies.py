@@ -1,5 +1,6 @@
 """Finds the networks in a checkpoint, under whatever keys they lie, and chooses one of them."""
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,12 +12,11 @@ from torch import Tensor
 from compressor.errors import InputError
 from compressor.network import architectures
 from compressor.network.architectures import Fingerprint
-from compressor.network.checkpoints.matching import COUNTERS, Match, match, match_any, modern_name, nearest, stem_tensor
+from compressor.network.checkpoints.contents import WRAPPER_PARTS, shorten
+from compressor.network.checkpoints.matching import Match, match, match_any, modern_name, nearest, stem_tensor
 from compressor.text import join_words
 
 LIGHTNING_LIVE = "current_model_state"  # where a callback that averages weights keeps those in training
-MAX_NAMED = 4
-
 # First those whose weights training changes, the most likely first; a copy under other keys comes after them.
 LIVE = (
     LIGHTNING_LIVE,
@@ -30,11 +30,13 @@ LIVE = (
     "online",
     "encoder_q",
 )
-AVERAGED = re.compile(r"(^|[._])(ema|swa|averaged?|shadow|avg)($|[._])|ema_(model|net|state)|(model|net)_?ema")
-SECOND = re.compile(r"teacher|target|momentum|encoder_k|(^|[._])(key|frozen|old|prev)($|[._])")
+AVERAGED = re.compile(
+    r"(^|[._])(ema|swa|averaged?|shadow|avg)($|[._])|(ema|swa)_?(model|net|state|weights)|(model|net|state|weights)_?(ema|swa)",
+    re.IGNORECASE,
+)
+SECOND = re.compile(r"teacher|target|momentum|encoder_k|(^|[._])(key|frozen|old|prev)($|[._])", re.IGNORECASE)
 # An averaged model's counter lies beside its `module.`; no name need say what it is.
 COUNTER = "n_averaged"
-UNTOLD = (COUNTER, "num_batches_tracked")
 
 WAYS_OUT = (
     "for a network of your own, use --arch module:function, --trust-pickle for a whole pickled module that you trust, "
@@ -130,7 +132,7 @@ def _recognized(
 def make_copy(tensors: Mapping[str, Tensor], prefix: str, found: Match | None) -> Copy:
     """The copy under a prefix, with what its name says of it."""
     counters = {name.removesuffix(COUNTER) for name in tensors if name.endswith(COUNTER)}
-    averaged = bool(AVERAGED.search(prefix)) or prefix.removesuffix("module") in counters - {""}
+    averaged = bool(AVERAGED.search(prefix)) or (prefix.endswith("module") and prefix[: -len("module")] in counters)
     swapped = any(name.startswith(LIGHTNING_LIVE) for name in tensors)
     averaged |= swapped and prefix.split(".")[0] == "state_dict"
     return Copy(prefix, under(tensors, prefix), found, averaged, bool(SECOND.search(prefix)))
@@ -154,7 +156,7 @@ def choose_copy(copies: list[Copy], weights: str | None, source: str) -> Copy:
     elif weights == "ema":
         wanted = [copy for copy in copies if copy.averaged]
     else:
-        wanted = _under_prefix(copies, weights.strip("."))
+        wanted = _under_prefix(copies, shorten(weights.strip("."), WRAPPER_PARTS))
     if not wanted:
         words = {"ema": "averaged weights", "model": "weights that are no average"}
         asked = words.get(str(weights), f"a whole network under {weights!r}")
@@ -169,14 +171,22 @@ def choose_copy(copies: list[Copy], weights: str | None, source: str) -> Copy:
 
 
 def _under_prefix(copies: list[Copy], prefix: str) -> list[Copy]:
-    exact = [copy for copy in copies if copy.prefix == prefix]
-    below = [copy for copy in copies if copy.prefix.startswith(prefix + ".")]
-    return exact or below or [copy for copy in copies if f".{copy.prefix}.".endswith(f".{prefix}.")]
+    """Copies under exactly this prefix, else below it, else those whose prefix ends so; case counts where it can."""
+    for change in (str, str.lower):
+        names, asked = [change(copy.prefix) for copy in copies], change(prefix)
+        for fits in (
+            [name == asked for name in names],
+            [name.startswith(asked + ".") for name in names],
+            [f".{name}.".endswith(f".{asked}.") for name in names],
+        ):
+            if any(fits):
+                return list(itertools.compress(copies, fits))
+    return []
 
 
 def _rank(copy: Copy) -> tuple[int, int]:
     """The order of preference: by the first key in LIVE, those without any last; the shorter prefix before a longer."""
-    parts = copy.prefix.split(".")
+    parts = copy.prefix.lower().split(".")
     ranks = [LIVE.index(part) for part in parts if part in LIVE]
     own = 0 if not copy.prefix else 1 + min(ranks, default=len(LIVE))
     return own, LIVE.index(parts[-1]) if parts[-1] in LIVE and len(ranks) > 1 else len(LIVE)
@@ -198,30 +208,6 @@ def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 def _same_values(first: Tensor, second: Tensor) -> bool:
     plain = first.layout == second.layout == torch.strided and not first.is_meta and not second.is_meta
     return plain and first.dtype == second.dtype and torch.equal(first, second)
-
-
-def describe_rest(chosen: Copy, copies: list[Copy], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Notes on which network was taken, on the others, and on tensors that belong to none."""
-    notes = []
-    words = [f"{copy.name}{' (averaged)' * copy.averaged}" for copy in copies if copy is not chosen]
-    if words:
-        notes.append(f"weights taken from {chosen.name}; the file also holds {join_words(words)}: see --weights")
-    used = tuple(f"{copy.prefix}." if copy.prefix else "" for copy in copies)
-    beside = [name for name in tensors if not name.startswith(used) and not name.endswith(UNTOLD)]
-    inside = [name for name in chosen.match.left if not name.startswith("aux")] if chosen.match else []
-    counters = [name for name in (*inside, *beside) if COUNTERS.search(name)]
-    others = [name for name in (*inside, *beside) if not COUNTERS.search(name)]
-    for kind, names in (("counter", counters), ("other tensor", others)):
-        if names:
-            named = join_words([repr(name) for name in names[:MAX_NAMED]] + ["more"] * (len(names) > MAX_NAMED))
-            notes.append(f"{len(names)} {kind}{'s' * (len(names) > 1)} in the file left out: {named}")
-    classes = chosen.match.num_classes if chosen.match else None
-    notes += [
-        f"{name!r} takes {classes} inputs, as many as the network gives: if it follows, use --arch module:function"
-        for name in beside
-        if tensors[name].ndim == 2 and tensors[name].shape[1] == classes
-    ]
-    return notes
 
 
 def explain_misfit(tensors: Mapping[str, Tensor], arch: str | None, source: str) -> str:

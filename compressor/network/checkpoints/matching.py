@@ -18,11 +18,15 @@ OLD_NAMES = (
 )
 # Counters of profilers and of averaging, observers of quantization-aware training.
 COUNTERS = re.compile(
-    r"(^|\.)(total_ops|total_params|n_averaged|num_batches_tracked)$"
+    r"(^|\.)(total_ops|total_params|__\w+__|n_averaged|num_batches_tracked)$"
     r"|(^|\.)(activation_post_process|weight_fake_quant|act_fake_quant)\."
 )
 # Words in the first part of a name that training scripts give to losses and metrics, which lie beside the network.
 BESIDE = re.compile(r"loss|criteri|metric|acc(uracy)?($|[._\d])|auroc|f1|confusion|confmat|precision|recall|ema_decay")
+
+# Names of a normalization that stands before the network, as buffers of few values.
+NORMALIZATION = re.compile(r"(?<!running_)(mean|std|stdev|stddev)s?$", re.IGNORECASE)
+MAX_CHANNELS = 16
 
 # Stems of 7 x 7 that become 3 x 3 for small images, and the pooling that then goes.
 SMALL_STEMS = {"conv1.weight": "maxpool", "features.conv0.weight": "features.pool0"}
@@ -172,7 +176,8 @@ def lies_beside(name: str, shapes: Fingerprint, expected: Fingerprint) -> bool:
     first = name.partition(".")[0]
     if first in {known.partition(".")[0] for known in expected}:
         return False
-    return bool(BESIDE.search(name.lower())) or math.prod(shapes[name]) <= 1
+    size = math.prod(shapes[name])
+    return bool(BESIDE.search(name.lower())) or size <= 1 or (size <= MAX_CHANNELS and bool(NORMALIZATION.search(name)))
 
 
 def modern_name(name: str) -> str:

@@ -6,10 +6,12 @@ settings. Where head or stem differ, they are built from the pickle's descriptio
 
 import inspect
 from collections import OrderedDict
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
 
+from compressor.network.checkpoints.contents import shorten
 from compressor.network.checkpoints.inert import Inert, children, is_module
 
 # What can be built from a description: modules of torch.nn whose constructors take plain values.
@@ -49,6 +51,28 @@ def submodules(modules: dict[str, Inert], prefix: str) -> dict[str, Inert]:
     return {**inside, **({"": modules[prefix]} if prefix in modules else {})}
 
 
+def describe_code(origin: str) -> str:
+    """What a pickled module needs, for a message."""
+    return (
+        f"pickled code ({origin}), which runs when it is loaded: save the model's state_dict() instead, give "
+        "the network by --arch module:function, or pass --trust-pickle only if you trust where the file came from"
+    )
+
+
+def describe_unknown(code: str) -> str:
+    """What a network inside a pickled module, or one with parts of other packages, needs, for a message."""
+    return (
+        f"the code of {code}, which is not run and may change what the network computes: give the whole by --arch "
+        "module:function, save the state_dict() of the network alone, or pass --trust-pickle only if you trust where "
+        "the file came from"
+    )
+
+
+def pickled_name(pickled: Mapping[str, Inert]) -> str:
+    """The class of a pickled network, for a note."""
+    return f"{pickled[''].origin}, none of whose code ran" if "" in pickled else "module, none of whose code ran"
+
+
 def class_name(module: Inert) -> str:
     """The class of a pickled module."""
     return module.origin.rpartition(".")[2]
@@ -73,6 +97,16 @@ def find_unknown_code(modules: dict[str, Inert], prefix: str) -> str | None:
         if unknown := [hook for hook in hooks if not str(getattr(hook, "origin", "")).startswith(KNOWN_HOOKS)]:
             return str(getattr(unknown[0], "origin", "") or f"a hook of {module.origin}")
     return None
+
+
+def without_wrappers(modules: dict[str, Inert], parts: Collection[str]) -> dict[str, Inert]:
+    """The modules by names without these parts; wrappers that only call what is inside give way to it."""
+    named: dict[str, Inert] = {}
+    for name, module in modules.items():
+        inside = [f"{name}.{part}".lstrip(".") for part in parts]
+        if module.origin not in WRAPPERS or not any(other in modules for other in inside):
+            named.setdefault(shorten(name, parts), module)  # another kind of wrapper hides what is inside
+    return named
 
 
 def describe_module(module: Inert) -> str:

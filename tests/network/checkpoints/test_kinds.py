@@ -1,6 +1,7 @@
 """Checkpoints as people bring them: each kind loads to what its owner trained, and notes say what was inferred."""
 
 import argparse
+import json
 import os
 import pathlib
 import pickle
@@ -60,7 +61,7 @@ def test_profilers_and_wrappers(tmp_path, small):
     loaded = load_model(tmp_path / "m.pt")
     assert (loaded.arch, loaded.notes) == (
         "mnasnet0_5",
-        ["2 counters in the file left out: 'total_ops' and 'layers.0.total_params'"],
+        ["2 counters in the file left out: 'module.total_ops' and 'module.layers.0.total_params'"],
     )
     assert load_model(save(prefixed(small, "net.module."), tmp_path / "n.pt")).notes == []
 
@@ -76,6 +77,41 @@ def test_losses_and_metrics(tmp_path, small):
     )
     followed = prefixed(small, "backbone.") | {"head.weight": torch.ones(2, 5)}
     assert "if it follows" in load_model(save(followed, tmp_path / "f.pt")).notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("beside", "options"),
+    [
+        ({"mean": [0.485, 0.456, 0.406], "std": [0.2, 0.2, 0.25]}, "--mean 0.485,0.456,0.406 --std 0.2,0.2,0.25;"),
+        ({"pixel_mean": [127.5], "pixel_std": [51.0]}, "--mean 0.5,0.5,0.5 --std 0.2,0.2,0.2, divided by 255"),
+        ({"normalize.mean": [0.5, 0.25, 0.125]}, "looks like a normalization of the images"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "m."])
+def test_normalization_beside_the_network(tmp_path, small, beside, options, prefix):
+    state = {name: torch.tensor(values).view(1, -1, 1, 1) for name, values in beside.items()}
+    loaded = load_model(save({"state_dict": prefixed(small, prefix) | state}, tmp_path / "m.pt"))
+    assert len(loaded.notes) == 1
+    assert options in loaded.notes[0]
+
+
+def test_wrappers_of_parts(tmp_path, small):
+    inside = {name.replace("layers.", "layers._orig_mod.", 1): tensor for name, tensor in small.items()}
+    inside = {name.replace("_orig_mod.8", "8._checkpoint_wrapped_module"): tensor for name, tensor in inside.items()}
+    assert load_model(save({"model._fsdp_wrapped_module": inside}, tmp_path / "m.pt")).notes == []
+    parallel = {name.replace("layers.", "layers.module."): tensor for name, tensor in small.items()}
+    parallel["__flops__"] = torch.ones(2)
+    assert "1 counter" in load_model(save(parallel, tmp_path / "p.pt"), arch="mnasnet0_5").notes[0]
+
+
+def test_whole_modules_with_wrappers_of_parts(tmp_path):
+    original = network()
+    original.layer1 = nn.DataParallel(original.layer1)
+    assert same_outputs(load_model(save(original, tmp_path / "m.pt")), original)
+    around = Around()
+    around.module = original.layer1.module
+    original.layer1 = around
+    assert "test_kinds.Around, which is not run" in refusal(save(original, tmp_path / "m.pt"))
 
 
 # --- Several networks in one file --------------------------------------------------------------------------
@@ -111,7 +147,26 @@ def test_lightning_swaps_the_average_in(tmp_path, small, other):
     assert torch.equal(first_weight(load_model(path, weights="ema")), other["layers.0.weight"])
 
 
-@pytest.mark.parametrize(("first", "second"), [("student", "teacher"), ("online_net", "target_net")])
+def test_an_average_alone_is_said_to_be_one(tmp_path, small):
+    for content in (
+        {"state_dict_ema": small},
+        prefixed(small, "module.") | {"n_averaged": torch.tensor(3)},
+    ):
+        (note,) = load_model(save(content, tmp_path / "m.pt")).notes
+        assert "is an average of weights over training" in note
+
+
+@pytest.mark.parametrize("name", ["model_EMA", "EMA", "modelEma", "Averaged"])
+def test_averages_are_found_whatever_their_case(tmp_path, small, other, name):
+    path = save({name: other, "raw": small}, tmp_path / "m.pt")
+    assert torch.equal(first_weight(load_model(path)), small["layers.0.weight"])
+    for weights in ("ema", name.lower()):
+        assert torch.equal(first_weight(load_model(path, weights=weights)), other["layers.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("student", "teacher"), ("online_net", "target_net"), ("Student", "Teacher")]
+)
 def test_pairs(tmp_path, small, other, first, second):
     path = save(prefixed(other, f"{second}.") | prefixed(small, f"{first}."), tmp_path / "m.pt")
     assert torch.equal(first_weight(load_model(path)), small["layers.0.weight"])
@@ -443,6 +498,7 @@ def test_weights_as_numpy_arrays(tmp_path, small):
         {"args": argparse.Namespace(classes=["a", "b", "c", "d", "e"])},
         {"hyper_parameters": {"idx_to_class": dict(enumerate("abcde"))}},
         {"meta": {"categories": np.array(["a", "b", "c", "d", "e"])}},
+        {"meta": {"CLASSES": ("a", "b", "c", "d", "e")}},
     ],
 )
 def test_class_names_in_the_checkpoint(tmp_path, small, beside):
@@ -464,6 +520,20 @@ def test_class_names_beside_the_checkpoint(tmp_path, small, name, text):
     path = save(small, tmp_path / "m.pt")
     (tmp_path / name).write_text(text)
     assert load_model(path).class_names == ["a", "b", "c", "d", "e"]
+
+
+def test_lists_of_imagenet(tmp_path, small):
+    path = save(small, tmp_path / "m.pt")
+    ids = [f"n0000000{number}" for number in range(5)]
+    (tmp_path / "my_class_index.json").write_text(json.dumps({n: [id_, f"word{n}"] for n, id_ in enumerate(ids)}))
+    assert load_model(path).class_names == ids
+    (tmp_path / "my_class_index.json").unlink()
+    (tmp_path / "imagenet-synsets.txt").write_text("\n".join(ids))
+    assert load_model(path).class_names == ids
+    (tmp_path / "imagenet-synsets.txt").write_text("".join(f"{id_} word, other\n" for id_ in ids[::-1]))
+    assert load_model(path).class_names is None
+    (tmp_path / "LOC_synset_mapping.txt").write_text("".join(f"{id_} word, other\n" for id_ in ids))
+    assert load_model(path).class_names == ids
 
 
 @pytest.mark.parametrize("names", [["a", "b"], ["a", "a", "b", "c", "d"], {"a": 1, "b": 2}, 7])
