@@ -108,11 +108,11 @@ def test_a_given_plan_that_destroys_is_no_success_either(
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_the_command_ends_with_three(
-    invoke: Callable[..., Result], tiny_checkpoint: Path, digit_images: Path, tmp_path: Path, as_json: bool
+    invoke: Callable[..., Result], fitted_checkpoint: Path, digit_images: Path, tmp_path: Path, as_json: bool
 ) -> None:
     out = tmp_path / "out"
     options = ["--data", digit_images, "--out", out, "--gamma", "1e-9", *(["--json"] if as_json else [])]
-    result = invoke("bocompress-export", tiny_checkpoint, *QUICK, *options)
+    result = invoke("bocompress-export", fitted_checkpoint, *QUICK, *options)
     assert result.exit_code == 3, result.output
     failure = "Not a success: the network no longer computes what the original does"
     if as_json:
