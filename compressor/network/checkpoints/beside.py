@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from compressor.network.checkpoints.copies import COUNTER, Copy
-from compressor.network.checkpoints.matching import COUNTERS, NORMALIZATION
+from compressor.network.checkpoints.matching import BESIDE, COUNTERS, NORMALIZATION
 from compressor.text import join_words
 
 UNTOLD = (COUNTER, "num_batches_tracked")
@@ -67,7 +68,8 @@ def find_normalization(tensors: Mapping[str, Tensor], start: str, channels: int)
     """
     pairs: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if NORMALIZATION.search(name) and tensor.numel() in (1, channels) and tensor.is_floating_point():
+        few = NORMALIZATION.search(name) and not BESIDE.search(name.lower()) and tensor.numel() in (1, channels)
+        if few and tensor.layout == torch.strided and not tensor.is_meta and bool(tensor.isfinite().all()):
             pairs.setdefault(NORMALIZATION.sub("", name), {})[name] = tensor
     first = start.partition(".")[0]
     return max(pairs.values(), key=lambda pair: next(iter(pair)).partition(".")[0] == first, default={})
@@ -75,7 +77,7 @@ def find_normalization(tensors: Mapping[str, Tensor], start: str, channels: int)
 
 def describe_normalization(pair: Mapping[str, Tensor], channels: int) -> str:
     """The note on a mean and a deviation, with the options that apply them to pixels in [0, 1]."""
-    values = {name: tensor.flatten().tolist() * (channels // tensor.numel()) for name, tensor in pair.items()}
+    values = {name: tensor.double().flatten().tolist() * (channels // tensor.numel()) for name, tensor in pair.items()}
     scale = MAX_VALUE if any(value > 1 for numbers in values.values() for value in numbers) else 1
     options = [
         f"--{'mean' if 'mean' in name.lower().rpartition('.')[2] else 'std'} "

@@ -14,6 +14,7 @@ MAX_DEPTH = 24
 # Parts of names that torch.compile and the wrappers of large networks put in.
 WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fpw_module")
 PARALLEL_PART = "module"
+COMPILED = "torch._dynamo.eval_frame.OptimizedModule"  # pickled as a call with the module inside
 
 
 @dataclass
@@ -22,7 +23,8 @@ class Contents:
 
     Attributes:
         tensors: by the keys that lead to them, joined by dots: `state_dict.model.conv1.weight`.
-        modules: pickled modules that were not loaded, by the same names; their tensors are among `tensors`.
+        modules: pickled modules that were not loaded, and what calls make of some, by the same names; their tensors are
+            among `tensors`.
         trusted: modules that were loaded, by the same names.
         classes: origins of objects that were not loaded, in order.
         optimizers: whether an optimizer's state was passed over.
@@ -45,6 +47,8 @@ def lay_out(content: object) -> Contents:
 def _collect(content: object, name: str, contents: Contents, parents: tuple[int, ...]) -> None:
     if id(content) in parents or len(parents) > MAX_DEPTH:
         return
+    if isinstance(content, Inert) and content.origin == COMPILED and content.arguments:
+        content = content.arguments[0]
     if isinstance(content, Inert) and content.origin:
         contents.classes[content.origin] = None
     tensor = as_tensor(content)
@@ -64,11 +68,17 @@ def _collect_children(content: object, name: str, contents: Contents, parents: t
     if is_module(content):
         contents.modules[name] = content  # type: ignore[assignment]
         inside = _parts_of_module(inside)
+    elif isinstance(content, Inert) and any(_holds_modules(argument) for argument in content.arguments):
+        contents.modules[name] = content  # made of them by a call, as networks of torch.fx are
     elif isinstance(content, list | tuple):  # of state_dicts; a list of tensors is no network
         inside = {key: value for key, value in inside.items() if as_tensor(value) is None}
     for key, value in inside.items():
         if isinstance(key, str | int):
             _collect(value, f"{name}.{key}" if name else str(key), contents, parents)
+
+
+def _holds_modules(content: object) -> bool:
+    return is_module(content) or (isinstance(content, dict) and "_modules" in content)
 
 
 def _parts_of_module(attributes: dict[Any, Any]) -> dict[Any, Any]:

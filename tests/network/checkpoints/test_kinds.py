@@ -351,6 +351,7 @@ UNKNOWN_CODE = {
     "softmax": (lambda: nn.Sequential(network(), nn.Softmax(1)), "Sequential(ResNet, Softmax)"),
     "around": (lambda: {"model": Around()}, "test_kinds.Around"),
     "subclass": (Doubled, "test_kinds.Doubled"),
+    "traced": (lambda: torch.fx.symbolic_trace(Around()), "torch.fx.graph_module.reduce_graph_module"),
     "hook": (with_hook, "test_kinds.double"),
     "part": (with_own_part, "test_kinds.ReLU"),
     "forward": (with_own_forward, "torchvision.models.resnet.ResNet"),
@@ -368,7 +369,8 @@ def test_code_around_a_pickled_network_is_not_lost(tmp_path, kind, arch):
 
 def test_modules_that_only_call_the_network(tmp_path):
     original = network()
-    for module in (nn.Sequential(nn.Dropout(), original), torch.optim.swa_utils.AveragedModel(original)):
+    averaged = torch.optim.swa_utils.AveragedModel(original)
+    for module in (nn.Sequential(nn.Dropout(), original), averaged, torch.compile(original)):
         assert same_outputs(load_model(save(nn.DataParallel(module), tmp_path / "m.pt")), original)
     (note,) = load_model(save(nn.Sequential(nn.Softmax(1), original).state_dict(), tmp_path / "s.pt")).notes
     assert "under '1', as in a Sequential" in note
