@@ -103,9 +103,15 @@ def _transform_for(inputs: list["ModelInput"], size: Size, options: dict[str, An
         transform = published_transform(architecture) if architecture in list_architectures() else Transform()
     transform = adapt_transform(transform, {**options, "input_size": None})
     channels, height, width = size
-    if channels is not None and channels != transform.channels:
-        mean, std = (sum(values) / transform.channels for values in (transform.mean, transform.std))
-        transform = replace(transform, mean=(mean,) * channels, std=(std,) * channels)
+    channels = channels or max(len(transform.mean), len(transform.std))
+    for option in ("mean", "std"):
+        if options[option] and len(options[option]) not in (1, channels):
+            raise InputError(f"--{option} takes a number for each of the {channels} channels of the files, or one")
+    mean, std = (
+        values if len(values) == channels else (sum(values) / len(values),) * channels
+        for values in (transform.mean, transform.std)
+    )
+    transform = replace(transform, mean=mean, std=std)
     height, width = height or width or transform.height, width or height or transform.width
     if (height, width) == (transform.height, transform.width):
         return transform
@@ -124,7 +130,7 @@ def _feed(images: "ImageSet", file: "ModelInput", options: dict[str, Any]) -> "T
     if own is not None and len(own[0]) in (1, channels):
         mean, std = (values * (channels // len(values)) for values in own)
         if file.metadata.get("normalization") != IN_GRAPH:
-            mean, std = options["mean"] or mean, options["std"] or std
+            mean, std = images.mean if options["mean"] else mean, images.std if options["std"] else std
         images = replace(images, mean=mean, std=std)
     return images.batch(slice(0, len(images)))
 

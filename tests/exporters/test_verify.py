@@ -346,6 +346,9 @@ def test_each_file_is_fed_as_its_own_metadata_say(
     given = ["--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5"]
     assert invoke("bocompress", "verify", half, other, *options, *given).exit_code == 1
     assert invoke("bocompress", "verify", half, half, *options, *given).exit_code == 0
+    assert invoke("bocompress", "verify", half, half, *options, "--mean", "0.5").exit_code == 0
+    wrong = invoke("bocompress", "verify", half, half, *options, "--mean", "1,2")
+    assert (wrong.exit_code, wrong.stderr.count("\n")) == (2, 1)
 
 
 def test_what_was_assumed_is_said_where_files_differ_by_much(
