@@ -267,7 +267,7 @@ BAD_CHECKPOINTS = {
     "text.pt": "is a text file",
     "folder.pt": "is a folder",
     "code.pt": "pickled code (posix.mkdir), which is not run, and no network weights",
-    "raw.pt": "--trust-pickle",
+    "raw.pt": "pickled code (posix.mkdir), which is not run, and no network weights",
     "weightless.pt": "no network weights",
     "nan.pt": "NaN or infinite weights in 'features.0.weight'",
 }
