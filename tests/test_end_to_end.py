@@ -25,7 +25,7 @@ from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.checkpoint import Transform
 from compressor.pipeline.compress import Settings
 from compressor.pipeline.plan import Plan
-from compressor.report.formatting import format_bytes, format_count, format_number, format_percent, format_ratio
+from compressor.report.formatting import format_bytes, format_count, format_factor, format_number, format_percent
 from compressor.report.records import Report
 from compressor.search.objective import default_gamma
 from compressor.search.optimizer import SearchSettings
@@ -118,7 +118,12 @@ def rebuild(folder: Path, model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def test_a_run_leaves_its_files_and_nothing_else(run, digits):
-    assert {path.name for path in run.folder.iterdir()} == FILES | {"plans", "factors.jsonl", "search.jsonl"}
+    assert {path.name for path in run.folder.iterdir()} == FILES | {
+        "plans",
+        "factors.jsonl",
+        "search.jsonl",
+        "infer.py",
+    }
     assert sorted(path.name for path in digits.checkpoint.parent.iterdir()) == ["digits.pt", "images"]
     assert all(path.stat().st_size > 0 for path in run.folder.iterdir())
 
@@ -341,7 +346,7 @@ def test_the_page_shows_the_key_figures(run):
         "resnet18",
         format_bytes(sizes.original),
         format_bytes(sizes.compressed),
-        format_ratio(sizes.compressed / sizes.original),
+        format_factor(sizes.compressed / sizes.original, "smaller", "larger"),
         format_count(report.macs.compressed),
         format_number(report.fidelity.function_norm),
         format_percent(report.fidelity.top1_agreement),
