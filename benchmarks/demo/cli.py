@@ -15,7 +15,7 @@ from compressor.cli.types import PATH
 def demo(folder: Path) -> None:
     """Train a small network on handwritten digits in FOLDER, new or empty, and compress it.
 
-    Takes about two minutes on two cores and downloads nothing. FOLDER/compressed/report.html shows what came out.
+    Takes a few minutes on two cores and downloads nothing. FOLDER/compressed/report.html shows what came out.
     """
     from benchmarks.demo import digits
     from compressor.cli.commands import export
