@@ -119,7 +119,7 @@ def test_bash_completes_architectures(run_command) -> None:
     ("command", "arguments", "words"),
     [
         (export, [], "missing argument 'MODEL'"),
-        (export, ["model.pt", "--gamme", "1"], "'--gamme'"),
+        (export, ["model.pt", "--gamme", "1"], "--gamme"),
         (export, ["model.pt", "--gamma", "much"], "'--gamma': 'much' is neither a positive number nor 'auto'"),
         (export, ["model.pt", "--max-drop", "0"], "'--max-drop': 0.0 is not in the range"),
         (export, ["model.pt", "--precision", "int4"], "'--precision': 'int4' is not one or more of"),
