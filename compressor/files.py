@@ -1,10 +1,12 @@
-"""Atomic writes, output folders and the cache folder."""
+"""Atomic writes, lines of journals, output folders and the cache folder."""
 
+import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -114,3 +116,31 @@ def user_cache_dir() -> Path:
     if not folder.is_absolute():
         raise RuntimeError(f"no home directory: the cache folder would be {folder}")
     return folder
+
+
+def write_json_line(path: Path, row: Mapping[str, Any], mode: str) -> None:
+    """Write one line of a journal, "w" as its first and "a" after the others, and flush it to the disk.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        with open(path, mode, encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def require_same_header(path: Path, stored: Mapping[str, Any], header: Mapping[str, Any], version_key: str) -> None:
+    """Check that a journal's first line is what a run would write now.
+
+    Raises:
+        InputError: it is of another version, or of other settings or inputs.
+    """
+    if stored.get(version_key) != header.get(version_key):
+        raise InputError(f"{path} was written by another version of bocompress; choose another --out")
+    different = sorted(key for key in header if stored.get(key) != header[key])
+    if different:
+        raise InputError(f"{path} was written with other {', '.join(different)}; --resume needs the same")

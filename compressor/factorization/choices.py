@@ -8,6 +8,7 @@ from typing import Any
 
 from compressor.errors import InputError
 from compressor.factorization.records import FactorKind, Method
+from compressor.files import require_same_header, write_json_line
 from compressor.schema import Record
 
 VERSION_KEY = "factors_version"
@@ -43,13 +44,13 @@ class ChoiceJournal:
         if path is None:
             return
         if not (resume and path.exists() and self._read(path, header)):
-            self._write(header, "w")
+            write_json_line(path, header, "w")
 
     def append(self, row: ChoiceRow) -> None:
         """Write one choice and flush it to the disk."""
         self.rows[row.layer] = row
         if self._path is not None:
-            self._write(row.model_dump(), "a")
+            write_json_line(self._path, row.model_dump(), "a")
 
     def _read(self, path: Path, header: Mapping[str, Any]) -> bool:
         """Whether the file has a header, after its rows are read; a line that was cut off is removed."""
@@ -58,7 +59,9 @@ class ChoiceJournal:
             lines = [json.loads(line) for line in whole.splitlines()]
             if not lines:
                 return False
-            self._require_same(path, lines[0], header)
+            if not isinstance(lines[0], dict):
+                raise InputError(f"{path} is not a journal of factors; choose another --out")
+            require_same_header(path, lines[0], header, VERSION_KEY)
             rows = [ChoiceRow.model_validate(line) for line in lines[1:]]
             if cut_off:
                 os.truncate(path, len(whole + newline))
@@ -68,22 +71,3 @@ class ChoiceJournal:
             raise InputError(f"{path} is not a journal of factors; choose another --out") from error
         self.rows = {row.layer: row for row in rows}
         return True
-
-    def _require_same(self, path: Path, stored: object, header: Mapping[str, Any]) -> None:
-        if not isinstance(stored, dict):
-            raise InputError(f"{path} is not a journal of factors; choose another --out")
-        if stored.get(VERSION_KEY) != header.get(VERSION_KEY):
-            raise InputError(f"{path} was written by another version of bocompress; choose another --out")
-        different = sorted(key for key, value in header.items() if stored.get(key) != value)
-        if different:
-            raise InputError(f"{path} was written with other {', '.join(different)}; --resume needs the same")
-
-    def _write(self, row: Mapping[str, Any], mode: str) -> None:
-        assert self._path is not None
-        try:
-            with open(self._path, mode, encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise InputError(f"cannot write {self._path}: {error.strerror}") from error

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from compressor.arrays import Ranks
 from compressor.errors import InputError
 from compressor.fidelity.losses import Losses
+from compressor.files import require_same_header, write_json_line
 from compressor.schema import Record
 from compressor.search.evaluation.history import RACING
 
@@ -128,7 +129,7 @@ class Journal:
             if resume and path.exists():
                 self._stored = self._read(path)
             else:
-                self._write_line(header, mode="w")
+                write_json_line(path, header, "w")
 
     def recall(self, ranks: Ranks, indices: np.ndarray) -> Losses | None:
         """Losses of the next stored evaluation, or None where the earlier run ended.
@@ -182,7 +183,7 @@ class Journal:
             if self._racing:
                 self._cut(self._path, self._path.stat().st_size - sum(self._racing_sizes_bytes))
                 self._racing, self._racing_sizes_bytes = [], []
-            self._write_line(row.model_dump(exclude_none=True), mode="a")
+            write_json_line(self._path, row.model_dump(exclude_none=True), "a")
         return row
 
     def _other_evaluation(self) -> InputError:
@@ -218,11 +219,11 @@ class Journal:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is not a search journal; choose another --out") from error
         if not (lines or newline) and json.dumps(self._header).encode().startswith(cut_off):
-            self._write_line(self._header, mode="w")  # the earlier run stopped in its first line
+            write_json_line(path, self._header, "w")  # the earlier run stopped in its first line
             return []
         if not (lines and isinstance(lines[0], dict)):
             raise InputError(f"{path} is not a search journal; choose another --out")
-        self._require_same_header(path, lines[0])
+        require_same_header(path, lines[0], self._header, VERSION_KEY)
         try:
             rows: list[AnyRow] = [ANY_ROW.validate_python(line) for line in lines[1:]]
         except ValueError as error:
@@ -236,29 +237,12 @@ class Journal:
         self._racing_sizes_bytes = [len(line) for line in (whole + newline).splitlines(keepends=True)[1 + last :]]
         return rows[:last]
 
-    def _require_same_header(self, path: Path, header: dict[str, Any]) -> None:
-        if header.get(VERSION_KEY) != self._header.get(VERSION_KEY):
-            raise InputError(f"{path} was written by another version of bocompress; choose another --out")
-        different = sorted(key for key in self._header if header.get(key) != self._header[key])
-        if different:
-            raise InputError(f"{path} was written with other {', '.join(different)}; --resume needs the same")
-
     def _cut(self, path: Path, size_bytes: int) -> None:
         """Truncate the file to so many bytes."""
         try:
             os.truncate(path, size_bytes)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror}") from error
-
-    def _write_line(self, row: dict[str, Any], mode: str) -> None:
-        assert self._path is not None
-        try:
-            with open(self._path, mode, encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise InputError(f"cannot write {self._path}: {error.strerror}") from error
 
 
 def _losses_of(row: Row, indices: np.ndarray) -> Losses:
