@@ -5,16 +5,24 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from compressor.data.transforms import Transform
 
 LAYOUT = "NCHW"
 COLORS = {1: "gray", 3: "RGB", 4: "RGBA"}
-Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 
 IN_GRAPH, OUTSIDE = "in-graph", "outside"
 SCRIPT = Path(__file__).parent / "inference" / "infer.py"
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation of pixels in [0, 1], per channel or a number for all."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 def feeding_metadata(
@@ -64,9 +72,9 @@ def transform_of(metadata: Mapping[str, str]) -> Transform | None:
 
 
 def normalization_of(metadata: Mapping[str, str]) -> Normalization | None:
-    """Mean and deviation of pixels in [0, 1] that a file's metadata ask for, per channel or a number for all.
+    """The normalization that a file's metadata ask for.
 
-    They follow from `mean`, `std` and `value_range`; a file that normalizes by itself takes pixels in its range.
+    It follows from `mean`, `std` and `value_range`; a file that normalizes by itself takes pixels in its range.
 
     Returns:
         None where the metadata do not say it, or not so that it can be read.
@@ -80,7 +88,7 @@ def normalization_of(metadata: Mapping[str, str]) -> Normalization | None:
     if high <= low or len(mean) != len(std) or min(std, default=0.0) <= 0:
         return None
     span = high - low
-    return tuple((value - low) / span for value in mean), tuple(value / span for value in std)
+    return Normalization(tuple((value - low) / span for value in mean), tuple(value / span for value in std))
 
 
 def _numbers(text: str) -> tuple[float, ...]:

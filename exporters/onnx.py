@@ -2,8 +2,7 @@
 
 import contextlib
 import copy
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from compressor.errors import BocompressError, InputError
 from compressor.files import replace_when_whole
 from compressor.text import first_line
+from exporters.feeding import Normalization
 from exporters.translation import (
     BATCH_NAME,
     INPUT_NAME,
@@ -29,7 +29,6 @@ __all__ = [
     "BATCH_NAME",
     "INPUT_NAME",
     "OUTPUT_NAME",
-    "Normalization",
     "export_onnx",
     "frozen_copy",
     "layer_bytes",
@@ -45,14 +44,6 @@ PRODUCER_NAME = "bocompress"
 MAX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
 DATA_SUFFIX = ".data"
 EXPORT_BATCH = 2  # torch.export treats a batch of one as a constant
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """Mean and standard deviation per channel of pixels in [0, 1]."""
-
-    mean: Sequence[float]
-    std: Sequence[float]
 
 
 def export_onnx(

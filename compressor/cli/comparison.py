@@ -127,8 +127,8 @@ def _feed(images: "ImageSet", file: "ModelInput", options: dict[str, Any]) -> "T
         return images.data.float()
     own = normalization_of(file.metadata)
     channels = len(images.mean)
-    if own is not None and len(own[0]) in (1, channels):
-        mean, std = (values * (channels // len(values)) for values in own)
+    if own is not None and len(own.mean) in (1, channels):
+        mean, std = (values * (channels // len(values)) for values in (own.mean, own.std))
         if file.metadata.get("normalization") != IN_GRAPH:
             mean, std = images.mean if options["mean"] else mean, images.std if options["std"] else std
         images = replace(images, mean=mean, std=std)

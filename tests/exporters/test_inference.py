@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from compressor.data.folders import load_folder
 from compressor.data.transforms import Transform
-from exporters.feeding import SCRIPT, class_names_of, feeding_metadata, transform_of
-from exporters.onnx import Normalization, export_onnx
+from exporters.feeding import SCRIPT, Normalization, class_names_of, feeding_metadata, transform_of
+from exporters.onnx import export_onnx
 from exporters.ort_format import converted_to_ort
 
 COLOUR = Transform(24, 28, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))

@@ -13,7 +13,8 @@ from torchvision.transforms import Normalize
 from compressor.errors import BocompressError, InputError
 from compressor.factorization.interpolative import InterpolativeFactors
 from compressor.network.attention import open_attention
-from exporters.onnx import Normalization, export_onnx
+from exporters.feeding import Normalization
+from exporters.onnx import export_onnx
 from exporters.translation import translate
 from exporters.verify import require_opset, verify_onnx
 

@@ -14,8 +14,8 @@ from compressor.errors import InputError
 from compressor.pipeline.context import Context
 from compressor.pipeline.plan import Plan
 from compressor.version import VERSION
-from exporters.feeding import feeding_metadata
-from exporters.onnx import Normalization, export_onnx
+from exporters.feeding import Normalization, feeding_metadata
+from exporters.onnx import export_onnx
 from exporters.records import ExportCheckRecord
 from exporters.verify import DEFAULT_BATCH_SIZES, VERIFY_IMAGES, verify_onnx
 
