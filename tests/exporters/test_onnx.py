@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from compressor.errors import BocompressError, InputError
 from exporters import onnx as exporter
-from exporters.onnx import BATCH_NAME, INPUT_NAME, OUTPUT_NAME, export_onnx
+from exporters.onnx import export_onnx
+from exporters.translation import BATCH_NAME, INPUT_NAME, OUTPUT_NAME
 
 METADATA = {"arch": "squeezenet1_0", "gamma": "0.0005", "ranks": '{"conv1": 12}', "version": "0.1.0"}
 
