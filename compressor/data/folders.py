@@ -1,9 +1,7 @@
 """Image sets of folders: a random sample of their images, with labels where subfolders are classes."""
 
 import random
-import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +21,7 @@ from compressor.data.pixels import (
     find_whites,
     is_black,
     is_constant,
-    read_image,
+    read_images,
     require_channels,
     to_bytes,
 )
@@ -31,7 +29,7 @@ from compressor.data.transforms import Transform
 from compressor.errors import InputError
 from compressor.text import join_words
 
-DECODING_THREADS = 4
+CHUNK = 64  # files decoded between two steps of progress
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,6 @@ def _further(listing: Listing, order: Sequence[int], sample: Sample, transform: 
         classes=None if names is None or labels is None else tuple(names[labels[index]] for index in left),
         transform=transform,
         whites=find_whites(sample.pixels),
-        threads=DECODING_THREADS,
     )
 
 
@@ -196,29 +193,19 @@ def read_sample(
 ) -> Sample:
     """The first `limit` readable files in the given order."""
     total, start, sample = min(limit, len(order)), 0, Sample()
-    with ThreadPoolExecutor(DECODING_THREADS) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # decoders warn of what they repair
-        # The next files replace broken ones.
-        while len(sample.kept) < total and start < len(order):
-            chunk = order[start : start + total - len(sample.kept)]
-            start += len(chunk)
-            decoded = pool.map(lambda index: _try_to_read(files[index], transform), chunk)
-            for index, image in zip(chunk, decoded, strict=True):
-                if isinstance(image, UnreadableError):
-                    sample.failures.append((index, str(image)))
-                    continue
-                sample.kept.append(index)
-                sample.pixels.append(image)
-                if on_step:
-                    on_step(len(sample.kept), total)
+    # The next files replace broken ones.
+    while len(sample.kept) < total and start < len(order):
+        chunk = order[start : start + min(CHUNK, total - len(sample.kept))]
+        start += len(chunk)
+        for index, image in zip(chunk, read_images([files[index] for index in chunk], transform), strict=True):
+            if isinstance(image, UnreadableError):
+                sample.failures.append((index, str(image)))
+                continue
+            sample.kept.append(index)
+            sample.pixels.append(image)
+            if on_step:
+                on_step(len(sample.kept), total)
     return sample
-
-
-def _try_to_read(file: Path, transform: Transform) -> Bytes | Deep | UnreadableError:
-    try:
-        return read_image(file, transform)
-    except UnreadableError as error:
-        return error
 
 
 def _notes_on_pixels(listing: Listing, sample: Sample, pixels: Sequence[Bytes]) -> Iterator[str]:

@@ -1,8 +1,6 @@
 """Images of a folder beyond those that are held in memory: read for the final test alone, a batch at a time."""
 
-import warnings
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import numpy as np
 import torch
 
 from compressor.data.images import ImageSet
-from compressor.data.pixels import Bytes, Deep, UnreadableError, read_image, to_bytes
+from compressor.data.pixels import Bytes, Deep, UnreadableError, read_images, to_bytes
 from compressor.data.transforms import Transform
 
 BATCH_SIZE = 64
@@ -26,14 +24,12 @@ class FurtherImages:
         classes: the name of each file's class, or None where there are no classes.
         transform: how images are prepared.
         whites: what white is in deep images of the folder, see `to_bytes`.
-        threads: that decode.
     """
 
     files: tuple[Path, ...]
     classes: tuple[str, ...] | None
     transform: Transform
     whites: Mapping[str, float]
-    threads: int = 4
 
     def __len__(self) -> int:
         return len(self.files)
@@ -61,19 +57,11 @@ class FurtherImages:
 
     def _read(self) -> Iterator[tuple[int, Bytes | Deep]]:
         """Yields the readable files' indices and pixels."""
-        with ThreadPoolExecutor(self.threads) as pool, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # decoders warn of what they repair
-            for start in range(0, len(self.files), BATCH_SIZE):
-                chunk = self.files[start : start + BATCH_SIZE]
-                for index, image in enumerate(pool.map(self._try_to_read, chunk), start):
-                    if image is not None:
-                        yield index, image
-
-    def _try_to_read(self, file: Path) -> Bytes | Deep | None:
-        try:
-            return read_image(file, self.transform)
-        except UnreadableError:
-            return None
+        for start in range(0, len(self.files), BATCH_SIZE):
+            chunk = self.files[start : start + BATCH_SIZE]
+            for index, image in enumerate(read_images(chunk, self.transform), start):
+                if not isinstance(image, UnreadableError):
+                    yield index, image
 
     def _as_set(self, kept: list[int], pixels: list[Bytes], like: ImageSet) -> ImageSet:
         data = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()

@@ -1,6 +1,8 @@
 """An image file as pixels, whatever it holds: 8 bits, 10 to 16 in 16, integers in 32, or floats."""
 
+import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from compressor.errors import InputError
 from compressor.text import first_line
 
 Bytes = NDArray[np.uint8]
+DECODING_THREADS = 4
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
 FULL_SCALES = {
     "integers": tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16)),
@@ -77,6 +80,20 @@ def read_image(file: Path, transform: Transform) -> Bytes | Deep:
         raise UnreadableError("not an image that can be decoded") from error
     except Exception as error:  # decoders raise any error on broken files
         raise UnreadableError(first_line(error)) from error
+
+
+def read_images(files: Sequence[Path], transform: Transform) -> list[Bytes | Deep | UnreadableError]:
+    """The files as by `read_image`, decoded side by side; the error in place of what cannot be read."""
+
+    def read(file: Path) -> Bytes | Deep | UnreadableError:
+        try:
+            return read_image(file, transform)
+        except UnreadableError as error:
+            return error
+
+    with ThreadPoolExecutor(DECODING_THREADS) as pool, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # decoders warn of what they repair
+        return list(pool.map(read, files))
 
 
 def _drafted_size(image: Image.Image, transform: Transform) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Images that are read for the test alone: the others of the folder, each once, labelled and scaled alike."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,14 @@ def test_deep_images_are_scaled_as_those_held(tmp_path: Path) -> None:
 
 def test_nothing_is_left_of_a_folder_that_is_held_whole(folder: Path) -> None:
     assert load_folder(folder, TRANSFORM, 30, seed=0).further is None
+
+
+def test_warnings_are_filtered_while_files_are_read_and_not_between_batches(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(further, "BATCH_SIZE", 4)
+    held = load_folder(folder, TRANSFORM, 10, seed=0)
+    assert held.further is not None
+    before = list(warnings.filters)
+    filters = [list(warnings.filters) for _ in held.further.batches(held)]
+    assert filters == [before] * len(filters)
