@@ -12,7 +12,7 @@ from compressor.data.transforms import Transform
 from compressor.errors import InputError
 from compressor.network.architectures import known_architecture, published_transform, shapes_of
 from compressor.network.checkpoints.beside import describe_rest
-from compressor.network.checkpoints.building import build_matched, describe_channels, image_size, with_channels
+from compressor.network.checkpoints.building import build_matched, fit_channels, image_size
 from compressor.network.checkpoints.class_names import find_class_names
 from compressor.network.checkpoints.contents import PARALLEL_PART, WRAPPER_PARTS, Contents, lay_out, without_parts
 from compressor.network.checkpoints.copies import (
@@ -176,7 +176,7 @@ def load_own(contents: Contents, path: Path, arch: str, weights: str | None, not
     notes += [*([] if uses_parts else remarks), *describe_rest(chosen, copies, tensors)]
     check_finite({name: chosen.tensors[name] for name in model.state_dict() if name in chosen.tensors}, path)
     fill(model, chosen.tensors, path, notes)
-    transform = fit_channels(transform_of(model, notes), model, notes)
+    transform = fit_channels(transform_of(model, notes), first_channels(model), notes)
     model = freeze(model.float())
     return LoadedModel(arch, run_outputs(model, transform, path), model, transform, notes)
 
@@ -332,11 +332,12 @@ def adopt_module(module: nn.Module, path: Path, arch: str | None, notes: list[st
         raise InputError(explain_misfit(weights, arch, str(path)))
     if len(matches) == 1:
         match = matches[0]
-        transform = fit_channels(published_transform(match.arch, image_size(match, weights)), model, notes)
+        transform = published_transform(match.arch, image_size(match, weights))
+        transform = fit_channels(transform, first_channels(model), notes)
         return LoadedModel(match.arch, match.num_classes, model, transform, notes)
     name = type(module).__name__
     notes.append(f"{name} is no classifier of torchvision: 224-pixel images, unless --input-size says otherwise")
-    transform = fit_channels(Transform(), model, notes)
+    transform = fit_channels(Transform(), first_channels(model), notes)
     return LoadedModel(name.lower(), count_outputs(module, path), model, transform, notes)
 
 
@@ -344,16 +345,6 @@ def first_channels(model: nn.Module) -> int:
     """How many channels the first convolution takes; 3 for networks without one."""
     convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
     return next((conv.in_channels for conv in convs), 3)
-
-
-def fit_channels(transform: Transform, model: nn.Module, notes: list[str]) -> Transform:
-    """The transform with as many channels as the first convolution takes."""
-    channels = first_channels(model)
-    if channels == len(transform.mean):
-        return transform
-    transform = with_channels(transform, channels)
-    notes.append(describe_channels(transform))
-    return transform
 
 
 def run_outputs(model: nn.Module, transform: Transform, path: Path) -> int:

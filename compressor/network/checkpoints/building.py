@@ -11,7 +11,7 @@ from compressor.network.architectures import TOKENS, build_model, published_tran
 from compressor.network.checkpoints.copies import WAYS_OUT
 from compressor.network.checkpoints.heads import Head, build_head
 from compressor.network.checkpoints.inert import Inert
-from compressor.network.checkpoints.matching import AUXILIARY_HEADS, SMALL_STEMS, Match
+from compressor.network.checkpoints.matching import AUXILIARY_HEADS, SMALL_STEMS, Match, Stem
 from compressor.network.checkpoints.pickled import adopt_parts, describe_difference
 
 SMALL_IMAGE = 32  # pixels
@@ -43,8 +43,7 @@ def build_matched(
     if pickled:
         _check_pickled(network, match, pickled, source)
     if match.stem:
-        transform, remarks = _transform_of_stem(transform, match, bool(pickled))
-        notes += remarks
+        transform = _transform_of_stem(transform, match.stem, bool(pickled), notes)
     return network, transform
 
 
@@ -106,12 +105,8 @@ def _check_pickled(network: nn.Module, match: Match, pickled: dict[str, Inert], 
         raise InputError(f"{source} is a pickled module like {match.arch}, but {difference}: {WAYS_OUT}")
 
 
-def _transform_of_stem(transform: Transform, match: Match, is_seen: bool) -> tuple[Transform, list[str]]:
-    stem, notes = match.stem, []
-    assert stem is not None
-    if stem.channels != len(transform.mean):
-        transform = with_channels(transform, stem.channels)
-        notes.append(describe_channels(transform))
+def _transform_of_stem(transform: Transform, stem: Stem, is_seen: bool, notes: list[str]) -> Transform:
+    transform = fit_channels(transform, stem.channels, notes)
     if stem.small:
         transform = replace(transform, input_size=SMALL_IMAGE, resize_size=SMALL_IMAGE)
         guess = "" if is_seen else ", stride 1 and no max pooling, which a state_dict does not show"
@@ -119,10 +114,19 @@ def _transform_of_stem(transform: Transform, match: Match, is_seen: bool) -> tup
             f"the first convolution is 3 x 3, as for small images: {SMALL_IMAGE} pixels{guess}; see --input-size"
             + ("" if is_seen else ", and --arch module:function for another stem")
         )
-    return transform, notes
+    return transform
 
 
-def with_channels(transform: Transform, channels: int) -> Transform:
+def fit_channels(transform: Transform, channels: int, notes: list[str]) -> Transform:
+    """The transform with as many channels as the first convolution takes; a note where they are others."""
+    if channels == len(transform.mean):
+        return transform
+    transform = _with_channels(transform, channels)
+    notes.append(_describe_channels(transform))
+    return transform
+
+
+def _with_channels(transform: Transform, channels: int) -> Transform:
     """The transform for another number of channels: the colours' own values first, then averages over them."""
 
     def spread(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -132,7 +136,7 @@ def with_channels(transform: Transform, channels: int) -> Transform:
     return replace(transform, mean=spread(transform.mean), std=spread(transform.std))
 
 
-def describe_channels(transform: Transform) -> str:
+def _describe_channels(transform: Transform) -> str:
     """The note on images that are not in colour."""
     channels = len(transform.mean)
     mean, std = (",".join(f"{value:g}" for value in values) for values in (transform.mean, transform.std))
