@@ -5,12 +5,14 @@ One rank drives both: it counts the larger channel side, and the other side foll
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensorly.decomposition import partial_tucker
 from torch import Tensor, linalg, nn
 
-from compressor.factorization.base import Factors, chain, make_conv, untouched_geometry
+from compressor.arrays import Array
+from compressor.factorization.base import Factors, chain, make_conv, svd_by_gram, untouched_geometry
 from compressor.factorization.least_squares import refit_layer, refit_of
 from compressor.factorization.moments import LayerMoments
 
@@ -48,9 +50,12 @@ class TuckerFactors(Factors):
         weight = layer.weight.detach().double().cpu()
         root_in, root_out = _roots(moments, self._shape)
         whitened = torch.einsum("oihw,ij,op->pjhw", weight, root_in, root_out)
-        # TensorLy's default backend is NumPy, so no global state changes.
+        # TensorLy's default backend is NumPy, so no global state changes. At full rank its first core is exact, and
+        # iterations would only rotate it.
         ranks = list(side_ranks(self._shape, self.max_rank))
-        (core, sides), _ = partial_tucker(whitened.numpy(), rank=ranks, modes=[0, 1], init="svd", n_iter_max=1)
+        (core, sides), _ = partial_tucker(
+            whitened.numpy(), rank=ranks, modes=[0, 1], init="svd", svd=_svd_of_unfolding, n_iter_max=0
+        )
         self._core = torch.from_numpy(core)
         self._out = linalg.solve_triangular(root_out.T, torch.from_numpy(sides[0]), upper=True)
         self._in = linalg.solve_triangular(root_in.T, torch.from_numpy(sides[1]), upper=True)
@@ -85,6 +90,12 @@ class TuckerFactors(Factors):
         rank_out, rank_in = side_ranks(self._shape, rank)
         squares = self._core.square()
         return float(squares.sum() - squares[:rank_out, :rank_in].sum())
+
+
+def _svd_of_unfolding(matrix: Array, n_eigenvecs: int, **_: Any) -> tuple[Array, Array, Array]:
+    """TensorLy's own choices are an SVD with full matrices, and eigenvectors of the longer side."""
+    left, values, right = (part.numpy() for part in svd_by_gram(torch.from_numpy(matrix)))
+    return left[:, :n_eigenvecs], values[:n_eigenvecs], right[:n_eigenvecs]
 
 
 def _roots(moments: LayerMoments | None, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
