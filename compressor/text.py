@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 MAX_REASON_LENGTH = 200  # characters
+PLURALS = {"is": "are", "was": "were"}
 
 
 def first_line(error: BaseException) -> str:
@@ -19,3 +20,9 @@ def first_line(error: BaseException) -> str:
 def join_words(words: Sequence[str], conjunction: str = "and") -> str:
     """['a', 'b', 'c'] -> 'a, b and c'."""
     return f" {conjunction} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def count_of(count: int, noun: str, verb: str = "") -> str:
+    """'1 image', '2 images'; with a verb '1 image was', '2 images were'."""
+    words = [str(count), noun, verb] if count == 1 else [str(count), f"{noun}s", PLURALS.get(verb, verb)]
+    return " ".join(filter(None, words))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from compressor.data.listing import Folder
-from compressor.text import join_words
+from compressor.text import count_of, join_words
 
 SPLIT = re.compile(
     r"(train|training|val|valid|validation|test|testing|eval|evaluation|dev|development|holdout|fold|split)"
@@ -174,8 +174,8 @@ def _grouped(folder: Folder, parts: Sequence[Folder], strays_allowed: bool) -> C
 
 def _left_out(strays: Sequence[Path], where: str) -> Iterator[str]:
     if strays:
-        images = "1 image" if len(strays) == 1 else f"{len(strays)} images"
-        yield f"{images} {where} left out: {name_some([path.name for path in strays])}"
+        names = name_some([path.name for path in strays])
+        yield f"{count_of(len(strays), 'image')} {where} left out: {names}"
 
 
 def _without(
@@ -186,7 +186,7 @@ def _without(
     found = find_classes(rest, known, num_classes)
     count = sum(top.count for top in annotations)
     where = name_some([top.name for top in annotations])
-    found.notes.append(f"{count} images in {where} left out: they describe other images")
+    found.notes.append(f"{count_of(count, 'image')} in {where} left out: they describe other images")
     return found
 
 

@@ -27,7 +27,7 @@ from compressor.data.pixels import (
 )
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
-from compressor.text import join_words
+from compressor.text import count_of, join_words
 
 CHUNK = 64  # files decoded between two steps of progress
 
@@ -153,7 +153,7 @@ def list_images(path: Path, class_names: Sequence[str] | None = None, num_classe
     if not folder.count:
         instead = f"; there are {name_some(left)}" if left else ""
         raise InputError(f"no image files in {path} ({', '.join(sorted(SUFFIXES))}){instead}")
-    note = f"{_count_files(others.total())} left out by suffix: {name_some(left)}" if left else ""
+    note = f"{count_of(others.total(), 'file', 'was')} left out by suffix: {name_some(left)}" if left else ""
     classes = find_classes(folder, class_names or (), num_classes)
     listing = _labelled(Path(path), classes, class_names or (), num_classes)
     return replace(listing, notes=(*listing.notes, *classes.notes, *([note] if note else [])))
@@ -185,7 +185,7 @@ def _notes_on_classes(counts: dict[str, int], numbering: Numbering) -> Iterator[
     unknown = [name for name, count in counts.items() if count and name not in numbering.labels]
     if unknown:
         count = sum(counts[name] for name in unknown)
-        yield f"{count} images in {name_some(unknown)} left out: not among the network's classes"
+        yield f"{count_of(count, 'image')} in {name_some(unknown)} left out: not among the network's classes"
 
 
 def read_sample(
@@ -211,9 +211,7 @@ def read_sample(
 def _notes_on_pixels(listing: Listing, sample: Sample, pixels: Sequence[Bytes]) -> Iterator[str]:
     """What could not be read, what white was taken to be, and what shows nothing."""
     if sample.failures:
-        images = "1 image" if len(sample.failures) == 1 else f"{len(sample.failures)} images"
-        were = "was" if len(sample.failures) == 1 else "were"
-        yield f"{images} could not be read and {were} left out: {_name_failure(listing, sample)}"
+        yield f"{count_of(len(sample.failures), 'image')} could not be read: {_name_failure(listing, sample)}"
     whites = find_whites(sample.pixels)
     for kind, peak in find_peaks(sample.pixels).items():
         if peak > 0:
@@ -221,7 +219,7 @@ def _notes_on_pixels(listing: Listing, sample: Sample, pixels: Sequence[Bytes]) 
     for finding, what in ((is_constant, "of one colour throughout"), (is_black, "nearly black")):
         names = [_relative(listing, index) for index, image in zip(sample.kept, pixels, strict=True) if finding(image)]
         if names:
-            yield f"{'1 image is' if len(names) == 1 else f'{len(names)} images are'} {what}: {name_some(names)}"
+            yield f"{count_of(len(names), 'image', 'is')} {what}: {name_some(names)}"
 
 
 def _name_failure(listing: Listing, sample: Sample) -> str:
@@ -232,10 +230,6 @@ def _name_failure(listing: Listing, sample: Sample) -> str:
 
 def _relative(listing: Listing, index: int) -> str:
     return listing.files[index].relative_to(listing.folder).as_posix()
-
-
-def _count_files(count: int) -> str:
-    return "1 file was" if count == 1 else f"{count} files were"
 
 
 def _describe(listing: Listing, count: int) -> str:

@@ -122,7 +122,7 @@ def test_values_that_are_no_pixels_are_counted_with_the_reason(tmp_path, values,
     Image.fromarray(values.astype(np.float32)).save(tmp_path / "bad.tif")
     _, images = read(tmp_path)
     assert (len(images), images.unreadable) == (1, 1)
-    assert images.notes[0].startswith("1 image could not be read and was left out: bad.tif: it has values")
+    assert images.notes[0].startswith("1 image could not be read: bad.tif: it has values")
     assert reason in images.notes[0]
     (tmp_path / "good.png").unlink()
     with pytest.raises(InputError, match=rf"none of the 1 image files in .* can be read \(bad.tif: .*{reason}"):
