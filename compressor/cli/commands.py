@@ -263,8 +263,8 @@ def verify(**options: Any) -> None:
     from compressor.report.console import print_difference
     from exporters.verify import verify_files
 
-    first, second = options["first"], options["second"]
-    inputs = load_images_for_files(options, make_progress())
+    first, second, progress = options["first"], options["second"], make_progress()
+    inputs = load_images_for_files(options, progress)
     try:
         difference = verify_files(
             first,
@@ -277,7 +277,7 @@ def verify(**options: Any) -> None:
     except VerificationError as error:  # exit code 1 is for files that differ
         raise InputError(str(error)) from error
     if inputs.hint and difference.max_rel_error > MAX_EXPLAINED_ERROR:
-        make_progress().log(f"note: {inputs.hint}")
+        progress.log(f"note: {inputs.hint}")
     if inputs.images.files:
         difference = difference.model_copy(update={"worst_file": str(inputs.images.files[difference.worst_image])})
     if options["as_json"]:
