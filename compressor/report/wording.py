@@ -1,6 +1,6 @@
 """The report's sentences: its figures in words, without claiming more than they show."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from compressor.cost.records import COST_WORDS, Cost, LatencyRecord
 from compressor.factorization.records import FactorKind
@@ -43,11 +43,24 @@ def describe_size(report: Report) -> str:
 
 
 def describe_result(report: Report) -> str:
-    """The headline: size, speed and agreement of decisions in one sentence."""
-    sizes = report.onnx_bytes
-    ratio = format_factor(sizes.compressed / sizes.original, "smaller", "larger") if sizes.original else "—"
-    speeds = [describe_speed(provider, record) for provider, record in report.latency.items()]
-    return ", ".join([f"{describe_size(report)} ({ratio})", *speeds, *_agreements(report.fidelity)])
+    """The headline: size, speed and agreement of decisions in one sentence, then those of each other precision."""
+    original, compressed = report.onnx_bytes.original, report.onnx_bytes.compressed
+    float32 = [f"{describe_size(report)} ({_factor(compressed, original)})", *_speeds(report.latency)]
+    parts = [[*float32, *_agreements(report.fidelity)]]
+    for record in report.precisions:
+        size = f"{record.precision}: {format_bytes(record.onnx_bytes)} ({_factor(record.onnx_bytes, original)})"
+        share = record.fidelity.top1_agreement
+        kept = [] if share is None else [f"{format_percent(share)} unchanged"]
+        parts.append([size, *_speeds(record.latency), *kept])
+    return "; ".join(map(", ".join, parts))
+
+
+def _factor(size_bytes: int, original_bytes: int) -> str:
+    return format_factor(size_bytes / original_bytes, "smaller", "larger") if original_bytes else "—"
+
+
+def _speeds(latency: Mapping[str, LatencyRecord]) -> list[str]:
+    return [describe_speed(provider, record) for provider, record in latency.items()]
 
 
 def _agreements(fidelity: FidelityRecord) -> list[str]:

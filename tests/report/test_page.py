@@ -19,7 +19,7 @@ from compressor.recovery.records import ReconstructionRecord, ReconstructionStep
 from compressor.report import figures, formatting, search_figures, wording
 from compressor.report.console import print_report
 from compressor.report.page import read_report, render_report, write_report
-from compressor.report.records import ImagesRecord, Report, VerdictRecord
+from compressor.report.records import ImagesRecord, PrecisionRecord, Report, VerdictRecord
 from compressor.report.svg import new_axes, page_style, to_inline_svg
 from compressor.schema import Pair
 from compressor.search.records import CalibrationRecord, CertificateRecord, EvaluationRecord, JointRecord, SearchRecord
@@ -294,6 +294,25 @@ def test_headline_has_size_speed_and_agreement(report: Report) -> None:
     sentence = wording.describe_result(report).replace(formatting.GAP, " ")
     assert sentence == (
         "resnet18: 46.8 MB → 9.1 MB (5.1× smaller), 2.1× faster on CPU, 98.4 % of top-1 decisions unchanged"
+    )
+
+
+def test_headline_names_the_other_precisions_after_float32(report: Report) -> None:
+    fidelity = report.fidelity.model_copy(update={"top1_agreement": 0.975})
+    int8 = PrecisionRecord(
+        precision="int8",
+        file="model.int8.onnx",
+        onnx_bytes=2_300_000,
+        gzip_bytes=2_000_000,
+        fidelity=fidelity,
+        norm_to_float32=0.01,
+        latency={"CPUExecutionProvider": make_latency(12, 0.25, 1)},
+        latency_to_float32={},
+    )
+    sentence = wording.describe_result(report.model_copy(update={"precisions": [int8]})).replace(formatting.GAP, " ")
+    assert sentence == (
+        "resnet18: 46.8 MB → 9.1 MB (5.1× smaller), 2.1× faster on CPU, 98.4 % of top-1 decisions unchanged; "
+        "int8: 2.3 MB (20× smaller), 4.0× faster on CPU, 97.5 % unchanged"
     )
 
 
