@@ -111,11 +111,10 @@ def export(**options: Any) -> None:
     if options["print_config"]:
         click.echo(config_text(options))
         return
+    recipe, settings = choose_recipe(options), make_settings(options)
     from compressor.pipeline.compress import compress
 
     progress, out = make_progress(options["quiet"]), output_folder(options)
-    recipe = choose_recipe(options)
-    settings = make_settings(options)
     check_output(out, options, progress)
     loaded, images = load_network_and_images(options, progress, tuned=recipe is not None and recipe.tunes)
     result = compress(
@@ -216,6 +215,7 @@ def apply_command(**options: Any) -> None:
     if options["print_config"]:
         click.echo(config_text(options))
         return
+    settings = make_settings(options)
     from compressor.pipeline.compress import apply_plan
     from compressor.pipeline.plan import read_plan
 
@@ -230,7 +230,7 @@ def apply_command(**options: Any) -> None:
         images,
         plan,
         out,
-        make_settings(options),
+        settings,
         source=make_source(loaded, options),
         progress=progress,
         resume=options["resume"],

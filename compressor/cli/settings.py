@@ -36,10 +36,10 @@ def choose_recipe(options: dict[str, Any]) -> "Recipe | None":
     Raises:
         InputError: there is no such recipe, or an option is given that only its stages may set.
     """
-    from compressor.pipeline.recipe import load_recipe
-
     if options["recipe"] is None:
         return None
+    from compressor.pipeline.recipe import load_recipe
+
     recipe = load_recipe(options["recipe"])
     for name in STAGE_OPTIONS:
         if is_given(name):
@@ -103,8 +103,18 @@ def make_settings(options: dict[str, Any]) -> "Settings":
     """The settings of a run: of a search where the command has its options, else of `apply`.
 
     Raises:
-        InputError: options that contradict each other.
+        InputError: options that contradict each other, or that need another one.
     """
+    from compressor.pipeline.settings import require_compatible
+
+    if options.get("fidelity", "norm") != "norm" and options["data"] is None:
+        raise InputError(f"--fidelity {options['fidelity']} needs labels: give --data, with a subfolder per class")
+    settings = _as_settings(options)
+    require_compatible(settings)
+    return settings
+
+
+def _as_settings(options: dict[str, Any]) -> "Settings":
     from compressor.pipeline.settings import Settings
 
     shared = {key: options[key] for key in SHARED_SETTINGS}

@@ -91,8 +91,6 @@ def prepare(  # noqa: PLR0913
 def _require_usable(images: ImageSet, settings: Settings) -> None:
     if len(images) < 4:
         raise InputError(f"at least 4 images are needed, 2 to search with and 2 to test on, got {len(images)}")
-    if settings.factors in ("refit", "activation") and not settings.calibration:
-        raise InputError(f"{settings.factors} factors are fitted to images: --calibration must be above 0")
     require_labelled(images, settings.fidelity)
     if settings.normalize == "in-graph":
         require_pixels(images)

@@ -107,6 +107,8 @@ def require_compatible(settings: Settings) -> None:
         )
     if settings.static_batch is not None and settings.batch_size not in (1, settings.static_batch):
         raise InputError("--static-batch and --batch-size contradict each other: files of one batch size run only that")
+    if settings.factors in ("refit", "activation") and not settings.calibration:
+        raise InputError(f"{settings.factors} factors are fitted to images: --calibration must be above 0")
     if settings.prune_fraction is None and settings.cost != "params":
         raise InputError(f"--prune auto counts weights that are not zero: it needs --cost params, not {settings.cost}")
     if settings.prune_fraction is None and settings.target is not None:

@@ -397,6 +397,27 @@ def test_cuda_without_a_gpu(refuse, squeezenet, digit_images):
     assert "'cuda'" in refuse("bocompress-export", squeezenet, "--data", digit_images, *SMALL, "--device", "cuda")
 
 
+# --- Options -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--precision", "int8", "--opset", 11), "--precision int8 needs --opset 13 or above"),
+        (("--static-batch", 4, "--batch-size", 2), "--static-batch and --batch-size contradict each other"),
+        (("--factors", "refit", "--calibration", 0), "--calibration must be above 0"),
+    ],
+)
+def test_what_does_not_go_together_is_said_before_anything_is_loaded(refuse, tmp_path, options, words):
+    missing = tmp_path / "missing.pt"
+    for command in (("bocompress-export", missing), ("bocompress", "apply", missing, tmp_path / "plan.json")):
+        assert words in refuse(*command, *options)
+
+
+def test_a_risk_without_images_is_refused_at_once(refuse, tmp_path):
+    assert "--fidelity risk needs labels" in refuse("bocompress-export", tmp_path / "missing.pt", "--fidelity", "risk")
+
+
 # --- Images ------------------------------------------------------------------------------------------------
 
 
