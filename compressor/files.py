@@ -1,4 +1,4 @@
-"""Atomic writes, lines of journals, output folders and the cache folder."""
+"""Atomic writes, first bytes, lines of journals, output folders and the cache folder."""
 
 import json
 import os
@@ -65,6 +65,27 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` (UTF-8) to `path` atomically."""
     with replace_when_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def read_head(path: Path) -> tuple[bytes, int]:
+    """The first 64 bytes of a checkpoint file, and its size in bytes.
+
+    Raises:
+        InputError: it is no file, empty, or cannot be read.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder, not a checkpoint file")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64)
+        size_bytes = path.stat().st_size
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    if not head:
+        raise InputError(f"{path} is empty")
+    return head, size_bytes
 
 
 def check_folder(folder: Path, keep: Sequence[str] = ()) -> None:

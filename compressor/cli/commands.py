@@ -33,6 +33,7 @@ from compressor.cli.search_options import search_options
 from compressor.cli.settings import choose_recipe, make_settings, split_patterns
 from compressor.cli.types import MAX_INPUT, MAX_SEED, PATH, FiniteRange
 from compressor.errors import InputError, VerificationError
+from compressor.files import read_head
 from compressor.version import VERSION
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def export(**options: Any) -> None:
     if options["print_config"]:
         click.echo(config_text(options))
         return
+    read_head(options["model"])  # a missing file is said before torch is loaded, which takes seconds
     recipe, settings = choose_recipe(options), make_settings(options)
     from compressor.pipeline.compress import compress
 
@@ -143,6 +145,7 @@ main.add_command(export)
 @explain_errors
 def inspect(**options: Any) -> None:
     """List the layers of MODEL: shape, method, break-even rank, costs, and why a layer is skipped. Writes nothing."""
+    read_head(options["model"])
     import torch
     from pydantic import TypeAdapter
 
@@ -215,6 +218,7 @@ def apply_command(**options: Any) -> None:
     if options["print_config"]:
         click.echo(config_text(options))
         return
+    read_head(options["model"])
     settings = make_settings(options)
     from compressor.pipeline.compress import apply_plan
     from compressor.pipeline.plan import read_plan

@@ -9,6 +9,8 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import contextmanager
 from importlib.metadata import EntryPoints
@@ -291,6 +293,21 @@ def test_bad_checkpoints_are_refused(refuse, bad_checkpoints, digit_images):
     assert not (bad_checkpoints / "touched").exists()
 
 
+def test_a_missing_checkpoint_is_said_before_torch_is_loaded(tmp_path):
+    program = (
+        "import sys\n"
+        "from compressor.cli.commands import main\n"
+        "try:\n"
+        "    main(sys.argv[1:])\n"
+        "except SystemExit as ended:\n"
+        "    sys.exit('torch was loaded' if 'torch' in sys.modules else ended.code)\n"
+    )
+    for command in (("inspect",), ("export",), ("apply", "plan.json")):
+        arguments = [sys.executable, "-c", program, command[0], str(tmp_path / "missing.pt"), *command[1:]]
+        result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        assert (result.returncode, result.stderr) == (2, f"error: {tmp_path / 'missing.pt'} does not exist\n")
+
+
 def test_trusted_code_runs_only_when_asked_for(invoke, bad_checkpoints):
     assert invoke("bocompress", "inspect", bad_checkpoints / "raw.pt").exit_code == 2
     assert not (bad_checkpoints / "touched").exists()
@@ -409,13 +426,14 @@ def test_cuda_without_a_gpu(refuse, squeezenet, digit_images):
     ],
 )
 def test_what_does_not_go_together_is_said_before_anything_is_loaded(refuse, tmp_path, options, words):
-    missing = tmp_path / "missing.pt"
-    for command in (("bocompress-export", missing), ("bocompress", "apply", missing, tmp_path / "plan.json")):
+    (model := tmp_path / "text.pt").write_text("not a network\n")
+    for command in (("bocompress-export", model), ("bocompress", "apply", model, tmp_path / "missing.json")):
         assert words in refuse(*command, *options)
 
 
 def test_a_risk_without_images_is_refused_at_once(refuse, tmp_path):
-    assert "--fidelity risk needs labels" in refuse("bocompress-export", tmp_path / "missing.pt", "--fidelity", "risk")
+    (model := tmp_path / "text.pt").write_text("not a network\n")
+    assert "--fidelity risk needs labels" in refuse("bocompress-export", model, "--fidelity", "risk")
 
 
 # --- Images ------------------------------------------------------------------------------------------------

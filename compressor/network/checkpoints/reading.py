@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import InputError
+from compressor.files import read_head
 from compressor.network.checkpoints.inert import read_tensors_only
 from compressor.text import first_line
 
@@ -28,27 +29,6 @@ def read_checkpoint(path: Path, trust_pickle: bool = False) -> object:
     elif not head.startswith(b"\x80"):
         raise InputError(f"{path} is {describe_foreign(head)}, not a checkpoint of torch.save or safetensors")
     return read_pickle(path, trust_pickle)
-
-
-def read_head(path: Path) -> tuple[bytes, int]:
-    """The first 64 bytes of a file, and its size in bytes.
-
-    Raises:
-        InputError: it is no file, empty, or cannot be read.
-    """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder, not a checkpoint file")
-    try:
-        with open(path, "rb") as file:
-            head = file.read(64)
-        size_bytes = path.stat().st_size
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-    if not head:
-        raise InputError(f"{path} is empty")
-    return head, size_bytes
 
 
 def is_safetensors(head: bytes, size_bytes: int) -> bool:
