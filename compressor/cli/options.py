@@ -259,7 +259,8 @@ run_options: Decorator = cloup.option_group(
     cloup.option(
         "--overwrite",
         is_flag=True,
-        help="Replace an earlier run in --out, once network and images are loaded. Other files there are refused.",
+        help="Remove an earlier run in --out, once network, images and options are checked: it is gone even if this "
+        "run then fails. Other files there are refused.",
     ),
     cloup.option("--quiet", is_flag=True, help="No progress, only the last lines of the result, and errors."),
     cloup.option("--json", "as_json", is_flag=True, help="Print report.json on stdout in place of the tables."),
