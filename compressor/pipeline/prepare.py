@@ -6,12 +6,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from compressor.data.batches import from_batches
 from compressor.data.images import MAX_IMAGES, ImageSet
 from compressor.errors import InputError
+from compressor.fidelity.accuracy_drop import DropCurve, Measurement
 from compressor.fidelity.label_check import LabelCheck, check_labels
 from compressor.fidelity.labels import require_labelled
 from compressor.files import check_folder
@@ -31,6 +33,7 @@ from compressor.pipeline.image_splits import (
 from compressor.pipeline.outputs import OUTPUTS, remove_outputs, require_replaceable
 from compressor.pipeline.settings import Settings, require_compatible
 from compressor.progress import Progress
+from compressor.report.verdict import at_least
 from compressor.search.evaluation.parallel import Workers
 from exporters.providers import explain_absence
 from exporters.verify import require_opset
@@ -65,6 +68,7 @@ def prepare(  # noqa: PLR0913
         given = None if train_images is None else _training_set(original, train_images, settings, progress)
         training = divide_training(given, calibration, search_images, outside, settings.search.seed)
     validation, test_images = split_validation(outside, settings)
+    _require_telling(settings, search_images, validation)
     source = source or Source(type(model).__name__, command="compressor.compress(...)")
     original = _opened(original, search_images, training, settings)
     example = search_images.batch([0]).to(settings.device)
@@ -105,6 +109,21 @@ def _require_folder(out: Path, resume: bool, overwrite: bool) -> None:
         require_replaceable(out)
     else:
         check_folder(out, keep=OUTPUTS if resume else ())
+
+
+def _require_telling(settings: Settings, search_images: ImageSet, validation: ImageSet | None) -> None:
+    """Refuse a drop that labelled images are too few to tell from none, before minutes of search."""
+    if settings.target is None or validation is None or search_images.labels is None:
+        return
+    count = len(search_images) + len(validation)
+    unchanged = Measurement(1.0, np.zeros(count))
+    smallest = DropCurve([unchanged], labelled=True).at_most(unchanged.loss)
+    if settings.target.value < smallest:
+        raise InputError(
+            f"--max-drop {settings.target.value:g} needs more labelled images: with the {count} for search and "
+            f"validation, even a network that changes no decision is only known to lose at most {smallest:.2g} points; "
+            f"give more, or allow --max-drop {at_least(smallest)}"
+        )
 
 
 def _training_set(

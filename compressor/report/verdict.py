@@ -115,13 +115,13 @@ def _advise_on_target(target: TargetRecord) -> str:
     option = TARGET_OPTIONS[target.kind]
     if target.kind == "drop":
         return (
-            f"allow more, as with {option} {_at_least(target.at_most)}, or give more images (--max-images): the bound "
+            f"allow more, as with {option} {at_least(target.at_most)}, or give more images (--max-images): the bound "
             "tightens with their number"
         )
-    return f"allow more, as with {option} {_at_least(target.reached)}"
+    return f"allow more, as with {option} {at_least(target.reached)}"
 
 
-def _at_least(value: float) -> str:
+def at_least(value: float) -> str:
     """Two digits, rounded up."""
     if value <= 0:
         return "0"

@@ -495,3 +495,12 @@ def test_too_few_images_for_a_drop(invoke, tiny_checkpoint, digit_images, tmp_pa
     )
     assert done.exit_code == 2
     assert "--max-drop needs more images" in done.stderr
+
+
+def test_too_few_images_to_tell_so_small_a_drop(invoke, fitted_checkpoint, digit_images, tmp_path) -> None:
+    arguments = ["bocompress-export", fitted_checkpoint, *QUICK, "--data", digit_images, "--out", tmp_path / "out"]
+    done = invoke(*arguments, "--max-drop", 2.2)
+    assert done.exit_code == 2
+    assert "--max-drop 2.2 needs more labelled images: with the 100 for" in done.stderr
+    assert "at most 2.3 points; give more, or allow --max-drop 2.3\n" in done.stderr
+    assert not (tmp_path / "out").exists()
