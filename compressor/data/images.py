@@ -23,6 +23,7 @@ Indices = slice | Tensor | Sequence[int]
 Array = NDArray[np.float32]
 
 MAX_IMAGES = 1500  # of a run, by default
+MAX_BATCH_NUMBERS = 2 * 10**6  # of a batch's inputs; activations are several times as many
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class ImageSet:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return tuple(self.data.shape[1:])
+
+    def fitting(self, most: int) -> int:
+        """How many images a forward pass takes at once: `most`, or fewer where they are large."""
+        return max(1, min(most, MAX_BATCH_NUMBERS // max(1, self.data[:1].numel())))
 
     def batch(self, indices: Indices) -> Tensor:
         """The inputs at `indices`: float32 of shape (n, *input_shape), normalized for the network."""

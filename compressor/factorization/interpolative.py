@@ -16,7 +16,8 @@ from math import prod
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import qr, solve_triangular
+from scipy.linalg import solve_triangular
+from scipy.linalg.lapack import dpstrf
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
@@ -78,15 +79,8 @@ class InterpolativeFactors(Factors):
         self._mean = None if moments is None else moments.mean[0]
         self.max_rank = self.full_rank(layer.weight.shape, 1)
         rows = layer.weight.detach().flatten(1).double().cpu()
-        if moments is not None:
-            rows = rows @ torch.linalg.cholesky(moments.covariance[0])
-        columns = rows.numpy().T
-        # More threads would change the last bits of sums, and with them the choice between equal rows.
-        with threadpool_limits(limits=1, user_api="blas"):
-            # Pivots depend on inner products alone, and pivoting is slow on long columns.
-            triangle, order = qr(np.linalg.qr(columns, mode="r"), mode="r", pivoting=True)
-        self._triangle: Array = triangle
-        self._order = torch.from_numpy(order).long()
+        weighted = rows if moments is None else rows @ moments.covariance[0]
+        self._triangle, self._order = _pivoted_triangle((weighted @ rows.mT).numpy())
         self._tail = tail_energy(torch.from_numpy(np.square(self._triangle).sum(1))[None])
 
     def build(self, rank: int) -> nn.Module:
@@ -127,6 +121,25 @@ class InterpolativeFactors(Factors):
 
     def squared_error(self, rank: int) -> float:
         return self._tail[rank]
+
+
+def _pivoted_triangle(gram: Array) -> tuple[Array, Tensor]:
+    """Triangle R (K, Co) and pivot order (Co,) of a QR with column pivoting, from its columns' Gram matrix (Co, Co).
+
+    Pivots depend on inner products alone, so that a Cholesky decomposition with pivoting finds them, in far less time
+    where the columns are long. Rows below the numerical rank are zero.
+
+    Raises:
+        LinAlgError: the Gram matrix is not finite.
+    """
+    if not np.isfinite(gram).all():
+        raise np.linalg.LinAlgError("the Gram matrix is not finite")
+    # More threads would change the last bits of sums, and with them the choice between equal rows.
+    with threadpool_limits(limits=1, user_api="blas"):
+        factor, pivots, rank, _ = dpstrf(gram)
+    triangle = np.triu(factor)
+    triangle[rank:] = 0.0
+    return triangle, torch.from_numpy(pivots.astype(np.int64) - 1)
 
 
 def _same_kind(layer: Layer, weight: Tensor, bias: Tensor | None) -> Layer:

@@ -98,4 +98,6 @@ def refit_layer(layer: Layer, moments: LayerMoments, features: Tensor, refit: Ne
 def regular(covariance: Tensor) -> Tensor:
     """The covariance (..., n, n), also of (nearly) dependent features, made fit for a Cholesky decomposition."""
     level = JITTER[covariance.dtype] * covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-30)
-    return covariance + level[..., None, None] * torch.eye(covariance.shape[-1], dtype=covariance.dtype)
+    raised = covariance.clone()
+    raised.diagonal(dim1=-2, dim2=-1).add_(level[..., None])
+    return raised

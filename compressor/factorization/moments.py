@@ -38,4 +38,6 @@ def with_floor(matrices: Tensor, share: float) -> Tensor:
     """Positive semi-definite matrices (groups, n, n) plus `share` of the mean diagonal (plus 1 where that is zero)."""
     level = matrices.diagonal(dim1=-2, dim2=-1).mean(-1)
     level = torch.where(level > 0, share * level, torch.ones_like(level))
-    return matrices + level[:, None, None] * torch.eye(matrices.shape[-1], dtype=matrices.dtype)
+    raised = matrices.clone()
+    raised.diagonal(dim1=-2, dim2=-1).add_(level[:, None])
+    return raised

@@ -67,9 +67,8 @@ class FunctionNorm:
     def outputs(self, network: nn.Module, indices: Tensor) -> Tensor:
         """Outputs (m, num_outputs) of `network` on the images `indices` (m,)."""
         with torch.inference_mode():
-            batches = [
-                _as_rows(network(self.images.batch(part).to(self._device))) for part in indices.split(BATCH_SIZE)
-            ]
+            parts = indices.split(self.images.fitting(BATCH_SIZE))
+            batches = [_as_rows(network(self.images.batch(part).to(self._device))) for part in parts]
         return torch.cat(batches)
 
     def inputs_and_targets(self, indices: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,13 +19,13 @@ from compressor.arrays import Ranks
 from compressor.factorization.base import Factors, NestedFactors
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linear_model import LinearModel
-from compressor.network.hooks import watching
+from compressor.network.hooks import fitting_with_gradients, watching
 from compressor.network.layers import FoundLayer, factorized_ranks
-from compressor.network.surgery import build_candidate
+from compressor.network.surgery import build_candidate, with_layer
 from compressor.streams import Stream
 
 BATCH_SIZE = 25
-MAX_NUMBERS = 5 * 10**8  # of all layers' inputs, outputs and gradients, which are held at once: 2 GB
+MAX_GRADIENTS = 5 * 10**7  # by layers' outputs, which are held at once: 200 MB
 # What a backward pass costs, in forward passes; the count then agrees with measured times, see
 # benchmarks/studies/search/evaluation_cost.py.
 BACKWARD_PASSES = 1.5
@@ -57,10 +57,9 @@ class Linearizer:
     ) -> LinearModel:
         """The model around the plan `ranks` (d,), see `compressor.fidelity.linear_model.Linearize`."""
         candidate = build_candidate(self._original, self._factors, factorized_ranks(self._layers, ranks)).eval()
-        rng = np.random.default_rng([int(Stream.DIRECTIONS), *indices.tolist()])
-        along = _directions(len(indices), self._norm.targets.shape[1], directions, rng)
+        along = _directions(indices, self._norm.targets.shape[1], directions)
         images = torch.from_numpy(indices)
-        size = self._batch_size(images[:1], directions)
+        size = fitting_with_gradients(candidate, self._norm.inputs_and_targets(images[:1])[0], BATCH_SIZE)
         moves = [self._move(layer, row) for layer, row in zip(self._layers, others, strict=True)]
         batches = zip(images.split(size), along.split(size), strict=True)
         parts = [self._linearize(candidate, moves, *batch) for batch in batches]
@@ -80,13 +79,6 @@ class Linearizer:
             alone[layer.dense_rank] = layer.module
         return _Move(alone, kept if nested else [], nested)
 
-    def _batch_size(self, first: Tensor, directions: int) -> int:
-        calls, _ = _forward(self._original, self._names, self._norm.inputs_and_targets(first)[0])
-        numbers = sum(
-            inputs.numel() + (2 + directions) * outputs.numel() for layer in calls for inputs, outputs in layer
-        )
-        return max(1, min(BATCH_SIZE, MAX_NUMBERS // numbers))
-
     def _linearize(
         self, candidate: nn.Module, moves: Sequence["_Move"], indices: Tensor, directions: Tensor
     ) -> tuple[np.ndarray, list[dict[int, np.ndarray]]]:
@@ -95,11 +87,100 @@ class Linearizer:
         directions = directions.to(outputs.device)
         values = torch.einsum("bk,bkp->bp", outputs, directions)
         flat = [output for layer in calls for _, output in layer]
-        slopes = iter(_slopes(values, flat))
+        at_once = max(1, MAX_GRADIENTS // sum(output.numel() for output in flat))
+        parts: list[list[dict[int, np.ndarray]]] = []
+        for some in values.split(at_once, dim=1):
+            slopes = iter(_slopes(some, flat))
+            with torch.no_grad():
+                rows = [_changes(move, pairs, slopes, some) for move, pairs in zip(moves, calls, strict=True)]
+            parts.append([{rank: _to_numpy(moved) for rank, moved in row.items()} for row in rows])
+        changes = [
+            {rank: np.concatenate([row[rank] for row in of_layer], 1) for rank in of_layer[0]}
+            for of_layer in zip(*parts, strict=True)
+        ]
         with torch.no_grad():
             residuals = torch.einsum("bk,bkp->bp", outputs - targets, directions)
-            changes = [_changes(move, pairs, slopes, values) for move, pairs in zip(moves, calls, strict=True)]
-        return _to_numpy(residuals), [{rank: _to_numpy(moved) for rank, moved in row.items()} for row in changes]
+        return _to_numpy(residuals), changes
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What is kept of one call of a layer: the images (b,), its inputs (b, ...), the gradients (p, b, ...) of the
+    directions by its outputs, and their inner products (b, p) with the outputs."""
+
+    images: Tensor
+    inputs: Tensor
+    slope: Tensor
+    here: Tensor
+
+
+class LossesAlone:
+    """The function norm with one layer alone replaced, to first order around the original; any number of substitutes.
+
+    Gradients are found for as many layers at once as MAX_GRADIENTS allow: ask for the layers in their order.
+
+    Args:
+        norm: the function norm on the images that losses are meant for.
+        original: the original network.
+        names: of the layers that substitutes will be tried for, in the order in which they will be asked for.
+        directions: combinations of the outputs, per image.
+    """
+
+    def __init__(self, norm: FunctionNorm, original: nn.Module, names: Sequence[str], directions: int) -> None:
+        self._norm = norm
+        self._original = original
+        self._names = list(names)
+        self._images = torch.arange(len(norm.images))
+        self._along = _directions(self._images.numpy(), norm.targets.shape[1], directions)
+        self._held: dict[str, list[_Held]] = {}
+        self._sizes: dict[str, int] = {}
+        self._batch_size = 1
+
+    def __call__(self, name: str, substitute: nn.Module) -> float:
+        """L with `substitute` in place of the layer; measured where the network passes the layer no gradient."""
+        if name not in self._held:
+            self._hold(name)
+        held = self._held[name]
+        if not any(bool(call.slope.any()) for call in held):
+            network = with_layer(self._original, name, substitute)
+            return self._norm.losses(network, self._images.numpy()).mean
+        changes = torch.zeros(self._along.shape[::2], device=held[0].here.device)
+        with torch.no_grad():
+            for call in held:
+                changes[call.images] += _along(call.slope, substitute(call.inputs)) - call.here
+        return float(changes.double().square().sum(1).mean())
+
+    def _hold(self, name: str) -> None:
+        """Find the gradients of this layer, and of those after it as far as there is room."""
+        if not self._sizes:
+            self._measure_sizes()
+        chosen: list[str] = []
+        room = MAX_GRADIENTS
+        for following in self._names[self._names.index(name) :]:
+            room -= self._sizes[following]
+            if chosen and room < 0:
+                break
+            chosen.append(following)
+        self._held = {following: [] for following in chosen}
+        parts = self._images.split(self._batch_size), self._along.split(self._batch_size)
+        for indices, along in zip(*parts, strict=True):
+            inputs, _ = self._norm.inputs_and_targets(indices)
+            all_calls, outputs = _forward(self._original, chosen, inputs)
+            values = torch.einsum("bk,bkp->bp", outputs, along.to(outputs.device))
+            slopes = _slopes(values, [output for calls in all_calls for _, output in calls])
+            for following, calls in zip(chosen, all_calls, strict=True):
+                for given, output in calls:
+                    slope = next(slopes)
+                    self._held[following].append(_Held(indices, given, slope, _along(slope, output.detach())))
+
+    def _measure_sizes(self) -> None:
+        """How many numbers are held for each layer."""
+        example, _ = self._norm.inputs_and_targets(self._images[:1])
+        self._batch_size = fitting_with_gradients(self._original, example, BATCH_SIZE)
+        count, directions = len(self._images), self._along.shape[-1]
+        all_calls, _ = _forward(self._original, self._names, example)
+        for name, calls in zip(self._names, all_calls, strict=True):
+            self._sizes[name] = count * sum(given.numel() + directions * output.numel() for given, output in calls)
 
 
 def _forward(candidate: nn.Module, names: Sequence[str], inputs: Tensor) -> tuple[list[Calls], Tensor]:
@@ -188,10 +269,14 @@ def _to_numpy(values: Tensor) -> np.ndarray:
     return values.double().cpu().numpy()
 
 
-def _directions(count: int, num_outputs: int, most: int, rng: np.random.Generator) -> Tensor:
-    """Combinations of outputs (count, num_outputs, p): each output by itself where they are at most `most`, else random
-    orthogonal ones, scaled so that squared lengths are kept on average."""
+def _directions(indices: np.ndarray, num_outputs: int, most: int) -> Tensor:
+    """Combinations of the outputs on the images `indices` (m,), drawn anew for each: (m, num_outputs, p).
+
+    Each output by itself where they are at most `most`, else random orthogonal ones, scaled so that squared lengths are
+    kept on average.
+    """
     if num_outputs <= most:
-        return torch.eye(num_outputs).expand(count, -1, -1)
-    bases, _ = np.linalg.qr(rng.standard_normal((count, num_outputs, most)))
+        return torch.eye(num_outputs).expand(len(indices), -1, -1)
+    rng = np.random.default_rng([int(Stream.DIRECTIONS), *indices.tolist()])
+    bases, _ = np.linalg.qr(rng.standard_normal((len(indices), num_outputs, most)))
     return torch.from_numpy((bases * np.sqrt(num_outputs / most)).astype(np.float32))

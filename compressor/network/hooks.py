@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from compressor.data.images import ImageSet
 
 BATCH_SIZE = 32
+MAX_ACTIVATIONS = 5 * 10**7  # that a pass with gradients holds at once: 200 MB
 
 
 class Captured(Exception):
@@ -75,9 +76,26 @@ def _patches(layer: nn.Conv2d, value: Tensor, image: Tensor, row: Tensor, column
 
 
 def batches(images: ImageSet, device: torch.device, size: int = BATCH_SIZE) -> Iterator[Tensor]:
-    """The images in order, in batches of `size` that the network may change in place."""
-    for indices in torch.arange(len(images)).split(size):
+    """The images in order, in batches of `size` (fewer where they are large) that the network may change in place."""
+    for indices in torch.arange(len(images)).split(images.fitting(size)):
         yield images.batch(indices).to(device)
+
+
+def fitting_with_gradients(network: nn.Module, example: Tensor, most: int) -> int:
+    """How many images a pass with gradients takes at once, `most` at most; `example` is one input (1, ...).
+
+    The graph keeps what every module returns; within MAX_ACTIVATIONS, or one image's.
+    """
+    count = 0
+
+    def add(_module: nn.Module, _args: object, output: object) -> None:
+        nonlocal count
+        count += output.numel() if isinstance(output, Tensor) else 0
+
+    leaves = [module for module in network.modules() if next(module.children(), None) is None]
+    with torch.inference_mode(), attached(leaf.register_forward_hook(add) for leaf in leaves):
+        network(example.clone())
+    return max(1, min(most, MAX_ACTIVATIONS // max(count, 1)))
 
 
 @contextmanager

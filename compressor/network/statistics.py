@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
 from compressor.factorization.moments import INPUT_FLOOR, OUTPUT_FLOOR, LayerMoments, with_floor
-from compressor.network.hooks import batches, sample_positions, watching
+from compressor.network.hooks import batches, fitting_with_gradients, sample_positions, watching
 from compressor.network.layers import FoundLayer
 
 MAX_INPUTS = 5120  # of one output, and outputs of a group; wider layers are left out. A matrix takes 210 MB at most.
-MEMORY_BYTES = 1 << 30  # for the moments of one pass; more layers take more passes
+MEMORY_BYTES = 1 << 28  # for the moments of one pass; more layers take more passes
 MAX_ROWS = 8192  # output positions per layer that enter its covariance
 GRADIENT_IMAGES = 64
 GRADIENT_BATCH_SIZE = 8
@@ -21,10 +21,11 @@ NUM_PROJECTIONS = 4  # random combinations of the network's outputs whose gradie
 
 @dataclass
 class RunningMoments:
-    """Running sums over rows x (rows, groups * n) and, where given, targets y (rows, groups * m), in float64.
+    """Running sums over rows x (rows, groups * n) and, where given, targets y (rows, groups * m).
 
     Sums are over differences from the first row, so that small variations about a large mean keep their digits and
-    constants have a covariance of exactly zero. Memory: groups * n * (n + m) numbers.
+    constants have a covariance of exactly zero. Products are summed in float32, or in the rows' own precision if that
+    is higher: the floor under every covariance is far above their rounding. Memory: groups * n * (n + m) such numbers.
     """
 
     groups: int
@@ -33,16 +34,16 @@ class RunningMoments:
     _origins: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, rows: Tensor, targets: Tensor | None = None) -> None:
-        """Add rows; products within a batch are computed in float32, or in the rows' own precision if higher."""
-        with torch.autocast(rows.device.type, enabled=False):  # the network's autocast would round them
+        """Add rows; an inference tensor may be given."""
+        with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):  # autocast would round products
             x = self._from_origin("x", rows)
             self.count += len(rows)
             self._add("x", x.double().sum(1))
-            self._add("xx", x.mT @ x)
+            self._add_products("xx", x, x)
             if targets is not None:
                 y = self._from_origin("y", targets)
                 self._add("y", y.double().sum(1))
-                self._add("xy", x.mT @ y)
+                self._add_products("xy", x, y)
 
     def mean(self) -> Tensor:
         """Mean of the rows, (groups, n)."""
@@ -60,11 +61,11 @@ class RunningMoments:
     def covariance(self) -> Tensor:
         """Covariance of the rows, (groups, n, n)."""
         shift = self._shift("x")
-        return self._sums["xx"] / self.count - shift[:, :, None] * shift[:, None, :]
+        return self._mean_products("xx").sub_(shift[:, :, None] * shift[:, None, :])
 
     def cross_covariance(self) -> Tensor:
         """Covariance of rows and targets, (groups, n, m)."""
-        return self._sums["xy"] / self.count - self._shift("x")[:, :, None] * self._shift("y")[:, None, :]
+        return self._mean_products("xy").sub_(self._shift("x")[:, :, None] * self._shift("y")[:, None, :])
 
     def _shift(self, name: str) -> Tensor:
         return self._sums[name] / self.count
@@ -72,12 +73,18 @@ class RunningMoments:
     def _origin(self, name: str) -> Tensor:
         return self._origins[name][:, 0].double().cpu()
 
+    def _mean_products(self, name: str) -> Tensor:
+        return self._sums[name].cpu().to(torch.float64, copy=True).div_(self.count)
+
     def _add(self, name: str, value: Tensor) -> None:
         value = value.double().cpu()
-        if name in self._sums:
-            self._sums[name] += value
-        else:
-            self._sums[name] = value
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def _add_products(self, name: str, x: Tensor, y: Tensor) -> None:
+        """Add x^T y (groups, n, m) where it is, on the rows' device."""
+        if name not in self._sums:
+            self._sums[name] = x.new_zeros(len(x), x.shape[-1], y.shape[-1])
+        self._sums[name].baddbmm_(x.mT, y)
 
     def _from_origin(self, name: str, rows: Tensor) -> Tensor:
         """Rows by group (groups, rows, n) less the first row of all."""
@@ -142,7 +149,7 @@ def _num_inputs(layer: FoundLayer) -> int:
 
 def _moment_bytes(layer: FoundLayer) -> int:
     groups, num_out = layer.num_groups, layer.shape[0] // layer.num_groups
-    return 8 * groups * (_num_inputs(layer) ** 2 + num_out**2)
+    return 4 * groups * (_num_inputs(layer) ** 2 + num_out**2)
 
 
 def chunks(layers: Sequence[FoundLayer], bytes_of: Callable[[FoundLayer], int]) -> Iterator[list[FoundLayer]]:
@@ -222,8 +229,9 @@ def _sum_gradients(
         calls.append((index, output if output.requires_grad else torch.zeros_like(output).requires_grad_()))
         return output.clone()  # the next module may change its input in place
 
+    size = fitting_with_gradients(model, some.batch([0]).to(device), GRADIENT_BATCH_SIZE)
     with torch.enable_grad(), watching([layer.module for layer in layers], keep):
-        for batch in batches(some, device, GRADIENT_BATCH_SIZE):
+        for batch in batches(some, device, size):
             outputs = model(batch.requires_grad_().clone()).reshape(len(batch), -1)
             outputs = outputs if outputs.requires_grad else outputs.clone() * batch.new_ones(1).requires_grad_()
             for _ in range(NUM_PROJECTIONS):

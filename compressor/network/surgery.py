@@ -28,6 +28,11 @@ def build_candidate(model: nn.Module, factors: Mapping[str, Factors], ranks: Map
     return candidate
 
 
+def with_layer(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """The network with one layer replaced; all other tensors are shared with `model`, which is left unchanged."""
+    return replace_layer(_copy_sharing_tensors(model), name, module)
+
+
 class Candidates:
     """The networks of one search, with a cache of built factors.
 

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.factorization.records import MethodChoice
 from compressor.fidelity import linearization as linearize
+from compressor.fidelity.linearization import LossesAlone
+from compressor.network import hooks
+from compressor.network.surgery import with_layer
 from compressor.search.space import alternatives
 from tests.search.initial.networks import NUM_IMAGES, Blocked, Net, Shared, curved_net, linear_net
 
@@ -73,7 +76,7 @@ def test_with_many_outputs_lengths_are_kept_on_average() -> None:
 
 
 def test_combinations_of_outputs_are_at_right_angles_and_keep_lengths_on_average() -> None:
-    along = linearize._directions(4000, 8, 3, np.random.default_rng(0)).numpy()
+    along = linearize._directions(np.arange(4000), 8, 3).numpy()
     gram = np.einsum("bkp,bkq->bpq", along, along)
     np.testing.assert_allclose(gram, np.broadcast_to(8 / 3 * np.eye(3), gram.shape), atol=1e-5)
     np.testing.assert_allclose(np.einsum("bkp,blp->kl", along, along) / len(along), np.eye(8), atol=0.05)
@@ -82,18 +85,72 @@ def test_combinations_of_outputs_are_at_right_angles_and_keep_lengths_on_average
 def test_a_large_network_is_taken_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     net, images = Net(linear_net(outputs=40)), np.arange(23)
     plan = np.maximum(net.space.break_even_ranks // 2, 1)
-    models = [net.linearize(plan, alternatives(net.space, plan), images, 10)]
-    sizes = []
-    forward = linearize._forward
-    monkeypatch.setattr(linearize, "MAX_NUMBERS", 40_000)
+    whole = net.linearize(plan, alternatives(net.space, plan), images, 10)
+    sizes, at_once = [], []
+    forward, slopes = linearize._forward, linearize._slopes
+    monkeypatch.setattr(hooks, "MAX_ACTIVATIONS", 6_000)
+    monkeypatch.setattr(linearize, "MAX_GRADIENTS", 6_000)
     monkeypatch.setattr(
         linearize,
         "_forward",
         lambda network, names, inputs: sizes.append(len(inputs)) or forward(network, names, inputs),
     )
-    models.append(net.linearize(plan, alternatives(net.space, plan), images, 10))
+    monkeypatch.setattr(
+        linearize, "_slopes", lambda values, outputs: at_once.append(values.shape[1]) or slopes(values, outputs)
+    )
+    parts = net.linearize(plan, alternatives(net.space, plan), images, 10)
     assert max(sizes) in (2, 3)
-    np.testing.assert_allclose(models[0].residuals, models[1].residuals, atol=1e-5)
+    assert max(at_once) in (2, 3)
+    np.testing.assert_allclose(whole.residuals, parts.residuals, atol=1e-5)
+    for one, two in zip(whole.changes, parts.changes, strict=True):
+        for rank, change in one.items():
+            np.testing.assert_allclose(change, two[rank], atol=1e-4)
+
+
+# One layer alone
+
+
+@pytest.mark.parametrize("limit", [10**8, 1])
+def test_losses_of_a_linear_network_with_one_layer_replaced_are_exact(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linearize, "MAX_GRADIENTS", limit)
+    net = Net(linear_net())
+    names = [layer.name for layer in net.layers]
+    alone = LossesAlone(net.norm, net.network, names, 10)
+    for name in names:
+        for rank in (1, 3):
+            substitute = net.factors[name].build(rank)
+            found = alone(name, substitute)
+            truth = net.norm.losses(with_layer(net.network, name, substitute), np.arange(NUM_IMAGES)).mean
+            assert found == pytest.approx(truth, rel=1e-4)
+        assert len(alone._held) == (1 if limit == 1 else len(names))
+
+
+def test_losses_alone_count_every_call_of_a_shared_layer() -> None:
+    torch.manual_seed(0)
+    net = Net(Shared(), (10,))
+    substitute = net.factors["layer"].build(5)
+    twice = LossesAlone(net.norm, net.network, ["layer"], 10)("layer", substitute)
+    inputs = net.norm.images.batch(range(NUM_IMAGES))
+    layer = net.network.get_submodule("layer")
+    change = layer(substitute(inputs)) - layer(layer(inputs)) + substitute(layer(inputs)) - layer(layer(inputs))
+    assert twice == pytest.approx(float(change.square().sum(1).mean()), rel=1e-3)
+
+
+def test_a_layer_without_gradients_is_measured() -> None:
+    net = Net(nn.Sequential(nn.Linear(10, 10), Rounded(), nn.Linear(10, 5)), (10,))
+    substitute = net.factors["0"].build(2)
+    found = LossesAlone(net.norm, net.network, ["0", "2"], 10)("0", substitute)
+    truth = net.norm.losses(with_layer(net.network, "0", substitute), np.arange(NUM_IMAGES)).mean
+    assert found == pytest.approx(truth) != 0.0
+
+
+class Rounded(nn.Module):
+    """Passes no gradient."""
+
+    def forward(self, value: Tensor) -> Tensor:
+        return (4 * value).round()
 
 
 def test_a_layer_called_twice_counts_twice_and_one_without_gradients_not_at_all() -> None:

@@ -1,8 +1,9 @@
 """Which method and which factors suit each layer, by measurement: one layer at a time, at equal costs.
 
 Every candidate takes the layer's place alone, at the same numbers of parameters, and the one that changes the network's
-outputs least on a few images is taken. Methods compete where the user leaves the choice open; one whose factors cannot
-be refitted in turn must win at every cost, by as much as refitting brings.
+outputs least on a few images is taken, to first order: the gradients of the original serve all candidates. Methods
+compete where the user leaves the choice open; one whose factors cannot be refitted in turn must win at every cost, by
+as much as refitting brings.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,9 +23,9 @@ from compressor.factorization.moments import LayerMoments
 from compressor.factorization.records import FactorChoice, FactorKind, Method
 from compressor.factorization.registry import METHODS, competing_methods
 from compressor.fidelity.function_norm import FunctionNorm
+from compressor.fidelity.linearization import LossesAlone
 from compressor.network.layers import FoundLayer, compressible, possible_methods, with_method
 from compressor.network.statistics import collect_moments
-from compressor.network.surgery import build_candidate
 from compressor.pipeline.context import Context
 from compressor.pipeline.outputs import FACTORS, JOURNAL
 from compressor.pipeline.plan import Plan
@@ -34,6 +35,7 @@ from compressor.search.records import SearchRecord
 
 TRIAL_SHARES = (0.1, 0.25, 0.5)  # of the layer's parameters, at which candidates are compared
 TRIAL_IMAGES = 16
+TRIAL_DIRECTIONS = 4  # combinations of the outputs, per image
 # Refitting both factors in turn took a third off the function norm where it could be done (docs/results.md).
 MARGIN = 1.5
 MIN_LOSS = 1e-12
@@ -50,7 +52,7 @@ class Factorize(Stage):
         return replace(state, decomposed=decompose_or_recall(context, compressible(context.layers), norm))
 
 
-@dataclass(frozen=True)
+@dataclass
 class Decomposer:
     """Factors for layers of one network.
 
@@ -78,9 +80,12 @@ class Decomposer:
     seed: int = 0
     on_step: Callable[[int, str], None] = lambda count, text: None
     on_choice: Callable[[Decomposed], None] = lambda part: None
+    _alone: LossesAlone | None = field(default=None, init=False)
 
     def run(self, layers: Sequence[FoundLayer]) -> list[Decomposed]:
         """Every layer decomposed, in the order given."""
+        images = self.evaluator.subset(min(TRIAL_IMAGES, len(self.evaluator.images)))
+        self._alone = LossesAlone(images, self.model, [layer.name for layer in layers], TRIAL_DIRECTIONS)
         found = {}
         for count, (layer, moments) in enumerate(self._moments_by_layer(layers)):
             self.on_step(count, layer.name)
@@ -150,12 +155,11 @@ class Decomposer:
 
     def _loss(self, candidate: Decomposed, share: float) -> float:
         """Function norm with this layer alone factorized, at the largest rank within the share of its parameters."""
+        assert self._alone is not None
         layer = candidate.layer
         counts = np.array(layer.params_by_rank()[:-1])
         rank = max(1, int((counts <= share * layer.params).sum()))
-        network = build_candidate(self.model, {layer.name: candidate.factors}, {layer.name: rank})
-        images = np.arange(min(TRIAL_IMAGES, len(self.evaluator.images)))
-        return self.evaluator.losses(network, images).mean
+        return self._alone(layer.name, candidate.factors.build(rank))
 
 
 def weight_factors(layer: FoundLayer) -> Factors:
