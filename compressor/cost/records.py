@@ -15,6 +15,14 @@ COST_WORDS: dict[Cost, str] = {
 }
 
 
+class StageCost(Record):
+    """What a stage of a run cost: its seconds, and the most memory that the process had held when it ended."""
+
+    stage: str
+    seconds: float
+    peak_memory_bytes: int | None
+
+
 class LatencyRecord(Record):
     """Latency of two ONNX files, run in turn; milliseconds for one batch.
 

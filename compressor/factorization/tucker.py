@@ -5,6 +5,7 @@ One rank drives both: it counts the larger channel side, and the other side foll
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -45,7 +46,8 @@ class TuckerFactors(Factors):
     def __init__(self, layer: nn.Conv2d, moments: LayerMoments | None = None) -> None:
         self._layer = layer
         self._shape = tuple(layer.weight.shape)
-        self._moments = moments
+        # Kept for refits at any rank; single precision halves what is by far the largest matrix of a layer.
+        self._moments = None if moments is None else replace(moments, covariance=moments.covariance.float())
         self.max_rank = self.full_rank(self._shape, layer.groups)
         weight = layer.weight.detach().double().cpu()
         root_in, root_out = _roots(moments, self._shape)
@@ -66,9 +68,9 @@ class TuckerFactors(Factors):
         rank_out, rank_in = side_ranks(self._shape, rank)
         core, reduce = self._core[:rank_out, :rank_in], self._in[:, :rank_in].T
         expand, bias = self._out[:, :rank_out], layer.bias
-        if self._moments is not None:
+        if (moments := self._double_moments()) is not None:
             features = self._features(rank)
-            expand, bias = refit_layer(layer, self._moments, features, refit_of(layer, self._moments, features))
+            expand, bias = refit_layer(layer, moments, features, refit_of(layer, moments, features))
         geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
         return chain(
             make_conv(reduce[..., None, None].to(layer.weight), None, layer, 1, **untouched_geometry()),
@@ -76,16 +78,17 @@ class TuckerFactors(Factors):
             make_conv(expand[..., None, None].to(layer.weight), bias, layer, 1, **untouched_geometry()),
         )
 
+    def _double_moments(self) -> LayerMoments | None:
+        return self._moments and replace(self._moments, covariance=self._moments.covariance.double())
+
     def _features(self, rank: int) -> Tensor:
         """The last factor's inputs as combinations of a patch, (Rout, Ci * kh * kw)."""
         rank_out, rank_in = side_ranks(self._shape, rank)
         return torch.einsum("rshw,is->rihw", self._core[:rank_out, :rank_in], self._in[:, :rank_in]).flatten(1)
 
     def squared_error(self, rank: int) -> float:
-        if self._moments is not None:
-            return refit_of(self._layer, self._moments, self._features(rank)).squared_error(
-                side_ranks(self._shape, rank)[0]
-            )
+        if (moments := self._double_moments()) is not None:
+            return refit_of(self._layer, moments, self._features(rank)).squared_error(side_ranks(self._shape, rank)[0])
         # The side factors are orthonormal, so the error is the energy outside the kept core.
         rank_out, rank_in = side_ranks(self._shape, rank)
         squares = self._core.square()

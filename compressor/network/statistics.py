@@ -122,15 +122,16 @@ def collect_moments(
         on_step: called with the number of layers done and a note.
     """
     done = 0
-    for chunk in chunks([layer for layer in layers if has_moments(layer)], _moment_bytes):
-        on_step(done, f"inputs of {len(chunk)} layers")
-        moments = _input_moments(model, chunk, images, device, seed)
-        on_step(done, f"gradients at {len(chunk)} layers")
-        outputs = gradient_moments(model, chunk, images, device, seed)
-        for layer in chunk:
-            done += 1
-            on_step(done, layer.name)
-            yield layer, make_moments(moments.pop(layer.name), outputs.pop(layer.name))
+    for outer in chunks([layer for layer in layers if has_moments(layer)], output_bytes):
+        on_step(done, f"gradients at {len(outer)} layers")
+        outputs = gradient_moments(model, outer, images, device, seed)
+        for chunk in chunks(outer, _input_bytes):
+            on_step(done, f"inputs of {len(chunk)} layers")
+            moments = _input_moments(model, chunk, images, device, seed)
+            for layer in chunk:
+                done += 1
+                on_step(done, layer.name)
+                yield layer, make_moments(moments.pop(layer.name), outputs.pop(layer.name))
 
 
 def rows_of_batch(batch_size: int, num_images: int) -> int:
@@ -147,9 +148,13 @@ def _num_inputs(layer: FoundLayer) -> int:
     return int(torch.Size(layer.shape[1:]).numel())
 
 
-def _moment_bytes(layer: FoundLayer) -> int:
-    groups, num_out = layer.num_groups, layer.shape[0] // layer.num_groups
-    return 4 * groups * (_num_inputs(layer) ** 2 + num_out**2)
+def _input_bytes(layer: FoundLayer) -> int:
+    return 4 * layer.num_groups * _num_inputs(layer) ** 2
+
+
+def output_bytes(layer: FoundLayer) -> int:
+    """What the moments of its output gradients take."""
+    return 8 * layer.num_groups * (layer.shape[0] // layer.num_groups) ** 2
 
 
 def chunks(layers: Sequence[FoundLayer], bytes_of: Callable[[FoundLayer], int]) -> Iterator[list[FoundLayer]]:

@@ -1,8 +1,13 @@
 """Stages and the driver that runs them."""
 
+import re
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 
+from compressor.cost.memory import peak_memory_bytes
+from compressor.cost.records import StageCost
 from compressor.pipeline.context import Context
 from compressor.pipeline.state import State
 from compressor.schema import Record
@@ -34,7 +39,19 @@ class RecipeStage(Stage):
 
 
 def run_stages(stages: Iterable[Stage], context: Context, state: State) -> State:
-    """The state after all stages, each given what the one before left."""
+    """The state after all stages, each given what the one before left, with what each cost."""
     for stage in stages:
+        began = time.perf_counter()
         state = stage.run(context, state)
+        cost = StageCost(
+            stage=_in_words(type(stage).__name__),
+            seconds=time.perf_counter() - began,
+            peak_memory_bytes=peak_memory_bytes(),
+        )
+        state = replace(state, stage_costs=[*state.stage_costs, cost])
     return state
+
+
+def _in_words(name: str) -> str:
+    """'search ranks' of SearchRanks."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()

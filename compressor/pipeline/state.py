@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from compressor.cost.records import Cost, LatencyRecord
+from compressor.cost.records import Cost, LatencyRecord, StageCost
 from compressor.factorization.base import Factors
 from compressor.factorization.records import FactorKind
 from compressor.fidelity.evaluation import TestEvaluator, TestOutputs
@@ -111,6 +111,7 @@ class State:
         records, plans, evaluator: of the recipe's stages so far.
         test: outputs on the test images; `top1`, its `top1_change` and `risk` on them where there are labels.
         export_check, latency, precisions, files, failures: of the files written.
+        stage_costs: what the stages so far cost; `seconds_per_image` is what one image takes the original.
         report: the last stage's.
     """
 
@@ -137,6 +138,8 @@ class State:
     precisions: Sequence[PrecisionRecord] = ()
     files: Sequence[FileRecord] = ()
     failures: Sequence[str] = ()
+    stage_costs: Sequence[StageCost] = ()
+    seconds_per_image: float | None = None
     report: Report | None = None
 
     def with_built(self, built: BuiltNetwork) -> "State":

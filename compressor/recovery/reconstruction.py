@@ -3,8 +3,9 @@
 Factors are the best approximation of a layer on the original's activations. In the compressed network its inputs differ
 from these by the errors of all layers before it. Front to back, each layer is refitted by least squares from the inputs
 that it does receive to the outputs of the original layer on the same images (asymmetric reconstruction; Zhang et al.
-2016): first the last factor alone, then both in turn. This takes no labels and no gradient descent. A step is kept only
-if it lowers the function norm on the check images, which are none of the calibration images.
+2016): both factors in turn, or where that does not help or there are others, the last factor alone. This takes no
+labels and no gradient descent. A step is kept only if it lowers the function norm on the check images, which are none
+of the calibration images; layers in a row are checked together, and one by one where together they did not help.
 """
 
 import copy
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import torch
@@ -26,8 +28,9 @@ from compressor.factorization.moments import INPUT_FLOOR, with_floor
 from compressor.factorization.registry import METHODS
 from compressor.factorization.two_factor import first_factor
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.network.hooks import OutputPositions, batches, in_order_of_use, input_of, sample_positions, watching
+from compressor.network.hooks import OutputPositions, batches, in_order_of_use, sample_positions, watching
 from compressor.network.layers import FoundLayer, groups_of
+from compressor.network.replay import Cuts, Replay
 from compressor.network.statistics import (
     MAX_ROWS,
     RunningMoments,
@@ -35,11 +38,13 @@ from compressor.network.statistics import (
     gradient_moments,
     has_moments,
     make_moments,
+    output_bytes,
     rows_of_batch,
 )
 from compressor.network.surgery import replace_layer
 from compressor.recovery.records import ReconstructionRecord, ReconstructionStep, StepKind
 
+CHECKED_TOGETHER = 3  # layers
 LAST_FLOOR = 1e-3  # ridge over the mean variance of the last factor's inputs: where these hardly vary, weights stay
 
 
@@ -86,11 +91,16 @@ class Reconstruction:
 
     def run(self) -> ReconstructionRecord:
         """Refit all layers; the record has the function norm before and after every step."""
-        began = time.perf_counter()
+        began, layers = time.perf_counter(), self._in_order()
+        cuts = Cuts(self.network, [layer.name for layer in layers], self._example())
+        self._fitted = Replay(cuts, self.calibration, self.device)
+        self._checked = Replay(cuts, self.check.images, self.device)
         self._current = before = self._loss()
-        for count, goal in enumerate(self._front_to_back()):
-            self.on_step(count, f"{goal.layer.name}, function norm {self._current:.4g}")
-            self._refit_layer(goal)
+        goals, count = self._goals(layers), 0
+        while together := list(islice(goals, CHECKED_TOGETHER)):
+            self.on_step(count, f"{together[0].layer.name}, function norm {self._current:.4g}")
+            self._refit_together(together)
+            count += len(together)
         self._refit_norms()
         return ReconstructionRecord(
             calibration_images=len(self.calibration),
@@ -102,19 +112,26 @@ class Reconstruction:
         )
 
     def _loss(self) -> float:
-        return self.check.losses(self.network, np.arange(len(self.check.images))).mean
+        every = torch.arange(len(self.check.images))
+        return float(self.check.compare(self._checked.outputs(self.network), every).mean())
 
-    def _front_to_back(self) -> Iterator[_Goal]:
-        """The goals of all layers, in order of use; the original runs once for as many as fit into memory."""
+    def _example(self) -> Tensor:
+        return self.calibration.batch([0]).to(self.device)
+
+    def _in_order(self) -> list[FoundLayer]:
+        """The layers in order of use."""
         by_name = {layer.name: layer for layer in self.layers}
-        example = self.calibration.batch([0]).to(self.device)
-        ordered = [by_name[name] for name in in_order_of_use(self.network, list(by_name), example)]
-        for chunk in chunks(ordered, _goal_bytes):
-            both = [layer for layer in chunk if _has_both(layer)]
+        return [by_name[name] for name in in_order_of_use(self.network, list(by_name), self._example())]
+
+    def _goals(self, layers: Sequence[FoundLayer]) -> Iterator[_Goal]:
+        """The goals of the layers; the original runs once for as many as fit into memory."""
+        for outer in chunks(layers, output_bytes):
+            both = [layer for layer in outer if _has_both(layer)]
             weights = gradient_moments(self.original, both, self.calibration, self.device, self.seed) if both else {}
-            rows = self._outputs_of_original(chunk)
-            for layer in chunk:
-                yield _Goal(layer, rows.pop(layer.name), weights.pop(layer.name, None))
+            for chunk in chunks(outer, _row_bytes):
+                rows = self._outputs_of_original(chunk)
+                for layer in chunk:
+                    yield _Goal(layer, rows.pop(layer.name), weights.pop(layer.name, None))
 
     def _outputs_of_original(self, layers: Sequence[FoundLayer]) -> dict[str, list[tuple[OutputPositions, Tensor]]]:
         """For every layer and batch the sampled positions, and the original layer's outputs there (rows, Co)."""
@@ -138,26 +155,59 @@ class Reconstruction:
                 self.original(batch)
         return rows
 
-    def _refit_layer(self, goal: _Goal) -> None:
-        name = goal.layer.name
-        module = self.network.get_submodule(name)
-        last, whole = self._moments(goal, module)
-        # Where the equations cannot be solved, the step is left out.
-        with suppress(torch.linalg.LinAlgError):
-            self._try("last factor", name, _with_last_refitted(module, last))
-        if goal.weights is None:
-            return
-        with suppress(torch.linalg.LinAlgError):
-            present = self.network.get_submodule(name)
-            self._try("both factors", name, _with_both_refitted(goal.layer, present, whole, goal.weights))
+    def _refit_together(self, goals: Sequence[_Goal]) -> None:
+        """Refit layers that follow one another and keep that if the function norm falls; else refit one by one."""
+        for runs in (self._fitted, self._checked):
+            runs.advance(self.network, goals[0].layer.name)
+        before = [self.network.get_submodule(goal.layer.name) for goal in goals]
+        kinds = [self._refit(goal) for goal in goals]
+        after = self._loss()
+        kept = after < self._current
+        if not kept:
+            for goal, module in zip(goals, before, strict=True):
+                self._replace(goal, module)
+        if kept or len(goals) == 1:
+            self._note([(kind, goal.layer.name) for kind, goal in zip(kinds, goals, strict=True) if kind], after, kept)
+        if not kept and len(goals) > 1:
+            for goal in goals:
+                self._refit_together([goal])
+        elif not kept and kinds[0] == "both factors":
+            self._try_last(goals[0])
 
-    def _moments(self, goal: _Goal, module: nn.Module) -> tuple[RunningMoments, RunningMoments]:
+    def _refit(self, goal: _Goal) -> StepKind | None:
+        """Refit a layer, and say how; None where its equations cannot be solved."""
+        last, whole = self._moments(goal)
+        module = self.network.get_submodule(goal.layer.name)
+        if goal.weights is not None:
+            with suppress(torch.linalg.LinAlgError):
+                self._replace(goal, _with_both_refitted(goal.layer, module, whole, goal.weights))
+                return "both factors"
+        with suppress(torch.linalg.LinAlgError):
+            self._replace(goal, _with_last_refitted(module, last))
+            return "last factor"
+        return None
+
+    def _try_last(self, goal: _Goal) -> None:
+        """Refit the last factor alone, and keep that if the function norm falls."""
+        present = self.network.get_submodule(goal.layer.name)
+        with suppress(torch.linalg.LinAlgError):
+            self._replace(goal, _with_last_refitted(present, self._moments(goal)[0]))
+            after = self._loss()
+            kept = after < self._current
+            if not kept:
+                self._replace(goal, present)
+            self._note([("last factor", goal.layer.name)], after, kept)
+
+    def _replace(self, goal: _Goal, module: nn.Module) -> None:
+        self.network = replace_layer(self.network, goal.layer.name, module)
+
+    def _moments(self, goal: _Goal) -> tuple[RunningMoments, RunningMoments]:
         """Moments of inputs and original outputs: with the inputs of the last factor, and with those of the layer."""
-        original = goal.layer.module
+        original, module = goal.layer.module, self.network.get_submodule(goal.layer.name)
         final, outputs = last_factor(module)
         last, whole = RunningMoments(groups_of(final)), RunningMoments(groups_of(original))
-        for batch, (positions, targets) in zip(batches(self.calibration, self.device), goal.rows, strict=True):
-            given = input_of(self.network, module, batch)
+        inputs = self._fitted.inputs(self.network, goal.layer.name)
+        for given, (positions, targets) in zip(inputs, goal.rows, strict=True):
             with torch.inference_mode():
                 features = _before_last(module, given)
             last.add(positions.of_input(final, features), targets if outputs is None else targets[:, outputs])
@@ -165,18 +215,9 @@ class Reconstruction:
                 whole.add(positions.of_input(original, given), targets)
         return last, whole
 
-    def _try(self, kind: StepKind, name: str, candidate: nn.Module) -> None:
-        """Replace the layer by the candidate, and keep it if the function norm falls."""
-        present = self.network.get_submodule(name)
-        self.network = replace_layer(self.network, name, candidate)
-        after = self._loss()
-        kept = after < self._current
-        if not kept:
-            self.network = replace_layer(self.network, name, present)
-        self._note(kind, name, after, kept)
-
-    def _note(self, kind: StepKind, name: str, after: float, kept: bool) -> None:
-        self.steps.append(ReconstructionStep(layer=name, kind=kind, before=self._current, after=after, kept=kept))
+    def _note(self, changes: Sequence[tuple[StepKind, str]], after: float, kept: bool) -> None:
+        for kind, layer in changes:
+            self.steps.append(ReconstructionStep(layer=layer, kind=kind, before=self._current, after=after, kept=kept))
         self._current = after if kept else self._current
 
     def _refit_norms(self) -> None:
@@ -187,12 +228,12 @@ class Reconstruction:
             return
         before = [copy.deepcopy(norm.state_dict()) for norm in norms]
         estimate_statistics(self.network, norms, self.calibration, self.device)
-        after = self._loss()
+        after = self.check.losses(self.network, np.arange(len(self.check.images))).mean  # from the first layer on
         kept = after < self._current
         for norm, state in zip(norms, before, strict=True):
             if not kept or not norm.num_batches_tracked:  # an auxiliary head, which does not run
                 norm.load_state_dict(state)
-        self._note("batch-norm statistics", "", after, kept)
+        self._note([("batch-norm statistics", "")], after, kept)
 
 
 def last_factor(module: nn.Module) -> tuple[nn.Module, Tensor | None]:
@@ -219,9 +260,8 @@ def estimate_statistics(network: nn.Module, norms: Sequence[nn.Module], images: 
         norm.eval()
 
 
-def _goal_bytes(layer: FoundLayer) -> int:
-    num_out = layer.shape[0]
-    return 4 * MAX_ROWS * num_out + 8 * num_out * (num_out // layer.num_groups)
+def _row_bytes(layer: FoundLayer) -> int:
+    return 4 * MAX_ROWS * layer.shape[0]
 
 
 def _has_both(layer: FoundLayer) -> bool:

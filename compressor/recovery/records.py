@@ -12,7 +12,8 @@ Schedule = Literal["cosine", "step", "cyclic"]
 
 class ReconstructionStep(Record):
     """One step of the layer-wise reconstruction: function norm on the check images before and after it, and whether it
-    was kept; `layer` is empty for a step of the whole network."""
+    was kept. Layers that were checked together share `before` and `after`; `layer` is empty for a step of the whole
+    network."""
 
     layer: str
     kind: StepKind

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from compressor.cost.records import Cost, LatencyRecord, MachineRecord
+from compressor.cost.records import Cost, LatencyRecord, MachineRecord, StageCost
 from compressor.fidelity.records import Fidelity, FidelityRecord, Metrics, PairedChange
 from compressor.network.records import LayerRecord
 from compressor.recovery.records import ReconstructionRecord, TuneRecord
@@ -99,8 +99,9 @@ class Report(Record):
     where `prune_searched`. `searched` is what L was in the search. `top1` is the share of correct decisions on the
     test images, `top1_change` how it changed, and `risk` their mean cross-entropy, all null without labels.
     `precisions` holds the compressed network in precisions other than float32, `files` what was converted from its
-    ONNX files. `stages` are those of a recipe, each with its own search and fine-tuning. `seconds` is the whole
-    run's. `verdict` says whether it is a success; null in reports of versions that gave none.
+    ONNX files. `stages` are those of a recipe, each with its own search and fine-tuning. `seconds` is the whole run's;
+    `stage_costs` say where they went, up to the report itself, and `seconds_per_image` is what one image took the
+    original, on average. `verdict` says whether it is a success; null in reports of versions that gave none.
     """
 
     version: str
@@ -142,3 +143,5 @@ class Report(Record):
     machine: MachineRecord
     warnings: list[str]
     verdict: VerdictRecord | None = None
+    stage_costs: list[StageCost] = Field(default_factory=list)
+    seconds_per_image: float | None = None

@@ -84,6 +84,8 @@ def make_report(context: Context, state: State) -> Report:
         machine=describe_machine(),
         warnings=all_warnings(context, state),
         verdict=make_verdict(context, state),
+        stage_costs=list(state.stage_costs),
+        seconds_per_image=state.seconds_per_image,
     )
 
 

@@ -35,8 +35,8 @@ class EvaluateOriginal(Stage):
     def run(self, context: Context, state: State) -> State:
         began, settings = time.perf_counter(), context.settings
         norm = function_norm(context)
+        seconds_per_image = (time.perf_counter() - began) / len(context.search_images)
         if self.is_whole_run:
-            seconds_per_image = (time.perf_counter() - began) / len(context.search_images)
             context.progress.expect(expected_costs(context, seconds_per_image))
         if not compressible(context.layers):
             raise InputError("no layer is left to compress; `bocompress inspect` lists the reasons")
@@ -45,4 +45,4 @@ class EvaluateOriginal(Stage):
         for warning in early_warnings(context, gamma, measure.uninformative_loss):
             context.progress.log(f"note: {warning}")
         prepare_folder(context.folder)
-        return replace(state, norm=norm, measure=measure, gamma=gamma)
+        return replace(state, norm=norm, measure=measure, gamma=gamma, seconds_per_image=seconds_per_image)

@@ -1,0 +1,224 @@
+"""Passes that begin behind a module whose outputs are kept, where all that comes before it changes no more.
+
+Layers are refitted front to back: what one of them receives, and what the network returns, depends on the part before
+it through a few tensors only. Which module's output carries all of it, a residual block's for instance, is found by
+trial: everything before it returns no numbers, and the network's outputs must still be the same.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from compressor.data.images import ImageSet
+from compressor.network.hooks import BATCH_SIZE, Captured, attached, input_of
+
+MAX_KEPT_BYTES = 1 << 27  # of the outputs that are kept for one set of images
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A module from whose output alone the rest of the network can be computed.
+
+    Attributes:
+        name: of the module.
+        numbers: how many it returns for one image.
+        before: names of the modules that need not run, and the shape of what each returns for one image.
+    """
+
+    name: str
+    numbers: int
+    before: dict[str, torch.Size]
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """A module's calls in a pass of one image: when the first begins and the last ends, in calls begun and ended.
+
+    `shape` is that of the last one's output, None where it returns no tensor.
+    """
+
+    begin: int
+    end: int
+    shape: torch.Size | None
+    count: int = 1
+
+
+class Cuts:
+    """The cuts of a network between the layers that will change; the network may be changed by replacing these.
+
+    Args:
+        network: the network.
+        layers: names of the layers, none of which contains another.
+        example: one input (1, ...), on the network's device.
+    """
+
+    def __init__(self, network: nn.Module, layers: Sequence[str], example: Tensor) -> None:
+        self._network = network
+        self._example = example
+        self._calls = _record_calls(network, layers, example)
+        self._found: dict[str, Cut | None] = {}
+
+    def before(self, layer: str, max_numbers: int) -> Cut | None:
+        """The last cut that ends before the layer is used and returns at most `max_numbers`; None where there is none.
+
+        Call it first for the network as it was given.
+        """
+        if layer not in self._calls:
+            return None
+        first = self._calls[layer].begin
+        ended = sorted((calls.end, name) for name, calls in self._calls.items() if calls.end < first)
+        for _, name in reversed(ended):
+            if name not in self._found:
+                self._found[name] = self._try(name)
+            cut = self._found[name]
+            if cut is not None and cut.numbers <= max_numbers:
+                return cut
+        return None
+
+    def _try(self, name: str) -> Cut | None:
+        """The cut at this module, if it is one: with no number from before it, the outputs are still the same."""
+        calls = self._calls[name]
+        if calls.count > 1 or not calls.shape or calls.shape[0] != 1:
+            return None
+        cut, network = Cut(name, calls.shape.numel(), self._modules_before(name)), self._network
+        kept: list[Tensor] = []
+        hook = network.get_submodule(name).register_forward_hook(lambda _m, _a, output: kept.append(output.clone()))
+        with torch.inference_mode():
+            with attached([hook]):
+                expected = network(self._example.clone())
+            with suppress(RuntimeError), resumed(network, cut, kept[0], 1):
+                return cut if torch.equal(network(self._example.clone()), expected) else None
+        return None
+
+    def _modules_before(self, name: str) -> dict[str, torch.Size]:
+        """The modules that have ended when this one ends, less those within others of them."""
+        end = self._calls[name].end
+        chosen: dict[str, torch.Size] = {}
+        for other, calls in self._calls.items():  # in the order of names: a module comes before its parts
+            is_within = any(other.startswith(f"{around}.") for around in (*chosen, name))
+            if calls.end < end and not is_within and calls.shape:
+                chosen[other] = calls.shape
+        return chosen
+
+
+class Replay:
+    """Runs a network on a set of images, from the last cut before the layers that still change.
+
+    Args:
+        cuts: of the network.
+        images: the images.
+        device: where the network runs.
+    """
+
+    def __init__(self, cuts: Cuts, images: ImageSet, device: torch.device) -> None:
+        self._cuts = cuts
+        self._images = images
+        self._device = device
+        self._parts = torch.arange(len(images)).split(images.fitting(BATCH_SIZE))
+        self._cut: Cut | None = None
+        self._kept: list[Tensor] = []
+
+    def advance(self, network: nn.Module, layer: str) -> None:
+        """Keep what the last cut before the layer returns, since nothing that is used before it will change."""
+        cut = self._cuts.before(layer, MAX_KEPT_BYTES // (4 * len(self._images)))
+        if cut is None or cut == self._cut:
+            return
+        kept = []
+        for number in range(len(self._parts)):
+            kept.append(self._output_of(network, cut.name, number))
+            if self._kept:
+                self._kept[number] = kept[-1][:0]  # no two sets at once
+        self._cut, self._kept = cut, kept
+
+    def inputs(self, network: nn.Module, layer: str) -> Iterator[Tensor]:
+        """What the layer receives, batch by batch."""
+        module = network.get_submodule(layer)
+        for number in range(len(self._parts)):
+            with self._resumed(network, number) as batch:
+                given = input_of(network, module, batch)
+            yield given
+
+    def outputs(self, network: nn.Module) -> Tensor:
+        """What the network returns for all images (n, num_outputs)."""
+        found = []
+        for number in range(len(self._parts)):
+            with self._resumed(network, number) as batch, torch.inference_mode():
+                found.append(network(batch).reshape(len(batch), -1).float())
+        return torch.cat(found)
+
+    def _output_of(self, network: nn.Module, name: str, number: int) -> Tensor:
+        found: list[Tensor] = []
+
+        def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
+            found.append(output.clone())
+            raise Captured
+
+        hook = network.get_submodule(name).register_forward_hook(keep)
+        with self._resumed(network, number) as batch, attached([hook]), suppress(Captured), torch.inference_mode():
+            network(batch)
+        return found[0]
+
+    @contextmanager
+    def _resumed(self, network: nn.Module, number: int) -> Iterator[Tensor]:
+        """The batch of this number; passes of it begin behind the cut."""
+        batch = self._images.batch(self._parts[number]).to(self._device)
+        if self._cut is None:
+            yield batch
+            return
+        with resumed(network, self._cut, self._kept[number], len(batch)):
+            yield batch
+
+
+@contextmanager
+def resumed(network: nn.Module, cut: Cut, kept: Tensor, count: int) -> Iterator[None]:
+    """Within the block a pass of `count` images begins behind the cut, which returns `kept`.
+
+    What comes before returns tensors of the right shape that are no numbers and take no memory.
+    """
+    with ExitStack() as stack:
+        for name, shape in cut.before.items():
+            nothing = kept.new_full((1,) * len(shape), torch.nan).expand(shape[0] * count, *shape[1:])
+            stack.enter_context(_returning(network.get_submodule(name), nothing))
+        stack.enter_context(_returning(network.get_submodule(cut.name), kept, copied=True))
+        yield
+
+
+@contextmanager
+def _returning(module: nn.Module, value: Tensor, copied: bool = False) -> Iterator[None]:
+    """Within the block the module computes nothing and returns `value`, or a copy that may be changed in place."""
+    module.forward = lambda *_args, **_kwargs: value.clone() if copied else value
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+def _record_calls(network: nn.Module, layers: Sequence[str], example: Tensor) -> dict[str, _Calls]:
+    """The calls of each module in a pass, by name; without the network itself, parts of the layers, and what does not
+    run."""
+    inside = tuple(f"{layer}." for layer in layers)
+    modules = {name: module for name, module in network.named_modules() if name and not name.startswith(inside)}
+    begins: dict[str, int] = {}
+    found: dict[str, _Calls] = {}
+    clock = iter(range(1, 10**9))
+
+    def begin(name: str) -> None:
+        begins.setdefault(name, next(clock))
+
+    def end(name: str, output: object) -> None:
+        shape = output.shape if isinstance(output, Tensor) else None
+        count = found[name].count + 1 if name in found else 1
+        found[name] = _Calls(begins[name], next(clock), shape, count)
+
+    def hooks_of(name: str, module: nn.Module) -> Iterator[RemovableHandle]:
+        yield module.register_forward_pre_hook(lambda _module, _args: begin(name))
+        yield module.register_forward_hook(lambda _module, _args, output: end(name, output))
+
+    hooks = (hook for name, module in modules.items() for hook in hooks_of(name, module))
+    with attached(hooks), torch.inference_mode():
+        network(example.clone())
+    return {name: found[name] for name in modules if name in found}
