@@ -23,7 +23,7 @@ Indices = slice | Tensor | Sequence[int]
 Array = NDArray[np.float32]
 
 MAX_IMAGES = 1500  # of a run, by default
-MAX_BATCH_NUMBERS = 2 * 10**6  # of a batch's inputs; activations are several times as many
+MAX_BATCH_NUMBERS = 10**6  # of a batch's inputs; activations are several times as many
 
 
 @dataclass(frozen=True)
