@@ -7,6 +7,7 @@ import numpy as np
 
 from compressor.arrays import Array, Ranks
 from compressor.search.acquisition.base import AcquisitionFunction
+from compressor.search.exchange import Moves
 from compressor.search.space import RankSpace
 from compressor.search.surrogate.posterior import Posterior
 
@@ -41,29 +42,48 @@ class ExcludedPoints(AcquisitionFunction):
 
 
 def optimize_acquisition(
-    acquisition: AcquisitionFunction, space: RankSpace, anchors: Ranks, rng: np.random.Generator
+    acquisition: AcquisitionFunction,
+    space: RankSpace,
+    anchors: Ranks,
+    rng: np.random.Generator,
+    limit: float | None = None,
 ) -> tuple[Ranks, float]:
     """The best lattice point found.
 
     Random points and perturbations of the anchors come first; local searches from the best few of them follow, along
-    one coordinate or several at a time.
+    one coordinate or several at a time. Within a limit of R, points are moved to it first, and coordinates that rise
+    are paired with others that fall.
 
     Args:
         acquisition: what is maximized.
         space: the lattice.
         anchors: good plans (k, d) to search around.
         rng: draws the points.
+        limit: R is at most this.
 
     Returns:
-        The ranks (d,) and their exact value.
+        The ranks (d,) and their exact value; minus infinity where nothing keeps to the limit.
     """
-    pool = np.concatenate([space.sample(NUM_RANDOM, rng), perturb(space, anchors, NUM_LOCAL, rng)])
-    values = acquisition(pool)
+    pool = pool_around(space, anchors, NUM_RANDOM, NUM_LOCAL, rng, limit)
+    values = _allowed(acquisition(pool), space, pool, limit)
     starts = np.argsort(-values, kind="stable")[:NUM_LOCAL_SEARCHES]
-    optima = _local_search(acquisition, space, pool[starts], values[starts])
-    exact = acquisition.exact(optima)
+    optima = _local_search(acquisition, space, pool[starts], values[starts], limit)
+    exact = _allowed(acquisition.exact(optima), space, optima, limit)
     best = int(np.argmax(exact))
     return optima[best], float(exact[best])
+
+
+def pool_around(
+    space: RankSpace, anchors: Ranks, num_random: int, num_local: int, rng: np.random.Generator, limit: float | None
+) -> Ranks:
+    """Random points, then perturbations of the anchors (k, d); moved to the limit of R, if there is one."""
+    pool = np.concatenate([space.sample(num_random, rng), perturb(space, anchors, num_local, rng)])
+    return pool if limit is None else space.fit(pool, limit)
+
+
+def _allowed(values: Array, space: RankSpace, ranks: Ranks, limit: float | None) -> Array:
+    """The values (m,) of plans (m, d), minus infinity beyond the limit."""
+    return values if limit is None else np.where(space.ratio(ranks) <= limit, values, -np.inf)
 
 
 def perturb(space: RankSpace, anchors: Ranks, count: int, rng: np.random.Generator) -> Ranks:
@@ -74,7 +94,9 @@ def perturb(space: RankSpace, anchors: Ranks, count: int, rng: np.random.Generat
     return space.decode(thetas + moved * scales * rng.standard_normal(thetas.shape))
 
 
-def _local_search(acquisition: AcquisitionFunction, space: RankSpace, points: Ranks, values: Array) -> Ranks:
+def _local_search(
+    acquisition: AcquisitionFunction, space: RankSpace, points: Ranks, values: Array, limit: float | None
+) -> Ranks:
     """Each of the points (k, d), of value `values` (k,), moved to its best neighbour until none is better."""
     points, values = points.copy(), values.copy()
     active = np.arange(len(points))
@@ -83,6 +105,8 @@ def _local_search(acquisition: AcquisitionFunction, space: RankSpace, points: Ra
         single_values = _values_by_part(acquisition, single_moves)
         joint_moves = [
             _combine(points[row], moves, _gains(own, values[row]))
+            if limit is None
+            else _exchanges(space, points[row], moves, own - values[row], limit)
             for row, moves, own in zip(active, single_moves, single_values, strict=True)
         ]
         joint_values = _values_by_part(acquisition, joint_moves)
@@ -90,6 +114,7 @@ def _local_search(acquisition: AcquisitionFunction, space: RankSpace, points: Ra
         all_values = [np.concatenate(pair) for pair in zip(single_values, joint_values, strict=True)]
         improved = []
         for row, moves, own in zip(active, all_moves, all_values, strict=True):
+            own = _allowed(own, space, moves, limit)
             best = int(np.argmax(own))
             if own[best] > values[row]:
                 points[row], values[row] = moves[best], own[best]
@@ -98,6 +123,14 @@ def _local_search(acquisition: AcquisitionFunction, space: RankSpace, points: Ra
             break
         active = np.array(improved)
     return points
+
+
+def _exchanges(space: RankSpace, point: Ranks, neighbours: Ranks, gains: Array, limit: float) -> Ranks:
+    """Plans (m, d) by exchanges between layers of a point (d,) whose single moves are `neighbours`."""
+    layers = (neighbours != point).argmax(1)
+    ratio = float(space.ratio(point[None])[0])
+    ranks = neighbours[np.arange(len(neighbours)), layers]
+    return Moves(layers, ranks, gains, space.ratio(neighbours) - ratio, limit - ratio).plans(point)
 
 
 def _values_by_part(acquisition: AcquisitionFunction, parts: list[Ranks]) -> list[Array]:
