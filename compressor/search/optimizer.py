@@ -29,7 +29,7 @@ from compressor.search.problem import SearchProblem
 from compressor.search.racing import Racing, challengers_of
 from compressor.search.records import SearchRecord
 from compressor.search.settings import SearchSettings as SearchSettings
-from compressor.search.stopping.criterion import StopRule, StopTest
+from compressor.search.stopping.criterion import PATIENCE, StopRule, StopTest
 from compressor.search.surrogate.energy_prior import EnergyPrior
 from compressor.search.surrogate.fitting import SurrogateFitter
 from compressor.search.target.limit import LimitUpdate
@@ -196,7 +196,6 @@ class Search:
             return incumbent if initial_best is None else initial_best
         visited = np.array(evaluator.history.ranks)
         plans = [initial_best, incumbent, *challengers_of(initial_best, test.posterior, visited)]
-        plans = [ranks for ranks in plans if evaluator.objective.allows(evaluator.space.ratio(ranks))]
         plans = list({ranks.tobytes(): ranks for ranks in plans}.values())
         evaluator.log("comparing the best plans")
         return Racing(evaluator, self._initial_design.fitted_images).run(plans)
@@ -260,6 +259,8 @@ class Search:
     def _reason_to_stop(self, test: StopTest, following: Evaluation | None) -> str:
         if test.met:
             return "certificate met"
+        if test.is_refuted:
+            return f"{PATIENCE} evaluations brought no gain of delta, each expected more likely than not"
         return self._evaluator.spent_budget() or ("" if following else "all plans evaluated on all images")
 
     def _may_stop(self) -> bool:

@@ -51,8 +51,8 @@ def optimize_acquisition(
     """The best lattice point found.
 
     Random points and perturbations of the anchors come first; local searches from the best few of them follow, along
-    one coordinate or several at a time. Within a limit of R, points are moved to it first, and coordinates that rise
-    are paired with others that fall.
+    one coordinate or several at a time. Within a limit of R, most points are moved to it first, and coordinates that
+    rise are paired with others that fall.
 
     Args:
         acquisition: what is maximized.
@@ -64,21 +64,17 @@ def optimize_acquisition(
     Returns:
         The ranks (d,) and their exact value; minus infinity where nothing keeps to the limit.
     """
-    pool = pool_around(space, anchors, NUM_RANDOM, NUM_LOCAL, rng, limit)
+    pool = np.concatenate([space.sample(NUM_RANDOM, rng), perturb(space, anchors, NUM_LOCAL, rng)])
+    if limit is not None:
+        is_moved = space.ratio(pool) > limit
+        is_moved[: NUM_RANDOM // 2] = is_moved[NUM_RANDOM:] = True
+        pool[is_moved] = space.fit(pool[is_moved], limit)
     values = _allowed(acquisition(pool), space, pool, limit)
     starts = np.argsort(-values, kind="stable")[:NUM_LOCAL_SEARCHES]
     optima = _local_search(acquisition, space, pool[starts], values[starts], limit)
     exact = _allowed(acquisition.exact(optima), space, optima, limit)
     best = int(np.argmax(exact))
     return optima[best], float(exact[best])
-
-
-def pool_around(
-    space: RankSpace, anchors: Ranks, num_random: int, num_local: int, rng: np.random.Generator, limit: float | None
-) -> Ranks:
-    """Random points, then perturbations of the anchors (k, d); moved to the limit of R, if there is one."""
-    pool = np.concatenate([space.sample(num_random, rng), perturb(space, anchors, num_local, rng)])
-    return pool if limit is None else space.fit(pool, limit)
 
 
 def _allowed(values: Array, space: RankSpace, ranks: Ranks, limit: float | None) -> Array:
@@ -106,7 +102,7 @@ def _local_search(
         joint_moves = [
             _combine(points[row], moves, _gains(own, values[row]))
             if limit is None
-            else _exchanges(space, points[row], moves, own - values[row], limit)
+            else _exchanges(space, points[row], moves, _differences(own, values[row]), limit)
             for row, moves, own in zip(active, single_moves, single_values, strict=True)
         ]
         joint_values = _values_by_part(acquisition, joint_moves)
@@ -141,6 +137,11 @@ def _values_by_part(acquisition: AcquisitionFunction, parts: list[Ranks]) -> lis
 def _gains(values: Array, own: float) -> Array:
     """By how much `values` (m,) exceed the point's `own`; zero where they do not, as values may be minus infinity."""
     return np.subtract(values, own, out=np.zeros_like(values), where=values > own)
+
+
+def _differences(values: Array, own: float) -> Array:
+    """`values` (m,), some of them minus infinity, less the point's `own`."""
+    return np.subtract(values, own, out=np.full_like(values, -np.inf), where=np.isfinite(values))
 
 
 def _combine(point: Ranks, neighbours: Ranks, gains: Array) -> Ranks:

@@ -16,6 +16,9 @@ from compressor.streams import Stream, generator
 
 NUM_ANCHORS = 5
 TEST_EVERY = 5  # evaluations between tests of Eq. (12) under acquisition functions that do not compute it
+# With a limit, evaluations without a gain of delta in J after which the search ends, where Eq. (7) is above a half all the
+# while: in many dimensions the surrogate may go on to expect what it does not find.
+PATIENCE = 12
 JOINT_WAIT = 0.05  # share of the evaluations so far that must be added before the joint test is tried again
 
 
@@ -36,6 +39,7 @@ class StopTest:
         pointwise: its probability, the left side of Eq. (12); None likewise.
         joint: None where Eq. (12) fails already or the test was not due.
         met: whether the search may stop.
+        is_refuted: whether it should, since evaluations do not bear out the posterior.
     """
 
     posterior: Posterior
@@ -49,6 +53,7 @@ class StopTest:
     met: bool = False
     limit: float | None = None
     scale: float | None = None
+    is_refuted: bool = False
 
 
 class StopRule:
@@ -67,6 +72,7 @@ class StopRule:
         self._floor = floor
         self._settings = settings
         self._num_joint = 0
+        self._refuted_from, self._refuted_at = 0, -np.inf
         self._next_test = 0
         self._next_joint = 0
 
@@ -79,6 +85,8 @@ class StopRule:
             test = self._test_pointwise(test, count)
         if not is_pac:
             test = self._propose(test, count)
+        if posterior.objective.limit is not None and test.pointwise is not None:
+            test = replace(test, is_refuted=may_stop and self._is_refuted(test, count))
         keeps_limit = bool(posterior.objective.allows(posterior.space.ratio(test.incumbent[None]))[0])
         if (
             not (may_stop and keeps_limit)
@@ -89,6 +97,15 @@ class StopRule:
         if self._settings.certificate == "pointwise":
             return replace(test, met=True)
         return self._test_jointly(test, count) if count >= self._next_joint else test
+
+    def _is_refuted(self, test: StopTest, count: int) -> bool:
+        """Whether the last PATIENCE evaluations gained less than delta, each being expected to gain more."""
+        value = float(test.posterior.mean(test.incumbent[None])[0])
+        gain = test.delta if test.scale is None else test.scale
+        assert test.pointwise is not None
+        if test.pointwise <= 0.5 or value > self._refuted_at + gain:
+            self._refuted_from, self._refuted_at = count, value
+        return count - self._refuted_from >= PATIENCE
 
     def rank(self, posterior: Posterior, visited: Ranks) -> Ranks:
         """The plans `visited` (n, d), best first: by the posterior mean of J, those beyond a limit of R last."""

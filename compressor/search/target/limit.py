@@ -85,12 +85,18 @@ class LimitUpdate:
         self._set(self._within(self._limit_of(self.target.upper)))
 
     def update_if_due(self) -> None:
-        """Find the limit where none was found yet: one that moves keeps the certificate from being met."""
-        limit, count = self._evaluator.objective.limit, len(self._evaluator.history.ranks)
-        is_found = self._has_updated and limit is not None and limit < 1.0
-        if self.is_learnt and not is_found and count >= REFIT_GROWTH * self._updated_at:
+        """Find the limit again while L within it is far from its own: one that moves keeps the search from its end."""
+        count = len(self._evaluator.history.ranks)
+        if self.is_learnt and count >= REFIT_GROWTH * self._updated_at and not self._is_found():
             self.update()
             self._updated_at = count
+
+    def _is_found(self) -> bool:
+        """Whether the best evaluated plan has an L near the target's."""
+        posterior = self._fitter.posterior()
+        best = self.rule.rank(posterior, np.array(self._evaluator.history.ranks))[:1]
+        assert self.target is not None
+        return self._has_updated and are_near(float(posterior.loss(best)[0][0]), self.target.upper)
 
     def keep(self, plan: Ranks) -> bool:
         """Keep the limit, and take the posterior mean of L at the plan (d,) for the target, if that is near it.
