@@ -100,7 +100,8 @@ class Report(Record):
     test images, `top1_change` how it changed, and `risk` their mean cross-entropy, all null without labels.
     `precisions` holds the compressed network in precisions other than float32, `files` what was converted from its
     ONNX files. `stages` are those of a recipe, each with its own search and fine-tuning. `seconds` is the whole
-    run's. `gamma` is null where a target was given and none leads to the plan. `verdict` says whether it is a success; null in reports of versions that gave none.
+    run's. `gamma` is null where a target was given and none leads to the plan. `verdict` says whether it is a success;
+    null in reports of versions that gave none.
     """
 
     version: str

@@ -16,8 +16,8 @@ from compressor.streams import Stream, generator
 
 NUM_ANCHORS = 5
 TEST_EVERY = 5  # evaluations between tests of Eq. (12) under acquisition functions that do not compute it
-# With a limit, evaluations without a gain of delta in J after which the search ends, where Eq. (7) is above a half all the
-# while: in many dimensions the surrogate may go on to expect what it does not find.
+# With a limit, evaluations without a gain of delta in J after which the search ends, where Eq. (7) is above a half all
+# the while: in many dimensions the surrogate may go on to expect what it does not find.
 PATIENCE = 12
 JOINT_WAIT = 0.05  # share of the evaluations so far that must be added before the joint test is tried again
 
