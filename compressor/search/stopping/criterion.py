@@ -83,7 +83,7 @@ class StopRule:
         if is_pac or count >= self._next_test:
             self._next_test = count + TEST_EVERY
             test = self._test_pointwise(test, count)
-        if not is_pac:
+        if not is_pac or self._to_propose(test) is not test:
             test = self._propose(test, count)
         if posterior.objective.limit is not None and test.pointwise is not None:
             test = replace(test, is_refuted=may_stop and self._is_refuted(test, count))
@@ -116,10 +116,12 @@ class StopRule:
     def propose(self, posterior: Posterior, visited: Ranks) -> StopTest:
         """The next candidate after the evaluations of `visited` (n, d), without testing the joint certificate."""
         test = self._incumbent(posterior, visited)
-        return (self._test_pointwise if self._settings.acquisition == PAC else self._propose)(test, len(visited))
+        is_same = self._settings.acquisition == PAC and self._to_propose(test) is test
+        return (self._test_pointwise if is_same else self._propose)(test, len(visited))
 
     def propose_without(self, test: StopTest, excluded: Ranks, count: int) -> Ranks | None:
         """The next candidate (d,) after `count` evaluations that is not `excluded` (k, d); None if there is none."""
+        test = self._to_propose(test)
         plan, value = self._optimize(test, ExcludedPoints(self._acquisition(test), excluded), count)
         return plan if np.isfinite(value) else None
 
@@ -164,8 +166,19 @@ class StopRule:
 
     def _propose(self, test: StopTest, count: int) -> StopTest:
         """The test with the candidate of the settings' acquisition function."""
-        proposed, _ = self._optimize(test, self._acquisition(test), count)
+        asked = self._to_propose(test)
+        proposed, _ = self._optimize(asked, self._acquisition(asked), count)
         return replace(test, candidate=proposed)
+
+    def _to_propose(self, test: StopTest) -> StopTest:
+        """The test by which candidates are proposed: another one where L is limited and R is left unused.
+
+        Smaller plans than the incumbent are then no way to a lower L.
+        """
+        limit, ratio = test.posterior.objective.limit, float(test.posterior.space.ratio(test.incumbent[None])[0])
+        if test.scale is None or test.limit is None or limit is None or limit - ratio <= ratio - test.limit:
+            return test
+        return replace(test, delta=test.scale, limit=limit)
 
     def _test_jointly(self, test: StopTest, count: int) -> StopTest:
         joint = self._certify(test, count)
