@@ -25,7 +25,7 @@ FRESH = $(if $(filter file,$(origin OUT)),rm -rf "$(OUT)")
 OWN = $(and $(OTHER),$(filter file,$(origin FILES)))
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
 
-.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-oldest lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench bench-gpu bench-harness clean
+.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-oldest lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-limits bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench bench-gpu bench-harness clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -110,6 +110,9 @@ bench-objectives: $(READY)  ## FC3 on Fashion-MNIST by function norm, risk and e
 
 bench-targets: $(READY)  ## MODEL, DATA, SIZE: whether targets hold outside the run (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.search.targets $(MODEL) $(DATA) --input-size $(SIZE)
+
+bench-limits: $(READY)  ## MODEL, DATA, SIZE: the search within a limit of size beside other plans of that size
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.search.limits $(MODEL) $(DATA) --input-size $(SIZE)
 
 bench-certificates: $(READY)  ## how often stopped searches are wrong where the Gaussian process is right (an hour)
 	$(BIN)/python -m benchmarks.studies.search.certificates

@@ -13,8 +13,7 @@ class Stream(IntEnum):
     INITIAL_DESIGN = 3
     ACQUISITION = 4
     CERTIFICATE = 5
-    MULTIPLIER = 6
-    TARGET_CANDIDATE = 7
+    LIMIT = 6
     DIRECTIONS = 8
     REFINEMENT = 9
     RACING = 10  # 11 and 12 are drawn from by the studies of benchmarks

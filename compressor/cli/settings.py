@@ -172,7 +172,7 @@ def _make_target(options: dict[str, Any]) -> "Target | None":
         raise InputError(f"{' and '.join(given.values())} contradict each other: give one target")
     ((kind, name),) = given.items()
     if options["gamma"] is not None:
-        raise InputError(f"{name} and --gamma contradict each other: a target sets gamma; give one of them")
+        raise InputError(f"{name} and --gamma contradict each other: a target takes gamma's place; give one of them")
     if options["form"] != "ratio":
         raise InputError(f"{name} needs --form ratio: gamma is the multiplier of Eq. (3)")
     return Target(kind, values[kind])

@@ -53,7 +53,7 @@ class SearchResult:
     Attributes:
         layers, ranks: of the plan, in one order.
         factors, kinds: by layer name.
-        gamma: of the plan's objective.
+        gamma: of the plan's objective; with a target the multiplier at the plan, None where there is none.
         search: None where nothing was searched.
         cost, ratio: R in what `cost` counts; None where nothing was searched.
         posterior_loss: the posterior mean of L in the search, before reconstruction.
@@ -65,7 +65,7 @@ class SearchResult:
     ranks: list[int]
     factors: Mapping[str, Factors]
     kinds: Mapping[str, FactorKind]
-    gamma: float
+    gamma: float | None
     search: SearchRecord | None
     rank_multiple: int
     plan: Plan

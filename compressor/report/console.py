@@ -15,7 +15,7 @@ from compressor.recovery.records import ReconstructionRecord, TuneRecord
 from compressor.report.formatting import GAP
 from compressor.report.records import FileRecord, Report, StageRecord, VerdictRecord
 from compressor.report.verdict import describe_failure
-from compressor.report.wording import describe_outcome, describe_result
+from compressor.report.wording import describe_difference, describe_outcome, describe_result
 from compressor.schema import Number, Pair
 from compressor.search.records import TARGET_OPTIONS, SearchRecord, TargetRecord
 from exporters.records import MAX_ERROR, DifferenceRecord, QuantizationRecord
@@ -57,7 +57,8 @@ def _verdict_line(verdict: VerdictRecord, report: Report) -> Text:
 
 
 def _summary_table(report: Report) -> Table:
-    table = _table(f"{report.arch}, gamma {report.gamma:.3g}", "", "original", "compressed", "ratio")
+    gamma = "no gamma leads to this plan" if report.gamma is None else f"gamma {report.gamma:.3g}"
+    table = _table(f"{report.arch}, {gamma}", "", "original", "compressed", "ratio")
     rows = {
         "parameters": report.params,
         "  of compressible layers": report.params_compressible,
@@ -249,10 +250,10 @@ def _target_line(target: TargetRecord) -> str:
 def _certificate_lines(search: SearchRecord) -> list[str]:
     """Both probabilities, that of the chosen certificate first with its epsilon, and how calibrated the process is."""
     certificate, joint = search.certificate, search.certificate.joint
-    margin = f"better by {certificate.delta:.2g}"
-    figures = {"pointwise": f"P(a given plan is {margin}) = {certificate.pointwise:.2g}"}
+    margin = describe_difference(certificate).replace(GAP, " ")
+    figures = {"pointwise": f"P(a given plan {margin}) = {certificate.pointwise:.2g}"}
     if joint is not None:
-        figures["joint"] = f"P(any plan is {margin}) = {joint.estimate:.2g}, at most {joint.upper:.2g}"
+        figures["joint"] = f"P(any plan {margin}) = {joint.estimate:.2g}, at most {joint.upper:.2g}"
     asked = figures.pop(certificate.asked)
     return [
         f"certificate ({certificate.asked}, asked: {certificate.epsilon:g}) {describe_outcome(certificate)}: {asked}",

@@ -101,7 +101,9 @@ class Report(Record):
     `precisions` holds the compressed network in precisions other than float32, `files` what was converted from its
     ONNX files. `stages` are those of a recipe, each with its own search and fine-tuning. `seconds` is the whole run's;
     `stage_costs` say where they went, up to the report itself, and `seconds_per_image` is what one image took the
-    original, on average. `verdict` says whether it is a success; null in reports of versions that gave none.
+    original, on average. `gamma` is null where a target was given and none leads to the plan. `verdict` says whether it
+    is a success; null in reports of versions that gave none.
+
     """
 
     version: str
@@ -110,7 +112,7 @@ class Report(Record):
     seed: int
     seconds: float
     arch: str
-    gamma: float
+    gamma: float | None
     form: Form
     searched: Fidelity = "norm"
     cost: Cost = "params"

@@ -21,17 +21,21 @@ _DEVIATIONS = 2  # of error bars
 
 def draw_objectives(report: Report) -> str:
     """The objective of every evaluation, with error bars of two standard deviations, and the best so far."""
-    history = report.search.history if report.search else []
+    search = report.search
+    limit = None if search is None else search.limit
+    history = [entry for entry in search.history if limit is None or entry.ratio <= limit] if search else []
     if not history:
         return ""
+    weight = 1.0 if limit is not None or report.gamma is None else report.gamma
+    label = "objective J" if limit is None else "−L within the limit of R"
     with page_style("objectives"):
-        axes = new_plot(290, top=58, xlabel="evaluation", ylabel="objective J, higher is better")
+        axes = new_plot(290, top=58, xlabel="evaluation", ylabel=f"{label}, higher is better")
         floor = _find_floor([entry.objective for entry in history])
         _draw_running_best(axes, history)
         for entries, style in _group_by_source(history):
-            _draw_bars(axes, entries, style, report.gamma, floor)
+            _draw_bars(axes, entries, style, weight, floor)
         _ring(axes, [(entry.index, entry.objective) for entry in _list_chosen(report)])
-        axes.set_ylim(*_pad_limits(history, floor, report.gamma))
+        axes.set_ylim(*_pad_limits(history, floor, weight))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
         add_legend(axes)
         return to_inline_svg(axes, f"Objective of {len(history)} evaluations in the order they were made")
@@ -157,14 +161,17 @@ def _ring_middle(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
 
 
 def _draw_equal_objective(axes: Axes, report: Report) -> None:
-    """Draw the line on which J = -gamma L - R (Eq. 3) has the chosen plan's value."""
-    if report.form != "ratio" or report.search is None or report.gamma <= 0:
+    """Draw the line on which J = -gamma L - R (Eq. 3) has the chosen plan's value, or the limit of R."""
+    line: dict[str, Any] = {"color": LIGHT["muted"], "linewidth": 1, "linestyle": (0, (4, 3))}
+    if report.search is not None and report.search.limit is not None:
+        axes.axvline(report.search.limit, label="limit of R", **line)
+        return
+    if report.form != "ratio" or report.search is None or report.gamma is None or report.gamma <= 0:
         return
     limits = (axes.get_xlim(), axes.get_ylim())
     ratios = np.linspace(*limits[0], 200)
     norms = (-report.search.objective - ratios) / report.gamma
     seen = norms > limits[1][0]
-    line: dict[str, Any] = {"color": LIGHT["muted"], "linewidth": 1, "linestyle": (0, (4, 3))}
     axes.plot(ratios[seen], norms[seen], label="same objective", **line)
     axes.set(xlim=limits[0], ylim=limits[1])
 

@@ -4,7 +4,9 @@ from math import ceil
 
 from compressor.fidelity.records import Fidelity
 from compressor.recovery.records import TuneRecord
+from compressor.report.formatting import GAP
 from compressor.report.records import PrecisionRecord
+from compressor.report.wording import describe_difference
 from compressor.search.objective import default_gamma
 from compressor.search.records import CertificateRecord, Form
 
@@ -52,13 +54,13 @@ def on_certificate(certificate: CertificateRecord, stopped_because: str) -> list
     if certificate.met:
         return []
     before = f"the search stopped before its certificate was met ({stopped_because})"
-    margin = f"better by more than {certificate.delta:.3g} with probability"
+    margin = describe_difference(certificate).replace(GAP, " ") + " with probability"
     if certificate.asked == "joint" and certificate.joint is not None:
         joint = certificate.joint
         if joint.suffices:
             return [f"{before}, and before its initial design was complete: allow more evaluations"]
-        return [f"{before}: some plan is {margin} {joint.estimate:.2g}, at most {joint.upper:.2g}"]
-    return [f"{before}: a given other plan may be {margin} {certificate.pointwise:.2g}"]
+        return [f"{before}: some plan {margin} {joint.estimate:.2g}, at most {joint.upper:.2g}"]
+    return [f"{before}: a given other plan {margin} {certificate.pointwise:.2g}"]
 
 
 def on_prune(fraction: float) -> list[str]:

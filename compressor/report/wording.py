@@ -146,11 +146,13 @@ def describe_risk_bound(fidelity: FidelityRecord) -> str:
 
 def describe_search(search: SearchRecord) -> str:
     """What the search cost, and the objective it reached."""
+    found = f"objective is J = {_signed(search.objective)}"
+    chosen = found if search.limit is None else f"L is {_signed(-search.objective)}"
     return (
         f"{format_plural(search.evaluations, 'evaluation')} of candidate plans took "
         f"{format_duration(search.seconds)} ({format_duration(search.surrogate_seconds)} of it in the "
         f"Gaussian process) and {format_plural(search.image_passes, 'image pass', 'image passes')}, the "
-        f"initial design included. The chosen plan’s objective is J = {_signed(search.objective)} with a posterior "
+        f"initial design included. The chosen plan’s {chosen} with a posterior "
         f"standard deviation of {format_number(search.objective_sd)}."
     )
 
@@ -164,10 +166,7 @@ def describe_target(target: TargetRecord, cost: Cost) -> str:
             f" on {format_plural(target.images, 'validation image')}, at most {show(target.at_most)} "
             f"with 95{GAP}% confidence"
         )
-    return (
-        f"Target: {TARGET_OPTIONS[target.kind]} {target.asked:g}. {'Met' if target.met else 'Not met'}: {reached}. "
-        f"γ was chosen to meet it."
-    )
+    return f"Target: {TARGET_OPTIONS[target.kind]} {target.asked:g}. {'Met' if target.met else 'Not met'}: {reached}."
 
 
 def _describe_drop_unit(target: TargetRecord, _: Cost) -> str:
@@ -221,16 +220,35 @@ def explain_factors(layers: Sequence[LayerRecord]) -> dict[str, str]:
 
 def describe_objective(report: Report) -> str:
     """The objective that the search maximized."""
+    search = report.search
+    if search is not None and search.limit is not None:
+        return _describe_limited_search(report, search.limit)
     formula = "−γL − R (Eq. 3)" if report.form == "ratio" else "−γL + 1/R (Eq. 2)"
+    return f"The search maximizes J = {formula} with {_equal('γ', report.gamma or 0.0)}: {_describe_terms(report)}"
+
+
+def _describe_limited_search(report: Report, limit: float) -> str:
+    """What was searched for with a target, and the multiplier."""
+    multiplier = (
+        "No γ leads to this plan: the trade-off of L and R is not convex around it."
+        if report.gamma is None
+        else f"With {_equal('γ', float(f'{report.gamma:.3g}'))} this plan would be best by −γL − R, too."
+    )
+    return (
+        f"The search minimizes L over the plans of R at most {format_number(limit)}: {_describe_terms(report)} "
+        f"{multiplier}"
+    )
+
+
+def _describe_terms(report: Report) -> str:
+    """What L and R are."""
     where = format_provider(report.provider)
     measured = f", each layer measured alone on {where}" if report.cost == "latency" else ""
     multiple = report.rank_multiple
     lattice = f" Ranks from {multiple} on are multiples of {multiple}." if multiple > 1 else ""
     return (
-        f"The search maximizes J = {formula} with {_equal('γ', report.gamma)}: L is "
-        f"{FIDELITY_WORDS[report.searched]}, estimated on a few images at a time, and R the remaining share of the "
-        f"searched layers’ {_name_cost(report)}{measured}."
-        f"{lattice}"
+        f"L is {FIDELITY_WORDS[report.searched]}, estimated on a few images at a time, and R the remaining share of "
+        f"the searched layers’ {_name_cost(report)}{measured}.{lattice}"
     )
 
 
@@ -283,13 +301,23 @@ def describe_outcome(certificate: CertificateRecord) -> str:
     return "not met, since the search ended before its initial design was complete" if early else "not met"
 
 
+def describe_difference(certificate: CertificateRecord) -> str:
+    """What a plan is that the certificate rules out: better by more than delta."""
+    share = f"{100 * certificate.delta:.2g}{GAP}%"
+    return {
+        "objective": f"is better by more than {certificate.delta:.2g}",
+        "loss": f"of at most this size has an L lower by more than {share}",
+        "size": f"that keeps to this L is smaller by more than {share}",
+    }[certificate.about]
+
+
 def describe_certificate(search: SearchRecord) -> str:
     """Whether the certificate was met, with both probabilities in words."""
     certificate, joint = search.certificate, search.certificate.joint
     asked = f" (asked: at most {_equal('ε', certificate.epsilon)}): {describe_outcome(certificate)}"
     pointwise = (
-        f"the largest probability found that a given other plan is better than the chosen one by more than "
-        f"{_equal('δ', float(f'{certificate.delta:.2g}'))} is {format_probability(certificate.pointwise)}"
+        f"the largest probability found that a given other plan {describe_difference(certificate)} is "
+        f"{format_probability(certificate.pointwise)}"
         f"{asked if certificate.asked == 'pointwise' else ''}"
     )
     given = f"Given the Gaussian process fitted to {format_plural(len(search.history), 'evaluation')}, {pointwise}"

@@ -13,6 +13,8 @@ from compressor.search.records import Form
 class Objective:
     """J = -gamma L - R (form "ratio", Eq. 3 with gamma for kappa) or J = -gamma L + 1/R (form "rate", Eq. 2).
 
+    With a limit of R it is J = -gamma L, over the plans that keep to the limit: gamma is then only the unit of L.
+
     L is the function norm or another loss, known with noise. R is the size of the compressible layers over their
     original size, known exactly. The rate form is unbounded as R goes to 0: with a small gamma it prefers a destroyed
     network to any useful one.
@@ -20,6 +22,7 @@ class Objective:
     Attributes:
         gamma: weight of the loss.
         form: of the size term.
+        limit: R of the plans that are searched for is at most this; None weighs R against L.
 
     Raises:
         InputError: gamma is not a positive finite number.
@@ -27,6 +30,7 @@ class Objective:
 
     gamma: float
     form: Form = "ratio"
+    limit: float | None = None
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.gamma) and self.gamma > 0):
@@ -34,7 +38,13 @@ class Objective:
 
     def size_term(self, ratio: NDArray[np.float64]) -> NDArray[np.float64]:
         """The part of J that is known exactly, in the shape of R."""
+        if self.limit is not None:
+            return np.zeros_like(ratio)
         return -ratio if self.form == "ratio" else 1.0 / ratio
+
+    def allows(self, ratio: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Whether R keeps to the limit, in its shape."""
+        return np.asarray(ratio <= (np.inf if self.limit is None else self.limit))
 
     def value(self, function_norm: NDArray[np.float64], ratio: NDArray[np.float64]) -> NDArray[np.float64]:
         """J for function norms L and ratios R of the same shape."""

@@ -24,15 +24,15 @@ from compressor.search.evaluation.journal import Journal
 from compressor.search.evaluation.parallel import Workers
 from compressor.search.initial.design import BudgetSpent, InitialDesign
 from compressor.search.initial.refinement import NUM_STEPS
-from compressor.search.multiplier import MultiplierUpdate
 from compressor.search.objective import Objective
 from compressor.search.problem import SearchProblem
 from compressor.search.racing import Racing, challengers_of
 from compressor.search.records import SearchRecord
 from compressor.search.settings import SearchSettings as SearchSettings
-from compressor.search.stopping.criterion import StopRule, StopTest
+from compressor.search.stopping.criterion import PATIENCE, StopRule, StopTest
 from compressor.search.surrogate.energy_prior import EnergyPrior
 from compressor.search.surrogate.fitting import SurrogateFitter
+from compressor.search.target.limit import LimitUpdate
 from compressor.search.target.target import SearchTarget
 
 # Evaluations allowed for another target. Near the last one, the posterior is good and two confirm its best plan.
@@ -60,7 +60,7 @@ class Search:
         problem: the space, the objective and how losses are found.
         settings: what a person may choose.
         journal: keeps every evaluation, and answers those of an earlier run.
-        target: gamma is chosen to meet it; None for the objective's own gamma.
+        target: what is limited, in place of weighing L against R; None for the objective's gamma.
         workers: run evaluations that do not depend on one another; None runs one after the other.
         listener: is called as the search proceeds.
     """
@@ -80,22 +80,22 @@ class Search:
         self._on_incumbent = listener.on_incumbent
         self._evaluator = Evaluator(problem, settings, journal, workers, listener.on_evaluation)
         self._fitter = SurrogateFitter(self._evaluator, prior)
-        self._multiplier = MultiplierUpdate(self._evaluator, self._fitter, StopRule(settings, target))
+        self._limits = LimitUpdate(self._evaluator, self._fitter, self._rule_for(target))
         self._initial_design = InitialDesign(
-            self._evaluator, self._fitter, self._multiplier, problem.linearize, listener.on_incumbent
+            self._evaluator, self._fitter, self._limits, problem.linearize, listener.on_incumbent
         )
         self._initial_best: Ranks | None = None
         self._has_only_begun = False
 
     @property
     def objective(self) -> Objective:
-        """J, with the gamma found where there is a target."""
+        """J, with the limit of R and the unit of L where there is a target."""
         return self._evaluator.objective
 
     @property
     def target(self) -> SearchTarget | None:
-        """What gamma is chosen for, as far as it is learnt."""
-        return self._multiplier.target
+        """What is limited, as far as it is learnt."""
+        return self._limits.target
 
     @property
     def takes_steps(self) -> bool:
@@ -133,20 +133,33 @@ class Search:
         begun, self._has_only_begun, self._initial_best = self._has_only_begun, False, None
         if not begun:
             target = target.after(self.target)
-        self._multiplier.rule = StopRule(self._settings, target)
+        self._limits.rule = self._rule_for(target)
         allowed = self._evaluator.count + (MAX_EVALUATIONS_NEARBY if target.is_near else MAX_EVALUATIONS_FAR_AWAY)
         self._evaluator.max_evaluations = self._settings.max_evaluations if begun else allowed
         with threadpool_limits(limits=1, user_api="blas"):
             with suppress(BudgetSpent):
-                self._initial_design.move_to_target(1 if begun else 0 if target.is_near else NUM_STEPS, may_fix=begun)
+                self._initial_design.move_to_target(1 if begun else 0 if target.is_near else NUM_STEPS, may_keep=begun)
+                self._evaluate_least_loss()
             return self._iterate()
+
+    def _rule_for(self, target: SearchTarget | None) -> StopRule:
+        return StopRule(self._settings, target, self._evaluator.noise_spec.floor)
+
+    def _evaluate_least_loss(self) -> None:
+        """Evaluate the plan of least posterior mean of L within the limit."""
+        limit = self.objective.limit
+        assert limit is not None
+        plan, _ = self._limits.least_loss(limit)
+        images = self._evaluator.images_for(plan)
+        if len(images):
+            self._evaluator.run([Evaluation(TARGET, plan, images)])
 
     def _start(self, num_steps: int) -> tuple[Ranks, SearchRecord]:
         self._evaluator.start_clock()
         with threadpool_limits(limits=1, user_api="blas"):
             with suppress(BudgetSpent):
                 self._initial_best = self._initial_design.run(num_steps)
-                self._multiplier.is_started = True
+                self._limits.is_started = True
             if self._has_only_begun:
                 self._evaluator.max_evaluations = self._evaluator.count
             return self._iterate()
@@ -191,18 +204,15 @@ class Search:
 
     @property
     def _rule(self) -> StopRule:
-        return self._multiplier.rule
+        return self._limits.rule
 
     def _test(self) -> StopTest:
-        self._multiplier.update_if_due()
+        self._limits.update_if_due()
         visited = np.array(self._evaluator.history.ranks)
         return self._rule.test(self._fitter.posterior(), visited, self._may_stop())
 
     def _next_evaluation(self, test: StopTest, pending: Sequence[Evaluation] = ()) -> Evaluation | None:
         """What to evaluate next, beside what is pending; None where every plan has been evaluated on all images."""
-        target_candidate = None if pending else self._multiplier.target_candidate(test)
-        if target_candidate is not None:
-            return Evaluation(TARGET, target_candidate, self._evaluator.images_for(target_candidate))
         candidate = self._candidate(test, pending)
         proposals = [(REMEASURE, test.incumbent)]
         if candidate is not None:
@@ -247,14 +257,16 @@ class Search:
         return batch
 
     def _reason_to_stop(self, test: StopTest, following: Evaluation | None) -> str:
-        if test.met and not (following and following.source == TARGET):
+        if test.met:
             return "certificate met"
+        if test.is_refuted:
+            return f"{PATIENCE} evaluations brought no gain of delta, each expected more likely than not"
         return self._evaluator.spent_budget() or ("" if following else "all plans evaluated on all images")
 
     def _may_stop(self) -> bool:
         """Whether the certificate counts: the initial design is complete, and one plan more has been evaluated."""
         proposed = any(source not in (INITIAL, REFINEMENT) for source in self._evaluator.history.sources)
-        return self._multiplier.is_started and proposed
+        return self._limits.is_started and proposed
 
     # Results
 
@@ -262,21 +274,28 @@ class Search:
         """The posterior mean of L of a plan (d,)."""
         return float(self._fitter.posterior().loss(ranks[None])[0][0])
 
+    def gamma(self, ranks: Ranks) -> float | None:
+        """The gamma at which a chosen plan (d,) is best: the objective's, or with a limit the multiplier, if any."""
+        ratio = float(self._evaluator.ratio(ranks))
+        return self.objective.gamma if self.objective.limit is None else self._limits.multiplier(ratio)
+
     def pareto_front(self) -> list[ParetoPlan]:
         """Evaluated plans that no other beats in both R and the posterior mean of L, smallest first."""
         return result.pareto_front(self._evaluator.history, self._fitter.posterior())
 
     def _record(self, test: StopTest, final: Ranks, reason: str) -> SearchRecord:
         evaluator, posterior, plan = self._evaluator, self._fitter.posterior(), final[None]
+        unit = result.unit_of(self.objective)
         return SearchRecord(
             evaluations=evaluator.count,
             image_passes=evaluator.image_passes,
             seconds=evaluator.seconds,
             surrogate_seconds=self._fitter.seconds,
             stopped_because=reason,
-            objective=float(posterior.mean(plan)[0]),
-            objective_sd=float(posterior.sd(plan)[0]),
-            certificate=result.certificate_record(test, self._settings),
+            objective=float(posterior.mean(plan)[0]) * unit,
+            objective_sd=float(posterior.sd(plan)[0]) * unit,
+            limit=self.objective.limit,
+            certificate=result.certificate_record(test, self._settings, self.target),
             calibration=result.calibration_record(posterior),
             history=result.evaluation_records(evaluator.history, posterior),
         )

@@ -20,7 +20,7 @@ class SearchProblem:
 
     Attributes:
         space: the ranks.
-        objective: J; where there is a target, gamma is chosen to meet it and the objective's own does not matter.
+        objective: J; where there is a target, its gamma does not matter.
         evaluate: ranks (d,) and image indices (m,) in, per-image losses out.
         num_images: size of the pool that the indices point into.
         noise_spec: how the losses behave; by default as those of the function norm.

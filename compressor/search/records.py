@@ -54,7 +54,9 @@ class CertificateRecord(Record):
     Attributes:
         pointwise: by a single other plan, Eq. (12): the largest that the optimization of the acquisition found.
         joint: by any plan at all; null in reports of versions that did not compute it.
-        delta: differences of J up to this do not matter.
+        about: what other plans would be better in: the objective; L, with R at most the search's limit; or R, with L at
+            most the chosen plan's.
+        delta: differences up to this do not matter: of J, or as a share of the chosen plan's L or R.
         epsilon: the failure probability allowed.
         asked: which of the two was to stop the search.
         met: whether it is at most `epsilon` (the joint one: its upper bound at most epsilon less the share kept for the
@@ -63,6 +65,7 @@ class CertificateRecord(Record):
 
     pointwise: float
     joint: JointRecord | None = None
+    about: Literal["objective", "loss", "size"] = "objective"
     delta: float
     epsilon: float
     asked: Certificate = "pointwise"
@@ -93,7 +96,7 @@ class EvaluationRecord(Record):
         function_norm: the estimate of L, whatever loss is searched with.
         variance: of that estimate.
         ratio: R.
-        objective: J with the estimate of L.
+        objective: J with the estimate of L; -L where the search has a limit.
         images: number of images.
         prune_fraction: share of weights set to zero, where the search includes sparsity.
         posterior_norm: posterior mean of L at the end of the search; null in reports of versions that kept none.
@@ -131,13 +134,13 @@ class TargetStep(Record):
     """A plan that was built to measure whether it meets a target.
 
     Attributes:
-        gamma: that it was found for.
+        gamma: the multiplier at it; null where there is none.
         ratio: R in what was searched.
         measured: of the network, in the target's unit.
         at_most: what was compared with the target: `measured`, or its upper bound where it is known with noise.
     """
 
-    gamma: float
+    gamma: float | None = None
     ratio: float
     measured: float
     at_most: float
@@ -182,6 +185,7 @@ class SearchRecord(Record):
         seconds: of this process; a resumed search leaves out what came before.
         surrogate_seconds: of those, spent on the surrogate.
         stopped_because: in words.
+        limit: of R, where there is a target; J is then -L.
         objective: posterior mean of J at the chosen plan.
         objective_sd: posterior standard deviation of it.
         certificate: the last test.
@@ -196,6 +200,7 @@ class SearchRecord(Record):
     seconds: float
     surrogate_seconds: float
     stopped_because: str
+    limit: float | None = None
     objective: float
     objective_sd: float
     certificate: CertificateRecord

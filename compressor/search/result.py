@@ -3,13 +3,21 @@
 import numpy as np
 
 from compressor.search.evaluation.history import History, ParetoPlan
+from compressor.search.objective import Objective
 from compressor.search.records import CalibrationRecord, CertificateRecord, EvaluationRecord, JointRecord
 from compressor.search.settings import SearchSettings
 from compressor.search.stopping.criterion import StopTest
+from compressor.search.surrogate.additive_prior import LOSS_FLOOR
 from compressor.search.surrogate.posterior import Posterior
+from compressor.search.target.target import SearchTarget
 
 
-def certificate_record(test: StopTest, settings: SearchSettings) -> CertificateRecord:
+def unit_of(objective: Objective) -> float:
+    """What records multiply J with: within a limit of R they give -L."""
+    return 1.0 if objective.limit is None else 1.0 / objective.gamma
+
+
+def certificate_record(test: StopTest, settings: SearchSettings, target: SearchTarget | None) -> CertificateRecord:
     """Both probabilities of a complete test."""
     assert test.pointwise is not None
     assert test.joint is not None
@@ -23,11 +31,23 @@ def certificate_record(test: StopTest, settings: SearchSettings) -> CertificateR
             confidence=joint.confidence,
             allowed=joint.allowed,
         ),
-        delta=test.delta,
+        delta=_difference(test, target),
+        about="objective" if target is None else "loss" if target.measure == "ratio" else "size",
         epsilon=settings.failure_probability,
         asked=settings.certificate,
         met=test.met,
     )
+
+
+def _difference(test: StopTest, target: SearchTarget | None) -> float:
+    """By how much other plans must be better: in J, or with a limit as a share of the incumbent's L or R."""
+    incumbent = test.incumbent[None]
+    if target is None:
+        return test.delta
+    if target.measure == "ratio":
+        return test.delta / max(abs(float(test.posterior.mean(incumbent)[0])), LOSS_FLOOR)
+    ratio = float(test.posterior.space.ratio(incumbent)[0])
+    return 1.0 - (ratio if test.limit is None else test.limit) / ratio
 
 
 def evaluation_records(history: History, posterior: Posterior) -> list[EvaluationRecord]:
@@ -52,7 +72,7 @@ def _evaluation_record(history: History, posterior: Posterior, index: int, norm:
         function_norm=losses.mean,
         variance=losses.variance,
         ratio=float(ratio),
-        objective=float(posterior.objective.value(losses.values.mean(), ratio)),
+        objective=float(posterior.objective.value(losses.values.mean(), ratio)) * unit_of(posterior.objective),
         images=len(losses.indices),
         posterior_norm=norm,
     )

@@ -15,6 +15,7 @@ CONTEXT_STEPS = (1 / CONTEXT_STEP, CONTEXT_STEP)
 STRIDES = (0.6, 1 / CONTEXT_STEP, 0.85, 1.18, CONTEXT_STEP, 1.7)  # factors of a layer's rank
 NEIGHBOURS = 2  # on either side: L is jagged, an even rank may be better than the odd ones beside it
 SHARES_OF_THE_WAY = (0.35, 0.7)
+HALVINGS = 16  # of the step in theta by which a plan is moved to a limit
 
 
 class RankSpace(Space):
@@ -101,6 +102,18 @@ class RankSpace(Space):
     def decode(self, thetas: Thetas) -> Ranks:
         """Nearest ranks (n, d) of thetas (n, d), which are clipped to [0, 1]."""
         return self.nearest(real_ranks(self.break_even_ranks, thetas, self.coordinates))
+
+    def fit(self, ranks: Ranks, limit: float) -> Ranks:
+        """Plans (n, d) moved to a limit of R: all layers of a plan by the same step in theta, as high as it allows.
+
+        Where nothing keeps to the limit, every rank is 1.
+        """
+        thetas, low, high = self.encode(ranks), np.full((len(ranks), 1), -1.0), np.full((len(ranks), 1), 1.0)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            fits = (self.ratio(self.decode(thetas + middle)) <= limit)[:, None]
+            low, high = np.where(fits, middle, low), np.where(fits, high, middle)
+        return self.decode(thetas + low)
 
     def nearest(self, values: NDArray[np.floating[Any]]) -> Ranks:
         """The lattice's points (n, d) nearest to real ranks (n, d)."""
@@ -201,8 +214,16 @@ def nearest(choices: Ranks, rank: int, factors: Sequence[float]) -> list[int]:
     return [int(choices[np.abs(np.log(choices) - np.log(rank * factor)).argmin()]) for factor in factors]
 
 
-def between(space: RankSpace, plan: Ranks, target: Ranks) -> list[Ranks]:
-    """Plans (d,) from `plan` to `target`: the two and SHARES_OF_THE_WAY between, all layers moving together."""
+def between(space: RankSpace, plan: Ranks, target: Ranks, limit: float | None = None) -> list[Ranks]:
+    """Plans (d,) from `plan` to `target`: the two and SHARES_OF_THE_WAY between, all layers moving together.
+
+    With a limit of R, those between are moved to it, and the two where they exceed it.
+    """
     thetas = space.encode(np.stack([plan, target]))
-    on_the_way = [space.decode((1 - share) * thetas[:1] + share * thetas[1:])[0] for share in SHARES_OF_THE_WAY]
-    return [plan, *on_the_way, target]
+    shares = np.array(SHARES_OF_THE_WAY)[:, None]
+    plans = np.stack([plan, *space.decode((1 - shares) * thetas[0] + shares * thetas[1]), target])
+    if limit is not None:
+        is_moved = space.ratio(plans) > limit
+        is_moved[1:-1] = True
+        plans = np.where(is_moved[:, None], space.fit(plans, limit), plans)
+    return list(plans)

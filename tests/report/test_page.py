@@ -354,7 +354,7 @@ def test_speed_is_called_what_it_is(ratio: float, low: float, high: float, words
         "whole network batch-norm statistics 0.741 2.97 no",
         "photographs (labelled); 400 images for calibration, 1000 for the search, 500 for the test, 1 unreadable",
         "only 3 input channels",
-        "largest probability found that a given other plan is better than the chosen one by more than δ = 0.05 is "
+        "largest probability found that a given other plan is better by more than 0.05 is "
         "0.0031. The probability that any plan at all is better by that much is 0.0059, at most 0.031 with "
         "confidence more than 99.9 %, from 512 sample paths of the posterior (asked: at most ε = 0.05): met.",
         "The first probability is about single plans (Ma et al. 2019, Eq. 12), the second about all plans at once",

@@ -49,7 +49,7 @@ def test_a_certificate_not_met_is_warned_about_with_the_probability_asked_for() 
     )
     assert warning.endswith("some plan is better by more than 0.01 with probability 0.07, at most 0.14")
     (warning,) = warnings.on_certificate(CertificateRecord(**figures, asked="pointwise", met=False), "time spent")
-    assert warning.endswith("a given other plan may be better by more than 0.01 with probability 0.003")
+    assert warning.endswith("a given other plan is better by more than 0.01 with probability 0.003")
     assert warnings.on_certificate(CertificateRecord(**figures, asked="joint", met=True), "") == []
 
 

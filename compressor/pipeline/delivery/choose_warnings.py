@@ -35,7 +35,7 @@ def all_warnings(context: Context, state: State) -> list[str]:
         wanted = context.settings.num_calibration
         warnings += advice.on_calibration(num_images, wanted, MIN_CALIBRATION_IMAGES, MAX_CALIBRATION_SHARE)
     if result.search is not None:
-        warnings += early_warnings(context, result.gamma, loss_when_lost(context, state))
+        warnings += early_warnings(context, result.gamma or 0.0, loss_when_lost(context, state))
         warnings += advice.on_certificate(result.search.certificate, result.search.stopped_because)
         warnings += advice.on_prune(context.settings.prune_fraction or 0.0)
         warnings += advice.on_samples(context.settings.search.samples, len(context.search_images))

@@ -31,8 +31,8 @@ def gamma_that_would_do(context: Context, state: State) -> float | None:
         None where nothing was searched, or all searches took their plans for useful at no less than the default gamma.
     """
     result, lost = needed(state.result, "a plan"), loss_when_lost(context, state)
-    searches: list[tuple[float, SearchRecord | None]] = [(result.gamma, result.search)]
-    searches += [(stage.gamma or result.gamma, stage.search) for stage in state.records]
+    searches: list[tuple[float, SearchRecord | None]] = [(result.gamma or 0.0, result.search)]
+    searches += [(stage.gamma or result.gamma or 0.0, stage.search) for stage in state.records]
     usual = round_up(default_gamma(lost)) if lost > 0 else 0.0
     found = []
     for used, search in searches:

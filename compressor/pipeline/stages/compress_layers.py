@@ -76,7 +76,8 @@ class CompressLayers(RecipeStage):
         result = needed(found.result, "a plan")
         write_text(context.folder / PLAN, result.plan.model_dump_json(indent=2) + "\n")
         count = len(factorized_ranks(result.layers, result.ranks))
-        what = f"{count} of {len(result.layers)} layers factorized, gamma {result.gamma:.3g}"
+        gamma = "" if result.gamma is None else f", gamma {result.gamma:.3g}"
+        what = f"{count} of {len(result.layers)} layers factorized{gamma}"
         more = {"gamma": result.gamma, "search": result.search, "reconstruction": found.reconstruction}
         return replace(state, network=found.network, plans=[*state.plans, result.plan], outcome=Outcome(what, more))
 

@@ -81,7 +81,7 @@ class RankSearch:
 
     @property
     def target(self) -> SearchTarget | None:
-        """What gamma is found for, as far as the search has learnt it."""
+        """What is limited, as far as the search has learnt it."""
         return None if self._search is None else self._search.target
 
     def begin(self, target: SearchTarget) -> SearchResult | None:
@@ -110,7 +110,10 @@ class RankSearch:
         with self._context.progress.stage("searching ranks", self._context.settings.search.max_evaluations) as stage:
             self._stage = stage
             ranks, record = search()
-        pareto_front = [(self._plan(found.ranks, "seen by the search"), found) for found in self._search.pareto_front()]
+        gamma = self._search.gamma(ranks)
+        pareto_front = [
+            (self._plan(found.ranks, gamma, "seen by the search"), found) for found in self._search.pareto_front()
+        ]
         files = [
             f"{PLANS}/{number:02d}-ratio-{found.ratio:.4f}.json" for number, (_, found) in enumerate(pareto_front, 1)
         ]
@@ -123,12 +126,13 @@ class RankSearch:
             )
             for file, (_, found) in zip(files, pareto_front, strict=True)
         ]
-        plan, gamma = self._plan(ranks, "chosen by the search"), self._search.objective.gamma
+        plan = self._plan(ranks, gamma, "chosen by the search")
         record = record.model_copy(update={"pareto_front": rows})
         return replace(
             make_result(
-                self.parts, self.space.layer_ranks(ranks).tolist(), gamma, plan, record, self._costs.rank_multiple
+                self.parts, self.space.layer_ranks(ranks).tolist(), self._gamma, plan, record, self._costs.rank_multiple
             ),
+            gamma=gamma,
             cost=self._context.settings.cost,
             ratio=float(self.space.ratio(ranks[None])[0]),
             posterior_loss=self._search.posterior_loss(ranks),
@@ -159,10 +163,9 @@ class RankSearch:
         layers = [part.layer for part in self.parts]
         return [energies_of(layer, weight_factors(layer)) for layer in layers]
 
-    def _plan(self, ranks: Ranks, why: str) -> Plan:
-        assert self._search is not None
+    def _plan(self, ranks: Ranks, gamma: float | None, why: str) -> Plan:
         layers, kinds = [part.layer for part in self.parts], {part.layer.name: part.kind for part in self.parts}
-        gamma, settings, arch = self._search.objective.gamma, self._context.settings, self._context.source.arch
+        settings, arch = self._context.settings, self._context.source.arch
         fraction = settings.prune_fraction
         if fraction is None:
             fraction = self.space.prune_fraction(ranks)
@@ -209,7 +212,7 @@ def _fingerprint(context: Context, parts: Sequence[Decomposed], gamma: float, co
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
     return {
-        VERSION_KEY: 11,
+        VERSION_KEY: 12,
         "weights": hash_tensors(context.original.state_dict().values()),
         "images": hash_images(context.search_images),
         "calibration": hash_images(context.calibration),

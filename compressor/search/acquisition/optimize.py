@@ -7,6 +7,7 @@ import numpy as np
 
 from compressor.arrays import Array, Ranks
 from compressor.search.acquisition.base import AcquisitionFunction
+from compressor.search.exchange import Moves
 from compressor.search.space import RankSpace
 from compressor.search.surrogate.posterior import Posterior
 
@@ -41,29 +42,44 @@ class ExcludedPoints(AcquisitionFunction):
 
 
 def optimize_acquisition(
-    acquisition: AcquisitionFunction, space: RankSpace, anchors: Ranks, rng: np.random.Generator
+    acquisition: AcquisitionFunction,
+    space: RankSpace,
+    anchors: Ranks,
+    rng: np.random.Generator,
+    limit: float | None = None,
 ) -> tuple[Ranks, float]:
     """The best lattice point found.
 
     Random points and perturbations of the anchors come first; local searches from the best few of them follow, along
-    one coordinate or several at a time.
+    one coordinate or several at a time. Within a limit of R, most points are moved to it first, and coordinates that
+    rise are paired with others that fall.
 
     Args:
         acquisition: what is maximized.
         space: the lattice.
         anchors: good plans (k, d) to search around.
         rng: draws the points.
+        limit: R is at most this.
 
     Returns:
-        The ranks (d,) and their exact value.
+        The ranks (d,) and their exact value; minus infinity where nothing keeps to the limit.
     """
     pool = np.concatenate([space.sample(NUM_RANDOM, rng), perturb(space, anchors, NUM_LOCAL, rng)])
-    values = acquisition(pool)
+    if limit is not None:
+        is_moved = space.ratio(pool) > limit
+        is_moved[: NUM_RANDOM // 2] = is_moved[NUM_RANDOM:] = True
+        pool[is_moved] = space.fit(pool[is_moved], limit)
+    values = _allowed(acquisition(pool), space, pool, limit)
     starts = np.argsort(-values, kind="stable")[:NUM_LOCAL_SEARCHES]
-    optima = _local_search(acquisition, space, pool[starts], values[starts])
-    exact = acquisition.exact(optima)
+    optima = _local_search(acquisition, space, pool[starts], values[starts], limit)
+    exact = _allowed(acquisition.exact(optima), space, optima, limit)
     best = int(np.argmax(exact))
     return optima[best], float(exact[best])
+
+
+def _allowed(values: Array, space: RankSpace, ranks: Ranks, limit: float | None) -> Array:
+    """The values (m,) of plans (m, d), minus infinity beyond the limit."""
+    return values if limit is None else np.where(space.ratio(ranks) <= limit, values, -np.inf)
 
 
 def perturb(space: RankSpace, anchors: Ranks, count: int, rng: np.random.Generator) -> Ranks:
@@ -74,7 +90,9 @@ def perturb(space: RankSpace, anchors: Ranks, count: int, rng: np.random.Generat
     return space.decode(thetas + moved * scales * rng.standard_normal(thetas.shape))
 
 
-def _local_search(acquisition: AcquisitionFunction, space: RankSpace, points: Ranks, values: Array) -> Ranks:
+def _local_search(
+    acquisition: AcquisitionFunction, space: RankSpace, points: Ranks, values: Array, limit: float | None
+) -> Ranks:
     """Each of the points (k, d), of value `values` (k,), moved to its best neighbour until none is better."""
     points, values = points.copy(), values.copy()
     active = np.arange(len(points))
@@ -83,6 +101,8 @@ def _local_search(acquisition: AcquisitionFunction, space: RankSpace, points: Ra
         single_values = _values_by_part(acquisition, single_moves)
         joint_moves = [
             _combine(points[row], moves, _gains(own, values[row]))
+            if limit is None
+            else _exchanges(space, points[row], moves, _differences(own, values[row]), limit)
             for row, moves, own in zip(active, single_moves, single_values, strict=True)
         ]
         joint_values = _values_by_part(acquisition, joint_moves)
@@ -90,6 +110,7 @@ def _local_search(acquisition: AcquisitionFunction, space: RankSpace, points: Ra
         all_values = [np.concatenate(pair) for pair in zip(single_values, joint_values, strict=True)]
         improved = []
         for row, moves, own in zip(active, all_moves, all_values, strict=True):
+            own = _allowed(own, space, moves, limit)
             best = int(np.argmax(own))
             if own[best] > values[row]:
                 points[row], values[row] = moves[best], own[best]
@@ -100,6 +121,14 @@ def _local_search(acquisition: AcquisitionFunction, space: RankSpace, points: Ra
     return points
 
 
+def _exchanges(space: RankSpace, point: Ranks, neighbours: Ranks, gains: Array, limit: float) -> Ranks:
+    """Plans (m, d) by exchanges between layers of a point (d,) whose single moves are `neighbours`."""
+    layers = (neighbours != point).argmax(1)
+    ratio = float(space.ratio(point[None])[0])
+    ranks = neighbours[np.arange(len(neighbours)), layers]
+    return Moves(layers, ranks, gains, space.ratio(neighbours) - ratio, limit - ratio).plans(point)
+
+
 def _values_by_part(acquisition: AcquisitionFunction, parts: list[Ranks]) -> list[Array]:
     """Values of several arrays of plans, computed in one call."""
     return np.split(acquisition(np.concatenate(parts)), np.cumsum([len(part) for part in parts])[:-1])
@@ -108,6 +137,11 @@ def _values_by_part(acquisition: AcquisitionFunction, parts: list[Ranks]) -> lis
 def _gains(values: Array, own: float) -> Array:
     """By how much `values` (m,) exceed the point's `own`; zero where they do not, as values may be minus infinity."""
     return np.subtract(values, own, out=np.zeros_like(values), where=values > own)
+
+
+def _differences(values: Array, own: float) -> Array:
+    """`values` (m,), some of them minus infinity, less the point's `own`."""
+    return np.subtract(values, own, out=np.full_like(values, -np.inf), where=np.isfinite(values))
 
 
 def _combine(point: Ranks, neighbours: Ranks, gains: Array) -> Ranks:

@@ -6,12 +6,13 @@ along the trade-off curve are therefore evaluated jointly. Around the best, laye
 that plan, and the ranks allocated anew.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from compressor.arrays import Array, Ranks
 from compressor.fidelity.losses import Losses
+from compressor.search.exchange import Moves, exchange_until_best
 from compressor.search.initial.sensitivity import MeasureLosses, interpolate_table
 from compressor.search.objective import Objective
 from compressor.search.space import CONTEXT_STEPS, RankSpace, between, nearest, with_rank
@@ -22,7 +23,15 @@ CURVE_WEIGHTS = np.array([*MIN_WEIGHT * 4.0 ** np.arange(6), 0.0])  # 0: rank 1 
 NUM_CURVE_REFINEMENTS = 3
 NUM_REALLOCATIONS = 2
 CONTEXT_IMAGES = 20  # of the uncounted evaluations within a plan
+CURVE_PLANS = 7  # evaluated first where positions along the curve are limits of R
+POWERS = (1.0, 0.5, 2.0)  # of single-layer losses whose sum is least within a limit
+CURVE_STEP = 2.0  # factor of a weight beside the best
+MIN_TOTAL_WEIGHT, NUM_HALVINGS = 1e-12, 50  # of the losses in all, and of the logarithm between it and its inverse
 SPARSITY_LEVELS = (3, 5, 7, 10, 13, 16, 18)  # at which pruning is measured
+
+
+Option = tuple[Ranks, Array]
+"""Ranks of one layer (r,), and what each loses (r,)."""
 
 
 def allocate(space: RankSpace, sensitivities: list[Array], weight: float) -> Ranks:
@@ -36,6 +45,87 @@ def allocate(space: RankSpace, sensitivities: list[Array], weight: float) -> Ran
     costs = [space.layer_ratio(i) + weight * table for i, table in enumerate(sensitivities)]
     best = [choices[np.argmin(cost[choices - 1])] for choices, cost in zip(space.choices, costs, strict=True)]
     return np.array(best, dtype=np.int64)
+
+
+def allocate_within(space: RankSpace, options: Sequence[Option], limit: float) -> Ranks:
+    """The plan (d,) of least sum of losses with R at most `limit`; that of the lowest ranks where there is none.
+
+    Lagrangian allocation at the largest weight that keeps to the limit, then exchanges between layers: where the
+    trade-off is not convex, no weight leads to the best plan.
+
+    Args:
+        space: the ranks.
+        options: per layer the ranks to choose from (r,), and what each loses (r,).
+        limit: of R.
+    """
+    ratios = [space.layer_ratio(layer)[ranks - 1] for layer, (ranks, _) in enumerate(options)]
+    lowest, highest = np.log(MIN_TOTAL_WEIGHT), -np.log(MIN_TOTAL_WEIGHT)
+    scale = max(sum(float(losses.max()) for _, losses in options), LOSS_FLOOR)
+    chosen = np.array([ranks[ratio.argmin()] for (ranks, _), ratio in zip(options, ratios, strict=True)])
+    for _ in range(NUM_HALVINGS):
+        middle = (lowest + highest) / 2
+        weight = np.exp(middle) / scale
+        best = [(ratio + weight * losses).argmin() for (_, losses), ratio in zip(options, ratios, strict=True)]
+        plan = np.array([ranks[index] for (ranks, _), index in zip(options, best, strict=True)])
+        fits = space.ratio(plan[None])[0] <= limit
+        chosen = plan if fits else chosen
+        lowest, highest = (middle, highest) if fits else (lowest, middle)
+    if space.ratio(chosen[None])[0] > limit:
+        return chosen
+    return _exchange_ranks(space, options, ratios, chosen, limit)
+
+
+def _exchange_ranks(
+    space: RankSpace, options: Sequence[Option], ratios: Sequence[Array], plan: Ranks, limit: float
+) -> Ranks:
+    """The plan (d,) after exchanges between layers, until none lowers the sum of losses."""
+    layers = np.repeat(np.arange(space.num_dims), [len(ranks) for ranks, _ in options])
+    ranks, losses, costs = (np.concatenate(part) for part in (*zip(*options, strict=True), ratios))
+    tables = [dict(zip(ranks.tolist(), losses.tolist(), strict=True)) for ranks, losses in options]
+
+    def moves(plan: Ranks) -> Moves:
+        own = [int(np.flatnonzero(choices == rank)[0]) for (choices, _), rank in zip(options, plan, strict=True)]
+        gains = np.array([losses[index] for (_, losses), index in zip(options, own, strict=True)])[layers] - losses
+        changes = costs - np.array([ratio[index] for ratio, index in zip(ratios, own, strict=True)])[layers]
+        return Moves(layers, ranks, gains, changes, limit - float(space.ratio(plan[None])[0]))
+
+    def values(plans: Ranks) -> Array:
+        return -np.array([sum(table[rank] for table, rank in zip(tables, row, strict=True)) for row in plans.tolist()])
+
+    return exchange_until_best(plan, moves, values)
+
+
+def evaluate_within(
+    space: RankSpace, limit: float, sensitivities: list[Array], evaluate: Callable[[Ranks], float]
+) -> Ranks:
+    """Evaluate plans at a limit of R: of least sum of single-layer losses, and of POWERS of them.
+
+    Joint losses are no sums.
+
+    Args:
+        space: the ranks.
+        limit: of R.
+        sensitivities: per layer at ranks 1..break-even rank (r,).
+        evaluate: the value observed of a plan (d,), the larger the better.
+
+    Returns:
+        The plan (d,) of largest value.
+    """
+    plans = [allocate_within(space, _options(space, sensitivities, power), limit) for power in POWERS]
+    return max({ranks.tobytes(): ranks for ranks in plans}.values(), key=evaluate)
+
+
+def evaluate_along_limits(space: RankSpace, sensitivities: list[Array], evaluate: Callable[[Ranks], float]) -> Ranks:
+    """`evaluate_along_curve` by limits of R, from rank 1 everywhere on."""
+    options = _options(space, sensitivities)
+    lowest = float(space.ratio(np.ones((1, space.num_dims), dtype=np.int64))[0])
+    limits = np.geomspace(lowest, 1.0, CURVE_PLANS, endpoint=False)
+    step = float(limits[-1] ** -0.5)
+    return _evaluate_closer(lambda limit: allocate_within(space, options, limit), limits.tolist(), step, evaluate)
+
+
+def _options(space: RankSpace, sensitivities: list[Array], power: float = 1.0) -> list[Option]:
+    return [(choices, table[choices - 1] ** power) for choices, table in zip(space.choices, sensitivities, strict=True)]
 
 
 def evaluate_along_curve(
@@ -52,21 +142,32 @@ def evaluate_along_curve(
     Returns:
         The plan (d,) of largest value.
     """
+    return _evaluate_closer(
+        lambda weight: allocate(space, sensitivities, weight * objective.gamma),
+        CURVE_WEIGHTS.tolist(),
+        CURVE_STEP,
+        evaluate,
+    )
+
+
+def _evaluate_closer(
+    plan_at: Callable[[float], Ranks], positions: Sequence[float], step: float, evaluate: Callable[[Ranks], float]
+) -> Ranks:
+    """The best of the plans (d,) at the positions, then at a factor of `step`, and less, beside the best."""
     seen: dict[bytes, tuple[float, float, Ranks]] = {}
 
-    def visit(weight: float) -> None:
-        ranks = allocate(space, sensitivities, weight * objective.gamma)
+    def visit(position: float) -> None:
+        ranks = plan_at(position)
         if ranks.tobytes() not in seen:
-            seen[ranks.tobytes()] = (evaluate(ranks), weight, ranks)
+            seen[ranks.tobytes()] = (evaluate(ranks), position, ranks)
 
-    for weight in CURVE_WEIGHTS:
-        visit(weight)
-    step = 2.0
+    for position in positions:
+        visit(position)
     for _ in range(NUM_CURVE_REFINEMENTS):
-        _, best_weight, _ = max(seen.values(), key=lambda row: row[0])
-        best_weight = best_weight or MIN_WEIGHT / step
-        visit(best_weight * step)
-        visit(best_weight / step)
+        _, best, _ = max(seen.values(), key=lambda row: row[0])
+        best = best or MIN_WEIGHT / step
+        visit(best * step)
+        visit(best / step)
         step **= 0.5
     return max(seen.values(), key=lambda row: row[0])[2]
 
@@ -127,11 +228,11 @@ def reallocate(
     around = [_around(choices, int(rank)) for choices, rank in zip(space.choices, plan, strict=True)]
     changed = [with_rank(plan, layer, rank) for layer, ranks in enumerate(around) for rank in ranks]
     norms = iter([per_norm * one.function_norm for one in measure(changed)])
-    target = plan.copy()
-    for layer, others in enumerate(around):
-        known = {int(plan[layer]): unchanged} | {rank: next(norms) for rank in others}
-        target[layer] = _best_in_context(space, objective, plan, layer, known)
-    plans = {ranks.tobytes(): ranks for ranks in between(space, plan, target)}
+    known = [
+        {int(plan[layer]): unchanged} | {rank: next(norms) for rank in others} for layer, others in enumerate(around)
+    ]
+    target = _best_in_context(space, objective, plan, known)
+    plans = {ranks.tobytes(): ranks for ranks in between(space, plan, target, objective.limit)}
     for key, ranks in plans.items():
         if key not in losses:
             losses[key] = evaluate(ranks)
@@ -148,11 +249,22 @@ def _around(choices: Ranks, rank: int) -> list[int]:
     return [other for other in dict.fromkeys(nearest(choices, rank, CONTEXT_STEPS)) if other != rank]
 
 
-def _best_in_context(space: RankSpace, objective: Objective, plan: Ranks, layer: int, norms: dict[int, float]) -> int:
-    """The rank of one layer that maximizes J between the ranks whose L is known; log L is linear in log rank."""
-    choices = space.choices[layer]
-    known = np.array(sorted(norms))
-    inner = choices[(choices >= known[0]) & (choices <= known[-1])]
-    expected = interpolate(inner, known, np.array([norms[int(value)] for value in known]))
-    ratios = space.ratio(np.where(np.arange(space.num_dims) == layer, inner[:, None], plan))
-    return int(inner[np.argmax(objective.value(expected, ratios))])
+def _best_in_context(
+    space: RankSpace, objective: Objective, plan: Ranks, known: Sequence[Mapping[int, float]]
+) -> Ranks:
+    """The plan (d,) of the best ranks between those whose L is known; log L is linear in log rank.
+
+    Every layer maximizes J by itself. Within a limit of R the sum of L is least.
+    """
+    options: list[Option] = []
+    for choices, norms in zip(space.choices, known, strict=True):
+        ranks = np.array(sorted(norms))
+        inner = choices[(choices >= ranks[0]) & (choices <= ranks[-1])]
+        options.append((inner, interpolate(inner, ranks, np.array([norms[int(value)] for value in ranks]))))
+    if objective.limit is not None:
+        return allocate_within(space, options, objective.limit)
+    best = plan.copy()
+    for layer, (inner, expected) in enumerate(options):
+        ratios = space.ratio(np.where(np.arange(space.num_dims) == layer, inner[:, None], plan))
+        best[layer] = inner[np.argmax(objective.value(expected, ratios))]
+    return best

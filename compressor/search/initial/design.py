@@ -1,6 +1,5 @@
 """The initial design: the first plans of a search, from sensitivities or at random, and their refinement."""
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -21,10 +20,9 @@ from compressor.search.initial.sensitivity import (
     num_model_images,
     sensitivity_tables,
 )
-from compressor.search.multiplier import MultiplierUpdate
 from compressor.search.surrogate.additive_prior import LOSS_FLOOR, loss_per_norm, sum_of
 from compressor.search.surrogate.fitting import SurrogateFitter
-from compressor.search.target.target import first_gamma
+from compressor.search.target.limit import LimitUpdate
 from compressor.streams import Stream, generator
 
 OnIncumbent = Callable[[int, Ranks], None]
@@ -40,7 +38,7 @@ class InitialDesign:
     Args:
         evaluator: evaluates the plans.
         fitter: gets the prior mean that follows from sensitivities.
-        multiplier: finds gamma for the target, if there is one.
+        limits: keeps the limit of R for the target, if there is one.
         linearize: the linear model around a plan; None where losses are all there is.
         on_incumbent: called with the image passes so far and the plan (d,) that is then the best.
     """
@@ -49,13 +47,13 @@ class InitialDesign:
         self,
         evaluator: Evaluator,
         fitter: SurrogateFitter,
-        multiplier: MultiplierUpdate,
+        limits: LimitUpdate,
         linearize: Linearize | None,
         on_incumbent: OnIncumbent,
     ) -> None:
         self._evaluator = evaluator
         self._fitter = fitter
-        self._multiplier = multiplier
+        self._limits = limits
         # What a risk gains by a step is smaller than its noise.
         self._linearize = linearize if evaluator.settings.refine and not evaluator.noise_spec.floor else None
         self._on_incumbent = on_incumbent
@@ -78,35 +76,40 @@ class InitialDesign:
         Returns:
             The plan (d,) that the steps led to; None without steps, or where there is a target.
         """
-        is_random, multiplier = self._evaluator.settings.start == "random", self._multiplier
+        is_random = self._evaluator.settings.start == "random"
         best = self._random_plans() if is_random else self._plans_by_sensitivities()
+        self._limits.set_unit(best)
         if self._refinement is not None:
             for _ in range(num_steps):
-                best = self._refine(multiplier.best_plan() if multiplier.target else best)
-            return None if multiplier.target else best
+                best = self._refine(self._from(best))
+            return None if self._limits.target else best
         if not is_random:
             for _ in range(allocation.NUM_REALLOCATIONS):
-                best = self._reallocate(multiplier.best_plan() if multiplier.target else best)
+                best = self._reallocate(self._from(best))
                 self._on_incumbent(self._evaluator.image_passes, best)
         return None
 
-    def move_to_target(self, num_steps: int, may_fix: bool) -> None:
-        """After `run`, find gamma for another target, and take Gauss-Newton steps towards it.
+    def _from(self, best: Ranks) -> Ranks:
+        """The plan (d,) to go on from: the best so far, or where L is limited the best within the limit of R."""
+        return self._limits.best_plan() if self._limits.is_learnt else best
+
+    def move_to_target(self, num_steps: int, may_keep: bool) -> None:
+        """After `run`, find the limit of R for another target, and take Gauss-Newton steps towards it.
 
         The prior mean around a plan is wrong where L is several times as large or small.
 
         Args:
             num_steps: how many, where there is a linear model.
-            may_fix: keep gamma if the last step leads near a limit of L. Its plan is the best of the linear model for
-                this gamma alone.
+            may_keep: keep the limit if the last step leads near a limit of L. Its plan is the best of the linear model
+                within this one alone.
         """
         better = None
         if self._refinement is not None:
             for _ in range(num_steps):
-                better = self._refine(self._multiplier.best_plan())
+                better = self._refine(self._limits.best_plan())
         with self._fitter.timed():
-            if better is None or not may_fix or not self._multiplier.fix_multiplier(better):
-                self._multiplier.update()
+            if better is None or not may_keep or not self._limits.keep(better):
+                self._limits.update()
 
     @property
     def fitted_images(self) -> np.ndarray:
@@ -135,31 +138,46 @@ class InitialDesign:
         self._fitter.use_single_layer_prior(None)
         space = self._evaluator.space
         rng = generator(self._evaluator.settings.seed, Stream.INITIAL_DESIGN)
-        return max(space.sample(2 * space.num_dims + 2, rng), key=self._evaluate_first)
+        plans, limit = space.sample(2 * space.num_dims + 2, rng), self._evaluator.objective.limit
+        return max(plans if limit is None else space.fit(plans, limit), key=self._evaluate_first)
 
     def _plans_by_sensitivities(self) -> Ranks:
         """The best by observation of the plans along the trade-off curve of single-layer losses."""
-        evaluator, space, target = self._evaluator, self._evaluator.space, self._multiplier.target
+        evaluator, space = self._evaluator, self._evaluator.space
         norms = sensitivity_tables(space.layers, self._measure_sensitivities())
         losses = [evaluator.noise_spec.per_norm * table for table in norms]
-        if target is not None:
-            allocate = functools.partial(allocation.allocate, space, losses)
-            self._multiplier.set_gamma(first_gamma(target, space, allocate, sum_of(losses)))
         if space.layers is space:
             self._fitter.use_single_layer_prior(losses)
-        best = allocation.evaluate_along_curve(
-            space.layers, evaluator.objective, losses, lambda ranks: self._evaluate_first(space.complete(ranks))
-        )
+        best = self._allocate(losses)
         best = space.complete(best)
-        saturation = max(LOSS_FLOOR, *evaluator.history.norms)
+        saturation = self._largest(evaluator.history.norms)
         if space.layers is not space:
             best, added = self._choose_sparsity(best)
             norms, losses = [*norms, added], [*losses, evaluator.noise_spec.per_norm * added]
         self._sensitivities = norms
-        self._saturation = max(LOSS_FLOOR, *evaluator.history.function_norms)
+        self._saturation = self._largest(evaluator.history.function_norms)
         evaluator.norms.begin(sum_of(norms), self._saturation)
         self._fitter.use_single_layer_prior(losses, saturation)
         return best
+
+    def _allocate(self, losses: list[Array]) -> Ranks:
+        """The best by observation of plans allocated by these losses (r,) of single layers."""
+        evaluator, target = self._evaluator, self._limits.target
+        space = evaluator.space.layers
+
+        def evaluate(ranks: Ranks) -> float:
+            return self._evaluate_first(evaluator.space.complete(ranks))
+
+        if target is None:
+            return allocation.evaluate_along_curve(space, evaluator.objective, losses, evaluate)
+        if target.measure == "ratio":
+            return allocation.evaluate_within(space, target.upper, losses, evaluate)
+        return allocation.evaluate_along_limits(space, losses, evaluate)
+
+    def _largest(self, losses: Sequence[float]) -> float:
+        """The loss of a destroyed network: the largest observed (n,), unknown where none was to be evaluated."""
+        target = self._limits.target
+        return np.inf if target is not None and target.measure == "ratio" else max(LOSS_FLOOR, *losses)
 
     def _measure_sensitivities(self) -> list[list[float]]:
         """Function norms of single layers at `sensitivity_ranks`, by the linear model where gradients pass."""
@@ -222,12 +240,9 @@ class InitialDesign:
 
     def _evaluate_first(self, ranks: Ranks) -> float:
         """The J observed of a plan (d,) on the next images, or how near it is to the target."""
-        evaluator, target = self._evaluator, self._multiplier.target
+        evaluator, target = self._evaluator, self._limits.target
         (losses,) = self._evaluate_initial([Evaluation(INITIAL, ranks, self._first_images())])
-        if target is None:
-            value = evaluator.observed_objective(ranks, losses)
-        else:
-            value = target.nearness(evaluator.ratio(ranks), losses.mean)
+        value = evaluator.observed_objective(ranks, losses) if target is None else target.worth(losses.mean)
         if value > self._best_observed:
             self._best_observed = value
             self._on_incumbent(evaluator.image_passes, ranks)

@@ -5,10 +5,13 @@ alone takes rank r. L of a plan that differs in many layers is then near E||e + 
 single-layer losses, this includes how layers interact: changes that cancel residuals are found, too.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+
 import numpy as np
 
 from compressor.arrays import Array, Ranks
 from compressor.fidelity.linear_model import LinearModel
+from compressor.search.exchange import Moves, exchange_until_best
 from compressor.search.objective import Objective
 from compressor.search.space import RankSpace, between, with_rank
 
@@ -28,7 +31,7 @@ def coordinate_ascent(
     """The best plan (d,) by a linear model: one layer's rank after the other, until no single change is a gain.
 
     On few images layers seem to cancel one another's changes by chance. The gain in mean J over the model's images is
-    therefore reduced by CAUTION of its standard errors.
+    therefore reduced by CAUTION of its standard errors. Within a limit of R, layers exchange ranks.
 
     Args:
         space: the ranks.
@@ -48,6 +51,8 @@ def coordinate_ascent(
         loss = per_norm * (losses.mean() + CAUTION * standard_error)
         return float(objective.value(loss, space.ratio(ranks[None])[0]))
 
+    if objective.limit is not None:
+        return _exchange(space, objective.limit, plan, model.residuals, changes, value)
     best = value(plan, residuals)
     for _ in range(MAX_SWEEPS):
         before = best
@@ -62,7 +67,43 @@ def coordinate_ascent(
     return plan
 
 
-def line_search_plans(space: RankSpace, plan: Ranks, target: Ranks) -> list[Ranks]:
+def _exchange(
+    space: RankSpace,
+    limit: float,
+    plan: Ranks,
+    residuals: Array,
+    changes: Sequence[Mapping[int, Array]],
+    value: Callable[[Ranks, Array], float],
+) -> Ranks:
+    """The best plan (d,) within a limit of R by exchanges between layers.
+
+    Args:
+        residuals: of the first plan (m, p).
+        changes: by layer and rank, what is added to them; that of the first plan's own rank is zero.
+        value: J of a plan (d,) by its residuals (m, p).
+    """
+    moved = [(layer, rank) for layer, rows in enumerate(changes) for rank in rows]
+    layers, ranks = np.array(moved, dtype=np.int64).T
+
+    def outputs(ranks: Ranks) -> Array:
+        return residuals + sum(rows[int(rank)] for rows, rank in zip(changes, ranks, strict=True))
+
+    def moves(plan: Ranks) -> Moves:
+        here, own = outputs(plan), float(space.ratio(plan[None])[0])
+        singles = [with_rank(plan, layer, rank) for layer, rank in moved]
+        others = [here - rows[int(rank)] for rows, rank in zip(changes, plan, strict=True)]
+        gains = [
+            value(one, others[layer] + changes[layer][rank]) for one, (layer, rank) in zip(singles, moved, strict=True)
+        ]
+        costs = space.ratio(np.array(singles)) - own
+        return Moves(layers, ranks, np.array(gains) - value(plan, here), costs, limit - own)
+
+    return exchange_until_best(
+        plan, moves, lambda plans: np.array([value(one, outputs(one)) for one in plans]), MIN_GAIN
+    )
+
+
+def line_search_plans(space: RankSpace, plan: Ranks, target: Ranks, limit: float | None = None) -> list[Ranks]:
     """Plans (d,) from `plan` to `target`, both included: the farther away, the less exact a linear model is."""
-    plans = between(space, plan, target)
+    plans = between(space, plan, target, limit)
     return list({ranks.tobytes(): ranks for ranks in plans}.values())

@@ -79,7 +79,7 @@ class Refinement:
             return plan, known
         self.fitted_on = np.union1d(self.fitted_on, for_model)
         target = self._target(objective, plan, for_model, per_norm)
-        plans = gauss_newton.line_search_plans(self.space, plan, target)
+        plans = gauss_newton.line_search_plans(self.space, plan, target, objective.limit)
         if len(plans) < 2:
             return plan, known
         self._evaluate(plans, for_line_search)

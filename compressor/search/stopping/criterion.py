@@ -9,13 +9,16 @@ from compressor.search.acquisition.base import AcquisitionFunction
 from compressor.search.acquisition.optimize import ExcludedPoints, optimize_acquisition
 from compressor.search.acquisition.registry import PAC, make_acquisition
 from compressor.search.settings import SearchSettings
-from compressor.search.stopping.joint_certificate import JointTest, Schedule, certify_jointly
+from compressor.search.stopping.joint_certificate import Failure, JointTest, Schedule, certify_jointly
 from compressor.search.surrogate.posterior import Posterior
 from compressor.search.target.target import SearchTarget
 from compressor.streams import Stream, generator
 
 NUM_ANCHORS = 5
 TEST_EVERY = 5  # evaluations between tests of Eq. (12) under acquisition functions that do not compute it
+# With a limit, evaluations without a gain of delta in J after which the search ends, where Eq. (7) is above a half all
+# the while: in many dimensions the surrogate may go on to expect what it does not find.
+PATIENCE = 12
 JOINT_WAIT = 0.05  # share of the evaluations so far that must be added before the joint test is tried again
 
 
@@ -27,6 +30,8 @@ class StopTest:
         posterior: over J.
         incumbent: the best plan (d,) evaluated so far.
         delta: differences of J up to this do not matter.
+        limit: R of other plans is at most this; None where all are compared.
+        scale: a difference of J that matters, where delta is one of R.
         candidate: the plan (d,) that the acquisition function proposes.
         anchors: the best plans (k, d) evaluated so far.
         challenger: argmax (d,) of Eq. (11), the plan most probably better by more than delta; None where the pointwise
@@ -34,6 +39,7 @@ class StopTest:
         pointwise: its probability, the left side of Eq. (12); None likewise.
         joint: None where Eq. (12) fails already or the test was not due.
         met: whether the search may stop.
+        is_refuted: whether it should, since evaluations do not bear out the posterior.
     """
 
     posterior: Posterior
@@ -45,6 +51,9 @@ class StopTest:
     pointwise: float | None = None
     joint: JointTest | None = None
     met: bool = False
+    limit: float | None = None
+    scale: float | None = None
+    is_refuted: bool = False
 
 
 class StopRule:
@@ -54,13 +63,16 @@ class StopRule:
 
     Args:
         settings: acquisition function, certificate, delta and epsilon.
-        target: decides which plan is the incumbent; None takes the posterior mean of J.
+        target: what is limited, if anything is: a limit of L is reported by differences of R.
+        floor: loss taken for that of the original itself, to which differences of L are relative, too.
     """
 
-    def __init__(self, settings: SearchSettings, target: SearchTarget | None = None) -> None:
+    def __init__(self, settings: SearchSettings, target: SearchTarget | None = None, floor: float = 0.0) -> None:
         self.target = target
+        self._floor = floor
         self._settings = settings
         self._num_joint = 0
+        self._refuted_from, self._refuted_at = 0, -np.inf
         self._next_test = 0
         self._next_joint = 0
 
@@ -71,26 +83,45 @@ class StopRule:
         if is_pac or count >= self._next_test:
             self._next_test = count + TEST_EVERY
             test = self._test_pointwise(test, count)
-        if not is_pac:
+        if not is_pac or self._to_propose(test) is not test:
             test = self._propose(test, count)
-        if not may_stop or test.pointwise is None or test.pointwise > self._settings.failure_probability:
+        if posterior.objective.limit is not None and test.pointwise is not None:
+            test = replace(test, is_refuted=may_stop and self._is_refuted(test, count))
+        keeps_limit = bool(posterior.objective.allows(posterior.space.ratio(test.incumbent[None]))[0])
+        if (
+            not (may_stop and keeps_limit)
+            or test.pointwise is None
+            or test.pointwise > self._settings.failure_probability
+        ):
             return test
         if self._settings.certificate == "pointwise":
             return replace(test, met=True)
         return self._test_jointly(test, count) if count >= self._next_joint else test
 
+    def _is_refuted(self, test: StopTest, count: int) -> bool:
+        """Whether the last PATIENCE evaluations gained less than delta, each being expected to gain more."""
+        value = float(test.posterior.mean(test.incumbent[None])[0])
+        gain = test.delta if test.scale is None else test.scale
+        assert test.pointwise is not None
+        if test.pointwise <= 0.5 or value > self._refuted_at + gain:
+            self._refuted_from, self._refuted_at = count, value
+        return count - self._refuted_from >= PATIENCE
+
     def rank(self, posterior: Posterior, visited: Ranks) -> Ranks:
-        """The plans `visited` (n, d), best first: by the posterior mean of J, or as the target prefers them."""
-        values = posterior.mean(visited) if self.target is None else self.target.preference(posterior, visited)
-        return visited[np.argsort(-values, kind="stable")]
+        """The plans `visited` (n, d), best first: by the posterior mean of J, those beyond a limit of R last."""
+        ratios = posterior.space.ratio(visited)
+        excess = np.where(posterior.objective.allows(ratios), 0.0, ratios)
+        return visited[np.lexsort([-posterior.mean(visited), excess])]
 
     def propose(self, posterior: Posterior, visited: Ranks) -> StopTest:
         """The next candidate after the evaluations of `visited` (n, d), without testing the joint certificate."""
         test = self._incumbent(posterior, visited)
-        return (self._test_pointwise if self._settings.acquisition == PAC else self._propose)(test, len(visited))
+        is_same = self._settings.acquisition == PAC and self._to_propose(test) is test
+        return (self._test_pointwise if is_same else self._propose)(test, len(visited))
 
     def propose_without(self, test: StopTest, excluded: Ranks, count: int) -> Ranks | None:
         """The next candidate (d,) after `count` evaluations that is not `excluded` (k, d); None if there is none."""
+        test = self._to_propose(test)
         plan, value = self._optimize(test, ExcludedPoints(self._acquisition(test), excluded), count)
         return plan if np.isfinite(value) else None
 
@@ -106,19 +137,28 @@ class StopRule:
         return test
 
     def _incumbent(self, posterior: Posterior, visited: Ranks) -> StopTest:
-        best = self.rank(posterior, visited)
-        delta = self._settings.delta
-        if self._settings.delta_is_relative:
-            delta *= abs(float(posterior.mean(best[:1])[0]))
-        return StopTest(posterior, best[0], delta, candidate=best[0], anchors=best[:NUM_ANCHORS])
+        """The best plan, and by how much another must be better: in J, or where L is limited in R."""
+        best, settings = self.rank(posterior, visited), self._settings
+        ratio = float(posterior.space.ratio(best[:1])[0])
+        of_objective, of_ratio = abs(float(posterior.mean(best[:1])[0])), ratio
+        if self.target is not None:
+            of_objective += posterior.objective.gamma * self._floor
+        if not settings.delta_is_relative:
+            of_objective = of_ratio = 1.0
+        test = StopTest(posterior, best[0], settings.delta * of_objective, best[0], best[:NUM_ANCHORS])
+        if self.target is None or self.target.measure == "ratio":
+            return replace(test, limit=posterior.objective.limit)
+        return replace(test, delta=0.0, limit=ratio - settings.delta * of_ratio, scale=test.delta)
 
     def _acquisition(self, test: StopTest, name: str | None = None) -> AcquisitionFunction:
         """The acquisition function of this name, by default that of the settings."""
         return make_acquisition(name or self._settings.acquisition, test.posterior, test.incumbent, test.delta)
 
     def _optimize(self, test: StopTest, acquisition: AcquisitionFunction, count: int) -> tuple[Ranks, float]:
+        """The best plan within the test's limit, and its value; the incumbent where nothing keeps to it."""
         rng = self._rng(Stream.ACQUISITION, count)
-        return optimize_acquisition(acquisition, test.posterior.space, test.anchors, rng)
+        plan, value = optimize_acquisition(acquisition, test.posterior.space, test.anchors, rng, test.limit)
+        return (plan if np.isfinite(value) else test.incumbent), value
 
     def _test_pointwise(self, test: StopTest, count: int) -> StopTest:
         challenger, value = self._optimize(test, self._acquisition(test, PAC), count)
@@ -126,8 +166,19 @@ class StopRule:
 
     def _propose(self, test: StopTest, count: int) -> StopTest:
         """The test with the candidate of the settings' acquisition function."""
-        proposed, _ = self._optimize(test, self._acquisition(test), count)
+        asked = self._to_propose(test)
+        proposed, _ = self._optimize(asked, self._acquisition(asked), count)
         return replace(test, candidate=proposed)
+
+    def _to_propose(self, test: StopTest) -> StopTest:
+        """The test by which candidates are proposed: another one where L is limited and R is left unused.
+
+        Smaller plans than the incumbent are then no way to a lower L.
+        """
+        limit, ratio = test.posterior.objective.limit, float(test.posterior.space.ratio(test.incumbent[None])[0])
+        if test.scale is None or test.limit is None or limit is None or limit - ratio <= ratio - test.limit:
+            return test
+        return replace(test, delta=test.scale, limit=limit)
 
     def _test_jointly(self, test: StopTest, count: int) -> StopTest:
         joint = self._certify(test, count)
@@ -140,7 +191,8 @@ class StopRule:
         anchors = np.concatenate([test.challenger[None], test.anchors])
         schedule = Schedule.of(self._settings.failure_probability, self._num_joint + 1)
         rng = self._rng(Stream.CERTIFICATE, count)
-        return certify_jointly(test.posterior, test.incumbent, test.delta, anchors, schedule, rng, in_full)
+        failure = Failure(test.posterior, test.incumbent, test.delta, test.limit, test.scale)
+        return certify_jointly(failure, anchors, schedule, rng, in_full)
 
     def _rng(self, stream: Stream, count: int) -> np.random.Generator:
         return generator(self._settings.seed, stream, count)

@@ -133,27 +133,43 @@ def can_be_met(epsilon: float) -> bool:
     return Schedule.of(epsilon, 1).max_failures >= 0
 
 
+@dataclass(frozen=True)
+class Failure:
+    """What counts as a failure of the incumbent: a plan that is better by more than delta.
+
+    Attributes:
+        posterior: over J.
+        incumbent: ranks (d,).
+        delta: by how much J must be higher.
+        limit: R of the plan is at most this; None for any plan.
+        scale: a difference of J that matters, by which distances to a failure are measured; None takes delta.
+    """
+
+    posterior: Posterior
+    incumbent: Ranks
+    delta: float
+    limit: float | None = None
+    scale: float | None = None
+
+    @property
+    def reach(self) -> float:
+        """How far below a failure local searches start."""
+        return REACH * (self.delta if self.scale is None else self.scale)
+
+
 def certify_jointly(
-    posterior: Posterior,
-    incumbent: Ranks,
-    delta: float,
-    anchors: Ranks,
-    schedule: Schedule,
-    rng: np.random.Generator,
-    in_full: bool = False,
+    failure: Failure, anchors: Ranks, schedule: Schedule, rng: np.random.Generator, in_full: bool = False
 ) -> JointTest:
     """Test whether P(max J - J(incumbent) > delta | data) is at most the schedule's risk.
 
     Args:
-        posterior: over J.
-        incumbent: ranks (d,).
-        delta: by how much another plan must be better to count as a failure.
+        failure: incumbent, delta and the plans that are compared.
         anchors: good plans (k, d) to search around, the pointwise maximizer among them.
         schedule: when the bound is computed.
         rng: draws the paths and the points where searches start.
         in_full: complete the first stage in any case, without a pilot, for the record.
     """
-    counter = _FailureCounter(posterior, incumbent, delta, anchors, rng)
+    counter = _FailureCounter(failure, anchors, rng)
     if not in_full:
         counter.draw(PILOT_PATHS, enough=1)
         if counter.failures:
@@ -177,26 +193,21 @@ def certify_jointly(
 class _FailureCounter:
     """Draws sample paths and counts those with a plan better than the incumbent by more than delta."""
 
-    def __init__(
-        self, posterior: Posterior, incumbent: Ranks, delta: float, anchors: Ranks, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, failure: Failure, anchors: Ranks, rng: np.random.Generator) -> None:
         self.failures = 0
         self.paths = 0
-        self._posterior = posterior
-        self._incumbent = incumbent
-        self._delta = delta
+        self._failure = failure
         self._anchors = anchors
         self._rng = rng
 
     def draw(self, count: int, enough: int | None = None) -> None:
         """Draw and search `count` paths; with `enough` the searches end after that many failures."""
-        space = self._posterior.space
-        paths = SamplePaths(self._posterior, count, self._rng, centre=self._incumbent)
-        batch = _Batch(paths, self._incumbent, self._delta, enough)
-        batch.search(
-            np.concatenate([self._anchors, perturb(space, self._anchors, NUM_LOCAL, self._rng)]), NEAR_SEARCHES
-        )
-        batch.search(space.sample(NUM_RANDOM, self._rng), RANDOM_SEARCHES)
+        posterior = self._failure.posterior
+        paths = SamplePaths(posterior, count, self._rng, centre=self._failure.incumbent)
+        batch = _Batch(paths, self._failure, enough)
+        near = perturb(posterior.space, self._anchors, NUM_LOCAL, self._rng)
+        batch.search(np.concatenate([self._anchors, near]), NEAR_SEARCHES)
+        batch.search(posterior.space.sample(NUM_RANDOM, self._rng), RANDOM_SEARCHES)
         self.failures += batch.failures
         self.paths += count
 
@@ -208,12 +219,12 @@ class _Batch:
         excess: how far the best plan found on each path (p,) lies above its value at the incumbent plus delta.
     """
 
-    def __init__(self, paths: SamplePaths, incumbent: Ranks, delta: float, enough: int | None) -> None:
+    def __init__(self, paths: SamplePaths, failure: Failure, enough: int | None) -> None:
         self._paths = paths
-        self._thresholds = paths(incumbent[None])[0] + delta
+        self._failure = failure
+        self._thresholds = paths(failure.incumbent[None])[0] + failure.delta
         count = len(self._thresholds)
         self.excess = np.full(count, -np.inf)
-        self._reach = REACH * delta
         self._enough = count + 1 if enough is None else enough
         self._chunk = count if enough is None else PILOT_CHUNK
 
@@ -222,16 +233,25 @@ class _Batch:
         return int((self.excess > 0).sum())
 
     def search(self, pool: Ranks, num_searches: int) -> None:
-        """Search each path that has not failed locally, from its best points within reach of the pool (m, d)."""
+        """Search each path that has not failed locally, from its best points within reach of the pool (m, d).
+
+        Within a limit of R, the pool is moved to it first.
+        """
+        limit = self._failure.limit
+        if limit is not None:
+            pool = self._paths.posterior.space.fit(pool, limit)
+            pool = pool[self._paths.posterior.space.ratio(pool) <= limit]
+            if not len(pool):
+                return
         heights = self._paths(pool) - self._thresholds
         self.excess = np.maximum(self.excess, heights.max(0))
         for start in np.argpartition(-heights.T, num_searches - 1)[:, :num_searches].T:
             nearest = np.argsort(-self.excess, kind="stable")  # those closest to failing first
-            todo = nearest[(self.excess <= 0)[nearest] & (heights[start[nearest], nearest] > -self._reach)]
+            todo = nearest[(self.excess <= 0)[nearest] & (heights[start[nearest], nearest] > -self._failure.reach)]
             for part in np.split(todo, range(self._chunk, len(todo), self._chunk)):
                 if not len(part) or self.failures >= self._enough:
                     break
                 goals = self._thresholds[part]
                 known = heights[start[part], part] + goals
-                _, optima = local_search(self._paths, part, pool[start[part]], goals=goals, heights=known)
+                _, optima = local_search(self._paths, part, pool[start[part]], goals=goals, heights=known, limit=limit)
                 self.excess[part] = np.maximum(self.excess[part], optima - goals)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from compressor.arrays import Array, Ranks, Single
+from compressor.search.exchange import Moves
 from compressor.search.surrogate.gp import SPECTRAL_FREEDOM, GaussianProcess, correlation_of, squared_distances
 from compressor.search.surrogate.posterior import Posterior
 
@@ -66,6 +67,13 @@ class LatentSamplePaths:
         phases = points @ self.frequencies.T
         values = np.cos(phases) @ self.weights.real.T + np.sin(phases) @ self.weights.imag.T
         values += self._kernel(points) @ self.updates.T
+        return np.asarray(values + self.mean, dtype=np.float64)
+
+    def on(self, chosen: NDArray[np.int64], thetas: Array) -> Array:
+        """Values (k,) at thetas (k, d), each on the path of its own number (k,)."""
+        points = thetas.astype(np.float32)
+        features = self.weights[chosen] * rotations_of(points @ self.frequencies.T)
+        values = features.real.sum(1) + np.einsum("ij,ij->i", self._kernel(points), self.updates[chosen])
         return np.asarray(values + self.mean, dtype=np.float64)
 
     def _kernel(self, points: Single) -> Single:
@@ -126,6 +134,10 @@ class SamplePaths:
         """J (m, p) of every path at ranks (m, d)."""
         return self.posterior.objective_of(ranks[:, None, :], self.latent(self.posterior.space.encode(ranks)))
 
+    def on(self, chosen: NDArray[np.int64], ranks: Ranks) -> Array:
+        """J (k,) at ranks (k, d), each on the path of its own number (k,)."""
+        return self.posterior.objective_of(ranks, self.latent.on(chosen, self.posterior.space.encode(ranks)))
+
     def line(self, layer: int) -> Line:
         """The line of layer number `layer`, computed once."""
         if layer not in self._lines:
@@ -145,12 +157,13 @@ def local_search(
     sweeps: int = MAX_SWEEPS,
     goals: Array | None = None,
     heights: Array | None = None,
+    limit: float | None = None,
 ) -> tuple[Ranks, Array]:
     """Local maxima of sample paths by coordinate ascent, all at once.
 
     Along a coordinate each feature changes by a factor alone, so a path on a whole line of the lattice is one matrix
     product. A search ends after a sweep without a gain. With `goals` it also ends above its goal, and where the last
-    sweep gained too little to get there.
+    sweep gained too little to get there. Within a limit of R, layers exchange ranks in place of a sweep.
 
     Args:
         paths: the sample paths.
@@ -159,6 +172,7 @@ def local_search(
         sweeps: at most so many over all coordinates.
         goals: values (k,).
         heights: values (k,) at `points`, where they are known.
+        limit: R is at most this, as it is at `points`.
 
     Returns:
         Ranks (k, d) and the paths' values there (k,).
@@ -168,7 +182,10 @@ def local_search(
     for _ in range(sweeps):
         if not len(active):
             break
-        moved, reached = _sweep(paths, chosen[active], found[active])
+        if limit is None:
+            moved, reached = _sweep(paths, chosen[active], found[active])
+        else:
+            moved, reached = _exchange(paths, chosen[active], found[active], limit)
         goes_on = (moved != found[active]).any(1)
         if goals is not None:
             left = goals[active] - reached
@@ -178,33 +195,84 @@ def local_search(
     return found, values
 
 
-def _sweep(paths: SamplePaths, chosen: NDArray[np.int64], points: Ranks) -> tuple[Ranks, Array]:
-    """Set each coordinate in order to the best rank of its line; returns the points (k, d) and their values (k,)."""
-    posterior, latent = paths.posterior, paths.latent
-    updates = latent.signal_variance * latent.updates[chosen][:, :, None]
-    theta = posterior.space.encode(points).astype(np.float32)
-    # The real parts of the features sum to the prior's value.
-    features = latent.weights[chosen] * rotations_of(theta @ latent.frequencies.T)
-    squares = squared_distances(theta / latent.length_scales, latent.scaled_data)
-    rows, best = np.arange(len(points)), np.full(len(points), -np.inf)
-    for layer in range(posterior.space.num_dims):
-        line, scale, data = paths.line(layer), latent.length_scales[layer], latent.scaled_data[:, layer]
-        own, which = np.unique(theta[:, layer], return_inverse=True)  # few: most lie on the line already
-        stripped = features * rotations_of(-own[:, None] * latent.frequencies[:, layer])[which]
+class _Searches:
+    """Local searches on sample paths, one at each of the points (k, d).
+
+    Attributes:
+        points: where they are (k, d).
+    """
+
+    def __init__(self, paths: SamplePaths, chosen: NDArray[np.int64], points: Ranks) -> None:
+        latent = paths.latent
+        self.points = points
+        self._paths = paths
+        self._updates = latent.signal_variance * latent.updates[chosen][:, :, None]
+        self._theta = paths.posterior.space.encode(points).astype(np.float32)
+        # The real parts of the features sum to the prior's value.
+        self._features = latent.weights[chosen] * rotations_of(self._theta @ latent.frequencies.T)
+        self._squares = squared_distances(self._theta / latent.length_scales, latent.scaled_data)
+        self._rows = np.arange(len(points))
+
+    def along(self, layer: int) -> tuple[Ranks, Array]:
+        """Plans (k, 1 + r, d) on the line of a layer, each search's own first, and their values (k, 1 + r)."""
+        latent, line = self._paths.latent, self._paths.line(layer)
+        scale, data = latent.length_scales[layer], latent.scaled_data[:, layer]
+        own, which = np.unique(self._theta[:, layer], return_inverse=True)  # few: most lie on the line already
+        self._stripped = self._features * rotations_of(-own[:, None] * latent.frequencies[:, layer])[which]
         # The point itself comes first, so that a tie leaves it where it is.
-        prior = np.concatenate([features.real.sum(1)[:, None], stripped.view(np.float32) @ line.sines], axis=1)
-        steps = (line.thetas[:, None] / scale - data) ** 2
-        rest = np.maximum(squares - ((own / scale)[:, None] - data)[which] ** 2, 0.0)
-        distances = np.concatenate([squares[:, None, :], rest[:, None, :] + steps], axis=1)
-        values = (prior + (correlation_of(distances) @ updates)[:, :, 0]) + latent.mean
-        candidates = np.repeat(points[:, None, :], len(line.ranks) + 1, axis=1)
+        prior = np.concatenate(
+            [self._features.real.sum(1)[:, None], self._stripped.view(np.float32) @ line.sines], axis=1
+        )
+        self._steps = (line.thetas[:, None] / scale - data) ** 2
+        self._rest = np.maximum(self._squares - ((own / scale)[:, None] - data)[which] ** 2, 0.0)
+        distances = np.concatenate([self._squares[:, None, :], self._rest[:, None, :] + self._steps], axis=1)
+        values = (prior + (correlation_of(distances) @ self._updates)[:, :, 0]) + latent.mean
+        candidates = np.repeat(self.points[:, None, :], len(line.ranks) + 1, axis=1)
         candidates[:, 1:, layer] = line.ranks
-        values = posterior.objective_of(candidates, values)
-        taken = values.argmax(1)
-        points, best = candidates[rows, taken], values[rows, taken]
+        return candidates, self._paths.posterior.objective_of(candidates, values)
+
+    def climb(self, layer: int) -> Array:
+        """Move to the best rank of the line; returns the values there (k,)."""
+        candidates, values = self.along(layer)
+        taken, line = values.argmax(1), self._paths.line(layer)
+        self.points = candidates[self._rows, taken]
         moved = np.flatnonzero(taken)
         level = taken[moved] - 1
-        features[moved] = stripped[moved] * line.rotations[level]
-        theta[moved, layer] = line.thetas[level]
-        squares[moved] = rest[moved] + steps[level]
-    return points, best
+        self._features[moved] = self._stripped[moved] * line.rotations[level]
+        self._theta[moved, layer] = line.thetas[level]
+        self._squares[moved] = self._rest[moved] + self._steps[level]
+        return values[self._rows, taken]
+
+
+def _sweep(paths: SamplePaths, chosen: NDArray[np.int64], points: Ranks) -> tuple[Ranks, Array]:
+    """Set each coordinate in order to the best rank of its line; returns the points (k, d) and their values (k,)."""
+    searches, best = _Searches(paths, chosen, points), np.full(len(points), -np.inf)
+    for layer in range(paths.posterior.space.num_dims):
+        best = searches.climb(layer)
+    return searches.points, best
+
+
+def _exchange(paths: SamplePaths, chosen: NDArray[np.int64], points: Ranks, limit: float) -> tuple[Ranks, Array]:
+    """Move each of the points (k, d) by the best exchange between layers within a limit of R; as `_sweep`."""
+    space, searches = paths.posterior.space, _Searches(paths, chosen, points)
+    lines = [searches.along(layer) for layer in range(space.num_dims)]
+    layers = np.repeat(np.arange(space.num_dims), [values.shape[1] - 1 for _, values in lines])
+    ranks = np.concatenate([paths.line(layer).ranks for layer in range(space.num_dims)])
+    own = lines[0][1][:, 0]
+    gains = np.concatenate([values[:, 1:] for _, values in lines], axis=1) - own[:, None]
+    ratios, shares = space.ratio(points), [space.layer_ratio(layer) for layer in range(space.num_dims)]
+    costs = np.concatenate(
+        [
+            shares[layer][paths.line(layer).ranks - 1] - shares[layer][points[:, layer] - 1][:, None]
+            for layer in range(space.num_dims)
+        ],
+        axis=1,
+    )
+    plans = [
+        np.concatenate([point[None], Moves(layers, ranks, *row, limit - ratio).plans(point)])
+        for point, row, ratio in zip(points, zip(gains, costs, strict=True), ratios, strict=True)
+    ]
+    counts = np.cumsum([0, *(len(part) for part in plans)])
+    values = paths.on(np.repeat(chosen, np.diff(counts)), np.concatenate(plans))
+    found = [counts[row] + int(values[counts[row] : counts[row + 1]].argmax()) for row in range(len(points))]
+    return np.concatenate(plans)[found], values[found]

@@ -22,6 +22,7 @@ from compressor.search.stopping.joint_certificate import (
     NUM_RANDOM,
     NUM_STAGES,
     REACH,
+    Failure,
     JointTest,
     Schedule,
     can_be_met,
@@ -66,14 +67,16 @@ def test_the_shares_of_all_tests_add_up_to_their_part_of_epsilon() -> None:
     assert sum(shares) < ALPHA_SHARE * 0.05
 
 
-def make_pac(kind: str, num_dims: int, delta: float, noise: float = 0.2, evaluations: int = 8) -> Pac:
+def make_pac(
+    kind: str, num_dims: int, delta: float, noise: float = 0.2, evaluations: int = 8, limit: float | None = None
+) -> Pac:
     """A posterior, its incumbent and delta."""
     break_even_ranks = BREAK_EVEN_RANKS[num_dims]
     space = RankSpace(
         [str(break_even_rank) for break_even_rank in break_even_ranks],
         [[10 * rank for rank in range(1, break_even_rank + 1)] for break_even_rank in break_even_ranks],
     )
-    objective = Objective(0.3)
+    objective = Objective(0.3, limit=limit)
     surrogate: Surrogate = (
         LossSurrogate(space, objective) if kind == "loss" else LognormalSurrogate(space, objective, one)
     )
@@ -84,7 +87,8 @@ def make_pac(kind: str, num_dims: int, delta: float, noise: float = 0.2, evaluat
         np.full(num_dims, 0.5), 0.05 if kind == "loss" else 0.15, 1e-4, float(targets.values.mean())
     )
     posterior = surrogate.posterior(gp.GaussianProcess(space.encode(ranks), targets.values, targets.noise, hyper))
-    return Pac(posterior, ranks[posterior.mean(ranks).argmax()], delta)
+    allowed = ranks[objective.allows(space.ratio(ranks))]
+    return Pac(posterior, allowed[posterior.mean(allowed).argmax()], delta)
 
 
 def certify(
@@ -97,7 +101,8 @@ def certify(
 ) -> JointTest:
     anchors = pac.incumbent[None] if anchors is None else anchors
     schedule = Schedule.of(epsilon, number)
-    return certify_jointly(pac.posterior, pac.incumbent, pac.delta, anchors, schedule, rng, in_full)
+    failure = Failure(pac.posterior, pac.incumbent, pac.delta, pac.posterior.objective.limit)
+    return certify_jointly(failure, anchors, schedule, rng, in_full)
 
 
 def first_stage() -> int:
@@ -118,21 +123,33 @@ def exact_probability(pac: Pac, count: int = 20_000) -> float:
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(np.maximum(values, 0.0))
     latent = mean[:, None] + root @ np.random.default_rng(0).standard_normal((len(mean), count))
+    ratios, limit = posterior.space.ratio(everything)[:, None], posterior.objective.limit
+    draws = latent
     if isinstance(posterior, LognormalPosterior):
-        norms = np.exp(latent) * (one(everything) + posterior.offset)[:, None] - posterior.offset
-        draws = -0.3 * norms - posterior.space.ratio(everything)[:, None]
-    else:
-        draws = latent - posterior.space.ratio(everything)[:, None]
+        draws = -0.3 * (np.exp(latent) * (one(everything) + posterior.offset)[:, None] - posterior.offset)
+    draws = draws - ratios if limit is None else np.where(ratios <= limit, draws, -np.inf)
     (own,) = np.flatnonzero((everything == pac.incumbent).all(1))
     return float((draws.max(0) > draws[own] + pac.delta).mean())
 
 
 @pytest.mark.parametrize(
-    ("kind", "num_dims", "delta"),
-    [("loss", 1, 0.005), ("loss", 2, 0.3), ("loss", 2, 0.45), ("log", 1, 0.003), ("log", 2, 0.1), ("log", 2, 0.2)],
+    ("kind", "num_dims", "delta", "limit"),
+    [
+        ("loss", 1, 0.005, None),
+        ("loss", 2, 0.3, None),
+        ("loss", 2, 0.45, None),
+        ("log", 1, 0.003, None),
+        ("log", 2, 0.1, None),
+        ("log", 2, 0.2, None),
+        ("loss", 2, 0.2, 0.4),
+        ("log", 2, 0.3, 0.4),
+        ("log", 2, 0.25, 0.6),
+    ],
 )
-def test_the_share_of_failing_paths_is_the_probability_by_enumeration(kind: str, num_dims: int, delta: float) -> None:
-    pac = make_pac(kind, num_dims, delta)
+def test_the_share_of_failing_paths_is_the_probability_by_enumeration(
+    kind: str, num_dims: int, delta: float, limit: float | None
+) -> None:
+    pac = make_pac(kind, num_dims, delta, limit=limit)
     expected = exact_probability(pac)
     assert 0.02 < expected < 0.9, "a probability too extreme to test"
     rng = np.random.default_rng(7)
