@@ -41,12 +41,19 @@ class Linearizer:
         original: the original network.
         layers: the layers whose ranks a plan gives, in its order.
         factors: their factors, by the layer's name.
+        gain: every function norm is multiplied by this (see `RankSearch`).
     """
 
     def __init__(
-        self, norm: FunctionNorm, original: nn.Module, layers: Sequence[FoundLayer], factors: Mapping[str, Factors]
+        self,
+        norm: FunctionNorm,
+        original: nn.Module,
+        layers: Sequence[FoundLayer],
+        factors: Mapping[str, Factors],
+        gain: float = 1.0,
     ) -> None:
         self._norm = norm
+        self._scale = gain**0.5
         self._original = original
         self._layers = list(layers)
         self._factors = dict(factors)
@@ -69,7 +76,8 @@ class Linearizer:
             for layer, ranks_of_layer in enumerate(others)
         ]
         each = 1 + BACKWARD_PASSES * residuals.shape[1] + float(np.mean([len(row) for row in others]))
-        return LinearModel(residuals, changes, round(each * len(indices)))
+        changes = [{rank: self._scale * change for rank, change in row.items()} for row in changes]
+        return LinearModel(self._scale * residuals, changes, round(each * len(indices)))
 
     def _move(self, layer: FoundLayer, ranks: Sequence[int]) -> "_Move":
         factors, kept = self._factors[layer.name], [rank for rank in ranks if rank != layer.dense_rank]

@@ -45,6 +45,11 @@ class Losses:
         """The function norm on these images, whatever the loss."""
         return float(self.distances.mean())
 
+    def scaled(self, factor: float) -> "Losses":
+        """These losses times a factor; decisions that flip are the same."""
+        squares = None if self.squares is None else factor * self.squares
+        return Losses(self.indices, factor * self.values, squares, self.flips)
+
     def on(self, indices: NDArray[np.int64]) -> "Losses":
         """The losses on the images `indices` (k,), in the present order."""
         return self._where(np.isin(self.indices, indices))

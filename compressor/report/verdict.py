@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from math import ceil, floor, log10
 
 from compressor.fidelity.records import FidelityRecord
-from compressor.report.records import PrecisionRecord, VerdictRecord
+from compressor.report.records import PrecisionRecord, Report, VerdictRecord
 from compressor.schema import Pair
 from compressor.search.records import TARGET_OPTIONS, Form, ParetoRecord, TargetRecord
 
 MAX_RELATIVE_NORM = 0.5  # of the output energy, that a network may lose and still be useful
 MIN_TOP1_SHARE = 0.5  # of the original's top-1; means of outputs can be large beside what tells classes apart
+MIN_LEFT = 0.95  # of operations and of time: a network that keeps as much gained little
 GOOD_SHARE = 0.1  # of what a network without outputs loses: L that a suggested gamma leads to
 STEPS = (1.0, 2.0, 5.0, 10.0)  # suggestions are rounded up to these
 
@@ -48,6 +49,20 @@ def judge(
 def describe_failure(verdict: VerdictRecord) -> str:
     """The sentence that a failed run begins with, in the terminal and on the page."""
     return f"Not a success: {verdict.reason}; {verdict.advice}."
+
+
+def describe_little(report: Report) -> str:
+    """What the headline of a search for a gamma begins with where the network hardly became faster; else empty."""
+    operations = report.macs.compressed / report.macs.original if report.macs.original else 1.0
+    shares = [operations, *(record.ratio for record in report.latency.values())]
+    if report.search is None or report.target is not None or report.stages or min(shares) < MIN_LEFT:
+        return ""
+    time = f", {100 * min(shares[1:]):.1f} % of the time" if len(shares) > 1 else ""
+    others = "--precision int8 and fewer ranks with fine-tuning (--max-drop, --finetune)"
+    return (
+        f"Low rank gives this network little: {100 * operations:.1f} % of the operations are left{time}. "
+        f"{'Fewer ranks with fine-tuning (--max-drop, --finetune)' if report.precisions else others} give more. "
+    )
 
 
 def is_destroyed(fidelity: FidelityRecord, top1: Pair[float] | None = None) -> bool:

@@ -25,6 +25,7 @@ from compressor.report.formatting import (
     format_ratio,
 )
 from compressor.report.records import Report
+from compressor.report.verdict import describe_little
 from compressor.search.records import TARGET_OPTIONS, CertificateRecord, SearchRecord, TargetKind, TargetRecord
 from compressor.text import join_words
 from exporters.records import ExportCheckRecord
@@ -52,7 +53,7 @@ def describe_result(report: Report) -> str:
         share = record.fidelity.top1_agreement
         kept = [] if share is None else [f"{format_percent(share)} unchanged"]
         parts.append([size, *_speeds(record.latency), *kept])
-    return "; ".join(map(", ".join, parts))
+    return describe_little(report) + "; ".join(map(", ".join, parts))
 
 
 def _factor(size_bytes: int, original_bytes: int) -> str:
@@ -270,9 +271,17 @@ def describe_reconstruction_limits(report: Report) -> str:
     rule = "A step is kept if it lowers the function norm on the check images"
     if report.search is None:
         return f"{rule}, which are not test images."
+    return f"{rule}; these are some of the search images, not test images. {_describe_gain(report)}"
+
+
+def _describe_gain(report: Report) -> str:
+    """What the search knew of reconstruction."""
+    gain, record = 1.0 if report.search is None else report.search.gain, report.reconstruction
+    if gain == 1.0 or record is None or not record.before:
+        return "The search and its certificate are about the network before this."
     return (
-        f"{rule}; these are some of the search images, not test images. "
-        "The search and its certificate are about the network before this."
+        f"The search weighed every L as {format_number(gain)} of what it observed, since it expected this to be left, "
+        f"and its certificate takes that for true; {format_number(record.after / record.before)} of it was left."
     )
 
 

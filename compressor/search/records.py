@@ -186,6 +186,7 @@ class SearchRecord(Record):
         surrogate_seconds: of those, spent on the surrogate.
         stopped_because: in words.
         limit: of R, where there is a target; J is then -L.
+        gain: what reconstruction was expected to leave of L, by which every L of the search is multiplied.
         objective: posterior mean of J at the chosen plan.
         objective_sd: posterior standard deviation of it.
         certificate: the last test.
@@ -201,6 +202,7 @@ class SearchRecord(Record):
     surrogate_seconds: float
     stopped_because: str
     limit: float | None = None
+    gain: float = 1.0
     objective: float
     objective_sd: float
     certificate: CertificateRecord

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from compressor.arrays import Array, Ranks
 from compressor.search.evaluation.history import History, ParetoPlan
 from compressor.search.objective import Objective
 from compressor.search.records import CalibrationRecord, CertificateRecord, EvaluationRecord, JointRecord
@@ -52,8 +53,23 @@ def _difference(test: StopTest, target: SearchTarget | None) -> float:
 
 def evaluation_records(history: History, posterior: Posterior) -> list[EvaluationRecord]:
     """All evaluations, in order."""
-    norms, _ = posterior.loss(np.array(history.ranks))
+    norms, _ = losses_at_end(history, posterior, np.array(history.ranks))
     return [_evaluation_record(history, posterior, index, float(norm)) for index, norm in enumerate(norms)]
+
+
+def losses_at_end(history: History, posterior: Posterior, ranks: Ranks) -> tuple[Array, Array]:
+    """What L of evaluated plans (m, d) is known to be, and its standard deviation (m,).
+
+    The posterior's, but for plans that were kept out of the process, being far from the best: there it is a guess, and
+    the plan's own evaluations say more.
+    """
+    means, deviations = posterior.loss(ranks)
+    fitted = posterior.process.thetas
+    for index, theta in enumerate(posterior.space.encode(ranks)):
+        if not (fitted == theta).all(1).any():
+            losses = history.losses_of(ranks[index])
+            means[index], deviations[index] = losses.mean, losses.variance**0.5
+    return means, deviations
 
 
 def _evaluation_record(history: History, posterior: Posterior, index: int, norm: float) -> EvaluationRecord:
@@ -88,9 +104,9 @@ def calibration_record(posterior: Posterior) -> CalibrationRecord:
 
 
 def pareto_front(history: History, posterior: Posterior) -> list[ParetoPlan]:
-    """Evaluated plans that no other beats in both R and the posterior mean of L, smallest first."""
+    """Evaluated plans that no other beats in both R and L as it is known at the end, smallest first."""
     ranks = np.unique(np.array(history.ranks), axis=0)
-    norms, deviations = posterior.loss(ranks)
+    norms, deviations = losses_at_end(history, posterior, ranks)
     ratios = posterior.space.ratio(ranks)
     order = np.lexsort([norms, ratios])
     lowest = np.minimum.accumulate(np.concatenate([[np.inf], norms[order][:-1]]))

@@ -297,6 +297,18 @@ def test_headline_has_size_speed_and_agreement(report: Report) -> None:
     )
 
 
+def test_headline_says_first_where_there_was_little_to_gain(report: Report) -> None:
+    (name, latency), *_ = report.latency.items()
+    slow = {name: latency.model_copy(update={"ratio": 0.996})}
+    macs = report.macs.model_copy(update={"compressed": round(0.97 * report.macs.original)})
+    little = report.model_copy(update={"latency": slow, "macs": macs})
+    assert wording.describe_result(little).startswith(
+        "Low rank gives this network little: 97.0 % of the operations are left, 99.6 % of the time. --precision int8"
+    )
+    assert wording.describe_result(little.model_copy(update={"search": None})).startswith("resnet18")
+    assert wording.describe_result(report.model_copy(update={"macs": macs})).startswith("resnet18")
+
+
 def test_headline_names_the_other_precisions_after_float32(report: Report) -> None:
     fidelity = report.fidelity.model_copy(update={"top1_agreement": 0.975})
     int8 = PrecisionRecord(

@@ -35,6 +35,10 @@ from compressor.search.space import RankSpace
 from compressor.search.sparsity_space import SparsitySpace
 from compressor.search.target.target import SearchTarget
 
+# What layer-wise reconstruction leaves of L, at an early guess (docs/method/search/index.md). Only the network that it
+# ends with is delivered, so that L is weighed against R as it will then be.
+EXPECTED_GAIN = 0.35
+
 
 @dataclass(frozen=True)
 class SearchRanks(Stage):
@@ -52,6 +56,8 @@ class RankSearch:
         context: the original, the images, the settings; with `resume` the journal in its folder is gone on with.
         state: holds what the stages before found: `norm`, `measure`, `gamma`, `decomposed` and `costs`.
 
+    Every L of the search is that of the plan's factors times `gain`, what reconstruction is expected to leave of it.
+
     Attributes:
         norm: the function norm on the search's images.
         parts: the layers that are searched.
@@ -68,7 +74,9 @@ class RankSearch:
         self.parts = [part for part in self._every_part if part.layer.name not in self._costs.left]
         self.space = _make_space(context, self.parts, self._costs)
         factors = {part.layer.name: part.factors for part in self.parts}
-        self._linearize = Linearizer(self.norm, context.original, [part.layer for part in self.parts], factors)
+        self._gain = _expected_gain(context)
+        layers = [part.layer for part in self.parts]
+        self._linearize = Linearizer(self.norm, context.original, layers, factors, self._gain)
         self._workers = _workers(context.settings)
         self._search: Search | None = None
 
@@ -127,7 +135,7 @@ class RankSearch:
             for file, (_, found) in zip(files, pareto_front, strict=True)
         ]
         plan = self._plan(ranks, gamma, "chosen by the search")
-        record = record.model_copy(update={"pareto_front": rows})
+        record = record.model_copy(update={"pareto_front": rows, "gain": self._gain})
         return replace(
             make_result(
                 self.parts, self.space.layer_ranks(ranks).tolist(), self._gamma, plan, record, self._costs.rank_multiple
@@ -146,7 +154,7 @@ class RankSearch:
         problem = SearchProblem(
             space=self.space,
             objective=Objective(self._gamma, context.settings.form),
-            evaluate=make_evaluation(self._measure, context.original, self.parts, self.space),
+            evaluate=make_evaluation(self._measure, context.original, self.parts, self.space, self._gain),
             num_images=len(context.search_images),
             noise_spec=self._measure.noise_spec,
             linearize=self._linearize,
@@ -184,7 +192,11 @@ def _make_space(context: Context, parts: Sequence[Decomposed], costs: Costs) -> 
 
 
 def make_evaluation(
-    measure: FunctionNorm | Risk, original: nn.Module, parts: Sequence[Decomposed], space: RankSpace
+    measure: FunctionNorm | Risk,
+    original: nn.Module,
+    parts: Sequence[Decomposed],
+    space: RankSpace,
+    gain: float = 1.0,
 ) -> Evaluate:
     """The losses of a plan as a function of its ranks; not a method, so that workers are sent only what it needs."""
     layers = [part.layer for part in parts]
@@ -192,9 +204,17 @@ def make_evaluation(
 
     def evaluate(ranks: Ranks, indices: np.ndarray) -> Losses:
         candidate = candidates.build(factorized_ranks(layers, space.layer_ranks(ranks)))
-        return measure.losses(pruned_copy(candidate, space.prune_fraction(ranks)), indices)
+        return measure.losses(pruned_copy(candidate, space.prune_fraction(ranks)), indices).scaled(gain)
 
     return evaluate
+
+
+def _expected_gain(context: Context) -> float:
+    """What reconstruction leaves of L. `MeetDrop` measures that for itself, and a risk is another loss."""
+    settings = context.settings
+    by_drop = settings.target is not None and settings.target.kind == "drop"
+    is_expected = settings.recalibrate and len(context.calibration) and settings.fidelity == "norm" and not by_drop
+    return EXPECTED_GAIN if is_expected else 1.0
 
 
 def _workers(settings: Settings) -> Workers:
@@ -212,7 +232,7 @@ def _fingerprint(context: Context, parts: Sequence[Decomposed], gamma: float, co
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
     return {
-        VERSION_KEY: 12,
+        VERSION_KEY: 13,
         "weights": hash_tensors(context.original.state_dict().values()),
         "images": hash_images(context.search_images),
         "calibration": hash_images(context.calibration),
@@ -226,6 +246,7 @@ def _fingerprint(context: Context, parts: Sequence[Decomposed], gamma: float, co
         "fidelity": settings.fidelity,
         "sparsity": "searched" if settings.prune_fraction is None else None,
         "recalibrate": settings.recalibrate if by_drop else None,
+        "gain": _expected_gain(context),
         "pruned": settings.prune_fraction if by_drop else None,
         "validation images": hash_images(context.validation) if by_drop and context.validation is not None else None,
         "labels": labels.tolist() if uses_labels and labels is not None else None,
