@@ -7,7 +7,7 @@ kept on average (Johnson and Lindenstrauss 1984): with half as many directions a
 than half of that of independent directions.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ from compressor.network.surgery import build_candidate, with_layer
 from compressor.streams import Stream
 
 BATCH_SIZE = 25
-MAX_GRADIENTS = 5 * 10**7  # by layers' outputs, which are held at once: 200 MB
+MAX_GRADIENTS = 2 * 10**7  # by layers' outputs, which are held at once: 80 MB
 # What a backward pass costs, in forward passes; the count then agrees with measured times, see
 # benchmarks/studies/search/evaluation_cost.py.
 BACKWARD_PASSES = 1.5
@@ -41,7 +41,7 @@ class Linearizer:
         original: the original network.
         layers: the layers whose ranks a plan gives, in its order.
         factors: their factors, by the layer's name.
-        gain: every function norm is multiplied by this (see `RankSearch`).
+        left: by what function norms around a plan of some function norm are multiplied (see `ExpectedGain`).
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class Linearizer:
         original: nn.Module,
         layers: Sequence[FoundLayer],
         factors: Mapping[str, Factors],
-        gain: float = 1.0,
+        left: Callable[[float], float] = lambda loss: 1.0,
     ) -> None:
         self._norm = norm
-        self._scale = gain**0.5
+        self._left = left
         self._original = original
         self._layers = list(layers)
         self._factors = dict(factors)
@@ -76,8 +76,9 @@ class Linearizer:
             for layer, ranks_of_layer in enumerate(others)
         ]
         each = 1 + BACKWARD_PASSES * residuals.shape[1] + float(np.mean([len(row) for row in others]))
-        changes = [{rank: self._scale * change for rank, change in row.items()} for row in changes]
-        return LinearModel(self._scale * residuals, changes, round(each * len(indices)))
+        scale = self._left(float((residuals**2).sum(1).mean())) ** 0.5
+        changes = [{rank: scale * change for rank, change in row.items()} for row in changes]
+        return LinearModel(scale * residuals, changes, round(each * len(indices)))
 
     def _move(self, layer: FoundLayer, ranks: Sequence[int]) -> "_Move":
         factors, kept = self._factors[layer.name], [rank for rank in ranks if rank != layer.dense_rank]

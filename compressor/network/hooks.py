@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from compressor.data.images import ImageSet
 
 BATCH_SIZE = 32
-MAX_ACTIVATIONS = 5 * 10**7  # that a pass with gradients holds at once: 200 MB
+MAX_ACTIVATIONS = 2 * 10**7  # that a pass with gradients holds at once: 80 MB
 
 
 class Captured(Exception):

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
 
-from compressor.cost.memory import peak_memory_bytes
+from compressor.cost.memory import peak_memory_bytes, release_memory
 from compressor.cost.records import StageCost
 from compressor.pipeline.context import Context
 from compressor.pipeline.state import State
@@ -41,6 +41,7 @@ class RecipeStage(Stage):
 def run_stages(stages: Iterable[Stage], context: Context, state: State) -> State:
     """The state after all stages, each given what the one before left, with what each cost."""
     for stage in stages:
+        release_memory()
         began = time.perf_counter()
         state = stage.run(context, state)
         cost = StageCost(

@@ -280,8 +280,8 @@ def _describe_gain(report: Report) -> str:
     if gain == 1.0 or record is None or not record.before:
         return "The search and its certificate are about the network before this."
     return (
-        f"The search weighed every L as {format_number(gain)} of what it observed, since it expected this to be left, "
-        f"and its certificate takes that for true; {format_number(record.after / record.before)} of it was left."
+        f"The search weighed a small L as {format_number(gain)} of what it observed, since it expected this to be "
+        f"left, and its certificate takes that for true; {format_number(record.after / record.before)} of L was left."
     )
 
 

@@ -34,7 +34,8 @@ def challengers_of(initial_best: Ranks, posterior: Posterior, visited: Ranks) ->
     others = alternatives(posterior.space, initial_best)
     around = [with_rank(initial_best, layer, rank) for layer, ranks in enumerate(others) for rank in ranks]
     plans = np.unique(np.array([*around, *visited]), axis=0)
-    plans = plans[(plans != initial_best).any(1)]
+    is_allowed = posterior.objective.allows(posterior.space.ratio(plans))
+    plans = plans[is_allowed & (plans != initial_best).any(1)]
     return list(plans[np.argsort(-posterior.mean(plans), kind="stable")[:NUM_CHALLENGERS]])
 
 

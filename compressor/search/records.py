@@ -186,7 +186,8 @@ class SearchRecord(Record):
         surrogate_seconds: of those, spent on the surrogate.
         stopped_because: in words.
         limit: of R, where there is a target; J is then -L.
-        gain: what reconstruction was expected to leave of L, by which every L of the search is multiplied.
+        gain: what reconstruction was expected to leave of a small L, as a factor; every L here is what it was expected
+            to leave.
         objective: posterior mean of J at the chosen plan.
         objective_sd: posterior standard deviation of it.
         certificate: the last test.

@@ -42,7 +42,7 @@ def gamma_that_would_do(context: Context, state: State) -> float | None:
         if gamma is None or gamma <= used:
             gamma = usual if gamma is not None or used < usual else None
         if gamma is not None:
-            found.append(max(gamma, round_up(2 * used)))
+            found.append(max(gamma, round_up(2 * used)) if used > 0 else gamma)
     return max(found, default=None)
 
 

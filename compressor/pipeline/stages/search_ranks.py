@@ -35,9 +35,28 @@ from compressor.search.space import RankSpace
 from compressor.search.sparsity_space import SparsitySpace
 from compressor.search.target.target import SearchTarget
 
-# What layer-wise reconstruction leaves of L, at an early guess (docs/method/search/index.md). Only the network that it
-# ends with is delivered, so that L is weighed against R as it will then be.
+# What layer-wise reconstruction leaves of a small L: it lowered that two- to fourfold (docs/method/search/index.md).
 EXPECTED_GAIN = 0.35
+
+
+@dataclass(frozen=True)
+class ExpectedGain:
+    """What layer-wise reconstruction is expected to leave of L, as a factor.
+
+    Only the network after it is delivered, so that L is weighed against R as it will then be. Of a network that has
+    lost everything it recovers nothing.
+
+    Attributes:
+        least: the factor where L is small; 1 where nothing is reconstructed.
+        lost: L of a network without outputs, of which all is left.
+    """
+
+    least: float
+    lost: float
+
+    def __call__(self, loss: float) -> float:
+        share = min(1.0, max(loss, 0.0) / self.lost) if self.lost > 0 else 1.0
+        return self.least + (1.0 - self.least) * share
 
 
 @dataclass(frozen=True)
@@ -56,7 +75,7 @@ class RankSearch:
         context: the original, the images, the settings; with `resume` the journal in its folder is gone on with.
         state: holds what the stages before found: `norm`, `measure`, `gamma`, `decomposed` and `costs`.
 
-    Every L of the search is that of the plan's factors times `gain`, what reconstruction is expected to leave of it.
+    Every L of the search is that of the plan's factors as reconstruction is expected to leave it, see `ExpectedGain`.
 
     Attributes:
         norm: the function norm on the search's images.
@@ -74,7 +93,7 @@ class RankSearch:
         self.parts = [part for part in self._every_part if part.layer.name not in self._costs.left]
         self.space = _make_space(context, self.parts, self._costs)
         factors = {part.layer.name: part.factors for part in self.parts}
-        self._gain = _expected_gain(context)
+        self._gain = ExpectedGain(_least_gain(context), self.norm.uninformative_loss)
         layers = [part.layer for part in self.parts]
         self._linearize = Linearizer(self.norm, context.original, layers, factors, self._gain)
         self._workers = _workers(context.settings)
@@ -135,7 +154,7 @@ class RankSearch:
             for file, (_, found) in zip(files, pareto_front, strict=True)
         ]
         plan = self._plan(ranks, gamma, "chosen by the search")
-        record = record.model_copy(update={"pareto_front": rows, "gain": self._gain})
+        record = record.model_copy(update={"pareto_front": rows, "gain": self._gain.least})
         return replace(
             make_result(
                 self.parts, self.space.layer_ranks(ranks).tolist(), self._gamma, plan, record, self._costs.rank_multiple
@@ -196,7 +215,7 @@ def make_evaluation(
     original: nn.Module,
     parts: Sequence[Decomposed],
     space: RankSpace,
-    gain: float = 1.0,
+    left: Callable[[float], float] = lambda loss: 1.0,
 ) -> Evaluate:
     """The losses of a plan as a function of its ranks; not a method, so that workers are sent only what it needs."""
     layers = [part.layer for part in parts]
@@ -204,13 +223,14 @@ def make_evaluation(
 
     def evaluate(ranks: Ranks, indices: np.ndarray) -> Losses:
         candidate = candidates.build(factorized_ranks(layers, space.layer_ranks(ranks)))
-        return measure.losses(pruned_copy(candidate, space.prune_fraction(ranks)), indices).scaled(gain)
+        losses = measure.losses(pruned_copy(candidate, space.prune_fraction(ranks)), indices)
+        return losses.scaled(left(losses.mean))
 
     return evaluate
 
 
-def _expected_gain(context: Context) -> float:
-    """What reconstruction leaves of L. `MeetDrop` measures that for itself, and a risk is another loss."""
+def _least_gain(context: Context) -> float:
+    """What reconstruction leaves of a small L. `MeetDrop` measures that for itself, and a risk is another loss."""
     settings = context.settings
     by_drop = settings.target is not None and settings.target.kind == "drop"
     is_expected = settings.recalibrate and len(context.calibration) and settings.fidelity == "norm" and not by_drop
@@ -246,7 +266,7 @@ def _fingerprint(context: Context, parts: Sequence[Decomposed], gamma: float, co
         "fidelity": settings.fidelity,
         "sparsity": "searched" if settings.prune_fraction is None else None,
         "recalibrate": settings.recalibrate if by_drop else None,
-        "gain": _expected_gain(context),
+        "gain": _least_gain(context),
         "pruned": settings.prune_fraction if by_drop else None,
         "validation images": hash_images(context.validation) if by_drop and context.validation is not None else None,
         "labels": labels.tolist() if uses_labels and labels is not None else None,

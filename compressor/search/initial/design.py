@@ -74,7 +74,7 @@ class InitialDesign:
             num_steps: Gauss-Newton steps to take, where there is a linear model.
 
         Returns:
-            The plan (d,) that the steps led to; None without steps, or where there is a target.
+            The plan (d,) that the steps led to; None without steps, or where L is limited.
         """
         is_random = self._evaluator.settings.start == "random"
         best = self._random_plans() if is_random else self._plans_by_sensitivities()
@@ -82,7 +82,8 @@ class InitialDesign:
         if self._refinement is not None:
             for _ in range(num_steps):
                 best = self._refine(self._from(best))
-            return None if self._limits.target else best
+            target = self._limits.target
+            return None if target is not None and target.measure == "loss" else best
         if not is_random:
             for _ in range(allocation.NUM_REALLOCATIONS):
                 best = self._reallocate(self._from(best))
