@@ -11,9 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from compressor.arrays import Array
+from compressor.arrays import Array, Ranks
 from compressor.channels.groups import ChannelGroup
 from compressor.network.macs import count_macs
+
+Widths = Ranks | Sequence[int]
+"""Units of every group (d,)."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +53,15 @@ class ChannelCosts:
             if name in outputs:
                 self._params += _replacing(others, (outputs[name],))
 
-    def params(self, widths: Array | Sequence[int]) -> int:
+    def params(self, widths: Widths) -> int:
         """Parameters of the network at these widths (d,) in units."""
         return self._sum(self._params, widths)
 
-    def macs(self, widths: Array | Sequence[int]) -> int:
+    def macs(self, widths: Widths) -> int:
         """Multiply-accumulates for one image at these widths (d,) in units."""
         return self._sum(self._macs, widths)
 
-    def macs_per_unit(self, widths: Array | Sequence[int]) -> Array:
+    def macs_per_unit(self, widths: Widths) -> Array:
         """Multiply-accumulates (d,) that one unit of each group costs where the others have these widths (d,)."""
         slopes = np.zeros(len(self.num_units))
         shares = np.asarray(widths) / self.num_units
@@ -68,7 +71,7 @@ class ChannelCosts:
                 slopes[group] += term.full * others / self.num_units[group]
         return slopes
 
-    def _sum(self, terms: Iterable[_Term], widths: Array | Sequence[int]) -> int:
+    def _sum(self, terms: Iterable[_Term], widths: Widths) -> int:
         units = [int(width) for width in widths]
         return sum(self._at(term, units) for term in terms)
 

@@ -1,10 +1,10 @@
 """A nested order of channels by backward elimination: the one whose removal costs least goes first.
 
-With inputs x of covariance C and a layer W x whose outputs weigh as G, removing the inputs R and refitting the others by
-least squares costs tr(W_R (H_RR)^-1 W_R^T G), H = C^-1, and leaves W - W_R (H_RR)^-1 H_R: an optimal brain surgeon
-(Hassibi and Stork 1993) whose Hessian is the layer's Gram matrix. H and P = W^T G W are all that is needed of C, W and
-G. Both are down-dated exactly after every removal, so that the costs of all steps add up to the least-squares error of
-the inputs that are left.
+With inputs x of covariance C and a layer W x whose outputs weigh as G, removing the inputs R and refitting the others
+by least squares costs tr(W_R (H_RR)^-1 W_R^T G), H = C^-1, and leaves W - W_R (H_RR)^-1 H_R: an optimal brain surgeon
+(Hassibi and Stork 1993) whose Hessian is the layer's Gram matrix. H and P = W^T G W are all that is needed of C, W
+and G. Both are down-dated exactly after every removal, so that the costs of all steps add up to the least-squares
+error of the inputs that are left.
 """
 
 from collections.abc import Sequence
@@ -77,7 +77,7 @@ class _Reader:
         self._units = np.arange(num_units)  # that the matrices still hold
         self._inverse_blocks = self._diagonal(self._inverse)
         self._importance_blocks = self._diagonal(self._importance)
-        self._forget()
+        self._shares, self._scaled, self._moved = self._nothing(), self._nothing(), self._nothing()
 
     def costs(self) -> Array:
         """What the removal of each unit costs (U,); of no meaning for those that are removed."""
@@ -92,7 +92,7 @@ class _Reader:
         column = self._inverse[:, rows] - self._scaled @ self._shares[rows].T
         weight = self._importance[:, rows] - self._moved @ self._shares[rows].T - self._shares @ self._moved[rows].T
         block = (column[rows] + column[rows].T) / 2
-        share = np.linalg.solve(block, column.T).T
+        share: Array = np.asarray(np.linalg.solve(block, column.T).T, dtype=np.float64)
         moved = weight - share @ weight[rows] / 2
         self._shares = np.hstack([self._shares, share])
         self._scaled = np.hstack([self._scaled, share @ block])
@@ -117,10 +117,10 @@ class _Reader:
         change = moved @ shares.T
         self._importance = self._importance[np.ix_(keep, keep)] - change - change.T
         self._units = self._units[left[self._units]]
-        self._forget()
+        self._shares, self._scaled, self._moved = self._nothing(), self._nothing(), self._nothing()
 
-    def _forget(self) -> None:
-        self._shares, self._scaled, self._moved = (np.zeros((len(self._inverse), 0)) for _ in range(3))
+    def _nothing(self) -> Array:
+        return np.zeros((len(self._inverse), 0))
 
     def _rows(self, position: int) -> slice:
         return slice(position * self._size, (position + 1) * self._size)

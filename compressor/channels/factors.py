@@ -14,7 +14,7 @@ from compressor.channels.statistics import ReaderMoments
 from compressor.factorization.base import Layer, NestedFactors, make_conv, make_linear
 from compressor.factorization.moments import with_floor
 
-INPUT_FLOOR = 3e-3  # ridge on the inputs' covariance, as a share of its mean diagonal
+INPUT_FLOOR = 1e-2  # ridge on the inputs' covariance, as a share of its mean diagonal
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class ChannelFactors:
 
     Attributes:
         max_rank: the width at which nothing is removed.
-        losses: the first-order loss (U + 1,) of the network's outputs at widths 0, 1, ..., U, with moments of inputs and
-            gradients taken as independent of each other and of the position.
+        losses: the first-order loss (U + 1,) of the network's outputs at widths 0, 1, ..., U, inputs and gradients
+            taken as independent of each other and of the position.
     """
 
     def __init__(
@@ -56,7 +56,9 @@ class ChannelFactors:
         self.max_rank = group.num_units
         self._layers, self._moments = dict(readers), {name: moments[name] for name in readers}
         self._covariances = {name: regularized(of.covariance) for name, of in self._moments.items()}
-        self._elimination = eliminate_units(self._covariances, self._layers, moments, self.max_rank) if order is None else order
+        self._elimination = (
+            eliminate_units(self._covariances, self._layers, moments, self.max_rank) if order is None else order
+        )
 
     @property
     def losses(self) -> Array:
@@ -82,8 +84,8 @@ class ChannelFactors:
     def nested(self, name: str, limit: int) -> NestedFactors | None:
         """Widths 1 to `limit` of one reader at once; None where its moments are those of units.
 
-        In the order of elimination, inputs are made uncorrelated one after the other (C = L L^T). The best refit at
-        width k is the sum over the features of the first k units.
+        In the order of elimination, inputs are centred and made uncorrelated one after the other (C = L L^T). The best
+        refit at width k is the sum over the features of the first k units.
         """
         layer, moments = self._layers[name], self._moments[name]
         if len(moments.covariance) != layer.weight[0].numel():
@@ -96,11 +98,12 @@ class ChannelFactors:
         whiten[:, columns] = torch.linalg.inv(root)[:size]
         weight = layer.weight.detach().double().cpu().flatten(1)
         outputs = (weight[:, columns] @ root)[:, :size].T
-        bias = weight @ moments.mean - (outputs.T @ (whiten @ moments.mean))
+        bias = weight @ moments.mean
         if layer.bias is not None:
             bias = bias + layer.bias.detach().double().cpu()
         like = layer.weight
-        features = _like(layer, whiten.reshape(size, *layer.weight.shape[1:]).to(like), None)
+        centre = -(whiten @ moments.mean)
+        features = _like(layer, whiten.reshape(size, *layer.weight.shape[1:]).to(like), centre.to(like))
         return NestedFactors(
             features, outputs[None].to(like), bias.to(like), size // limit, isinstance(layer, nn.Linear)
         )

@@ -36,8 +36,9 @@ class Reader:
 class ChannelGroup:
     """Layers that share hidden channels, which are removed in all of them at once.
 
-    Channels come in units, which are contiguous: one channel, or where a grouped convolution lies between, those of one
-    of its groups. A tensor with D channels has D / num_units of them per unit; behind a flatten these include positions.
+    Channels come in units, which are contiguous: one channel, or where a grouped convolution lies between, those of
+    one of its groups. A tensor with D channels has D / num_units of them per unit; behind a flatten these include
+    positions.
 
     Attributes:
         name: of the first producer.

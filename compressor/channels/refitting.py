@@ -6,7 +6,7 @@ refitted from the inputs that it does receive to the outputs of the original (as
 that as well (He et al. 2017): the sum is to be the original's.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from compressor.channels.factors import ChannelFactors
 from compressor.channels.groups import ChannelGroup, Reader
 from compressor.channels.narrowing import channels_of
-from compressor.channels.factors import ChannelFactors
 from compressor.channels.statistics import SplitMoments, images_of, rows_per_batch
 from compressor.channels.tracing import plain_name, tensors_in
 from compressor.data.images import ImageSet
 from compressor.factorization.moments import with_floor
 from compressor.network.hooks import Captured, OutputPositions, batches, in_order_of_use, sample_positions, watching
 
-RIDGE = 3e-3  # pull towards the present weight, as a share of the inputs' mean variance
 MIN_SCALE = 1e-3  # of a batch norm's channel, below which it does not pass on what is added
 
 Rows = list[tuple[OutputPositions, Tensor, Tensor]]
@@ -38,6 +37,17 @@ class Call:
     value: Tensor
     output: Tensor
     other: Tensor | None = None
+
+
+def kept_outputs(original: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """By name of the readers that produce channels of another group: which of their outputs (k,) are kept."""
+    readers = {name for group in groups for name in group.reader_names}
+    return {
+        name: channels_of(kept[group.name], group.num_units, len(original.get_submodule(name).weight))  # type: ignore[arg-type]
+        for group in groups
+        for name in group.producers
+        if name in readers and group.name in kept
+    }
 
 
 def readers_in_order(network: nn.Module, groups: Sequence[ChannelGroup], example: Tensor) -> list[Reader]:
@@ -63,44 +73,44 @@ def wanted_rows(
             )
             wanted = positions.of_output(call.output)
             if reader.norm is not None:
-                wanted = wanted - original.get_submodule(reader.norm).running_mean
+                wanted = wanted - running_mean(original, reader.norm)
             if call.other is not None:
                 wanted = wanted + _before_norm(original, reader, positions.of_output(call.other))
             rows[reader.name].append((positions, images_of(positions, call.output), wanted))
     return rows
 
 
-def refit(
-    network: nn.Module, reader: Reader, rows: Rows, share: float, images: ImageSet, ridge: float = RIDGE
-) -> None:
-    """Give a reader the weight and bias of least squares, in place.
+def moments_of(
+    network: nn.Module, reader: Reader, rows: Rows, images: ImageSet, outputs: Tensor | None = None
+) -> SplitMoments:
+    """Moments of the inputs that a reader receives and of what is wanted of it.
 
     Args:
-        network: the compressed network on `device`, which shares no tensor with another.
+        network: the compressed network.
         reader: the layer.
         rows: of `wanted_rows` on the same images.
-        share: the weight of images' means against that of the deviations from them, see `Gradients`.
         images: calibration images.
-        ridge: pull towards the present weight, as a share of the inputs' mean variance.
+        outputs: which outputs of the original (k,) the reader still has; None for all.
     """
     module = network.get_submodule(reader.name)
     moments, device = SplitMoments(), rows[0][2].device
     for batch, (positions, numbers, wanted) in zip(batches(images, device), rows, strict=True):
         ((_, call),) = calls_of(network, [reader], batch)
         inputs = positions.of_input(module, call.value)
+        if outputs is not None:
+            wanted = wanted[:, outputs]
         if call.other is not None:
             wanted = wanted - _before_norm(network, reader, positions.of_output(call.other))
         moments.add(inputs, numbers, wanted)
-    with suppress(torch.linalg.LinAlgError):
-        set_weight(network, reader, *least_squares(moments, share, module.weight, ridge))  # type: ignore[arg-type]
+    return moments
 
 
-def least_squares(moments: SplitMoments, share: float, present: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+def least_squares(moments: SplitMoments, present: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """Weight (Co, ...) and bias (Co,) of least squared error, with a ridge that pulls towards the present weight."""
-    covariance = moments.covariance(share)
+    covariance = moments.covariance()
     damped = with_floor(covariance[None], ridge)[0]
     prior = present.detach().double().cpu().flatten(1)
-    products = moments.cross_covariance(share) + (damped - covariance) @ prior.T
+    products = moments.cross_covariance() + (damped - covariance) @ prior.T
     solution = torch.cholesky_solve(products, torch.linalg.cholesky(damped)).T
     bias = moments.target_mean() - solution @ moments.mean()
     return solution.reshape(present.shape), bias
@@ -120,17 +130,23 @@ def set_weight(network: nn.Module, reader: Reader, weight: Tensor, bias: Tensor)
         norm.running_mean = (own - bias).to(norm.running_mean)
 
 
-def start_from(network: nn.Module, factors: ChannelFactors, width: int) -> None:
-    """Give the readers of a narrowed network the weights that `factors` has for the width, in place."""
+def start_from(
+    network: nn.Module, factors: ChannelFactors, width: int, outputs: Mapping[str, Tensor] | None = None
+) -> None:
+    """Give the readers of a narrowed network the weights that `factors` has for the width, in place.
+
+    `outputs` is that of `kept_outputs`.
+    """
     kept = factors.kept(width)
     for reader in factors.group.readers:
         found = factors.refit(width)[reader.name]
         module: Any = network.get_submodule(reader.name)
         index = channels_of(kept, factors.max_rank, found.weight.shape[1])
-        bias = found.bias if module.bias is None else found.bias + module.bias.detach().double().cpu()
+        rows = (outputs or {}).get(reader.name, torch.arange(len(found.weight)))
+        bias = found.bias[rows] if module.bias is None else found.bias[rows] + module.bias.detach().double().cpu()
         if reader.norm is not None:
-            bias = bias - network.get_submodule(reader.norm).running_mean.double().cpu()  # type: ignore[operator, union-attr]
-        set_weight(network, reader, found.weight[:, index], bias)
+            bias = bias - running_mean(network, reader.norm).double().cpu()
+        set_weight(network, reader, found.weight[rows][:, index], bias)
 
 
 def calls_of(network: nn.Module, readers: Sequence[Reader], batch: Tensor) -> list[tuple[Reader, Call]]:
@@ -156,6 +172,13 @@ def calls_of(network: nn.Module, readers: Sequence[Reader], batch: Tensor) -> li
     with torch.inference_mode(), suppress(Captured), watching(modules, keep), _Additions(add):
         network(batch)
     return [(readers[number], calls[number]) for number in sorted(calls)]
+
+
+def running_mean(network: nn.Module, name: str) -> Tensor:
+    """The running mean (C,) of a batch norm."""
+    mean = network.get_submodule(name).running_mean
+    assert isinstance(mean, Tensor)
+    return mean
 
 
 def _before_norm(network: nn.Module, reader: Reader, values: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 K-FAC for layers that are applied at many positions takes these as so many samples (Martens and Grosse 2015, Grosse and
 Martens 2016). Where later layers average over positions, errors that all of them share count far more. Inputs and
 gradients are therefore split into an image's mean over its positions and the deviations from it. The sum over positions
-of g x^T is positions * mean g * mean x^T plus that of the deviations: the first is taken as one sample per image
-("reduce", Eschenhagen et al. 2023), the second as one per position ("expand").
+of g x^T is positions * mean g * mean x^T plus that of the deviations: the first is one sample per image ("reduce",
+Eschenhagen et al. 2023), the second one per position ("expand"). By the gradients nine tenths and more of the loss are
+the means'; with a few hundred images, however, these give too few samples, and the deviations regularize them.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from compressor.network.statistics import (
 )
 
 MAX_ROWS = 32768  # output positions per layer that enter its moments
+MEAN_SHARE = 0.3  # of the images' means in the trace of the inputs' covariance; between 0.3 and 0.6 differ little
 GRADIENT_FLOOR = 0.01  # added to the diagonal of the gradients' second moment, as a share of its mean
 
 
@@ -49,27 +51,23 @@ class SplitMoments:
         """Mean of the targets (m,)."""
         return self._means.target_mean()[0]
 
-    def covariance(self, share: float) -> Tensor:
-        """Covariance (n, n): that of the means times `share`, plus that of the deviations times what is left of 1."""
-        return share * self._means.covariance()[0] + (1 - share) * self._deviations.second_moment()[0]
+    def covariance(self) -> Tensor:
+        """Covariance (n, n), of means and deviations weighted to MEAN_SHARE and the rest of the trace."""
+        of_means, of_deviations = self._weights()
+        return of_means * self._means.covariance()[0] + of_deviations * self._deviations.second_moment()[0]
 
-    def cross_covariance(self, share: float) -> Tensor:
-        """Covariance (n, m) with the targets, likewise."""
+    def cross_covariance(self) -> Tensor:
+        """Covariance (n, m) with the targets, weighted likewise."""
+        of_means, of_deviations = self._weights()
         means, deviations = self._means.cross_covariance()[0], self._deviations.cross_covariance()[0]
-        return share * means + (1 - share) * deviations
+        return of_means * means + of_deviations * deviations
 
-
-@dataclass(frozen=True)
-class Gradients:
-    """Second moments of the gradients of the network's outputs at a layer's outputs, per image.
-
-    Attributes:
-        total: of the sum over positions plus those of the deviations (Co, Co): K-FAC's G.
-        share: of the sum's in the trace of both, 0 to 1.
-    """
-
-    total: Tensor
-    share: float
+    def _weights(self) -> tuple[float, float]:
+        traces = [float(matrix[0].trace()) for matrix in (self._means.covariance(), self._deviations.second_moment())]
+        if min(traces) <= 0.0:
+            return 1.0, 1.0
+        total = sum(traces)
+        return MEAN_SHARE * total / traces[0], (1 - MEAN_SHARE) * total / traces[1]
 
 
 @dataclass(frozen=True)
@@ -77,23 +75,24 @@ class ReaderMoments:
     """Second moments of a layer that reads hidden channels, float64.
 
     Attributes:
-        covariance: of the inputs of one output position, (n, n) in the order of the weight, images' means and deviations
-            as their gradients weigh. For layers with more inputs than `MAX_INPUTS` (c, c) of the units' values, with
-            the inputs within a unit as so many positions.
+        covariance: of the inputs of one output position, (n, n) in the order of the weight, of images' means and
+            deviations as in `SplitMoments`. For layers with more inputs than `MAX_INPUTS` (c, c) of the units' values,
+            with the inputs within a unit as so many positions.
         mean: of the inputs (n,), or (c,).
-        gradients: of the layer's outputs.
+        gradients: second moments (Co, Co) of the gradients of the network's outputs at the layer's, per image: of their
+            sum over positions plus those of the deviations from their mean position.
     """
 
     covariance: Tensor
     mean: Tensor
-    gradients: Gradients
+    gradients: Tensor
 
     def importance(self, weight: Tensor) -> Tensor:
         """W^T G W (n, n), or (c, c), of a weight (Co, ...)."""
         columns = weight.detach().double().cpu().flatten(1)
         size = columns.shape[1] // len(self.covariance)
         by_input = columns.unflatten(1, (-1, size)).movedim(2, 0)
-        return (by_input.mT @ self.gradients.total @ by_input).sum(0)
+        return (by_input.mT @ self.gradients @ by_input).sum(0)
 
 
 def reader_moments(
@@ -111,8 +110,7 @@ def reader_moments(
     inputs = _input_moments(model, readers, images, device, seed)
     gradients = output_gradients(model, list(readers), images, device, seed)
     return {
-        name: ReaderMoments(moments.covariance(gradients[name].share), moments.mean(), gradients[name])
-        for name, moments in inputs.items()
+        name: ReaderMoments(moments.covariance(), moments.mean(), gradients[name]) for name, moments in inputs.items()
     }
 
 
@@ -161,7 +159,7 @@ def _input_moments(
 
 def output_gradients(
     model: nn.Module, names: Sequence[str], images: ImageSet, device: torch.device, seed: int
-) -> dict[str, Gradients]:
+) -> dict[str, Tensor]:
     """Second moments of the gradients at layers' outputs, from random +-1 combinations of the network's outputs."""
     some = images.subset(range(min(GRADIENT_IMAGES, len(images))))
     generator = torch.Generator().manual_seed(seed)
@@ -208,10 +206,8 @@ class _GradientSums:
         self.parts = [common, apart] if not self.parts else [self.parts[0] + common, self.parts[1] + apart]
         self.count += len(rows)
 
-    def finish(self) -> Gradients:
+    def finish(self) -> Tensor:
         """The second moments, with a floor."""
-        common, apart = (part.diagonal().sum().item() for part in self.parts)
         total = (self.parts[0] + self.parts[1]) / self.count
         level = GRADIENT_FLOOR * total.diagonal().mean()
-        share = common / max(common + apart, 1e-300)
-        return Gradients(total + level * torch.eye(len(total), dtype=total.dtype), share)
+        return total + level * torch.eye(len(total), dtype=total.dtype)

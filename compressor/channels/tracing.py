@@ -15,22 +15,27 @@ from torch.overrides import TorchFunctionMode
 
 from compressor.channels.bundle import Bundle, Tag, flattened_axis
 
-IDENTITIES = frozenset(
-    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout clone contiguous detach to float double "
-    "half type requires_grad_".split()
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+IDENTITIES = _words(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout clone contiguous detach to "
+    "float double half type requires_grad_ "
 )
-ELEMENTWISE = frozenset(
-    "relu relu6 hardtanh silu gelu sigmoid logsigmoid hardsigmoid hardswish elu celu selu leaky_relu rrelu mish softplus "
-    "softsign tanh tanhshrink hardshrink softshrink threshold clamp clip clamp_min clamp_max abs neg exp log sqrt rsqrt "
-    "square pow erf sin cos".split()
+ELEMENTWISE = _words(
+    "relu relu6 hardtanh silu gelu sigmoid logsigmoid hardsigmoid hardswish elu celu selu leaky_relu rrelu "
+    "mish softplus softsign tanh tanhshrink hardshrink softshrink threshold clamp clip clamp_min clamp_max "
+    "abs neg exp log sqrt rsqrt square pow erf sin cos "
 )
-POOLING = frozenset(
+POOLING = _words(
     "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d max_pool1d avg_pool1d adaptive_avg_pool1d "
-    "max_pool2d_with_indices lp_pool2d boolean_dispatch interpolate upsample".split()
+    "max_pool2d_with_indices lp_pool2d boolean_dispatch interpolate upsample "
 )
-RESHAPING = frozenset("flatten view reshape squeeze unsqueeze view_as reshape_as".split())
-ADDITIONS = frozenset("add sub".split())
-PRODUCTS = frozenset("mul div multiply divide".split())
+RESHAPING = frozenset(["flatten", "view", "reshape", "squeeze", "unsqueeze", "view_as", "reshape_as"])
+ADDITIONS = frozenset(["add", "sub"])
+PRODUCTS = frozenset(["mul", "div", "multiply", "divide"])
 
 
 def plain_name(function: Callable[..., Any]) -> str:
@@ -163,7 +168,7 @@ class Tracer(TorchFunctionMode):
     def pool(self, _name: str, args: list[Any], result: Tensor) -> Tag | None:
         """Pooling or resizing behind the channel axis."""
         tag = self.elementwise(_name, args, result)
-        return tag if tag is not None and tag.axis == result.dim() - 3 or _is_pool_1d(_name, tag, result) else None
+        return tag if (tag is not None and tag.axis == result.dim() - 3) or _is_pool_1d(_name, tag, result) else None
 
     def mean(self, _name: str, args: list[Any], result: Tensor) -> Tag | None:
         """A mean over axes other than the channels'."""
@@ -204,7 +209,7 @@ class Tracer(TorchFunctionMode):
         return tag.moved(order.index(tag.axis))
 
     def add(self, name: str, args: list[Any], result: Tensor) -> Tag | None:
-        """A sum: of a bundle with itself or with what is the same for all channels; else a residual sum, which is kept."""
+        """A sum of a bundle with itself or with what is the same for all channels; a residual sum keeps all."""
         tags = [self.tag(value) if isinstance(value, Tensor) else None for value in args[:2]]
         found = self._broadcast(args, result)
         if name == "add":
