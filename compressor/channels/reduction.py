@@ -28,8 +28,8 @@ from compressor.data.images import ImageSet
 from compressor.fidelity.function_norm import FunctionNorm
 
 # Pull towards the present weight, as a share of the inputs' mean variance: a weak one where images tell the weights, a
-# strong one in late layers, where a few hundred images have too few positions.
-RIDGES = (0.01, 0.1, 1.0)
+# strong one in late layers, where a few hundred images have too few positions; the last leaves little but a new bias.
+RIDGES = (0.01, 0.1, 1.0, 10.0, 1000.0)
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,9 @@ class Reduction:
         for candidate in RIDGES:
             with suppress(torch.linalg.LinAlgError):
                 set_weight(network, reader, *least_squares(moments, present, candidate))
-                if (loss := self._loss(network)) < after:
-                    best, after, ridge = self._state(network, reader), loss, candidate
+                if (loss := self._loss(network)) > after:
+                    break
+                best, after, ridge = self._state(network, reader), loss, candidate
         step = RefitStep(reader.name, ridge, before, after)
         self._restore(network, reader, best if step.kept else unchanged)
         self.steps.append(step)
