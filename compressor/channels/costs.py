@@ -1,0 +1,108 @@
+"""What groups cost at every width: parameters and multiply-accumulates, without building a network.
+
+A layer between two groups computes the channels of one and reads those of the other, so its cost is bilinear in their
+widths: c * (u / U) * (v / V), with c its cost in the original. Modules of one group alone are linear in its width.
+Costs of all widths are therefore a quadratic form without squares, and exact integers.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from compressor.arrays import Array, Ranks
+from compressor.channels.groups import ChannelGroup
+from compressor.network.macs import count_macs
+
+Widths = Ranks | Sequence[int]
+"""Units of every group (d,)."""
+
+
+@dataclass(frozen=True)
+class _Term:
+    """A cost that is proportional to the widths of at most two groups: `full` when both have all of their units."""
+
+    full: int
+    groups: tuple[int, ...]
+
+
+class ChannelCosts:
+    """Parameters and multiply-accumulates of a network at any widths of its groups.
+
+    Args:
+        model: the network, in eval mode.
+        groups: groups of it.
+        example: one input batch (N, ...), of which the first sample is used.
+
+    Attributes:
+        num_units: of every group (d,).
+    """
+
+    def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup], example: Tensor) -> None:
+        self.num_units = np.array([group.num_units for group in groups], dtype=np.int64)
+        outputs, inputs = _groups_by_module(groups)
+        total, macs = count_macs(model, example)
+        every = sum(parameter.numel() for parameter in model.parameters())
+        self._macs, self._params = [_Term(total, ())], [_Term(every, ())]
+        for name in dict.fromkeys([*outputs, *inputs]):
+            both = tuple(sides[name] for sides in (outputs, inputs) if name in sides)
+            weights, others = _parameters(model.get_submodule(name))
+            self._macs += _replacing(macs.get(name, 0), both)
+            self._params += _replacing(weights, both)
+            if name in outputs:
+                self._params += _replacing(others, (outputs[name],))
+
+    def params(self, widths: Widths) -> int:
+        """Parameters of the network at these widths (d,) in units."""
+        return self._sum(self._params, widths)
+
+    def macs(self, widths: Widths) -> int:
+        """Multiply-accumulates for one image at these widths (d,) in units."""
+        return self._sum(self._macs, widths)
+
+    def macs_per_unit(self, widths: Widths) -> Array:
+        """Multiply-accumulates (d,) that one unit of each group costs where the others have these widths (d,)."""
+        slopes = np.zeros(len(self.num_units))
+        shares = np.asarray(widths) / self.num_units
+        for term in self._macs:
+            for group in term.groups:
+                others = np.prod([shares[other] for other in term.groups if other != group])
+                slopes[group] += term.full * others / self.num_units[group]
+        return slopes
+
+    def _sum(self, terms: Iterable[_Term], widths: Widths) -> int:
+        units = [int(width) for width in widths]
+        return sum(self._at(term, units) for term in terms)
+
+    def _at(self, term: _Term, units: Sequence[int]) -> int:
+        cost = term.full
+        whole = 1
+        for group in term.groups:
+            cost *= units[group]
+            whole *= int(self.num_units[group])
+        assert cost % whole == 0, "units have whole numbers of channels"
+        return cost // whole
+
+
+def _replacing(full: int, groups: tuple[int, ...]) -> list[_Term]:
+    """A part of the total by the groups it depends on, instead of as a constant."""
+    return [_Term(full, groups), _Term(-full, ())] if full else []
+
+
+def _groups_by_module(groups: Sequence[ChannelGroup]) -> tuple[Mapping[str, int], Mapping[str, int]]:
+    """By module name the group of its outputs, and that of its inputs where it mixes them."""
+    outputs = {name: i for i, group in enumerate(groups) for name in (*group.producers, *group.between)}
+    inputs = {name: i for i, group in enumerate(groups) for name in group.reader_names}
+    return outputs, inputs
+
+
+def _parameters(module: nn.Module) -> tuple[int, int]:
+    """Parameters that depend on both of a layer's sides, and those that depend on its outputs alone.
+
+    A module between, a grouped convolution as well, has the second kind only: its inputs per group stay.
+    """
+    if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1):
+        return module.weight.numel(), 0 if module.bias is None else module.bias.numel()
+    per_unit = [value for value in module.parameters(recurse=False) if value.dim()]
+    return 0, sum(value.numel() for value in per_unit)

@@ -1,0 +1,145 @@
+"""A network with fewer hidden channels: narrowed, its readers refitted front to back, each step kept if it helps."""
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from compressor.arrays import Ranks
+from compressor.channels.factors import ChannelFactors
+from compressor.channels.groups import ChannelGroup, Reader
+from compressor.channels.narrowing import narrow
+from compressor.channels.refitting import (
+    kept_outputs,
+    least_squares,
+    moments_of,
+    readers_in_order,
+    set_weight,
+    start_from,
+    wanted_rows,
+)
+from compressor.channels.statistics import SplitMoments
+from compressor.data.images import ImageSet
+from compressor.fidelity.function_norm import FunctionNorm
+
+# Pull towards the present weight, as a share of the inputs' mean variance: a weak one where images tell the weights, a
+# strong one in late layers, where a few hundred images have too few positions; the last leaves little but a new bias.
+RIDGES = (0.01, 0.1, 1.0, 10.0, 1000.0)
+
+
+@dataclass(frozen=True)
+class RefitStep:
+    """What one refit did: the layer, the ridge of the best, and the function norm before and with it."""
+
+    layer: str
+    ridge: float
+    before: float
+    after: float
+
+    @property
+    def kept(self) -> bool:
+        """Whether the function norm on the check images fell."""
+        return self.after < self.before
+
+
+@dataclass
+class Reduction:
+    """Narrowing of a network to given widths, and the refits after it.
+
+    Args:
+        original: the network on `device`, in eval mode; left unchanged.
+        factors: of all groups.
+        calibration: images to fit on.
+        check: the function norm on other images, which decides on every refit.
+        device: where to compute.
+        seed: of the positions that are sampled.
+        on_step: called with the number of refits done and the progress in words.
+        steps: the refits so far.
+    """
+
+    original: nn.Module
+    factors: Sequence[ChannelFactors]
+    calibration: ImageSet
+    check: FunctionNorm
+    device: torch.device
+    seed: int = 0
+    on_step: Callable[[int, str], None] = lambda count, text: None
+    steps: list[RefitStep] = field(default_factory=list)
+
+    @property
+    def groups(self) -> list[ChannelGroup]:
+        """The groups of the factors."""
+        return [factors.group for factors in self.factors]
+
+    def run(self, widths: Ranks, passes: int = 1) -> nn.Module:
+        """The network at these widths (d,), its readers refitted `passes` times front to back."""
+        network = self.start(widths)
+        kept = kept_outputs(self.original, self.groups, self._kept(widths))
+        readers = readers_in_order(self.original, self.groups, self.calibration.batch([0]).to(self.device))
+        readers = readers[self._first_changed(widths, readers) :]
+        wanted = wanted_rows(self.original, readers, self.calibration, self.device, self.seed)
+        for _ in range(passes):
+            for reader in readers:
+                moments = moments_of(network, reader, wanted[reader.name], self.calibration, kept.get(reader.name))
+                self._refit(network, reader, moments)
+        return network
+
+    def start(self, widths: Ranks) -> nn.Module:
+        """The network at these widths (d,), with the readers' weights for the original's inputs."""
+        kept = self._kept(widths)
+        outputs = kept_outputs(self.original, self.groups, kept)
+        network = copy.deepcopy(narrow(self.original, self.groups, kept))
+        for factors, width in zip(self.factors, widths, strict=True):
+            if width < factors.max_rank:
+                start_from(network, factors, int(width), outputs)
+        return network
+
+    def _kept(self, widths: Ranks) -> dict[str, torch.Tensor]:
+        return {f.group.name: f.kept(int(width)) for f, width in zip(self.factors, widths, strict=True)}
+
+    def _first_changed(self, widths: Ranks, readers: Sequence[Reader]) -> int:
+        """Number of the first reader that lost inputs: none before it has anything to make up for."""
+        changed = {
+            name
+            for factors, width in zip(self.factors, widths, strict=True)
+            if width < factors.max_rank
+            for name in factors.group.reader_names
+        }
+        return next((number for number, reader in enumerate(readers) if reader.name in changed), len(readers))
+
+    def _refit(self, network: nn.Module, reader: Reader, moments: SplitMoments) -> None:
+        module: Any = network.get_submodule(reader.name)
+        present = module.weight.detach().clone()
+        before = self._loss(network) if not self.steps else min(self.steps[-1].before, self.steps[-1].after)
+        unchanged = self._state(network, reader)
+        best, after, ridge = unchanged, np.inf, RIDGES[0]
+        for candidate in RIDGES:
+            with suppress(torch.linalg.LinAlgError):
+                set_weight(network, reader, *least_squares(moments, present, candidate))
+                if (loss := self._loss(network)) > after:
+                    break
+                best, after, ridge = self._state(network, reader), loss, candidate
+        step = RefitStep(reader.name, ridge, before, after)
+        self._restore(network, reader, best if step.kept else unchanged)
+        self.steps.append(step)
+        self.on_step(len(self.steps), f"{reader.name}, function norm {min(before, after):.4g}")
+
+    def _loss(self, network: nn.Module) -> float:
+        return self.check.losses(network, np.arange(len(self.check.images))).mean
+
+    def _state(self, network: nn.Module, reader: Reader) -> list[Any]:
+        module: Any = network.get_submodule(reader.name)
+        mean = None if reader.norm is None else network.get_submodule(reader.norm).running_mean
+        return [module.weight, module.bias, mean]
+
+    def _restore(self, network: nn.Module, reader: Reader, state: list[Any]) -> None:
+        module: Any = network.get_submodule(reader.name)
+        module.weight, module.bias = state[:2]
+        if reader.norm is not None:
+            norm: Any = network.get_submodule(reader.norm)
+            norm.running_mean = state[2]

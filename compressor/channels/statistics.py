@@ -1,0 +1,213 @@
+"""Second moments at the layers that read hidden channels: of their inputs, and of the gradients at their outputs.
+
+K-FAC for layers that are applied at many positions takes these as so many samples (Martens and Grosse 2015, Grosse and
+Martens 2016). Where later layers average over positions, errors that all of them share count far more. Inputs and
+gradients are therefore split into an image's mean over its positions and the deviations from it. The sum over positions
+of g x^T is positions * mean g * mean x^T plus that of the deviations: the first is one sample per image ("reduce",
+Eschenhagen et al. 2023), the second one per position ("expand"). By the gradients nine tenths and more of the loss are
+the means'; with a few hundred images, however, these give too few samples, and the deviations regularize them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from compressor.data.images import ImageSet
+from compressor.network.hooks import OutputPositions, batches, sample_positions, watching
+from compressor.network.statistics import (
+    GRADIENT_BATCH_SIZE,
+    GRADIENT_IMAGES,
+    MAX_INPUTS,
+    NUM_PROJECTIONS,
+    RunningMoments,
+)
+
+MAX_ROWS = 32768  # output positions per layer that enter its moments
+MEAN_SHARE = 0.3  # of the images' means in the trace of the inputs' covariance; between 0.3 and 0.6 differ little
+GRADIENT_FLOOR = 0.01  # added to the diagonal of the gradients' second moment, as a share of its mean
+
+
+class SplitMoments:
+    """Sums over inputs and targets, of images' means and of the deviations from them apart."""
+
+    def __init__(self) -> None:
+        self._means, self._deviations = RunningMoments(1), RunningMoments(1)
+
+    def add(self, rows: Tensor, images: Tensor, targets: Tensor | None = None) -> None:
+        """Add rows (r, n) and targets (r, m), `images` (r,) being the number of each row's image in the batch."""
+        centres = _means_of(rows, images)
+        self._means.add(centres, None if targets is None else _means_of(targets, images))
+        number = images.unique(return_inverse=True)[1]
+        spread = None if targets is None else targets - _means_of(targets, images)[number]
+        self._deviations.add(rows - centres[number], spread)
+
+    def mean(self) -> Tensor:
+        """Mean of the rows (n,), every image having the same weight."""
+        return self._means.mean()[0]
+
+    def target_mean(self) -> Tensor:
+        """Mean of the targets (m,)."""
+        return self._means.target_mean()[0]
+
+    def covariance(self) -> Tensor:
+        """Covariance (n, n), of means and deviations weighted to MEAN_SHARE and the rest of the trace."""
+        of_means, of_deviations = self._weights()
+        return of_means * self._means.covariance()[0] + of_deviations * self._deviations.second_moment()[0]
+
+    def cross_covariance(self) -> Tensor:
+        """Covariance (n, m) with the targets, weighted likewise."""
+        of_means, of_deviations = self._weights()
+        means, deviations = self._means.cross_covariance()[0], self._deviations.cross_covariance()[0]
+        return of_means * means + of_deviations * deviations
+
+    def _weights(self) -> tuple[float, float]:
+        traces = [float(matrix[0].trace()) for matrix in (self._means.covariance(), self._deviations.second_moment())]
+        if min(traces) <= 0.0:
+            return 1.0, 1.0
+        total = sum(traces)
+        return MEAN_SHARE * total / traces[0], (1 - MEAN_SHARE) * total / traces[1]
+
+
+@dataclass(frozen=True)
+class ReaderMoments:
+    """Second moments of a layer that reads hidden channels, float64.
+
+    Attributes:
+        covariance: of the inputs of one output position, (n, n) in the order of the weight, of images' means and
+            deviations as in `SplitMoments`. For layers with more inputs than `MAX_INPUTS` (c, c) of the units' values,
+            with the inputs within a unit as so many positions.
+        mean: of the inputs (n,), or (c,).
+        gradients: second moments (Co, Co) of the gradients of the network's outputs at the layer's, per image: of their
+            sum over positions plus those of the deviations from their mean position.
+    """
+
+    covariance: Tensor
+    mean: Tensor
+    gradients: Tensor
+
+    def importance(self, weight: Tensor) -> Tensor:
+        """W^T G W (n, n), or (c, c), of a weight (Co, ...)."""
+        columns = weight.detach().double().cpu().flatten(1)
+        size = columns.shape[1] // len(self.covariance)
+        by_input = columns.unflatten(1, (-1, size)).movedim(2, 0)
+        return (by_input.mT @ self.gradients @ by_input).sum(0)
+
+
+def reader_moments(
+    model: nn.Module, readers: dict[str, int], images: ImageSet, device: torch.device, seed: int
+) -> dict[str, ReaderMoments]:
+    """The moments of layers that read hidden channels.
+
+    Args:
+        model: the original network on `device`, in eval mode.
+        readers: by layer name the number of units it reads.
+        images: calibration images.
+        device: of the network.
+        seed: of the positions and of the combinations of outputs.
+    """
+    inputs = _input_moments(model, readers, images, device, seed)
+    gradients = output_gradients(model, list(readers), images, device, seed)
+    return {
+        name: ReaderMoments(moments.covariance(), moments.mean(), gradients[name]) for name, moments in inputs.items()
+    }
+
+
+def images_of(positions: OutputPositions, output: Tensor) -> Tensor:
+    """The number in the batch of the image (rows,) that each position of a layer's output belongs to."""
+    if len(positions.indices) == 3:
+        return positions.indices[0]
+    return positions.indices[0] // max(1, output[0, ..., 0].numel())
+
+
+def _means_of(rows: Tensor, images: Tensor) -> Tensor:
+    """Means (i, n) of the rows of each image."""
+    _, number, counts = images.unique(return_inverse=True, return_counts=True)
+    sums = rows.new_zeros(len(counts), rows.shape[1]).index_add_(0, number, rows)
+    return sums / counts[:, None]
+
+
+def rows_per_batch(batch_size: int, num_images: int) -> int:
+    """The batch's share of MAX_ROWS, rounded up."""
+    return -(-MAX_ROWS * batch_size // num_images)
+
+
+def _input_moments(
+    model: nn.Module, readers: dict[str, int], images: ImageSet, device: torch.device, seed: int
+) -> dict[str, SplitMoments]:
+    names = list(readers)
+    moments = {name: SplitMoments() for name in names}
+    generators = [torch.Generator().manual_seed(seed) for _ in names]
+    modules = [model.get_submodule(name) for name in names]
+
+    def add(index: int, value: Tensor, output: Tensor) -> None:
+        name, module = names[index], modules[index]
+        positions = sample_positions(module, output, rows_per_batch(len(batch), len(images)), generators[index])
+        rows = positions.of_input(module, value)
+        numbers = images_of(positions, output)
+        if rows.shape[1] > MAX_INPUTS:
+            size = rows.shape[1] // readers[name]
+            rows, numbers = rows.reshape(len(rows), -1, size).mT.flatten(0, 1), numbers.repeat_interleave(size)
+        moments[name].add(rows, numbers)
+
+    with torch.inference_mode(), watching(modules, add):
+        for batch in batches(images, device):
+            model(batch)
+    return moments
+
+
+def output_gradients(
+    model: nn.Module, names: Sequence[str], images: ImageSet, device: torch.device, seed: int
+) -> dict[str, Tensor]:
+    """Second moments of the gradients at layers' outputs, from random +-1 combinations of the network's outputs."""
+    some = images.subset(range(min(GRADIENT_IMAGES, len(images))))
+    generator = torch.Generator().manual_seed(seed)
+    modules = [model.get_submodule(name) for name in names]
+    sums = {name: _GradientSums() for name in names}
+    calls: list[tuple[int, Tensor]] = []
+
+    def keep(index: int, _value: Tensor, output: Tensor) -> Tensor:
+        calls.append((index, output))
+        return output.clone()  # the next module may change its input in place
+
+    with torch.enable_grad(), watching(modules, keep):
+        for batch in batches(some, device, GRADIENT_BATCH_SIZE):
+            outputs = model(batch.requires_grad_().clone()).flatten(1)
+            for _ in range(NUM_PROJECTIONS):
+                signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
+                found = torch.autograd.grad(
+                    (outputs * signs).sum(),
+                    [output for _, output in calls],
+                    retain_graph=True,
+                    materialize_grads=True,
+                )
+                for (index, _), gradient in zip(calls, found, strict=True):
+                    sums[names[index]].add(gradient, 1 if isinstance(modules[index], nn.Conv2d) else gradient.dim() - 1)
+            calls.clear()
+            del outputs, found  # free the graph before the next one
+    return {name: total.finish() for name, total in sums.items()}
+
+
+@dataclass
+class _GradientSums:
+    """Sums over gradients, of the sums over positions and of the deviations from the mean position."""
+
+    parts: list[Tensor] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, gradient: Tensor, axis: int) -> None:
+        """Add gradients (N, ...) with outputs along `axis`."""
+        rows = gradient.movedim(axis, -1).flatten(1, -2) if gradient.dim() > 2 else gradient[:, None]
+        sums = rows.sum(1)
+        flat = rows.flatten(0, 1)
+        common = (sums.mT @ sums).double().cpu()
+        apart = (flat.mT @ flat).double().cpu() - common / rows.shape[1]
+        self.parts = [common, apart] if not self.parts else [self.parts[0] + common, self.parts[1] + apart]
+        self.count += len(rows)
+
+    def finish(self) -> Tensor:
+        """The second moments, with a floor."""
+        total = (self.parts[0] + self.parts[1]) / self.count
+        level = GRADIENT_FLOOR * total.diagonal().mean()
+        return total + level * torch.eye(len(total), dtype=total.dtype)
