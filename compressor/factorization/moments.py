@@ -36,8 +36,14 @@ class LayerMoments:
 
 def with_floor(matrices: Tensor, share: float) -> Tensor:
     """Positive semi-definite matrices (groups, n, n) plus `share` of the mean diagonal (plus 1 where that is zero)."""
+    raised = matrices.clone()
+    raise_floor_(raised, share)
+    return raised
+
+
+def raise_floor_(matrices: Tensor, share: float) -> Tensor:
+    """`with_floor` in place; returns what was added to the diagonals (groups,)."""
     level = matrices.diagonal(dim1=-2, dim2=-1).mean(-1)
     level = torch.where(level > 0, share * level, torch.ones_like(level))
-    raised = matrices.clone()
-    raised.diagonal(dim1=-2, dim2=-1).add_(level[:, None])
-    return raised
+    matrices.diagonal(dim1=-2, dim2=-1).add_(level[:, None])
+    return level

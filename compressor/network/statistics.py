@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
-from compressor.factorization.moments import INPUT_FLOOR, OUTPUT_FLOOR, LayerMoments, with_floor
+from compressor.factorization.moments import INPUT_FLOOR, OUTPUT_FLOOR, LayerMoments, raise_floor_, with_floor
 from compressor.network.hooks import batches, fitting_with_gradients, sample_positions, watching
 from compressor.network.layers import FoundLayer
 
@@ -44,6 +44,11 @@ class RunningMoments:
                 y = self._from_origin("y", targets)
                 self._add("y", y.double().sum(1))
                 self._add_products("xy", x, y)
+
+    @property
+    def num_inputs(self) -> int:
+        """n."""
+        return self._sums["xx"].shape[-1]
 
     def mean(self) -> Tensor:
         """Mean of the rows, (groups, n)."""
@@ -141,7 +146,9 @@ def rows_of_batch(batch_size: int, num_images: int) -> int:
 
 def make_moments(moments: RunningMoments, outputs: Tensor) -> LayerMoments:
     """A layer's moments from sums over its inputs and the moments (groups, m, m) of its output gradients."""
-    return LayerMoments(with_floor(moments.covariance(), INPUT_FLOOR), moments.mean(), outputs)
+    covariance = moments.covariance()
+    raise_floor_(covariance, INPUT_FLOOR)
+    return LayerMoments(covariance, moments.mean(), outputs)
 
 
 def _num_inputs(layer: FoundLayer) -> int:

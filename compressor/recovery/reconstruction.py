@@ -24,7 +24,7 @@ from compressor.factorization.alternating import alternate
 from compressor.factorization.base import Layer
 from compressor.factorization.interpolative import Interpolated
 from compressor.factorization.least_squares import NestedRefit
-from compressor.factorization.moments import INPUT_FLOOR, with_floor
+from compressor.factorization.moments import INPUT_FLOOR, raise_floor_
 from compressor.factorization.registry import METHODS
 from compressor.factorization.two_factor import first_factor
 from compressor.fidelity.function_norm import FunctionNorm
@@ -45,6 +45,7 @@ from compressor.network.surgery import replace_layer
 from compressor.recovery.records import ReconstructionRecord, ReconstructionStep, StepKind
 
 CHECKED_TOGETHER = 3  # layers
+ROW_FLOOR = 0.02  # ridge of a whole layer for as many inputs as rows: late layers have few output positions
 LAST_FLOOR = 1e-3  # ridge over the mean variance of the last factor's inputs: where these hardly vary, weights stay
 
 
@@ -293,7 +294,8 @@ def _with_both_refitted(layer: FoundLayer, module: nn.Module, moments: RunningMo
     factors = METHODS[layer.method].two_factors
     assert factors is not None
     substitute: Layer = copy.deepcopy(layer.weighted_module)
-    weight, bias = solve(moments, substitute.weight, INPUT_FLOOR)
+    floor = INPUT_FLOOR + ROW_FLOOR * moments.num_inputs / moments.count
+    weight, bias = solve(moments, substitute.weight, floor)
     substitute.weight, substitute.bias = _as_parameter(weight, layer.module), _as_parameter(bias, layer.module)
     metric = make_moments(moments, outputs)
     kernel = factors.kernel(substitute).double().cpu()
@@ -316,10 +318,10 @@ def solve(moments: RunningMoments, present: Tensor, floor: float) -> tuple[Tenso
         The weight, of the shape of `present`, and the bias (Co,), both float64.
     """
     covariance = moments.covariance()
-    damped = with_floor(covariance, floor)
+    ridge = raise_floor_(covariance, floor)
     weight = present.detach().double().cpu().reshape(moments.groups, -1, covariance.shape[-1])
-    cross = moments.cross_covariance() + (damped - covariance) @ weight.mT
-    solution = torch.cholesky_solve(cross, torch.linalg.cholesky(damped))
+    cross = moments.cross_covariance() + ridge[:, None, None] * weight.mT
+    solution = torch.cholesky_solve(cross, torch.linalg.cholesky(covariance))
     bias = moments.target_mean() - (moments.mean()[:, None] @ solution)[:, 0]
     return solution.mT.reshape(present.shape), bias.flatten()
 
