@@ -25,7 +25,7 @@ FRESH = $(if $(filter file,$(origin OUT)),rm -rf "$(OUT)")
 OWN = $(and $(OTHER),$(filter file,$(origin FILES)))
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
 
-.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-oldest lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-limits bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench bench-gpu bench-harness clean
+.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-oldest lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-limits bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench-job bench-channels bench bench-gpu bench-harness clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -140,6 +140,12 @@ bench-finetune: $(READY)  ## MODEL, DATA, TRAIN, SIZE: what fine-tuning gives ba
 
 bench-recipe: $(READY)  ## TRAIN, DATA: the paper's VGG recipe on a small VGG trained here, killed at every stage and resumed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.network.recipe $(TRAIN) $(DATA)
+
+bench-job: $(READY)  ## MODEL, DATA (ResNet-18 at 64 px), PHOTOS, MOBILENET: time and memory of whole jobs, in passes of the original (hours)
+	OMP_NUM_THREADS=2 $(BIN)/python -W ignore -m benchmarks.studies.network.job --small "$(MODEL)" "$(DATA)" --photos "$(PHOTOS)" $(if $(MOBILENET),--mobilenet "$(MOBILENET)")
+
+bench-channels: $(READY)  ## MODEL, PHOTOS, SYNSETS: what hidden channels are worth at 0.9, 0.8 and 0.7 of the operations
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.studies.network.channels "$(MODEL)" "$(PHOTOS)" $(if $(SYNSETS),--synsets "$(SYNSETS)") --operations 0.9 --operations 0.8 --operations 0.7
 
 bench: $(READY) $(if $(OWN),,$(FILES))  ## FILES="a.onnx b.onnx", or MODEL, DATA, SIZE, OUT: size, time, memory, operators side by side
 	$(if $(OWN),test -e "$(OUT)/model.onnx" || $(MAKE) edge-cpu OUT="$(OUT)")

@@ -13,8 +13,8 @@ from compressor.pipeline.context import Context
 from compressor.remaining import ExpectedStage
 
 USUAL_EVALUATIONS = 30  # until a certificate is met; most searches are allowed more
-TRIAL_PASSES = 150  # of an image, for the choice of a layer's method and factors
-GRADIENT_PASSES = 800  # of the gradients' second moments, all layers together
+TRIAL_PASSES = 20  # of an image, for the choice of a layer's method and factors
+GRADIENT_PASSES = 450  # of the gradients' second moments, all layers together
 DECOMPOSITIONS = 6.0  # n^3 multiply-accumulates for n inputs of a layer: all candidates
 REFITS = 6.0  # likewise, of a layer's reconstruction
 SEARCH_OVERHEAD = 0.5  # seconds of the Gaussian process, an evaluation
@@ -47,7 +47,7 @@ def expected_costs(context: Context, seconds_per_image: float) -> list[ExpectedS
 
 def reconstruction_passes(context: Context, layers: Sequence[FoundLayer]) -> list[float]:
     """What layer-wise reconstruction of each layer costs, in passes of an image."""
-    return [2 * len(context.calibration) + REFITS * _decomposition_passes(context, layer) for layer in layers]
+    return [0.5 * len(context.calibration) + REFITS * _decomposition_passes(context, layer) for layer in layers]
 
 
 def factorization_passes(context: Context, layers: Sequence[FoundLayer]) -> list[float]:
