@@ -1,6 +1,8 @@
 """Readers refitted to fewer channels: exact where nothing is lost, better where something is."""
 
+from collections.abc import Sequence
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 import pytest
@@ -166,17 +168,23 @@ def test_the_original_stays_as_it_was(subject: Subject) -> None:
     assert all(torch.equal(value, before[name]) for name, value in subject.model.state_dict().items())
 
 
-@pytest.mark.parametrize("share", [0.9, 0.7])
-def test_widths_meet_the_limit_and_beat_uniform_ones(subject: Subject, share: float) -> None:
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
+def test_widths_meet_the_limit_and_lose_little_more_than_the_best(subject: Subject, share: float) -> None:
+    """The best by the sum of the curves, among all widths; with three groups a multiplier has few plans to offer."""
     costs = ChannelCosts(subject.model, subject.groups, subject.images.batch([0]))
     curves = [measure_curve(subject.model, factors, subject.loss) for factors in subject.factors]
     limit = share * costs.macs(costs.num_units)
     widths = allocate(curves, costs, limit)
     assert costs.macs(widths) <= limit
-    network = subject.reduction().start(widths)
-    assert count_macs(network, subject.images.batch([0]))[0] == costs.macs(widths)
-    uniform = next(w for s in np.arange(1.0, 0.0, -0.02) if costs.macs(w := subject.widths(s)) <= limit)
-    assert subject.loss(network) < 1.1 * subject.loss(subject.reduction().start(uniform))
+    assert count_macs(subject.reduction().start(widths), subject.images.batch([0]))[0] == costs.macs(widths)
+
+    def total(plan: Sequence[int]) -> float:
+        return sum(
+            curve.losses[np.searchsorted(curve.widths, width)] for curve, width in zip(curves, plan, strict=True)
+        )
+
+    every = product(*(curve.widths.tolist() for curve in curves))
+    assert total(widths) <= 1.5 * min(total(plan) for plan in every if costs.macs(plan) <= limit)
 
 
 def test_widths_are_multiples_or_all(subject: Subject) -> None:
