@@ -402,10 +402,12 @@ def test_costs_stay_and_are_those_of_the_layers() -> None:
 # Where it is used
 
 
-def test_inspect_lists_the_layers_of_attention(invoke: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_lists_the_layers_of_attention(invoke: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = LoadedModel("vit", 10, vit(1), Transform(input_size=32), [])
     monkeypatch.setattr("compressor.network.checkpoint.load_model", lambda *_: loaded)
-    result = invoke("bocompress", "inspect", "vit.pt", "--json")
+    path = tmp_path / "vit.pt"
+    path.write_bytes(b"not read")
+    result = invoke("bocompress", "inspect", str(path), "--json")
     skipped = {row["name"]: row["skipped"] for row in json.loads(result.stdout)}
     assert {name.rpartition(".")[2] for name, reason in skipped.items() if reason is None} >= {"in_proj", "out_proj"}
 

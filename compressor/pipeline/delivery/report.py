@@ -37,13 +37,11 @@ class WriteReport(Stage):
 
 def make_report(context: Context, state: State) -> Report:
     """The report of a run whose files lie in the context's folder."""
-    original, network = context.original, state.network
+    original, network, folder = context.original, state.network, context.folder
     result, test = needed(state.result, "a plan"), needed(state.test, "test outputs")
-    total_macs, _ = count_macs(original, context.example)
-    compressed_macs, macs = count_macs(network, context.example)
+    (total_macs, _), (compressed_macs, macs) = (count_macs(model, context.example) for model in (original, network))
     layers = [_layer_record(layer, result, macs) for layer in context.layers]
     params = _compressible_params(layers)
-    folder = context.folder
     return Report(
         version=VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
