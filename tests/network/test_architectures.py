@@ -135,10 +135,12 @@ def test_cache_that_cannot_be_written(tmp_path, two_architectures):
 
 def test_cache_follows_xdg(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert architectures.cache_file().parent == tmp_path / "bocompress"
+    cache = architectures.cache_file()
+    assert cache.parent == tmp_path / "bocompress"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert architectures.cache_file().parent == tmp_path / ".cache" / "bocompress"
+    # Earlier platformdirs take a relative folder as it is; there is no cache then.
+    assert architectures.cache_file() in (None, tmp_path / ".cache" / "bocompress" / cache.name)
 
 
 def test_no_cache_without_a_home_directory(monkeypatch):
