@@ -18,11 +18,12 @@ from torch.overrides import TorchFunctionMode
 from compressor.channels.factors import ChannelFactors
 from compressor.channels.groups import ChannelGroup, Reader
 from compressor.channels.narrowing import channels_of
-from compressor.channels.statistics import SplitMoments, images_of, rows_per_batch
+from compressor.channels.statistics import MAX_ROWS, SplitMoments, images_of
 from compressor.channels.tracing import plain_name, tensors_in
 from compressor.data.images import ImageSet
-from compressor.factorization.moments import with_floor
+from compressor.factorization.moments import raise_floor_
 from compressor.network.hooks import Captured, OutputPositions, batches, in_order_of_use, sample_positions, watching
+from compressor.network.statistics import rows_of_batch
 
 MIN_SCALE = 1e-3  # of a batch norm's channel, below which it does not pass on what is added
 
@@ -66,7 +67,7 @@ def wanted_rows(
     rows: dict[str, Rows] = {reader.name: [] for reader in readers}
     generators = {reader.name: torch.Generator().manual_seed(seed) for reader in readers}
     for batch in batches(images, device):
-        count = rows_per_batch(len(batch), len(images))
+        count = rows_of_batch(len(batch), len(images), MAX_ROWS)
         for reader, call in calls_of(original, readers, batch):
             positions = sample_positions(
                 original.get_submodule(reader.name), call.output, count, generators[reader.name]
@@ -108,10 +109,10 @@ def moments_of(
 def least_squares(moments: SplitMoments, present: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """Weight (Co, ...) and bias (Co,) of least squared error, with a ridge that pulls towards the present weight."""
     covariance = moments.covariance()
-    damped = with_floor(covariance[None], ridge)[0]
+    level = raise_floor_(covariance[None], ridge)
     prior = present.detach().double().cpu().flatten(1)
-    products = moments.cross_covariance() + (damped - covariance) @ prior.T
-    solution = torch.cholesky_solve(products, torch.linalg.cholesky(damped)).T
+    products = moments.cross_covariance() + level * prior.T
+    solution = torch.cholesky_solve(products, torch.linalg.cholesky(covariance)).T
     bias = moments.target_mean() - solution @ moments.mean()
     return solution.reshape(present.shape), bias
 
@@ -137,9 +138,9 @@ def start_from(
 
     `outputs` is that of `kept_outputs`.
     """
-    kept = factors.kept(width)
+    kept, refits = factors.kept(width), factors.refit(width)
     for reader in factors.group.readers:
-        found = factors.refit(width)[reader.name]
+        found = refits[reader.name]
         module: Any = network.get_submodule(reader.name)
         index = channels_of(kept, factors.max_rank, found.weight.shape[1])
         rows = (outputs or {}).get(reader.name, torch.arange(len(found.weight)))

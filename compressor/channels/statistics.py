@@ -18,10 +18,10 @@ from compressor.data.images import ImageSet
 from compressor.network.hooks import OutputPositions, batches, sample_positions, watching
 from compressor.network.statistics import (
     GRADIENT_BATCH_SIZE,
-    GRADIENT_IMAGES,
     MAX_INPUTS,
-    NUM_PROJECTIONS,
     RunningMoments,
+    projected_gradients,
+    rows_of_batch,
 )
 
 MAX_ROWS = 32768  # output positions per layer that enter its moments
@@ -130,11 +130,6 @@ def _means_of(rows: Tensor, images: Tensor) -> Tensor:
     return sums / counts[:, None]
 
 
-def rows_per_batch(batch_size: int, num_images: int) -> int:
-    """The batch's share of MAX_ROWS, rounded up."""
-    return -(-MAX_ROWS * batch_size // num_images)
-
-
 def _input_moments(
     model: nn.Module, readers: dict[str, int], images: ImageSet, device: torch.device, seed: int
 ) -> dict[str, SplitMoments]:
@@ -145,7 +140,9 @@ def _input_moments(
 
     def add(index: int, value: Tensor, output: Tensor) -> None:
         name, module = names[index], modules[index]
-        positions = sample_positions(module, output, rows_per_batch(len(batch), len(images)), generators[index])
+        positions = sample_positions(
+            module, output, rows_of_batch(len(batch), len(images), MAX_ROWS), generators[index]
+        )
         rows = positions.of_input(module, value)
         numbers = images_of(positions, output)
         if rows.shape[1] > MAX_INPUTS:
@@ -163,31 +160,10 @@ def output_gradients(
     model: nn.Module, names: Sequence[str], images: ImageSet, device: torch.device, seed: int
 ) -> dict[str, Tensor]:
     """Second moments of the gradients at layers' outputs, from random +-1 combinations of the network's outputs."""
-    some = images.subset(range(min(GRADIENT_IMAGES, len(images))))
-    generator = torch.Generator().manual_seed(seed)
     modules = [model.get_submodule(name) for name in names]
     sums = {name: _GradientSums() for name in names}
-    calls: list[tuple[int, Tensor]] = []
-
-    def keep(index: int, _value: Tensor, output: Tensor) -> Tensor:
-        calls.append((index, output))
-        return output.clone()  # the next module may change its input in place
-
-    with torch.enable_grad(), watching(modules, keep):
-        for batch in batches(some, device, GRADIENT_BATCH_SIZE):
-            outputs = model(batch.requires_grad_().clone()).flatten(1)
-            for _ in range(NUM_PROJECTIONS):
-                signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
-                found = torch.autograd.grad(
-                    (outputs * signs).sum(),
-                    [output for _, output in calls],
-                    retain_graph=True,
-                    materialize_grads=True,
-                )
-                for (index, _), gradient in zip(calls, found, strict=True):
-                    sums[names[index]].add(gradient, 1 if isinstance(modules[index], nn.Conv2d) else gradient.dim() - 1)
-            calls.clear()
-            del outputs, found  # free the graph before the next one
+    for index, gradient in projected_gradients(model, modules, images, device, seed, GRADIENT_BATCH_SIZE):
+        sums[names[index]].add(gradient, 1 if isinstance(modules[index], nn.Conv2d) else gradient.dim() - 1)
     return {name: total.finish() for name, total in sums.items()}
 
 

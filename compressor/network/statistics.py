@@ -139,9 +139,9 @@ def collect_moments(
                 yield layer, make_moments(moments.pop(layer.name), outputs.pop(layer.name))
 
 
-def rows_of_batch(batch_size: int, num_images: int) -> int:
-    """The batch's share of MAX_ROWS, rounded up."""
-    return -(-MAX_ROWS * batch_size // num_images)
+def rows_of_batch(batch_size: int, num_images: int, most: int | None = None) -> int:
+    """The batch's share of `most` output positions (MAX_ROWS if None), rounded up."""
+    return -(-(MAX_ROWS if most is None else most) * batch_size // num_images)
 
 
 def make_moments(moments: RunningMoments, outputs: Tensor) -> LayerMoments:
@@ -233,6 +233,29 @@ def _sum_gradients(
 ) -> dict[str, RunningMoments]:
     """Sums over the gradients of random combinations of the outputs at every position of the layers' outputs."""
     sums = {layer.name: RunningMoments(layer.num_groups) for layer in layers}
+    size = fitting_with_gradients(model, images.batch([0]).to(device), GRADIENT_BATCH_SIZE)
+    modules = [layer.module for layer in layers]
+    for index, gradient in projected_gradients(model, modules, images, device, seed, size):
+        sums[layers[index].name].add(_as_rows(layers[index].module, gradient))
+    return sums
+
+
+def projected_gradients(
+    model: nn.Module, modules: Sequence[nn.Module], images: ImageSet, device: torch.device, seed: int, size: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Yields the gradients of random +-1 combinations of the network's outputs by the outputs of modules.
+
+    Args:
+        model: the network on `device`, in eval mode.
+        modules: parts of it.
+        images: of which GRADIENT_IMAGES are used, with NUM_PROJECTIONS combinations for each.
+        device: of the network.
+        seed: of the combinations.
+        size: images at once.
+
+    Yields:
+        The index in `modules` and a gradient, in the shape of the output of one call.
+    """
     some = images.subset(range(min(GRADIENT_IMAGES, len(images))))
     generator = torch.Generator().manual_seed(seed)
     calls: list[tuple[int, Tensor]] = []
@@ -241,24 +264,23 @@ def _sum_gradients(
         calls.append((index, output if output.requires_grad else torch.zeros_like(output).requires_grad_()))
         return output.clone()  # the next module may change its input in place
 
-    size = fitting_with_gradients(model, some.batch([0]).to(device), GRADIENT_BATCH_SIZE)
-    with torch.enable_grad(), watching([layer.module for layer in layers], keep):
-        for batch in batches(some, device, size):
+    for batch in batches(some, device, size):
+        with torch.enable_grad(), watching(modules, keep):
             outputs = model(batch.requires_grad_().clone()).reshape(len(batch), -1)
             outputs = outputs if outputs.requires_grad else outputs.clone() * batch.new_ones(1).requires_grad_()
-            for _ in range(NUM_PROJECTIONS):
-                signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
-                gradients = torch.autograd.grad(
-                    (outputs * signs).sum(),
-                    [output for _, output in calls],
-                    retain_graph=True,
-                    materialize_grads=True,
-                )
-                for (index, _), gradient in zip(calls, gradients, strict=True):
-                    sums[layers[index].name].add(_as_rows(layers[index].module, gradient))
-            calls.clear()
-            del outputs, gradients  # free the graph before the next one
-    return sums
+        for _ in range(NUM_PROJECTIONS):
+            signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
+            with torch.enable_grad():
+                combined = (outputs * signs).sum()
+            gradients = torch.autograd.grad(
+                combined,
+                [output for _, output in calls],
+                retain_graph=True,
+                materialize_grads=True,
+            )
+            yield from zip((index for index, _ in calls), gradients, strict=True)
+        calls.clear()
+        del outputs, combined, gradients  # free the graph before the next one
 
 
 def _as_rows(layer: nn.Module, output: Tensor) -> Tensor:
