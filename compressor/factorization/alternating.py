@@ -47,15 +47,19 @@ class _Quadratic:
     """The matrix of the quadratic in V (groups, K, a), and Cholesky factors of its preconditioner."""
 
     gram: Tensor  # H_w^T G H_v, (groups, K, kw, K, kw)
-    covariance: Tensor  # (groups, a, kw, a, kw)
+    covariance: Tensor  # (groups, a, kw, a, kw), symmetric
     root_gram: Tensor  # (groups, K, K)
     root_covariance: Tensor  # (groups, a, a)
 
     def apply(self, first: Tensor) -> Tensor:
         mixed = torch.einsum("gkwlv,glb->gkwbv", self.gram, first)
-        groups, rank, _width, num_in, _ = mixed.shape
-        by_column = self.covariance.permute(0, 2, 3, 4, 1).reshape(groups, -1, num_in)
-        return mixed.reshape(groups, rank, -1) @ by_column
+        groups, rank, width, num_in, _ = mixed.shape
+        rows = self.covariance.reshape(groups, num_in * width, num_in, width)
+        # Column by column: all at once, the covariance would have to be copied.
+        total = mixed.new_zeros(groups, rank, num_in)
+        for column in range(width):
+            total += mixed[:, :, column].flatten(2) @ rows[..., column]
+        return total
 
     def precondition(self, residual: Tensor) -> Tensor:
         half = torch.cholesky_solve(residual, self.root_gram)

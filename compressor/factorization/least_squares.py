@@ -15,7 +15,8 @@ class NestedRefit:
 
     With features z = T x of a patch x the second factor is W C T^T (T C T^T)^-1. At a smaller rank it needs only the
     leading block of the triangular factor, so a rank costs one triangular solve. The output gradients do not enter:
-    every output has its own least-squares problem.
+    every output has its own least-squares problem. The triangular factor is kept in single precision: it takes most of
+    a run's memory, and its rounding is far below the floor under the covariance.
 
     Args:
         kernel: the weight, (groups, Co/groups, a, kw), float64.
@@ -32,16 +33,17 @@ class NestedRefit:
         patches = crossed.reshape(groups, size, num_in, self._width)
         features = torch.einsum("gsbv,glb->gslv", patches, first).reshape(groups, size, size)
         products = crossed.reshape(groups, size, -1) @ kernel.flatten(2).mT
-        self._root = linalg.cholesky(regular(features))
-        self._projected = linalg.solve_triangular(self._root, products, upper=False)
+        root = linalg.cholesky(regular(features))
+        self._root = root.float()
+        self._projected = linalg.solve_triangular(root, products, upper=False)
         flat = kernel.flatten(2)
         self._energy = float(((flat @ moments.covariance) * flat).sum())
 
     def second(self, rank: int) -> Tensor:
-        """Second factors (groups, Co/groups, rank, kw), float64."""
+        """Second factors (groups, Co/groups, rank, kw), of the moments' type."""
         size = rank * self._width
-        root, projected = self._root[:, :size, :size], self._projected[:, :size]
-        solution = linalg.solve_triangular(root.mT, projected, upper=True)
+        root, projected = self._root[:, :size, :size], self._projected[:, :size].float()
+        solution = linalg.solve_triangular(root.mT, projected, upper=True).to(self._projected)
         return solution.reshape(len(root), rank, self._width, -1).permute(0, 3, 1, 2)
 
     def orthonormal(self, rank: int) -> tuple[Tensor, Tensor]:
@@ -49,12 +51,12 @@ class NestedRefit:
 
         Returns:
             Coefficients (groups, rank * kw, rank * kw) of the new features, and what each adds to the outputs
-            (groups, rank * kw, Co/groups), the same at every rank; float64.
+            (groups, rank * kw, Co/groups), the same at every rank; of the moments' type.
         """
         size = rank * self._width
         root = self._root[:, :size, :size]
         combine = linalg.solve_triangular(root, torch.eye(size, dtype=root.dtype).expand_as(root), upper=False)
-        return combine, self._projected[:, :size]
+        return combine.to(self._projected), self._projected[:, :size]
 
     def squared_error(self, rank: int) -> float:
         """Mean squared error of the layer's outputs about their mean, summed over outputs."""

@@ -54,10 +54,12 @@ class TwoFactors(Factors):
         self._first = first[:, : self.max_rank]
         self._refit = None
         if moments is not None:
-            self._first, kernel = self._first.double().cpu(), self.kernel(self._layer).double().cpu()
-            self._refit = NestedRefit(kernel, moments, self._first)
+            # As it will be built: the second factor makes up for its rounding, too.
+            self._first, kernel = self._first.float().cpu(), self.kernel(self._layer).double().cpu()
+            first = self._first.double()
+            self._refit = NestedRefit(kernel, moments, first)
             mean = moments.mean.reshape(len(kernel), -1, kernel.shape[-1])
-            self._mean_features = torch.einsum("gka,gaw->gkw", self._first, mean)
+            self._mean_features = torch.einsum("gka,gaw->gkw", first, mean)
             self._mean_outputs = torch.einsum("goaw,gaw->go", kernel, mean)
             if self._layer.bias is not None:
                 self._mean_outputs += self._layer.bias.detach().double().cpu().reshape(self._mean_outputs.shape)

@@ -7,7 +7,7 @@ kept on average (Johnson and Lindenstrauss 1984): with half as many directions a
 than half of that of independent directions.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,6 @@ class Linearizer:
         original: the original network.
         layers: the layers whose ranks a plan gives, in its order.
         factors: their factors, by the layer's name.
-        left: by what function norms around a plan of some function norm are multiplied (see `ExpectedGain`).
     """
 
     def __init__(
@@ -50,10 +49,8 @@ class Linearizer:
         original: nn.Module,
         layers: Sequence[FoundLayer],
         factors: Mapping[str, Factors],
-        left: Callable[[float], float] = lambda loss: 1.0,
     ) -> None:
         self._norm = norm
-        self._left = left
         self._original = original
         self._layers = list(layers)
         self._factors = dict(factors)
@@ -76,9 +73,7 @@ class Linearizer:
             for layer, ranks_of_layer in enumerate(others)
         ]
         each = 1 + BACKWARD_PASSES * residuals.shape[1] + float(np.mean([len(row) for row in others]))
-        scale = self._left(float((residuals**2).sum(1).mean())) ** 0.5
-        changes = [{rank: scale * change for rank, change in row.items()} for row in changes]
-        return LinearModel(scale * residuals, changes, round(each * len(indices)))
+        return LinearModel(residuals, changes, round(each * len(indices)))
 
     def _move(self, layer: FoundLayer, ranks: Sequence[int]) -> "_Move":
         factors, kept = self._factors[layer.name], [rank for rank in ranks if rank != layer.dense_rank]

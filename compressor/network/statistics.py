@@ -66,11 +66,11 @@ class RunningMoments:
     def covariance(self) -> Tensor:
         """Covariance of the rows, (groups, n, n)."""
         shift = self._shift("x")
-        return self._mean_products("xx").sub_(shift[:, :, None] * shift[:, None, :])
+        return self._mean_products("xx").baddbmm_(shift[:, :, None], -shift[:, None, :])
 
     def cross_covariance(self) -> Tensor:
         """Covariance of rows and targets, (groups, n, m)."""
-        return self._mean_products("xy").sub_(self._shift("x")[:, :, None] * self._shift("y")[:, None, :])
+        return self._mean_products("xy").baddbmm_(self._shift("x")[:, :, None], -self._shift("y")[:, None, :])
 
     def _shift(self, name: str) -> Tensor:
         return self._sums[name] / self.count

@@ -17,8 +17,10 @@ from itertools import islice
 
 import numpy as np
 import torch
+from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from torch import Tensor, nn
 
+from compressor.cost.memory import release_memory
 from compressor.data.images import ImageSet
 from compressor.factorization.alternating import alternate
 from compressor.factorization.base import Layer
@@ -46,6 +48,7 @@ from compressor.recovery.records import ReconstructionRecord, ReconstructionStep
 
 CHECKED_TOGETHER = 3  # layers
 ROW_FLOOR = 0.02  # ridge of a whole layer for as many inputs as rows: late layers have few output positions
+UNSOLVABLE = (torch.linalg.LinAlgError, LinAlgError)
 LAST_FLOOR = 1e-3  # ridge over the mean variance of the last factor's inputs: where these hardly vary, weights stay
 
 
@@ -101,6 +104,7 @@ class Reconstruction:
         while together := list(islice(goals, CHECKED_TOGETHER)):
             self.on_step(count, f"{together[0].layer.name}, function norm {self._current:.4g}")
             self._refit_together(together)
+            release_memory()
             count += len(together)
         self._refit_norms()
         return ReconstructionRecord(
@@ -180,10 +184,10 @@ class Reconstruction:
         last, whole = self._moments(goal)
         module = self.network.get_submodule(goal.layer.name)
         if goal.weights is not None:
-            with suppress(torch.linalg.LinAlgError):
+            with suppress(*UNSOLVABLE):
                 self._replace(goal, _with_both_refitted(goal.layer, module, whole, goal.weights))
                 return "both factors"
-        with suppress(torch.linalg.LinAlgError):
+        with suppress(*UNSOLVABLE):
             self._replace(goal, _with_last_refitted(module, last))
             return "last factor"
         return None
@@ -191,7 +195,7 @@ class Reconstruction:
     def _try_last(self, goal: _Goal) -> None:
         """Refit the last factor alone, and keep that if the function norm falls."""
         present = self.network.get_submodule(goal.layer.name)
-        with suppress(torch.linalg.LinAlgError):
+        with suppress(*UNSOLVABLE):
             self._replace(goal, _with_last_refitted(present, self._moments(goal)[0]))
             after = self._loss()
             kept = after < self._current
@@ -321,9 +325,16 @@ def solve(moments: RunningMoments, present: Tensor, floor: float) -> tuple[Tenso
     ridge = raise_floor_(covariance, floor)
     weight = present.detach().double().cpu().reshape(moments.groups, -1, covariance.shape[-1])
     cross = moments.cross_covariance() + ridge[:, None, None] * weight.mT
-    solution = torch.cholesky_solve(cross, torch.linalg.cholesky(covariance))
+    solution = torch.stack([_solve_in_place(*group) for group in zip(covariance, cross, strict=True)])
     bias = moments.target_mean() - (moments.mean()[:, None] @ solution)[:, 0]
     return solution.mT.reshape(present.shape), bias.flatten()
+
+
+def _solve_in_place(matrix: Tensor, values: Tensor) -> Tensor:
+    """The solution (n, m) for a positive definite matrix (n, n), which is overwritten: torch takes two more of them."""
+    # A symmetric matrix is its own transpose, and that has the order of LAPACK.
+    factor = cho_factor(matrix.numpy().T, lower=True, overwrite_a=True, check_finite=False)
+    return torch.from_numpy(cho_solve(factor, values.numpy(), check_finite=False))
 
 
 def _as_parameter(values: Tensor, like: nn.Module) -> nn.Parameter:

@@ -22,6 +22,7 @@ from compressor.search.evaluation.history import (
 )
 from compressor.search.evaluation.journal import Journal
 from compressor.search.evaluation.parallel import Workers
+from compressor.search.expected_gain import ExpectedGain
 from compressor.search.initial.design import BudgetSpent, InitialDesign
 from compressor.search.initial.refinement import NUM_STEPS
 from compressor.search.objective import Objective
@@ -29,7 +30,7 @@ from compressor.search.problem import SearchProblem
 from compressor.search.racing import Racing, challengers_of
 from compressor.search.records import SearchRecord
 from compressor.search.settings import SearchSettings as SearchSettings
-from compressor.search.stopping.criterion import PATIENCE, StopRule, StopTest
+from compressor.search.stopping.criterion import StopRule, StopTest
 from compressor.search.surrogate.energy_prior import EnergyPrior
 from compressor.search.surrogate.fitting import SurrogateFitter
 from compressor.search.target.limit import LimitUpdate
@@ -141,6 +142,33 @@ class Search:
                 self._initial_design.move_to_target(1 if begun else 0 if target.is_near else NUM_STEPS, may_keep=begun)
                 self._evaluate_least_loss()
             return self._iterate()
+
+    def continue_with(self, gain: ExpectedGain, plan: Ranks) -> tuple[Ranks, SearchRecord]:
+        """After `run`, search on by what reconstruction is found to leave, with all evaluations so far.
+
+        Nothing more is evaluated where the certificate holds of the plan by the new gain, too.
+
+        Args:
+            gain: replaces that of the problem.
+            plan: the plan (d,) that `run` chose.
+
+        Returns:
+            A plan (d,) that is better than `plan` by more than delta, or `plan`; and the record.
+        """
+        evaluator = self._evaluator
+        evaluator.use_gain(gain)
+        self._fitter.update_gain()
+        self._limits.rule = self._rule_for(None)
+        evaluator.max_evaluations = min(evaluator.count + MAX_EVALUATIONS_FAR_AWAY, self._settings.max_evaluations)
+        with threadpool_limits(limits=1, user_api="blas"):
+            self._initial_best = plan
+            if not self._test().met:
+                with suppress(BudgetSpent):
+                    self._initial_best = self._initial_design.refine(self._test().incumbent)
+            found, record = self._iterate()
+        values, delta = self._fitter.posterior().mean(np.stack([found, plan])), self._settings.delta
+        smallest = delta * abs(float(values[1])) if self._settings.delta_is_relative else delta
+        return (found if values[0] - values[1] > smallest else plan), record
 
     def _rule_for(self, target: SearchTarget | None) -> StopRule:
         return StopRule(self._settings, target, self._evaluator.noise_spec.floor)
@@ -260,7 +288,7 @@ class Search:
         if test.met:
             return "certificate met"
         if test.is_refuted:
-            return f"{PATIENCE} evaluations brought no gain of delta, each expected more likely than not"
+            return "the last evaluations brought no gain of delta, though it was expected"
         return self._evaluator.spent_budget() or ("" if following else "all plans evaluated on all images")
 
     def _may_stop(self) -> bool:

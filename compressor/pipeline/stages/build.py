@@ -1,7 +1,8 @@
 """From a plan to the network that is shipped: factors in their places, reconstructed layer by layer, pruned."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import nn
 
 from compressor.fidelity.function_norm import FunctionNorm
@@ -11,9 +12,11 @@ from compressor.network.surgery import build_candidate, detach_from_original
 from compressor.pipeline.context import Context
 from compressor.pipeline.expected_costs import reconstruction_passes
 from compressor.pipeline.stage import Stage
+from compressor.pipeline.stages.search_ranks import RankSearch
 from compressor.pipeline.state import BuiltNetwork, SearchResult, State, needed
 from compressor.recovery.reconstruction import Reconstruction
 from compressor.recovery.records import ReconstructionRecord
+from compressor.search.objective import Objective
 
 MAX_CHECK_IMAGES = 100  # of the search's images say whether a step of the reconstruction is kept
 
@@ -24,6 +27,34 @@ class Build(Stage):
 
     def run(self, context: Context, state: State) -> State:
         return state.with_built(build(context, needed(state.result, "a plan"), needed(state.norm, "a function norm")))
+
+
+@dataclass(frozen=True)
+class SearchAndBuild(Stage):
+    """Fills in what `SearchRanks` and `Build` do, for the gamma of the state.
+
+    What reconstruction leaves of L is learnt from the first network that is built. Where that makes another plan better
+    by more than delta, it is built, too, and of the two networks the better is delivered.
+    """
+
+    def run(self, context: Context, state: State) -> State:
+        norm, gamma = needed(state.norm, "a function norm"), needed(state.gamma, "gamma")
+        objective = Objective(gamma, context.settings.form)
+        with RankSearch(context, state) as search:
+            built = build(context, search.run(), norm)
+            following = search.continue_after(built.reconstruction)
+        if following is not None and following.ranks != built.result.ranks:
+            other = build(context, following, norm)
+            built = max(built, other, key=lambda network: _worth(network, objective))
+        elif following is not None:
+            built = replace(built, result=following)
+        return state.with_built(built)
+
+
+def _worth(built: BuiltNetwork, objective: Objective) -> float:
+    """J of a network that was built, on the images that its reconstruction was checked on."""
+    loss = built.reconstruction.after if built.reconstruction else 0.0
+    return float(objective.value(np.array(loss), np.array(needed(built.result.ratio, "the ratio"))))
 
 
 def build(context: Context, result: SearchResult, norm: FunctionNorm) -> BuiltNetwork:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from compressor.cost.memory import release_memory
 from compressor.data.fingerprint import hash_images, hash_tensors
 from compressor.data.images import ImageSet
 from compressor.factorization.base import Factors
@@ -91,6 +92,8 @@ class Decomposer:
             self.on_step(count, layer.name)
             found[layer.name] = self._decompose(layer, moments)
             self.on_choice(found[layer.name])
+            del moments
+            release_memory()
         return [found[layer.name] for layer in layers]
 
     def _moments_by_layer(self, layers: Sequence[FoundLayer]) -> Iterator[tuple[FoundLayer, LayerMoments | None]]:

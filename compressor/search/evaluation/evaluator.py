@@ -8,9 +8,10 @@ import numpy as np
 from compressor.arrays import Ranks
 from compressor.fidelity.losses import Losses
 from compressor.fidelity.noise import ImageSampler, NoiseModel
-from compressor.search.evaluation.history import RACING, Evaluation, History
+from compressor.search.evaluation.history import RACING, SENSITIVITY, Evaluation, History
 from compressor.search.evaluation.journal import Journal
 from compressor.search.evaluation.parallel import Workers
+from compressor.search.expected_gain import ExpectedGain
 from compressor.search.problem import SearchProblem
 from compressor.search.settings import SearchSettings
 from compressor.search.surrogate.cokriging import NormModel
@@ -31,6 +32,7 @@ class Evaluator:
     Attributes:
         objective: J, with the current gamma.
         history: the evaluations that the surrogate learns from, in order.
+        gain: what reconstruction is expected to leave of losses.
         noise: the noise of losses, learnt from them.
         norms: the model of function norms, learnt from them.
         image_passes: of all evaluations, kept or not.
@@ -49,6 +51,7 @@ class Evaluator:
         self.objective = problem.objective
         self.num_images = problem.num_images
         self.noise_spec = problem.noise_spec
+        self.gain = problem.gain
         self.settings = settings
         self.journal = journal
         self.sampler = ImageSampler(self.num_images, settings.samples, settings.seed)
@@ -81,6 +84,16 @@ class Evaluator:
         """Report the state of the search."""
         self._on_evaluation(self.count, text)
 
+    def use_gain(self, gain: ExpectedGain) -> None:
+        """Weigh all losses so far, and those to come, by what reconstruction is now expected to leave."""
+        history, before = self.history, self.gain.before
+        self.gain, self.history, self.noise = gain, History(), NoiseModel(self.num_images, self.noise_spec)
+        for ranks, losses, source in zip(history.ranks, history.losses, history.sources, strict=True):
+            old, raw = losses.mean, before(losses.mean)
+            scaled = losses.scaled(float(gain.delivered(np.array(raw))) / old) if old > 0.0 else losses
+            self.history.add(Evaluation(source, ranks, losses.indices), scaled)
+            self.noise.add(scaled)
+
     def run(self, evaluations: Sequence[Evaluation]) -> list[Losses]:
         """Losses of plans that do not depend on one another, in their order; all are kept."""
         all_losses = []
@@ -90,17 +103,25 @@ class Evaluator:
         return all_losses
 
     def observe(self, evaluations: Sequence[Evaluation]) -> Iterator[Losses]:
-        """Losses in the order of the evaluations, not kept: the journal's as long as it has any, then new ones."""
+        """Losses in the order of the evaluations, not kept: the journal's as long as it has any, then new ones.
+
+        They are as reconstruction is expected to leave them; those of single layers, which are summed, as they are.
+        """
         missing = list(evaluations)
         while missing and (known := self._recall(missing[0])) is not None:
-            self.image_passes += len(missing.pop(0).images)
-            yield known
+            evaluation = missing.pop(0)
+            self.image_passes += len(evaluation.images)
+            yield self._delivered(evaluation, known)
         found = self._workers.run(self._evaluate, [(evaluation.ranks, evaluation.images) for evaluation in missing])
         for evaluation, losses in zip(missing, found, strict=True):
             self.image_passes += len(evaluation.images)
-            observed = self.observed_objective(evaluation.ranks, losses)
+            delivered = self._delivered(evaluation, losses)
+            observed = self.observed_objective(evaluation.ranks, delivered)
             self.journal.append(evaluation.source, evaluation.ranks, losses, self.ratio(evaluation.ranks), observed)
-            yield losses
+            yield delivered
+
+    def _delivered(self, evaluation: Evaluation, losses: Losses) -> Losses:
+        return losses if evaluation.source == SENSITIVITY else self.gain.scaled(losses)
 
     def _recall(self, evaluation: Evaluation) -> Losses | None:
         recall = self.journal.recall_racing if evaluation.source == RACING else self.journal.recall
@@ -149,7 +170,7 @@ class Evaluator:
         if self.count >= self.settings.max_evaluations:
             return f"{self.settings.max_evaluations} evaluations spent"
         if self.count >= self.max_evaluations:
-            return f"{self.count} evaluations spent, as many as another target is worth"
+            return f"{self.count} evaluations spent, as many as going on is worth"
         if self.count and self.is_out_of_time():
             return f"{self.settings.max_seconds:g} seconds spent"
         return ""

@@ -2,8 +2,8 @@
 
 The search is deterministic given its seed and its observations. To resume, it runs again from the start, and the
 journal answers the recorded evaluations: the next one is the same as if nothing had happened, and a stop at any moment
-loses at most the evaluation in progress. The final racing comes last: a run with a larger budget continues from the
-evaluation before it, and overwrites it.
+loses at most the evaluation in progress. A search ends with its racing, and may go on when a network was built: a run
+with a larger budget continues from the evaluation before a racing, and overwrites what follows.
 """
 
 import json
@@ -122,8 +122,7 @@ class Journal:
         self._path = path
         self._header = header
         self._stored: list[AnyRow] = []
-        self._racing: list[Row] = []
-        self._racing_sizes_bytes: list[int] = []  # of their lines
+        self._offsets_bytes: list[int] = []  # where their lines begin
         self._count = 0
         if path is not None:
             if resume and path.exists():
@@ -145,12 +144,14 @@ class Journal:
         return None if row is None else _losses_of(row, indices)
 
     def recall_racing(self, ranks: Ranks, indices: np.ndarray) -> Losses | None:
-        """Losses of the next evaluation of the earlier run's final racing, or None where that was another."""
-        if not self._racing or (self._racing[0].ranks, self._racing[0].images) != (ranks.tolist(), indices.tolist()):
+        """Losses of the next evaluation of the earlier run's racing, or None where that was another."""
+        row = self._next()
+        is_racing = isinstance(row, Row) and row.source == RACING
+        if not (is_racing and isinstance(row, Row) and (row.ranks, row.images) == (ranks.tolist(), indices.tolist())):
+            self._forget_rest()
             return None
         self._count += 1
-        self._racing_sizes_bytes.pop(0)
-        return _losses_of(self._racing.pop(0), indices)
+        return _losses_of(row, indices)
 
     def recall_step(self, ranks: Ranks, indices: np.ndarray) -> StepRow | None:
         """The next stored step, or None where the earlier run ended; raises as `recall` does."""
@@ -169,20 +170,29 @@ class Journal:
         return self._append(SensitivityRow(sensitivities=norms, images=indices.tolist(), passes=passes))
 
     def _recall(self, kind: type[Stored], **asked: list[int]) -> Stored | None:
-        if self._count >= len(self._stored):
+        row = self._next()
+        if isinstance(row, Row) and row.source == RACING:  # of a run with a smaller budget
+            self._forget_rest()
             return None
-        row = self._stored[self._count]
+        if row is None:
+            return None
         if not isinstance(row, kind) or any(getattr(row, name) != value for name, value in asked.items()):
             raise self._other_evaluation()
         self._count += 1
         return row
 
+    def _next(self) -> AnyRow | None:
+        return self._stored[self._count] if self._count < len(self._stored) else None
+
+    def _forget_rest(self) -> None:
+        """Leave out what the earlier run found after a racing that this run does not come to, or decides otherwise."""
+        if self._path is not None and self._count < len(self._stored):
+            self._cut(self._path, self._offsets_bytes[self._count])
+            self._stored = self._stored[: self._count]
+
     def _append(self, row: Stored) -> Stored:
         self._count += 1
         if self._path is not None:
-            if self._racing:
-                self._cut(self._path, self._path.stat().st_size - sum(self._racing_sizes_bytes))
-                self._racing, self._racing_sizes_bytes = [], []
             write_json_line(self._path, row.model_dump(exclude_none=True), "a")
         return row
 
@@ -230,12 +240,9 @@ class Journal:
             raise InputError(f"{path} is not a search journal; choose another --out") from error
         if cut_off:
             self._cut(path, len(whole + newline))
-        last = len(rows)
-        while last and isinstance(row := rows[last - 1], Row) and row.source == RACING:
-            self._racing.insert(0, row)
-            last -= 1
-        self._racing_sizes_bytes = [len(line) for line in (whole + newline).splitlines(keepends=True)[1 + last :]]
-        return rows[:last]
+        sizes = [len(line) for line in (whole + newline).splitlines(keepends=True)]
+        self._offsets_bytes = [int(offset) for offset in np.cumsum(sizes)[:-1]]
+        return rows
 
     def _cut(self, path: Path, size_bytes: int) -> None:
         """Truncate the file to so many bytes."""

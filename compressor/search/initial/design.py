@@ -90,6 +90,10 @@ class InitialDesign:
                 self._on_incumbent(self._evaluator.image_passes, best)
         return None
 
+    def refine(self, plan: Ranks) -> Ranks:
+        """The plan (d,) after one more Gauss-Newton step; itself where there is no linear model."""
+        return plan if self._refinement is None else self._refine(plan)
+
     def _from(self, best: Ranks) -> Ranks:
         """The plan (d,) to go on from: the best so far, or where L is limited the best within the limit of R."""
         return self._limits.best_plan() if self._limits.is_learnt else best
@@ -130,6 +134,7 @@ class InitialDesign:
             evaluator.num_images,
             evaluator.settings.samples,
             evaluator.settings.seed,
+            evaluator.gain,
         )
 
     # Plans
@@ -149,7 +154,7 @@ class InitialDesign:
         losses = [evaluator.noise_spec.per_norm * table for table in norms]
         if space.layers is space:
             self._fitter.use_single_layer_prior(losses)
-        best = self._allocate(losses)
+        best = self._allocate([evaluator.gain.delivered(table) for table in losses])
         best = space.complete(best)
         saturation = self._largest(evaluator.history.norms)
         if space.layers is not space:

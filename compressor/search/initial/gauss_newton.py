@@ -12,6 +12,7 @@ import numpy as np
 from compressor.arrays import Array, Ranks
 from compressor.fidelity.linear_model import LinearModel
 from compressor.search.exchange import Moves, exchange_until_best
+from compressor.search.expected_gain import ExpectedGain
 from compressor.search.objective import Objective
 from compressor.search.space import RankSpace, between, with_rank
 
@@ -27,6 +28,7 @@ def coordinate_ascent(
     plan: Ranks,
     model: LinearModel,
     per_norm: float = 1.0,
+    gain: ExpectedGain | None = None,
 ) -> Ranks:
     """The best plan (d,) by a linear model: one layer's rank after the other, until no single change is a gain.
 
@@ -39,7 +41,9 @@ def coordinate_ascent(
         plan: the plan (d,) that the model is around.
         model: residuals of the plan, and changes by layer and rank.
         per_norm: L per function norm.
+        gain: what reconstruction is expected to leave of L; None for all.
     """
+    gain = gain or ExpectedGain()
     changes = [
         {int(rank): np.zeros_like(model.residuals), **rows} for rank, rows in zip(plan, model.changes, strict=True)
     ]
@@ -49,7 +53,7 @@ def coordinate_ascent(
         losses = (outputs**2).sum(1)
         standard_error = (losses - unchanged).std(ddof=1) / np.sqrt(len(losses))
         loss = per_norm * (losses.mean() + CAUTION * standard_error)
-        return float(objective.value(loss, space.ratio(ranks[None])[0]))
+        return float(objective.value(gain.delivered(loss), space.ratio(ranks[None])[0]))
 
     if objective.limit is not None:
         return _exchange(space, objective.limit, plan, model.residuals, changes, value)

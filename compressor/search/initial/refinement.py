@@ -10,6 +10,7 @@ from compressor.fidelity.linear_model import Linearize
 from compressor.fidelity.losses import Losses
 from compressor.search.evaluation.history import REFINEMENT, Evaluation, merge_losses
 from compressor.search.evaluation.journal import Journal, StepRow
+from compressor.search.expected_gain import ExpectedGain
 from compressor.search.initial import gauss_newton
 from compressor.search.initial.sensitivity import num_model_images
 from compressor.search.objective import Objective
@@ -39,6 +40,7 @@ class Refinement:
         num_images: size of the pool.
         samples: images of one evaluation.
         seed: of the division of images.
+        gain: what reconstruction is expected to leave of losses by the linear model.
 
     Attributes:
         passes: image passes of all linear models.
@@ -53,6 +55,7 @@ class Refinement:
     num_images: int
     samples: int
     seed: int
+    gain: ExpectedGain
     passes: int = 0
     last: StepRow | None = None
     fitted_on: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -120,7 +123,7 @@ class Refinement:
 
     def _model_step(self, objective: Objective, plan: Ranks, images: np.ndarray, per_norm: float) -> StepRow:
         model = self.linearize(plan, alternatives(self.space, plan), images, gauss_newton.DIRECTIONS)
-        target = gauss_newton.coordinate_ascent(self.space, objective, plan, model, per_norm)
+        target = gauss_newton.coordinate_ascent(self.space, objective, plan, model, per_norm, self.gain)
         return StepRow(
             step_from=plan.tolist(),
             step_to=target.tolist(),

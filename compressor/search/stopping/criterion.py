@@ -16,9 +16,9 @@ from compressor.streams import Stream, generator
 
 NUM_ANCHORS = 5
 TEST_EVERY = 5  # evaluations between tests of Eq. (12) under acquisition functions that do not compute it
-# With a limit, evaluations without a gain of delta in J after which the search ends, where Eq. (7) is above a half all
-# the while: in many dimensions the surrogate may go on to expect what it does not find.
-PATIENCE = 12
+# Evaluations without a gain of delta in J after which a search from measured sensitivities ends: in many dimensions the
+# surrogate may go on to expect what it does not find. Sooner where Eq. (7) is above a half all the while.
+PATIENCE, PATIENCE_IF_EXPECTED = 25, 12
 JOINT_WAIT = 0.05  # share of the evaluations so far that must be added before the joint test is tried again
 
 
@@ -72,7 +72,7 @@ class StopRule:
         self._floor = floor
         self._settings = settings
         self._num_joint = 0
-        self._refuted_from, self._refuted_at = 0, -np.inf
+        self._gained_at, self._unexpected_at, self._best_value = 0, 0, -np.inf
         self._next_test = 0
         self._next_joint = 0
 
@@ -85,7 +85,7 @@ class StopRule:
             test = self._test_pointwise(test, count)
         if not is_pac or self._to_propose(test) is not test:
             test = self._propose(test, count)
-        if posterior.objective.limit is not None and test.pointwise is not None:
+        if test.pointwise is not None and self._settings.start == "sensitivity":
             test = replace(test, is_refuted=may_stop and self._is_refuted(test, count))
         keeps_limit = bool(posterior.objective.allows(posterior.space.ratio(test.incumbent[None]))[0])
         if (
@@ -99,13 +99,15 @@ class StopRule:
         return self._test_jointly(test, count) if count >= self._next_joint else test
 
     def _is_refuted(self, test: StopTest, count: int) -> bool:
-        """Whether the last PATIENCE evaluations gained less than delta, each being expected to gain more."""
+        """Whether the last PATIENCE evaluations gained less than delta, or fewer, all expected to gain more."""
         value = float(test.posterior.mean(test.incumbent[None])[0])
         gain = test.delta if test.scale is None else test.scale
         assert test.pointwise is not None
-        if test.pointwise <= 0.5 or value > self._refuted_at + gain:
-            self._refuted_from, self._refuted_at = count, value
-        return count - self._refuted_from >= PATIENCE
+        if value > self._best_value + gain:
+            self._gained_at, self._unexpected_at, self._best_value = count, count, value
+        if test.pointwise <= 0.5:
+            self._unexpected_at = count
+        return count - self._gained_at >= PATIENCE or count - self._unexpected_at >= PATIENCE_IF_EXPECTED
 
     def rank(self, posterior: Posterior, visited: Ranks) -> Ranks:
         """The plans `visited` (n, d), best first: by the posterior mean of J, those beyond a limit of R last."""

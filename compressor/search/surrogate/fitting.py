@@ -48,7 +48,8 @@ class SurrogateFitter:
         self._evaluator = evaluator
         self._energy_prior = energy_prior
         self.seconds = 0.0
-        self._local_norm: float | None = None  # function norm of the plan around which the prior mean was found
+        # Function norm, before reconstruction, of the plan around which the prior mean was found
+        self._local_norm: float | None = None
         self._saturation = np.inf
         self._surrogate = self._make_surrogate(None)
         self._hyper: gp.Hyperparameters | None = None
@@ -74,7 +75,7 @@ class SurrogateFitter:
             self._energy_prior.initialize(sensitivities)
         is_measured = self._evaluator.settings.prior_mean == "measured"
         expected = sum_of(sensitivities) if sensitivities is not None and is_measured else None
-        self._surrogate = self._make_surrogate(expected)
+        self._surrogate = self._make_surrogate(expected and self._delivered(expected))
 
     def use_local_prior(self, plan: Ranks, step: StepRow, sensitivities: list[Array], saturation: float) -> None:
         """Take the linear model around a plan for the prior mean of L, where the settings ask for a measured one.
@@ -87,9 +88,19 @@ class SurrogateFitter:
         """
         settings = self._evaluator.settings
         if settings.prior_mean == "measured" and settings.surrogate != "objective":
-            self._local_norm, self._hyper, self._restarted_at = max(step.norm, LOSS_FLOOR), None, 0
+            self._local_norm = step.norm
+            self._hyper, self._restarted_at = None, 0
             self._saturation = saturation
-            self._surrogate = self._make_surrogate(around_plan(plan, step.norm, step.norms_alone, sensitivities))
+            expected = around_plan(plan, step.norm, step.norms_alone, sensitivities)
+            self._surrogate = self._make_surrogate(self._delivered(expected))
+
+    def update_gain(self) -> None:
+        """Take over the evaluator's gain after it has changed."""
+        self._hyper, self._restarted_at = None, 0
+
+    def _delivered(self, expected: ExpectedLoss) -> ExpectedLoss:
+        """A prior mean of L as reconstruction is expected to leave it."""
+        return lambda ranks: self._evaluator.gain.delivered(expected(ranks))
 
     def _make_surrogate(self, expected: ExpectedLoss | None) -> Surrogate:
         space, objective, noise_spec = self._evaluator.space, self._evaluator.objective, self._evaluator.noise_spec
@@ -148,7 +159,8 @@ class SurrogateFitter:
         history = self._evaluator.history
         if self._local_norm is None:
             return np.arange(len(history.ranks))
-        distance = np.abs(np.log(np.maximum(history.function_norms, LOSS_FLOOR) / self._local_norm))
+        local_norm = max(float(self._evaluator.gain.delivered(np.array(self._local_norm))), LOSS_FLOOR)
+        distance = np.abs(np.log(np.maximum(history.function_norms, LOSS_FLOOR) / local_norm))
         distance[[source != INITIAL for source in history.sources]] = 0.0
         return np.flatnonzero(distance <= max(np.log(MAX_NORM_FACTOR), np.sort(distance)[:MIN_EVALUATIONS][-1]))
 
