@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d
 
 from compressor.arrays import Ranks
-from compressor.factorization.base import Factors, NestedFactors
+from compressor.factorization.base import Factors, JointFactors, NestedFactors
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linear_model import LinearModel
 from compressor.network.hooks import fitting_with_gradients, watching
-from compressor.network.layers import FoundLayer, factorized_ranks
-from compressor.network.surgery import build_candidate, with_layer
+from compressor.network.layers import Ranked, factorized_ranks
+from compressor.network.surgery import build_candidate, with_layers
 from compressor.streams import Stream
 
 BATCH_SIZE = 25
@@ -39,8 +39,8 @@ class Linearizer:
     Args:
         norm: function norm on the images that indices refer to.
         original: the original network.
-        layers: the layers whose ranks a plan gives, in its order.
-        factors: their factors, by the layer's name.
+        layers: what a plan gives ranks for, in its order.
+        factors: their factors, by name.
         left: by what function norms around a plan of some function norm are multiplied (see `ExpectedGain`).
     """
 
@@ -48,8 +48,8 @@ class Linearizer:
         self,
         norm: FunctionNorm,
         original: nn.Module,
-        layers: Sequence[FoundLayer],
-        factors: Mapping[str, Factors],
+        layers: Sequence[Ranked],
+        factors: Mapping[str, Factors | JointFactors],
         left: Callable[[float], float] = lambda loss: 1.0,
     ) -> None:
         self._norm = norm
@@ -57,7 +57,6 @@ class Linearizer:
         self._original = original
         self._layers = list(layers)
         self._factors = dict(factors)
-        self._names = [layer.name for layer in layers]
 
     def __call__(
         self, ranks: Ranks, others: Sequence[Sequence[int]], indices: np.ndarray, directions: int
@@ -67,7 +66,7 @@ class Linearizer:
         along = _directions(indices, self._norm.targets.shape[1], directions)
         images = torch.from_numpy(indices)
         size = fitting_with_gradients(candidate, self._norm.inputs_and_targets(images[:1])[0], BATCH_SIZE)
-        moves = [self._move(layer, row) for layer, row in zip(self._layers, others, strict=True)]
+        moves = [self._moves(layer, row) for layer, row in zip(self._layers, others, strict=True)]
         batches = zip(images.split(size), along.split(size), strict=True)
         parts = [self._linearize(candidate, moves, *batch) for batch in batches]
         residuals = np.concatenate([part[0] for part in parts])
@@ -80,19 +79,30 @@ class Linearizer:
         changes = [{rank: scale * change for rank, change in row.items()} for row in changes]
         return LinearModel(scale * residuals, changes, round(each * len(indices)))
 
-    def _move(self, layer: FoundLayer, ranks: Sequence[int]) -> "_Move":
+    def _moves(self, layer: Ranked, ranks: Sequence[int]) -> "dict[str, _Move]":
+        """What other ranks make of the layers that they replace, by name."""
         factors, kept = self._factors[layer.name], [rank for rank in ranks if rank != layer.dense_rank]
-        nested = factors.nested(max(kept)) if kept else None
-        alone = {rank: factors.build(rank) for rank in kept if nested is None}
-        if len(kept) < len(ranks):
-            alone[layer.dense_rank] = layer.module
-        return _Move(alone, kept if nested else [], nested)
+        if isinstance(factors, JointFactors):
+            nested = {name: factors.nested(name, max(kept)) if kept else None for name in factors.layers}
+            names = [name for name, found in nested.items() if found is None]
+            alone = {rank: factors.build(rank) for rank in kept if names}
+        else:
+            nested = {layer.name: factors.nested(max(kept)) if kept else None}
+            alone = {rank: {layer.name: factors.build(rank)} for rank in kept if nested[layer.name] is None}
+        moves = {}
+        for name, found in nested.items():
+            modules = {rank: alone[rank][name] for rank in kept if found is None}
+            if len(kept) < len(ranks):
+                modules[layer.dense_rank] = self._original.get_submodule(name)
+            moves[name] = _Move(modules, kept if found else [], found)
+        return moves
 
     def _linearize(
-        self, candidate: nn.Module, moves: Sequence["_Move"], indices: Tensor, directions: Tensor
+        self, candidate: nn.Module, moves: Sequence[Mapping[str, "_Move"]], indices: Tensor, directions: Tensor
     ) -> tuple[np.ndarray, list[dict[int, np.ndarray]]]:
         inputs, targets = self._norm.inputs_and_targets(indices)
-        calls, outputs = _forward(candidate, self._names, inputs)
+        names = [name for of_layer in moves for name in of_layer]
+        calls, outputs = _forward(candidate, names, inputs)
         directions = directions.to(outputs.device)
         values = torch.einsum("bk,bkp->bp", outputs, directions)
         flat = [output for layer in calls for _, output in layer]
@@ -100,8 +110,12 @@ class Linearizer:
         parts: list[list[dict[int, np.ndarray]]] = []
         for some in values.split(at_once, dim=1):
             slopes = iter(_slopes(some, flat))
+            pairs = iter(calls)
             with torch.no_grad():
-                rows = [_changes(move, pairs, slopes, some) for move, pairs in zip(moves, calls, strict=True)]
+                rows = [
+                    _sum([_changes(move, next(pairs), slopes, some) for move in of_layer.values()])
+                    for of_layer in moves
+                ]
             parts.append([{rank: _to_numpy(moved) for rank, moved in row.items()} for row in rows])
         changes = [
             {rank: np.concatenate([row[rank] for row in of_layer], 1) for rank in of_layer[0]}
@@ -147,17 +161,27 @@ class LossesAlone:
 
     def __call__(self, name: str, substitute: nn.Module) -> float:
         """L with `substitute` in place of the layer; measured where the network passes the layer no gradient."""
-        if name not in self._held:
-            self._hold(name)
-        held = self._held[name]
-        if not any(bool(call.slope.any()) for call in held):
-            network = with_layer(self._original, name, substitute)
-            return self._norm.losses(network, self._images.numpy()).mean
-        changes = torch.zeros(self._along.shape[::2], device=held[0].here.device)
-        with torch.no_grad():
-            for call in held:
-                changes[call.images] += _along(call.slope, substitute(call.inputs)) - call.here
-        return float(changes.double().square().sum(1).mean())
+        return self.together({name: substitute})
+
+    def together(self, substitutes: Mapping[str, nn.Module]) -> float:
+        """L with these modules in place of layers, by name; measured where one of them gets no gradient.
+
+        Their changes of the outputs are added.
+        """
+        total = torch.zeros(self._along.shape[::2])
+        for name, substitute in substitutes.items():
+            if name not in self._held:
+                self._hold(name)
+            held = self._held[name]
+            if not any(bool(call.slope.any()) for call in held):
+                network = with_layers(self._original, substitutes)
+                return self._norm.losses(network, self._images.numpy()).mean
+            changes = torch.zeros(self._along.shape[::2], device=held[0].here.device)
+            with torch.no_grad():
+                for call in held:
+                    changes[call.images] += _along(call.slope, substitute(call.inputs)) - call.here
+            total = total.to(changes.device) + changes
+        return float(total.double().square().sum(1).mean())
 
     def _hold(self, name: str) -> None:
         """Find the gradients of this layer, and of those after it as far as there is room."""
@@ -231,6 +255,12 @@ class _Move:
     alone: Mapping[int, nn.Module]
     together: Sequence[int]
     nested: NestedFactors | None
+
+
+def _sum(rows: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
+    """The sum of the layers' changes, by rank."""
+    first, *others = rows
+    return {rank: sum((row[rank] for row in others), change) for rank, change in first.items()}
 
 
 def _changes(move: _Move, calls: Calls, slopes: Iterator[Tensor], like: Tensor) -> dict[int, Tensor]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,23 @@ from compressor.network.records import Kind, LayerRecord
 
 # The layer sets of the paper's experiments (Sec. 4); Table 1 counts a ninth for ResNet-18 but names none.
 PAPER_LAYERS = {"resnet": "layer*.conv2", "vgg": "*", "fc": "*"}
+
+
+class Ranked(Protocol):
+    """What a plan gives a rank: a layer, or a group of layers that share hidden channels, whose rank is their number.
+
+    Attributes:
+        name: its name in plans.
+        dense_rank: the rank by which it is left as it is.
+    """
+
+    @property
+    def name(self) -> str:
+        """See the class."""
+
+    @property
+    def dense_rank(self) -> int:
+        """See the class."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +143,8 @@ def compressible(layers: Sequence[FoundLayer]) -> list[FoundLayer]:
     return [layer for layer in layers if layer.skipped is None]
 
 
-def factorized_ranks(layers: Sequence[FoundLayer], ranks: Iterable[int]) -> dict[str, int]:
-    """Ranks by name of the layers that are factorized; those that stay dense are left out."""
+def factorized_ranks(layers: Sequence[Ranked], ranks: Iterable[int]) -> dict[str, int]:
+    """Ranks by name of what is compressed; what stays as it is is left out."""
     return {layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if int(rank) < layer.dense_rank}
 
 
