@@ -57,7 +57,7 @@ class ChannelFactors(JointFactors):
         self.max_rank = group.num_units
         self.layers = dict(readers)
         covariances = {name: regularized(moments[name].covariance) for name in readers}
-        self._elimination = eliminate_units(covariances, self.layers, moments, self.max_rank) if order is None else order
+        self._elimination = order or eliminate_units(covariances, self.layers, moments, self.max_rank)
         units = torch.from_numpy(self._elimination.order.copy())
         # Per reader its inputs' means, and C = L L^T with the inputs in the order of elimination: the columns, and L.
         self._means = {name: moments[name].mean for name in readers}

@@ -21,7 +21,7 @@ from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linear_model import LinearModel
 from compressor.network.hooks import fitting_with_gradients, watching
 from compressor.network.layers import Ranked, factorized_ranks
-from compressor.network.surgery import build_candidate, with_layers
+from compressor.network.surgery import build_candidate, with_layer
 from compressor.streams import Stream
 
 BATCH_SIZE = 25
@@ -161,27 +161,17 @@ class LossesAlone:
 
     def __call__(self, name: str, substitute: nn.Module) -> float:
         """L with `substitute` in place of the layer; measured where the network passes the layer no gradient."""
-        return self.together({name: substitute})
-
-    def together(self, substitutes: Mapping[str, nn.Module]) -> float:
-        """L with these modules in place of layers, by name; measured where one of them gets no gradient.
-
-        Their changes of the outputs are added.
-        """
-        total = torch.zeros(self._along.shape[::2])
-        for name, substitute in substitutes.items():
-            if name not in self._held:
-                self._hold(name)
-            held = self._held[name]
-            if not any(bool(call.slope.any()) for call in held):
-                network = with_layers(self._original, substitutes)
-                return self._norm.losses(network, self._images.numpy()).mean
-            changes = torch.zeros(self._along.shape[::2], device=held[0].here.device)
-            with torch.no_grad():
-                for call in held:
-                    changes[call.images] += _along(call.slope, substitute(call.inputs)) - call.here
-            total = total.to(changes.device) + changes
-        return float(total.double().square().sum(1).mean())
+        if name not in self._held:
+            self._hold(name)
+        held = self._held[name]
+        if not any(bool(call.slope.any()) for call in held):
+            network = with_layer(self._original, name, substitute)
+            return self._norm.losses(network, self._images.numpy()).mean
+        changes = torch.zeros(self._along.shape[::2], device=held[0].here.device)
+        with torch.no_grad():
+            for call in held:
+                changes[call.images] += _along(call.slope, substitute(call.inputs)) - call.here
+        return float(changes.double().square().sum(1).mean())
 
     def _hold(self, name: str) -> None:
         """Find the gradients of this layer, and of those after it as far as there is room."""

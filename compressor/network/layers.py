@@ -51,6 +51,7 @@ class FoundLayer:
         method: how it is factorized; None where it cannot be.
         break_even_rank: the largest rank at which the factors have no more parameters than the layer.
         skipped: why it is not compressed; None where it is.
+        left_out: whether it is to stay as it is, by the patterns given.
     """
 
     name: str
@@ -60,6 +61,7 @@ class FoundLayer:
     method: Method | None = None
     break_even_rank: int = 0
     skipped: str | None = None
+    left_out: bool = False
 
     @property
     def shape(self) -> list[int]:
@@ -214,14 +216,14 @@ def _select(layers: list[FoundLayer], include: Sequence[str], skip: Sequence[str
     for pattern in (*include, *skip):
         if not any(fnmatchcase(layer.name, pattern) for layer in layers):
             raise InputError(f"the layer pattern {pattern!r} matches no layer; `bocompress inspect` lists them")
-    return [_leave_out(layer, include, skip) if layer.skipped is None else layer for layer in layers]
+    return [_leave_out(layer, include, skip) for layer in layers]
 
 
 def _leave_out(layer: FoundLayer, include: Sequence[str], skip: Sequence[str]) -> FoundLayer:
     if include and not any(fnmatchcase(layer.name, pattern) for pattern in include):
-        return replace(layer, skipped="not named by --layers")
+        return replace(layer, skipped=layer.skipped or "not named by --layers", left_out=True)
     if any(fnmatchcase(layer.name, pattern) for pattern in skip):
-        return replace(layer, skipped="left out by --skip")
+        return replace(layer, skipped=layer.skipped or "left out by --skip", left_out=True)
     return layer
 
 

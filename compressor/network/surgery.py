@@ -32,12 +32,9 @@ def build_candidate(
     return candidate
 
 
-def with_layers(model: nn.Module, modules: Mapping[str, nn.Module]) -> nn.Module:
-    """The network with layers replaced, by name; all other tensors are shared with `model`, which is left unchanged."""
-    network = _copy_sharing_tensors(model)
-    for name, module in modules.items():
-        network = replace_layer(network, name, module)
-    return network
+def with_layer(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """The network with one layer replaced; all other tensors are shared with `model`, which is left unchanged."""
+    return replace_layer(_copy_sharing_tensors(model), name, module)
 
 
 class Candidates:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from compressor.cost.records import COST_WORDS, Cost, LatencyRecord
 from compressor.factorization.records import FactorKind
-from compressor.factorization.registry import METHODS
+from compressor.factorization.registry import explanations
 from compressor.fidelity.intervals import wilson
 from compressor.fidelity.records import FIDELITY_WORDS, FidelityRecord
 from compressor.network.records import LayerRecord
@@ -210,7 +210,7 @@ def _name_cost(report: Report) -> str:
 def explain_methods(layers: Sequence[LayerRecord]) -> dict[str, str]:
     """The methods of the factorized layers by name, each with what it turns a layer into."""
     used = {layer.method for layer in layers if layer.rank is not None}
-    return {name: entry.explanation for name, entry in METHODS.items() if name in used}
+    return {name: explanation for name, explanation in explanations().items() if name in used}
 
 
 def explain_factors(layers: Sequence[LayerRecord]) -> dict[str, str]:

@@ -62,7 +62,7 @@ class RankSpace(Space):
         widths, shared: as given.
     """
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         names: Sequence[str],
         costs: Sequence[Sequence[float]],

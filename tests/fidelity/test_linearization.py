@@ -9,7 +9,7 @@ from compressor.factorization.records import MethodChoice
 from compressor.fidelity import linearization as linearize
 from compressor.fidelity.linearization import LossesAlone
 from compressor.network import hooks
-from compressor.network.surgery import with_layers
+from compressor.network.surgery import with_layer
 from compressor.search.space import alternatives
 from tests.search.initial.networks import NUM_IMAGES, Blocked, Net, Shared, curved_net, linear_net
 
@@ -122,7 +122,7 @@ def test_losses_of_a_linear_network_with_one_layer_replaced_are_exact(
         for rank in (1, 3):
             substitute = net.factors[name].build(rank)
             found = alone(name, substitute)
-            truth = net.norm.losses(with_layers(net.network, {name: substitute}), np.arange(NUM_IMAGES)).mean
+            truth = net.norm.losses(with_layer(net.network, name, substitute), np.arange(NUM_IMAGES)).mean
             assert found == pytest.approx(truth, rel=1e-4)
         assert len(alone._held) == (1 if limit == 1 else len(names))
 
@@ -142,7 +142,7 @@ def test_a_layer_without_gradients_is_measured() -> None:
     net = Net(nn.Sequential(nn.Linear(10, 10), Rounded(), nn.Linear(10, 5)), (10,))
     substitute = net.factors["0"].build(2)
     found = LossesAlone(net.norm, net.network, ["0", "2"], 10)("0", substitute)
-    truth = net.norm.losses(with_layers(net.network, {"0": substitute}), np.arange(NUM_IMAGES)).mean
+    truth = net.norm.losses(with_layer(net.network, "0", substitute), np.arange(NUM_IMAGES)).mean
     assert found == pytest.approx(truth) != 0.0
 
 

@@ -89,7 +89,7 @@ class CompressLayers(RecipeStage):
         kinds = ("conv", "linear") if spec.of == "all" else (spec.of,)
         reason = f"the stage is for {spec.of} layers"
         return [
-            layer if layer.skipped or layer.kind in kinds else replace(layer, skipped=reason)
+            layer if layer.kind in kinds else replace(layer, skipped=layer.skipped or reason, left_out=True)
             for layer in found
             if layer.name in names
         ]

@@ -1,0 +1,65 @@
+"""The groups of layers of a network that a run may take hidden channels from."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from compressor.channels.groups import ChannelGroup, find_groups
+from compressor.errors import InputError
+from compressor.factorization.registry import CHANNELS, removes_channels
+from compressor.network.layers import FoundLayer
+from compressor.pipeline.context import Context
+
+# Of modules that may lie between and have weights, those that are no layers by themselves.
+NOT_LAYERS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)
+
+
+def groups_to_search(context: Context) -> list[ChannelGroup]:
+    """The groups whose channels may be removed; none where that is not asked for or cannot be fitted.
+
+    Channels are chosen and readers refitted by what real images say of their covariances: weights alone do not tell
+    which channels the others can stand in for, and synthetic images tell wrong.
+
+    Raises:
+        InputError: nothing but channels was asked for, and there are no images to fit on.
+    """
+    settings = context.settings
+    if not removes_channels(settings.method):
+        return []
+    reason = _why_not(context)
+    if reason and settings.method == CHANNELS:
+        raise InputError(f"--method channels refits layers to images: {reason}")
+    return [] if reason else groups_of(context)
+
+
+def require_images(context: Context, groups: Sequence[ChannelGroup]) -> None:
+    """Check that there are images to order the channels of a plan's groups by.
+
+    Raises:
+        InputError: there are none.
+    """
+    if groups and not len(context.calibration):
+        raise InputError("the plan removes channels, and layers are refitted for that: give --data, and more images")
+
+
+def groups_of(context: Context) -> list[ChannelGroup]:
+    """All groups of the network whose layers may be changed."""
+    groups = find_groups(context.original, context.example.to(context.device))
+    return [group for group in groups if may_be_narrowed(group, context.original, context.layers)]
+
+
+def may_be_narrowed(group: ChannelGroup, model: nn.Module, layers: Sequence[FoundLayer]) -> bool:
+    """Whether all layers of a group are among those found, and none is to stay as it is."""
+    free = {layer.name for layer in layers if not layer.left_out}
+    return all(name in free or isinstance(model.get_submodule(name), NOT_LAYERS) for name in group.layers)
+
+
+def _why_not(context: Context) -> str:
+    """Why no channels can be removed; empty where they can."""
+    if context.settings.factors == "weight":
+        return "leave out --factors weight"
+    if context.calibration.synthetic:
+        return "synthetic ones will not do, give --data"
+    if not len(context.calibration):
+        return "--calibration must be above 0, and there must be enough images"
+    return ""
