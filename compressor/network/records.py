@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from compressor.factorization.records import FactorKind, Method
 from compressor.schema import Record
 
@@ -21,6 +23,7 @@ class LayerRecord(Record):
             hidden channels are removed, the largest number of them that is less than all.
         rank: null where the layer stays dense; where hidden channels are removed, how many are left, in units.
         shape_compressed: of the weight where channels were removed.
+        groups: names of the groups of layers with which it shares hidden channels that can be removed, or are.
         params: of the weight.
         params_compressed: of the factors, or of the weight where it stays dense.
         macs: multiply-accumulates for one image.
@@ -36,6 +39,7 @@ class LayerRecord(Record):
     break_even_rank: int | None = None
     rank: int | None = None
     shape_compressed: list[int] | None = None
+    groups: list[str] = Field(default_factory=list)
     params: int
     params_compressed: int | None = None
     macs: int

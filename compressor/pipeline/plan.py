@@ -117,7 +117,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def planned_layers(
-    plan: Plan, layers: Sequence[FoundLayer], find_groups: Callable[[], Sequence[ChannelGroup]]
+    plan: Plan, layers: Sequence[FoundLayer], find_groups: Callable[[], Sequence[ChannelGroup]] = tuple
 ) -> tuple[list[FoundLayer | ChannelGroup], list[int]]:
     """The plan's layers as found in the network, with their ranks (`dense_rank` where the plan says dense).
 

@@ -162,11 +162,13 @@ def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[
         f"{arch}, {num_classes} classes, {input_size} px: {len(taken)} of {len(layers)} layers can be compressed, with "
         f"{100 * share:.0f} % of their parameters"
     )
-    table = _table(
-        title, "layer", "shape", "method", "break-even\nrank", "parameters", "MACs", "skipped", left=(0, 1, 2, 6)
-    )
+    columns = ["layer", "shape", "method", "break-even\nrank", "parameters", "MACs", "skipped"]
+    grouped = any(layer.groups for layer in layers)
+    if grouped:
+        columns.append("channels can go in the group of")
+    table = _table(title, *columns, left=(0, 1, 2, 6, 7))
     for layer in layers:
-        table.add_row(
+        cells = [
             layer.name,
             "x".join(map(str, layer.shape)),
             layer.method or "",
@@ -174,7 +176,8 @@ def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[
             f"{layer.params:,}",
             f"{layer.macs:,}",
             layer.skipped or "",
-        )
+        ]
+        table.add_row(*cells, *([", ".join(layer.groups)] if grouped else []))
     _console().print(table)
 
 

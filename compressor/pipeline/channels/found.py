@@ -1,13 +1,15 @@
 """The groups of layers of a network that a run may take hidden channels from."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.channels.groups import ChannelGroup, find_groups
 from compressor.errors import InputError
 from compressor.factorization.registry import CHANNELS, removes_channels
 from compressor.network.layers import FoundLayer
+from compressor.network.records import LayerRecord
 from compressor.pipeline.context import Context
 
 # Of modules that may lie between and have weights, those that are no layers by themselves.
@@ -52,6 +54,23 @@ def may_be_narrowed(group: ChannelGroup, model: nn.Module, layers: Sequence[Foun
     """Whether all layers of a group are among those found, and none is to stay as it is."""
     free = {layer.name for layer in layers if not layer.left_out}
     return all(name in free or isinstance(model.get_submodule(name), NOT_LAYERS) for name in group.layers)
+
+
+def list_layers(model: nn.Module, example: Tensor, layers: Sequence[FoundLayer], method: str) -> list[LayerRecord]:
+    """The layers as `inspect` shows them, with the groups whose channels can be removed under this method."""
+    found = find_groups(model, example) if removes_channels(method) else []
+    groups = [group for group in found if may_be_narrowed(group, model, layers)]
+    return [_record(layer, [group for group in groups if layer.name in group.layers], method) for layer in layers]
+
+
+def _record(layer: FoundLayer, groups: Sequence[ChannelGroup], method: str) -> LayerRecord:
+    record = layer.record()
+    if not groups:
+        return record
+    changes: dict[str, Any] = {"groups": [group.name for group in groups]}
+    if layer.skipped or method == CHANNELS:
+        changes |= {"method": CHANNELS, "break_even_rank": groups[-1].break_even_rank, "skipped": None}
+    return record.model_copy(update=changes)
 
 
 def _why_not(context: Context) -> str:

@@ -154,6 +154,7 @@ def _record_in_group(
             "break_even_rank": group.break_even_rank,
             "rank": width if changed else None,
             "factors": "activation" if changed else None,
+            "groups": [one.name for one, _ in groups],
             "shape_compressed": list(module.weight.shape) if changed else None,
             "params_compressed": module.weight.numel(),
             "macs_compressed": macs,

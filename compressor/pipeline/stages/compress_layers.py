@@ -11,7 +11,7 @@ from compressor.errors import InputError
 from compressor.factorization.records import FactorChoice, MethodChoice
 from compressor.files import write_text
 from compressor.network.layers import FoundLayer, compressible, factorized_ranks, find_layers
-from compressor.network.serialization import factorized_names
+from compressor.network.serialization import changed_names
 from compressor.pipeline.context import Context
 from compressor.pipeline.search_stages import search_stages
 from compressor.pipeline.settings import Settings, Target
@@ -85,7 +85,7 @@ class CompressLayers(RecipeStage):
         """The original's layers as they are in `network`, those that the stage leaves alone with their reason."""
         spec, example = self.spec, context.example.to(context.device)
         found = find_layers(network, example, spec.method, spec.layers, spec.skip, context.source.arch)
-        names = {layer.name for layer in context.layers} - set(factorized_names(context.original, network))
+        names = {layer.name for layer in context.layers} - set(changed_names(context.original, network))
         kinds = ("conv", "linear") if spec.of == "all" else (spec.of,)
         reason = f"the stage is for {spec.of} layers"
         return [
