@@ -1,31 +1,38 @@
 """Whether the layers of a group lose channels or rank, by measurement at equal numbers of parameters.
 
 Groups that have layers in common are decided on together: a layer whose channels go has no rank. Function norms are to
-first order around the original, of one linear model for all layers and one for all groups, and are added up.
+first order around the original, of one linear model for all layers and one for all groups, and are added up. Where
+channels lose far more than ranks before they are ordered and readers refitted, they are not: that may take minutes.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from compressor.arrays import Array
 from compressor.channels.groups import ChannelGroup
+from compressor.channels.unfitted import unfitted_channels
+from compressor.factorization.base import Factors, JointFactors
 from compressor.factorization.registry import CHANNELS
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linearization import Linearizer
-from compressor.network.layers import FoundLayer
+from compressor.network.layers import FoundLayer, Ranked
 from compressor.pipeline.channels.factors import order_channels
 from compressor.pipeline.channels.found import groups_to_search
 from compressor.pipeline.context import Context
 from compressor.pipeline.state import Decomposed, OrderedGroup, Part
 
 GROUP_SHARES = (0.25, 0.5, 0.75, 0.9)  # of the layers' parameters, at which channels and ranks are compared
-SHARES = np.linspace(0.05, 1.0, 20)  # of a group's units, at which it is measured
+SHARES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])  # of a group's units
+# Channels are ordered and fitted where they lose at most so many times as much as ranks without that.
+PROMISING = 10.0
+SPREAD_IMAGES = 64
 TRIAL_IMAGES, TRIAL_DIRECTIONS = 16, 4
 MIN_LOSS = 1e-12
 RANKS = "ranks"  # beside CHANNELS, among trials
+Trials = dict[str, list[float]]
 
 
 def choose_groups(context: Context, names: Collection[str] | None = None) -> list[OrderedGroup]:
@@ -65,14 +72,82 @@ def compare_with_channels(context: Context, parts: Sequence[Decomposed], norm: F
         parts: all layers with their factors.
         norm: the function norm that decides.
     """
-    groups = choose_groups(context)
+    groups = groups_to_search(context)
     if not groups:
         return list(parts)
+    comparison = _Comparison(context, groups, parts, norm)
     with context.progress.stage("comparing channels with ranks"):
-        chosen = [group for block in _blocks(context, groups, parts, norm) for group in block.choose()]
+        images = context.calibration.subset(range(min(SPREAD_IMAGES, len(context.calibration))))
+        promising = comparison.choose(unfitted_channels(context.original, groups, images, context.device), PROMISING)
+    ordered = order_channels(context, list(promising)) if promising else {}
+    with context.progress.stage("comparing channels with ranks"):
+        chosen = comparison.choose(ordered)
     context.progress.log(f"fewer channels rather than ranks: {len(chosen)} of {len(groups)} groups of layers")
-    inside = {name for group in chosen for name in group.layer.layers}
-    return [*chosen, *(part for part in parts if part.layer.name not in inside)]
+    inside = {name for group in chosen for name in group.layers}
+    found = [OrderedGroup(group, ordered[group.name], trials) for group, trials in chosen.items()]
+    return [*found, *(part for part in parts if part.layer.name not in inside)]
+
+
+class _Comparison:
+    """Losses of ranks, and of channels as far as they are asked for.
+
+    Args:
+        context: of the run.
+        groups: all groups.
+        parts: all layers with their factors.
+        norm: the function norm that decides.
+    """
+
+    def __init__(
+        self, context: Context, groups: Sequence[ChannelGroup], parts: Sequence[Decomposed], norm: FunctionNorm
+    ) -> None:
+        self._original = context.original
+        self._params = {layer.name: layer.params for layer in context.layers}
+        self._norm = norm.subset(min(TRIAL_IMAGES, len(norm.images)))
+        self._blocks = list(_join(groups))
+        self._searched = {part.layer.name: part for part in parts}
+        self._of_ranks: dict[str, Array] = {}
+
+    def choose(self, factors: Mapping[str, JointFactors], margin: float = 1.0) -> dict[ChannelGroup, Trials]:
+        """The groups with factors whose channels lose less than `margin` times what ranks lose, with both losses."""
+        if not factors:
+            return {}
+        groups = [group for block, _ in self._blocks for group in block if group.name in factors]
+        widths = [[max(1, round(share * group.num_units)) for share in SHARES] for group in groups]
+        of_channels = self._losses_alone(groups, factors, widths)
+        scaled = {name: losses / margin for name, losses in of_channels.items()}
+        self._measure_ranks()
+        found = {}
+        for block, names in self._blocks:
+            own = {name: self._params[name] for name in names if name in self._params}
+            ranks = {name: self._of_ranks[name] for name in own if name in self._of_ranks}
+            found.update(_Block([group for group in block if group.name in factors], own, scaled, ranks).choose())
+        return found
+
+    def _measure_ranks(self) -> None:
+        if self._of_ranks:
+            return
+        rows: dict[str, list[int]] = {}
+        for _, names in self._blocks:
+            layers = [self._searched[name].layer for name in names if name in self._searched]
+            rows |= _ranks(layers, sum(self._params.get(name, 0) for name in names))
+        parts = [self._searched[name] for name in self._searched if name in rows]
+        factors = {part.layer.name: part.factors for part in parts}
+        self._of_ranks = self._losses_alone([part.layer for part in parts], factors, [rows[name] for name in factors])
+
+    def _losses_alone(
+        self, layers: Sequence[Ranked], factors: Mapping[str, Factors | JointFactors], rows: Sequence[Sequence[int]]
+    ) -> dict[str, Array]:
+        """Function norms with each part alone compressed, at the ranks of its row, by name."""
+        if not layers:
+            return {}
+        dense = np.array([layer.dense_rank for layer in layers], dtype=np.int64)
+        others = [sorted(set(row)) for row in rows]
+        linearize = Linearizer(self._norm, self._original, layers, factors)
+        norms = linearize(dense, others, np.arange(len(self._norm.images)), TRIAL_DIRECTIONS).norms_alone()
+        return {
+            layer.name: np.array([own[k] for k in row]) for layer, own, row in zip(layers, norms, rows, strict=True)
+        }
 
 
 @dataclass(frozen=True)
@@ -86,16 +161,16 @@ class _Block:
         of_ranks: function norms (GROUP_SHARES,) of each layer that has ranks, where all layers keep these shares.
     """
 
-    groups: list[OrderedGroup]
+    groups: Sequence[ChannelGroup]
     params: Mapping[str, int]
     of_channels: Mapping[str, Array]
     of_ranks: Mapping[str, Array]
 
-    def choose(self) -> list[OrderedGroup]:
+    def choose(self) -> dict[ChannelGroup, Trials]:
         """The groups that lose channels: all or none of them, whichever loses less, then one by one changed to either
         while less is lost; each with the losses at GROUP_SHARES."""
         none, every = self._losses([]), self._losses(self.groups)
-        chosen = self.groups if _mean(every) < _mean(none) else []
+        chosen = list(self.groups) if _mean(every) < _mean(none) else []
         best = min(_mean(every), _mean(none))
         is_better = True
         while is_better:
@@ -105,14 +180,14 @@ class _Block:
                 if _mean(self._losses(other)) < best:
                     chosen, best, is_better = other, _mean(self._losses(other)), True
         trials = {CHANNELS: self._losses(chosen).tolist(), RANKS: none.tolist()}
-        return [replace(group, trials=trials) for group in chosen]
+        return dict.fromkeys(chosen, trials)
 
-    def _losses(self, chosen: Sequence[OrderedGroup]) -> Array:
+    def _losses(self, chosen: Sequence[ChannelGroup]) -> Array:
         """Summed function norms (GROUP_SHARES,) where these groups lose channels, and the layers of none ranks.
 
         Every group keeps the same share of its units, so that their layers keep each of GROUP_SHARES of the parameters.
         """
-        sides = Counter(name for group in chosen for name in group.layer.layers if name in self.params)
+        sides = Counter(name for group in chosen for name in group.layers if name in self.params)
         total = np.zeros(len(GROUP_SHARES))
         for name, losses in self.of_ranks.items():
             if name not in sides:
@@ -121,54 +196,23 @@ class _Block:
             counts = np.sum([self.params[name] * SHARES**power for name, power in sides.items()], axis=0)
             kept = np.interp(GROUP_SHARES, counts / counts[-1], SHARES)
             for group in chosen:
-                logs = np.log(np.maximum(self.of_channels[group.layer.name], MIN_LOSS))
+                logs = np.log(np.maximum(self.of_channels[group.name], MIN_LOSS))
                 total += np.exp(np.interp(kept, SHARES, logs))
         unchanged = [name for name in self.params if name not in self.of_ranks and name not in sides]
         return total if len(unchanged) < len(self.params) else np.full(len(GROUP_SHARES), np.inf)
 
 
-def _blocks(
-    context: Context, groups: Sequence[OrderedGroup], parts: Sequence[Decomposed], norm: FunctionNorm
-) -> Iterator[_Block]:
-    """The groups, those together that have layers in common, with what their layers lose by either way."""
-    params = {layer.name: layer.params for layer in context.layers}
-    joined = [(block, {name: params[name] for name in names if name in params}) for block, names in _join(groups)]
-    subset = norm.subset(min(TRIAL_IMAGES, len(norm.images)))
-    widths = [[max(1, round(share * group.layer.num_units)) for share in SHARES] for group in groups]
-    of_channels = _losses_alone(context, groups, widths, subset)
-    searched = {part.layer.name: part for part in parts}
-    ranks: dict[str, list[int]] = {}
-    for _, own in joined:
-        ranks |= _ranks([searched[name].layer for name in own if name in searched], sum(own.values()))
-    compared = [part for part in parts if part.layer.name in ranks]
-    of_ranks = _losses_alone(context, compared, [ranks[part.layer.name] for part in compared], subset)
-    for block, own in joined:
-        yield _Block(block, own, of_channels, {name: of_ranks[name] for name in own if name in of_ranks})
-
-
-def _join(groups: Sequence[OrderedGroup]) -> Iterator[tuple[list[OrderedGroup], set[str]]]:
+def _join(groups: Sequence[ChannelGroup]) -> Iterator[tuple[list[ChannelGroup], set[str]]]:
     """Groups that have layers in common, directly or by others, with the names of all their layers."""
     left = list(groups)
     while left:
         block = [left.pop(0)]
-        names = set(block[0].layer.layers)
-        while joined := [group for group in left if names & set(group.layer.layers)]:
+        names = set(block[0].layers)
+        while joined := [group for group in left if names & set(group.layers)]:
             block += joined
-            names |= {name for group in joined for name in group.layer.layers}
+            names |= {name for group in joined for name in group.layers}
             left = [group for group in left if group not in joined]
         yield block, names
-
-
-def _losses_alone(
-    context: Context, parts: Sequence[Part], rows: Sequence[Sequence[int]], norm: FunctionNorm
-) -> dict[str, Array]:
-    """Function norms with each part alone compressed, at the ranks of its row, by name."""
-    layers, factors = [part.layer for part in parts], {part.layer.name: part.factors for part in parts}
-    dense = np.array([layer.dense_rank for layer in layers], dtype=np.int64)
-    linearize = Linearizer(norm, context.original, layers, factors)
-    model = linearize(dense, [sorted(set(row)) for row in rows], np.arange(len(norm.images)), TRIAL_DIRECTIONS)
-    norms = model.norms_alone()
-    return {layer.name: np.array([own[k] for k in row]) for layer, own, row in zip(layers, norms, rows, strict=True)}
 
 
 def _ranks(layers: Sequence[FoundLayer], params: int) -> dict[str, list[int]]:
