@@ -163,9 +163,11 @@ def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[
         f"{100 * share:.0f} % of their parameters"
     )
     columns = ["layer", "shape", "method", "break-even\nrank", "parameters", "MACs", "skipped"]
-    grouped = any(layer.groups for layer in layers)
-    if grouped:
-        columns.append("channels can go in the group of")
+    names = dict.fromkeys(group for layer in layers for group in layer.groups)
+    numbers = {name: str(number) for number, name in enumerate(names, 1)}
+    if numbers:
+        title += f"; {len(numbers)} groups of layers share channels that can be removed"
+        columns.append("groups")
     table = _table(title, *columns, left=(0, 1, 2, 6, 7))
     for layer in layers:
         cells = [
@@ -177,7 +179,7 @@ def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[
             f"{layer.macs:,}",
             layer.skipped or "",
         ]
-        table.add_row(*cells, *([", ".join(layer.groups)] if grouped else []))
+        table.add_row(*cells, *([", ".join(numbers[group] for group in layer.groups)] if numbers else []))
     _console().print(table)
 
 
