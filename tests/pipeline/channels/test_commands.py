@@ -103,22 +103,18 @@ def test_the_plan_makes_the_same_file_again(
 
 def test_inspect_lists_the_groups(checkpoint: Path, invoke: Callable[..., Result]) -> None:
     arguments = ("bocompress", "inspect", checkpoint, "--trust-pickle", "--input-size", 32)
-    done = invoke(*arguments, "--json")
-    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    rows = {row["name"]: row for row in json.loads(invoke(*arguments, "--json").stdout)}
     assert rows["4.conv.1.0"]["groups"] == ["4.conv.0.0"]
     assert rows["4.conv.1.0"]["method"] == "channels"
     assert rows["4.conv.1.0"]["skipped"] is None
-    plain = json.loads(
-        invoke("bocompress", "inspect", checkpoint, "--input-size", 32, "--json", "--method", "spatial").stdout
-    )
+    plain = json.loads(invoke(*arguments, "--json", "--method", "spatial").stdout)
     assert all(row["groups"] == [] for row in plain)
 
 
 def test_channels_without_images_are_refused_in_a_sentence(
     checkpoint: Path, invoke: Callable[..., Result], tmp_path: Path
 ) -> None:
-    done = invoke(
-        "bocompress-export", checkpoint, "--input-size", 32, "--method", "channels", "--out", tmp_path / "out"
-    )
+    options = ("--trust-pickle", "--input-size", 32, "--method", "channels", "--out", tmp_path / "out")
+    done = invoke("bocompress-export", checkpoint, *options)
     assert done.exit_code == 2
     assert "--method channels refits layers to images: synthetic ones will not do, give --data" in done.output
