@@ -64,8 +64,9 @@ def unmeasured() -> Iterator[None]:
 def run(
     unmeasured: None, network: nn.Module, images: ImageSet, tmp_path_factory: pytest.TempPathFactory
 ) -> CompressedModel:
-    """The defaults."""
-    return compress(network, images, tmp_path_factory.mktemp("run") / "out", Settings(search=SEARCH))
+    """The defaults, but ranks alone."""
+    settings = Settings(search=SEARCH, method="spatial")
+    return compress(network, images, tmp_path_factory.mktemp("run") / "out", settings)
 
 
 def images_for_tests(images: ImageSet, settings: Settings) -> ImageSet:
