@@ -23,13 +23,15 @@ from compressor.channels.refitting import (
     start_from,
     wanted_rows,
 )
-from compressor.channels.statistics import SplitMoments
+from compressor.channels.statistics import MAX_ROWS, SplitMoments
 from compressor.data.images import ImageSet
 from compressor.fidelity.function_norm import FunctionNorm
+from compressor.network.statistics import MEMORY_BYTES
 
 # Pull towards the present weight, as a share of the inputs' mean variance: a weak one where images tell the weights, a
 # strong one in late layers, where a few hundred images have too few positions; the last leaves little but a new bias.
 RIDGES = (0.01, 0.1, 1.0, 10.0, 1000.0)
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,26 @@ class Reduction:
         kept = kept_outputs(self.original, self.groups, _kept(self.factors, widths))
         readers = readers_in_order(self.original, self.groups, self.calibration.batch([0]).to(self.device))
         readers = readers[self._first_changed(widths, readers) :]
-        wanted = wanted_rows(self.original, readers, self.calibration, self.device, self.seed)
-        for _ in range(passes):
-            for reader in readers:
+        for chunk in [chunk for _ in range(passes) for chunk in self._chunks(readers)]:
+            wanted = wanted_rows(self.original, chunk, self.calibration, self.device, self.seed)
+            for reader in chunk:
                 moments = moments_of(network, reader, wanted[reader.name], self.calibration, kept.get(reader.name))
                 self._refit(network, reader, moments)
         return network
+
+    def _chunks(self, readers: Sequence[Reader]) -> list[list[Reader]]:
+        """The readers in lists whose wanted outputs take MEMORY_BYTES at most (or one reader's)."""
+        chunks: list[list[Reader]] = []
+        used = 0
+        for reader in readers:
+            module: Any = self.original.get_submodule(reader.name)
+            size = FLOAT_BYTES * MAX_ROWS * len(module.weight)
+            if not chunks or used + size > MEMORY_BYTES:
+                chunks.append([])
+                used = 0
+            chunks[-1].append(reader)
+            used += size
+        return chunks
 
     def start(self, widths: Ranks) -> nn.Module:
         """The network at these widths (d,), with the readers' weights for the original's inputs."""

@@ -231,7 +231,8 @@ def test_a_second_stage_for_the_same_layers_takes_those_that_stayed_dense(
 ) -> None:
     """With a huge gamma nothing is worth factorizing; then all is; then nothing is left."""
     stages = "".join(
-        f'[[stage]]\nkind = "compress"\nname = "s{n}"\ngamma = {g}\n' for n, g in enumerate((1e9, 1e-9, 1))
+        f'[[stage]]\nkind = "compress"\nname = "s{n}"\nmethod = "spatial"\ngamma = {g}\n'
+        for n, g in enumerate((1e9, 1e-9, 1))
     )
     result = compress(network, images, tmp_path / "out", SETTINGS, parse_recipe(stages, "thrice"))
     whats = [stage.what for stage in result.report.stages[1:]]
