@@ -334,7 +334,7 @@ def test_a_stop_while_layers_are_factorized_loses_no_choice(
     whole = compress(network, images, tmp_path / "whole", settings)
     assert again.plan == whole.plan
     assert all(torch.equal(value, whole.model.state_dict()[name]) for name, value in again.model.state_dict().items())
-    assert journal.read_text() == (run.folder / FACTORS).read_text()
+    assert journal.read_text() == (whole.folder / FACTORS).read_text()
 
 
 def test_choices_for_another_network_or_seed_are_refused(
