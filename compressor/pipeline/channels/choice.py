@@ -180,7 +180,10 @@ class _Block:
                 if _mean(self._losses(other)) < best:
                     chosen, best, is_better = other, _mean(self._losses(other)), True
         trials = {CHANNELS: self._losses(chosen).tolist(), RANKS: none.tolist()}
-        return dict.fromkeys(chosen, trials)
+        inside = {name for group in chosen for name in group.layers}
+        # A group whose layers have no ranks left to lose may be searched, too: the search can leave it whole.
+        without_ranks = [group for group in self.groups if inside.issuperset(set(group.layers) & set(self.of_ranks))]
+        return dict.fromkeys([*chosen, *without_ranks] if chosen else [], trials)
 
     def _losses(self, chosen: Sequence[ChannelGroup]) -> Array:
         """Summed function norms (GROUP_SHARES,) where these groups lose channels, and the layers of none ranks.
