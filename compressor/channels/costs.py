@@ -20,8 +20,8 @@ Widths = Ranks | Sequence[int]
 
 
 @dataclass(frozen=True)
-class _Term:
-    """A cost that is proportional to the widths of at most two groups: `full` when both have all of their units."""
+class Term:
+    """A cost that is proportional to the widths of at most two groups, by number: `full` when both have all units."""
 
     full: int
     groups: tuple[int, ...]
@@ -37,6 +37,8 @@ class ChannelCosts:
 
     Attributes:
         num_units: of every group (d,).
+        params_terms, macs_terms: what makes up both.
+        weights_terms: the weights of convolutions and linear layers among the parameters.
     """
 
     def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup], example: Tensor) -> None:
@@ -44,38 +46,42 @@ class ChannelCosts:
         outputs, inputs = _groups_by_module(groups)
         total, macs = count_macs(model, example)
         every = sum(parameter.numel() for parameter in model.parameters())
-        self._macs, self._params = [_Term(total, ())], [_Term(every, ())]
+        self.macs_terms, self.params_terms = [Term(total, ())], [Term(every, ())]
+        self.weights_terms: list[Term] = []
         for name in dict.fromkeys([*outputs, *inputs]):
             both = tuple(sides[name] for sides in (outputs, inputs) if name in sides)
-            weights, others = _parameters(model.get_submodule(name))
-            self._macs += _replacing(macs.get(name, 0), both)
-            self._params += _replacing(weights, both)
+            module = model.get_submodule(name)
+            weights, others = _parameters(module)
+            self.macs_terms += _replacing(macs.get(name, 0), both)
+            self.params_terms += _replacing(weights, both)
             if name in outputs:
-                self._params += _replacing(others, (outputs[name],))
+                self.params_terms += _replacing(others, (outputs[name],))
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                self.weights_terms += _replacing(module.weight.numel(), both)
 
     def params(self, widths: Widths) -> int:
         """Parameters of the network at these widths (d,) in units."""
-        return self._sum(self._params, widths)
+        return self._sum(self.params_terms, widths)
 
     def macs(self, widths: Widths) -> int:
         """Multiply-accumulates for one image at these widths (d,) in units."""
-        return self._sum(self._macs, widths)
+        return self._sum(self.macs_terms, widths)
 
     def macs_per_unit(self, widths: Widths) -> Array:
         """Multiply-accumulates (d,) that one unit of each group costs where the others have these widths (d,)."""
         slopes = np.zeros(len(self.num_units))
         shares = np.asarray(widths) / self.num_units
-        for term in self._macs:
+        for term in self.macs_terms:
             for group in term.groups:
                 others = np.prod([shares[other] for other in term.groups if other != group])
                 slopes[group] += term.full * others / self.num_units[group]
         return slopes
 
-    def _sum(self, terms: Iterable[_Term], widths: Widths) -> int:
+    def _sum(self, terms: Iterable[Term], widths: Widths) -> int:
         units = [int(width) for width in widths]
         return sum(self._at(term, units) for term in terms)
 
-    def _at(self, term: _Term, units: Sequence[int]) -> int:
+    def _at(self, term: Term, units: Sequence[int]) -> int:
         cost = term.full
         whole = 1
         for group in term.groups:
@@ -85,9 +91,9 @@ class ChannelCosts:
         return cost // whole
 
 
-def _replacing(full: int, groups: tuple[int, ...]) -> list[_Term]:
+def _replacing(full: int, groups: tuple[int, ...]) -> list[Term]:
     """A part of the total by the groups it depends on, instead of as a constant."""
-    return [_Term(full, groups), _Term(-full, ())] if full else []
+    return [Term(full, groups), Term(-full, ())] if full else []
 
 
 def _groups_by_module(groups: Sequence[ChannelGroup]) -> tuple[Mapping[str, int], Mapping[str, int]]:

@@ -11,7 +11,7 @@ from compressor.channels.elimination import Elimination, eliminate
 from compressor.channels.groups import ChannelGroup
 from compressor.channels.narrowing import channels_of
 from compressor.channels.statistics import ReaderMoments
-from compressor.factorization.base import Layer, NestedFactors, make_conv, make_linear
+from compressor.factorization.base import JointFactors, Layer, NestedFactors, make_conv, make_linear
 from compressor.factorization.moments import with_floor
 
 INPUT_FLOOR = 1e-2  # ridge on the inputs' covariance, as a share of its mean diagonal
@@ -30,7 +30,7 @@ class Refitted:
     bias: Tensor
 
 
-class ChannelFactors:
+class ChannelFactors(JointFactors):
     """A group's channels in a nested order, with its readers refitted to the first 1, 2, ... units.
 
     Args:
@@ -40,6 +40,7 @@ class ChannelFactors:
         order: another order than that by elimination, and its losses.
 
     Attributes:
+        layers: the readers, by name.
         max_rank: the width at which nothing is removed.
         losses: the first-order loss (U + 1,) of the network's outputs at widths 0, 1, ..., U, inputs and gradients
             taken as independent of each other and of the position.
@@ -54,11 +55,17 @@ class ChannelFactors:
     ) -> None:
         self.group = group
         self.max_rank = group.num_units
-        self._layers, self._moments = dict(readers), {name: moments[name] for name in readers}
-        self._covariances = {name: regularized(of.covariance) for name, of in self._moments.items()}
-        self._elimination = (
-            eliminate_units(self._covariances, self._layers, moments, self.max_rank) if order is None else order
-        )
+        self.layers = dict(readers)
+        covariances = {name: regularized(moments[name].covariance) for name in readers}
+        self._elimination = order or eliminate_units(covariances, self.layers, moments, self.max_rank)
+        units = torch.from_numpy(self._elimination.order.copy())
+        # Per reader its inputs' means, and C = L L^T with the inputs in the order of elimination: the columns, and L.
+        self._means = {name: moments[name].mean for name in readers}
+        self._columns = {name: channels_of(units, self.max_rank, len(mean)) for name, mean in self._means.items()}
+        self._roots = {
+            name: torch.linalg.cholesky(covariances[name][columns][:, columns])
+            for name, columns in self._columns.items()
+        }
 
     @property
     def losses(self) -> Array:
@@ -72,14 +79,15 @@ class ChannelFactors:
 
     def refit(self, width: int) -> dict[str, Refitted]:
         """The readers' weights and biases at a width, by their names."""
-        return {name: self._refit(name, self.kept(width)) for name in self._layers}
+        self.check_width(width)
+        return {name: self._refit(name, width) for name in self.layers}
 
-    def build(self, width: int) -> dict[str, nn.Module]:
-        """Modules that replace the readers and take all channels, with weights of zero for those that are removed.
+    def build(self, rank: int) -> dict[str, nn.Module]:
+        """Modules that replace the readers at the width `rank`: they take all channels, those removed with weight 0.
 
         In the network they compute what the readers of the narrowed network do.
         """
-        return {name: _with(self._layers[name], found.weight, found.bias) for name, found in self.refit(width).items()}
+        return {name: _with(self.layers[name], found.weight, found.bias) for name, found in self.refit(rank).items()}
 
     def nested(self, name: str, limit: int) -> NestedFactors | None:
         """Widths 1 to `limit` of one reader at once; None where its moments are those of units.
@@ -87,22 +95,20 @@ class ChannelFactors:
         In the order of elimination, inputs are centred and made uncorrelated one after the other (C = L L^T). The best
         refit at width k is the sum over the features of the first k units.
         """
-        layer, moments = self._layers[name], self._moments[name]
-        if len(moments.covariance) != layer.weight[0].numel():
+        layer, columns, root = self.layers[name], self._columns[name], self._roots[name]
+        if len(columns) != layer.weight[0].numel():
             return None
-        order = torch.from_numpy(self._elimination.order.copy())
-        columns = channels_of(order, self.max_rank, len(moments.covariance))
-        root = torch.linalg.cholesky(self._covariances[name][columns][:, columns])
         size = len(columns) // self.max_rank * limit
         whiten = torch.zeros(size, len(columns), dtype=torch.float64)
-        whiten[:, columns] = torch.linalg.inv(root)[:size]
+        identity = torch.eye(size, dtype=torch.float64)
+        whiten[:, columns[:size]] = torch.linalg.solve_triangular(root[:size, :size], identity, upper=False)
         weight = layer.weight.detach().double().cpu().flatten(1)
-        outputs = (weight[:, columns] @ root)[:, :size].T
-        bias = weight @ moments.mean
+        outputs = (weight[:, columns] @ root[:, :size]).T
+        bias = weight @ self._means[name]
         if layer.bias is not None:
             bias = bias + layer.bias.detach().double().cpu()
         like = layer.weight
-        centre = -(whiten @ moments.mean)
+        centre = -(whiten @ self._means[name])
         features = _like(layer, whiten.reshape(size, *layer.weight.shape[1:]).to(like), centre.to(like))
         return NestedFactors(
             features, outputs[None].to(like), bias.to(like), size // limit, isinstance(layer, nn.Linear)
@@ -117,18 +123,17 @@ class ChannelFactors:
         if not 1 <= width <= self.max_rank:
             raise ValueError(f"width must lie in 1..{self.max_rank}, got {width}")
 
-    def _refit(self, name: str, units: Tensor) -> Refitted:
-        layer, moments, covariance = self._layers[name], self._moments[name], self._covariances[name]
+    def _refit(self, name: str, width: int) -> Refitted:
+        """The weight at a width: with X = L_kk the root of the inputs kept, (W L)_k X^-1 in their columns."""
+        layer, columns, root, mean = self.layers[name], self._columns[name], self._roots[name], self._means[name]
         weight = layer.weight.detach().double().cpu()
-        size = weight[0].numel() // len(covariance)
-        by_input = weight.flatten(1).unflatten(1, (-1, size))
-        index = channels_of(units, self.max_rank, len(covariance))
-        removed = torch.ones(len(covariance), dtype=torch.bool)
-        removed[index] = False
-        combine = torch.linalg.solve(covariance[index][:, index], covariance[index][:, removed])
+        by_input = weight.flatten(1).unflatten(1, (len(columns), -1))
+        kept = len(columns) // self.max_rank * width
+        rows = by_input[:, columns].transpose(1, 2).flatten(0, 1)
+        solved = torch.linalg.solve_triangular(root[:kept, :kept], rows @ root[:, :kept], upper=False, left=False)
         changed = torch.zeros_like(by_input)
-        changed[:, index] = by_input[:, index] + torch.einsum("kr,ors->oks", combine, by_input[:, removed])
-        bias = torch.einsum("oks,k->o", by_input - changed, moments.mean)
+        changed[:, columns[:kept]] = solved.unflatten(0, (len(weight), -1)).transpose(1, 2)
+        bias = torch.einsum("oks,k->o", by_input - changed, mean)
         return Refitted(changed.reshape(weight.shape), bias)
 
 

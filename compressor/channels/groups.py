@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from compressor.channels.bundle import Bundle
 from compressor.channels.narrowing import narrow
 from compressor.channels.tracing import trace
+from compressor.factorization.registry import CHANNELS
 
 MIN_UNITS = 2
 FAILURES = (RuntimeError, ValueError, IndexError, AssertionError)  # of a network that counts on its channels' number
@@ -53,6 +54,26 @@ class ChannelGroup:
     between: tuple[str, ...]
     readers: tuple[Reader, ...]
     num_units: int
+
+    @property
+    def method(self) -> str:
+        """The method under which plans and reports have it."""
+        return CHANNELS
+
+    @property
+    def dense_rank(self) -> int:
+        """The width by which the group is left as it is: that of all units."""
+        return self.num_units
+
+    @property
+    def break_even_rank(self) -> int:
+        """The largest width at which something is removed."""
+        return self.num_units - 1
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of its layers and of the modules between, in order of use; each once."""
+        return tuple(dict.fromkeys([*self.producers, *self.between, *self.reader_names]))
 
     @property
     def reader_names(self) -> tuple[str, ...]:

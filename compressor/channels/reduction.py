@@ -23,13 +23,15 @@ from compressor.channels.refitting import (
     start_from,
     wanted_rows,
 )
-from compressor.channels.statistics import SplitMoments
+from compressor.channels.statistics import MAX_ROWS, SplitMoments
 from compressor.data.images import ImageSet
 from compressor.fidelity.function_norm import FunctionNorm
+from compressor.network.statistics import MEMORY_BYTES
 
 # Pull towards the present weight, as a share of the inputs' mean variance: a weak one where images tell the weights, a
 # strong one in late layers, where a few hundred images have too few positions; the last leaves little but a new bias.
 RIDGES = (0.01, 0.1, 1.0, 10.0, 1000.0)
+FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Reduction:
         calibration: images to fit on.
         check: the function norm on other images, which decides on every refit.
         device: where to compute.
+        base: the network to narrow, where it is not the original: other layers of it may be factorized.
         seed: of the positions that are sampled.
         on_step: called with the number of refits done and the progress in words.
         steps: the refits so far.
@@ -67,6 +70,7 @@ class Reduction:
     calibration: ImageSet
     check: FunctionNorm
     device: torch.device
+    base: nn.Module | None = None
     seed: int = 0
     on_step: Callable[[int, str], None] = lambda count, text: None
     steps: list[RefitStep] = field(default_factory=list)
@@ -79,28 +83,33 @@ class Reduction:
     def run(self, widths: Ranks, passes: int = 1) -> nn.Module:
         """The network at these widths (d,), its readers refitted `passes` times front to back."""
         network = self.start(widths)
-        kept = kept_outputs(self.original, self.groups, self._kept(widths))
+        kept = kept_outputs(self.original, self.groups, _kept(self.factors, widths))
         readers = readers_in_order(self.original, self.groups, self.calibration.batch([0]).to(self.device))
         readers = readers[self._first_changed(widths, readers) :]
-        wanted = wanted_rows(self.original, readers, self.calibration, self.device, self.seed)
-        for _ in range(passes):
-            for reader in readers:
+        for chunk in [chunk for _ in range(passes) for chunk in self._chunks(readers)]:
+            wanted = wanted_rows(self.original, chunk, self.calibration, self.device, self.seed)
+            for reader in chunk:
                 moments = moments_of(network, reader, wanted[reader.name], self.calibration, kept.get(reader.name))
                 self._refit(network, reader, moments)
         return network
 
+    def _chunks(self, readers: Sequence[Reader]) -> list[list[Reader]]:
+        """The readers in lists whose wanted outputs take MEMORY_BYTES at most (or one reader's)."""
+        chunks: list[list[Reader]] = []
+        used = 0
+        for reader in readers:
+            module: Any = self.original.get_submodule(reader.name)
+            size = FLOAT_BYTES * MAX_ROWS * len(module.weight)
+            if not chunks or used + size > MEMORY_BYTES:
+                chunks.append([])
+                used = 0
+            chunks[-1].append(reader)
+            used += size
+        return chunks
+
     def start(self, widths: Ranks) -> nn.Module:
         """The network at these widths (d,), with the readers' weights for the original's inputs."""
-        kept = self._kept(widths)
-        outputs = kept_outputs(self.original, self.groups, kept)
-        network = copy.deepcopy(narrow(self.original, self.groups, kept))
-        for factors, width in zip(self.factors, widths, strict=True):
-            if width < factors.max_rank:
-                start_from(network, factors, int(width), outputs)
-        return network
-
-    def _kept(self, widths: Ranks) -> dict[str, torch.Tensor]:
-        return {f.group.name: f.kept(int(width)) for f, width in zip(self.factors, widths, strict=True)}
+        return start(self.original, self.base or self.original, self.factors, widths)
 
     def _first_changed(self, widths: Ranks, readers: Sequence[Reader]) -> int:
         """Number of the first reader that lost inputs: none before it has anything to make up for."""
@@ -143,3 +152,27 @@ class Reduction:
         if reader.norm is not None:
             norm: Any = network.get_submodule(reader.norm)
             norm.running_mean = state[2]
+
+
+def start(
+    original: nn.Module, base: nn.Module, factors: Sequence[ChannelFactors], widths: Ranks | Sequence[int]
+) -> nn.Module:
+    """`base` at these widths (d,), with the readers' weights for the original's inputs; it shares no tensors with it.
+
+    Args:
+        original: the original network.
+        base: the same, or a network that differs in layers of no group.
+        factors: of the groups.
+        widths: their widths, in units.
+    """
+    groups, kept = [one.group for one in factors], _kept(factors, widths)
+    outputs = kept_outputs(original, groups, kept)
+    network = copy.deepcopy(narrow(base, groups, kept))
+    for one, width in zip(factors, widths, strict=True):
+        if width < one.max_rank:
+            start_from(network, one, int(width), outputs)
+    return network
+
+
+def _kept(factors: Sequence[ChannelFactors], widths: Ranks | Sequence[int]) -> dict[str, torch.Tensor]:
+    return {one.group.name: one.kept(int(width)) for one, width in zip(factors, widths, strict=True)}

@@ -154,6 +154,7 @@ def inspect(**options: Any) -> None:
     from compressor.network.inputs import require_input_fits
     from compressor.network.layers import find_layers
     from compressor.network.records import LayerRecord
+    from compressor.pipeline.channels.found import list_layers
     from compressor.report.console import print_layers
 
     loaded = load_model(options["model"], options["arch"], options["trust_pickle"], options["weights"])
@@ -162,15 +163,16 @@ def inspect(**options: Any) -> None:
     transform = choose_transform(loaded, options)
     example = torch.zeros(1, transform.channels, transform.input_size, transform.input_size)
     require_input_fits(loaded.model, example)
+    model = open_attention(loaded.model, example)
     found = find_layers(
-        open_attention(loaded.model, example),
+        model,
         example,
         options["method"],
         split_patterns(options["layers"]),
         split_patterns(options["skip"]),
         loaded.arch,
     )
-    records = [layer.record() for layer in found]
+    records = list_layers(model, example, found, options["method"])
     if options["as_json"]:
         click.echo(TypeAdapter(list[LayerRecord]).dump_json(records, indent=2))
     else:

@@ -17,7 +17,7 @@ from compressor.cli.types import (
     FiniteRange,
     Precisions,
 )
-from compressor.factorization.registry import convolution_choices
+from compressor.factorization.registry import method_choices
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -87,13 +87,14 @@ layer_options: Decorator = cloup.option_group(
     cloup.option("--skip", multiple=True, help="Name pattern of layers to leave alone; likewise."),
     cloup.option(
         "--method",
-        type=click.Choice(convolution_choices()),
+        type=click.Choice(method_choices()),
         default="auto",
         show_default=True,
-        help="Factorization of k x k convolutions. auto: for each layer the best of spatial, Tucker-2 and "
-        "interpolative, measured. auto+cp: CP as well, which loses less at equal size and runs slower. spatial, "
-        "tucker, cp: that one. Linear and 1 x 1 layers: SVD. interpolative: rows of any layer. Layers with groups: "
-        "spatial or SVD.",
+        help="What layers become. auto: k x k convolutions the best of spatial, Tucker-2 and interpolative factors, "
+        "measured for each, and groups of layers fewer channels between them where that loses less than factors. "
+        "auto+cp: CP as well, which loses less at equal size and runs slower. spatial, tucker, cp: that one, and no "
+        "channels are removed. Linear and 1 x 1 layers: SVD. interpolative: rows of any layer. Layers with groups: "
+        "spatial or SVD. channels: fewer channels wherever there are some to remove; the other layers as by auto.",
     ),
 )
 

@@ -1,7 +1,7 @@
 """The interface of a layer's factors, and the pieces that all factorizations are built from."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -87,6 +87,37 @@ class Factors(ABC):
         """
         if not 1 <= rank <= self.max_rank:
             raise ValueError(f"rank must lie in 1..{self.max_rank}, got {rank}")
+
+
+class JointFactors(ABC):
+    """What several layers become at once, at every rank, such as the readers of hidden channels at every width.
+
+    Attributes:
+        layers: those that are replaced, by name.
+        max_rank: the rank at which they are left as they are.
+    """
+
+    layers: Mapping[str, Layer]
+    max_rank: int
+
+    @abstractmethod
+    def build(self, rank: int) -> Mapping[str, nn.Module]:
+        """The modules that replace the layers at `rank` (1 to `max_rank`), by name."""
+
+    @abstractmethod
+    def nested(self, name: str, limit: int) -> NestedFactors | None:
+        """One layer at ranks 1 to `limit` at once; None where a rank is no truncation of a higher one."""
+
+
+def built(name: str, factors: Factors | JointFactors, rank: int) -> Mapping[str, nn.Module]:
+    """The modules of some factors at a rank, by the names of the layers that they replace.
+
+    Args:
+        name: of the layer, or of what `JointFactors` are of.
+        factors: its factors.
+        rank: the rank.
+    """
+    return factors.build(rank) if isinstance(factors, JointFactors) else {name: factors.build(rank)}
 
 
 def split_grouped_matrices(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:

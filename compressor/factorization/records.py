@@ -4,18 +4,19 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from compressor.factorization.registry import COMPETITIONS, METHODS
+from compressor.factorization.registry import CHANNELS, COMPETITIONS, METHODS
 
 
 def _check_method(name: str) -> str:
-    if name not in METHODS:
-        raise ValueError(f"unknown method {name!r}; methods are {', '.join(METHODS)}")
+    if name not in (*METHODS, CHANNELS):
+        raise ValueError(f"unknown method {name!r}; methods are {', '.join((*METHODS, CHANNELS))}")
     return name
 
 
 def _check_choice(name: str) -> str:
-    if name not in (*COMPETITIONS, *METHODS):
-        raise ValueError(f"unknown method {name!r}; choices are {', '.join((*COMPETITIONS, *METHODS))}")
+    if name not in (*COMPETITIONS, *METHODS, CHANNELS):
+        choices = ", ".join((*COMPETITIONS, *METHODS, CHANNELS))
+        raise ValueError(f"unknown method {name!r}; choices are {choices}")
     return name
 
 

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 # Choices under which methods compete for a layer by measurement; `auto` leaves out what is slow to run.
 COMPETITIONS = ("auto", "auto+cp")
+# The method that is of no layer by itself: groups of layers lose some of the channels between them.
+CHANNELS = "channels"
+CHANNELS_EXPLANATION = (
+    "some of the channels between layers removed, which makes these smaller, and the layers that read them refitted"
+)
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def register(entry: Factorization) -> None:
     Raises:
         ValueError: its name is taken, or it competes under a choice that does not exist.
     """
-    if entry.name in (*METHODS, *COMPETITIONS):
+    if entry.name in (*METHODS, *COMPETITIONS, CHANNELS):
         raise ValueError(f"there already is a method {entry.name!r}")
     if unknown := set(entry.competes_under) - set(COMPETITIONS):
         raise ValueError(f"{entry.name} competes under {', '.join(sorted(unknown))}, not {' or '.join(COMPETITIONS)}")
@@ -145,13 +150,24 @@ def applicable_methods(shape: Sequence[int], groups: int) -> tuple[str, ...]:
 
 
 def competing_methods(choice: str) -> tuple[str, ...]:
-    """Names of the methods that compete under `choice`; none where it names a method."""
+    """Names of the methods that compete for a layer under `choice`; none where it names a factorization."""
+    choice = "auto" if choice == CHANNELS else choice
     return tuple(name for name, entry in METHODS.items() if choice in entry.competes_under)
 
 
-def convolution_choices() -> tuple[str, ...]:
-    """What k x k convolutions can become, the choices of `--method`: the competitions, then names of methods."""
-    return (*COMPETITIONS, *applicable_methods((1, 1, 3, 3), groups=1))
+def explanations() -> dict[str, str]:
+    """What each method makes of a layer, by its name, for the report."""
+    return {**{name: entry.explanation for name, entry in METHODS.items()}, CHANNELS: CHANNELS_EXPLANATION}
+
+
+def removes_channels(choice: str) -> bool:
+    """Whether hidden channels are removed under `choice`, in competition or wherever there are some."""
+    return choice in (*COMPETITIONS, CHANNELS)
+
+
+def method_choices() -> tuple[str, ...]:
+    """The choices of `--method`: the competitions, what k x k convolutions can become, and hidden channels."""
+    return (*COMPETITIONS, *applicable_methods((1, 1, 3, 3), groups=1), CHANNELS)
 
 
 def find_break_even_rank(method: str, shape: Sequence[int], groups: int, dense_params: int) -> int:

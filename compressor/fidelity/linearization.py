@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn.functional import conv1d
 
 from compressor.arrays import Ranks
-from compressor.factorization.base import Factors, NestedFactors
+from compressor.factorization.base import Factors, JointFactors, NestedFactors
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linear_model import LinearModel
 from compressor.network.hooks import fitting_with_gradients, watching
-from compressor.network.layers import FoundLayer, factorized_ranks
+from compressor.network.layers import Ranked, factorized_ranks
 from compressor.network.surgery import build_candidate, with_layer
 from compressor.streams import Stream
 
@@ -39,22 +39,21 @@ class Linearizer:
     Args:
         norm: function norm on the images that indices refer to.
         original: the original network.
-        layers: the layers whose ranks a plan gives, in its order.
-        factors: their factors, by the layer's name.
+        layers: what a plan gives ranks for, in its order.
+        factors: their factors, by name.
     """
 
     def __init__(
         self,
         norm: FunctionNorm,
         original: nn.Module,
-        layers: Sequence[FoundLayer],
-        factors: Mapping[str, Factors],
+        layers: Sequence[Ranked],
+        factors: Mapping[str, Factors | JointFactors],
     ) -> None:
         self._norm = norm
         self._original = original
         self._layers = list(layers)
         self._factors = dict(factors)
-        self._names = [layer.name for layer in layers]
 
     def __call__(
         self, ranks: Ranks, others: Sequence[Sequence[int]], indices: np.ndarray, directions: int
@@ -64,7 +63,7 @@ class Linearizer:
         along = _directions(indices, self._norm.targets.shape[1], directions)
         images = torch.from_numpy(indices)
         size = fitting_with_gradients(candidate, self._norm.inputs_and_targets(images[:1])[0], BATCH_SIZE)
-        moves = [self._move(layer, row) for layer, row in zip(self._layers, others, strict=True)]
+        moves = [self._moves(layer, row) for layer, row in zip(self._layers, others, strict=True)]
         batches = zip(images.split(size), along.split(size), strict=True)
         parts = [self._linearize(candidate, moves, *batch) for batch in batches]
         residuals = np.concatenate([part[0] for part in parts])
@@ -75,19 +74,30 @@ class Linearizer:
         each = 1 + BACKWARD_PASSES * residuals.shape[1] + float(np.mean([len(row) for row in others]))
         return LinearModel(residuals, changes, round(each * len(indices)))
 
-    def _move(self, layer: FoundLayer, ranks: Sequence[int]) -> "_Move":
+    def _moves(self, layer: Ranked, ranks: Sequence[int]) -> "dict[str, _Move]":
+        """What other ranks make of the layers that they replace, by name."""
         factors, kept = self._factors[layer.name], [rank for rank in ranks if rank != layer.dense_rank]
-        nested = factors.nested(max(kept)) if kept else None
-        alone = {rank: factors.build(rank) for rank in kept if nested is None}
-        if len(kept) < len(ranks):
-            alone[layer.dense_rank] = layer.module
-        return _Move(alone, kept if nested else [], nested)
+        if isinstance(factors, JointFactors):
+            nested = {name: factors.nested(name, max(kept)) if kept else None for name in factors.layers}
+            names = [name for name, found in nested.items() if found is None]
+            alone = {rank: factors.build(rank) for rank in kept if names}
+        else:
+            nested = {layer.name: factors.nested(max(kept)) if kept else None}
+            alone = {rank: {layer.name: factors.build(rank)} for rank in kept if nested[layer.name] is None}
+        moves = {}
+        for name, found in nested.items():
+            modules = {rank: alone[rank][name] for rank in kept if found is None}
+            if len(kept) < len(ranks):
+                modules[layer.dense_rank] = self._original.get_submodule(name)
+            moves[name] = _Move(modules, kept if found else [], found)
+        return moves
 
     def _linearize(
-        self, candidate: nn.Module, moves: Sequence["_Move"], indices: Tensor, directions: Tensor
+        self, candidate: nn.Module, moves: Sequence[Mapping[str, "_Move"]], indices: Tensor, directions: Tensor
     ) -> tuple[np.ndarray, list[dict[int, np.ndarray]]]:
         inputs, targets = self._norm.inputs_and_targets(indices)
-        calls, outputs = _forward(candidate, self._names, inputs)
+        names = [name for of_layer in moves for name in of_layer]
+        calls, outputs = _forward(candidate, names, inputs)
         directions = directions.to(outputs.device)
         values = torch.einsum("bk,bkp->bp", outputs, directions)
         flat = [output for layer in calls for _, output in layer]
@@ -95,8 +105,12 @@ class Linearizer:
         parts: list[list[dict[int, np.ndarray]]] = []
         for some in values.split(at_once, dim=1):
             slopes = iter(_slopes(some, flat))
+            pairs = iter(calls)
             with torch.no_grad():
-                rows = [_changes(move, pairs, slopes, some) for move, pairs in zip(moves, calls, strict=True)]
+                rows = [
+                    _sum([_changes(move, next(pairs), slopes, some) for move in of_layer.values()])
+                    for of_layer in moves
+                ]
             parts.append([{rank: _to_numpy(moved) for rank, moved in row.items()} for row in rows])
         changes = [
             {rank: np.concatenate([row[rank] for row in of_layer], 1) for rank in of_layer[0]}
@@ -226,6 +240,12 @@ class _Move:
     alone: Mapping[int, nn.Module]
     together: Sequence[int]
     nested: NestedFactors | None
+
+
+def _sum(rows: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
+    """The sum of the layers' changes, by rank."""
+    first, *others = rows
+    return {rank: sum((row[rank] for row in others), change) for rank, change in first.items()}
 
 
 def _changes(move: _Move, calls: Calls, slopes: Iterator[Tensor], like: Tensor) -> dict[int, Tensor]:

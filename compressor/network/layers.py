@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,23 @@ from compressor.network.records import Kind, LayerRecord
 PAPER_LAYERS = {"resnet": "layer*.conv2", "vgg": "*", "fc": "*"}
 
 
+class Ranked(Protocol):
+    """What a plan gives a rank: a layer, or a group of layers that share hidden channels, whose rank is their number.
+
+    Attributes:
+        name: its name in plans.
+        dense_rank: the rank by which it is left as it is.
+    """
+
+    @property
+    def name(self) -> str:
+        """See the class."""
+
+    @property
+    def dense_rank(self) -> int:
+        """See the class."""
+
+
 @dataclass(frozen=True)
 class FoundLayer:
     """A conv or linear layer of a network.
@@ -33,6 +51,7 @@ class FoundLayer:
         method: how it is factorized; None where it cannot be.
         break_even_rank: the largest rank at which the factors have no more parameters than the layer.
         skipped: why it is not compressed; None where it is.
+        left_out: whether it is to stay as it is, by the patterns given.
     """
 
     name: str
@@ -42,6 +61,7 @@ class FoundLayer:
     method: Method | None = None
     break_even_rank: int = 0
     skipped: str | None = None
+    left_out: bool = False
 
     @property
     def shape(self) -> list[int]:
@@ -125,8 +145,8 @@ def compressible(layers: Sequence[FoundLayer]) -> list[FoundLayer]:
     return [layer for layer in layers if layer.skipped is None]
 
 
-def factorized_ranks(layers: Sequence[FoundLayer], ranks: Iterable[int]) -> dict[str, int]:
-    """Ranks by name of the layers that are factorized; those that stay dense are left out."""
+def factorized_ranks(layers: Sequence[Ranked], ranks: Iterable[int]) -> dict[str, int]:
+    """Ranks by name of what is compressed; what stays as it is is left out."""
     return {layer.name: int(rank) for layer, rank in zip(layers, ranks, strict=True) if int(rank) < layer.dense_rank}
 
 
@@ -196,14 +216,14 @@ def _select(layers: list[FoundLayer], include: Sequence[str], skip: Sequence[str
     for pattern in (*include, *skip):
         if not any(fnmatchcase(layer.name, pattern) for layer in layers):
             raise InputError(f"the layer pattern {pattern!r} matches no layer; `bocompress inspect` lists them")
-    return [_leave_out(layer, include, skip) if layer.skipped is None else layer for layer in layers]
+    return [_leave_out(layer, include, skip) for layer in layers]
 
 
 def _leave_out(layer: FoundLayer, include: Sequence[str], skip: Sequence[str]) -> FoundLayer:
     if include and not any(fnmatchcase(layer.name, pattern) for pattern in include):
-        return replace(layer, skipped="not named by --layers")
+        return replace(layer, skipped=layer.skipped or "not named by --layers", left_out=True)
     if any(fnmatchcase(layer.name, pattern) for pattern in skip):
-        return replace(layer, skipped="left out by --skip")
+        return replace(layer, skipped=layer.skipped or "left out by --skip", left_out=True)
     return layer
 
 

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from compressor.factorization.records import FactorKind, Method
 from compressor.schema import Record
 
@@ -17,8 +19,11 @@ class LayerRecord(Record):
         shape: of the weight, (Co, Ci/groups, kh, kw) or (Co, Ci).
         method: how it is factorized; null where it cannot be.
         factors: what its factors are fitted to.
-        break_even_rank: the largest rank at which the factors have no more parameters than the layer (Sec. 3.3).
-        rank: null where the layer stays dense.
+        break_even_rank: the largest rank at which the factors have no more parameters than the layer (Sec. 3.3); where
+            hidden channels are removed, the largest number of them that is less than all.
+        rank: null where the layer stays dense; where hidden channels are removed, how many are left, in units.
+        shape_compressed: of the weight where channels were removed.
+        groups: names of the groups of layers with which it shares hidden channels that can be removed, or are.
         params: of the weight.
         params_compressed: of the factors, or of the weight where it stays dense.
         macs: multiply-accumulates for one image.
@@ -33,6 +38,8 @@ class LayerRecord(Record):
     factors: FactorKind | None = None
     break_even_rank: int | None = None
     rank: int | None = None
+    shape_compressed: list[int] | None = None
+    groups: list[str] = Field(default_factory=list)
     params: int
     params_compressed: int | None = None
     macs: int

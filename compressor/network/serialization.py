@@ -1,7 +1,8 @@
-"""A compressed network in a safetensors file: weights, and the modules of the factorized layers as JSON.
+"""A compressed network in a safetensors file: weights, and the modules that are not the original's as JSON.
 
-Factors consist of convolutions, linear layers, chains of them and `Interpolated`. Their constructors' arguments are
-stored, so that loading repeats no decomposition.
+Factors consist of convolutions, linear layers, chains of them and `Interpolated`; where hidden channels were removed,
+batch norms and PReLU have fewer, too. Their constructors' arguments are stored, so that loading repeats no
+decomposition.
 """
 
 import copy
@@ -22,12 +23,22 @@ from compressor.network.surgery import replace_layer
 
 CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 LINEAR = ("in_features", "out_features")
+NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
+NORMS = ("norm 1d", "norm 2d")
+CHANGED = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)
+KINDS: dict[str, type[nn.Module]] = {
+    "linear": nn.Linear,
+    "conv": nn.Conv2d,
+    "norm 1d": nn.BatchNorm1d,
+    "norm 2d": nn.BatchNorm2d,
+    "prelu": nn.PReLU,
+}
 Description = dict[str, Any]
 
 
 def save_network(original: nn.Module, network: nn.Module, path: Path) -> None:
-    """Write `network`, which is `original` with some layers replaced by factors, to `path` atomically."""
-    layers = {name: describe_module(network.get_submodule(name)) for name in factorized_names(original, network)}
+    """Write `network`, which is `original` with some layers factorized or narrower, to `path` atomically."""
+    layers = {name: describe_module(network.get_submodule(name)) for name in changed_names(original, network)}
     weights = {name: value.detach().cpu().clone().contiguous() for name, value in network.state_dict().items()}
     with replace_when_whole(path) as partial:
         partial.write_bytes(save(weights, {"layers": json.dumps(layers)}))
@@ -52,13 +63,18 @@ def load_network(original: nn.Module, path: Path) -> nn.Module:
     raise InputError(f"{path} does not hold a network compressed from this one; choose another --out")
 
 
-def factorized_names(original: nn.Module, network: nn.Module) -> list[str]:
-    """Names of the layers of `original` that are factorized in `network`."""
+def changed_names(original: nn.Module, network: nn.Module) -> list[str]:
+    """Names of the modules of `original` that are factorized in `network`, or have fewer channels or another bias."""
     return [
         name
         for name, module in original.named_modules()
-        if isinstance(module, nn.Conv2d | nn.Linear) and type(network.get_submodule(name)) is not type(module)
+        if isinstance(module, CHANGED) and _is_changed(module, network.get_submodule(name))
     ]
+
+
+def _is_changed(module: nn.Module, other: nn.Module) -> bool:
+    shapes, others = ({name: value.shape for name, value in one.state_dict().items()} for one in (module, other))
+    return type(other) is not type(module) or shapes != others
 
 
 def describe_module(module: nn.Module) -> Description:
@@ -70,6 +86,10 @@ def describe_module(module: nn.Module) -> Description:
         return {"interpolated": parts, "outputs": len(module.order)}
     if isinstance(module, nn.Linear):
         return {"linear": {name: getattr(module, name) for name in LINEAR} | {"bias": module.bias is not None}}
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+        return {NORMS[isinstance(module, nn.BatchNorm2d)]: {name: getattr(module, name) for name in NORM}}
+    if isinstance(module, nn.PReLU):
+        return {"prelu": {"num_parameters": module.num_parameters}}
     assert isinstance(module, nn.Conv2d)
     return {"conv": {name: getattr(module, name) for name in CONV} | {"bias": module.bias is not None}}
 
@@ -86,4 +106,4 @@ def build_module(description: Description) -> nn.Module:
         return Interpolated(keep, rest, torch.zeros(description["outputs"], dtype=torch.int64))
     # JSON has lists in place of torch's tuples.
     arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    return {"linear": nn.Linear, "conv": nn.Conv2d}[kind](**arguments)
+    return KINDS[kind](**arguments)

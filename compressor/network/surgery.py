@@ -1,6 +1,7 @@
 """Candidate networks: the original with layers replaced by factors."""
 
 import copy
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -9,22 +10,25 @@ from typing import Any
 
 from torch import nn
 
-from compressor.factorization.base import Factors
+from compressor.factorization.base import Factors, JointFactors, built
 
 MAX_CACHED_RANKS = 4  # per layer
 
 
-def build_candidate(model: nn.Module, factors: Mapping[str, Factors], ranks: Mapping[str, int]) -> nn.Module:
+def build_candidate(
+    model: nn.Module, factors: Mapping[str, Factors | JointFactors], ranks: Mapping[str, int]
+) -> nn.Module:
     """The network with some layers factorized; all other tensors are shared with `model`.
 
     Args:
         model: the original, left unchanged.
-        factors: factors by layer name.
-        ranks: rank by layer name, for layers that are not kept dense.
+        factors: factors by name of the layer, or of what joint factors are of; no layer has two of them.
+        ranks: rank by the same name, for what is not kept as it is.
     """
     candidate = _copy_sharing_tensors(model)
     for name, rank in ranks.items():
-        candidate = replace_layer(candidate, name, factors[name].build(rank))
+        for layer, module in built(name, factors[name], rank).items():
+            candidate = replace_layer(candidate, layer, module)
     return candidate
 
 
@@ -40,10 +44,13 @@ class Candidates:
     takes to evaluate. `build` changes and returns the same network in each thread, so callers must not change it.
     """
 
-    def __init__(self, model: nn.Module, factors: Mapping[str, Factors]) -> None:
+    def __init__(self, model: nn.Module, factors: Mapping[str, Factors | JointFactors]) -> None:
         self._model = model
         self._factors = factors
-        self._kept = {name: lru_cache(maxsize=MAX_CACHED_RANKS)(layer.build) for name, layer in factors.items()}
+        self._kept = {
+            name: lru_cache(maxsize=MAX_CACHED_RANKS)(functools.partial(built, name, one))
+            for name, one in factors.items()
+        }
         self._local = threading.local()
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
@@ -54,11 +61,23 @@ class Candidates:
         local = self._local
         if not hasattr(local, "network"):
             local.network = _copy_sharing_tensors(self._model)
-            local.dense = {name: local.network.get_submodule(name) for name in self._factors}
+            local.dense = {name: local.network.get_submodule(name) for name in self._names()}
         network: nn.Module = local.network
-        for name, dense in local.dense.items():
-            network = replace_layer(network, name, self._kept[name](ranks[name]) if name in ranks else dense)
+        wanted = dict(local.dense)
+        for name in self._factors:
+            if name in ranks:
+                wanted |= self._kept[name](ranks[name])
+        for name, module in wanted.items():
+            network = replace_layer(network, name, module)
         return network
+
+    def _names(self) -> list[str]:
+        """Names of all layers that factors may replace."""
+        return [
+            layer
+            for name, one in self._factors.items()
+            for layer in (one.layers if isinstance(one, JointFactors) else [name])
+        ]
 
 
 def detach_from_original(candidate: nn.Module) -> nn.Module:

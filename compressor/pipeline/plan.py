@@ -1,14 +1,16 @@
 """plan.json: from ranks to a plan a person can read and edit, and back again."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import AliasChoices, Field, ValidationError
 
+from compressor.channels.groups import ChannelGroup
 from compressor.errors import InputError
 from compressor.factorization.records import FactorKind, Method
+from compressor.factorization.registry import CHANNELS
 from compressor.fidelity.records import Fidelity
 from compressor.files import prepare_folder, write_text
 from compressor.network.layers import FoundLayer, possible_methods, with_method
@@ -16,7 +18,8 @@ from compressor.schema import Record
 
 
 class LayerPlan(Record):
-    """What happens to one layer: factorized by `method` at `rank`, or kept dense (`rank` null).
+    """What happens to one layer: factorized by `method` at `rank`, or kept dense (`rank` null). By the method
+    "channels" a group of layers keeps `rank` units of the channels that it shares; its name is that of the first.
 
     `factors`: the weight's own; with the last factor refitted on calibration images; or those of the layer's inputs
     ("activation"). Null leaves the choice to the run that applies the plan."""
@@ -42,7 +45,7 @@ class Plan(Record):
 
 
 def make_plan(  # noqa: PLR0913
-    layers: Sequence[FoundLayer],
+    layers: Sequence[FoundLayer | ChannelGroup],
     ranks: Sequence[int],
     kinds: Mapping[str, FactorKind],
     arch: str,
@@ -65,7 +68,7 @@ def make_plan(  # noqa: PLR0913
     )
 
 
-def _plan_layer(layer: FoundLayer, rank: int, kind: FactorKind, why: str) -> LayerPlan:
+def _plan_layer(layer: FoundLayer | ChannelGroup, rank: int, kind: FactorKind, why: str) -> LayerPlan:
     assert layer.method is not None
     dense = rank >= layer.dense_rank
     return LayerPlan(
@@ -74,8 +77,11 @@ def _plan_layer(layer: FoundLayer, rank: int, kind: FactorKind, why: str) -> Lay
         rank=None if dense else rank,
         factors=kind,
         break_even_rank=layer.break_even_rank,
-        why="the search kept it dense" if dense else why,
+        why=_WHOLE[layer.method == CHANNELS] if dense else why,
     )
+
+
+_WHOLE = {False: "the search kept it dense", True: "the search kept all channels"}
 
 
 def write_plans(folder: Path, plan: Plan, others: Mapping[str, Plan]) -> None:
@@ -110,20 +116,48 @@ def read_plan(path: Path) -> Plan:
         raise InputError(f"{path} is not a plan: not valid JSON") from error
 
 
-def planned_layers(plan: Plan, layers: Sequence[FoundLayer]) -> tuple[list[FoundLayer], list[int]]:
+def planned_layers(
+    plan: Plan, layers: Sequence[FoundLayer], find_groups: Callable[[], Sequence[ChannelGroup]] = tuple
+) -> tuple[list[FoundLayer | ChannelGroup], list[int]]:
     """The plan's layers as found in the network, with their ranks (`dense_rank` where the plan says dense).
 
+    `find_groups` gives the groups of layers whose channels may be removed, where the plan names some.
+
     Raises:
-        InputError: a layer of the plan does not exist, cannot be compressed, appears twice, or has a rank
+        InputError: a layer or group of the plan does not exist, cannot be compressed, appears twice, or has a rank
             above its cap.
     """
     by_name = {layer.name: layer for layer in layers}
     names = [row.name for row in plan.layers]
     if len(set(names)) < len(names):
         raise InputError(f"the plan names {max(names, key=names.count)} more than once")
-    chosen = [_find(row, by_name) for row in plan.layers]
+    has_groups = any(row.method == CHANNELS for row in plan.layers)
+    groups = {group.name: group for group in find_groups()} if has_groups else {}
+    chosen = [_find_group(row, groups) if row.method == CHANNELS else _find(row, by_name) for row in plan.layers]
+    _require_apart(chosen)
     ranks = [row.rank or layer.dense_rank for row, layer in zip(plan.layers, chosen, strict=True)]
     return chosen, ranks
+
+
+def _require_apart(chosen: Sequence[FoundLayer | ChannelGroup]) -> None:
+    groups = {name: group.name for group in chosen if isinstance(group, ChannelGroup) for name in group.layers}
+    for layer in chosen:
+        if isinstance(layer, FoundLayer) and layer.name in groups:
+            raise InputError(
+                f"the plan names {layer.name}, which is also in the group {groups[layer.name]} that loses channels: "
+                "a layer can have either"
+            )
+
+
+def _find_group(row: LayerPlan, groups: Mapping[str, ChannelGroup]) -> ChannelGroup:
+    group = groups.get(row.name)
+    if group is None:
+        raise InputError(
+            f"the plan wants channels removed from {row.name!r}, which is the first layer of no group that shares some"
+        )
+    if row.rank is not None and row.rank > group.break_even_rank:
+        raise InputError(f"the plan gives {row.name} {row.rank} channels, of at most {group.break_even_rank}")
+    return group
 
 
 def _find(row: LayerPlan, by_name: Mapping[str, FoundLayer]) -> FoundLayer:

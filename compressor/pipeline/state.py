@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from compressor.channels.factors import ChannelFactors
+from compressor.channels.groups import ChannelGroup
 from compressor.cost.records import Cost, LatencyRecord, StageCost
-from compressor.factorization.base import Factors
+from compressor.factorization.base import Factors, JointFactors
 from compressor.factorization.records import FactorKind
 from compressor.fidelity.evaluation import TestEvaluator, TestOutputs
 from compressor.fidelity.function_norm import FunctionNorm
@@ -37,13 +39,30 @@ class Decomposed:
 
 
 @dataclass(frozen=True)
+class OrderedGroup:
+    """A group of layers with its hidden channels in the order in which they are kept, in place of factors of these
+    layers; `trials` are the function norms that decided, of channels and of ranks."""
+
+    layer: ChannelGroup
+    factors: ChannelFactors
+    trials: dict[str, list[float]]
+    kind: FactorKind = "activation"
+
+
+Part = Decomposed | OrderedGroup
+"""What the search has a rank for."""
+
+
+@dataclass(frozen=True)
 class Costs:
     """What ranks cost, by layer: at ranks 1, 2, ..., and last as the dense layer. Ranks searched are multiples of
-    `rank_multiple`; `left` says why layers are left out of the search."""
+    `rank_multiple`; `left` says why layers are left out of the search; `shared` is what pairs of groups of hidden
+    channels have in common (see `RankSpace`)."""
 
     tables: Mapping[str, list[float]]
     rank_multiple: int
     left: Mapping[str, str]
+    shared: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,7 +70,7 @@ class SearchResult:
     """A plan with what led to it.
 
     Attributes:
-        layers, ranks: of the plan, in one order.
+        layers, ranks: of the plan, in one order; a group of layers that share hidden channels is one.
         factors, kinds: by layer name.
         gamma: of the plan's objective; with a target the multiplier at the plan, None where there is none.
         search: None where nothing was searched.
@@ -61,9 +80,9 @@ class SearchResult:
         pareto_front: other plans, by the file that each goes to.
     """
 
-    layers: list[FoundLayer]
+    layers: list[FoundLayer | ChannelGroup]
     ranks: list[int]
-    factors: Mapping[str, Factors]
+    factors: Mapping[str, Factors | JointFactors]
     kinds: Mapping[str, FactorKind]
     gamma: float | None
     search: SearchRecord | None
@@ -103,7 +122,7 @@ class State:
         norm: the function norm on the search's images.
         measure: how far candidates are from the original, on the search's images.
         gamma: of the objective, asked for or by default.
-        decomposed: layers with their factors.
+        decomposed: layers with their factors, and groups with their hidden channels.
         costs: what their ranks cost.
         result: the plan, with what led to it.
         reconstruction, target, tuning: what stages found, for the report.
@@ -119,7 +138,7 @@ class State:
     norm: FunctionNorm | None = None
     measure: FunctionNorm | Risk | None = None
     gamma: float | None = None
-    decomposed: Sequence[Decomposed] | None = None
+    decomposed: Sequence[Part] | None = None
     costs: Costs | None = None
     result: SearchResult | None = None
     reconstruction: ReconstructionRecord | None = None

@@ -5,7 +5,7 @@ from typing import Literal
 from compressor.fidelity.records import Metrics
 from compressor.schema import Record
 
-StepKind = Literal["last factor", "both factors", "batch-norm statistics"]
+StepKind = Literal["channels left", "last factor", "both factors", "batch-norm statistics"]
 TuneTarget = Literal["teacher", "labels"]
 Schedule = Literal["cosine", "step", "cyclic"]
 

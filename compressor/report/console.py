@@ -162,11 +162,15 @@ def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[
         f"{arch}, {num_classes} classes, {input_size} px: {len(taken)} of {len(layers)} layers can be compressed, with "
         f"{100 * share:.0f} % of their parameters"
     )
-    table = _table(
-        title, "layer", "shape", "method", "break-even\nrank", "parameters", "MACs", "skipped", left=(0, 1, 2, 6)
-    )
+    columns = ["layer", "shape", "method", "break-even\nrank", "parameters", "MACs", "skipped"]
+    names = dict.fromkeys(group for layer in layers for group in layer.groups)
+    numbers = {name: str(number) for number, name in enumerate(names, 1)}
+    if numbers:
+        title += f"; {len(numbers)} groups of layers share channels that can be removed"
+        columns.append("groups")
+    table = _table(title, *columns, left=(0, 1, 2, 6, 7))
     for layer in layers:
-        table.add_row(
+        cells = [
             layer.name,
             "x".join(map(str, layer.shape)),
             layer.method or "",
@@ -174,7 +178,8 @@ def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[
             f"{layer.params:,}",
             f"{layer.macs:,}",
             layer.skipped or "",
-        )
+        ]
+        table.add_row(*cells, *([", ".join(numbers[group] for group in layer.groups)] if numbers else []))
     _console().print(table)
 
 

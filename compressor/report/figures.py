@@ -21,6 +21,7 @@ _MAX_NAME = 24  # characters
 _STEP_STYLES = {
     "last factor": ("o", "compressed"),
     "both factors": ("s", "initial"),
+    "channels left": ("^", "initial"),
     "batch-norm statistics": ("D", "again"),
 }
 _MAX_LINEAR_FALL = 20.0  # of the function norm in reconstruction: beyond, the axis is logarithmic

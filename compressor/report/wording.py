@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from compressor.cost.records import COST_WORDS, Cost, LatencyRecord
 from compressor.factorization.records import FactorKind
-from compressor.factorization.registry import METHODS
+from compressor.factorization.registry import CHANNELS, explanations
 from compressor.fidelity.intervals import wilson
 from compressor.fidelity.records import FIDELITY_WORDS, FidelityRecord
 from compressor.network.records import LayerRecord
@@ -191,12 +191,15 @@ _TARGET_FORMATS: dict[TargetKind, Callable[[float], str]] = {
 
 
 def describe_layers(report: Report) -> str:
-    """How many layers were factorized, and the ratio R that is left of them."""
+    """How many layers were factorized or lost channels, and the ratio R that is left of them."""
     layers = [layer for layer in report.layers if layer.skipped is None]
-    changed = sum(layer.rank is not None for layer in layers)
-    kept, skipped = len(layers) - changed, len(report.layers) - len(layers)
+    narrower = sum(layer.rank is not None and layer.method == CHANNELS for layer in layers)
+    changed = sum(layer.rank is not None for layer in layers) - narrower
+    kept, skipped = len(layers) - changed - narrower, len(report.layers) - len(layers)
     pruned = f" {format_percent(report.prune_fraction)} of the weights were then pruned to zero."
     changes = f"{format_plural(changed, 'layer was', 'layers were')} factorized"
+    if narrower:
+        changes += f", {format_plural(narrower, 'layer')} lost channels"
     return (
         f"{changes}, {kept} kept dense and {skipped} skipped; the ratio R of compressed to original is "
         f"{format_number(report.ratio)} in {_name_cost(report)}.{pruned if report.prune_fraction else ''}"
@@ -210,7 +213,7 @@ def _name_cost(report: Report) -> str:
 def explain_methods(layers: Sequence[LayerRecord]) -> dict[str, str]:
     """The methods of the factorized layers by name, each with what it turns a layer into."""
     used = {layer.method for layer in layers if layer.rank is not None}
-    return {name: entry.explanation for name, entry in METHODS.items() if name in used}
+    return {name: explanation for name, explanation in explanations().items() if name in used}
 
 
 def explain_factors(layers: Sequence[LayerRecord]) -> dict[str, str]:

@@ -107,18 +107,23 @@ def _running_best(gains: Array) -> Indices:
 
 
 def exchange_until_best(
-    plan: Ranks, moves: Callable[[Ranks], Moves], values: Callable[[Ranks], Array], min_gain: float = 0.0
+    plan: Ranks,
+    moves: Callable[[Ranks], Moves],
+    values: Callable[[Ranks], Array],
+    min_gain: float = 0.0,
+    keeping: Callable[[Ranks], Ranks] = lambda plans: plans,
 ) -> Ranks:
     """The plan (d,) after exchanges, each the best of those tried, until none gains more than `min_gain`.
 
-    A plan beyond the limit is brought to it first, as far as the moves allow.
+    A plan beyond the limit is brought to it first, as far as the moves allow. `keeping` gives those of several plans
+    (n, d) that keep to the limit, where moves together cost more than the sum of theirs.
     """
     for _ in range(MAX_STEPS):
         possible = moves(plan)
         if possible.room < 0:
             plans, best = possible.relief(plan)[None], -np.inf
         else:
-            plans, best = possible.plans(plan), float(values(plan[None])[0]) + min_gain
+            plans, best = keeping(possible.plans(plan)), float(values(plan[None])[0]) + min_gain
         found = values(plans) if len(plans) else np.zeros(0)
         if not len(plans) or found.max() <= best or (plans == plan).all():
             break

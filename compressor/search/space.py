@@ -1,6 +1,7 @@
 """The search space: scikit-optimize's `Space` with one dimension of ranks per layer, theta in [0, 1]^d (Sec. 3.3)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,31 @@ from compressor.search.dimension import Coordinates, RankDimension, RankTransfor
 CONTEXT_STEP = 1.4  # factor between a rank and those around it at which a layer is measured within a plan
 CONTEXT_STEPS = (1 / CONTEXT_STEP, CONTEXT_STEP)
 STRIDES = (0.6, 1 / CONTEXT_STEP, 0.85, 1.18, CONTEXT_STEP, 1.7)  # factors of a layer's rank
+WIDTH_STRIDES = (0.6, 0.7, 0.8, 0.87, 0.92, 0.96, 1.04, 1.08, 1.15, 1.25, 1.4, 1.7)  # of a number of channels
 NEIGHBOURS = 2  # on either side: L is jagged, an even rank may be better than the odd ones beside it
 SHARES_OF_THE_WAY = (0.35, 0.7)
 HALVINGS = 16  # of the step in theta by which a plan is moved to a limit
 
 
+@dataclass(frozen=True)
+class SharedCost:
+    """What layers between two groups of hidden channels cost: they produce one and read the other.
+
+    Attributes:
+        first, second: numbers of the dimensions of the groups.
+        whole: the cost with all channels of both, which is proportional to the width of either.
+    """
+
+    first: int
+    second: int
+    whole: float
+
+
 class RankSpace(Space):
     """Integer ranks 1..break-even rank per layer, and the ratio R that each point costs.
+
+    A dimension may also be the width of a group of layers that share hidden channels. Its scale is always linear, as
+    useful widths are a large part of all, and its finest steps are smaller.
 
     A point is a row of ranks (d,); the last value of a dimension stands for a layer kept dense. "log" coordinates scale
     a rank as theta = log K / log dense, because useful ranks are a few per cent of the largest; "linear" is the paper's
@@ -33,11 +52,14 @@ class RankSpace(Space):
         coordinates: the scale of theta.
         multiple: the lattice has ranks below it, its multiples, and dense; ranks that cost as much as the dense layer
             are left out.
+        widths: numbers of the dimensions that are widths. The costs of one are those with all channels of the others.
+        shared: costs that two of them have in common, and that both have in their costs.
 
     Attributes:
         break_even_ranks: the largest value (d,) of every dimension, which stands for the dense layer.
         choices: per layer the lattice's ranks (r,), ascending.
         dense_cost: cost of the dense layers, to which R is relative.
+        widths, shared: as given.
     """
 
     def __init__(
@@ -46,25 +68,37 @@ class RankSpace(Space):
         costs: Sequence[Sequence[float]],
         coordinates: Coordinates = "log",
         multiple: int = 1,
+        widths: Collection[int] = (),
+        shared: Sequence[SharedCost] = (),
     ) -> None:
         tables = [np.asarray(table, dtype=np.float64) for table in costs]
-        self._initialize(
-            [
-                RankDimension(_lattice(table, multiple), coordinates, name)
-                for name, table in zip(names, tables, strict=True)
-            ],
-            tables,
-        )
+        dimensions = [
+            RankDimension(_lattice(table, multiple), "linear" if number in widths else coordinates, name)
+            for number, (name, table) in enumerate(zip(names, tables, strict=True))
+        ]
+        self._initialize(dimensions, tables, coordinates, widths, shared)
 
-    def _initialize(self, dimensions: Sequence[RankDimension], tables: Sequence[Array]) -> None:
+    def _initialize(
+        self,
+        dimensions: Sequence[RankDimension],
+        tables: Sequence[Array],
+        coordinates: Coordinates,
+        widths: Collection[int] = (),
+        shared: Sequence[SharedCost] = (),
+    ) -> None:
         """Set up from dimensions and, for each, its costs at values 1..break-even rank."""
         super().__init__(dimensions)
         self.names = [dimension.name or "" for dimension in dimensions]
-        self.coordinates: Coordinates = dimensions[0].coordinates if dimensions else "log"
+        self.coordinates: Coordinates = coordinates
+        self.widths, self.shared = frozenset(widths), list(shared)
         self.choices: list[Ranks] = [dimension.choices for dimension in dimensions]
         self.break_even_ranks: Ranks = np.array([dimension.dense for dimension in dimensions], dtype=np.int64)
         self.tables = list(tables)
-        self.dense_cost = sum(float(table[-1]) for table in self.tables)
+        self.dense_cost = sum(float(table[-1]) for table in self.tables) - sum(one.whole for one in self.shared)
+        self._first, self._second = (
+            np.array([getattr(one, side) for one in self.shared], dtype=np.int64) for side in ("first", "second")
+        )
+        self._whole = np.array([one.whole for one in self.shared])
         # The tables of all layers in one array each, so that many plans are looked up in one step.
         self._offsets = np.cumsum([-1, *self.break_even_ranks[:-1]])
         self._cost_table = np.concatenate(self.tables)
@@ -101,7 +135,7 @@ class RankSpace(Space):
 
     def decode(self, thetas: Thetas) -> Ranks:
         """Nearest ranks (n, d) of thetas (n, d), which are clipped to [0, 1]."""
-        return self.nearest(real_ranks(self.break_even_ranks, thetas, self.coordinates))
+        return self.nearest(self._real_ranks(thetas))
 
     def fit(self, ranks: Ranks, limit: float) -> Ranks:
         """Plans (n, d) moved to a limit of R: all layers of a plan by the same step in theta, as high as it allows.
@@ -123,7 +157,12 @@ class RankSpace(Space):
     def sample(self, count: int, rng: np.random.Generator | np.random.RandomState) -> Ranks:
         """`count` random points (count, d), uniform on the coordinates' scale, as `RankDimension.rvs` draws them."""
         limits = np.array([dimension.limits for dimension in self.dimensions]).T
-        return self.nearest(draw_uniform((limits[0], limits[1]), (count, self.num_dims), self.coordinates, rng))
+        size = (count, self.num_dims)
+        ranks = draw_uniform((limits[0], limits[1]), size, self.coordinates, rng)
+        if self.widths and self.coordinates != "linear":
+            columns = sorted(self.widths)
+            ranks[:, columns] = draw_uniform((limits[0], limits[1]), size, "linear", rng)[:, columns]
+        return self.nearest(ranks)
 
     def rvs(self, n_samples: int = 1, random_state: Any = None) -> list[list[int]]:
         """`sample` as lists of Python integers; a seed, a `RandomState` and None will do for `random_state`, too."""
@@ -164,15 +203,45 @@ class RankSpace(Space):
 
     def cost(self, ranks: Ranks) -> NDArray[np.float64]:
         """What the compressible layers cost (...,) at ranks (..., d)."""
-        return np.asarray(self._cost_table[ranks + self._offsets].sum(-1))
+        cost = self._cost_table[ranks + self._offsets].sum(-1)
+        if self.shared:
+            first, second = (ranks[..., side] / self.break_even_ranks[side] for side in (self._first, self._second))
+            cost = cost + (self._whole * (first * second - first - second)).sum(-1)
+        return np.asarray(cost)
 
     def ratio(self, ranks: Ranks) -> NDArray[np.float64]:
         """R (...,): the cost at ranks (..., d) over that of the dense layers."""
         return self.cost(ranks) / self.dense_cost
 
-    def layer_ratio(self, layer: int) -> NDArray[np.float64]:
-        """Share of the dense layers' cost (dense,) that one layer takes at ranks 1..break-even rank."""
-        return np.asarray(self.tables[layer] / self.dense_cost)
+    def layer_ratio(self, layer: int, plan: Ranks | None = None) -> NDArray[np.float64]:
+        """Share of the dense layers' cost (dense,) that one layer takes at ranks 1..break-even rank.
+
+        A group of hidden channels takes what it shares with another, too: by the width of that in `plan` (..., d), then
+        (..., dense), or all of its channels.
+        """
+        table = self.tables[layer]
+        if plan is not None:
+            own = np.arange(1, len(table) + 1) / len(table)
+            for one in self.shared:
+                if layer in (one.first, one.second):
+                    other = one.second if layer == one.first else one.first
+                    removed = 1.0 - plan[..., other, None] / self.break_even_ranks[other]
+                    table = table - one.whole * removed * own
+        return np.asarray(table / self.dense_cost)
+
+    def keeping(self, plans: Ranks, limit: float) -> Ranks:
+        """Those of the plans (n, d) that keep to a limit of R, all of them where no costs are shared.
+
+        For these, changes of single layers tell what several cost together.
+        """
+        return plans[self.ratio(plans) <= limit] if self.shared else plans
+
+    def _real_ranks(self, thetas: Thetas) -> Array:
+        ranks = real_ranks(self.break_even_ranks, thetas, self.coordinates)
+        if self.widths and self.coordinates != "linear":
+            columns = sorted(self.widths)
+            ranks[..., columns] = real_ranks(self.break_even_ranks[columns], thetas[..., columns], "linear")
+        return ranks
 
 
 def _lattice(costs: Array, multiple: int) -> Ranks:
@@ -192,14 +261,15 @@ def _moves(scale: RankTransformer, strides: tuple[float, ...]) -> Ranks:
 
 
 def alternatives(space: RankSpace, plan: Ranks) -> list[list[int]]:
-    """Per layer other ranks than the plan's (d,): those by STRIDES, and NEIGHBOURS of the lattice on either side."""
-    return [_others(choices, int(rank)) for choices, rank in zip(space.choices, plan, strict=True)]
+    """Per layer other ranks than the plan's (d,): those by strides, and NEIGHBOURS of the lattice on either side."""
+    strides = [WIDTH_STRIDES if number in space.widths else STRIDES for number in range(space.num_dims)]
+    return [_others(*of_layer) for of_layer in zip(space.choices, plan.tolist(), strides, strict=True)]
 
 
-def _others(choices: Ranks, rank: int) -> list[int]:
+def _others(choices: Ranks, rank: int, strides: Sequence[float]) -> list[int]:
     position = int(np.searchsorted(choices, rank))
     neighbours = choices[max(position - NEIGHBOURS, 0) : position + NEIGHBOURS + 1]
-    return [int(other) for other in np.unique([*nearest(choices, rank, STRIDES), *neighbours]) if other != rank]
+    return [int(other) for other in np.unique([*nearest(choices, rank, strides), *neighbours]) if other != rank]
 
 
 def with_rank(plan: Ranks, layer: int, rank: int) -> Ranks:

@@ -28,7 +28,13 @@ class SparsitySpace(RankSpace):
 
     def __init__(self, layers: RankSpace, other_weights: int) -> None:
         self._sparsity = SparsityDimension(LEVELS, MIN_LEVEL, layers.coordinates, SPARSITY)
-        self._initialize([*layers.dimensions, self._sparsity], [*layers.tables, np.arange(1, LEVELS + 1) / LEVELS])
+        self._initialize(
+            [*layers.dimensions, self._sparsity],
+            [*layers.tables, np.arange(1, LEVELS + 1) / LEVELS],
+            layers.coordinates,
+            layers.widths,
+            layers.shared,
+        )
         self._layers = layers
         self._other_weights = other_weights
         self.dense_cost = float(layers.cost(layers.break_even_ranks)) + other_weights

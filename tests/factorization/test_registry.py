@@ -21,9 +21,9 @@ from compressor.factorization.registry import (
     Factorization,
     applicable_methods,
     competing_methods,
-    convolution_choices,
     find_break_even_rank,
     is_pointwise,
+    method_choices,
     register,
 )
 from compressor.factorization.spatial import SpatialFactors
@@ -86,7 +86,7 @@ def test_names_choices_and_words_come_without_torch() -> None:
     program = (
         "import sys\n"
         "from compressor.factorization import records, registry\n"
-        "registry.convolution_choices(), [entry.explanation for entry in registry.METHODS.values()]\n"
+        "registry.method_choices(), [entry.explanation for entry in registry.METHODS.values()]\n"
         "sys.exit('torch' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
@@ -104,7 +104,8 @@ def test_what_competes_and_what_can_be_chosen() -> None:
     assert competing_methods("auto") == ("spatial", "tucker", "interpolative")
     assert competing_methods("auto+cp") == ("spatial", "tucker", "cp", "interpolative")
     assert competing_methods("tucker") == ()
-    assert convolution_choices() == ("auto", "auto+cp", "spatial", "tucker", "cp", "interpolative")
+    assert method_choices() == ("auto", "auto+cp", "spatial", "tucker", "cp", "interpolative", "channels")
+    assert competing_methods("channels") == competing_methods("auto")
 
 
 def test_the_two_factor_methods() -> None:
@@ -141,7 +142,7 @@ def test_one_entry_adds_a_factorization() -> None:
     assert applicable_methods(*LINEAR) == ("svd", "interpolative")
     assert "even" in competing_methods("auto+cp")
     assert "even" not in competing_methods("auto")
-    assert convolution_choices()[-1] == "even"
+    assert method_choices()[-2:] == ("even", "channels")
     assert METHODS["even"].two_factors is EvenSpatialFactors
     counts = [METHODS["even"].num_params((8, 6, 3, 3), 1, rank) for rank in range(1, 8)]
     assert counts == [84, 84, 84, 168, 168, 252, 252]

@@ -64,8 +64,9 @@ def unmeasured() -> Iterator[None]:
 def run(
     unmeasured: None, network: nn.Module, images: ImageSet, tmp_path_factory: pytest.TempPathFactory
 ) -> CompressedModel:
-    """The defaults."""
-    return compress(network, images, tmp_path_factory.mktemp("run") / "out", Settings(search=SEARCH))
+    """The defaults, but ranks alone."""
+    settings = Settings(search=SEARCH, method="spatial")
+    return compress(network, images, tmp_path_factory.mktemp("run") / "out", settings)
 
 
 def images_for_tests(images: ImageSet, settings: Settings) -> ImageSet:
@@ -311,7 +312,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
 
 
 def test_a_stop_while_layers_are_factorized_loses_no_choice(
-    run: CompressedModel, network: nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    network: nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, settings = tmp_path / "out", Settings(search=SEARCH)
     with monkeypatch.context() as patch:
@@ -330,9 +331,10 @@ def test_a_stop_while_layers_are_factorized_loses_no_choice(
     )
     again = compress(network, images, out, settings, resume=True)
     assert set(seen) <= {"7"}
-    assert again.plan == run.plan
-    assert all(torch.equal(value, run.model.state_dict()[name]) for name, value in again.model.state_dict().items())
-    assert journal.read_text() == (run.folder / FACTORS).read_text()
+    whole = compress(network, images, tmp_path / "whole", settings)
+    assert again.plan == whole.plan
+    assert all(torch.equal(value, whole.model.state_dict()[name]) for name, value in again.model.state_dict().items())
+    assert journal.read_text() == (whole.folder / FACTORS).read_text()
 
 
 def test_choices_for_another_network_or_seed_are_refused(

@@ -74,8 +74,13 @@ def compress_to(context: Context, share: float) -> tuple[nn.Module, SearchResult
     stages = [EvaluateOriginal(), Factorize(), TabulateCosts(), SearchRanks()]
     state = run_stages(stages, context, State(context.original))
     found = needed(state.result, "a plan")
-    result = replace(found, ranks=scale_ranks(found.layers, found.ranks, share))
+    result = replace(found, ranks=scale_ranks(_layers(found), found.ranks, share))
     return build(context, result, needed(state.norm, "a function norm")).network, result
+
+
+def _layers(result: SearchResult) -> list[FoundLayer]:
+    """The plan's layers, of which none loses channels."""
+    return [layer for layer in result.layers if isinstance(layer, FoundLayer)]
 
 
 def run_way(context: Context, network: nn.Module, way: str, settings: TuneSettings) -> dict[str, Any]:
@@ -147,7 +152,7 @@ def main(
         about = {
             "network": loaded.arch,
             "gamma": gamma,
-            "share": share_of_convs(result.layers, result.ranks),
+            "share": share_of_convs(_layers(result), result.ranks),
             "epochs": epochs,
         }
         evaluator = TestEvaluator(FunctionNorm(context.original, context.test_images, context.device))

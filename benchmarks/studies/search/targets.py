@@ -33,7 +33,7 @@ from compressor.pipeline.settings import Settings, Target
 from compressor.pipeline.stage import run_stages
 from compressor.pipeline.stages.evaluate_original import EvaluateOriginal
 from compressor.pipeline.stages.factorize import Factorize
-from compressor.pipeline.state import Decomposed, State, needed
+from compressor.pipeline.state import Part, State, needed
 from compressor.progress import Progress, progress_for_stderr
 from compressor.search.optimizer import SearchSettings
 from compressor.search.records import TargetKind
@@ -54,7 +54,7 @@ class Seed:
         context = self.context
         assert context.validation is not None
         start = run_stages([EvaluateOriginal(), Factorize()], context, State(context.original))
-        self._decomposed: Sequence[Decomposed] = needed(start.decomposed, "layers with factors")
+        self._decomposed: Sequence[Part] = needed(start.decomposed, "layers with factors")
         self._original = count_params(context.original)
         norm = needed(start.norm, "a function norm")
         self._validation = DropEstimator([norm, FunctionNorm(context.original, context.validation, context.device)])

@@ -6,8 +6,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from torch import nn
+
+from compressor.channels.groups import ChannelGroup
 from compressor.cost.machine import describe_machine
 from compressor.cost.size import count_nonzero_params, count_params, file_bytes, gzip_bytes
+from compressor.factorization.registry import CHANNELS
 from compressor.files import write_text
 from compressor.network.layers import FoundLayer
 from compressor.network.macs import count_macs
@@ -40,7 +44,7 @@ def make_report(context: Context, state: State) -> Report:
     original, network, folder = context.original, state.network, context.folder
     result, test = needed(state.result, "a plan"), needed(state.test, "test outputs")
     (total_macs, _), (compressed_macs, macs) = (count_macs(model, context.example) for model in (original, network))
-    layers = [_layer_record(layer, result, macs) for layer in context.layers]
+    layers = [_layer_record(layer, result, network, macs) for layer in context.layers]
     params = _compressible_params(layers)
     return Report(
         version=VERSION,
@@ -110,16 +114,19 @@ def _pair(measure: Any, original: Any, compressed: Any) -> Pair[int]:
     return Pair[int](original=measure(original), compressed=measure(compressed))
 
 
-def _layer_record(layer: FoundLayer, result: SearchResult, macs: Mapping[str, int]) -> LayerRecord:
+def _layer_record(layer: FoundLayer, result: SearchResult, network: nn.Module, macs: Mapping[str, int]) -> LayerRecord:
     """The layer with its rank and costs; a layer that the plan does not touch counts as skipped."""
-    record = layer.record()
+    record, planned = layer.record(), list(zip(result.layers, result.ranks, strict=True))
+    inside = [count for name, count in macs.items() if name == layer.name or name.startswith(f"{layer.name}.")]
+    groups = [(one, rank) for one, rank in planned if isinstance(one, ChannelGroup) and layer.name in one.layers]
+    if groups:
+        return _record_in_group(record, groups, network.get_submodule(layer.name), sum(inside))
     if layer.skipped is not None:
         return record
-    planned = {chosen.name: (chosen, rank) for chosen, rank in zip(result.layers, result.ranks, strict=True)}
-    if layer.name not in planned:
+    by_name = {chosen.name: (chosen, rank) for chosen, rank in planned if isinstance(chosen, FoundLayer)}
+    if layer.name not in by_name:
         return record.model_copy(update={"skipped": result.left.get(layer.name, "not in the plan")})
-    chosen_layer, rank = planned[layer.name]
-    inside = [count for name, count in macs.items() if name == layer.name or name.startswith(f"{layer.name}.")]
+    chosen_layer, rank = by_name[layer.name]
     return record.model_copy(
         update={
             "method": chosen_layer.method,
@@ -128,6 +135,30 @@ def _layer_record(layer: FoundLayer, result: SearchResult, macs: Mapping[str, in
             "factors": result.kinds[layer.name] if rank < chosen_layer.dense_rank else None,
             "params_compressed": chosen_layer.params_by_rank()[rank - 1],
             "macs_compressed": sum(inside),
+        }
+    )
+
+
+def _record_in_group(
+    record: LayerRecord, groups: Sequence[tuple[ChannelGroup, int]], module: nn.Module, macs: int
+) -> LayerRecord:
+    """A layer of groups that share hidden channels; its rank is the width of that whose channels it produces."""
+    assert isinstance(module, nn.Conv2d | nn.Linear)
+    own = (pair for pair in groups if record.name not in pair[0].reader_names)
+    group, _ = next(own, groups[0])
+    changed = list(module.weight.shape) != record.shape
+    width = next(rank for one, rank in groups if one is group)
+    return record.model_copy(
+        update={
+            "method": CHANNELS,
+            "break_even_rank": group.break_even_rank,
+            "rank": width if changed else None,
+            "factors": "activation" if changed else None,
+            "groups": [one.name for one, _ in groups],
+            "shape_compressed": list(module.weight.shape) if changed else None,
+            "params_compressed": module.weight.numel(),
+            "macs_compressed": macs,
+            "skipped": None,
         }
     )
 

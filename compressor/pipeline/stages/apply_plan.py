@@ -1,14 +1,19 @@
 """A given plan in place of a search."""
 
+import functools
 from dataclasses import dataclass, replace
 
+from compressor.channels.groups import ChannelGroup
 from compressor.files import prepare_folder
+from compressor.network.layers import FoundLayer
+from compressor.pipeline.channels.choice import order_groups
+from compressor.pipeline.channels.found import groups_of, require_images
 from compressor.pipeline.context import Context
 from compressor.pipeline.plan import Plan, planned_layers
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.stages.evaluate_original import function_norm
 from compressor.pipeline.stages.factorize import decompose_layers, make_result
-from compressor.pipeline.state import State
+from compressor.pipeline.state import Part, State
 from compressor.search.objective import default_gamma
 
 
@@ -21,16 +26,20 @@ class ApplyPlan(Stage):
 
     def run(self, context: Context, state: State) -> State:
         plan, settings = self.plan, context.settings
-        layers, ranks = planned_layers(plan, context.layers)
+        layers, ranks = planned_layers(plan, context.layers, functools.partial(groups_of, context))
+        groups = [layer for layer in layers if isinstance(layer, ChannelGroup)]
+        require_images(context, groups)
         prepare_folder(context.folder)
         norm = function_norm(context)
         kinds = {row.name: row.factors for row in plan.layers if row.factors} if settings.factors is None else {}
-        parts = decompose_layers(context, layers, norm, kinds)
+        alone = [layer for layer in layers if isinstance(layer, FoundLayer)]
+        found: list[Part] = [*order_groups(context, groups), *decompose_layers(context, alone, norm, kinds)]
+        by_name = {part.layer.name: part for part in found}
+        parts = [by_name[layer.name] for layer in layers]
         gamma = plan.gamma or settings.gamma or default_gamma(norm.output_energy)
-        used = {part.layer.name: part for part in parts}
         rows = [
             row.model_copy(
-                update={"break_even_rank": used[row.name].layer.break_even_rank, "factors": used[row.name].kind}
+                update={"break_even_rank": by_name[row.name].layer.break_even_rank, "factors": by_name[row.name].kind}
             )
             for row in plan.layers
         ]

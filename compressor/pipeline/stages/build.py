@@ -1,21 +1,24 @@
-"""From a plan to the network that is shipped: factors in their places, reconstructed layer by layer, pruned."""
+"""From a plan to the network that is shipped: factors in their places, channels removed, refitted, pruned."""
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import nn
 
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.network.layers import factorized_ranks
+from compressor.network.layers import FoundLayer, factorized_ranks
 from compressor.network.pruning import prune_smallest
 from compressor.network.surgery import build_candidate, detach_from_original
+from compressor.pipeline.channels.building import remove_channels
 from compressor.pipeline.context import Context
 from compressor.pipeline.expected_costs import reconstruction_passes
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.stages.search_ranks import RankSearch
 from compressor.pipeline.state import BuiltNetwork, SearchResult, State, needed
 from compressor.recovery.reconstruction import Reconstruction
-from compressor.recovery.records import ReconstructionRecord
+from compressor.recovery.records import ReconstructionRecord, ReconstructionStep
 from compressor.search.objective import Objective
 
 MAX_CHECK_IMAGES = 100  # of the search's images say whether a step of the reconstruction is kept
@@ -60,20 +63,25 @@ def _worth(built: BuiltNetwork, objective: Objective) -> float:
 def build(context: Context, result: SearchResult, norm: FunctionNorm) -> BuiltNetwork:
     """The network of a plan, on the context's device; `norm` is that of the search's images."""
     ranks = factorized_ranks(result.layers, result.ranks)
-    network = detach_from_original(build_candidate(context.original, result.factors, ranks))
-    network, reconstruction = _reconstruct(context, result, network, norm)
+    of_layers = [layer for layer in result.layers if isinstance(layer, FoundLayer) and layer.name in ranks]
+    of_layers_alone = {layer.name: ranks[layer.name] for layer in of_layers}
+    network = detach_from_original(build_candidate(context.original, result.factors, of_layers_alone))
+    refits = context.settings.recalibrate and ranks and len(context.calibration)
+    check = norm.subset(min(MAX_CHECK_IMAGES, len(context.search_images))) if refits else None
+    began = time.perf_counter()
+    network, steps = remove_channels(context, network, result.factors, ranks, check)
+    reconstruction = None
+    if check is not None and of_layers:
+        network, reconstruction = _reconstruct(context, of_layers, network, check)
+    if check is not None and steps:
+        reconstruction = _record(context, check, steps, reconstruction, began)
     return BuiltNetwork(result, prune_smallest(network, result.plan.prune_fraction), reconstruction)
 
 
 def _reconstruct(
-    context: Context, result: SearchResult, network: nn.Module, norm: FunctionNorm
-) -> tuple[nn.Module, ReconstructionRecord | None]:
-    """The network with its factorized layers refitted, where that is asked for and there are images to fit on."""
-    ranks = factorized_ranks(result.layers, result.ranks)
-    layers = [layer for layer in result.layers if layer.name in ranks]
-    if not (context.settings.recalibrate and layers and len(context.calibration)):
-        return network, None
-    check = norm.subset(min(MAX_CHECK_IMAGES, len(context.search_images)))
+    context: Context, layers: Sequence[FoundLayer], network: nn.Module, check: FunctionNorm
+) -> tuple[nn.Module, ReconstructionRecord]:
+    """The network with its factorized layers refitted."""
     weights = reconstruction_passes(context, layers)
     with context.progress.stage("reconstructing layers", len(layers), weights) as stage:
         reconstruction = Reconstruction(
@@ -88,3 +96,21 @@ def _reconstruct(
         )
         record = reconstruction.run()
     return reconstruction.network, record
+
+
+def _record(
+    context: Context,
+    check: FunctionNorm,
+    steps: Sequence[ReconstructionStep],
+    then: ReconstructionRecord | None,
+    began: float,
+) -> ReconstructionRecord:
+    """The refits of layers that read fewer channels, and the reconstruction of factorized layers after them."""
+    return ReconstructionRecord(
+        calibration_images=len(context.calibration),
+        check_images=len(check.images),
+        before=steps[0].before,
+        after=min(steps[-1].before, steps[-1].after) if then is None else then.after,
+        seconds=time.perf_counter() - began,
+        steps=[*steps, *(then.steps if then else [])],
+    )

@@ -6,17 +6,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
+from compressor.channels.groups import ChannelGroup
 from compressor.cost.records import Cost
 from compressor.errors import InputError
 from compressor.factorization.records import FactorChoice, MethodChoice
 from compressor.files import write_text
 from compressor.network.layers import FoundLayer, compressible, factorized_ranks, find_layers
-from compressor.network.serialization import factorized_names
+from compressor.network.serialization import changed_names
 from compressor.pipeline.context import Context
 from compressor.pipeline.search_stages import search_stages
 from compressor.pipeline.settings import Settings, Target
 from compressor.pipeline.stage import RecipeStage, StageSpec, run_stages
-from compressor.pipeline.state import Outcome, State, needed
+from compressor.pipeline.state import Outcome, SearchResult, State, needed
 from compressor.search.records import Certificate, Form
 from compressor.search.settings import SearchSettings
 
@@ -75,9 +76,8 @@ class CompressLayers(RecipeStage):
         found = run_stages(search_stages(settings, is_whole_run=False), part, State(state.network))
         result = needed(found.result, "a plan")
         write_text(context.folder / PLAN, result.plan.model_dump_json(indent=2) + "\n")
-        count = len(factorized_ranks(result.layers, result.ranks))
         gamma = "" if result.gamma is None else f", gamma {result.gamma:.3g}"
-        what = f"{count} of {len(result.layers)} layers factorized{gamma}"
+        what = f"{_describe_changes(result)}{gamma}"
         more = {"gamma": result.gamma, "search": result.search, "reconstruction": found.reconstruction}
         return replace(state, network=found.network, plans=[*state.plans, result.plan], outcome=Outcome(what, more))
 
@@ -85,11 +85,11 @@ class CompressLayers(RecipeStage):
         """The original's layers as they are in `network`, those that the stage leaves alone with their reason."""
         spec, example = self.spec, context.example.to(context.device)
         found = find_layers(network, example, spec.method, spec.layers, spec.skip, context.source.arch)
-        names = {layer.name for layer in context.layers} - set(factorized_names(context.original, network))
+        names = {layer.name for layer in context.layers} - set(changed_names(context.original, network))
         kinds = ("conv", "linear") if spec.of == "all" else (spec.of,)
         reason = f"the stage is for {spec.of} layers"
         return [
-            layer if layer.skipped or layer.kind in kinds else replace(layer, skipped=reason)
+            layer if layer.kind in kinds else replace(layer, skipped=layer.skipped or reason, left_out=True)
             for layer in found
             if layer.name in names
         ]
@@ -103,3 +103,12 @@ class CompressLayers(RecipeStage):
             del others["target_ratio"]
             others |= {"target": Target("ratio", self.spec.target_ratio), "gamma": None, "cost": "params"}
         return replace(settings, **others, search=replace(settings.search, **searching))
+
+
+def _describe_changes(result: SearchResult) -> str:
+    """How many layers were factorized, and how many groups of layers lost channels where there are groups."""
+    changed = factorized_ranks(result.layers, result.ranks)
+    groups = [layer for layer in result.layers if isinstance(layer, ChannelGroup)]
+    narrower = sum(group.name in changed for group in groups)
+    words = f"{len(changed) - narrower} of {len(result.layers) - len(groups)} layers factorized"
+    return f"{words}, {narrower} of {len(groups)} groups with fewer channels" if groups else words

@@ -22,16 +22,17 @@ from compressor.factorization.base import Factors
 from compressor.factorization.choices import VERSION_KEY, ChoiceJournal, ChoiceRow
 from compressor.factorization.moments import LayerMoments
 from compressor.factorization.records import FactorChoice, FactorKind, Method
-from compressor.factorization.registry import METHODS, competing_methods
+from compressor.factorization.registry import CHANNELS, METHODS, competing_methods
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linearization import LossesAlone
 from compressor.network.layers import FoundLayer, compressible, possible_methods, with_method
 from compressor.network.statistics import collect_moments
+from compressor.pipeline.channels.choice import choose_groups, compare_with_channels, in_order, outside
 from compressor.pipeline.context import Context
 from compressor.pipeline.outputs import FACTORS, JOURNAL
 from compressor.pipeline.plan import Plan
 from compressor.pipeline.stage import Stage
-from compressor.pipeline.state import Decomposed, SearchResult, State, needed
+from compressor.pipeline.state import Decomposed, Part, SearchResult, State, needed
 from compressor.search.records import SearchRecord
 
 TRIAL_SHARES = (0.1, 0.25, 0.5)  # of the layer's parameters, at which candidates are compared
@@ -46,7 +47,8 @@ UNSOLVABLE = (torch.linalg.LinAlgError, np.linalg.LinAlgError)
 
 @dataclass(frozen=True)
 class Factorize(Stage):
-    """Fills in `decomposed`: every layer that can be compressed, with the factors that suit it."""
+    """Fills in `decomposed`: every layer that can be compressed, with the factors that suit it, or the groups of layers
+    that lose hidden channels in place of these."""
 
     def run(self, context: Context, state: State) -> State:
         norm = needed(state.norm, "a function norm")
@@ -256,25 +258,30 @@ def _factor_choice(context: Context) -> FactorChoice:
     return "weight" if choice == "auto" and context.calibration.synthetic else choice
 
 
-def decompose_or_recall(context: Context, found: Sequence[FoundLayer], norm: FunctionNorm) -> list[Decomposed]:
-    """The layers decomposed; a resumed run keeps the methods and factors that were measured to be best.
+def decompose_or_recall(context: Context, found: Sequence[FoundLayer], norm: FunctionNorm) -> list[Part]:
+    """The layers decomposed, and groups of them that lose channels rather than ranks.
 
-    A search's journal has those of all layers; where there is none yet, the journal of factors has the first few.
+    A resumed run keeps the methods and factors that were measured to be best. A search's journal has those of all
+    layers; where there is none yet, the journal of factors has the first few.
     """
-    earlier = context.earlier_search()
-    rows = earlier.get("layers")
+    earlier, groups_first = context.earlier_search(), context.settings.method == CHANNELS
     try:
-        chosen = {name: (method, kind) for name, method, _, kind in rows or []}
-        layers = [with_method(layer, chosen[layer.name][0]) for layer in found]
-        kinds: dict[str, FactorKind] = {name: kind for name, (_, kind) in chosen.items()}
+        rows = {name: (method, kind) for name, method, _, kind in earlier.get("layers") or []}
+        names = [name for name, (method, _) in rows.items() if method == CHANNELS]
+        groups = choose_groups(context, names) if names else []
+        layers = [with_method(layer, rows[layer.name][0]) for layer in outside(groups, found)]
+        kinds: dict[str, FactorKind] = {name: kind for name, (_, kind) in rows.items()}
     except (KeyError, TypeError, ValueError):  # no journal, or one that will be refused
         if earlier:
-            return decompose_layers(context, found, norm, {})
+            return list(decompose_layers(context, found, norm, {}))
         # A journal of the search that cannot be read will be refused, and nothing is to be left beside it.
         path = None if (context.folder / JOURNAL).exists() else context.folder / FACTORS
         journal = ChoiceJournal(path, _fingerprint(context, found), context.resume)
-        return decompose_layers(context, found, norm, {}, competing_methods(context.settings.method), journal)
-    return decompose_layers(context, layers, norm, kinds)
+        competitors = competing_methods(context.settings.method)
+        groups = choose_groups(context) if groups_first else []
+        parts = decompose_layers(context, outside(groups, found), norm, {}, competitors, journal)
+        return in_order(context, [*groups, *parts] if groups_first else compare_with_channels(context, parts, norm))
+    return in_order(context, [*groups, *decompose_layers(context, layers, norm, kinds)])
 
 
 def _fingerprint(context: Context, layers: Sequence[FoundLayer]) -> dict[str, Any]:
@@ -292,7 +299,7 @@ def _fingerprint(context: Context, layers: Sequence[FoundLayer]) -> dict[str, An
 
 
 def make_result(
-    parts: Sequence[Decomposed],
+    parts: Sequence[Part],
     ranks: Sequence[int],
     gamma: float,
     plan: Plan,

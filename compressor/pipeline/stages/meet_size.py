@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -24,7 +25,7 @@ from compressor.pipeline.settings import Target
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.stages.build import build
 from compressor.pipeline.stages.search_ranks import RankSearch
-from compressor.pipeline.state import BuiltNetwork, SearchResult, State, needed
+from compressor.pipeline.state import BuiltNetwork, OrderedGroup, Part, SearchResult, State, needed
 from compressor.search.records import TARGET_OPTIONS, TargetRecord, TargetStep
 from compressor.search.target.target import SearchTarget
 from exporters.providers import PROVIDERS
@@ -139,8 +140,7 @@ class _Size:
 
     def _biases(self) -> float:
         """What biases that fitted factors may gain can cost, at most."""
-        layers = [part.layer for part in self.search.parts]
-        count = sum(layer.shape[0] for layer in layers if layer.module.bias is None)
+        count = sum(_num_new_biases(part, self.context.original) for part in self.search.parts)
         return float({"params": count, "bytes": FLOAT_BYTES * count}.get(self.context.settings.cost, 0))
 
     def _require_possible(self, asked: float, smallest: float, original: float) -> None:
@@ -154,6 +154,14 @@ class _Size:
                 f"{_describe_target(self.wanted)} cannot be reached: with every layer at rank 1 the network has "
                 f"{_figure(kind, smallest)}"
             )
+
+
+def _num_new_biases(part: Part, original: nn.Module) -> int:
+    """How many biases the fitted layers of a part may gain."""
+    if not isinstance(part, OrderedGroup):
+        return part.layer.shape[0] if part.layer.module.bias is None else 0
+    readers: list[Any] = [original.get_submodule(row.name) for row in part.layer.readers if row.norm is None]
+    return sum(len(reader.weight) for reader in readers if reader.bias is None)
 
 
 def _rising(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

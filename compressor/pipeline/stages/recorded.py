@@ -5,6 +5,7 @@ that fine-tunes learns from the original. After every stage the network is compa
 images. What a stage leaves is enough to go on from.
 """
 
+import functools
 import json
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from compressor.fidelity.evaluation import TestEvaluator
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.files import prepare_folder, write_text
 from compressor.network.serialization import load_network, save_network
+from compressor.pipeline.channels.found import groups_of
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.report import make_stage_record
 from compressor.pipeline.outputs import STAGES
@@ -101,7 +103,7 @@ class CombinePlans(Stage):
         fractions = [spec.fraction for spec in self.recipe.stage if isinstance(spec, PruneSpec)]
         pruned = max(fractions, default=0.0)
         plan = Plan(arch=context.source.arch, gamma=gamma, prune_fraction=pruned, layers=list(rows.values()))
-        layers, ranks = planned_layers(plan, context.layers)
+        layers, ranks = planned_layers(plan, context.layers, functools.partial(groups_of, context))
         result = SearchResult(
             layers=layers,
             ranks=ranks,

@@ -13,18 +13,19 @@ from compressor.arrays import Ranks
 from compressor.data.fingerprint import hash_images, hash_tensors
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linearization import Linearizer
-from compressor.fidelity.losses import Losses
+from compressor.fidelity.losses import MIN_LOSS, Losses
 from compressor.fidelity.risk import Risk
 from compressor.network.layers import factorized_ranks
 from compressor.network.pruning import count_prunable, pruned_copy
-from compressor.network.surgery import Candidates, build_candidate
+from compressor.network.surgery import Candidates
+from compressor.pipeline.channels.building import build_plain
 from compressor.pipeline.context import Context
 from compressor.pipeline.outputs import JOURNAL, PLANS
 from compressor.pipeline.plan import Plan, make_plan
 from compressor.pipeline.settings import Settings
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.stages.factorize import energies_of, make_result, weight_factors
-from compressor.pipeline.state import Costs, Decomposed, SearchResult, State, needed
+from compressor.pipeline.state import Costs, OrderedGroup, Part, SearchResult, State, needed
 from compressor.recovery.records import ReconstructionRecord
 from compressor.search.evaluation.journal import VERSION_KEY, Journal
 from compressor.search.evaluation.parallel import Workers
@@ -33,7 +34,7 @@ from compressor.search.objective import Objective
 from compressor.search.optimizer import Search, SearchListener
 from compressor.search.problem import Evaluate, SearchProblem
 from compressor.search.records import ParetoRecord, SearchRecord
-from compressor.search.space import RankSpace
+from compressor.search.space import RankSpace, SharedCost
 from compressor.search.sparsity_space import SparsitySpace
 from compressor.search.target.target import SearchTarget
 
@@ -123,9 +124,9 @@ class RankSearch:
 
     def build(self, ranks: Ranks) -> nn.Module:
         """The network at ranks (d,), before any pruning; it shares tensors with the original."""
+        layers = [part.layer for part in self.parts]
         factors = {part.layer.name: part.factors for part in self.parts}
-        kept = factorized_ranks([part.layer for part in self.parts], self.space.layer_ranks(ranks).tolist())
-        return build_candidate(self._context.original, factors, kept)
+        return build_plain(self._context.original, layers, factors, self.space.layer_ranks(ranks).tolist())
 
     def _result(self, search: Callable[[], tuple[Ranks, SearchRecord]]) -> SearchResult:
         assert self._search is not None
@@ -184,8 +185,7 @@ class RankSearch:
         """What the weight's own factors give up, where the prior mean is made of that."""
         if self._context.settings.search.prior_mean != "energies":
             return []
-        layers = [part.layer for part in self.parts]
-        return [energies_of(layer, weight_factors(layer)) for layer in layers]
+        return [_energies_of(part) for part in self.parts]
 
     def _plan(self, ranks: Ranks, gamma: float | None, why: str) -> Plan:
         layers, kinds = [part.layer for part in self.parts], {part.layer.name: part.kind for part in self.parts}
@@ -197,20 +197,30 @@ class RankSearch:
         return make_plan(layers, chosen, kinds, arch, gamma, fraction, settings.fidelity, why)
 
 
-def _make_space(context: Context, parts: Sequence[Decomposed], costs: Costs) -> RankSpace:
+def _make_space(context: Context, parts: Sequence[Part], costs: Costs) -> RankSpace:
     names = [part.layer.name for part in parts]
     tables = [costs.tables[name] for name in names]
-    space = RankSpace(names, tables, context.settings.search.coordinates, costs.rank_multiple)
+    widths = {number for number, part in enumerate(parts) if isinstance(part, OrderedGroup)}
+    pairs = [(names.index(first), names.index(second), whole) for (first, second), whole in costs.shared.items()]
+    shared = [SharedCost(*pair) for pair in pairs]
+    space = RankSpace(names, tables, context.settings.search.coordinates, costs.rank_multiple, widths, shared)
     if context.settings.prune_fraction is not None:
         return space
-    searched = sum(part.layer.params for part in parts)
-    return SparsitySpace(space, count_prunable(context.original) - searched)
+    return SparsitySpace(space, count_prunable(context.original) - round(space.dense_cost))
+
+
+def _energies_of(part: Part) -> np.ndarray:
+    """What ranks 1, 2, ... give up, as a share of all: see `energies_of`; of channels their first-order losses."""
+    if isinstance(part, OrderedGroup):
+        losses = part.factors.losses
+        return losses[1:] / max(float(losses[0]), MIN_LOSS)
+    return energies_of(part.layer, weight_factors(part.layer))
 
 
 def make_evaluation(
     measure: FunctionNorm | Risk,
     original: nn.Module,
-    parts: Sequence[Decomposed],
+    parts: Sequence[Part],
     space: RankSpace,
 ) -> Evaluate:
     """The losses of a plan as a function of its ranks; not a method, so that workers are sent only what it needs."""
@@ -238,7 +248,7 @@ def _workers(settings: Settings) -> Workers:
     return Workers(settings.workers, settings.backend, functools.partial(torch.set_num_threads, share))
 
 
-def _fingerprint(context: Context, parts: Sequence[Decomposed], gamma: float, costs: Costs) -> dict[str, Any]:
+def _fingerprint(context: Context, parts: Sequence[Part], gamma: float, costs: Costs) -> dict[str, Any]:
     """What the search depends on; a journal with another fingerprint is refused."""
     settings, labels = context.settings, context.search_images.labels
     by_drop = settings.target is not None and settings.target.kind == "drop"
@@ -268,5 +278,10 @@ def _fingerprint(context: Context, parts: Sequence[Decomposed], gamma: float, co
         "cost": settings.cost,
         "provider": settings.provider if settings.cost == "latency" or settings.rank_multiple is None else None,
         "milliseconds": costs.tables if settings.cost == "latency" else None,
+        "shared milliseconds": _shared(costs) if settings.cost == "latency" else None,
         "search settings": searching,
     }
+
+
+def _shared(costs: Costs) -> list[list[Any]]:
+    return [[first, second, whole] for (first, second), whole in costs.shared.items()]

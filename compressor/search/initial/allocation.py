@@ -26,6 +26,7 @@ CONTEXT_IMAGES = 20  # of the uncounted evaluations within a plan
 CURVE_PLANS = 7  # evaluated first where positions along the curve are limits of R
 POWERS = (1.0, 0.5, 2.0)  # of single-layer losses whose sum is least within a limit
 CURVE_STEP = 2.0  # factor of a weight beside the best
+MAX_SWEEPS = 20  # over layers, where they share costs
 MIN_TOTAL_WEIGHT, NUM_HALVINGS = 1e-12, 50  # of the losses in all, and of the logarithm between it and its inverse
 SPARSITY_LEVELS = (3, 5, 7, 10, 13, 16, 18)  # at which pruning is measured
 
@@ -42,9 +43,7 @@ def allocate(space: RankSpace, sensitivities: list[Array], weight: float) -> Ran
         sensitivities: per layer at ranks 1..break-even rank (r,).
         weight: of the losses.
     """
-    costs = [space.layer_ratio(i) + weight * table for i, table in enumerate(sensitivities)]
-    best = [choices[np.argmin(cost[choices - 1])] for choices, cost in zip(space.choices, costs, strict=True)]
-    return np.array(best, dtype=np.int64)
+    return _minimize(space, _options(space, sensitivities), weight)
 
 
 def allocate_within(space: RankSpace, options: Sequence[Option], limit: float) -> Ranks:
@@ -58,41 +57,53 @@ def allocate_within(space: RankSpace, options: Sequence[Option], limit: float) -
         options: per layer the ranks to choose from (r,), and what each loses (r,).
         limit: of R.
     """
-    ratios = [space.layer_ratio(layer)[ranks - 1] for layer, (ranks, _) in enumerate(options)]
     lowest, highest = np.log(MIN_TOTAL_WEIGHT), -np.log(MIN_TOTAL_WEIGHT)
     scale = max(sum(float(losses.max()) for _, losses in options), LOSS_FLOOR)
-    chosen = np.array([ranks[ratio.argmin()] for (ranks, _), ratio in zip(options, ratios, strict=True)])
+    chosen = _minimize(space, options, 0.0)
     for _ in range(NUM_HALVINGS):
         middle = (lowest + highest) / 2
-        weight = np.exp(middle) / scale
-        best = [(ratio + weight * losses).argmin() for (_, losses), ratio in zip(options, ratios, strict=True)]
-        plan = np.array([ranks[index] for (ranks, _), index in zip(options, best, strict=True)])
+        plan = _minimize(space, options, np.exp(middle) / scale)
         fits = space.ratio(plan[None])[0] <= limit
         chosen = plan if fits else chosen
         lowest, highest = (middle, highest) if fits else (lowest, middle)
     if space.ratio(chosen[None])[0] > limit:
         return chosen
-    return _exchange_ranks(space, options, ratios, chosen, limit)
+    return _exchange_ranks(space, options, chosen, limit)
 
 
-def _exchange_ranks(
-    space: RankSpace, options: Sequence[Option], ratios: Sequence[Array], plan: Ranks, limit: float
-) -> Ranks:
+def _minimize(space: RankSpace, options: Sequence[Option], weight: float) -> Ranks:
+    """The plan (d,) that minimizes R + weight * sum of losses, one layer after the other.
+
+    Where groups of hidden channels share costs, it is found again beside the others' widths until none changes.
+    """
+    plan = space.break_even_ranks
+    for _ in range(MAX_SWEEPS if space.shared else 1):
+        before, plan = plan, plan.copy()
+        for layer, (ranks, losses) in enumerate(options):
+            plan[layer] = ranks[(space.layer_ratio(layer, plan)[ranks - 1] + weight * losses).argmin()]
+        if (plan == before).all():
+            break
+    return plan
+
+
+def _exchange_ranks(space: RankSpace, options: Sequence[Option], plan: Ranks, limit: float) -> Ranks:
     """The plan (d,) after exchanges between layers, until none lowers the sum of losses."""
     layers = np.repeat(np.arange(space.num_dims), [len(ranks) for ranks, _ in options])
-    ranks, losses, costs = (np.concatenate(part) for part in (*zip(*options, strict=True), ratios))
+    ranks, losses = (np.concatenate(part) for part in zip(*options, strict=True))
     tables = [dict(zip(ranks.tolist(), losses.tolist(), strict=True)) for ranks, losses in options]
 
     def moves(plan: Ranks) -> Moves:
         own = [int(np.flatnonzero(choices == rank)[0]) for (choices, _), rank in zip(options, plan, strict=True)]
         gains = np.array([losses[index] for (_, losses), index in zip(options, own, strict=True)])[layers] - losses
+        ratios = [space.layer_ratio(layer, plan)[ranks - 1] for layer, (ranks, _) in enumerate(options)]
+        costs = np.concatenate(ratios)
         changes = costs - np.array([ratio[index] for ratio, index in zip(ratios, own, strict=True)])[layers]
         return Moves(layers, ranks, gains, changes, limit - float(space.ratio(plan[None])[0]))
 
     def values(plans: Ranks) -> Array:
         return -np.array([sum(table[rank] for table, rank in zip(tables, row, strict=True)) for row in plans.tolist()])
 
-    return exchange_until_best(plan, moves, values)
+    return exchange_until_best(plan, moves, values, keeping=lambda plans: space.keeping(plans, limit))
 
 
 def evaluate_within(

@@ -103,7 +103,11 @@ def _exchange(
         return Moves(layers, ranks, np.array(gains) - value(plan, here), costs, limit - own)
 
     return exchange_until_best(
-        plan, moves, lambda plans: np.array([value(one, outputs(one)) for one in plans]), MIN_GAIN
+        plan,
+        moves,
+        lambda plans: np.array([value(one, outputs(one)) for one in plans]),
+        MIN_GAIN,
+        lambda plans: space.keeping(plans, limit),
     )
 
 

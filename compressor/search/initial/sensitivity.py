@@ -11,6 +11,7 @@ from compressor.search.space import RankSpace, with_rank
 from compressor.search.surrogate.additive_prior import LOSS_FLOOR, interpolate
 
 SENSITIVITY_RANKS = 8  # per layer, at most
+SENSITIVITY_SHARES = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9)
 SENSITIVITY_IMAGES = 5
 MODEL_IMAGES, MODEL_DIRECTIONS = 20, 3  # of the linear model around the dense network
 MAX_IMAGES_PER_LAYER = 5  # of the first linear models: few images are enough to tell few layers apart
@@ -42,10 +43,13 @@ def measure_sensitivities(space: RankSpace, measure: MeasureLosses) -> list[list
 
 
 def sensitivity_ranks(space: RankSpace) -> list[list[int]]:
-    """Per layer the ranks at which it is measured: up to SENSITIVITY_RANKS, geometrically spaced, without dense."""
+    """Per layer the ranks at which it is measured, without dense: up to SENSITIVITY_RANKS, geometrically spaced.
+
+    Widths are measured at SENSITIVITY_SHARES of all channels and at the largest that is less.
+    """
     return [
-        _geometric(choices, break_even_rank)
-        for choices, break_even_rank in zip(space.choices, space.break_even_ranks, strict=True)
+        _by_share(choices) if number in space.widths else _geometric(choices, int(choices[-1]))
+        for number, choices in enumerate(space.choices)
     ]
 
 
@@ -80,6 +84,12 @@ def interpolate_table(ranks: Ranks, norms: Array, break_even_rank: int) -> Array
     table = interpolate(np.arange(1, break_even_rank + 1), ranks, norms)
     table[-1] = 0.0
     return table
+
+
+def _by_share(choices: Ranks) -> list[int]:
+    narrower = choices[:-1]
+    wanted = choices[-1] * np.array([*SENSITIVITY_SHARES, 1.0])
+    return np.unique(narrower[np.abs(narrower[:, None] - wanted).argmin(0)]).tolist()
 
 
 def _geometric(choices: Ranks, break_even_rank: int) -> list[int]:

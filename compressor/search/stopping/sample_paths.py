@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from compressor.arrays import Array, Ranks, Single
 from compressor.search.exchange import Moves
+from compressor.search.space import RankSpace
 from compressor.search.surrogate.gp import SPECTRAL_FREEDOM, GaussianProcess, correlation_of, squared_distances
 from compressor.search.surrogate.posterior import Posterior
 
@@ -260,19 +261,21 @@ def _exchange(paths: SamplePaths, chosen: NDArray[np.int64], points: Ranks, limi
     ranks = np.concatenate([paths.line(layer).ranks for layer in range(space.num_dims)])
     own = lines[0][1][:, 0]
     gains = np.concatenate([values[:, 1:] for _, values in lines], axis=1) - own[:, None]
-    ratios, shares = space.ratio(points), [space.layer_ratio(layer) for layer in range(space.num_dims)]
+    ratios = space.ratio(points)
     costs = np.concatenate(
-        [
-            shares[layer][paths.line(layer).ranks - 1] - shares[layer][points[:, layer] - 1][:, None]
-            for layer in range(space.num_dims)
-        ],
-        axis=1,
+        [_changes(space, points, layer, paths.line(layer).ranks) for layer in range(space.num_dims)], axis=1
     )
     plans = [
-        np.concatenate([point[None], Moves(layers, ranks, *row, limit - ratio).plans(point)])
+        np.concatenate([point[None], space.keeping(Moves(layers, ranks, *row, limit - ratio).plans(point), limit)])
         for point, row, ratio in zip(points, zip(gains, costs, strict=True), ratios, strict=True)
     ]
     counts = np.cumsum([0, *(len(part) for part in plans)])
     values = paths.on(np.repeat(chosen, np.diff(counts)), np.concatenate(plans))
     found = [counts[row] + int(values[counts[row] : counts[row + 1]].argmax()) for row in range(len(points))]
     return np.concatenate(plans)[found], values[found]
+
+
+def _changes(space: RankSpace, points: Ranks, layer: int, ranks: Ranks) -> Array:
+    """How R changes (k, r) where a layer of the points (k, d) takes other ranks (r,)."""
+    shares = np.broadcast_to(space.layer_ratio(layer, points), (len(points), len(space.tables[layer])))
+    return shares[:, ranks - 1] - np.take_along_axis(shares, points[:, layer, None] - 1, axis=1)

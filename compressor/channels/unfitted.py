@@ -1,0 +1,93 @@
+"""Hidden channels without least squares: the readers keep their weights, and means stand in for what is removed.
+
+Takes one pass over a few images, where covariances and elimination may take minutes: enough to tell where fewer
+channels are no match for anything else.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.channels.groups import ChannelGroup
+from compressor.channels.narrowing import channels_of
+from compressor.data.images import ImageSet
+from compressor.factorization.base import JointFactors, Layer, NestedFactors, make_conv, make_linear
+from compressor.network.hooks import batches, watching
+
+Spread = tuple[Tensor, Tensor]
+"""Mean and variance (n,) of a layer's inputs, by channel."""
+
+
+class UnfittedChannels(JointFactors):
+    """A group's channels, those first whose removal changes the readers' outputs most, each by itself.
+
+    Args:
+        group: the group.
+        readers: the layers that read it, by name.
+        spreads: of their inputs, by name.
+    """
+
+    def __init__(self, group: ChannelGroup, readers: Mapping[str, Layer], spreads: Mapping[str, Spread]) -> None:
+        self.layers = dict(readers)
+        self.max_rank = group.num_units
+        self._means = {name: spreads[name][0] for name in readers}
+        changes = torch.zeros(group.num_units, dtype=torch.float64)
+        for name, layer in readers.items():
+            weight = layer.weight.detach().double().cpu().transpose(0, 1).flatten(1)
+            changes += (spreads[name][1] * weight.square().sum(1)).unflatten(0, (group.num_units, -1)).sum(1)
+        self._order = changes.argsort(descending=True, stable=True)
+
+    def build(self, rank: int) -> Mapping[str, nn.Module]:
+        return {name: self._masked(layer, self._means[name], rank) for name, layer in self.layers.items()}
+
+    def nested(self, name: str, limit: int) -> NestedFactors | None:
+        return None
+
+    def _masked(self, layer: Layer, means: Tensor, width: int) -> nn.Module:
+        weight = layer.weight.detach().clone()
+        removed = channels_of(self._order[width:], self.max_rank, weight.shape[1])
+        lost = weight[:, removed].flatten(2).sum(2) if weight.dim() > 2 else weight[:, removed]
+        bias = lost @ means[removed].to(weight)
+        weight[:, removed] = 0
+        bias = bias if layer.bias is None else bias + layer.bias.detach()
+        if isinstance(layer, nn.Linear):
+            return make_linear(weight, bias)
+        geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        return make_conv(weight, bias, layer, 1, **geometry)
+
+
+def unfitted_channels(
+    model: nn.Module, groups: Sequence[ChannelGroup], images: ImageSet, device: torch.device
+) -> dict[str, UnfittedChannels]:
+    """The channels of groups, by their names.
+
+    Args:
+        model: the original network on `device`, in eval mode.
+        groups: groups of it.
+        images: a few images.
+        device: of the network.
+    """
+    names = list(dict.fromkeys(name for group in groups for name in group.reader_names))
+    modules: dict[str, Any] = {name: model.get_submodule(name) for name in names}
+    sums = {name: torch.zeros(2, module.weight.shape[1], dtype=torch.float64) for name, module in modules.items()}
+    counts = dict.fromkeys(names, 0)
+
+    def add(number: int, value: Tensor, _output: Tensor) -> None:
+        name, axis = names[number], -1 if isinstance(modules[names[number]], nn.Linear) else -3
+        rows = value.movedim(axis, -1).flatten(0, -2).double()
+        counts[name] += len(rows)
+        sums[name] += torch.stack([rows.sum(0), rows.square().sum(0)]).cpu()
+
+    with torch.inference_mode(), watching(list(modules.values()), add):
+        for batch in batches(images, device):
+            model(batch)
+    spreads: dict[str, Spread] = {}
+    for name, (first, second) in sums.items():
+        mean = first / max(1, counts[name])
+        spreads[name] = (mean, (second / max(1, counts[name]) - mean.square()).clamp_min(0))
+    return {
+        group.name: UnfittedChannels(group, {name: modules[name] for name in group.reader_names}, spreads)
+        for group in groups
+    }

@@ -1,0 +1,51 @@
+"""Hidden channels in their order, for groups of a run."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from compressor.channels.factors import ChannelFactors
+from compressor.channels.groups import ChannelGroup
+from compressor.channels.statistics import reader_moments
+from compressor.network.statistics import MAX_INPUTS, MEMORY_BYTES
+from compressor.pipeline.context import Context
+
+BYTES_PER_PRODUCT = 8  # of images' means and of deviations from them, in single precision
+
+
+def order_channels(context: Context, groups: Sequence[ChannelGroup]) -> dict[str, ChannelFactors]:
+    """The channels of the groups in the order in which they are kept, by the groups' names.
+
+    The readers' second moments take as few passes over the calibration images as memory allows.
+    """
+    found: dict[str, ChannelFactors] = {}
+    with context.progress.stage("ordering channels", len(groups)) as stage:
+        for chunk in _chunks(context, groups):
+            units = {name: group.num_units for group in chunk for name in group.reader_names}
+            seed = context.settings.search.seed
+            moments = reader_moments(context.original, units, context.calibration, context.device, seed)
+            for group in chunk:
+                stage.update(len(found), group.name)
+                readers: dict[str, Any] = {name: context.original.get_submodule(name) for name in group.reader_names}
+                found[group.name] = ChannelFactors(group, readers, moments)
+    return found
+
+
+def _chunks(context: Context, groups: Sequence[ChannelGroup]) -> Iterator[list[ChannelGroup]]:
+    """The groups in lists whose readers' moments take MEMORY_BYTES at most (or one group's)."""
+    chunk: list[ChannelGroup] = []
+    used = 0
+    for group in groups:
+        size = sum(_moment_bytes(context, group, name) for name in group.reader_names)
+        if chunk and used + size > MEMORY_BYTES:
+            yield chunk
+            chunk, used = [], 0
+        chunk.append(group)
+        used += size
+    if chunk:
+        yield chunk
+
+
+def _moment_bytes(context: Context, group: ChannelGroup, name: str) -> int:
+    reader: Any = context.original.get_submodule(name)
+    inputs = reader.weight[0].numel()
+    return BYTES_PER_PRODUCT * int(inputs if inputs <= MAX_INPUTS else group.num_units) ** 2
