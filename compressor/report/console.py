@@ -162,24 +162,22 @@ def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[
         f"{arch}, {num_classes} classes, {input_size} px: {len(taken)} of {len(layers)} layers can be compressed, with "
         f"{100 * share:.0f} % of their parameters"
     )
-    columns = ["layer", "shape", "method", "break-even\nrank", "parameters", "MACs", "skipped"]
     names = dict.fromkeys(group for layer in layers for group in layer.groups)
     numbers = {name: str(number) for number, name in enumerate(names, 1)}
     if numbers:
         title += f"; {len(numbers)} groups of layers share channels that can be removed"
-        columns.append("groups")
-    table = _table(title, *columns, left=(0, 1, 2, 6, 7))
+    last = "skipped, or\ngroups" if numbers else "skipped"
+    table = _table(title, "layer", "shape", "method", "break-even\nrank", "parameters", "MACs", last, left=(0, 1, 2, 6))
     for layer in layers:
-        cells = [
+        table.add_row(
             layer.name,
             "x".join(map(str, layer.shape)),
             layer.method or "",
             "" if layer.break_even_rank is None else str(layer.break_even_rank),
             f"{layer.params:,}",
             f"{layer.macs:,}",
-            layer.skipped or "",
-        ]
-        table.add_row(*cells, *([", ".join(numbers[group] for group in layer.groups)] if numbers else []))
+            layer.skipped or ", ".join(numbers[group] for group in layer.groups),
+        )
     _console().print(table)
 
 

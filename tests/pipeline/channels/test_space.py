@@ -45,7 +45,7 @@ def count(cost: str, network: nn.Module) -> int:
 def test_costs_are_those_of_the_narrowed_network(gate: bool, cost: Any, tmp_path: Path) -> None:
     search = prepared(make_context(make_network(gate), tmp_path, cost=cost))
     space = search.space
-    assert len(space.shared) == 1 + gate * 2 or len(space.shared) >= 1
+    assert space.shared
     whole = count(cost, search._context.original)
     for ranks in space.sample(6, np.random.default_rng(0)):
         plan = channels_only(search, ranks)
@@ -83,7 +83,7 @@ def test_the_linear_model_is_the_derivative_of_the_masked_network(tmp_path: Path
     for rank, loss in model.norms_alone()[last].items():
         changed = plan.copy()
         changed[last] = rank
-        assert loss == pytest.approx(evaluate(changed, np.arange(12)).mean, rel=1e-3)
+        assert loss == pytest.approx(search._gain.least * evaluate(changed, np.arange(12)).mean, rel=1e-3)
 
 
 def test_widths_are_multiples_and_finely_spaced(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_widths_are_multiples_and_finely_spaced(tmp_path: Path) -> None:
     assert all(width < 4 or width % 4 == 0 for width in space.choices[number])
     assert sensitivity_ranks(space)[number][-1] == 44
     others = alternatives(space, space.break_even_ranks)[number]
-    assert {44, 40, 36} <= set(others)
+    assert {44, 40, 32, 28} <= set(others)
 
 
 @pytest.fixture
