@@ -45,9 +45,9 @@ _objective_group = cloup.option_group(
         type=Gamma(),
         default="auto",
         show_default=True,
-        help="Weight of the loss L against the size R: larger keeps more. auto: losing the whole output costs as much "
-        "as the whole size, 1 / E||f*||^2 for the function norm, 1 / log C for the risk and 1 / (1 - 1 / C) for the "
-        "error of C classes.",
+        help="Weight of the loss L against the size R: larger keeps more. auto: losing a quarter of the output costs "
+        "as much as the whole size, 4 / E||f*||^2 for the function norm, 4 / log C for the risk and 4 / (1 - 1 / C) for "
+        "the error of C classes.",
     ),
     cloup.option(
         "--fidelity",

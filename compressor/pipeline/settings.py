@@ -30,7 +30,7 @@ class Settings:
     """What a person may choose; the defaults are the command line's.
 
     Attributes:
-        gamma: weighs the fidelity against the size; None weighs the whole output against the whole size.
+        gamma: weighs the fidelity against the size; None weighs a quarter of the output against the whole size.
         target: in place of gamma, which is then found.
         form: of the objective, Eq. (3) ("ratio") or Eq. (2) ("rate").
         fidelity: what L is.

@@ -10,10 +10,7 @@ from compressor.report.wording import describe_difference
 from compressor.search.objective import default_gamma
 from compressor.search.records import CertificateRecord, Form
 
-# Share of the default gamma below which losing the whole output costs less than a twentieth of R.
-MIN_GAMMA_SHARE = 0.05
-
-
+MIN_COST_OF_ALL = 0.05  # of R, that losing the whole output costs at a gamma without a warning
 WHOLE_OUTPUT: dict[Fidelity, str] = {"norm": "E||f*||^2", "risk": "log C", "error": "1 - 1 / C"}
 
 
@@ -25,9 +22,9 @@ def on_gamma(gamma: float, loss_when_lost: float, fidelity: Fidelity = "norm") -
         loss_when_lost: L of a network that has lost its output altogether.
         fidelity: what L is.
     """
-    suited = default_gamma(loss_when_lost)
-    if gamma >= MIN_GAMMA_SHARE * suited:
+    if gamma * loss_when_lost >= MIN_COST_OF_ALL:
         return []
+    suited = default_gamma(loss_when_lost)
     whole = f"{WHOLE_OUTPUT[fidelity]} = {loss_when_lost:.3g}"
     return [
         f"gamma {gamma:g} is small for this network: losing its whole output ({whole}) "

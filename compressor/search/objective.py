@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 from compressor.errors import InputError
 from compressor.search.records import Form
 
+LOST_SHARE = 0.25  # of the output: a network that has lost as much is of no use
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -52,7 +54,10 @@ class Objective:
 
 
 def default_gamma(loss_when_lost: float) -> float:
-    """gamma at which losing the whole output costs as much as the whole size, R = 1.
+    """gamma at which losing LOST_SHARE of the output costs as much as the whole size, R = 1.
+
+    With the whole output in its place, networks of which little can be taken are worth less than no network at all: a
+    constant output, the images' mean, loses less than E||f*||^2.
 
     Args:
         loss_when_lost: L of a network whose outputs carry no information: E||f*||^2 for the function norm, else
@@ -63,4 +68,4 @@ def default_gamma(loss_when_lost: float) -> float:
     """
     if loss_when_lost <= 0:
         raise InputError("the network's outputs on these images are all zero: there is nothing to preserve")
-    return 1.0 / loss_when_lost
+    return 1.0 / (LOST_SHARE * loss_when_lost)

@@ -166,7 +166,7 @@ def test_the_noise_specification_has_floor_and_scale(network: nn.Module, outside
     assert noise_spec.floor == pytest.approx(max(wrong, 0.05 * 0.9))
     assert noise_spec.per_norm == pytest.approx(0.9 / norm.output_energy)
     assert (loss_of_guessing("risk", 10), loss_of_guessing("error", 10)) == pytest.approx((np.log(10), 0.9))
-    assert default_gamma(Risk(norm, "risk").uninformative_loss) == pytest.approx(1 / np.log(10))
+    assert default_gamma(Risk(norm, "risk").uninformative_loss) == pytest.approx(4 / np.log(10))
 
 
 # Searches

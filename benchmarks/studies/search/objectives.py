@@ -29,7 +29,7 @@ from compressor.network.pruning import count_prunable, pruned_copy
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.stages.factorize import weight_factors
 from compressor.search.evaluation.journal import Journal
-from compressor.search.objective import Objective, default_gamma
+from compressor.search.objective import Objective
 from compressor.search.optimizer import Search, SearchSettings
 from compressor.search.problem import SearchProblem
 from compressor.search.space import RankSpace
@@ -80,7 +80,7 @@ def run(bench: Bench, kind: Fidelity, factor: float, samples: int, seed: int, sp
     """One search, and its plan on the test images."""
     norm = FunctionNorm(bench.model, bench.pool, CPU)
     measure = norm if kind == "norm" else Risk(norm, kind)
-    objective, space = Objective(factor * default_gamma(measure.uninformative_loss)), bench.space(sparse)
+    objective, space = Objective(factor / measure.uninformative_loss), bench.space(sparse)
     began = time.process_time()
     problem = SearchProblem(
         space,

@@ -30,7 +30,7 @@ from compressor.recovery.records import ReconstructionRecord
 from compressor.search.evaluation.journal import VERSION_KEY, Journal
 from compressor.search.evaluation.parallel import Workers
 from compressor.search.expected_gain import ExpectedGain
-from compressor.search.objective import Objective
+from compressor.search.objective import LOST_SHARE, Objective
 from compressor.search.optimizer import Search, SearchListener
 from compressor.search.problem import Evaluate, SearchProblem
 from compressor.search.records import ParetoRecord, SearchRecord
@@ -41,7 +41,6 @@ from compressor.search.target.target import SearchTarget
 # What layer-wise reconstruction is taken to leave of a small L until a network is built: it left 0.4 of the ResNet-18's
 # and 0.9 of MobileNetV2's (docs/method/search/index.md).
 EXPECTED_GAIN = 0.6
-LOST_SHARE = 0.25  # of the output's energy: of a network that has lost as much, nothing is recovered
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from compressor.network.attention import open_attention
 from compressor.network.layers import FoundLayer, compressible, factorized_ranks, find_layers
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.stages.factorize import energies_of, weight_factors
-from compressor.search.objective import Objective, default_gamma
+from compressor.search.objective import Objective
 from compressor.search.space import RankSpace
 
 FC3 = "fc3"
@@ -181,5 +181,5 @@ def divide(images: ImageSet, num_test: int, num_divided: int) -> tuple[ImageSet,
 
 
 def gamma_of(plans: Plans, gamma: float | None, factor: float) -> float:
-    """`gamma`, or where it is None, `factor` times the default gamma."""
-    return factor * default_gamma(plans.norm.output_energy) if gamma is None else gamma
+    """`gamma`, or where it is None, that at which losing the whole output costs `factor` times the whole size."""
+    return factor / plans.norm.output_energy if gamma is None else gamma
