@@ -46,8 +46,8 @@ _objective_group = cloup.option_group(
         default="auto",
         show_default=True,
         help="Weight of the loss L against the size R: larger keeps more. auto: losing a quarter of the output costs "
-        "as much as the whole size, 4 / E||f*||^2 for the function norm, 4 / log C for the risk and 4 / (1 - 1 / C) for "
-        "the error of C classes.",
+        "as much as the whole size, 4 / E||f*||^2 for the function norm, 4 / log C for the risk and 4 / (1 - 1 / C) "
+        "for the error of C classes.",
     ),
     cloup.option(
         "--fidelity",

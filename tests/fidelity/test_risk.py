@@ -239,7 +239,7 @@ def test_a_search_by_risk_from_the_command_line(
     report = Report.model_validate_json((out / "report.json").read_text())
     plan = Plan.model_validate_json((out / "plan.json").read_text())
     assert report.searched == plan.fidelity == kind
-    assert report.gamma == pytest.approx(1 / loss_of_guessing(kind, 10))
+    assert report.gamma == pytest.approx(4 / loss_of_guessing(kind, 10))
     assert report.risk is not None
     assert report.risk.original > 0
     assert "above the original" in (out / "report.html").read_text()
