@@ -607,7 +607,7 @@ def test_compress_takes_any_network_and_any_batches(tmp_path):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     inputs = [torch.randn(16, 20) for _ in range(5)]
     batches = [(x, network(x).argmax(1)) for x in inputs]  # labels that say nothing are not used
-    settings = Settings(search=SearchSettings(max_evaluations=12, samples=10))
+    settings = Settings(method="spatial", search=SearchSettings(max_evaluations=12, samples=10))
     result = compress(network, iter(batches), tmp_path / "out", settings)
     assert {path.name for path in (tmp_path / "out").iterdir()} == FILES | {"plans", "factors.jsonl", "search.jsonl"}
     assert network.training
