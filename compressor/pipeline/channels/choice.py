@@ -28,6 +28,7 @@ GROUP_SHARES = (0.25, 0.5, 0.75, 0.9)  # of the layers' parameters, at which cha
 SHARES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])  # of a group's units
 # Channels are ordered and fitted where they lose at most so many times as much as ranks without that.
 PROMISING = 10.0
+WEIGHTS, NUM_WEIGHTS = (1e-6, 1e6), 60  # of parameters against function norms, in units of both
 SPREAD_IMAGES = 64
 TRIAL_IMAGES, TRIAL_DIRECTIONS = 16, 4
 MIN_LOSS = 1e-12
@@ -127,11 +128,9 @@ class _Comparison:
     def _measure_ranks(self) -> None:
         if self._of_ranks:
             return
-        rows: dict[str, list[int]] = {}
-        for _, names in self._blocks:
-            layers = [self._searched[name].layer for name in names if name in self._searched]
-            rows |= _ranks(layers, sum(self._params.get(name, 0) for name in names))
-        parts = [self._searched[name] for name in self._searched if name in rows]
+        names = {name for _, names in self._blocks for name in names}
+        rows = {name: _ranks(part.layer) for name, part in self._searched.items() if name in names}
+        parts = [self._searched[name] for name in rows]
         factors = {part.layer.name: part.factors for part in parts}
         self._of_ranks = self._losses_alone([part.layer for part in parts], factors, [rows[name] for name in factors])
 
@@ -158,7 +157,7 @@ class _Block:
         groups: the groups.
         params: of the weights of all their layers, by name.
         of_channels: function norms (SHARES,) of every group at SHARES of its units, by name.
-        of_ranks: function norms (GROUP_SHARES,) of each layer that has ranks, where all layers keep these shares.
+        of_ranks: function norms (SHARES,) of each layer that has ranks, at SHARES of its parameters.
     """
 
     groups: Sequence[ChannelGroup]
@@ -188,21 +187,36 @@ class _Block:
     def _losses(self, chosen: Sequence[ChannelGroup]) -> Array:
         """Summed function norms (GROUP_SHARES,) where these groups lose channels, and the layers of none ranks.
 
-        Every group keeps the same share of its units, so that their layers keep each of GROUP_SHARES of the parameters.
+        Every group keeps the same share of its units, so that their layers keep each of GROUP_SHARES of the parameters;
+        ranks are divided among their layers as loses least.
         """
         sides = Counter(name for group in chosen for name in group.layers if name in self.params)
-        total = np.zeros(len(GROUP_SHARES))
-        for name, losses in self.of_ranks.items():
-            if name not in sides:
-                total += losses
+        total = self._least_by_ranks([name for name in self.params if name not in sides])
         if chosen:
             counts = np.sum([self.params[name] * SHARES**power for name, power in sides.items()], axis=0)
             kept = np.interp(GROUP_SHARES, counts / counts[-1], SHARES)
             for group in chosen:
                 logs = np.log(np.maximum(self.of_channels[group.name], MIN_LOSS))
                 total += np.exp(np.interp(kept, SHARES, logs))
-        unchanged = [name for name in self.params if name not in self.of_ranks and name not in sides]
-        return total if len(unchanged) < len(self.params) else np.full(len(GROUP_SHARES), np.inf)
+        return total
+
+    def _least_by_ranks(self, names: Sequence[str]) -> Array:
+        """The least sums of function norms (GROUP_SHARES,) at which ranks leave these shares of the layers' parameters.
+
+        By Lagrangian allocation, as initial plans are; what all lose at the lowest ranks where these are not enough.
+        """
+        total, searched = sum(self.params[name] for name in names), [name for name in names if name in self.of_ranks]
+        least = np.full(len(GROUP_SHARES), np.inf if names else 0.0)
+        if not searched:
+            return least
+        costs = np.array([self.params[name] * SHARES for name in searched])
+        losses = np.array([np.append(self.of_ranks[name][:-1], 0.0) for name in searched])
+        fixed = total - costs[:, -1].sum()
+        for weight in np.geomspace(*WEIGHTS, NUM_WEIGHTS) * max(float(losses.max()), MIN_LOSS) / total:
+            chosen = np.arange(len(searched)), (losses + weight * costs).argmin(1)
+            fits = fixed + costs[chosen].sum() <= np.array(GROUP_SHARES) * total
+            least = np.where(fits, np.minimum(least, losses[chosen].sum()), least)
+        return np.where(np.isinf(least), losses.max(1).sum(), least)
 
 
 def _join(groups: Sequence[ChannelGroup]) -> Iterator[tuple[list[ChannelGroup], set[str]]]:
@@ -218,12 +232,10 @@ def _join(groups: Sequence[ChannelGroup]) -> Iterator[tuple[list[ChannelGroup], 
         yield block, names
 
 
-def _ranks(layers: Sequence[FoundLayer], params: int) -> dict[str, list[int]]:
-    """Ranks by name at which these layers, and others that have none, keep GROUP_SHARES of `params` in all."""
-    searched = sum(layer.params for layer in layers)
-    shares = [(share * params - (params - searched)) / max(1, searched) for share in GROUP_SHARES]
-    counts = {layer.name: np.array(layer.params_by_rank()) for layer in layers}
-    return {name: [max(1, int((own <= share * own[-1]).sum())) for share in shares] for name, own in counts.items()}
+def _ranks(layer: FoundLayer) -> list[int]:
+    """The largest ranks (SHARES,) at which a layer keeps no more than these shares of its parameters."""
+    counts = np.array(layer.params_by_rank())
+    return [max(1, int((counts <= share * counts[-1]).sum())) for share in SHARES]
 
 
 def _mean(losses: Array) -> float:
