@@ -191,7 +191,10 @@ class _Block:
         ranks are divided among their layers as loses least.
         """
         sides = Counter(name for group in chosen for name in group.layers if name in self.params)
-        total = self._least_by_ranks([name for name in self.params if name not in sides])
+        searched = [name for name in self.of_ranks if name not in sides]
+        total = self._least_by_ranks(searched, [name for name in self.params if name not in sides])
+        if not (searched or chosen):
+            return np.full(len(GROUP_SHARES), np.inf)
         if chosen:
             counts = np.sum([self.params[name] * SHARES**power for name, power in sides.items()], axis=0)
             kept = np.interp(GROUP_SHARES, counts / counts[-1], SHARES)
@@ -200,15 +203,18 @@ class _Block:
                 total += np.exp(np.interp(kept, SHARES, logs))
         return total
 
-    def _least_by_ranks(self, names: Sequence[str]) -> Array:
+    def _least_by_ranks(self, searched: Sequence[str], names: Sequence[str]) -> Array:
         """The least sums of function norms (GROUP_SHARES,) at which ranks leave these shares of the layers' parameters.
 
         By Lagrangian allocation, as initial plans are; what all lose at the lowest ranks where these are not enough.
+
+        Args:
+            searched: names of layers that have ranks.
+            names: of these and others, whose parameters count.
         """
-        total, searched = sum(self.params[name] for name in names), [name for name in names if name in self.of_ranks]
-        least = np.full(len(GROUP_SHARES), np.inf if names else 0.0)
         if not searched:
-            return least
+            return np.zeros(len(GROUP_SHARES))
+        total, least = sum(self.params[name] for name in names), np.full(len(GROUP_SHARES), np.inf)
         costs = np.array([self.params[name] * SHARES for name in searched])
         losses = np.array([np.append(self.of_ranks[name][:-1], 0.0) for name in searched])
         fixed = total - costs[:, -1].sum()
