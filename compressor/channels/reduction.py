@@ -26,7 +26,7 @@ from compressor.channels.refitting import (
 from compressor.channels.statistics import MAX_ROWS, SplitMoments
 from compressor.data.images import ImageSet
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.network.statistics import MEMORY_BYTES
+from compressor.network.statistics import chunks
 
 # Pull towards the present weight, as a share of the inputs' mean variance: a weak one where images tell the weights, a
 # strong one in late layers, where a few hundred images have too few positions; the last leaves little but a new bias.
@@ -86,26 +86,17 @@ class Reduction:
         kept = kept_outputs(self.original, self.groups, _kept(self.factors, widths))
         readers = readers_in_order(self.original, self.groups, self.calibration.batch([0]).to(self.device))
         readers = readers[self._first_changed(widths, readers) :]
-        for chunk in [chunk for _ in range(passes) for chunk in self._chunks(readers)]:
+        for chunk in [chunk for _ in range(passes) for chunk in chunks(readers, self._row_bytes)]:
             wanted = wanted_rows(self.original, chunk, self.calibration, self.device, self.seed)
             for reader in chunk:
                 moments = moments_of(network, reader, wanted[reader.name], self.calibration, kept.get(reader.name))
                 self._refit(network, reader, moments)
         return network
 
-    def _chunks(self, readers: Sequence[Reader]) -> list[list[Reader]]:
-        """The readers in lists whose wanted outputs take MEMORY_BYTES at most (or one reader's)."""
-        chunks: list[list[Reader]] = []
-        used = 0
-        for reader in readers:
-            module: Any = self.original.get_submodule(reader.name)
-            size = FLOAT_BYTES * MAX_ROWS * len(module.weight)
-            if not chunks or used + size > MEMORY_BYTES:
-                chunks.append([])
-                used = 0
-            chunks[-1].append(reader)
-            used += size
-        return chunks
+    def _row_bytes(self, reader: Reader) -> int:
+        """What a reader's wanted outputs take."""
+        module: Any = self.original.get_submodule(reader.name)
+        return FLOAT_BYTES * MAX_ROWS * len(module.weight)
 
     def start(self, widths: Ranks) -> nn.Module:
         """The network at these widths (d,), with the readers' weights for the original's inputs."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from compressor.data.images import ImageSet
 from compressor.factorization.moments import INPUT_FLOOR, OUTPUT_FLOOR, LayerMoments, raise_floor_, with_floor
 from compressor.network.hooks import batches, fitting_with_gradients, sample_positions, watching
 from compressor.network.layers import FoundLayer
+
+T = TypeVar("T")
 
 MAX_INPUTS = 5120  # of one output, and outputs of a group; wider layers are left out. A matrix takes 210 MB at most.
 MEMORY_BYTES = 1 << 28  # for the moments of one pass; more layers take more passes
@@ -164,16 +167,16 @@ def output_bytes(layer: FoundLayer) -> int:
     return 8 * layer.num_groups * (layer.shape[0] // layer.num_groups) ** 2
 
 
-def chunks(layers: Sequence[FoundLayer], bytes_of: Callable[[FoundLayer], int]) -> Iterator[list[FoundLayer]]:
-    """Yields the layers in order, in lists that take MEMORY_BYTES at most (or one layer's bytes)."""
-    chunk: list[FoundLayer] = []
+def chunks(parts: Sequence[T], bytes_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Yields layers, or groups of them, in order, in lists that take MEMORY_BYTES at most (or one part's bytes)."""
+    chunk: list[T] = []
     used = 0
-    for layer in layers:
-        if chunk and used + bytes_of(layer) > MEMORY_BYTES:
+    for part in parts:
+        if chunk and used + bytes_of(part) > MEMORY_BYTES:
             yield chunk
             chunk, used = [], 0
-        chunk.append(layer)
-        used += bytes_of(layer)
+        chunk.append(part)
+        used += bytes_of(part)
     if chunk:
         yield chunk
 

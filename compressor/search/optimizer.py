@@ -162,9 +162,10 @@ class Search:
         evaluator.max_evaluations = min(evaluator.count + MAX_EVALUATIONS_FAR_AWAY, self._settings.max_evaluations)
         with threadpool_limits(limits=1, user_api="blas"):
             self._initial_best = plan
-            if not self._test().met:
+            test = self._test()
+            if not test.met:
                 with suppress(BudgetSpent):
-                    self._initial_best = self._initial_design.refine(self._test().incumbent)
+                    self._initial_best = self._initial_design.refine(test.incumbent)
             found, record = self._iterate()
         values, delta = self._fitter.posterior().mean(np.stack([found, plan])), self._settings.delta
         smallest = delta * abs(float(values[1])) if self._settings.delta_is_relative else delta

@@ -1,12 +1,13 @@
 """Hidden channels in their order, for groups of a run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from compressor.channels.factors import ChannelFactors
 from compressor.channels.groups import ChannelGroup
 from compressor.channels.statistics import reader_moments
-from compressor.network.statistics import MAX_INPUTS, MEMORY_BYTES
+from compressor.network.statistics import MAX_INPUTS, chunks
 from compressor.pipeline.context import Context
 
 BYTES_PER_PRODUCT = 8  # of images' means and of deviations from them, in single precision
@@ -19,7 +20,7 @@ def order_channels(context: Context, groups: Sequence[ChannelGroup]) -> dict[str
     """
     found: dict[str, ChannelFactors] = {}
     with context.progress.stage("ordering channels", len(groups)) as stage:
-        for chunk in _chunks(context, groups):
+        for chunk in chunks(groups, partial(_group_bytes, context)):
             units = {name: group.num_units for group in chunk for name in group.reader_names}
             seed = context.settings.search.seed
             moments = reader_moments(context.original, units, context.calibration, context.device, seed)
@@ -30,19 +31,8 @@ def order_channels(context: Context, groups: Sequence[ChannelGroup]) -> dict[str
     return found
 
 
-def _chunks(context: Context, groups: Sequence[ChannelGroup]) -> Iterator[list[ChannelGroup]]:
-    """The groups in lists whose readers' moments take MEMORY_BYTES at most (or one group's)."""
-    chunk: list[ChannelGroup] = []
-    used = 0
-    for group in groups:
-        size = sum(_moment_bytes(context, group, name) for name in group.reader_names)
-        if chunk and used + size > MEMORY_BYTES:
-            yield chunk
-            chunk, used = [], 0
-        chunk.append(group)
-        used += size
-    if chunk:
-        yield chunk
+def _group_bytes(context: Context, group: ChannelGroup) -> int:
+    return sum(_moment_bytes(context, group, name) for name in group.reader_names)
 
 
 def _moment_bytes(context: Context, group: ChannelGroup, name: str) -> int:

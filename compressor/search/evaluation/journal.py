@@ -145,9 +145,8 @@ class Journal:
 
     def recall_racing(self, ranks: Ranks, indices: np.ndarray) -> Losses | None:
         """Losses of the next evaluation of the earlier run's racing, or None where that was another."""
-        row = self._next()
-        is_racing = isinstance(row, Row) and row.source == RACING
-        if not (is_racing and isinstance(row, Row) and (row.ranks, row.images) == (ranks.tolist(), indices.tolist())):
+        row = self._next_racing()
+        if row is None or (row.ranks, row.images) != (ranks.tolist(), indices.tolist()):
             self._forget_rest()
             return None
         self._count += 1
@@ -170,10 +169,9 @@ class Journal:
         return self._append(SensitivityRow(sensitivities=norms, images=indices.tolist(), passes=passes))
 
     def _recall(self, kind: type[Stored], **asked: list[int]) -> Stored | None:
-        row = self._next()
-        if isinstance(row, Row) and row.source == RACING:  # of a run with a smaller budget
+        if self._next_racing() is not None:  # of a run with a smaller budget
             self._forget_rest()
-            return None
+        row = self._next()
         if row is None:
             return None
         if not isinstance(row, kind) or any(getattr(row, name) != value for name, value in asked.items()):
@@ -183,6 +181,10 @@ class Journal:
 
     def _next(self) -> AnyRow | None:
         return self._stored[self._count] if self._count < len(self._stored) else None
+
+    def _next_racing(self) -> Row | None:
+        row = self._next()
+        return row if isinstance(row, Row) and row.source == RACING else None
 
     def _forget_rest(self) -> None:
         """Leave out what the earlier run found after a racing that this run does not come to, or decides otherwise."""
