@@ -41,11 +41,10 @@ class Decomposed:
 @dataclass(frozen=True)
 class OrderedGroup:
     """A group of layers with its hidden channels in the order in which they are kept, in place of factors of these
-    layers; `trials` are the function norms that decided, of channels and of ranks."""
+    layers."""
 
     layer: ChannelGroup
     factors: ChannelFactors
-    trials: dict[str, list[float]]
     kind: FactorKind = "activation"
 
 

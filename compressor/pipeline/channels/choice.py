@@ -1,39 +1,35 @@
-"""Whether the layers of a group lose channels or rank, by measurement at equal numbers of parameters.
+"""Whether the layers of a group lose channels or ranks, by measurement at the price of size that the search has.
 
 Groups that have layers in common are decided on together: a layer whose channels go has no rank. Function norms are to
 first order around the original, of one linear model for all layers and one for all groups, and are added up. Where
 channels lose far more than ranks before they are ordered and readers refitted, they are not: that may take minutes.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from compressor.arrays import Array
 from compressor.channels.groups import ChannelGroup
 from compressor.channels.unfitted import unfitted_channels
+from compressor.cost.size import count_params
+from compressor.cost.tables import FLOAT_BYTES
 from compressor.factorization.base import Factors, JointFactors
-from compressor.factorization.registry import CHANNELS
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linearization import Linearizer
 from compressor.network.layers import FoundLayer, Ranked
+from compressor.pipeline.channels.blocks import SHARES, Block, choose
 from compressor.pipeline.channels.factors import order_channels
 from compressor.pipeline.channels.found import groups_to_search
 from compressor.pipeline.context import Context
 from compressor.pipeline.state import Decomposed, OrderedGroup, Part
 
-GROUP_SHARES = (0.25, 0.5, 0.75, 0.9)  # of the layers' parameters, at which channels and ranks are compared
-SHARES = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0])  # of a group's units
 # Channels are ordered and fitted where they lose at most so many times as much as ranks without that.
 PROMISING = 10.0
-WEIGHTS, NUM_WEIGHTS = (1e-6, 1e6), 60  # of parameters against function norms, in units of both
 SPREAD_IMAGES = 64
 TRIAL_IMAGES, TRIAL_DIRECTIONS = 16, 4
-MIN_LOSS = 1e-12
-RANKS = "ranks"  # beside CHANNELS, among trials
-Trials = dict[str, list[float]]
+T = TypeVar("T")
 
 
 def choose_groups(context: Context, names: Collection[str] | None = None) -> list[OrderedGroup]:
@@ -45,7 +41,7 @@ def choose_groups(context: Context, names: Collection[str] | None = None) -> lis
 def order_groups(context: Context, groups: Sequence[ChannelGroup]) -> list[OrderedGroup]:
     """The groups with their channels in order."""
     factors = order_channels(context, groups) if groups else {}
-    return [OrderedGroup(group, factors[group.name], {}) for group in groups]
+    return [OrderedGroup(group, factors[group.name]) for group in groups]
 
 
 def outside(groups: Sequence[OrderedGroup], layers: Sequence[FoundLayer]) -> list[FoundLayer]:
@@ -65,27 +61,30 @@ def in_order(context: Context, parts: Sequence[Part]) -> list[Part]:
     return sorted(parts, key=place)
 
 
-def compare_with_channels(context: Context, parts: Sequence[Decomposed], norm: FunctionNorm) -> list[Part]:
-    """The layers with their factors, and groups in place of those that lose less by fewer channels.
+def compare_with_channels(
+    context: Context, parts: Sequence[Decomposed], norm: FunctionNorm, price: float
+) -> list[Part]:
+    """The layers with their factors, and groups in place of those that had better lose channels.
 
     Args:
         context: of the run.
         parts: all layers with their factors.
         norm: the function norm that decides.
+        price: function norm that the whole size is worth; with a target of size, what keeps to that decides instead.
     """
     groups = groups_to_search(context)
     if not groups:
         return list(parts)
-    comparison = _Comparison(context, groups, parts, norm)
+    comparison = _Comparison(context, groups, parts, norm, price)
     with context.progress.stage("comparing channels with ranks"):
         images = context.calibration.subset(range(min(SPREAD_IMAGES, len(context.calibration))))
         promising = comparison.choose(unfitted_channels(context.original, groups, images, context.device), PROMISING)
-    ordered = order_channels(context, list(promising)) if promising else {}
+    ordered = order_channels(context, promising) if promising else {}
     with context.progress.stage("comparing channels with ranks"):
         chosen = comparison.choose(ordered)
     context.progress.log(f"fewer channels rather than ranks: {len(chosen)} of {len(groups)} groups of layers")
     inside = {name for group in chosen for name in group.layers}
-    found = [OrderedGroup(group, ordered[group.name], trials) for group, trials in chosen.items()]
+    found = [OrderedGroup(group, ordered[group.name]) for group in chosen]
     return [*found, *(part for part in parts if part.layer.name not in inside)]
 
 
@@ -97,47 +96,58 @@ class _Comparison:
         groups: all groups.
         parts: all layers with their factors.
         norm: the function norm that decides.
+        price: see `compare_with_channels`.
     """
 
     def __init__(
-        self, context: Context, groups: Sequence[ChannelGroup], parts: Sequence[Decomposed], norm: FunctionNorm
+        self,
+        context: Context,
+        groups: Sequence[ChannelGroup],
+        parts: Sequence[Decomposed],
+        norm: FunctionNorm,
+        price: float,
     ) -> None:
         self._original = context.original
-        self._params = {layer.name: layer.params for layer in context.layers}
         self._norm = norm.subset(min(TRIAL_IMAGES, len(norm.images)))
-        self._blocks = list(_join(groups))
-        self._searched = {part.layer.name: part for part in parts}
+        self._blocks = list(_join(groups, [layer.name for layer in context.layers]))
+        self._parts, self._price, self._limit = parts, price, _limit(context)
+        # Milliseconds are not known yet, and rise with operations.
+        by_macs = context.settings.cost in ("macs", "latency")
+        sizes = {layer.name: layer.macs if by_macs else layer.params for layer in context.layers}
+        self._sizes = {name: size / sum(sizes.values()) for name, size in sizes.items()}
         self._of_ranks: dict[str, Array] = {}
 
-    def choose(self, factors: Mapping[str, JointFactors], margin: float = 1.0) -> dict[ChannelGroup, Trials]:
-        """The groups with factors whose channels lose less than `margin` times what ranks lose, with both losses."""
+    def choose(self, factors: Mapping[str, JointFactors], margin: float = 1.0) -> list[ChannelGroup]:
+        """The groups with factors that had better lose channels, if these lose `margin` times less than they do."""
         if not factors:
-            return {}
+            return []
         groups = [group for block, _ in self._blocks for group in block if group.name in factors]
         widths = [[max(1, round(share * group.num_units)) for share in SHARES] for group in groups]
         of_channels = self._losses_alone(groups, factors, widths)
-        scaled = {name: losses / margin for name, losses in of_channels.items()}
-        self._measure_ranks()
-        found = {}
-        for block, names in self._blocks:
-            own = {name: self._params[name] for name in names if name in self._params}
-            ranks = {name: self._of_ranks[name] for name in own if name in self._of_ranks}
-            found.update(_Block([group for group in block if group.name in factors], own, scaled, ranks).choose())
+        of_channels = {name: losses / margin for name, losses in of_channels.items()}
+        self._of_ranks = self._of_ranks or self._measure_ranks()
+        blocks = [
+            Block([group for group in block if group.name in factors], _only(self._sizes, names), of_channels, of_ranks)
+            for block, names in self._blocks
+            for of_ranks in [_only(self._of_ranks, names)]
+        ]
+        found: list[ChannelGroup] = []
+        for block, chosen in zip(blocks, choose(blocks, self._price, self._limit), strict=True):
+            inside = {name for group in chosen for name in group.layers}
+            # A group whose layers have no ranks left to lose may be searched, too: the search can leave it whole.
+            free = [group for group in block.groups if inside.issuperset(set(group.layers) & set(block.of_ranks))]
+            found += dict.fromkeys([*chosen, *free])
         return found
 
-    def _measure_ranks(self) -> None:
-        if self._of_ranks:
-            return
-        names = {name for _, names in self._blocks for name in names}
-        rows = {name: _ranks(part.layer) for name, part in self._searched.items() if name in names}
-        parts = [self._searched[name] for name in rows]
-        factors = {part.layer.name: part.factors for part in parts}
-        self._of_ranks = self._losses_alone([part.layer for part in parts], factors, [rows[name] for name in factors])
+    def _measure_ranks(self) -> dict[str, Array]:
+        layers = [part.layer for part in self._parts]
+        rows = [_ranks(layer) for layer in layers]
+        return self._losses_alone(layers, {part.layer.name: part.factors for part in self._parts}, rows)
 
     def _losses_alone(
         self, layers: Sequence[Ranked], factors: Mapping[str, Factors | JointFactors], rows: Sequence[Sequence[int]]
     ) -> dict[str, Array]:
-        """Function norms with each part alone compressed, at the ranks of its row, by name."""
+        """Function norms (SHARES,) with each part alone compressed, at the ranks of its row, by name."""
         if not layers:
             return {}
         dense = np.array([layer.dense_rank for layer in layers], dtype=np.int64)
@@ -149,84 +159,26 @@ class _Comparison:
         }
 
 
-@dataclass(frozen=True)
-class _Block:
-    """Groups that have layers in common.
-
-    Attributes:
-        groups: the groups.
-        params: of the weights of all their layers, by name.
-        of_channels: function norms (SHARES,) of every group at SHARES of its units, by name.
-        of_ranks: function norms (SHARES,) of each layer that has ranks, at SHARES of its parameters.
-    """
-
-    groups: Sequence[ChannelGroup]
-    params: Mapping[str, int]
-    of_channels: Mapping[str, Array]
-    of_ranks: Mapping[str, Array]
-
-    def choose(self) -> dict[ChannelGroup, Trials]:
-        """The groups that lose channels: all or none of them, whichever loses less, then one by one changed to either
-        while less is lost; each with the losses at GROUP_SHARES."""
-        none, every = self._losses([]), self._losses(self.groups)
-        chosen = list(self.groups) if _mean(every) < _mean(none) else []
-        best = min(_mean(every), _mean(none))
-        is_better = True
-        while is_better:
-            is_better = False
-            for group in self.groups:
-                other = [one for one in self.groups if (one in chosen) != (one is group)]
-                if _mean(self._losses(other)) < best:
-                    chosen, best, is_better = other, _mean(self._losses(other)), True
-        trials = {CHANNELS: self._losses(chosen).tolist(), RANKS: none.tolist()}
-        inside = {name for group in chosen for name in group.layers}
-        # A group whose layers have no ranks left to lose may be searched, too: the search can leave it whole.
-        without_ranks = [group for group in self.groups if inside.issuperset(set(group.layers) & set(self.of_ranks))]
-        return dict.fromkeys([*chosen, *without_ranks] if chosen else [], trials)
-
-    def _losses(self, chosen: Sequence[ChannelGroup]) -> Array:
-        """Summed function norms (GROUP_SHARES,) where these groups lose channels, and the layers of none ranks.
-
-        Every group keeps the same share of its units, so that their layers keep each of GROUP_SHARES of the parameters;
-        ranks are divided among their layers as loses least.
-        """
-        sides = Counter(name for group in chosen for name in group.layers if name in self.params)
-        searched = [name for name in self.of_ranks if name not in sides]
-        total = self._least_by_ranks(searched, [name for name in self.params if name not in sides])
-        if not (searched or chosen):
-            return np.full(len(GROUP_SHARES), np.inf)
-        if chosen:
-            counts = np.sum([self.params[name] * SHARES**power for name, power in sides.items()], axis=0)
-            kept = np.interp(GROUP_SHARES, counts / counts[-1], SHARES)
-            for group in chosen:
-                logs = np.log(np.maximum(self.of_channels[group.name], MIN_LOSS))
-                total += np.exp(np.interp(kept, SHARES, logs))
-        return total
-
-    def _least_by_ranks(self, searched: Sequence[str], names: Sequence[str]) -> Array:
-        """The least sums of function norms (GROUP_SHARES,) at which ranks leave these shares of the layers' parameters.
-
-        By Lagrangian allocation, as initial plans are; what all lose at the lowest ranks where these are not enough.
-
-        Args:
-            searched: names of layers that have ranks.
-            names: of these and others, whose parameters count.
-        """
-        if not searched:
-            return np.zeros(len(GROUP_SHARES))
-        total, least = sum(self.params[name] for name in names), np.full(len(GROUP_SHARES), np.inf)
-        costs = np.array([self.params[name] * SHARES for name in searched])
-        losses = np.array([np.append(self.of_ranks[name][:-1], 0.0) for name in searched])
-        fixed = total - costs[:, -1].sum()
-        for weight in np.geomspace(*WEIGHTS, NUM_WEIGHTS) * max(float(losses.max()), MIN_LOSS) / total:
-            chosen = np.arange(len(searched)), (losses + weight * costs).argmin(1)
-            fits = fixed + costs[chosen].sum() <= np.array(GROUP_SHARES) * total
-            least = np.where(fits, np.minimum(least, losses[chosen].sum()), least)
-        return np.where(np.isinf(least), losses.max(1).sum(), least)
+def _limit(context: Context) -> float | None:
+    """The share of the size that a target leaves; None where none is known beforehand."""
+    target, original = context.settings.target, context.original
+    if target is None or target.kind not in ("ratio", "bytes", "macs"):
+        return None
+    whole = {
+        "ratio": 1.0,
+        "bytes": float(FLOAT_BYTES * count_params(original)),
+        "macs": float(sum(layer.macs for layer in context.layers)),
+    }
+    return target.value / whole[target.kind]
 
 
-def _join(groups: Sequence[ChannelGroup]) -> Iterator[tuple[list[ChannelGroup], set[str]]]:
-    """Groups that have layers in common, directly or by others, with the names of all their layers."""
+def _only(values: Mapping[str, T], names: Collection[str]) -> dict[str, T]:
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _join(groups: Sequence[ChannelGroup], others: Collection[str]) -> Iterator[tuple[list[ChannelGroup], set[str]]]:
+    """Groups that have layers in common, directly or by others, with the names of all their layers; then each layer
+    of `others` that is in none."""
     left = list(groups)
     while left:
         block = [left.pop(0)]
@@ -236,14 +188,11 @@ def _join(groups: Sequence[ChannelGroup]) -> Iterator[tuple[list[ChannelGroup], 
             names |= {name for group in joined for name in group.layers}
             left = [group for group in left if group not in joined]
         yield block, names
+    inside = {name for group in groups for name in group.layers}
+    yield from (([], {name}) for name in others if name not in inside)
 
 
 def _ranks(layer: FoundLayer) -> list[int]:
     """The largest ranks (SHARES,) at which a layer keeps no more than these shares of its parameters."""
     counts = np.array(layer.params_by_rank())
     return [max(1, int((counts <= share * counts[-1]).sum())) for share in SHARES]
-
-
-def _mean(losses: Array) -> float:
-    """Geometric mean: losses at different costs differ by orders of magnitude."""
-    return float(np.exp(np.log(np.maximum(losses, MIN_LOSS)).mean()))

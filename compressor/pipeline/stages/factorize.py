@@ -51,8 +51,7 @@ class Factorize(Stage):
     that lose hidden channels in place of these."""
 
     def run(self, context: Context, state: State) -> State:
-        norm = needed(state.norm, "a function norm")
-        return replace(state, decomposed=decompose_or_recall(context, compressible(context.layers), norm))
+        return replace(state, decomposed=_decompose_or_recall(context, state))
 
 
 @dataclass
@@ -258,12 +257,13 @@ def _factor_choice(context: Context) -> FactorChoice:
     return "weight" if choice == "auto" and context.calibration.synthetic else choice
 
 
-def decompose_or_recall(context: Context, found: Sequence[FoundLayer], norm: FunctionNorm) -> list[Part]:
+def _decompose_or_recall(context: Context, state: State) -> list[Part]:
     """The layers decomposed, and groups of them that lose channels rather than ranks.
 
     A resumed run keeps the methods and factors that were measured to be best. A search's journal has those of all
     layers; where there is none yet, the journal of factors has the first few.
     """
+    found, norm = compressible(context.layers), needed(state.norm, "a function norm")
     earlier, groups_first = context.earlier_search(), context.settings.method == CHANNELS
     try:
         rows = {name: (method, kind) for name, method, _, kind in earlier.get("layers") or []}
@@ -280,8 +280,17 @@ def decompose_or_recall(context: Context, found: Sequence[FoundLayer], norm: Fun
         competitors = competing_methods(context.settings.method)
         groups = choose_groups(context) if groups_first else []
         parts = decompose_layers(context, outside(groups, found), norm, {}, competitors, journal)
-        return in_order(context, [*groups, *parts] if groups_first else compare_with_channels(context, parts, norm))
+        if not groups_first:
+            return in_order(context, compare_with_channels(context, parts, norm, _price(state)))
+        return in_order(context, [*groups, *parts])
     return in_order(context, [*groups, *decompose_layers(context, layers, norm, kinds)])
+
+
+def _price(state: State) -> float:
+    """The function norm that the whole size is worth: 1 / gamma, or as much of it where L is another loss."""
+    norm, measure = needed(state.norm, "a function norm"), state.measure
+    lost = (measure or norm).uninformative_loss
+    return norm.uninformative_loss / (needed(state.gamma, "gamma") * lost)
 
 
 def _fingerprint(context: Context, layers: Sequence[FoundLayer]) -> dict[str, Any]:
