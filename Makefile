@@ -52,7 +52,7 @@ edge-cpu: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE, OUT, ARGS: float32 for this
 	$(FRESH)
 	$(EXPORT) --rank-multiple auto $(ARGS)
 
-edge-int8: $(READY) $(TRAINED)  ## likewise: and model.int8.onnx, quantised, judged and timed beside it
+edge-int8: $(READY) $(TRAINED)  ## likewise: and model.int8.onnx, quantized, evaluated and timed beside it
 	$(FRESH)
 	$(EXPORT) --precision int8 $(ARGS)
 
@@ -75,7 +75,7 @@ report: $(READY) $(TRAINED)  ## OUT: the page of a run anew; without one, of edg
 test: $(READY) lint  ## the whole suite, lint and types
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# uv resolves downwards, which pip cannot. Formatters and type checkers are judged by their newest versions only.
+# uv resolves downwards, which pip cannot. Formatters and type checkers are held to their newest versions only.
 test-oldest: pyproject.toml  ## the suite with the lowest version of each dependency that pyproject.toml allows
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet uv
@@ -97,10 +97,10 @@ site: $(READY)  ## the documentation as a website in build/site, with the Python
 bench-uniform: $(READY)  ## MODEL, DATA, SIZE: the search's plan against every uniform plan, on images outside the search
 	$(BIN)/python -m benchmarks.studies.search.uniform $(MODEL) $(DATA) --input-size $(SIZE)
 
-bench-factors: $(READY)  ## MODEL, DATA, SIZE: what each kind of factors is worth at equal ranks, before and after recalibration
+bench-factors: $(READY)  ## MODEL, DATA, SIZE: what each kind of factors is worth at equal ranks, before and after reconstruction
 	$(BIN)/python -m benchmarks.studies.network.factors $(MODEL) $(DATA) --input-size $(SIZE)
 
-bench-search: $(READY)  ## MODEL, DATA, SIZE: bocompress's search beside random, uniform, greedy and four optimisers (hours)
+bench-search: $(READY)  ## MODEL, DATA, SIZE: bocompress's search beside random, uniform, greedy and four optimizers (hours)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.studies.search.comparison $(MODEL) $(DATA) --input-size $(SIZE) --add
 
@@ -117,16 +117,16 @@ bench-limits: $(READY)  ## MODEL, DATA, SIZE: the search within a limit of size 
 bench-certificates: $(READY)  ## how often stopped searches are wrong where the Gaussian process is right (an hour)
 	$(BIN)/python -m benchmarks.studies.search.certificates
 
-bench-overhead: $(READY)  ## what the search costs beside its looks, at 16 and 50 layers
+bench-overhead: $(READY)  ## what the search costs beside its evaluations, at 16 and 50 layers
 	$(BIN)/python -m benchmarks.studies.search.overhead
 
-bench-candidates: $(READY)  ## MODEL, DATA, SIZE: what a look at a candidate costs beside a bare forward pass
+bench-candidates: $(READY)  ## MODEL, DATA, SIZE: what the evaluation of a candidate costs beside a bare forward pass
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.search.evaluation_cost $(MODEL) $(DATA) --input-size $(SIZE)
 
 bench-edge: $(READY)  ## MODEL, DATA, SIZE: bytes, time and accuracy of edge-int8 at three gammas, and time against operations
 	$(BIN)/python -m benchmarks.studies.export.edge $(MODEL) $(DATA) --input-size $(SIZE)
 
-bench-coverage: $(READY)  ## every torchvision classifier compressed at half of every cap, exported, verified (an hour or more)
+bench-coverage: $(READY)  ## every torchvision classifier compressed at half of every break-even rank, exported, verified (an hour or more)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m benchmarks.studies.export.coverage
 

@@ -17,8 +17,7 @@ from compressor.cli.types import (
     Numbers,
     Words,
 )
-
-RUNTIME_NAMES = ("onnxruntime", "openvino")  # of exporters.runtimes.registry, which takes long to load
+from exporters.runtimes.registry import ONNX_RUNTIME, RUNTIMES
 
 if TYPE_CHECKING:
     from benchmarks.records import BenchmarkRecord
@@ -29,8 +28,8 @@ if TYPE_CHECKING:
 @click.option(
     "--runtime",
     "runtimes",
-    type=Words(*RUNTIME_NAMES),
-    default="onnxruntime",
+    type=Words(*RUNTIMES),
+    default=ONNX_RUNTIME,
     show_default=True,
     help="What runs the files, a list. openvino, on the CPU, needs the extra bocompress[openvino].",
 )

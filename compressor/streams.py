@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What random numbers are drawn for."""
+    """What random numbers are drawn for; 11, 12 and those from 70 on are for the studies of benchmarks."""
 
     IMAGES = 1
     UNSEEN_IMAGES = 2
@@ -14,13 +14,21 @@ class Stream(IntEnum):
     ACQUISITION = 4
     CERTIFICATE = 5
     LIMIT = 6
+    SYNTHETIC_IMAGES = 7
     DIRECTIONS = 8
     REFINEMENT = 9
-    RACING = 10  # 11 and 12 are drawn from by the studies of benchmarks
+    RACING = 10
     FINE_TUNING = 13
     DROP_SAMPLE = 14
+    POSITIONS = 15
+    SIGNS = 16
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:
     """A generator that depends on the seed, the stream and the counters alone."""
     return np.random.default_rng([seed, int(stream), *counters])
+
+
+def derived_seed(seed: int, stream: Stream, *counters: int) -> int:
+    """A seed for the generators of other libraries, which depends on the same."""
+    return int(generator(seed, stream, *counters).integers(2**63))

@@ -14,7 +14,7 @@ from compressor.errors import BocompressError
 from compressor.text import first_line
 from exporters.int8_calibration import tensor_ranges
 from exporters.onnx import needs_data_file, save_onnx, sign
-from exporters.translation import silence
+from exporters.opsets import silence
 
 MAX_FP16 = 65504.0
 RANGE_IMAGES = 64

@@ -15,7 +15,7 @@ from compressor.errors import BocompressError, InputError
 from compressor.files import replace_when_whole
 from compressor.text import first_line
 from exporters.feeding import Normalization
-from exporters.translation import INPUT_NAME, lowest_ir, silence, translate, translate_older
+from exporters.opsets import INPUT_NAME, lowest_ir, silence, translate, translate_older
 
 PRODUCER_NAME = "bocompress"
 # Protobuf refuses messages of 2 GiB and more; 16 MiB of them are left for the graph around the weights.
@@ -35,7 +35,7 @@ def export_onnx(
 ) -> None:
     """Write `model` in eval mode as an ONNX file, in the lowest version of the format that its operators allow.
 
-    Input and output are named as `exporters.translation` says. All weights are inside the file; more than
+    Input and output are named as `exporters.opsets` says. All weights are inside the file; more than
     `MAX_WEIGHT_BYTES` of them go into a second one (see `save_onnx`). The same model gives the same bytes. The caller's
     model is neither moved nor changed, and an earlier file at `path` stays unless the whole new one is written.
 

@@ -12,7 +12,7 @@ from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, conv
 from compressor.errors import BocompressError, VerificationError
 from compressor.files import replace_when_whole
 from compressor.text import first_line
-from exporters.translation import silence
+from exporters.opsets import silence
 
 ORT_SUFFIX = ".ort"
 CONFIG_SUFFIX = ".required_operators.config"  # as ONNX Runtime's converter names it

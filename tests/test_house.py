@@ -1,8 +1,12 @@
 """What must hold of the house as a whole: import order, sizes, and what loads without torch."""
 
 import ast
+import io
+import keyword
+import re
 import subprocess
 import sys
+import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +32,12 @@ WITHOUT_TORCH = (
     "benchmarks.cli",
     "benchmarks.demo.cli",
 )
+# Words of an earlier dialect: evaluation, evaluate, posterior, baseline, incumbent, divide, break-even rank are meant.
+OLD_WORDS = re.compile(r"looks?|judges?|judged|beliefs?|glances?|rivals?|champions?|partings?|caps?", re.IGNORECASE)
+BRITISH = re.compile(
+    r"\b\w*(quanti|factori|optimi|normali|regulari|initiali|recogni|minimi|maximi|summari)s(e|ed|es|ing|ers?|ation)\b"
+)
+PROSE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "Makefile")] + sorted(ROOT.glob("docs/**/*.md"))
 
 
 def module_name(path: Path) -> str:
@@ -99,3 +109,25 @@ def test_the_public_face_comes_when_asked_for() -> None:
         assert getattr(compressor, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'decompress'"):
         compressor.decompress  # noqa: B018
+
+
+def names_in(source: str) -> set[str]:
+    """Parts of the identifiers of a source."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    names = {token.string for token in tokens if token.type == tokenize.NAME and not keyword.iskeyword(token.string)}
+    return {part for name in names for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_names_are_the_fields_own(name: str) -> None:
+    assert [part for part in names_in(SOURCES[name]) if OLD_WORDS.fullmatch(part)] == []
+
+
+@pytest.mark.parametrize("path", [*FILES.values(), *PROSE], ids=lambda path: str(path.relative_to(ROOT)))
+def test_spelling_is_one(path: Path) -> None:
+    assert [found.group() for found in BRITISH.finditer(path.read_text(encoding="utf-8"))] == []
+
+
+def test_the_makefile_speaks_as_the_docs_do() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert [word for word in re.findall(r"[a-z]+", text) if OLD_WORDS.fullmatch(word)] == []

@@ -26,7 +26,7 @@ from compressor.errors import BocompressError, InputError
 from compressor.report.formatting import format_percent, format_plural, format_provider
 from compressor.text import join_words
 from exporters.providers import CPU, PROVIDERS, available_providers, explain_absence
-from exporters.runtimes.registry import ONNX_RUNTIME, RUNTIMES
+from exporters.runtimes.registry import ONNX_RUNTIME, open_runtime
 from exporters.session import open_session
 
 AUTO = "auto"
@@ -130,13 +130,13 @@ def choose_places(runtimes: Sequence[str], providers: Sequence[str]) -> list[tup
     """
     places = []
     for name in runtimes:
-        usable = RUNTIMES[name].providers()
+        usable = open_runtime(name).providers()
         if not usable:
-            raise InputError(f"{RUNTIMES[name].label} is not installed here: pip install 'bocompress[{name}]'")
+            raise InputError(f"{open_runtime(name).label} is not installed here: pip install 'bocompress[{name}]'")
         common = [provider for provider in providers if provider in usable]
         if not common:
             has, asked = (join_words([*map(format_provider, each)]) for each in (usable, providers))
-            raise InputError(f"{RUNTIMES[name].label} runs on {has} here, not on {asked}")
+            raise InputError(f"{open_runtime(name).label} runs on {has} here, not on {asked}")
         places += [(name, provider) for provider in common]
     return places
 
@@ -176,7 +176,7 @@ def _shortest_end(parts: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> 
 def describe_setting(provider: str, threads: int, batch_size: int, runtime: str = ONNX_RUNTIME) -> str:
     """'CPU, 1 thread, batch 8'; runtimes other than ONNX Runtime are named first."""
     place = f"{format_provider(provider)}, {format_plural(threads, 'thread')}, batch {batch_size}"
-    return place if runtime == ONNX_RUNTIME else f"{RUNTIMES[runtime].label}, {place}"
+    return place if runtime == ONNX_RUNTIME else f"{open_runtime(runtime).label}, {place}"
 
 
 def find_warnings(noise: RatioRecord, others: float | None, timings: Sequence[TimingRecord]) -> list[str]:
@@ -239,7 +239,7 @@ class _Bench:
     def _time(self, on_step: Callable[[int, int], None]) -> Rounds:
         """Times of all files; the reference is first and, to be compared with itself, last."""
         paths = [*self.files.values(), next(iter(self.files.values()))]
-        runtime = RUNTIMES[self.runtime]
+        runtime = open_runtime(self.runtime)
         openers = [partial(runtime.open, path, self._batch(), self.provider, self.threads) for path in paths]
         rng = np.random.default_rng(self.settings.seed)
         on_core = has_core_time(self.provider, self.threads)

@@ -14,7 +14,7 @@ import numpy as np
 
 from compressor.errors import BocompressError, InputError
 from exporters.providers import tiny_model
-from exporters.runtimes.registry import ONNX_RUNTIME, RUNTIMES
+from exporters.runtimes.registry import ONNX_RUNTIME, open_runtime
 
 RUNS = 3
 LINUX_STATUS = Path("/proc/self/status")
@@ -43,7 +43,7 @@ def peak_memory_bytes(
 def _grow(name: str, path: Path, provider: str, threads: int, shape: tuple[int, ...], scratch: Path) -> int:
     probe = scratch / "probe.onnx"
     probe.write_bytes(tiny_model())
-    runtime = RUNTIMES[name]
+    runtime = open_runtime(name)
     batch = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     runtime.open(probe, np.ones(1, np.float32), provider, threads)
     before = _peak_bytes()

@@ -17,7 +17,7 @@ from compressor.report.formatting import (
     format_shape,
 )
 from compressor.text import join_words
-from exporters.runtimes.registry import RUNTIMES
+from exporters.runtimes.registry import open_runtime
 
 NONE = "—"
 MAX_TYPES = 8
@@ -68,7 +68,7 @@ def tabulate_timings(setting: SettingRecord) -> TextTable:
         del rows["median wall time"]
     return TextTable(
         f"Time on {describe_setting(setting.provider, setting.threads, setting.batch_size, setting.runtime)}",
-        (RUNTIMES[setting.runtime].label, *(timing.file for timing in setting.timings)),
+        (open_runtime(setting.runtime).label, *(timing.file for timing in setting.timings)),
         [(name, *map(show, setting.timings)) for name, show in rows.items()],
     )
 

@@ -24,6 +24,7 @@ from compressor.data.images import ImageSet
 from compressor.factorization.moments import raise_floor_
 from compressor.network.hooks import Captured, OutputPositions, batches, in_order_of_use, sample_positions, watching
 from compressor.network.statistics import rows_of_batch
+from compressor.streams import Stream, derived_seed
 
 MIN_SCALE = 1e-3  # of a batch norm's channel, below which it does not pass on what is added
 
@@ -65,7 +66,9 @@ def wanted_rows(
     Where a batch norm follows they are less its mean, and divided by its scale.
     """
     rows: dict[str, Rows] = {reader.name: [] for reader in readers}
-    generators = {reader.name: torch.Generator().manual_seed(seed) for reader in readers}
+    generators = {
+        reader.name: torch.Generator().manual_seed(derived_seed(seed, Stream.POSITIONS)) for reader in readers
+    }
     for batch in batches(images, device):
         count = rows_of_batch(len(batch), len(images), MAX_ROWS)
         for reader, call in calls_of(original, readers, batch):

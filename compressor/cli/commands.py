@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 PLUGINS = "bocompress.commands"  # the entry points by which other packages add commands
 MAX_EXPLAINED_ERROR = 0.01  # of the largest output; files that differ by more may be fed wrongly
 EXAMPLES = (
-    ("As small as loses little, judged on your images.", "bocompress-export model.pt --data photos/"),
+    ("As small as loses little, by your images.", "bocompress-export model.pt --data photos/"),
     ("The smallest that loses at most one point of top-1.", "bocompress-export model.pt --data photos/ --max-drop 1"),
     (
         "A quarter of the parameters, with an int8 file beside the float32 one.",

@@ -18,8 +18,8 @@ from scipy import stats
 from compressor.cost.machine import core_seconds
 from compressor.cost.records import LatencyRecord, RatioRecord
 from compressor.errors import InputError
-from exporters.runtimes.base import LoadedModel, Run, tile_batch
-from exporters.runtimes.registry import ONNX_RUNTIME, RUNTIMES
+from exporters.runtimes.base import OpenedModel, Run, tile_batch
+from exporters.runtimes.registry import ONNX_RUNTIME, open_runtime
 from exporters.session import CPU
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ CONFIDENCE = 0.95
 DECIMALS = 5  # of a millisecond: 10 ns
 MAX_TICK = 1e-6  # seconds that a clock of processor time may count in; some count in 1/64
 
-Opener = Callable[[], LoadedModel]
+Opener = Callable[[], OpenedModel]
 OnStep = Callable[[int, int], None]
 CoreUse = tuple[tuple[float, float], float]  # of `core_seconds` and `time.process_time`
 Samples = NDArray[np.float64]
@@ -122,7 +122,7 @@ def measure_latency(
     settings = settings or LatencySettings()
     provider, threads, count, seed = settings.provider, settings.threads, settings.batch_size, settings.seed
     require_counts(threads=threads, batch_size=count, min_runs=settings.min_runs)
-    batch, runtime = tile_batch(example, count), RUNTIMES[settings.runtime]
+    batch, runtime = tile_batch(example, count), open_runtime(settings.runtime)
     openers = [partial(runtime.open, Path(path), batch, provider, threads) for path in (original, compressed)]
     rounds = measure_rounds(
         openers,
@@ -312,7 +312,7 @@ def _time_round(runs: Sequence[Run], on_core: bool, rng: np.random.Generator) ->
     return times
 
 
-def _open_all(openers: Sequence[Opener], rng: np.random.Generator) -> list[LoadedModel]:
+def _open_all(openers: Sequence[Opener], rng: np.random.Generator) -> list[OpenedModel]:
     """All files, opened in random order: the order decides where their memory lies."""
     opened = {index: openers[index]() for index in rng.permutation(len(openers)).tolist()}
     return [opened[index] for index in range(len(openers))]

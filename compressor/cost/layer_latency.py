@@ -21,7 +21,7 @@ from compressor.cost.latency import has_core_time
 from compressor.cost.machine import describe_machine
 from compressor.errors import InputError
 from compressor.files import write_text
-from exporters.runtimes.registry import ONNX_RUNTIME, RUNTIMES
+from exporters.runtimes.registry import ONNX_RUNTIME, open_runtime
 from exporters.session import CPU
 
 WARM_UP_ROUNDS = 3
@@ -82,7 +82,7 @@ def time_in_turn(models: Sequence[bytes], inputs: NDArray[Any], threads: int, pr
         threads: threads of ONNX Runtime.
         provider: provider of ONNX Runtime.
     """
-    runtime = RUNTIMES[ONNX_RUNTIME]
+    runtime = open_runtime(ONNX_RUNTIME)
     runs = [runtime.open(model, inputs, provider, threads).run for model in models]
     clock = time.thread_time_ns if has_core_time(provider, threads) else time.perf_counter_ns
     for run in runs:

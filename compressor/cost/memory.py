@@ -7,7 +7,7 @@ from contextlib import suppress
 KIBIBYTE = 1024
 
 
-def peak_memory_bytes() -> int | None:
+def own_peak_bytes() -> int | None:
     """The most memory that the process has held so far, in bytes; None where the system does not tell."""
     try:
         from resource import RUSAGE_SELF, getrusage

@@ -13,6 +13,7 @@ from compressor.data.pixels import MODES, require_channels
 from compressor.data.resizing import fit_image
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
+from compressor.streams import Stream, generator
 
 # Colours of a landscape, a street and a room (sRGB, 0 to 1), mostly muted as in photographs.
 PALETTE = np.array(
@@ -65,7 +66,7 @@ def synthetic_images(count: int, transform: Transform, seed: int, on_step: OnSte
     size = max(transform.height, transform.width)
     pixels = np.empty((count, transform.height, transform.width, transform.channels), dtype=np.uint8)
     for index in range(count):
-        drawn = Image.fromarray(draw_image(max(MIN_SIDE, size), np.random.default_rng([seed, index])))
+        drawn = Image.fromarray(draw_image(max(MIN_SIDE, size), generator(seed, Stream.SYNTHETIC_IMAGES, index)))
         fitted = fit_image(drawn.convert(MODES[transform.channels]), replace(transform, resize_size=size))
         pixels[index] = fitted.reshape(pixels.shape[1:])
         if on_step:

@@ -27,7 +27,7 @@ class LinearModel:
         """Function norm of the plan."""
         return float((self.residuals**2).sum(1).mean())
 
-    def norms_alone(self) -> list[dict[int, float]]:
+    def single_layer_norms(self) -> list[dict[int, float]]:
         """Function norm of the plan with one layer at another rank, for every layer and rank of `changes`."""
         return [
             {rank: float(((self.residuals + change) ** 2).sum(1).mean()) for rank, change in rows.items()}

@@ -22,7 +22,7 @@ from compressor.fidelity.linear_model import LinearModel
 from compressor.network.hooks import fitting_with_gradients, watching
 from compressor.network.layers import Ranked, factorized_ranks
 from compressor.network.surgery import build_candidate, with_layer
-from compressor.streams import Stream
+from compressor.streams import Stream, generator
 
 BATCH_SIZE = 25
 MAX_GRADIENTS = 2 * 10**7  # by layers' outputs, which are held at once: 80 MB
@@ -132,7 +132,7 @@ class _Held:
     here: Tensor
 
 
-class LossesAlone:
+class SingleLayerLosses:
     """The function norm with one layer alone replaced, to first order around the original; any number of substitutes.
 
     Gradients are found for as many layers at once as MAX_GRADIENTS allow: ask for the layers in their order.
@@ -301,6 +301,6 @@ def _directions(indices: np.ndarray, num_outputs: int, most: int) -> Tensor:
     """
     if num_outputs <= most:
         return torch.eye(num_outputs).expand(len(indices), -1, -1)
-    rng = np.random.default_rng([int(Stream.DIRECTIONS), *indices.tolist()])
+    rng = generator(0, Stream.DIRECTIONS, *indices.tolist())
     bases, _ = np.linalg.qr(rng.standard_normal((len(indices), num_outputs, most)))
     return torch.from_numpy((bases * np.sqrt(num_outputs / most)).astype(np.float32))

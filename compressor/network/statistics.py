@@ -11,6 +11,7 @@ from compressor.data.images import ImageSet
 from compressor.factorization.moments import INPUT_FLOOR, OUTPUT_FLOOR, LayerMoments, raise_floor_, with_floor
 from compressor.network.hooks import batches, fitting_with_gradients, sample_positions, watching
 from compressor.network.layers import FoundLayer
+from compressor.streams import Stream, derived_seed
 
 T = TypeVar("T")
 
@@ -186,7 +187,7 @@ def _input_moments(
 ) -> dict[str, RunningMoments]:
     moments = {layer.name: RunningMoments(layer.num_groups) for layer in layers}
     # One per layer, whose positions then do not depend on the other layers.
-    generators = [torch.Generator().manual_seed(seed) for _ in layers]
+    generators = [torch.Generator().manual_seed(derived_seed(seed, Stream.POSITIONS)) for _ in layers]
 
     def add(index: int, value: Tensor, output: Tensor) -> None:
         layer = layers[index]
@@ -260,7 +261,7 @@ def projected_gradients(
         The index in `modules` and a gradient, in the shape of the output of one call.
     """
     some = images.subset(range(min(GRADIENT_IMAGES, len(images))))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(derived_seed(seed, Stream.SIGNS))
     calls: list[tuple[int, Tensor]] = []
 
     def keep(index: int, _value: Tensor, output: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def planned_layers(
 
     Raises:
         InputError: a layer or group of the plan does not exist, cannot be compressed, appears twice, or has a rank
-            above its cap.
+            above its break-even rank.
     """
     by_name = {layer.name: layer for layer in layers}
     names = [row.name for row in plan.layers]
@@ -170,5 +170,7 @@ def _find(row: LayerPlan, by_name: Mapping[str, FoundLayer]) -> FoundLayer:
         raise InputError(f"the plan wants {row.method} for {row.name}, to which it does not apply")
     layer = with_method(layer, row.method)
     if row.rank is not None and row.rank > layer.break_even_rank:
-        raise InputError(f"the plan gives {row.name} rank {row.rank}, above its cap of {layer.break_even_rank}")
+        raise InputError(
+            f"the plan gives {row.name} rank {row.rank}, above its break-even rank of {layer.break_even_rank}"
+        )
     return layer

@@ -68,7 +68,7 @@ def prepare(  # noqa: PLR0913
         given = None if train_images is None else _training_set(original, train_images, settings, progress)
         training = divide_training(given, calibration, search_images, outside, settings.search.seed)
     validation, test_images = split_validation(outside, settings)
-    _require_telling(settings, search_images, validation)
+    _require_enough_images(settings, search_images, validation)
     source = source or Source(type(model).__name__, command="compressor.compress(...)")
     original = _opened(original, search_images, training, settings)
     example = search_images.batch([0]).to(settings.device)
@@ -111,7 +111,7 @@ def _require_folder(out: Path, resume: bool, overwrite: bool) -> None:
         check_folder(out, keep=OUTPUTS if resume else ())
 
 
-def _require_telling(settings: Settings, search_images: ImageSet, validation: ImageSet | None) -> None:
+def _require_enough_images(settings: Settings, search_images: ImageSet, validation: ImageSet | None) -> None:
     """Refuse a drop that labelled images are too few to tell from none, before minutes of search."""
     if settings.target is None or validation is None or search_images.labels is None:
         return

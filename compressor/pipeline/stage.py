@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
 
-from compressor.cost.memory import peak_memory_bytes, release_memory
+from compressor.cost.memory import own_peak_bytes, release_memory
 from compressor.cost.records import StageCost
 from compressor.pipeline.context import Context
 from compressor.pipeline.state import State
@@ -47,7 +47,7 @@ def run_stages(stages: Iterable[Stage], context: Context, state: State) -> State
         cost = StageCost(
             stage=_in_words(type(stage).__name__),
             seconds=time.perf_counter() - began,
-            peak_memory_bytes=peak_memory_bytes(),
+            peak_memory_bytes=own_peak_bytes(),
         )
         state = replace(state, stage_costs=[*state.stage_costs, cost])
     return state

@@ -50,7 +50,7 @@ class Checkpoint:
             partial.write_bytes(save(tensors, {"state": content}))
 
 
-def read_checkpoint(path: Path, about: Mapping[str, Any]) -> Checkpoint:
+def read_progress(path: Path, about: Mapping[str, Any]) -> Checkpoint:
     """The checkpoint in a file.
 
     Raises:

@@ -26,7 +26,7 @@ from compressor.data.images import ImageSet
 from compressor.errors import InputError
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.risk import cross_entropy
-from compressor.recovery.checkpoint import Checkpoint, read_checkpoint
+from compressor.recovery.checkpoint import Checkpoint, read_progress
 from compressor.recovery.records import TuneEpoch, TuneRecord
 from compressor.recovery.schedules import make_scheduler
 from compressor.recovery.settings import TuneSettings
@@ -235,7 +235,7 @@ class FineTuning:
         """Continue from the checkpoint, if that is wanted and there is one."""
         if not self.resume or self.checkpoint is None or not self.checkpoint.exists():
             return False
-        found = read_checkpoint(self.checkpoint, self._about())
+        found = read_progress(self.checkpoint, self._about())
         try:
             self._rows = [TuneEpoch.model_validate(row) for row in found.state["rows"]]
             self._network.load_state_dict(found.tensors["network"])

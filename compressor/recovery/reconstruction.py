@@ -45,6 +45,7 @@ from compressor.network.statistics import (
 )
 from compressor.network.surgery import replace_layer
 from compressor.recovery.records import ReconstructionRecord, ReconstructionStep, StepKind
+from compressor.streams import Stream, derived_seed
 
 CHECKED_TOGETHER = 3  # layers
 ROW_FLOOR = 0.02  # ridge of a whole layer for as many inputs as rows: late layers have few output positions
@@ -141,7 +142,7 @@ class Reconstruction:
     def _outputs_of_original(self, layers: Sequence[FoundLayer]) -> dict[str, list[tuple[OutputPositions, Tensor]]]:
         """For every layer and batch the sampled positions, and the original layer's outputs there (rows, Co)."""
         rows: dict[str, list[tuple[OutputPositions, Tensor]]] = {layer.name: [] for layer in layers}
-        generators = [torch.Generator().manual_seed(self.seed) for _ in layers]
+        generators = [torch.Generator().manual_seed(derived_seed(self.seed, Stream.POSITIONS)) for _ in layers]
         seen: set[int] = set()
 
         def keep(number: int, _value: Tensor, output: Tensor) -> None:

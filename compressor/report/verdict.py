@@ -15,7 +15,7 @@ GOOD_SHARE = 0.1  # of what a network without outputs loses: L that a suggested 
 STEPS = (1.0, 2.0, 5.0, 10.0)  # suggestions are rounded up to these
 
 
-def judge(
+def reach_verdict(
     fidelity: FidelityRecord,
     precisions: Sequence[PrecisionRecord],
     target: TargetRecord | None,

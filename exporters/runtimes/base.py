@@ -17,7 +17,7 @@ Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class LoadedModel:
+class OpenedModel:
     """A model ready to run on one batch.
 
     Attributes:
@@ -40,7 +40,7 @@ class Runtime(Protocol):
     def providers(self) -> list[str]:
         """Where models can run here, nowhere if it is not installed; the CPU is `exporters.session.CPU`."""
 
-    def open(self, model: Path | bytes, batch: NDArray[Any], provider: str, threads: int) -> LoadedModel:
+    def open(self, model: Path | bytes, batch: NDArray[Any], provider: str, threads: int) -> OpenedModel:
         """The model, loaded anew and run once on the batch.
 
         Args:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from compressor.errors import BocompressError
 from compressor.text import first_line
 from exporters.providers import available_providers
-from exporters.runtimes.base import LoadedModel, Run
+from exporters.runtimes.base import OpenedModel, Run
 from exporters.session import CPU, model_name, open_session
 
 
@@ -24,7 +24,7 @@ class OnnxRuntime:
         """ONNX Runtime's names of the execution providers that work here."""
         return available_providers()
 
-    def open(self, model: Path | bytes, batch: NDArray[Any], provider: str, threads: int) -> LoadedModel:
+    def open(self, model: Path | bytes, batch: NDArray[Any], provider: str, threads: int) -> OpenedModel:
         """See `Runtime.open`."""
         began = time.perf_counter_ns()
         session = open_session(model, provider, threads, tf32=True)
@@ -35,7 +35,7 @@ class OnnxRuntime:
         except Exception as error:
             name, shape = model_name(model), list(batch.shape)
             raise BocompressError(f"{name} does not run on inputs of shape {shape}: {first_line(error)}") from error
-        return LoadedModel(run, load_ms)
+        return OpenedModel(run, load_ms)
 
 
 def _bind_on_host(session: ort.InferenceSession, batch: NDArray[Any]) -> Run:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from compressor.errors import BocompressError, InputError
 from compressor.text import first_line
-from exporters.runtimes.base import LoadedModel
+from exporters.runtimes.base import OpenedModel
 from exporters.session import CPU, model_name
 
 
@@ -24,7 +24,7 @@ class OpenVino:
         """The CPU where the package is installed."""
         return [CPU] if importlib.util.find_spec("openvino") else []
 
-    def open(self, model: Path | bytes, batch: NDArray[Any], provider: str, threads: int) -> LoadedModel:
+    def open(self, model: Path | bytes, batch: NDArray[Any], provider: str, threads: int) -> OpenedModel:
         """See `Runtime.open`."""
         if isinstance(model, Path) and not model.is_file():
             raise InputError(f"there is no file {model}")
@@ -53,4 +53,4 @@ class OpenVino:
         except Exception as error:
             shape = list(batch.shape)
             raise BocompressError(f"{name} does not run on inputs of shape {shape}: {first_line(error)}") from error
-        return LoadedModel(run, load_ms)
+        return OpenedModel(run, load_ms)

@@ -1,9 +1,28 @@
-"""Every runtime by name. A new one is a file beside this one and an entry here."""
+"""Every runtime by the name that `bocompress benchmark --runtime` takes.
 
-from exporters.runtimes.base import Runtime
-from exporters.runtimes.onnx_runtime import OnnxRuntime
-from exporters.runtimes.openvino import OpenVino
+A new one is a file beside this one and an entry here, which is loaded on first use: the command line reads the names
+without loading any.
+"""
 
-ONNX_RUNTIME = OnnxRuntime.name
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (OnnxRuntime(), OpenVino())}
+if TYPE_CHECKING:
+    from exporters.runtimes.base import Runtime
+
+ONNX_RUNTIME = "onnxruntime"
+RUNTIMES: dict[str, "str | Runtime"] = {
+    ONNX_RUNTIME: "exporters.runtimes.onnx_runtime:OnnxRuntime",
+    "openvino": "exporters.runtimes.openvino:OpenVino",
+}
+"""A runtime, or where its class is: "module:name"."""
+
+
+def open_runtime(name: str) -> "Runtime":
+    """The runtime of this name, a key of `RUNTIMES`."""
+    entry = RUNTIMES[name]
+    if not isinstance(entry, str):
+        return entry
+    module, _, attribute = entry.partition(":")
+    runtime: Runtime = getattr(import_module(module), attribute)()
+    return runtime

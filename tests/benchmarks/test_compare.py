@@ -27,7 +27,7 @@ from compressor.cost.records import RatioRecord
 from compressor.errors import BocompressError, InputError
 from exporters import providers as sessions
 from exporters.providers import CPU, CUDA, TENSORRT
-from exporters.runtimes.registry import RUNTIMES
+from exporters.runtimes.openvino import OpenVino
 from tests.browser import PHONE_WIDTH, on_a_phone
 
 SHORT: dict[str, Any] = {"min_rounds": 30, "max_seconds": 1.0}
@@ -319,6 +319,6 @@ def test_runtimes_have_the_same_table(files: list[Path]) -> None:
 
 
 def test_a_runtime_that_is_not_installed_is_one_sentence(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RUNTIMES["openvino"], "providers", lambda: [], raising=True)
+    monkeypatch.setattr(OpenVino, "providers", lambda self: [])
     with pytest.raises(InputError, match=r"OpenVINO is not installed here: pip install 'bocompress\[openvino\]'"):
         benchmark_files(files[:2], BenchmarkSettings(runtimes=("openvino",)), Silent())

@@ -586,7 +586,7 @@ def test_plans_that_do_not_fit(refuse, tiny_checkpoint, digit_images, tmp_path):
         (json.dumps([good]), "is not a plan"),
         (json.dumps(good | {"layers": [layer | {"name": "conv9"}]}), "'conv9'"),
         (json.dumps(good | {"layers": [layer | {"name": "1"}]}), "'1'"),
-        (json.dumps(good | {"layers": [layer | {"rank": 49}]}), "rank 49, above its cap of 48"),
+        (json.dumps(good | {"layers": [layer | {"rank": 49}]}), "rank 49, above its break-even rank of 48"),
         (json.dumps(good | {"layers": [layer | {"rank": 0}]}), "layers.0.rank"),
         (json.dumps(good | {"layers": [layer | {"method": "svd"}]}), "wants svd for 4, to which it does not apply"),
         (json.dumps(good | {"layers": [layer | {"factors": "best"}]}), "layers.0.factors"),

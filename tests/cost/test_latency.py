@@ -29,7 +29,7 @@ from compressor.cost.machine import core_seconds
 from compressor.cost.records import LatencyRecord
 from compressor.errors import BocompressError, InputError
 from exporters.onnx import export_onnx
-from exporters.runtimes.base import LoadedModel
+from exporters.runtimes.base import OpenedModel
 from exporters.session import CPU, CUDA
 
 
@@ -162,7 +162,7 @@ class FakeFile:
         self.name, self.clock, self.log, self.seconds, self.slower = name, clock, log, seconds, slower
         self.opened = 0
 
-    def __call__(self) -> LoadedModel:
+    def __call__(self) -> OpenedModel:
         seconds = self.seconds + self.slower * self.opened
         self.opened += 1
 
@@ -170,7 +170,7 @@ class FakeFile:
             self.clock[0] += seconds
             self.log.append(self.name)
 
-        return LoadedModel(run, load_ms=1.0)
+        return OpenedModel(run, load_ms=1.0)
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_processor_time_is_not_the_time_spent_waiting() -> None:
         while time.thread_time() - began < 0.002:
             pass
 
-    files = [lambda: LoadedModel(lambda: time.sleep(0.003), 1.0), lambda: LoadedModel(compute, 1.0)]
+    files = [lambda: OpenedModel(lambda: time.sleep(0.003), 1.0), lambda: OpenedModel(compute, 1.0)]
     rounds = measure_rounds(files, True, 20, 1.0, np.random.default_rng(0))
     assert np.median(rounds.times_ms[..., 0]) < 1 < 3 <= np.median(rounds.wall_ms[..., 0])
     assert 2 <= np.median(rounds.times_ms[..., 1]) < 2.5

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compressor.errors import BocompressError, InputError
 from exporters import onnx as exporter
 from exporters.onnx import export_onnx
-from exporters.translation import BATCH_NAME, INPUT_NAME, OUTPUT_NAME
+from exporters.opsets import BATCH_NAME, INPUT_NAME, OUTPUT_NAME
 
 METADATA = {"arch": "squeezenet1_0", "gamma": "0.0005", "ranks": '{"conv1": 12}', "version": "0.1.0"}
 

@@ -16,15 +16,15 @@ from onnx.reference import ReferenceEvaluator
 from compressor.cost.latency import LatencySettings, measure_latency
 from compressor.errors import BocompressError, InputError
 from exporters.providers import available_providers, tiny_model
-from exporters.runtimes.base import LoadedModel, Runtime, tile_batch
-from exporters.runtimes.registry import ONNX_RUNTIME, RUNTIMES
+from exporters.runtimes.base import OpenedModel, Runtime, tile_batch
+from exporters.runtimes.registry import ONNX_RUNTIME, RUNTIMES, open_runtime
 from exporters.session import CPU
 
 
 class ReferenceRuntime:
     """ONNX's own evaluator in numpy; it counts what it loads and runs."""
 
-    name = "reference"
+    name, label = "reference", "ONNX's reference"
 
     def __init__(self) -> None:
         self.loads = self.runs = 0
@@ -32,7 +32,7 @@ class ReferenceRuntime:
     def providers(self) -> list[str]:
         return [CPU]
 
-    def open(self, model: Path | bytes, batch: NDArray[Any], provider: str, threads: int) -> LoadedModel:
+    def open(self, model: Path | bytes, batch: NDArray[Any], provider: str, threads: int) -> OpenedModel:
         assert (provider, threads) == (CPU, 1)
         began = time.perf_counter()
         evaluator = ReferenceEvaluator(onnx.load(model) if isinstance(model, Path) else onnx.load_from_string(model))
@@ -43,7 +43,7 @@ class ReferenceRuntime:
             evaluator.run(None, {evaluator.input_names[0]: batch})
 
         run()
-        return LoadedModel(run, 1e3 * (time.perf_counter() - began))
+        return OpenedModel(run, 1e3 * (time.perf_counter() - began))
 
 
 def chain_of(count: int, path: Path) -> Path:
@@ -70,22 +70,22 @@ def test_a_runtime_that_is_added_times_files(tmp_path: Path, monkeypatch: pytest
 
 
 def test_onnx_runtime_is_the_first_entry() -> None:
-    assert next(iter(RUNTIMES)) == ONNX_RUNTIME == RUNTIMES[ONNX_RUNTIME].name
-    assert RUNTIMES[ONNX_RUNTIME].providers() == available_providers()
+    assert next(iter(RUNTIMES)) == ONNX_RUNTIME == open_runtime(ONNX_RUNTIME).name
+    assert open_runtime(ONNX_RUNTIME).providers() == available_providers()
 
 
 def test_a_loaded_model_runs_and_knows_its_load_time(tmp_path: Path) -> None:
     path = tmp_path / "tiny.onnx"
     path.write_bytes(tiny_model())
-    loaded = RUNTIMES[ONNX_RUNTIME].open(path, np.ones(1, np.float32), CPU, threads=1)
+    loaded = open_runtime(ONNX_RUNTIME).open(path, np.ones(1, np.float32), CPU, threads=1)
     loaded.run()
     assert 0 < loaded.load_ms < 60_000
     with pytest.raises(BocompressError, match=r"tiny.onnx does not run on inputs of shape \[2, 2\]"):
-        RUNTIMES[ONNX_RUNTIME].open(path, np.ones((2, 2), np.float32), CPU, threads=1)
+        open_runtime(ONNX_RUNTIME).open(path, np.ones((2, 2), np.float32), CPU, threads=1)
 
 
 def test_a_model_in_memory_runs_like_a_file() -> None:
-    open_model = RUNTIMES[ONNX_RUNTIME].open
+    open_model = open_runtime(ONNX_RUNTIME).open
     open_model(tiny_model(), np.ones(1, np.float32), CPU, threads=1).run()
     with pytest.raises(BocompressError, match=r"a model in memory does not run on inputs of shape \[2, 2\]"):
         open_model(tiny_model(), np.ones((2, 2), np.float32), CPU, threads=1)
@@ -115,7 +115,7 @@ def test_images_are_repeated_or_cut_in_order() -> None:
 
 def test_openvino_runs_the_same_files(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    runtime, batch = RUNTIMES["openvino"], np.ones((2, 8), np.float32)
+    runtime, batch = open_runtime("openvino"), np.ones((2, 8), np.float32)
     assert runtime.providers() == [CPU]
     loaded = runtime.open(chain_of(3, tmp_path / "chain.onnx"), batch, CPU, threads=1)
     loaded.run()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from compressor.factorization.records import MethodChoice
 from compressor.fidelity import linearization as linearize
-from compressor.fidelity.linearization import LossesAlone
+from compressor.fidelity.linearization import SingleLayerLosses
 from compressor.network import hooks
 from compressor.network.surgery import with_layer
 from compressor.search.space import alternatives
@@ -117,7 +117,7 @@ def test_losses_of_a_linear_network_with_one_layer_replaced_are_exact(
     monkeypatch.setattr(linearize, "MAX_GRADIENTS", limit)
     net = Net(linear_net())
     names = [layer.name for layer in net.layers]
-    alone = LossesAlone(net.norm, net.network, names, 10)
+    alone = SingleLayerLosses(net.norm, net.network, names, 10)
     for name in names:
         for rank in (1, 3):
             substitute = net.factors[name].build(rank)
@@ -127,11 +127,11 @@ def test_losses_of_a_linear_network_with_one_layer_replaced_are_exact(
         assert len(alone._held) == (1 if limit == 1 else len(names))
 
 
-def test_losses_alone_count_every_call_of_a_shared_layer() -> None:
+def test_single_layer_losses_count_every_call_of_a_shared_layer() -> None:
     torch.manual_seed(0)
     net = Net(Shared(), (10,))
     substitute = net.factors["layer"].build(5)
-    twice = LossesAlone(net.norm, net.network, ["layer"], 10)("layer", substitute)
+    twice = SingleLayerLosses(net.norm, net.network, ["layer"], 10)("layer", substitute)
     inputs = net.norm.images.batch(range(NUM_IMAGES))
     layer = net.network.get_submodule("layer")
     change = layer(substitute(inputs)) - layer(layer(inputs)) + substitute(layer(inputs)) - layer(layer(inputs))
@@ -141,7 +141,7 @@ def test_losses_alone_count_every_call_of_a_shared_layer() -> None:
 def test_a_layer_without_gradients_is_measured() -> None:
     net = Net(nn.Sequential(nn.Linear(10, 10), Rounded(), nn.Linear(10, 5)), (10,))
     substitute = net.factors["0"].build(2)
-    found = LossesAlone(net.norm, net.network, ["0", "2"], 10)("0", substitute)
+    found = SingleLayerLosses(net.norm, net.network, ["0", "2"], 10)("0", substitute)
     truth = net.norm.losses(with_layer(net.network, "0", substitute), np.arange(NUM_IMAGES)).mean
     assert found == pytest.approx(truth) != 0.0
 

@@ -422,5 +422,5 @@ def test_a_run_finds_the_layers_of_attention(tmp_path: Path) -> None:
         rank=in_proj.break_even_rank + 1,
         break_even_rank=in_proj.break_even_rank,
     )
-    with pytest.raises(InputError, match=r"in_proj rank \d+, above its cap"):
+    with pytest.raises(InputError, match=r"in_proj rank \d+, above its break-even rank"):
         apply_plan(model, [images(count=8)], Plan(arch="vit", layers=[row]), tmp_path / "out")

@@ -12,7 +12,7 @@ from compressor.data.batches import from_batches
 from compressor.data.images import ImageSet
 from compressor.factorization.registry import METHODS, applicable_methods, competing_methods
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.fidelity.linearization import LossesAlone
+from compressor.fidelity.linearization import SingleLayerLosses
 from compressor.network import statistics as calibrate
 from compressor.network.layers import FoundLayer, compressible, find_layers, with_method
 from compressor.pipeline.stages import factorize as decompose
@@ -31,7 +31,7 @@ def synthetic(count: int, seed: int) -> ImageSet:
 
 
 class Subject:
-    """A small network with layers of every kind, its images and its judge."""
+    """A small network with layers of every kind, its images and its function norm."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -157,12 +157,12 @@ def test_another_method_must_win_by_the_margin_at_every_share(
 def test_trials_keep_within_the_shares_of_parameters(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[tuple[str, int]] = []
 
-    def note(_alone: LossesAlone, name: str, substitute: nn.Module) -> float:
+    def note(_alone: SingleLayerLosses, name: str, substitute: nn.Module) -> float:
         sizes = [value.numel() for key, value in substitute.named_parameters() if key.endswith("weight")]
         tried.append((name, sum(sizes)))
         return 1.0 / len(tried) ** 2  # every competitor stays in the race
 
-    monkeypatch.setattr(LossesAlone, "__call__", note)
+    monkeypatch.setattr(SingleLayerLosses, "__call__", note)
     subject.run(competitors=competing_methods("auto+cp"))
     assert len(tried) >= 4 * 3 * len(TRIAL_SHARES)
     for name, size in tried:

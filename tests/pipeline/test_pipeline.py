@@ -108,10 +108,10 @@ def test_every_image_has_one_purpose(count: int, calibration: int, factors: Any,
     assert all(torch.equal(one.data, two.data) for one, two in zip(parts, again, strict=True))
 
 
-def test_search_and_factors_never_meet_the_judge(
+def test_search_and_factors_never_see_the_test_images(
     network: nn.Module, images: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everything up to the verdict runs on the other images: with the judge's replaced, it comes out the same."""
+    """Everything up to the verdict runs on the other images: with these replaced, it comes out the same."""
     changed = ImageSet(images.data.clone(), "changed")
     order = ImageSet(torch.arange(100.0)[:, None], "numbers")
     evaluators = images_for_tests(order, Settings(search=SEARCH)).data.flatten().long()

@@ -176,7 +176,7 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         (set_row("name", "fc"), "names fc more than once"),
         (set_row("method", "svd"), "wants svd for layer1.0.conv1, to which it does not apply"),
         (set_row("method", "tucker", row=-1), "wants tucker for fc, to which it does not apply"),
-        (set_row("rank", 97), "gives layer1.0.conv1 rank 97, above its cap of 96"),
+        (set_row("rank", 97), "gives layer1.0.conv1 rank 97, above its break-even rank of 96"),
     ],
 )
 def test_a_plan_that_does_not_fit_the_network(tmp_path: Path, edit: Edit, sentence: str) -> None:

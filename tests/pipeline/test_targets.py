@@ -369,7 +369,7 @@ def test_times_are_those_of_the_provider_asked_for(tiny, pictures, tmp_path, mon
     ("kind", "cost", "asked", "reached"),
     [("latency", "latency", 2.0, 2.5), ("latency", "latency", 3.0, 2.5), ("ratio", "latency", 0.5, 0.25)],
 )
-def test_a_time_is_judged_by_the_delivered_file(kind: TargetKind, cost: Cost, asked: float, reached: float) -> None:
+def test_a_time_is_that_of_the_delivered_file(kind: TargetKind, cost: Cost, asked: float, reached: float) -> None:
     before = TargetRecord(kind=kind, asked=asked, reached=0.1, at_most=0.1, met=True)
     samples = np.full((4, 5), 10.0)
     last = summarize(samples, samples / 4, threads=1, batch_size=1)
@@ -380,7 +380,7 @@ def test_a_time_is_judged_by_the_delivered_file(kind: TargetKind, cost: Cost, as
 
 
 @pytest.mark.parametrize("refine", [True, False])
-def test_a_drop_is_bounded_on_images_that_the_report_does_not_judge_by(refine, taught, pictures, tmp_path) -> None:
+def test_a_drop_is_bounded_on_images_other_than_the_reports(refine, taught, pictures, tmp_path) -> None:
     search = SearchSettings(samples=10, refine=refine)
     report = compressed(taught, pictures, tmp_path / "out", "drop", 12.0, search=search)
     target = report.target

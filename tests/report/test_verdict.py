@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.fidelity.records import FidelityRecord
-from compressor.report.verdict import GOOD_SHARE, describe_failure, judge, round_up, sufficient_gamma
+from compressor.report.verdict import GOOD_SHARE, describe_failure, reach_verdict, round_up, sufficient_gamma
 from compressor.schema import Pair
 from compressor.search.records import ParetoRecord, TargetKind, TargetRecord
 
@@ -27,7 +27,7 @@ def make_front(points: list[tuple[float, float]]) -> list[ParetoRecord]:
 
 @pytest.mark.parametrize(("relative", "success"), [(0.0, True), (0.5, True), (0.51, False), (1.2, False), (1e9, False)])
 def test_half_of_the_output_energy_is_too_much_to_lose(relative: float, success: bool) -> None:
-    verdict = judge(make_fidelity(relative), [], None, "try --gamma 0.02")
+    verdict = reach_verdict(make_fidelity(relative), [], None, "try --gamma 0.02")
     assert verdict.success == success
     if not success:
         words = describe_failure(verdict)
@@ -39,7 +39,7 @@ def test_half_of_the_output_energy_is_too_much_to_lose(relative: float, success:
 @pytest.mark.parametrize(("after", "success"), [(0.5, True), (0.48, True), (0.47, False), (0.1, False)])
 def test_half_of_the_accuracy_is_too_much_to_lose(after: float, success: bool) -> None:
     """However small the distance of the outputs is beside their energy."""
-    verdict = judge(make_fidelity(0.3), [], None, "", Pair[float](original=0.96, compressed=after))
+    verdict = reach_verdict(make_fidelity(0.3), [], None, "", Pair[float](original=0.96, compressed=after))
     assert verdict.success == success
     assert success or f"top-1 96 % before and {100 * after:.0f} % after" in verdict.reason
 
@@ -54,7 +54,7 @@ def test_half_of_the_accuracy_is_too_much_to_lose(after: float, success: bool) -
     ],
 )
 def test_a_missed_target_is_no_success_and_says_what_can_be_had(target: TargetRecord, advice: str) -> None:
-    verdict = judge(make_fidelity(0.01), [], target, "")
+    verdict = reach_verdict(make_fidelity(0.01), [], target, "")
     assert not verdict.success
     assert f"{target.asked:g} is not met" in verdict.reason
     assert advice in verdict.advice
@@ -62,8 +62,8 @@ def test_a_missed_target_is_no_success_and_says_what_can_be_had(target: TargetRe
 
 def test_a_target_that_is_met_is_a_success_unless_the_network_is_destroyed() -> None:
     target = make_target("ratio", 0.1, 0.1, 0.1)
-    assert judge(make_fidelity(0.01), [], target, "").success
-    assert not judge(make_fidelity(0.9), [], target, "").success
+    assert reach_verdict(make_fidelity(0.01), [], target, "").success
+    assert not reach_verdict(make_fidelity(0.9), [], target, "").success
 
 
 # In steps, so that sizes that differ by rounding alone do not decide.

@@ -31,7 +31,7 @@ from compressor.network.layers import compressible, find_layers
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.stages.factorize import weight_factors
 from exporters.onnx import export_onnx, frozen_copy
-from exporters.translation import lowest_opset, opset_of
+from exporters.opsets import lowest_opset, opset_of
 from exporters.verify import verify_onnx
 
 ARCHITECTURES = (

@@ -73,7 +73,7 @@ class Study:
         began = time.perf_counter()
         widths = allocate(curves, self.costs, share * self.costs.macs(self.costs.num_units))
         reduction = Reduction(self.model, self.factors, self.fit, self.check_norm, CPU)
-        start = self._judge(reduction.start(widths))
+        start = self._evaluate(reduction.start(widths))
         network = reduction.run(widths, passes)
         macs, _ = count_macs(network, self.fit.batch([0]))
         return {
@@ -83,11 +83,11 @@ class Study:
             "passes": passes,
             "kept": sum(step.kept for step in reduction.steps),
             "before_refits": start,
-            **self._judge(network),
+            **self._evaluate(network),
             "seconds": round(time.perf_counter() - began, 1),
         }
 
-    def _judge(self, network: nn.Module) -> dict[str, float]:
+    def _evaluate(self, network: nn.Module) -> dict[str, float]:
         every = torch.arange(len(self.test_norm.images))
         outputs = self.test_norm.outputs(network, every)
         squares = self.test_norm.compare(outputs, every)
@@ -136,7 +136,7 @@ def numbered(images: ImageSet, synsets: Path | None) -> ImageSet:
 @click.option("--operations", type=float, multiple=True, default=(0.9, 0.8, 0.7), help="Shares of the operations.")
 @click.option("--passes", default=1, help="Refits of all layers front to back.")
 @click.option("--multiple", default=8, help="Widths are multiples of it.")
-@click.option("--images", "num_images", default=500, help="Photographs: half to fit on, half to judge by.")
+@click.option("--images", "num_images", default=500, help="Photographs: half to fit on, half to evaluate on.")
 @click.option("--orders", is_flag=True, help="Compare orders, too.")
 @click.option("--name", default="channels", help="Of the results file.")
 def main(

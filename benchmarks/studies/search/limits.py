@@ -65,7 +65,7 @@ def largest_within(space: RankSpace, plan_at: Callable[[float], Ranks], limit: f
     return plan_at(low)
 
 
-def rivals(problem: Problem, limit: float) -> dict[str, Ranks]:
+def baselines(problem: Problem, limit: float) -> dict[str, Ranks]:
     """Plans (d,) that need no evaluation."""
     space = problem.space
 
@@ -118,8 +118,8 @@ def main(
         click.echo(rows[-1], err=True)
 
     for limit in map(float, ratios.split(",")):
-        for rival, ranks in rivals(problem, limit).items():
-            add(rival, limit, ranks)
+        for baseline, ranks in baselines(problem, limit).items():
+            add(baseline, limit, ranks)
         for seed in range(seeds):
             ranks, found = search_within(problem, limit, seed)
             add("bocompress", limit, ranks, seed=seed, **found)

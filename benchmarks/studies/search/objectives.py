@@ -2,7 +2,7 @@
 
     python -m benchmarks.studies.search.objectives
 
-The paper's 784-1000-1000-10 on Fashion-MNIST, its three layers by SVD of the weights, as there; no recalibration, so
+The paper's 784-1000-1000-10 on Fashion-MNIST, its three layers by SVD of the weights, as there; no reconstruction, so
 that only the searches differ. gamma is a multiple of each fidelity's own default, at which a lost output costs as much
 as the whole size. 500 of Fashion-MNIST's test images are for the search, all others are the test images here.
 """

@@ -27,8 +27,8 @@ def describe_rest(chosen: Copy, copies: list[Copy], tensors: Mapping[str, Tensor
     start = f"{chosen.prefix}." if chosen.prefix else ""
     inside = [start + name for name in chosen.match.left if not name.startswith("aux")] if chosen.match else []
     found = {name: tensors[name] for name in (*inside, *beside) if name in tensors}
-    pair = find_normalization(found, start, first_channels(chosen))
-    notes += [describe_normalization(pair, first_channels(chosen))] if pair else []
+    pair = find_normalization(found, start, _num_channels(chosen))
+    notes += [describe_normalization(pair, _num_channels(chosen))] if pair else []
     return notes + _describe_left_out([name for name in found if name not in pair]) + _describe_next(chosen, found)
 
 
@@ -53,7 +53,7 @@ def _describe_next(chosen: Copy, tensors: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
-def first_channels(copy: Copy) -> int:
+def _num_channels(copy: Copy) -> int:
     """How many channels the first convolution takes; 3 for networks without one."""
     return next((tensor.shape[1] for tensor in copy.tensors.values() if tensor.ndim == 4), 3)
 
@@ -84,9 +84,9 @@ def describe_normalization(pair: Mapping[str, Tensor], channels: int) -> str:
         + ",".join(f"{value / scale:.6g}" for value in numbers)
         for name, numbers in values.items()
     ]
-    look = "look" if len(pair) > 1 else "looks"
+    verb = "look" if len(pair) > 1 else "looks"
     divided = f", divided by {MAX_VALUE}" if scale > 1 else ""
     return (
-        f"{join_words([repr(name) for name in pair])} {look} like a normalization of the images, which is not applied: "
+        f"{join_words([repr(name) for name in pair])} {verb} like a normalization of the images, which is not applied: "
         f"if nothing else came before it, give {' '.join(sorted(options))}{divided}; see --mean and --std"
     )

@@ -123,7 +123,7 @@ class _Comparison:
             return []
         groups = [group for block, _ in self._blocks for group in block if group.name in factors]
         widths = [[max(1, round(share * group.num_units)) for share in SHARES] for group in groups]
-        of_channels = self._losses_alone(groups, factors, widths)
+        of_channels = self._single_losses(groups, factors, widths)
         of_channels = {name: losses / margin for name, losses in of_channels.items()}
         self._of_ranks = self._of_ranks or self._measure_ranks()
         blocks = [
@@ -142,9 +142,9 @@ class _Comparison:
     def _measure_ranks(self) -> dict[str, Array]:
         layers = [part.layer for part in self._parts]
         rows = [_ranks(layer) for layer in layers]
-        return self._losses_alone(layers, {part.layer.name: part.factors for part in self._parts}, rows)
+        return self._single_losses(layers, {part.layer.name: part.factors for part in self._parts}, rows)
 
-    def _losses_alone(
+    def _single_losses(
         self, layers: Sequence[Ranked], factors: Mapping[str, Factors | JointFactors], rows: Sequence[Sequence[int]]
     ) -> dict[str, Array]:
         """Function norms (SHARES,) with each part alone compressed, at the ranks of its row, by name."""
@@ -153,7 +153,7 @@ class _Comparison:
         dense = np.array([layer.dense_rank for layer in layers], dtype=np.int64)
         others = [sorted(set(row)) for row in rows]
         linearize = Linearizer(self._norm, self._original, layers, factors)
-        norms = linearize(dense, others, np.arange(len(self._norm.images)), TRIAL_DIRECTIONS).norms_alone()
+        norms = linearize(dense, others, np.arange(len(self._norm.images)), TRIAL_DIRECTIONS).single_layer_norms()
         return {
             layer.name: np.array([own[k] for k in row]) for layer, own, row in zip(layers, norms, rows, strict=True)
         }

@@ -6,7 +6,7 @@ from compressor.fidelity.risk import loss_of_guessing
 from compressor.pipeline.context import Context
 from compressor.pipeline.state import State, needed
 from compressor.report.records import VerdictRecord
-from compressor.report.verdict import judge, round_up, sufficient_gamma
+from compressor.report.verdict import reach_verdict, round_up, sufficient_gamma
 from compressor.search.objective import default_gamma
 from compressor.search.records import TARGET_OPTIONS, SearchRecord
 
@@ -17,7 +17,7 @@ def make_verdict(context: Context, state: State) -> VerdictRecord:
     """The verdict on a run that is finished but for its report."""
     fidelity = needed(state.test, "test outputs").fidelity
     gamma = gamma_that_would_do(context, state)
-    verdict = judge(fidelity, state.precisions, state.target, _advise(context, state, gamma), state.top1)
+    verdict = reach_verdict(fidelity, state.precisions, state.target, _advise(context, state, gamma), state.top1)
     named = gamma is not None and f"{gamma:g}" in verdict.advice
     return verdict.model_copy(update={"gamma": gamma}) if named else verdict
 

@@ -24,7 +24,7 @@ from compressor.factorization.moments import LayerMoments
 from compressor.factorization.records import FactorChoice, FactorKind, Method
 from compressor.factorization.registry import CHANNELS, METHODS, competing_methods
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.fidelity.linearization import LossesAlone
+from compressor.fidelity.linearization import SingleLayerLosses
 from compressor.network.layers import FoundLayer, compressible, possible_methods, with_method
 from compressor.network.statistics import collect_moments
 from compressor.pipeline.channels.choice import choose_groups, compare_with_channels, in_order, outside
@@ -82,12 +82,12 @@ class Decomposer:
     seed: int = 0
     on_step: Callable[[int, str], None] = lambda count, text: None
     on_choice: Callable[[Decomposed], None] = lambda part: None
-    _alone: LossesAlone | None = field(default=None, init=False)
+    _alone: SingleLayerLosses | None = field(default=None, init=False)
 
     def run(self, layers: Sequence[FoundLayer]) -> list[Decomposed]:
         """Every layer decomposed, in the order given."""
         images = self.evaluator.subset(min(TRIAL_IMAGES, len(self.evaluator.images)))
-        self._alone = LossesAlone(images, self.model, [layer.name for layer in layers], TRIAL_DIRECTIONS)
+        self._alone = SingleLayerLosses(images, self.model, [layer.name for layer in layers], TRIAL_DIRECTIONS)
         found = {}
         for count, (layer, moments) in enumerate(self._moments_by_layer(layers)):
             self.on_step(count, layer.name)
@@ -172,7 +172,7 @@ def weight_factors(layer: FoundLayer) -> Factors:
 
 
 def energies_of(layer: FoundLayer, factors: Factors) -> np.ndarray:
-    """What ranks 1, 2, ... and last the dense layer give up (cap,), as a share of the weight's squared norm.
+    """What ranks 1, 2, ... and last the dense layer give up (dense,), as a share of the weight's squared norm.
 
     `factors` must be the weight's own; those fitted to images give up energy of outputs.
     """

@@ -25,7 +25,7 @@ from compressor.search.target.target import SearchTarget
 MAX_STEPS = 2
 MAX_STEPS_UNTIL_MET = 7  # while nothing meets the target
 GOOD_SHARE = 0.9  # a step that meets the target and uses this share of it is good enough
-AIM = 0.95  # of what is asked for
+SHARE_OF_DROP = 0.95  # of what is asked for
 GAIN = 0.5  # of L by reconstruction, a first guess
 MAX_MOVE = 4.0  # of the limit of L, in one step
 MAX_LOSS = 1e30
@@ -64,7 +64,7 @@ class MeetDrop(Stage):
 def _first_target(context: Context, wanted: Target, estimator: DropEstimator) -> SearchTarget:
     """The limit of L by what is known of networks at large."""
     gain = GAIN if context.settings.recalibrate and len(context.calibration) else 1.0
-    asked = AIM * wanted.value
+    asked = SHARE_OF_DROP * wanted.value
     if estimator.is_labelled:
         return drop_target(asked, estimator.energy, estimator.num_images, DEVIATIONS, gain)
     return SearchTarget("loss", asked / 100.0 * estimator.energy / gain)
@@ -123,7 +123,7 @@ class _Drop:
 
     def _next_target(self, tries: Sequence[_Try], curve: DropCurve) -> SearchTarget:
         """The limit of L to search with, from the built network whose L is nearest to the one asked for."""
-        wanted = min(curve.limit(AIM * self._asked), MAX_LOSS)
+        wanted = min(curve.limit(SHARE_OF_DROP * self._asked), MAX_LOSS)
         nearest = min(tries, key=lambda one: abs(np.log(wanted / one.measured.loss)))
         move = np.clip(wanted / nearest.measured.loss, 1 / MAX_MOVE, MAX_MOVE)
         return SearchTarget("loss", float(nearest.built.result.posterior_loss * move))

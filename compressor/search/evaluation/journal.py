@@ -75,7 +75,7 @@ class StepRow(Record):
         step_from: the plan (d,) that the linear model is around.
         step_to: the plan (d,) that is best by the model.
         norm: function norm of the first plan, on the model's images.
-        norms_alone: per layer and rank, by the model: the function norm of the plan with that rank of that layer.
+        single_layer_norms: per layer and rank, by the model: function norm of the plan with that rank of that layer.
         images: indices (m,) into the pool.
         passes: what it took, in passes of an image.
     """
@@ -83,7 +83,7 @@ class StepRow(Record):
     step_from: list[int]
     step_to: list[int]
     norm: float
-    norms_alone: list[dict[int, float]]
+    single_layer_norms: list[dict[int, float]]
     images: list[int]
     passes: int
 

@@ -128,7 +128,7 @@ class Refinement:
             step_from=plan.tolist(),
             step_to=target.tolist(),
             norm=model.norm,
-            norms_alone=model.norms_alone(),
+            single_layer_norms=model.single_layer_norms(),
             images=images.tolist(),
             passes=model.passes,
         )

@@ -75,7 +75,7 @@ def linear_sensitivities(space: RankSpace, linearize: Linearize, images: np.ndar
         passes that the model took.
     """
     model = linearize(space.break_even_ranks, sensitivity_ranks(space), images, MODEL_DIRECTIONS)
-    norms = [list(row.values()) for row in model.norms_alone()]
+    norms = [list(row.values()) for row in model.single_layer_norms()]
     return (norms if all(max(row) > LOSS_FLOOR for row in norms) else []), model.passes
 
 

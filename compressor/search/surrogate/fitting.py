@@ -91,7 +91,7 @@ class SurrogateFitter:
             self._local_norm = step.norm
             self._hyper, self._restarted_at = None, 0
             self._saturation = saturation
-            expected = around_plan(plan, step.norm, step.norms_alone, sensitivities)
+            expected = around_plan(plan, step.norm, step.single_layer_norms, sensitivities)
             self._surrogate = self._make_surrogate(self._delivered(expected))
 
     def update_gain(self) -> None:

@@ -80,7 +80,7 @@ def test_the_linear_model_is_the_derivative_of_the_masked_network(tmp_path: Path
     evaluate = make_evaluation(search.norm, search._context.original, search.parts, search.space)
     names = [part.layer.name for part in search.parts]
     last = names.index("6")
-    for rank, loss in model.norms_alone()[last].items():
+    for rank, loss in model.single_layer_norms()[last].items():
         changed = plan.copy()
         changed[last] = rank
         assert loss == pytest.approx(evaluate(changed, np.arange(12)).mean, rel=1e-3)

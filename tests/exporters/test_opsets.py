@@ -15,7 +15,7 @@ from compressor.factorization.interpolative import InterpolativeFactors
 from compressor.network.attention import open_attention
 from exporters.feeding import Normalization
 from exporters.onnx import export_onnx
-from exporters.translation import translate
+from exporters.opsets import translate
 from exporters.verify import require_opset, verify_onnx
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
