@@ -92,6 +92,14 @@ class VerdictRecord(Record):
     gamma: float | None = None
 
 
+class GroupsRecord(Record):
+    """Groups of layers that share hidden channels: how many there are, and how many were searched for fewer channels
+    since these lose less than lower ranks of the same layers do, or since nothing else was asked for."""
+
+    found: int
+    searched: int
+
+
 class Report(Record):
     """`report.json`: everything the page shows, and enough to run it again.
 
@@ -102,8 +110,8 @@ class Report(Record):
     ONNX files. `stages` are those of a recipe, each with its own search and fine-tuning. `seconds` is the whole run's;
     `stage_costs` say where they went, up to the report itself, and `seconds_per_image` is what one image took the
     original, on average. `gamma` is null where a target was given and none leads to the plan. `verdict` says whether it
-    is a success; null in reports of versions that gave none.
-
+    is a success; null in reports of versions that gave none. `channel_groups` is null where nothing was searched, or
+    nothing but ranks.
     """
 
     version: str
@@ -147,3 +155,4 @@ class Report(Record):
     verdict: VerdictRecord | None = None
     stage_costs: list[StageCost] = Field(default_factory=list)
     seconds_per_image: float | None = None
+    channel_groups: GroupsRecord | None = None

@@ -200,6 +200,11 @@ def describe_layers(report: Report) -> str:
     changes = f"{format_plural(changed, 'layer was', 'layers were')} factorized"
     if narrower:
         changes += f", {format_plural(narrower, 'layer')} lost channels"
+    groups = report.channel_groups
+    if groups and groups.searched < groups.found:
+        changes += (
+            f" (ranks lose less in {groups.found - groups.searched} of {groups.found} groups that share channels)"
+        )
     return (
         f"{changes}, {kept} kept dense and {skipped} skipped; the ratio R of compressed to original is "
         f"{format_number(report.ratio)} in {_name_cost(report)}.{pruned if report.prune_fraction else ''}"

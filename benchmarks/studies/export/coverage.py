@@ -1,6 +1,9 @@
 """Every torchvision classifier: inspected, compressed at half of every break-even rank, exported, checked.
 
-    python -m benchmarks.studies.export.coverage
+    python -m benchmarks.studies.export.coverage [--channels]
+
+With --channels every group of layers keeps seven tenths of its hidden channels instead, the counts are held against
+those that the search takes for exact, and the network is written and read again; images are smaller where they may be.
 
 Weights are random, since shapes are what is covered here, with batch-norm statistics of synthetic images, so that
 activations neither vanish nor explode. Weights that are initialized to zero (heads of ViT, scales of ConvNeXt's blocks)
@@ -24,6 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.studies.study import read_results, write_results
+from compressor.channels.costs import ChannelCosts
+from compressor.channels.groups import find_groups, kept_in_front
+from compressor.channels.narrowing import narrow
 from compressor.cost.size import count_params
 from compressor.data.synthetic import synthetic_images
 from compressor.network.architectures import import_torchvision, list_architectures, published_transform
@@ -31,6 +37,7 @@ from compressor.network.attention import open_attention
 from compressor.network.checkpoint import load_model
 from compressor.network.layers import compressible, find_layers
 from compressor.network.macs import count_macs
+from compressor.network.serialization import load_network, save_network
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.stages.factorize import weight_factors
 from exporters.onnx import export_onnx
@@ -42,22 +49,35 @@ MAX_ZERO = 1e-3  # weights all below are taken for zero
 # Side in pixels where the default weights' transform would not do: one size only, that of other published weights, for
 # vision transformers; and likewise for the one network that takes over an hour at its 384.
 SIZES = {"vit": 224, "regnet_y_128gf": 224}
+SMALL, WHOLE_ONLY = 96, ("vit", "swin", "maxvit")  # pixels with --channels, but for networks of one size
+SHARE = 0.7  # of every group's units that are left
 
 
-def cover(arch: str) -> dict[str, Any]:
+def cover(arch: str, channels: bool = False) -> dict[str, Any]:
     """The row of one architecture."""
     began = time.perf_counter()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "model.pt"
-        size = next((size for start, size in SIZES.items() if arch.startswith(start)), None)
-        images = synthetic_images(NUM_IMAGES, published_transform(arch, size), seed=0).batch(slice(None))
-        torch.save(initialize(import_torchvision().models.get_model(arch, weights=None), images), checkpoint)
+        images = synthetic_images(NUM_IMAGES, published_transform(arch, size_for(arch, channels)), seed=0)
+        batch = images.batch(slice(None))
+        torch.save(initialize(import_torchvision().models.get_model(arch, weights=None), batch), checkpoint)
         loaded = load_model(checkpoint)
-        row: dict[str, Any] = {"arch": arch, "recognized": loaded.arch, "input_size": images.shape[-1]}
-        row["macs_published"] = published_macs(arch, images.shape[-1])
-        row |= compress_half(loaded.model.eval().requires_grad_(False), images, Path(folder) / "model.onnx")
+        model = loaded.model.eval().requires_grad_(False)
+        row: dict[str, Any] = {"arch": arch, "recognized": loaded.arch, "input_size": batch.shape[-1]}
+        if channels:
+            row |= narrow_all(model, batch, Path(folder))
+        else:
+            row["macs_published"] = published_macs(arch, batch.shape[-1])
+            row |= compress_half(model, batch, Path(folder) / "model.onnx")
     return row | {"seconds": round(time.perf_counter() - began, 1)}
+
+
+def size_for(arch: str, channels: bool) -> int | None:
+    """Side of the images in pixels; None for that of the published weights."""
+    if channels and not arch.startswith(WHOLE_ONLY):
+        return SMALL
+    return next((size for start, size in SIZES.items() if arch.startswith(start)), None)
 
 
 def initialize(model: nn.Module, images: Tensor) -> dict[str, Any]:
@@ -101,6 +121,39 @@ def compress_half(original: nn.Module, images: Tensor, path: Path) -> dict[str, 
     }
 
 
+def narrow_all(original: nn.Module, images: Tensor, folder: Path) -> dict[str, Any]:
+    """Groups, counts, and the checks of the network with SHARE of every group's units, saved and exported.
+
+    Raises:
+        ValueError: the network does not have the parameters and MACs that its widths should give.
+    """
+    model = open_attention(original, images[:1])
+    groups = find_groups(model, images[:1])
+    costs = ChannelCosts(model, groups, images[:1])
+    widths = [max(1, int(SHARE * group.num_units)) for group in groups]
+    named = {group.name: width for group, width in zip(groups, widths, strict=True)}
+    network = narrow(model, groups, kept_in_front(groups, named))
+    counted = count_params(network), count_macs(network, images[:1])[0]
+    if counted != (costs.params(widths), costs.macs(widths)):
+        raise ValueError(f"counted {counted}, expected {costs.params(widths)} and {costs.macs(widths)}")
+    save_network(model, network, folder / "network.safetensors")
+    again = load_network(model, folder / "network.safetensors")
+    with torch.inference_mode():
+        reloaded = float((again(images) - network(images)).abs().max())
+    export_onnx(again, images, folder / "model.onnx", {})
+    export_check = verify_onnx(folder / "model.onnx", network, images)
+    return {
+        "groups": len(groups),
+        "params": count_params(model),
+        "params_compressed": counted[0],
+        "macs": count_macs(model, images[:1])[0],
+        "macs_compressed": counted[1],
+        "reloaded": reloaded,
+        "spread": spread(network, images),
+        "export_check": export_check.max_rel_error,
+    }
+
+
 def spread(network: nn.Module, images: Tensor) -> float:
     """Largest difference between images over the largest output: an export check of constant outputs proves nothing."""
     with torch.inference_mode():
@@ -119,9 +172,10 @@ def published_macs(arch: str, input_size: int) -> int | None:
     return round(1e9 * weights.meta["_ops"])
 
 
-def run_alone(arch: str) -> dict[str, Any]:
+def run_alone(arch: str, channels: bool) -> dict[str, Any]:
     """`cover` in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.studies.export.coverage", "--only", arch]
+    command += ["--channels"] if channels else []
     began = time.perf_counter()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_PER_ARCH, check=False)
@@ -144,24 +198,27 @@ def size_of(arch: str) -> int:
 
 @click.command()
 @click.option("--only", help="One architecture; prints its row.")
+@click.option("--channels", is_flag=True, help="Hidden channels in place of ranks.")
 @click.option("--add", is_flag=True, help="Keep the rows of the results file that passed.")
-@click.option("--name", default="coverage", show_default=True, help="Name of the results file.")
-def main(only: str | None, add: bool, name: str) -> None:
+@click.option("--name", help="Name of the results file; coverage or coverage-channels if not given.")
+def main(only: str | None, channels: bool, add: bool, name: str | None) -> None:
     """Run the study, small networks first, and write benchmarks/results/NAME.json after each."""
     if only:
         try:
-            click.echo(json.dumps(cover(only)))
+            click.echo(json.dumps(cover(only, channels)))
         except Exception as error:
             traceback.print_exc()
             raise SystemExit(1) from error
         return
     began = time.perf_counter()
+    name = name or ("coverage-channels" if channels else "coverage")
+    left = f"{SHARE} of every group's hidden channels" if channels else "half of every break-even rank"
     rows = [row for row in read_results(name)["rows"] if "failed" not in row] if add else []
     known = {row["arch"] for row in rows}
     for arch in sorted(set(list_architectures()) - known, key=size_of):
-        rows.append(run_alone(arch))
+        rows.append(run_alone(arch, channels))
         click.echo(json.dumps(rows[-1]), err=True)
-        write_results(name, {"about": "every torchvision classifier at half of every break-even rank"}, rows, began)
+        write_results(name, {"about": f"every torchvision classifier at {left}"}, rows, began)
     click.echo(f"{sum('failed' not in row for row in rows)} of {len(rows)} passed")
 
 

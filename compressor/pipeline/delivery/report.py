@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -16,13 +17,14 @@ from compressor.files import write_text
 from compressor.network.layers import FoundLayer
 from compressor.network.macs import count_macs
 from compressor.network.records import LayerRecord
+from compressor.pipeline.channels.found import groups_to_search
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.choose_warnings import all_warnings
 from compressor.pipeline.delivery.verdict import make_verdict
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import SearchResult, State, needed
 from compressor.report.page import write_report
-from compressor.report.records import ImagesRecord, Report, StageRecord
+from compressor.report.records import GroupsRecord, ImagesRecord, Report, StageRecord
 from compressor.schema import Pair
 from compressor.version import VERSION
 from exporters.providers import PROVIDERS
@@ -41,7 +43,7 @@ class WriteReport(Stage):
 
 def make_report(context: Context, state: State) -> Report:
     """The report of a run whose files lie in the context's folder."""
-    original, network, folder = context.original, state.network, context.folder
+    original, network = context.original, state.network
     result, test = needed(state.result, "a plan"), needed(state.test, "test outputs")
     (total_macs, _), (compressed_macs, macs) = (count_macs(model, context.example) for model in (original, network))
     layers = [_layer_record(layer, result, network, macs) for layer in context.layers]
@@ -62,12 +64,9 @@ def make_report(context: Context, state: State) -> Report:
         rank_multiple=result.rank_multiple,
         prune_fraction=result.plan.prune_fraction,
         prune_searched=result.search is not None and context.settings.prune_fraction is None,
-        params=_pair(count_params, original, network),
         params_compressible=params,
-        nonzero_params=_pair(count_nonzero_params, original, network),
         macs=Pair[int](original=total_macs, compressed=compressed_macs),
-        onnx_bytes=_pair(file_bytes, folder / "original.onnx", folder / "model.onnx"),
-        gzip_bytes=_pair(gzip_bytes, folder / "original.onnx", folder / "model.onnx"),
+        **_sizes(original, network, context.folder),
         latency=dict(needed(state.latency, "latency")),
         fidelity=test.fidelity,
         export_check=needed(state.export_check, "the export check"),
@@ -88,7 +87,24 @@ def make_report(context: Context, state: State) -> Report:
         verdict=make_verdict(context, state),
         stage_costs=list(state.stage_costs),
         seconds_per_image=state.seconds_per_image,
+        channel_groups=_channel_groups(context, result),
     )
+
+
+def _sizes(original: nn.Module, network: nn.Module, folder: Path) -> dict[str, Pair[int]]:
+    files = folder / "original.onnx", folder / "model.onnx"
+    return {
+        "params": _pair(count_params, original, network),
+        "nonzero_params": _pair(count_nonzero_params, original, network),
+        "onnx_bytes": _pair(file_bytes, *files),
+        "gzip_bytes": _pair(gzip_bytes, *files),
+    }
+
+
+def _channel_groups(context: Context, result: SearchResult) -> GroupsRecord | None:
+    found = groups_to_search(context) if result.search else []
+    searched = sum(isinstance(layer, ChannelGroup) for layer in result.layers)
+    return GroupsRecord(found=len(found), searched=searched) if found else None
 
 
 def make_stage_record(name: str, kind: str, context: Context, state: State, began: float | None) -> StageRecord:
