@@ -76,9 +76,11 @@ def unfitted_channels(
 
     def add(number: int, value: Tensor, _output: Tensor) -> None:
         name, axis = names[number], -1 if isinstance(modules[names[number]], nn.Linear) else -3
-        rows = value.movedim(axis, -1).flatten(0, -2).double()
-        counts[name] += len(rows)
-        sums[name] += torch.stack([rows.sum(0), rows.square().sum(0)]).cpu()
+        rows = value.movedim(axis, -1).reshape(len(value), -1, value.shape[axis])
+        counts[name] += rows.shape[0] * rows.shape[1]
+        # Image by image in single precision: a copy of a batch in double takes hundreds of MB.
+        for image in rows:
+            sums[name] += torch.stack([image.sum(0), image.square().sum(0)]).double().cpu()
 
     with torch.inference_mode(), watching(list(modules.values()), add):
         for batch in batches(images, device):
