@@ -64,7 +64,7 @@ QUICK = (
 
 def search(problem: Problem, target: SearchTarget, journal: Journal | None = None, **settings: object) -> Search:
     chosen = SearchSettings(**{"max_evaluations": 80, **settings})  # type: ignore[arg-type]
-    journal = journal or Journal(None, {})
+    journal = journal or Journal()
     return Search(problem.problem, chosen, journal, target)
 
 
@@ -157,10 +157,10 @@ def test_the_front_holds_what_nothing_else_beats() -> None:
 def test_a_resumed_search_for_a_target_goes_on_as_if_nothing_had_happened(tmp_path: Path, surrogate: str) -> None:
     problem, path, target = Problem(), tmp_path / "search.jsonl", SearchTarget("ratio", 0.25)
     settings = {"max_evaluations": 25, "surrogate": surrogate}
-    whole, _ = search(problem, target, Journal(path, {}), **settings).run()
+    whole, _ = search(problem, target, Journal.open(path, {}), **settings).run()
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[: 2 * len(lines) // 3]) + "\n")
-    again, _ = search(problem, target, Journal(path, {}, resume=True), **settings).run()
+    again, _ = search(problem, target, Journal.open(path, {}, resume=True), **settings).run()
     assert again.tolist() == whole.tolist()
     assert path.read_text().splitlines() == lines
 

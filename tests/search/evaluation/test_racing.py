@@ -31,9 +31,7 @@ class Course:
         self.chance, self.seed = chance, seed
         self.passes = 0
         settings = SearchSettings(samples=SAMPLES, seed=seed)
-        self.evaluator = Evaluator(
-            SearchProblem(SPACE, Objective(1.0), self.losses, NUM_IMAGES), settings, Journal(None, {})
-        )
+        self.evaluator = Evaluator(SearchProblem(SPACE, Objective(1.0), self.losses, NUM_IMAGES), settings, Journal())
 
     def losses(self, ranks: Ranks, images: np.ndarray) -> Losses:
         self.passes += len(images)
