@@ -1,18 +1,47 @@
 """A network with fewer hidden channels: the same modules, with the weights of the units that are kept."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from compressor.network.surgery import build_candidate
 
-if TYPE_CHECKING:
-    from compressor.channels.groups import ChannelGroup
+
+class Narrowable(Protocol):
+    """What can lose units: a group of layers that share hidden channels (see `compressor.channels.groups`).
+
+    Attributes:
+        name: of the group.
+        producers: names of the layers whose outputs are the channels.
+        between: names of the modules with weights that act unit by unit.
+        reader_names: names of the layers that read the channels.
+        num_units: how many units there are.
+    """
+
+    @property
+    def name(self) -> str:
+        """See the class."""
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """See the class."""
+
+    @property
+    def between(self) -> tuple[str, ...]:
+        """See the class."""
+
+    @property
+    def reader_names(self) -> tuple[str, ...]:
+        """See the class."""
+
+    @property
+    def num_units(self) -> int:
+        """See the class."""
 
 
-def narrow(model: nn.Module, groups: "Iterable[ChannelGroup]", kept: Mapping[str, Tensor]) -> nn.Module:
+def narrow(model: nn.Module, groups: Iterable[Narrowable], kept: Mapping[str, Tensor]) -> nn.Module:
     """The network with some units of each group; tensors that stay whole are shared with `model`.
 
     Args:
