@@ -16,7 +16,6 @@ from compressor.pipeline.plan import Plan
 from compressor.report.records import Report
 from tests.end_to_end.runs import FILES, infer
 
-
 # A delta and an epsilon so small that only the number of evaluations ends the search.
 
 
