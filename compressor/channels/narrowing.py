@@ -67,7 +67,13 @@ def narrow(model: nn.Module, groups: Iterable[Narrowable], kept: Mapping[str, Te
 
 
 def channels_of(units: Tensor, num_units: int, num_channels: int) -> Tensor:
-    """Indices of the channels (k,) of some units, where all units are `num_channels` channels."""
+    """Indices of the channels (k,) of some units.
+
+    Args:
+        units: indices of the units (u,).
+        num_units: how many units there are.
+        num_channels: how many channels all of them have, in equal parts; k is u times such a part.
+    """
     size = num_channels // num_units
     return (units[:, None] * size + torch.arange(size)).flatten()
 
