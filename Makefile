@@ -72,7 +72,7 @@ report: $(READY) $(TRAINED)  ## OUT: the page of a run anew; without one, of edg
 	test -e "$(OUT)/report.json" || $(MAKE) edge-cpu OUT="$(OUT)"
 	$(BIN)/bocompress report "$(OUT)"
 
-test: $(READY) lint  ## the whole suite, lint and types
+test: $(READY) lint  ## the whole suite and lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # uv resolves downwards, which pip cannot. Formatters and type checkers are held to their newest versions only.
@@ -82,10 +82,11 @@ test-oldest: pyproject.toml  ## the suite with the lowest version of each depend
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
 	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## ruff, mypy and the import order
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 docs: $(READY)  ## write docs/options.md and the tables of docs/results.md anew
 	$(BIN)/python -m docs.generate

@@ -67,7 +67,14 @@ def train_fc3(
     epochs: int = EPOCHS,
     on_step: OnStep = lambda done, total, loss: None,
 ) -> nn.Module:
-    """FC3 trained on inputs (n, 784) and labels (n,); in eval mode."""
+    """FC3 trained on inputs (n, 784) and labels (n,); in eval mode.
+
+    Args:
+        inputs: normalized images (n, 784).
+        labels: their classes (n,).
+        epochs: passes over the images.
+        on_step: called with steps done, steps in all and the loss.
+    """
     torch.manual_seed(0)
     return train_classifier(new_fc3(), inputs, labels, epochs, BATCH_SIZE, MAX_LR, on_step)
 
@@ -85,7 +92,13 @@ def trained_fc3(cache: Path = CACHE) -> nn.Module:
 
 
 def log(done: int, total: int, loss: float) -> None:
-    """Print progress every 200 steps."""
+    """Print progress every 200 steps.
+
+    Args:
+        done: steps so far.
+        total: steps in all.
+        loss: cross-entropy of the step's batch.
+    """
     if done % 200 == 0 or done == total:
         print(f"training FC3 on Fashion-MNIST: step {done} of {total}, loss {loss:.3f}", file=sys.stderr)
 

@@ -44,13 +44,26 @@ class SmallVGG(nn.Module):
 def train_small_vgg(
     inputs: Tensor, labels: Tensor, epochs: int = EPOCHS, on_step: OnStep = lambda done, total, loss: None
 ) -> nn.Module:
-    """The network trained on normalized images (n, 3, 32, 32) and labels (n,); in eval mode."""
+    """The network trained on normalized images (n, 3, 32, 32) and labels (n,); in eval mode.
+
+    Args:
+        inputs: normalized images (n, 3, 32, 32).
+        labels: their classes (n,).
+        epochs: passes over the images.
+        on_step: called with steps done, steps in all and the loss.
+    """
     torch.manual_seed(0)
     return train_classifier(SmallVGG(), inputs, labels, epochs, BATCH_SIZE, MAX_LR, on_step)
 
 
 def log(done: int, total: int, loss: float) -> None:
-    """Print progress every 200 steps."""
+    """Print progress every 200 steps.
+
+    Args:
+        done: steps so far.
+        total: steps in all.
+        loss: cross-entropy of the step's batch.
+    """
     if done % 200 == 0 or done == total:
         print(f"training a small VGG: step {done} of {total}, loss {loss:.3f}", file=sys.stderr, flush=True)
 

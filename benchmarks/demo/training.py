@@ -11,9 +11,18 @@ OnStep = Callable[[int, int, float], None]
 def train_classifier(
     model: nn.Module, inputs: Tensor, targets: Tensor, epochs: int, batch_size: int, max_lr: float, on_step: OnStep
 ) -> nn.Module:
-    """`model` trained on inputs (n, ...) and labels (n,) by SGD on one cycle of learning rates; in eval mode.
+    """`model` trained by SGD on one cycle of learning rates; in eval mode.
 
-    `on_step` is called with steps done, steps in all and the loss. The inputs come in the same order in every run.
+    The inputs come in the same order in every run.
+
+    Args:
+        model: trained in place.
+        inputs: what it takes (n, ...).
+        targets: classes (n,).
+        epochs: passes over the inputs.
+        batch_size: inputs per step.
+        max_lr: the highest learning rate of the cycle.
+        on_step: called with steps done, steps in all and the loss.
     """
     model.train()
     steps = epochs * (len(inputs) // batch_size)

@@ -75,6 +75,12 @@ def benchmark_files(
 ) -> BenchmarkRecord:
     """Measure all files, the first being the reference, on random inputs of their shape.
 
+    Args:
+        paths: ONNX files, the first being the reference.
+        settings: batch sizes, threads, providers, runtimes and time to spend.
+        progress: shows the stages.
+        command: the command line, for the record.
+
     Raises:
         InputError: a file is missing, is no ONNX network of one float32 input, takes other inputs than the first, or a
             provider asked for by name does not work here.
@@ -174,13 +180,26 @@ def _shortest_end(parts: tuple[str, ...], others: Sequence[tuple[str, ...]]) -> 
 
 
 def describe_setting(provider: str, threads: int, batch_size: int, runtime: str = ONNX_RUNTIME) -> str:
-    """'CPU, 1 thread, batch 8'; runtimes other than ONNX Runtime are named first."""
+    """'CPU, 1 thread, batch 8'; runtimes other than ONNX Runtime are named first.
+
+    Args:
+        provider: by its name in ONNX Runtime.
+        threads: of the runtime.
+        batch_size: images at once.
+        runtime: by its name in the registry of runtimes.
+    """
     place = f"{format_provider(provider)}, {format_plural(threads, 'thread')}, batch {batch_size}"
     return place if runtime == ONNX_RUNTIME else f"{open_runtime(runtime).label}, {place}"
 
 
 def find_warnings(noise: RatioRecord, others: float | None, timings: Sequence[TimingRecord]) -> list[str]:
-    """What the figures cannot show, by how far the reference, opened twice, differs from itself."""
+    """What the figures cannot show, one sentence each.
+
+    Args:
+        noise: ratio of the reference to itself, opened twice.
+        others: share of the machine that other processes took, from 0 to 1; None where it is not known.
+        timings: of all files.
+    """
     spans = [math.log(timing.ratio.high / timing.ratio.low) for timing in timings if timing.ratio]
     warnings = []
     if others is not None and others > MAX_OTHERS:

@@ -24,12 +24,17 @@ SECONDS_ALLOWED = 600
 def peak_memory_bytes(
     path: Path, provider: str, threads: int, shape: tuple[int, ...], runtime: str = ONNX_RUNTIME
 ) -> int | None:
-    """Peak resident memory for the file on inputs of `shape` (batch first), above that of an empty process.
+    """Peak resident memory of running a file in a process of its own, above that of an empty one.
 
-    None where the system does not report it (Windows).
+    Args:
+        path: the file.
+        provider: where it runs.
+        threads: of the runtime.
+        shape: of the inputs, batch first.
+        runtime: by its name in the registry of runtimes.
 
-    Raises:
-        BocompressError: the process failed.
+    Returns:
+        Bytes; None where the system does not report it (Windows).
     """
     program = [sys.executable, "-m", __name__, runtime, str(path), provider, str(threads), *map(str, shape)]
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=SECONDS_ALLOWED)

@@ -27,6 +27,13 @@ def profile_file(name: str, path: Path, batch: NDArray[Any], provider: str, thre
 
     The profiler adds some microseconds to every node; on a GPU it sees launches, not the kernels' time.
 
+    Args:
+        name: what the record calls it.
+        path: the file.
+        batch: its input (N, ...).
+        provider: where it runs.
+        threads: of the runtime.
+
     Raises:
         InputError, BocompressError: as `open_session`.
     """

@@ -32,7 +32,13 @@ class Curve:
 
 
 def masked(model: nn.Module, factors: ChannelFactors, width: int) -> nn.Module:
-    """The network with readers that ignore the channels which are removed at a width; it shares all other tensors."""
+    """The network with readers that ignore the channels which are removed at a width; it shares all other tensors.
+
+    Args:
+        model: the network, left unchanged.
+        factors: of the group that loses channels.
+        width: units that the group keeps.
+    """
     network = build_candidate(model, {}, {})
     for name, module in factors.build(width).items():
         network = replace_layer(network, name, module)

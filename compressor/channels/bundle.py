@@ -81,6 +81,11 @@ def flattened_axis(tag: Tag, before: Tensor, after: Tensor) -> int | None:
     """The axis along which a reshaped tensor has the channels, with what follows them flattened in or not.
 
     None where channels are split, or mixed with what precedes them.
+
+    Args:
+        tag: which channels the tensor has, and along which axis.
+        before: the tensor.
+        after: the same numbers in another shape.
     """
     axis, old, new = tag.axis, tuple(before.shape), tuple(after.shape)
     if len(new) <= axis or new[:axis] != old[:axis]:

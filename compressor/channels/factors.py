@@ -145,7 +145,14 @@ def regularized(covariance: Tensor) -> Tensor:
 def eliminate_units(
     covariances: Mapping[str, Tensor], layers: Mapping[str, Layer], moments: Mapping[str, ReaderMoments], num_units: int
 ) -> Elimination:
-    """The order by backward elimination for the sum of all readers' losses."""
+    """The order by backward elimination for the sum of all readers' losses.
+
+    Args:
+        covariances: of the channels that each reader takes (n, n), by reader.
+        layers: the readers.
+        moments: of the same readers: what their outputs weigh in the network's.
+        num_units: of the group; its channels lie unit by unit.
+    """
     importances = [moments[name].importance(layer.weight).numpy() for name, layer in layers.items()]
     return eliminate([covariances[name].numpy() for name in layers], importances, num_units)
 

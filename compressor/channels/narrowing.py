@@ -1,18 +1,47 @@
 """A network with fewer hidden channels: the same modules, with the weights of the units that are kept."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from compressor.network.surgery import build_candidate
 
-if TYPE_CHECKING:
-    from compressor.channels.groups import ChannelGroup
+
+class Narrowable(Protocol):
+    """What can lose units: a group of layers that share hidden channels (see `compressor.channels.groups`).
+
+    Attributes:
+        name: of the group.
+        producers: names of the layers whose outputs are the channels.
+        between: names of the modules with weights that act unit by unit.
+        reader_names: names of the layers that read the channels.
+        num_units: how many units there are.
+    """
+
+    @property
+    def name(self) -> str:
+        """See the class."""
+
+    @property
+    def producers(self) -> tuple[str, ...]:
+        """See the class."""
+
+    @property
+    def between(self) -> tuple[str, ...]:
+        """See the class."""
+
+    @property
+    def reader_names(self) -> tuple[str, ...]:
+        """See the class."""
+
+    @property
+    def num_units(self) -> int:
+        """See the class."""
 
 
-def narrow(model: nn.Module, groups: "Iterable[ChannelGroup]", kept: Mapping[str, Tensor]) -> nn.Module:
+def narrow(model: nn.Module, groups: Iterable[Narrowable], kept: Mapping[str, Tensor]) -> nn.Module:
     """The network with some units of each group; tensors that stay whole are shared with `model`.
 
     Args:
@@ -38,7 +67,13 @@ def narrow(model: nn.Module, groups: "Iterable[ChannelGroup]", kept: Mapping[str
 
 
 def channels_of(units: Tensor, num_units: int, num_channels: int) -> Tensor:
-    """Indices of the channels (k,) of some units, where all units are `num_channels` channels."""
+    """Indices of the channels (k,) of some units.
+
+    Args:
+        units: indices of the units (u,).
+        num_units: how many units there are.
+        num_channels: how many channels all of them have, in equal parts; k is u times such a part.
+    """
     size = num_channels // num_units
     return (units[:, None] * size + torch.arange(size)).flatten()
 

@@ -42,7 +42,13 @@ class Call:
 
 
 def kept_outputs(original: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """By name of the readers that produce channels of another group: which of their outputs (k,) are kept."""
+    """By name of the readers that produce channels of another group: which of their outputs (k,) are kept.
+
+    Args:
+        original: the network with all channels.
+        groups: all groups that lose channels.
+        kept: indices of the units that are kept, by group; groups not named keep all.
+    """
     readers = {name for group in groups for name in group.reader_names}
     return {
         name: channels_of(kept[group.name], group.num_units, len(original.get_submodule(name).weight))  # type: ignore[arg-type]
@@ -53,7 +59,13 @@ def kept_outputs(original: nn.Module, groups: Sequence[ChannelGroup], kept: Mapp
 
 
 def readers_in_order(network: nn.Module, groups: Sequence[ChannelGroup], example: Tensor) -> list[Reader]:
-    """All readers of the groups in the order in which they run."""
+    """All readers of the groups in the order in which they run.
+
+    Args:
+        network: that holds them; it runs once.
+        groups: whose readers are wanted.
+        example: one input (1, ...), on the network's device.
+    """
     readers = {reader.name: reader for group in groups for reader in group.readers}
     return [readers[name] for name in in_order_of_use(network, list(readers), example)]
 
@@ -64,6 +76,16 @@ def wanted_rows(
     """What the readers' outputs are to be at random positions: the original's, plus what it adds them to.
 
     Where a batch norm follows they are less its mean, and divided by its scale.
+
+    Args:
+        original: the network with all channels, on the device.
+        readers: whose outputs are wanted.
+        images: N of them; each batch gives its share of at most MAX_ROWS positions.
+        device: where the network runs.
+        seed: of the positions.
+
+    Returns:
+        By reader, batch after batch, the positions and the wanted outputs there (rows, Co).
     """
     rows: dict[str, Rows] = {reader.name: [] for reader in readers}
     generators = {
@@ -110,7 +132,16 @@ def moments_of(
 
 
 def least_squares(moments: SplitMoments, present: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Weight (Co, ...) and bias (Co,) of least squared error, with a ridge that pulls towards the present weight."""
+    """Weight and bias of least squared error, with a ridge that pulls towards the present weight.
+
+    Args:
+        moments: of the layer's inputs and of its wanted outputs.
+        present: the weight as it is (Co, ...).
+        ridge: its strength, as a share of the covariance's mean diagonal.
+
+    Returns:
+        The weight (Co, ...) and the bias (Co,), in double precision on the CPU.
+    """
     covariance = moments.covariance()
     level = raise_floor_(covariance[None], ridge)
     prior = present.detach().double().cpu().flatten(1)
@@ -121,7 +152,14 @@ def least_squares(moments: SplitMoments, present: Tensor, ridge: float) -> tuple
 
 
 def set_weight(network: nn.Module, reader: Reader, weight: Tensor, bias: Tensor) -> None:
-    """Set a reader's weight and bias, where a batch norm follows its mean in place of the bias."""
+    """Set a reader's weight and bias in place; where a batch norm follows, its mean takes the bias.
+
+    Args:
+        network: that has the reader.
+        reader: the layer, and the norm behind it if there is one.
+        weight: the new weight (Co, ...).
+        bias: what is to be added to the outputs (Co,), on the scale before the norm.
+    """
     module = network.get_submodule(reader.name)
     assert isinstance(module, nn.Conv2d | nn.Linear)
     like = module.weight
@@ -139,7 +177,11 @@ def start_from(
 ) -> None:
     """Give the readers of a narrowed network the weights that `factors` has for the width, in place.
 
-    `outputs` is that of `kept_outputs`.
+    Args:
+        network: already narrowed to the width.
+        factors: of the group.
+        width: units that the group keeps.
+        outputs: which outputs of the readers are left, as `kept_outputs` gives them; None for all.
     """
     kept, refits = factors.kept(width), factors.refit(width)
     for reader in factors.group.readers:
@@ -154,7 +196,13 @@ def start_from(
 
 
 def calls_of(network: nn.Module, readers: Sequence[Reader], batch: Tensor) -> list[tuple[Reader, Call]]:
-    """Inputs and outputs of the readers when the network runs on a batch; the pass ends after the last of them."""
+    """Inputs and outputs of the readers when the network runs on a batch; the pass ends after the last of them.
+
+    Args:
+        network: that holds the readers.
+        readers: in the order of use.
+        batch: inputs (N, ...), on the network's device.
+    """
     calls: dict[int, Call] = {}
     last = {reader.addition: number for number, reader in enumerate(readers) if reader.addition is not None}
 

@@ -39,7 +39,13 @@ class SplitMoments:
         self._means, self._deviations = RunningMoments(1), RunningMoments(1)
 
     def add(self, rows: Tensor, images: Tensor, targets: Tensor | None = None) -> None:
-        """Add rows (r, n) and targets (r, m), `images` (r,) being the number of each row's image in the batch."""
+        """Add inputs of some output positions, and what is wanted there.
+
+        Args:
+            rows: inputs of the layer (r, n).
+            images: the number of each row's image in its batch (r,).
+            targets: wanted outputs (r, m); None where none are.
+        """
         centres = _means_of(rows, images)
         self._means.add(centres, None if targets is None else _means_of(targets, images))
         number = images.unique(return_inverse=True)[1]
@@ -160,7 +166,18 @@ def _input_moments(
 def output_gradients(
     model: nn.Module, names: Sequence[str], images: ImageSet, device: torch.device, seed: int
 ) -> dict[str, Tensor]:
-    """Second moments of the gradients at layers' outputs, from random +-1 combinations of the network's outputs."""
+    """Second moments of the gradients at layers' outputs, from random +-1 combinations of the network's outputs.
+
+    Args:
+        model: the network, on the device.
+        names: of the layers.
+        images: to run it on.
+        device: where it runs.
+        seed: of the signs.
+
+    Returns:
+        By layer the second moments (Co, Co), with a share of the identity mixed in.
+    """
     modules = [model.get_submodule(name) for name in names]
     sums = {name: _GradientSums() for name in names}
     for index, gradient in projected_gradients(model, modules, images, device, seed, GRADIENT_BATCH_SIZE):

@@ -155,23 +155,32 @@ class Tracer(TorchFunctionMode):
     # What each kind of function does: the tag of its result, or None where it mixes channels in an unknown way.
 
     def identity(self, _name: str, args: list[Any], _result: Tensor) -> Tag | None:
-        """Channels stay where they are, and so do their values."""
+        """Channels stay where they are, and so do their values.
+
+        Args:
+            _name: of the function that was called.
+            args: what it was called with; the first is the tensor with the channels.
+            _result: what it returned.
+
+        Returns:
+            The channels of the result and their axis; None where no bundle goes on.
+        """
         return self.tag(args[0])
 
     def elementwise(self, _name: str, args: list[Any], _result: Tensor) -> Tag | None:
-        """A function of every number by itself."""
+        """A function of every number by itself; arguments and result as of `identity`."""
         tag = self.tag(args[0])
         if tag is not None:
             tag.bundle.is_plain = False
         return tag
 
     def pool(self, _name: str, args: list[Any], result: Tensor) -> Tag | None:
-        """Pooling or resizing behind the channel axis."""
+        """Pooling or resizing behind the channel axis; arguments and result as of `identity`."""
         tag = self.elementwise(_name, args, result)
         return tag if (tag is not None and tag.axis == result.dim() - 3) or _is_pool_1d(_name, tag, result) else None
 
     def mean(self, _name: str, args: list[Any], result: Tensor) -> Tag | None:
-        """A mean over axes other than the channels'."""
+        """A mean over axes other than the channels'; arguments and result as of `identity`."""
         tag = self.elementwise(_name, args, result)
         axes = args[1] if len(args) > 1 else None
         if tag is None or axes is None:
@@ -183,18 +192,18 @@ class Tracer(TorchFunctionMode):
         return tag if result.dim() == dim else tag.moved(tag.axis - sum(axis < tag.axis for axis in axes))
 
     def pad(self, _name: str, args: list[Any], result: Tensor) -> Tag | None:
-        """Padding behind the channel axis."""
+        """Padding behind the channel axis; arguments and result as of `identity`."""
         tag = self.elementwise(_name, args, result)
         return tag if tag is not None and result.shape[: tag.axis + 1] == args[0].shape[: tag.axis + 1] else None
 
     def reshape(self, _name: str, args: list[Any], result: Tensor) -> Tag | None:
-        """Another shape, where channels come first in what is flattened."""
+        """Another shape, where channels come first in what is flattened; arguments and result as of `identity`."""
         tag = self.elementwise(_name, args, result)
         axis = None if tag is None else flattened_axis(tag, args[0], result)
         return None if tag is None or axis is None else tag.moved(axis)
 
     def permute(self, name: str, args: list[Any], result: Tensor) -> Tag | None:
-        """Axes in another order."""
+        """Axes in another order; arguments and result as of `identity`."""
         tag = self.elementwise(name, args, result)
         if tag is None:
             return None
@@ -209,7 +218,10 @@ class Tracer(TorchFunctionMode):
         return tag.moved(order.index(tag.axis))
 
     def add(self, name: str, args: list[Any], result: Tensor) -> Tag | None:
-        """A sum of a bundle with itself or with what is the same for all channels; a residual sum keeps all."""
+        """A sum of a bundle with itself or with what is the same for all channels; a residual sum keeps all.
+
+        Arguments and result as of `identity`; either of the first two arguments may have the channels.
+        """
         tags = [self.tag(value) if isinstance(value, Tensor) else None for value in args[:2]]
         found = self._broadcast(args, result)
         if name == "add":
@@ -222,7 +234,10 @@ class Tracer(TorchFunctionMode):
         return found
 
     def multiply(self, _name: str, args: list[Any], result: Tensor) -> Tag | None:
-        """A product: channels that gate others come and go with them."""
+        """A product: channels that gate others come and go with them.
+
+        Arguments and result as of `identity`; either of the first two arguments may have the channels.
+        """
         tags = [tag for value in args[:2] if isinstance(value, Tensor) and (tag := self.tag(value)) is not None]
         if len(tags) == 2 and tags[0].bundle is not tags[1].bundle:
             first, second = sorted(tags, key=lambda tag: self._created.index(tag.bundle))
@@ -254,7 +269,7 @@ class Tracer(TorchFunctionMode):
         return found
 
     def normalize(self, _name: str, args: list[Any], result: Tensor) -> Tag | None:
-        """Batch norm by running statistics."""
+        """Batch norm by running statistics; arguments and result as of `identity`."""
         tag = self.tag(args[0])
         if tag is None or tag.axis != 1:
             return None
@@ -267,7 +282,7 @@ class Tracer(TorchFunctionMode):
         return tag
 
     def prelu(self, name: str, args: list[Any], result: Tensor) -> Tag | None:
-        """PReLU with one slope for all, or one for every channel."""
+        """PReLU with one slope for all, or one for every channel; arguments and result as of `identity`."""
         tag = self.elementwise(name, args, result)
         if tag is None or args[1].numel() == 1:
             return tag
@@ -278,7 +293,10 @@ class Tracer(TorchFunctionMode):
         return tag
 
     def convolve(self, _name: str, args: list[Any], result: Tensor) -> Tag | None:
-        """A convolution: it mixes its inputs, or where it has groups, those of each."""
+        """A convolution: it mixes its inputs, or where it has groups, those of each.
+
+        Arguments and result as of `identity`.
+        """
         tag, module = self.tag(args[0]), self._layer(args, nn.Conv2d)
         axis = result.dim() - 3
         if module is None or (tag is not None and tag.axis != axis):
@@ -293,7 +311,7 @@ class Tracer(TorchFunctionMode):
         return tag
 
     def multiply_matrix(self, _name: str, args: list[Any], result: Tensor) -> Tag | None:
-        """A linear layer."""
+        """A linear layer; arguments and result as of `identity`."""
         tag, module = self.tag(args[0]), self._layer(args, nn.Linear)
         axis = result.dim() - 1
         if module is None or (tag is not None and tag.axis != axis):

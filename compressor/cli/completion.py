@@ -24,12 +24,12 @@ def registered_architectures() -> list[str]:
 
 
 def complete_architecture(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """torchvision's names that begin as typed."""
+    """torchvision's names that begin with `incomplete`; the others are click's, and not needed."""
     return [CompletionItem(name) for name in registered_architectures() if name.startswith(incomplete.lower())]
 
 
 def complete_recipe(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Recipes that come along, and TOML files, that begin as typed."""
+    """Recipes that come along, and TOML files, that begin with `incomplete`; the others are click's, and not needed."""
     names = [*_recipe_names(), *_toml_files(incomplete)]
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 

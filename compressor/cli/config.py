@@ -62,7 +62,16 @@ config_options = cloup.option_group(
 
 
 def require_unless_printing(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
-    """Callback of an argument that --print-config can do without."""
+    """Callback of an argument that --print-config can do without.
+
+    Args:
+        ctx: tells whether --print-config was given.
+        param: the argument.
+        value: what was given for it, which is returned.
+
+    Raises:
+        click.MissingParameter: nothing was given, and it is needed.
+    """
     if value is None and not ctx.params.get("print_config") and not ctx.resilient_parsing:
         raise click.MissingParameter(ctx=ctx, param=param)
     return value

@@ -47,6 +47,11 @@ def typed_command() -> str:
 def check_output(out: Path, options: dict[str, Any], progress: "Progress") -> None:
     """Check the folder to write before anything is loaded.
 
+    Args:
+        out: the folder to write.
+        options: of the command, by name.
+        progress: where it is noted that there is nothing to resume.
+
     Raises:
         InputError: it holds other files, an earlier run that is neither to resume nor to overwrite, or an input.
     """
@@ -139,7 +144,16 @@ def load_network_and_images(
 
 
 def note_on_size(files: Sequence[Path], transform: "Transform", arch: str) -> list[str]:
-    """That images are much smaller than the input that is taken for granted, which a network may not be trained for."""
+    """That images are much smaller than the input that is taken for granted, which a network may not be trained for.
+
+    Args:
+        files: the images, of which a few are measured.
+        transform: its input size is in pixels.
+        arch: the network's architecture, for the sentence.
+
+    Returns:
+        The sentence, or nothing.
+    """
     from PIL import Image
 
     shorter = []
@@ -206,6 +220,11 @@ def image_limit(options: dict[str, Any]) -> int:
 
 def load_train_images(loaded: "LoadedModel", options: dict[str, Any], progress: "Progress") -> "ImageSet | None":
     """The images of --train-data under the network's transform, None without the option.
+
+    Args:
+        loaded: the network and what its file says of its inputs.
+        options: of the command, by name.
+        progress: shows the reading.
 
     Raises:
         InputError: the folder cannot be read, or its images would not fit into memory.

@@ -31,6 +31,7 @@ class Gamma(OrAuto):
     name = "number|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        """See `click.ParamType.convert`."""
         if value == "auto":
             return None
         number = _parse_float(value)
@@ -47,6 +48,7 @@ class RankMultiple(OrAuto):
     name = "number|auto"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """See `click.ParamType.convert`."""
         if value == "auto":
             return None
         try:
@@ -64,6 +66,7 @@ class Delta(click.ParamType):
     name = "number|percent%"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, bool]:
+        """See `click.ParamType.convert`."""
         if isinstance(value, tuple):
             return value
         relative = str(value).endswith("%")
@@ -84,6 +87,7 @@ class Fraction(OrAuto):
     name = "none|auto|fraction"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | None:
+        """See `click.ParamType.convert`."""
         if value == "auto":
             return None
         number = 0.0 if value == "none" else _parse_float(value)
@@ -98,6 +102,7 @@ class Channels(click.ParamType):
     name = "r,g,b|grey|..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """See `click.ParamType.convert`."""
         if isinstance(value, tuple):
             return value
         numbers = [_parse_float(part) for part in str(value).split(",")]
@@ -113,6 +118,7 @@ class Precisions(click.ParamType):
     name = "fp32|fp16|int8"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """See `click.ParamType.convert`."""
         names = value if isinstance(value, tuple) else tuple(part for part in str(value).split(",") if part)
         unknown = [name for name in names if name not in PRECISION_NAMES]
         if unknown or not names:
@@ -129,6 +135,7 @@ class Amount(click.ParamType):
         self._units = units
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """See `click.ParamType.convert`."""
         text = str(value).strip().lower()
         # The longest unit first: "mib" ends in "b", too.
         unit = next((unit for unit in sorted(self._units, key=len, reverse=True) if text.endswith(unit)), "")
@@ -146,6 +153,7 @@ class FiniteRange(click.FloatRange):
     """A range of floats that refuses `nan`."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """See `click.ParamType.convert`."""
         number = float(super().convert(value, param, ctx))
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number", param, ctx)
@@ -161,6 +169,7 @@ class Numbers(click.ParamType):
         self._largest = largest
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """See `click.ParamType.convert`."""
         if isinstance(value, tuple):
             return value
         parts = [part.strip() for part in str(value).split(",")]
@@ -182,6 +191,7 @@ class Words(click.ParamType):
         return ",".join(self._offered[:-1]) + f"|{self._offered[-1]}"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """See `click.ParamType.convert`."""
         if isinstance(value, tuple):
             return value
         words = [word.strip().lower() for word in str(value).split(",")]

@@ -203,9 +203,13 @@ def measure_rounds(
 
 
 def ratio_of(reference_ms: Samples, other_ms: Samples, seed: int = 0, others: float = 0.0) -> RatioRecord:
-    """Median of the paired ratios other/reference and its interval, from milliseconds (sessions, rounds).
+    """Median of the paired ratios other/reference, and its interval.
 
-    `others`, the share of the machine that other processes took, widens the interval: see `DISTURBANCE`.
+    Args:
+        reference_ms: milliseconds (sessions, rounds).
+        other_ms: likewise, each measured beside the one of the same place.
+        seed: of the bootstrap.
+        others: share of the machine that other processes took, which widens the interval (see `DISTURBANCE`).
     """
     ratios = _ratios(reference_ms, other_ms)
     low, high = bootstrap_interval(ratios, seed=seed)
@@ -221,6 +225,12 @@ def bootstrap_interval(
     Sessions are drawn with replacement, then rounds within each of them. A percentile interval of few sessions is too
     narrow: its tails are moved outwards by as much as Student's t is wider than the normal distribution (Hesterberg
     2015, "expanded percentile interval").
+
+    Args:
+        values: (sessions, rounds), or (rounds,) of one session.
+        confidence: that the interval covers the median, from 0 to 1.
+        resamples: how many medians are drawn.
+        seed: of the draws.
     """
     sample = np.atleast_2d(np.asarray(values, dtype=np.float64))
     sessions, rounds = sample.shape
@@ -244,7 +254,16 @@ def _tail(share: float, sessions: int) -> float:
 def summarize(
     original_ms: ArrayLike, compressed_ms: ArrayLike, threads: int, batch_size: int, seed: int = 0, others: float = 0.0
 ) -> LatencyRecord:
-    """Medians, tails and the paired ratio with its interval, from paired samples (sessions, pairs) or (pairs,)."""
+    """Medians, tails and the paired ratio with its interval.
+
+    Args:
+        original_ms: milliseconds (sessions, pairs), or (pairs,) of one session.
+        compressed_ms: likewise, pair by pair.
+        threads: of the runtime, for the record.
+        batch_size: images at once, for the record.
+        seed: of the bootstrap.
+        others: as of `ratio_of`.
+    """
     original, compressed = np.atleast_2d(original_ms), np.atleast_2d(compressed_ms)
     ratio = ratio_of(original, compressed, seed, others)
     return LatencyRecord(
@@ -266,7 +285,13 @@ def summarize(
 
 
 def plan_rounds(round_seconds: float, min_rounds: int, max_seconds: float) -> tuple[int, int]:
-    """The number of rounds to aim for, and the number to run even when the time is over: (planned, fewest)."""
+    """The number of rounds to aim for, and the number to run even when the time is over.
+
+    Args:
+        round_seconds: one run of every file.
+        min_rounds: as many where the time allows it.
+        max_seconds: the time for all rounds.
+    """
     fits = int(max_seconds / round_seconds)
     fewest = MIN_ROUNDS if MIN_ROUNDS * round_seconds <= SLOW_FACTOR * max_seconds else MIN_SLOW_ROUNDS
     fewest = min(fewest, min_rounds)
@@ -275,7 +300,13 @@ def plan_rounds(round_seconds: float, min_rounds: int, max_seconds: float) -> tu
 
 
 def plan_sessions(planned: int, opening_seconds: float, max_seconds: float) -> int:
-    """How often to open the files, where opening and warming up all of them takes `opening_seconds`."""
+    """How often to open the files.
+
+    Args:
+        planned: rounds in all; no session is without one.
+        opening_seconds: opening and warming up all files once.
+        max_seconds: the time for all rounds, of which opening may take OPENING_SHARE.
+    """
     affordable = int(OPENING_SHARE * max_seconds / opening_seconds)
     return min(max(affordable, MIN_SESSIONS), SESSIONS, planned)
 

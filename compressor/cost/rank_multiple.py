@@ -57,14 +57,28 @@ def shares_of_multiples(latencies_ms: Mapping[int, float]) -> dict[int, float]:
 def measure_ranks(
     channels: int, side: int, ranks: Sequence[int], threads: int, provider: str = CPU
 ) -> dict[int, float]:
-    """Median latency in milliseconds by rank; the ranks are run in turn, in a new order each round."""
+    """Median latency in milliseconds by rank; the ranks are run in turn, in a new order each round.
+
+    Args:
+        channels: of the layer, in and out.
+        side: of its input, in pixels.
+        ranks: to compare.
+        threads: of the runtime.
+        provider: where it runs.
+    """
     value = np.random.default_rng(0).standard_normal((1, channels, side, side), dtype=np.float32)
     models = [pair_of_convolutions(channels, side, rank) for rank in ranks]
     return dict(zip(ranks, time_in_turn(models, value, threads, provider), strict=True))
 
 
 def pair_of_convolutions(channels: int, side: int, rank: int) -> bytes:
-    """The content of an ONNX file: kh x 1 to `rank` channels and 1 x kw back, between two other layers."""
+    """The content of an ONNX file: 3 x 1 to `rank` channels and 1 x 3 back, between two other layers.
+
+    Args:
+        channels: of all layers, but for those between the pair.
+        side: of the input (N, channels, side, side).
+        rank: channels between the pair.
+    """
     nodes: list[NodeProto] = []
     weights = []
     value = "x"

@@ -191,7 +191,15 @@ def _notes_on_classes(counts: dict[str, int], numbering: Numbering) -> Iterator[
 def read_sample(
     files: list[Path], order: list[int], transform: Transform, limit: int, on_step: OnStep | None
 ) -> Sample:
-    """The first `limit` readable files in the given order."""
+    """The first `limit` readable files in the given order.
+
+    Args:
+        files: all images.
+        order: indices into them, those to be read first in front.
+        transform: how images are prepared.
+        limit: on the images that can be read.
+        on_step: called with the number read and of all; None for nobody.
+    """
     total, start, sample = min(limit, len(order)), 0, Sample()
     # The next files replace broken ones.
     while len(sample.kept) < total and start < len(order):

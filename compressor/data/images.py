@@ -3,9 +3,9 @@
 Images from folders and synthetic ones are stored as bytes, in a quarter of the memory, and normalized batch by batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,9 +14,6 @@ from torch import Tensor
 
 from compressor.errors import InputError
 
-if TYPE_CHECKING:
-    from compressor.data.further import FurtherImages
-
 OnStep = Callable[[int, int], None]
 """Called with the number of images done and of all."""
 Indices = slice | Tensor | Sequence[int]
@@ -24,6 +21,18 @@ Array = NDArray[np.float32]
 
 MAX_IMAGES = 1500  # of a run, by default
 MAX_BATCH_NUMBERS = 10**6  # of a batch's inputs; activations are several times as many
+
+
+class Unread(Protocol):
+    """Images that are not held in memory (see `compressor.data.further`)."""
+
+    def __len__(self) -> int: ...
+
+    def first(self, count: int) -> "Unread":
+        """The first `count` of them."""
+
+    def batches(self, like: "ImageSet") -> Iterator["ImageSet"]:
+        """Yields those that can be read, labelled as `like` is."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class ImageSet:
     label_note: str = ""
     notes: tuple[str, ...] = ()
     other_order: tuple[int, ...] | None = None
-    further: "FurtherImages | None" = None
+    further: "Unread | None" = None
 
     def __len__(self) -> int:
         return len(self.data)

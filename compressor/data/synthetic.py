@@ -103,7 +103,15 @@ def draw_radii(rng: np.random.Generator) -> Array:
 
 
 def draw_shape(canvas: Array, radius: float, palette: Array, texture: Array, rng: np.random.Generator) -> None:
-    """Draw one shape of about the given radius in pixels on the canvas, with a slightly blurred edge."""
+    """Draw one shape with a slightly blurred edge, in place.
+
+    Args:
+        canvas: colours (size, size, 3).
+        radius: about its size, in pixels.
+        palette: colours (n, 3).
+        texture: noise (h, w, 3) of deviation 1, from which its surface is cut.
+        rng: draws place, form and surface.
+    """
     size = len(canvas)
     centre = rng.uniform(-0.1 * size, 1.1 * size, 2).tolist()
     stretch = math.exp(rng.normal(0, 0.35))
@@ -128,7 +136,15 @@ def draw_shape(canvas: Array, radius: float, palette: Array, texture: Array, rng
 def distance_outside(
     window: tuple[slice, slice], centre: list[float], radius: float, stretch: float, rng: np.random.Generator
 ) -> Array:
-    """Signed distance in pixels, negative inside, of a window's pixels (h, w) from a random convex shape."""
+    """Signed distance in pixels, negative inside, of a window's pixels (h, w) from a convex shape.
+
+    Args:
+        window: rows and columns of the canvas.
+        centre: row and column of the shape's middle, which may lie outside.
+        radius: in pixels.
+        stretch: how much longer than wide, as a factor on one axis and its inverse on the other.
+        rng: draws the kind of shape and its angle.
+    """
     angle = rng.uniform(0, math.pi)
     y = np.arange(window[0].start, window[0].stop, dtype=np.float32)[:, None] - np.float32(centre[0])
     x = np.arange(window[1].start, window[1].stop, dtype=np.float32)[None, :] - np.float32(centre[1])
@@ -146,7 +162,15 @@ def distance_outside(
 
 
 def surface(window: tuple[slice, slice], size: int, palette: Array, texture: Array, rng: np.random.Generator) -> Array:
-    """A patch of one material, (h, w, 3): a colour of the palette with shading and texture."""
+    """A patch of one material, (h, w, 3): a colour of the palette with shading and texture.
+
+    Args:
+        window: rows and columns of the canvas.
+        size: of the canvas, in pixels.
+        palette: colours (n, 3).
+        texture: noise (h, w, 3), at least as large as the window.
+        rng: draws colour, slope and texture.
+    """
     height, width = (side.stop - side.start for side in window)
     colour = palette[rng.integers(len(palette))] * np.float32(math.exp(rng.normal(0, 0.25)))
     colour = colour + rng.normal(0, 0.03, 3).astype(np.float32)
@@ -160,7 +184,13 @@ def surface(window: tuple[slice, slice], size: int, palette: Array, texture: Arr
 
 
 def cut(texture: Array, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
-    """A random window of a texture, of `shape` (h, w)."""
+    """A random window of a texture, of `shape` (h, w).
+
+    Args:
+        texture: (height, width, ...).
+        shape: (h, w), not larger.
+        rng: draws where.
+    """
     top, left = (int(rng.integers(0, whole - part + 1)) for whole, part in zip(texture.shape, shape, strict=False))
     return texture[top : top + shape[0], left : left + shape[1]]
 
@@ -183,7 +213,13 @@ def spectrum(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.com
 
 
 def expose(canvas: Array, texture: Array, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """The canvas as a camera records it: with uneven light, a colour cast, contrast and sensor noise."""
+    """The canvas as a camera records it: with uneven light, a colour cast, contrast and sensor noise.
+
+    Args:
+        canvas: linear light (size, size, 3).
+        texture: as of `draw_shape`.
+        rng: draws light, cast, contrast and noise.
+    """
     size = len(canvas)
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     slope = rng.normal(0, 0.3, 2).astype(np.float32)

@@ -56,6 +56,11 @@ class Factors(ABC):
         """Parameters of each factor of a weight of `shape` (Co, Ci/groups, ...) at `rank` per group.
 
         Their sum must not fall with the rank.
+
+        Args:
+            shape: of the weight, (Co, Ci/groups, ...).
+            groups: of the convolution, else 1.
+            rank: of every group.
         """
 
     @staticmethod

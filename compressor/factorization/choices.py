@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +24,37 @@ class ChoiceRow(Record):
 
 
 class ChoiceJournal:
-    """Appends choices to a file, and knows those of an earlier run.
+    """Appends choices to a file, and knows those of an earlier run (see `open`); without a file keeps them in memory.
 
     Args:
-        path: the file, or None to keep nothing.
-        header: what the choices depend on, JSON values only, with a version under VERSION_KEY.
-        resume: continue the file at `path`, if there is one.
+        path: the file, which has its first line; None to keep nothing on the disk.
+        rows: choices of the earlier run, in order.
 
     Attributes:
         rows: the choices so far, by layer.
-
-    Raises:
-        InputError: the file to resume from cannot be read, or was written with another header.
     """
 
-    def __init__(self, path: Path | None, header: Mapping[str, Any], resume: bool = False) -> None:
+    def __init__(self, path: Path | None = None, rows: Iterable[ChoiceRow] = ()) -> None:
         self._path = path
-        self.rows: dict[str, ChoiceRow] = {}
-        if path is None:
-            return
-        if not (resume and path.exists() and self._read(path, header)):
+        self.rows: dict[str, ChoiceRow] = {row.layer: row for row in rows}
+
+    @classmethod
+    def open(cls, path: Path, header: Mapping[str, Any], resume: bool = False) -> "ChoiceJournal":
+        """The journal in a file: with the choices of an earlier run, or begun anew.
+
+        Args:
+            path: the file.
+            header: what the choices depend on, JSON values only, with a version under VERSION_KEY.
+            resume: continue the file at `path`, if there is one with a whole first line.
+
+        Raises:
+            InputError: the file cannot be written, or the one to resume from cannot be read or was written with
+                another header.
+        """
+        rows = _read(path, header) if resume and path.exists() else None
+        if rows is None:
             write_json_line(path, header, "w")
+        return cls(path, rows or ())
 
     def append(self, row: ChoiceRow) -> None:
         """Write one choice and flush it to the disk."""
@@ -52,22 +62,22 @@ class ChoiceJournal:
         if self._path is not None:
             write_json_line(self._path, row.model_dump(), "a")
 
-    def _read(self, path: Path, header: Mapping[str, Any]) -> bool:
-        """Whether the file has a header, after its rows are read; a line that was cut off is removed."""
-        try:
-            whole, newline, cut_off = path.read_bytes().rpartition(b"\n")
-            lines = [json.loads(line) for line in whole.splitlines()]
-            if not lines:
-                return False
-            if not isinstance(lines[0], dict):
-                raise InputError(f"{path} is not a journal of factors; choose another --out")
-            require_same_header(path, lines[0], header, VERSION_KEY)
-            rows = [ChoiceRow.model_validate(line) for line in lines[1:]]
-            if cut_off:
-                os.truncate(path, len(whole + newline))
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not a journal of factors; choose another --out") from error
-        self.rows = {row.layer: row for row in rows}
-        return True
+
+def _read(path: Path, header: Mapping[str, Any]) -> list[ChoiceRow] | None:
+    """The file's rows, None where it has no header; a line that was cut off is removed."""
+    try:
+        whole, newline, cut_off = path.read_bytes().rpartition(b"\n")
+        lines = [json.loads(line) for line in whole.splitlines()]
+        if not lines:
+            return None
+        if not isinstance(lines[0], dict):
+            raise InputError(f"{path} is not a journal of factors; choose another --out")
+        require_same_header(path, lines[0], header, VERSION_KEY)
+        rows = [ChoiceRow.model_validate(line) for line in lines[1:]]
+        if cut_off:
+            os.truncate(path, len(whole + newline))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a journal of factors; choose another --out") from error
+    return rows

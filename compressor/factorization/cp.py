@@ -57,6 +57,7 @@ class CpFactors(Factors):
 
     @staticmethod
     def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
+        """See `Factors.factor_params`."""
         num_out, num_in, height, width = shape
         return rank * num_in, rank * height, rank * width, rank * num_out
 

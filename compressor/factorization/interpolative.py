@@ -63,7 +63,7 @@ class InterpolativeFactors(Factors):
 
     @staticmethod
     def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
-        """Parameters of the kept rows and of the other rows' coefficients.
+        """See `Factors.factor_params`: the kept rows, and the other rows' coefficients.
 
         Their sum grows with the rank up to (Co + Ci kh kw) / 2, which is never below the full rank.
         """

@@ -72,7 +72,13 @@ class NestedRefit:
 
 
 def refit_of(layer: Layer, moments: LayerMoments, features: Tensor) -> NestedRefit:
-    """Least squares of last factors on the first 1, 2, ... of `features` T (F, n) of whole patches; for one group."""
+    """Least squares of last factors on the first 1, 2, ... of some features of whole patches; for one group.
+
+    Args:
+        layer: whose outputs are to be met.
+        moments: of its inputs and outputs.
+        features: T (F, n), each a combination of the n inputs.
+    """
     kernel = layer.weight.detach().flatten(1).double().cpu()
     return NestedRefit(kernel[None, :, :, None], moments, features[None])
 

@@ -70,11 +70,11 @@ class Factorization:
         return self.factors(layer, moments, **options)
 
     def factor_params(self, shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
-        """Parameters of each factor of a weight of `shape` (Co, Ci/groups, ...) at `rank`."""
+        """Parameters of each factor; arguments as of `Factors.factor_params`."""
         return self.factors.factor_params(shape, groups, rank)
 
     def num_params(self, shape: Sequence[int], groups: int, rank: int) -> int:
-        """Parameters of all factors of a weight of `shape` (Co, Ci/groups, ...) at `rank`."""
+        """Parameters of all factors; arguments as of `Factors.factor_params`."""
         return sum(self.factor_params(shape, groups, rank))
 
     def max_rank(self, shape: Sequence[int], groups: int) -> int:
@@ -171,7 +171,14 @@ def method_choices() -> tuple[str, ...]:
 
 
 def find_break_even_rank(method: str, shape: Sequence[int], groups: int, dense_params: int) -> int:
-    """Largest rank at which the factors hold no more than `dense_params` parameters (Sec. 3.3); 0 if none."""
+    """Largest rank at which the factors hold no more than `dense_params` parameters (Sec. 3.3); 0 if none.
+
+    Args:
+        method: a key of `METHODS`.
+        shape: of the weight, (Co, Ci/groups, ...).
+        groups: of the convolution, else 1.
+        dense_params: parameters of the weight.
+    """
     entry = METHODS[method]
     ranks = range(1, entry.max_rank(shape, groups) + 1)
     return max((rank for rank in ranks if entry.num_params(shape, groups, rank) <= dense_params), default=0)
@@ -184,6 +191,13 @@ def num_params_table(
 
     The last choice is break-even rank + 1, or the break-even rank itself where the factors are then exactly as large as
     the layer.
+
+    Args:
+        method: a key of `METHODS`.
+        shape: of the weight, (Co, Ci/groups, ...).
+        groups: of the convolution, else 1.
+        break_even_rank: as `find_break_even_rank` gives it.
+        dense_params: parameters of the weight.
     """
     counts = [METHODS[method].num_params(shape, groups, rank) for rank in range(1, break_even_rank + 1)]
     return [*(count for count in counts if count < dense_params), dense_params]

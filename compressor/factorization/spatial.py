@@ -19,6 +19,7 @@ class SpatialFactors(TwoFactors):
 
     @staticmethod
     def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
+        """See `Factors.factor_params`."""
         num_out, num_in, height, width = shape
         return rank * groups * num_in * height, rank * num_out * width
 
@@ -34,6 +35,7 @@ class SpatialFactors(TwoFactors):
         return layer.weight.detach().reshape(layer.groups, num_out // layer.groups, num_in * height, width)
 
     def assemble(self, first: Tensor, second: Tensor, bias: Tensor | None) -> nn.Sequential:
+        """See `TwoFactors.assemble`."""
         layer = self._layer
         assert isinstance(layer, nn.Conv2d)
         _, num_in, height, width = layer.weight.shape

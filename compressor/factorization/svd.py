@@ -16,6 +16,7 @@ class SvdFactors(TwoFactors):
 
     @staticmethod
     def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
+        """See `Factors.factor_params`."""
         return rank * groups * shape[1], rank * shape[0]
 
     @staticmethod
@@ -29,6 +30,7 @@ class SvdFactors(TwoFactors):
         return layer.weight.detach().reshape(groups, num_out // groups, -1, 1)
 
     def assemble(self, first: Tensor, second: Tensor, bias: Tensor | None) -> nn.Sequential:
+        """See `TwoFactors.assemble`."""
         layer = self._layer
         reduce, expand = first.flatten(0, 1), second.flatten(0, 1)[..., 0]
         if isinstance(layer, nn.Linear):

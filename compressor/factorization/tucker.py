@@ -35,6 +35,7 @@ class TuckerFactors(Factors):
 
     @staticmethod
     def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
+        """See `Factors.factor_params`."""
         num_out, num_in, height, width = shape
         rank_out, rank_in = side_ranks(shape, rank)
         return num_in * rank_in, rank_in * rank_out * height * width, rank_out * num_out

@@ -43,7 +43,13 @@ class TwoFactors(Factors):
 
     @classmethod
     def with_first(cls, layer: Layer, moments: LayerMoments, first: Tensor) -> Self:
-        """Factors with the first factor `first` (groups, K, a) and the second refitted to `moments`."""
+        """Factors with a given first factor, and the second refitted.
+
+        Args:
+            layer: the layer.
+            moments: its second moments, to which the second factor is fitted.
+            first: the first factor (groups, K, a), on the a inputs of a column of the kernel.
+        """
         factors = cls.__new__(cls)
         factors._layer = layer
         factors._set(first, moments, None)
@@ -71,7 +77,13 @@ class TwoFactors(Factors):
 
     @abstractmethod
     def assemble(self, first: Tensor, second: Tensor, bias: Tensor | None) -> nn.Sequential:
-        """Modules from first (groups, K, a) and second (groups, Co/groups, K, kw) factors and a bias (Co,)."""
+        """Modules that compute with the two factors.
+
+        Args:
+            first: (groups, K, a), on the a = Ci/groups * kh inputs of a column of the kernel.
+            second: (groups, Co/groups, K, kw).
+            bias: of the layer (Co,), if it has one.
+        """
 
     def build(self, rank: int) -> nn.Sequential:
         self.check_rank(rank)

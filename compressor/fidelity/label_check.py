@@ -53,6 +53,11 @@ def check_labels(original: nn.Module, images: ImageSet, device: torch.device) ->
     labels that are shuffled among the images. Where class folders can be numbered in two usual orders, by number or
     by letter, the one by which it decides clearly better is taken.
 
+    Args:
+        original: the network, on the device.
+        images: with or without labels; at most MAX_CHECKED_IMAGES are run.
+        device: where it runs.
+
     Raises:
         InputError: the network's outputs are not one finite tensor.
     """

@@ -16,6 +16,11 @@ def fitting_labels(images: ImageSet, num_outputs: int) -> Tensor | None:
 def require_labels(images: ImageSet, num_outputs: int, kind: Fidelity) -> Tensor:
     """The images' labels (m,).
 
+    Args:
+        images: m of them.
+        num_outputs: of the network.
+        kind: the fidelity that needs them, for the sentence.
+
     Raises:
         InputError: there are none, or they do not fit the network's outputs.
     """

@@ -78,7 +78,13 @@ def make_measure(norm: FunctionNorm, kind: Fidelity) -> FunctionNorm | Risk:
 
 
 def losses_of(outputs: Tensor, labels: Tensor, kind: Fidelity) -> NDArray[np.float64]:
-    """Losses (m,) of outputs (m, num_outputs) for labels (m,): cross-entropy for "risk", 0 or 1 for "error"."""
+    """Losses (m,) of the outputs on each image.
+
+    Args:
+        outputs: of the network (m, num_outputs).
+        labels: classes (m,).
+        kind: "risk" for the cross-entropy in nats, "error" for 1 where the decision is wrong, else 0.
+    """
     if kind == "error":
         return (decide(outputs) != labels).double().cpu().numpy()
     values = cross_entropy(outputs.detach().double(), labels).cpu().numpy()
@@ -94,7 +100,13 @@ def cross_entropy(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def compare_risks(targets: Tensor, outputs: Tensor, labels: Tensor) -> Pair[float]:
-    """Mean cross-entropy of the original and of the compressed network, from their outputs (m, classes)."""
+    """Mean cross-entropy, in nats, of the original and of the compressed network.
+
+    Args:
+        targets: the original's outputs (m, classes).
+        outputs: the compressed network's, likewise.
+        labels: classes (m,).
+    """
     original, compressed = (float(losses_of(each, labels, "risk").mean()) for each in (targets, outputs))
     return Pair[float](original=original, compressed=compressed)
 

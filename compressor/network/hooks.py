@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,12 +89,12 @@ def fitting_with_gradients(network: nn.Module, example: Tensor, most: int) -> in
     """
     count = 0
 
-    def add(_module: nn.Module, _args: object, output: object) -> None:
+    def add(_module: nn.Module, output: object) -> None:
         nonlocal count
         count += output.numel() if isinstance(output, Tensor) else 0
 
     leaves = [module for module in network.modules() if next(module.children(), None) is None]
-    with torch.inference_mode(), attached(leaf.register_forward_hook(add) for leaf in leaves):
+    with torch.inference_mode(), noting(leaves, add):
         network(example.clone())
     return max(1, min(most, MAX_ACTIVATIONS // max(count, 1)))
 
@@ -125,6 +126,19 @@ def input_of(network: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
     return found[0]
 
 
+def output_of(network: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
+    """A copy of what `module` returns when `network` runs on `batch`; the pass ends there."""
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, output: Tensor) -> None:
+        found.append(output.clone())
+        raise Captured
+
+    with noting([module], keep), suppress(Captured), torch.inference_mode():
+        network(batch)
+    return found[0]
+
+
 def _first(args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> Tensor:
     """A module's first input, be it positional or by keyword."""
     return args[0] if args else next(iter(kwargs.values()))
@@ -143,6 +157,29 @@ def watching(modules: Sequence[nn.Module], on_call: Callable[[int, Tensor, Tenso
         return lambda module, args, kwargs, output: on_call(index, _first(args, kwargs), output)
 
     with attached(module.register_forward_hook(hook(i), with_kwargs=True) for i, module in enumerate(modules)):
+        yield
+
+
+@contextmanager
+def noting(
+    modules: Iterable[nn.Module],
+    on_end: Callable[[nn.Module, Any], None],
+    on_begin: Callable[[nn.Module], None] = lambda module: None,
+) -> Iterator[None]:
+    """Tells when modules begin and end within the with-block, whatever they take and return.
+
+    Args:
+        modules: the modules.
+        on_end: called after each call of one of them, with the module and what it returned.
+        on_begin: called before, with the module.
+    """
+
+    def register() -> Iterator[RemovableHandle]:
+        for module in modules:
+            yield module.register_forward_pre_hook(lambda module, _args: on_begin(module))
+            yield module.register_forward_hook(lambda module, _args, output: on_end(module, output))
+
+    with attached(register()):
         yield
 
 

@@ -14,7 +14,7 @@ from compressor.errors import InputError
 from compressor.factorization.records import Method, MethodChoice
 from compressor.factorization.registry import applicable_methods, find_break_even_rank, num_params_table
 from compressor.network.attention import fused_modules
-from compressor.network.hooks import attached
+from compressor.network.hooks import noting
 from compressor.network.macs import count_macs
 from compressor.network.records import Kind, LayerRecord
 
@@ -180,8 +180,7 @@ def _describe(name: str, module: nn.Module, macs: int, choice: MethodChoice, cal
 def _called_modules(model: nn.Module, example: Tensor) -> set[nn.Module]:
     """The modules whose forward runs in a pass of the first sample."""
     called: set[nn.Module] = set()
-    hooks = (module.register_forward_hook(lambda m, *_: called.add(m)) for module in model.modules())
-    with attached(hooks), torch.inference_mode():
+    with noting(model.modules(), lambda module, _output: called.add(module)), torch.inference_mode():
         model(example[:1])
     # Fused encoders call their parts only while hooks are attached.
     return called - fused_modules(model)

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from torch.utils.hooks import RemovableHandle
 
-from compressor.network.hooks import attached
+from compressor.network.hooks import noting
 
 FLOPS_PER_MAC = 2
 
@@ -55,19 +54,14 @@ def _own_flops(names: Mapping[nn.Module, str], counter: FlopCounterMode) -> Iter
     own = dict.fromkeys(names.values(), 0)
     running: list[int] = []  # uncharged flops at the entry of each module that is running
 
-    def enter(module: nn.Module, _inputs: object) -> None:
+    def enter(module: nn.Module) -> None:
         running.append(counter.get_total_flops() - sum(own.values()))
 
-    def leave(module: nn.Module, _inputs: object, _output: object) -> None:
+    def leave(module: nn.Module, _output: object) -> None:
         uncharged_before = running.pop()
         own[names[module]] += counter.get_total_flops() - sum(own.values()) - uncharged_before
 
-    def register() -> Iterator[RemovableHandle]:
-        for module in names:
-            yield module.register_forward_pre_hook(enter)
-            yield module.register_forward_hook(leave)
-
-    with attached(register()):
+    with noting(names, leave, enter):
         yield own
 
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from compressor.data.images import ImageSet
-from compressor.network.hooks import BATCH_SIZE, Captured, attached, input_of
+from compressor.network.hooks import BATCH_SIZE, input_of, noting, output_of
 
 MAX_KEPT_BYTES = 1 << 27  # of the outputs that are kept for one set of images
 
@@ -86,9 +85,8 @@ class Cuts:
             return None
         cut, network = Cut(name, calls.shape.numel(), self._modules_before(name)), self._network
         kept: list[Tensor] = []
-        hook = network.get_submodule(name).register_forward_hook(lambda _m, _a, output: kept.append(output.clone()))
         with torch.inference_mode():
-            with attached([hook]):
+            with noting([network.get_submodule(name)], lambda _module, output: kept.append(output.clone())):
                 expected = network(self._example.clone())
             with suppress(RuntimeError), resumed(network, cut, kept[0], 1):
                 return cut if torch.equal(network(self._example.clone()), expected) else None
@@ -151,16 +149,8 @@ class Replay:
         return torch.cat(found)
 
     def _output_of(self, network: nn.Module, name: str, number: int) -> Tensor:
-        found: list[Tensor] = []
-
-        def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
-            found.append(output.clone())
-            raise Captured
-
-        hook = network.get_submodule(name).register_forward_hook(keep)
-        with self._resumed(network, number) as batch, attached([hook]), suppress(Captured), torch.inference_mode():
-            network(batch)
-        return found[0]
+        with self._resumed(network, number) as batch:
+            return output_of(network, network.get_submodule(name), batch)
 
     @contextmanager
     def _resumed(self, network: nn.Module, number: int) -> Iterator[Tensor]:
@@ -201,24 +191,19 @@ def _record_calls(network: nn.Module, layers: Sequence[str], example: Tensor) ->
     """The calls of each module in a pass, by name; without the network itself, parts of the layers, and what does not
     run."""
     inside = tuple(f"{layer}." for layer in layers)
-    modules = {name: module for name, module in network.named_modules() if name and not name.startswith(inside)}
-    begins: dict[str, int] = {}
-    found: dict[str, _Calls] = {}
+    names = {module: name for name, module in network.named_modules() if name and not name.startswith(inside)}
+    begins: dict[nn.Module, int] = {}
+    found: dict[nn.Module, _Calls] = {}
     clock = iter(range(1, 10**9))
 
-    def begin(name: str) -> None:
-        begins.setdefault(name, next(clock))
+    def begin(module: nn.Module) -> None:
+        begins.setdefault(module, next(clock))
 
-    def end(name: str, output: object) -> None:
+    def end(module: nn.Module, output: object) -> None:
         shape = output.shape if isinstance(output, Tensor) else None
-        count = found[name].count + 1 if name in found else 1
-        found[name] = _Calls(begins[name], next(clock), shape, count)
+        count = found[module].count + 1 if module in found else 1
+        found[module] = _Calls(begins[module], next(clock), shape, count)
 
-    def hooks_of(name: str, module: nn.Module) -> Iterator[RemovableHandle]:
-        yield module.register_forward_pre_hook(lambda _module, _args: begin(name))
-        yield module.register_forward_hook(lambda _module, _args, output: end(name, output))
-
-    hooks = (hook for name, module in modules.items() for hook in hooks_of(name, module))
-    with attached(hooks), torch.inference_mode():
+    with noting(names, end, begin), torch.inference_mode():
         network(example.clone())
-    return {name: found[name] for name in modules if name in found}
+    return {name: found[module] for module, name in names.items() if module in found}

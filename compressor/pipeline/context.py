@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.data.further import FurtherImages
-from compressor.data.images import ImageSet
+from compressor.data.images import ImageSet, Unread
 from compressor.data.transforms import Transform
 from compressor.network.layers import FoundLayer
 from compressor.pipeline.image_splits import TrainingImages
@@ -82,7 +81,7 @@ class Context:
         return self.search_images.batch([0])
 
     @property
-    def further_tests(self) -> FurtherImages | None:
+    def further_tests(self) -> Unread | None:
         """Test images that are not held in memory, as many as the original takes in a few minutes.
 
         None where there are none, or where other images were given to train on: they may be among these.

@@ -22,18 +22,18 @@ from compressor.search.evaluation.history import (
 )
 from compressor.search.evaluation.journal import Journal
 from compressor.search.evaluation.parallel import Workers
+from compressor.search.evaluation.racing import Racing, challengers_of
 from compressor.search.expected_gain import ExpectedGain
+from compressor.search.fitting import SurrogateFitter
 from compressor.search.initial.design import BudgetSpent, InitialDesign
 from compressor.search.initial.refinement import NUM_STEPS
+from compressor.search.limit import LimitUpdate
 from compressor.search.objective import Objective
 from compressor.search.problem import SearchProblem
-from compressor.search.racing import Racing, challengers_of
 from compressor.search.records import SearchRecord
 from compressor.search.settings import SearchSettings as SearchSettings
 from compressor.search.stopping.criterion import StopRule, StopTest
 from compressor.search.surrogate.energy_prior import EnergyPrior
-from compressor.search.surrogate.fitting import SurrogateFitter
-from compressor.search.target.limit import LimitUpdate
 from compressor.search.target.target import SearchTarget
 
 # Evaluations allowed for another target. Near the last one, the posterior is good and two confirm its best plan.

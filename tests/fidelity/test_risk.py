@@ -189,7 +189,7 @@ def test_a_search_through_noise_finds_the_optimum_and_its_own_error(seed: int) -
     problem = NoisyProblem()
     settings = SearchSettings(max_evaluations=60, seed=seed)
     given = SearchProblem(problem.space, problem.objective, problem.evaluate, 400, problem.noise_spec)
-    ranks, record = Search(given, settings, Journal(None, {})).run()
+    ranks, record = Search(given, settings, Journal()).run()
     values = problem.objective.value(
         0.5 * problem.norm(ranks[None]) * problem.factors.mean(), problem.space.ratio(ranks[None])
     )

@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from compressor.data.images import ImageSet
-from compressor.network.hooks import attached, batches, in_order_of_use, input_of, sample_positions, watching
+from compressor.network.hooks import (
+    attached,
+    batches,
+    in_order_of_use,
+    input_of,
+    noting,
+    output_of,
+    sample_positions,
+    watching,
+)
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -121,6 +130,16 @@ def test_the_input_ends_the_pass_and_leave_no_hooks() -> None:
     assert hooks(network) == 0
 
 
+def test_the_output_is_a_copy_and_ends_the_pass() -> None:
+    network, batch = armed(), torch.randn(6, 4)
+    with torch.inference_mode():
+        found = output_of(network, network[1], batch)
+        torch.testing.assert_close(found, network[:2](batch))
+        passed_on = nn.Sequential(nn.Identity(), Bomb())
+        assert output_of(passed_on, passed_on[0], batch).data_ptr() != batch.data_ptr()
+    assert hooks(network) == 0
+
+
 def test_an_error_on_the_way_is_not_swallowed_and_leaves_no_hooks() -> None:
     network = nn.Sequential(Bomb(), nn.Linear(4, 5))
     with pytest.raises(AssertionError, match="the pass went on"):
@@ -140,6 +159,19 @@ def test_watching_reports_every_call_and_can_replace_outputs() -> None:
         found = network(batch)
     assert calls == [(1, (6, 4), (6, 5)), (0, (6, 5), (6, 3))]
     torch.testing.assert_close(found, network[2].bias.expand(6, 3))
+    assert hooks(network) == 0
+
+
+def test_noting_tells_beginnings_and_ends_in_order() -> None:
+    network = armed()[:3]
+    noted: list[tuple[str, nn.Module]] = []
+    with noting(
+        [network, network[2]],
+        lambda module, _output: noted.append(("end", module)),
+        lambda m: noted.append(("begin", m)),
+    ):
+        network(torch.randn(6, 4))
+    assert noted == [("begin", network), ("begin", network[2]), ("end", network[2]), ("end", network)]
     assert hooks(network) == 0
 
 

@@ -1,6 +1,5 @@
 """Recipes: what may stand in one, and stages that go on where they were stopped."""
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -8,19 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from compressor import compress
-from compressor.data.batches import from_batches
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
-from compressor.factorization.records import Method
-from compressor.factorization.registry import METHODS
-from compressor.network.layers import compressible, find_layers, with_method
-from compressor.network.pruning import prune_smallest
-from compressor.network.serialization import changed_names, load_network, save_network
-from compressor.network.surgery import build_candidate
+from compressor.network.serialization import changed_names, load_network
 from compressor.pipeline.delivery import export
 from compressor.pipeline.plan import Plan
 from compressor.pipeline.recipe import Recipe, list_recipes, load_recipe, parse_recipe, recipe_text
@@ -34,7 +26,7 @@ from compressor.report.page import render_report
 from compressor.report.records import Report
 from compressor.search.optimizer import Search, SearchSettings
 from tests.browser import PHONE_WIDTH, on_a_phone, run_browser
-from tests.cli.test_commands import listing, the_sentence
+from tests.cli.outcomes import listing, the_sentence
 from tests.unmeasured import without_measuring
 
 SMALL = """
@@ -71,32 +63,6 @@ kind = "prune"
 fraction = 0.2
 """
 SETTINGS = Settings(search=SearchSettings(max_evaluations=3, samples=8, certificate="pointwise", seed=1), gamma=0.5)
-
-
-@pytest.fixture(scope="module")
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 12, 3, padding=1),
-        nn.BatchNorm2d(12),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(12, 16, 3, stride=2, padding=1),
-        nn.ReLU(inplace=True),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64, 32),
-        nn.ReLU(inplace=True),
-        nn.Linear(32, 10),
-    ).eval()
-
-
-@pytest.fixture(scope="module")
-def images(network: nn.Module) -> ImageSet:
-    torch.manual_seed(1)
-    inputs = nn.functional.interpolate(torch.randn(120, 3, 3, 3) + 0.5, size=8, mode="bilinear")
-    with torch.inference_mode():
-        labels = network(inputs).argmax(1)
-    return from_batches([(inputs, labels.clone())], 120)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -355,45 +321,6 @@ def test_the_command_line_runs_a_recipe_copied_and_changed(
         *("original", "convolutions", "tune", "linear", "tune-again", "prune")
     ]
     assert report.prune_fraction == 0.2
-
-
-# Networks in files
-
-
-@pytest.mark.parametrize("method", ["spatial", "tucker", "cp", "interpolative", "svd"])
-def test_a_network_of_any_factors_is_put_together_again(method: Method, network: nn.Module, tmp_path: Path) -> None:
-    layers = [
-        with_method(layer, method if layer.kind == "conv" and method != "svd" else layer.method or "svd")
-        for layer in compressible(find_layers(network, torch.zeros(1, 3, 8, 8)))
-    ]
-    factors = {layer.name: METHODS[layer.method or "svd"].factorize(layer.module) for layer in layers}
-    made = prune_smallest(build_candidate(network, factors, {layer.name: 3 for layer in layers[1:]}), 0.1)
-    save_network(network, made, tmp_path / "network.safetensors")
-    found = load_network(network, tmp_path / "network.safetensors")
-    inputs = torch.randn(2, 3, 8, 8)
-    with torch.inference_mode():
-        assert torch.equal(found(inputs), made(inputs))
-    assert changed_names(network, found) == [layer.name for layer in layers[1:]]
-    layers_written = json.loads(_metadata(tmp_path / "network.safetensors")["layers"])
-    assert set(layers_written) == {layer.name for layer in layers[1:]}
-    assert load_file(tmp_path / "network.safetensors").keys() == made.state_dict().keys()
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        return dict(file.metadata())
-
-
-def test_a_file_of_another_network_is_refused(network: nn.Module, tmp_path: Path) -> None:
-    path = tmp_path / "network.safetensors"
-    save_network(network, network, path)
-    with pytest.raises(InputError, match="does not hold a network compressed from this one"):
-        load_network(nn.Sequential(nn.Linear(2, 2)), path)
-    path.write_bytes(b"")
-    with pytest.raises(InputError, match="does not hold a network compressed from this one"):
-        load_network(network, path)
 
 
 def test_folders_of_stages_are_numbered() -> None:

@@ -1,7 +1,6 @@
 """Layer-wise reconstruction: never worse on the check images, recorded as it was, plainly better at low ranks."""
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,94 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data.batches import from_batches
-from compressor.data.images import ImageSet
-from compressor.factorization.interpolative import Interpolated
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.network.layers import compressible, factorized_ranks, find_layers
-from compressor.network.statistics import RunningMoments
-from compressor.network.surgery import build_candidate, detach_from_original
-from compressor.pipeline.stages.factorize import Decomposer
-from compressor.recovery import reconstruction
-from compressor.recovery.reconstruction import LAST_FLOOR, Reconstruction, estimate_statistics, last_factor, solve
+from compressor.recovery.reconstruction import Reconstruction
 from compressor.recovery.records import ReconstructionRecord
+from tests.recovery.subjects import CPU, Subject, small_network, subject_with, synthetic
 
-CPU = torch.device("cpu")
 METHODS = ["spatial", "tucker", "cp", "interpolative"]
-
-
-class Tokens(nn.Module):
-    """(N, C, H, W) as a sequence (N, H * W, C)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(2).transpose(1, 2)
-
-
-def small_network() -> nn.Module:
-    """Batch norm with statistics that fit, groups, a 1 x 1, linear layers on sequences and on vectors."""
-    torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 12, 3, padding=1, bias=False),
-        nn.BatchNorm2d(12),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(12, 16, 3, stride=2, padding=1, groups=2),
-        nn.BatchNorm2d(16),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(16, 16, 1),
-        nn.ReLU(inplace=True),
-        Tokens(),
-        nn.Linear(16, 12),
-        nn.GELU(),
-        nn.Flatten(),
-        nn.Linear(12 * 16, 10),
-    )
-    for norm in (network[1], network[4]):
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        nn.init.normal_(norm.bias, std=0.3)
-    network.train()
-    for seed in range(20):
-        network(synthetic(32, seed).batch(slice(None)))
-    return network.eval().requires_grad_(False)
-
-
-def synthetic(count: int, seed: int) -> ImageSet:
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(count, 3, 4, 4, generator=generator) + 0.5
-    return from_batches([nn.functional.interpolate(coarse, size=8, mode="bilinear")], count)
-
-
-class Subject:
-    """A network at low ranks, before its reconstruction."""
-
-    def __init__(self, original: nn.Module, images: ImageSet, check: ImageSet, **options: Any) -> None:
-        choice, share = options.pop("choice", "weight"), options.pop("share", 0.3)
-        self.original, self.calibration = original, images
-        self.check = FunctionNorm(original, check, CPU)
-        found = compressible(find_layers(original, images.batch([0]), **options))
-        decomposer = Decomposer(model=original, calibration=images, evaluator=self.check, device=CPU, choice=choice)
-        parts = decomposer.run(found)
-        ranks = [max(1, int(share * part.layer.break_even_rank)) for part in parts]
-        self.ranks = factorized_ranks([part.layer for part in parts], ranks)
-        self.layers = [part.layer for part in parts if part.layer.name in self.ranks]
-        factors = {part.layer.name: part.factors for part in parts}
-        self.network = detach_from_original(build_candidate(original, factors, self.ranks))
-
-    def loss(self, network: nn.Module) -> float:
-        return self.check.losses(network, np.arange(len(self.check.images))).mean
-
-    def run(self, network: nn.Module | None = None) -> tuple[ReconstructionRecord, nn.Module]:
-        job = Reconstruction(
-            original=self.original,
-            network=copy.deepcopy(self.network) if network is None else network,
-            layers=self.layers,
-            calibration=self.calibration,
-            check=self.check,
-            device=CPU,
-        )
-        return job.run(), job.network
-
-
-def subject_with(**options: Any) -> Subject:
-    return Subject(small_network(), synthetic(96, 100), synthetic(40, 101), **options)
 
 
 @pytest.fixture(scope="module")
@@ -339,74 +256,3 @@ def test_layers_that_do_nothing_end_nothing(method: str, fault: str) -> None:
     record, found = subject.run()
     assert_recorded_as_it_was(record, subject, found)
     assert all(bool(value.isfinite().all()) for value in found.state_dict().values())
-
-
-# The pieces
-
-
-@pytest.mark.parametrize("groups", [1, 3])
-def test_solving_is_ridge_regression_towards_what_is_there(groups: int) -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((50, groups, 4)) + 2, rng.standard_normal((50, groups, 3)) - 1
-    present = rng.standard_normal((groups, 3, 4))
-    moments = RunningMoments(groups)
-    moments.add(torch.from_numpy(x).flatten(1), torch.from_numpy(y).flatten(1))
-    weight, bias = solve(moments, torch.from_numpy(present.reshape(3 * groups, 4, 1, 1)), 0.1)
-    assert weight.shape == (3 * groups, 4, 1, 1)
-    for group in range(groups):
-        one, two = (part[:, group] - part[:, group].mean(0) for part in (x, y))
-        covariance = one.T @ one / 50
-        ridge = 0.1 * np.trace(covariance) / 4 * np.eye(4)
-        best = np.linalg.solve(covariance + ridge, one.T @ two / 50 + ridge @ present[group].T).T
-        part = slice(3 * group, 3 * group + 3)
-        np.testing.assert_allclose(weight[part, :, 0, 0], best, rtol=1e-6)
-        means = y[:, group].mean(0) - best @ x[:, group].mean(0)
-        np.testing.assert_allclose(bias[part], means, rtol=1e-6)
-
-
-def test_solving_without_data_leaves_what_is_there() -> None:
-    """The second input never varies: what is known of it stays."""
-    x = torch.randn(200, 2, dtype=torch.float64) * torch.tensor([1.0, 0.0])
-    moments = RunningMoments(1)
-    moments.add(x, 3 * x[:, :1])
-    weight, _ = solve(moments, torch.tensor([[0.0, 7.0]]), LAST_FLOOR)
-    assert float(weight[0, 0]) == pytest.approx(3, rel=1e-2)
-    assert float(weight[0, 1]) == pytest.approx(7)
-
-
-def test_the_last_factor_of_an_interpolation_gives_the_outputs_that_are_not_kept() -> None:
-    order = torch.tensor([2, 0, 3, 1, 4])  # of every output its position among kept and rest
-    module = Interpolated(nn.Linear(3, 2), nn.Linear(2, 3), order)
-    final, outputs = last_factor(module)
-    assert final is module.rest
-    assert outputs is not None
-    inputs = torch.randn(9, 3)
-    torch.testing.assert_close(module(inputs)[:, outputs], module.rest(module.keep(inputs)))
-    chain = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 5))
-    assert last_factor(chain) == (chain[1], None)
-
-
-@pytest.mark.parametrize("counts", [[64], [33], [32, 1], [40, 9]])
-def test_statistics_are_the_averages_over_batches(counts: Sequence[int]) -> None:
-    """A last batch of one image would have no variance, and is left out."""
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2)).eval()
-    images = from_batches([torch.randn(count, 4) + 2 for count in counts], sum(counts))
-    estimate_statistics(network, [network[1]], images, CPU)
-    assert not any(module.training for module in network.modules())
-    assert network[1].momentum == 0.1
-    with torch.inference_mode():
-        hidden = network[0](images.batch(slice(None)))
-    parts = [part for part in hidden.split(32) if len(part) > 1]
-    torch.testing.assert_close(network[1].running_mean, torch.stack([part.mean(0) for part in parts]).mean(0))
-    torch.testing.assert_close(network[1].running_var, torch.stack([part.var(0) for part in parts]).mean(0))
-
-
-def test_norms_without_statistics_of_their_own_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8, track_running_stats=False), nn.GroupNorm(2, 8))
-    images = from_batches([torch.randn(64, 8, 4, 4)], 64)
-    monkeypatch.setattr(reconstruction, "estimate_statistics", lambda *_: pytest.fail("statistics were touched"))
-    subject = Subject(network.eval().requires_grad_(False), images, images)
-    record, _ = subject.run()
-    assert {step.kind for step in record.steps} == {"both factors"}

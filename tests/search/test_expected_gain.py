@@ -88,14 +88,14 @@ def best(gain: ExpectedGain) -> float:
 @pytest.mark.parametrize("least", [0.3, 1.0])
 def test_the_plan_is_best_after_reconstruction(least: float) -> None:
     gain = ExpectedGain(least, LOST)
-    ranks, _ = search(gain, Journal(None, {})).run()
+    ranks, _ = search(gain, Journal()).run()
     assert worth(ranks, gain) > 1.05 * best(gain)  # both are negative
 
 
 def test_a_search_goes_on_by_what_a_network_showed() -> None:
     """A gain far from the guess makes another plan better; one like it keeps the plan."""
     guess, shown = ExpectedGain(1.0, LOST), ExpectedGain(0.2, LOST)
-    running = search(guess, Journal(None, {}))
+    running = search(guess, Journal())
     first, _ = running.run()
     following, record = running.continue_with(shown, first)
     assert worth(following, shown) > 1.05 * best(shown)
@@ -105,7 +105,7 @@ def test_a_search_goes_on_by_what_a_network_showed() -> None:
         raw = shown.before(row.function_norm)
         ranks = np.array([40 if rank is None else rank for rank in row.ranks])  # of a layer kept dense
         assert raw == pytest.approx(loss_of(ranks), rel=0.2), "all are as reconstruction leaves them"
-    running = search(guess, Journal(None, {}))
+    running = search(guess, Journal())
     first, before = running.run()
     same, after = running.continue_with(guess, first)
     assert same.tolist() == first.tolist()
@@ -116,7 +116,7 @@ def test_the_journal_keeps_losses_as_they_were_and_resumes_both_parts(tmp_path: 
     guess, shown = ExpectedGain(0.8, LOST), ExpectedGain(0.2, LOST)
 
     def run(path: Path, resume: bool) -> list[int]:
-        running = search(guess, Journal(path, {"journal_version": 1}, resume))
+        running = search(guess, Journal.open(path, {"journal_version": 1}, resume))
         first, _ = running.run()
         plan: list[int] = running.continue_with(shown, first)[0].tolist()
         return plan

@@ -128,7 +128,7 @@ def test_a_target_is_met_where_no_gamma_leads_to_it() -> None:
     ratios, norms = problem.space.ratio(everything), problem.norm(everything)
     for gamma in np.geomspace(1e-3, 1e3, 40):
         assert not 0.4 < ratios[np.argmax(-gamma * norms - ratios)] < 0.8
-    search = Search(problem.problem, SearchSettings(max_evaluations=30), Journal(None, {}), SearchTarget("ratio", 0.6))
+    search = Search(problem.problem, SearchSettings(max_evaluations=30), Journal(), SearchTarget("ratio", 0.6))
     ranks, record = search.run()
     assert 0.5 <= problem.space.ratio(ranks[None])[0] <= 0.6
     assert all(row.ratio >= 0.3 for row in record.history)
@@ -140,7 +140,7 @@ def test_a_target_is_met_where_no_gamma_leads_to_it() -> None:
 def test_every_acquisition_function_keeps_the_limit(acquisition: str) -> None:
     problem = Problem()
     settings = SearchSettings(max_evaluations=16, acquisition=acquisition)
-    _, record = Search(problem.problem, settings, Journal(None, {}), SearchTarget("ratio", 0.3)).run()
+    _, record = Search(problem.problem, settings, Journal(), SearchTarget("ratio", 0.3)).run()
     assert record.limit == 0.3
     assert record.certificate.about == "loss"
     assert record.certificate.delta == pytest.approx(0.05)
@@ -150,7 +150,7 @@ def test_every_acquisition_function_keeps_the_limit(acquisition: str) -> None:
 
 def test_the_certificate_of_a_limit_of_loss_is_about_smaller_plans() -> None:
     problem = Problem()
-    search = Search(problem.problem, SearchSettings(max_evaluations=25), Journal(None, {}), SearchTarget("loss", 0.5))
+    search = Search(problem.problem, SearchSettings(max_evaluations=25), Journal(), SearchTarget("loss", 0.5))
     _, record = search.run()
     assert record.certificate.about == "size"
     assert record.certificate.delta == pytest.approx(0.05)
@@ -160,5 +160,5 @@ def test_a_search_ends_when_nothing_is_left_to_evaluate_within_the_limit() -> No
     problem = Problem((4, 4))
     settings = SearchSettings(max_evaluations=40, samples=50, delta=1e-6, epsilon=1e-9)
     small = SearchProblem(problem.space, problem.objective, problem.evaluate, 50)
-    _, record = Search(small, settings, Journal(None, {}), SearchTarget("ratio", 0.6)).run()
+    _, record = Search(small, settings, Journal(), SearchTarget("ratio", 0.6)).run()
     assert record.stopped_because.startswith(("all plans", "12 evaluations"))

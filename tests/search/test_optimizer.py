@@ -68,7 +68,7 @@ class Problem:
 
     def search(self, journal: Journal | None = None, **settings: object) -> tuple[Ranks, SearchRecord]:
         chosen = SearchSettings(**{"max_evaluations": 80, **settings})  # type: ignore[arg-type]
-        return Search(self.problem, chosen, journal or Journal(None, {})).run()
+        return Search(self.problem, chosen, journal or Journal()).run()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -161,13 +161,13 @@ def test_the_same_seed_repeats_every_evaluation() -> None:
 def test_resuming_goes_on_as_if_nothing_had_happened(tmp_path: Path, share: float) -> None:
     header = {"seed": 1}
     whole = Problem()
-    ranks, record = whole.search(Journal(tmp_path / "whole.jsonl", header), seed=1)
+    ranks, record = whole.search(Journal.open(tmp_path / "whole.jsonl", header), seed=1)
     lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
     kept = round(share * (len(lines) - 2))
     torn = tmp_path / "torn.jsonl"
     torn.write_text("".join(lines[: 1 + kept]) + lines[1 + kept][:30])
     again = Problem()
-    resumed_ranks, resumed = again.search(Journal(torn, header, resume=True), seed=1)
+    resumed_ranks, resumed = again.search(Journal.open(torn, header, resume=True), seed=1)
     assert again.num_evaluations == whole.num_evaluations - kept
     assert resumed_ranks.tolist() == ranks.tolist()
     assert [row.model_dump() for row in resumed.history] == [row.model_dump() for row in record.history]
@@ -176,20 +176,20 @@ def test_resuming_goes_on_as_if_nothing_had_happened(tmp_path: Path, share: floa
 
 def test_a_journal_that_departs_from_the_search_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "search.jsonl"
-    Problem().search(Journal(path, {}), seed=1, max_evaluations=3)
+    Problem().search(Journal.open(path, {}), seed=1, max_evaluations=3)
     lines = path.read_text().splitlines(keepends=True)
     row = json.loads(lines[2])
     row["ranks"][0] += 1
     path.write_text("".join([*lines[:2], json.dumps(row) + "\n"]))
     with pytest.raises(InputError, match="departs from this search at evaluation 1"):
-        Problem().search(Journal(path, {}, resume=True), seed=1, max_evaluations=3)
+        Problem().search(Journal.open(path, {}, resume=True), seed=1, max_evaluations=3)
 
 
 def test_a_plan_is_evaluated_once_on_a_small_pool() -> None:
     """Where all evaluations use the same images, a second one of a plan adds nothing."""
     problem = Problem()
     settings = SearchSettings(max_evaluations=60, delta=0.0001, samples=50)
-    ranks, record = Search(replace(problem.problem, num_images=50), settings, Journal(None, {})).run()
+    ranks, record = Search(replace(problem.problem, num_images=50), settings, Journal()).run()
     visited = [tuple(row.ranks) for row in record.history if row.source != "initial"]
     assert len(set(visited)) == len(visited)
     assert record.stopped_because == "60 evaluations spent"  # other plans can still be evaluated
@@ -199,7 +199,7 @@ def test_a_plan_is_evaluated_once_on_a_small_pool() -> None:
 def test_a_search_that_has_evaluated_every_plan_on_every_image_stops() -> None:
     problem = Problem((4,))
     settings = SearchSettings(max_evaluations=60, delta=1e-6, epsilon=1e-9, samples=50)
-    ranks, record = Search(replace(problem.problem, num_images=50), settings, Journal(None, {})).run()
+    ranks, record = Search(replace(problem.problem, num_images=50), settings, Journal()).run()
     assert record.stopped_because == "all plans evaluated on all images"
     assert ranks.tolist() == [1 + int(np.argmax([problem.value(np.array([[rank]]))[0] for rank in (1, 2, 3, 4)]))]
 
@@ -240,7 +240,7 @@ def test_the_listener_gets_the_incumbent_after_every_test_with_the_images_so_far
     problem, heard = Problem(), []
     listener = SearchListener(on_incumbent=lambda passes, ranks: heard.append((passes, ranks.tolist())))
     settings = SearchSettings(max_evaluations=40, delta=0.001)
-    search = Search(problem.problem, settings, Journal(None, {}), listener=listener)
+    search = Search(problem.problem, settings, Journal(), listener=listener)
     ranks, record = search.run()
     after_initial = [row.images for row in record.history if row.source != "initial"]
     tests = [record.image_passes - sum(after_initial[done:]) for done in range(len(after_initial) + 1)]

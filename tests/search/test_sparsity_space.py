@@ -116,12 +116,12 @@ def test_a_search_finds_ranks_and_sparsity_together(settings: dict[str, object])
 
 def test_a_search_for_sparsity_resumes(tmp_path: Path) -> None:
     whole = SparseProblem()
-    ranks, _ = whole.search(Journal(tmp_path / "whole.jsonl", {}), seed=2, max_evaluations=30)
+    ranks, _ = whole.search(Journal.open(tmp_path / "whole.jsonl", {}), seed=2, max_evaluations=30)
     lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
     torn = tmp_path / "torn.jsonl"
     torn.write_text("".join(lines[: len(lines) // 2]))
     again = SparseProblem()
-    resumed, _ = again.search(Journal(torn, {}, resume=True), seed=2, max_evaluations=30)
+    resumed, _ = again.search(Journal.open(torn, {}, resume=True), seed=2, max_evaluations=30)
     assert resumed.tolist() == ranks.tolist()
     assert torn.read_text() == (tmp_path / "whole.jsonl").read_text()
     assert again.num_evaluations < whole.num_evaluations
@@ -131,7 +131,7 @@ def test_a_pool_seen_by_the_plan_still_lets_sparsity_be_chosen() -> None:
     """The pool has as many images as one evaluation, so none are new to the plan."""
     problem = SparseProblem()
     settings = SearchSettings(max_evaluations=20, samples=NUM_IMAGES)
-    search = Search(problem.problem, settings, Journal(None, {}))
+    search = Search(problem.problem, settings, Journal())
     ranks, _ = search.run()
     assert problem.space.prune_fraction(ranks) > 0
 

@@ -43,7 +43,7 @@ def search_within(problem: Problem, limit: float, seed: int) -> tuple[Ranks, dic
         linearize=attempt.linearize if problem.linearize else None,
     )
     settings = SearchSettings(samples=problem.samples, seed=seed)
-    ranks, record = Search(given, settings, Journal(None, {}), SearchTarget("ratio", limit)).run()
+    ranks, record = Search(given, settings, Journal(), SearchTarget("ratio", limit)).run()
     smallest = min(row.ratio for row in record.history) / limit
     found = {"passes": attempt.passes, "evaluations": record.evaluations, "stopped_because": record.stopped_because}
     return ranks, found | {"certificate_met": record.certificate.met, "smallest_share": smallest}

@@ -89,7 +89,7 @@ def run(bench: Bench, kind: Fidelity, factor: float, samples: int, seed: int, sp
         len(bench.pool),
         measure.noise_spec,
     )
-    ranks, record = Search(problem, SearchSettings(samples=samples, seed=seed), Journal(None, {})).run()
+    ranks, record = Search(problem, SearchSettings(samples=samples, seed=seed), Journal()).run()
     shares = (0.0, *FIXED) if kind == "norm" and not sparse else (0.0,)
     return {
         "fidelity": kind,

@@ -42,7 +42,7 @@ def make_search(num_dims: int, settings: SearchSettings) -> Search:
         noise = np.random.default_rng([*ranks.tolist(), int(indices[0])]).gamma(20.0, 0.05, len(indices))
         return Losses(indices, single * (1.0 + 0.3 * single) * factors[indices] * noise)
 
-    return Search(SearchProblem(space, Objective(0.2), evaluate, NUM_IMAGES), settings, Journal(None, {}))
+    return Search(SearchProblem(space, Objective(0.2), evaluate, NUM_IMAGES), settings, Journal())
 
 
 def measure(num_dims: int, evaluations: int, delta: float) -> dict[str, object]:

@@ -221,7 +221,7 @@ def decompose_layers(
 
     Choices are kept in the journal. Layers that it has choices for are decomposed by these, without trials.
     """
-    journal = journal or ChoiceJournal(None, {})
+    journal = journal or ChoiceJournal()
     known = dict(journal.rows)
     layers = [with_method(layer, known[layer.name].method) if layer.name in known else layer for layer in layers]
 
@@ -275,8 +275,9 @@ def _decompose_or_recall(context: Context, state: State) -> list[Part]:
         if earlier:
             return list(decompose_layers(context, found, norm, {}))
         # A journal of the search that cannot be read will be refused, and nothing is to be left beside it.
-        path = None if (context.folder / JOURNAL).exists() else context.folder / FACTORS
-        journal = ChoiceJournal(path, _fingerprint(context, found), context.resume)
+        journal = None
+        if not (context.folder / JOURNAL).exists():
+            journal = ChoiceJournal.open(context.folder / FACTORS, _fingerprint(context, found), context.resume)
         competitors = competing_methods(context.settings.method)
         groups = choose_groups(context) if groups_first else []
         parts = decompose_layers(context, outside(groups, found), norm, {}, competitors, journal)

@@ -177,7 +177,7 @@ class RankSearch:
             energies=self._energies(),
         )
         listener = SearchListener(on_evaluation=lambda count, text: self._stage.update(count, text))
-        journal = Journal(context.folder / JOURNAL, header, context.resume)
+        journal = Journal.open(context.folder / JOURNAL, header, context.resume)
         return Search(problem, context.settings.search, journal, target, self._workers, listener)
 
     def _energies(self) -> list[np.ndarray]:

@@ -8,6 +8,7 @@ with a larger budget continues from the evaluation before a racing, and overwrit
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,29 +107,39 @@ def stored_header(path: Path) -> dict[str, Any]:
 
 
 class Journal:
-    """Appends evaluations to a file, and answers those of an earlier run.
+    """Appends evaluations to a file, and answers those of an earlier run (see `open`); without a file keeps nothing.
 
     Args:
-        path: the file, or None to keep nothing.
-        header: what the evaluations depend on (settings and fingerprints), JSON values only.
-        resume: continue the file at `path`, if there is one.
-
-    Raises:
-        InputError: the file to resume from cannot be read, or was written with another version, model, images or
-            settings.
+        path: the file, which has its first line; None to keep nothing.
+        stored: rows of the earlier run, in order.
+        offsets_bytes: where their lines begin in the file.
     """
 
-    def __init__(self, path: Path | None, header: dict[str, Any], resume: bool = False) -> None:
+    def __init__(
+        self, path: Path | None = None, stored: Sequence[AnyRow] = (), offsets_bytes: Sequence[int] = ()
+    ) -> None:
         self._path = path
-        self._header = header
-        self._stored: list[AnyRow] = []
-        self._offsets_bytes: list[int] = []  # where their lines begin
+        self._stored = list(stored)
+        self._offsets_bytes = list(offsets_bytes)
         self._count = 0
-        if path is not None:
-            if resume and path.exists():
-                self._stored = self._read(path)
-            else:
-                write_json_line(path, header, "w")
+
+    @classmethod
+    def open(cls, path: Path, header: dict[str, Any], resume: bool = False) -> "Journal":
+        """The journal in a file: with the rows of an earlier run, or begun anew.
+
+        Args:
+            path: the file.
+            header: what the evaluations depend on (settings and fingerprints), JSON values only.
+            resume: continue the file at `path`, if there is one.
+
+        Raises:
+            InputError: the file cannot be written, or the one to resume from cannot be read or was written with
+                another version, model, images or settings.
+        """
+        if resume and path.exists():
+            return cls(path, *_read(path, header))
+        write_json_line(path, header, "w")
+        return cls(path)
 
     def recall(self, ranks: Ranks, indices: np.ndarray) -> Losses | None:
         """Losses of the next stored evaluation, or None where the earlier run ended.
@@ -189,7 +200,7 @@ class Journal:
     def _forget_rest(self) -> None:
         """Leave out what the earlier run found after a racing that this run does not come to, or decides otherwise."""
         if self._path is not None and self._count < len(self._stored):
-            self._cut(self._path, self._offsets_bytes[self._count])
+            _cut(self._path, self._offsets_bytes[self._count])
             self._stored = self._stored[: self._count]
 
     def _append(self, row: Stored) -> Stored:
@@ -222,36 +233,38 @@ class Journal:
             )
         )
 
-    def _read(self, path: Path) -> list[AnyRow]:
-        try:
-            whole, newline, cut_off = path.read_bytes().rpartition(b"\n")
-            lines = [json.loads(line) for line in whole.splitlines()]
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path} is not a search journal; choose another --out") from error
-        if not (lines or newline) and json.dumps(self._header).encode().startswith(cut_off):
-            write_json_line(path, self._header, "w")  # the earlier run stopped in its first line
-            return []
-        if not (lines and isinstance(lines[0], dict)):
-            raise InputError(f"{path} is not a search journal; choose another --out")
-        require_same_header(path, lines[0], self._header, VERSION_KEY)
-        try:
-            rows: list[AnyRow] = [ANY_ROW.validate_python(line) for line in lines[1:]]
-        except ValueError as error:
-            raise InputError(f"{path} is not a search journal; choose another --out") from error
-        if cut_off:
-            self._cut(path, len(whole + newline))
-        sizes = [len(line) for line in (whole + newline).splitlines(keepends=True)]
-        self._offsets_bytes = [int(offset) for offset in np.cumsum(sizes)[:-1]]
-        return rows
 
-    def _cut(self, path: Path, size_bytes: int) -> None:
-        """Truncate the file to so many bytes."""
-        try:
-            os.truncate(path, size_bytes)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror}") from error
+def _read(path: Path, header: dict[str, Any]) -> tuple[list[AnyRow], list[int]]:
+    """Rows of a journal, and where their lines begin, in bytes; a line that was cut off is removed."""
+    try:
+        whole, newline, cut_off = path.read_bytes().rpartition(b"\n")
+        lines = [json.loads(line) for line in whole.splitlines()]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a search journal; choose another --out") from error
+    if not (lines or newline) and json.dumps(header).encode().startswith(cut_off):
+        write_json_line(path, header, "w")  # the earlier run stopped in its first line
+        return [], []
+    if not (lines and isinstance(lines[0], dict)):
+        raise InputError(f"{path} is not a search journal; choose another --out")
+    require_same_header(path, lines[0], header, VERSION_KEY)
+    try:
+        rows: list[AnyRow] = [ANY_ROW.validate_python(line) for line in lines[1:]]
+    except ValueError as error:
+        raise InputError(f"{path} is not a search journal; choose another --out") from error
+    if cut_off:
+        _cut(path, len(whole + newline))
+    sizes = [len(line) for line in (whole + newline).splitlines(keepends=True)]
+    return rows, [int(offset) for offset in np.cumsum(sizes)[:-1]]
+
+
+def _cut(path: Path, size_bytes: int) -> None:
+    """Truncate the file to so many bytes."""
+    try:
+        os.truncate(path, size_bytes)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _losses_of(row: Row, indices: np.ndarray) -> Losses:

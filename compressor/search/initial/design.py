@@ -9,6 +9,7 @@ from compressor.fidelity.linear_model import Linearize
 from compressor.fidelity.losses import Losses
 from compressor.search.evaluation.evaluator import Evaluator
 from compressor.search.evaluation.history import INITIAL, REFINEMENT, SENSITIVITY, Evaluation
+from compressor.search.fitting import SurrogateFitter
 from compressor.search.initial import allocation
 from compressor.search.initial.refinement import Refinement
 from compressor.search.initial.sensitivity import (
@@ -20,9 +21,8 @@ from compressor.search.initial.sensitivity import (
     num_model_images,
     sensitivity_tables,
 )
+from compressor.search.limit import LimitUpdate
 from compressor.search.surrogate.additive_prior import LOSS_FLOOR, loss_per_norm, sum_of
-from compressor.search.surrogate.fitting import SurrogateFitter
-from compressor.search.target.limit import LimitUpdate
 from compressor.streams import Stream, generator
 
 OnIncumbent = Callable[[int, Ranks], None]

@@ -154,7 +154,7 @@ def test_an_acquisition_function_added_to_the_table_is_searched_with(monkeypatch
         return Losses(indices, losses(ranks) * factors[indices])
 
     problem = SearchProblem(space, objective, evaluate, len(factors))
-    plan, record = Search(problem, SearchSettings(acquisition="mean", max_evaluations=30), Journal(None, {})).run()
+    plan, record = Search(problem, SearchSettings(acquisition="mean", max_evaluations=30), Journal()).run()
     assert PosteriorMean.calls > 0
     assert "candidate" in {row.source for row in record.history}
     everything = np.array(list(itertools.product(range(1, 31), range(1, 21))))

@@ -39,7 +39,7 @@ def append(journal: Journal, evaluation: Evaluation) -> None:
 
 
 def write(path: Path, evaluations: list[Evaluation], header: dict[str, Any] | None = None) -> None:
-    journal = Journal(path, header or HEADER)
+    journal = Journal.open(path, header or HEADER)
     for evaluation in evaluations:
         append(journal, evaluation)
 
@@ -63,13 +63,13 @@ def path(tmp_path: Path) -> Path:
 def test_evaluations_come_back_to_the_last_bit_and_the_run_goes_on(path: Path) -> None:
     evaluations = make_evaluations(6)
     write(path, evaluations[:4])
-    journal = Journal(path, HEADER, resume=True)
+    journal = Journal.open(path, HEADER, resume=True)
     assert num_recalled(journal) == 4
     assert_recalled(journal, evaluations[:4])
     assert journal.recall(*NOTHING) is None
     append(journal, evaluations[4])
     append(journal, evaluations[5])
-    again = Journal(path, HEADER, resume=True)
+    again = Journal.open(path, HEADER, resume=True)
     assert num_recalled(again) == 6
     assert_recalled(again, evaluations)
 
@@ -96,7 +96,7 @@ def test_a_row_holds_the_evaluation(path: Path) -> None:
 def test_rows_are_numbered_on_across_a_resumption(path: Path) -> None:
     evaluations = make_evaluations(3)
     write(path, evaluations[:2])
-    journal = Journal(path, HEADER, resume=True)
+    journal = Journal.open(path, HEADER, resume=True)
     assert_recalled(journal, evaluations[:2])
     append(journal, evaluations[2])
     assert [json.loads(line).get("evaluation") for line in path.read_text().splitlines()] == [None, 0, 1, 2]
@@ -114,7 +114,7 @@ def test_a_kill_at_any_byte_costs_at_most_the_evaluation_in_progress(
     kept = whole[: data.draw(st.integers(whole.index(b"\n") + 1, len(whole)))]
     path.write_bytes(kept)
     num_whole = kept.count(b"\n") - 1
-    journal = Journal(path, HEADER, resume=True)
+    journal = Journal.open(path, HEADER, resume=True)
     assert num_recalled(journal) == num_whole
     assert_recalled(journal, evaluations[:num_whole])
     assert journal.recall(*NOTHING) is None
@@ -139,7 +139,7 @@ def test_a_journal_of_another_search_is_refused_with_what_differs(
     write(path, make_evaluations(2))
     before = path.read_bytes()
     with pytest.raises(InputError, match=rf"search\.jsonl was written with other {named}; --resume needs the same"):
-        Journal(path, {**HEADER, **change}, resume=True)
+        Journal.open(path, {**HEADER, **change}, resume=True)
     assert path.read_bytes() == before
 
 
@@ -147,7 +147,7 @@ def test_a_journal_of_another_version_is_refused_whatever_its_rows_hold(path: Pa
     content = json.dumps({**HEADER, "journal_version": 10}) + '\n{"look": 0, "source": "start"}\n'
     path.write_text(content)
     with pytest.raises(InputError) as raised:
-        Journal(path, {**HEADER, "journal_version": 11}, resume=True)
+        Journal.open(path, {**HEADER, "journal_version": 11}, resume=True)
     assert str(raised.value) == f"{path} was written by another version of bocompress; choose another --out"
     assert path.read_text() == content
 
@@ -156,7 +156,7 @@ def test_a_journal_of_another_version_is_refused_whatever_its_rows_hold(path: Pa
 def test_a_stop_within_the_first_line_begins_anew(path: Path, share: float) -> None:
     first_line = json.dumps(HEADER)
     path.write_text(first_line[: round(share * len(first_line))])
-    assert num_recalled(Journal(path, HEADER, resume=True)) == 0
+    assert num_recalled(Journal.open(path, HEADER, resume=True)) == 0
     assert path.read_text() == first_line + "\n"
 
 
@@ -165,7 +165,7 @@ def test_a_search_that_goes_another_way_is_refused(path: Path) -> None:
     write(path, evaluations)
     ranks, losses = evaluations[1]
     for other in [(ranks + 1, losses.indices), (ranks, losses.indices[::-1])]:
-        journal = Journal(path, HEADER, resume=True)
+        journal = Journal.open(path, HEADER, resume=True)
         assert_recalled(journal, evaluations[:1])
         with pytest.raises(InputError, match="departs from this search at evaluation 1"):
             journal.recall(*other)
@@ -175,7 +175,7 @@ def test_a_search_that_goes_another_way_is_refused(path: Path) -> None:
 def test_what_is_no_journal_is_refused_and_left(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match="is not a search journal"):
-        Journal(path, HEADER, resume=True)
+        Journal.open(path, HEADER, resume=True)
     assert path.read_bytes() == content
 
 
@@ -190,30 +190,30 @@ def test_what_is_no_journal_is_refused_and_left(path: Path, content: bytes) -> N
 def test_what_resembles_a_journal_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError):
-        Journal(path, HEADER, resume=True).recall(*NOTHING)
+        Journal.open(path, HEADER, resume=True).recall(*NOTHING)
 
 
 def test_a_journal_that_cannot_be_read(path: Path) -> None:
     path.mkdir()
     with pytest.raises(InputError):
-        Journal(path, HEADER, resume=True)
+        Journal.open(path, HEADER, resume=True)
 
 
 def test_without_resume_the_file_begins_anew(path: Path) -> None:
     write(path, make_evaluations(3))
-    journal = Journal(path, HEADER)
+    journal = Journal.open(path, HEADER)
     assert num_recalled(journal) == 0
     assert journal.recall(*NOTHING) is None
     assert path.read_text() == json.dumps(HEADER) + "\n"
 
 
 def test_resuming_where_nothing_was_begins_anew(path: Path) -> None:
-    assert num_recalled(Journal(path, HEADER, resume=True)) == 0
+    assert num_recalled(Journal.open(path, HEADER, resume=True)) == 0
     assert path.read_text() == json.dumps(HEADER) + "\n"
 
 
 def test_no_path_keeps_nothing(tmp_path: Path) -> None:
-    journal = Journal(None, HEADER, resume=True)
+    journal = Journal()
     append(journal, make_evaluations(1)[0])
     assert journal.recall(*NOTHING) is None
     assert list(tmp_path.iterdir()) == []
@@ -225,15 +225,15 @@ def test_no_path_keeps_nothing(tmp_path: Path) -> None:
 )
 def test_a_disk_that_refuses_is_an_input_error(tmp_path: Path, name: str, reason: str) -> None:
     with pytest.raises(InputError, match=f"cannot write .*: {reason}"):
-        Journal(tmp_path / name, HEADER)
+        Journal.open(tmp_path / name, HEADER)
 
 
 def test_a_disk_that_fills_up_later_is_an_input_error(path: Path) -> None:
     evaluations = make_evaluations(2)
-    journal = Journal(path, HEADER)
+    journal = Journal.open(path, HEADER)
     append(journal, evaluations[0])
     path.rename(path.with_name("kept"))
     path.symlink_to("/dev/full")
     with pytest.raises(InputError, match="No space left"):
         append(journal, evaluations[1])
-    assert num_recalled(Journal(path.with_name("kept"), HEADER, resume=True)) == 1
+    assert num_recalled(Journal.open(path.with_name("kept"), HEADER, resume=True)) == 1

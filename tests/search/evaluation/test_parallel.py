@@ -44,7 +44,7 @@ def search(
     )
     chosen = SearchSettings(**{"max_evaluations": 30, "delta": 1e-6, **settings})  # type: ignore[arg-type]
     problem = SearchProblem(space, Objective(0.2), evaluate, NUM_IMAGES)
-    ranks, record = Search(problem, chosen, journal or Journal(None, {}), workers=workers).run()
+    ranks, record = Search(problem, chosen, journal or Journal(), workers=workers).run()
     return ranks.tolist(), record
 
 
@@ -76,7 +76,7 @@ def test_one_candidate_at_a_time_is_a_batch_of_one() -> None:
 @pytest.mark.parametrize("acquisition", ["pac", "ei"])
 def test_a_batch_shows_no_plan_an_image_twice_and_keeps_to_the_budget(tmp_path: Path, acquisition: str) -> None:
     path = tmp_path / "search.jsonl"
-    record = search(journal=Journal(path, {}), candidates=4, acquisition=acquisition)[1]
+    record = search(journal=Journal.open(path, {}), candidates=4, acquisition=acquisition)[1]
     assert record.evaluations == 30
     rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     later = [row for row in rows if row["source"] in ("candidate", "re-measure")]
@@ -98,12 +98,12 @@ def test_a_kill_within_a_batch_goes_on_as_if_nothing_had_happened(
     batched: tuple[list[int], SearchRecord], tmp_path: Path, lost: int
 ) -> None:
     path = tmp_path / "search.jsonl"
-    search(journal=Journal(path, {}), candidates=3)
+    search(journal=Journal.open(path, {}), candidates=3)
     whole = path.read_text()
     kept = whole.splitlines(keepends=True)[:-lost]
     path.write_text("".join(kept) + '{"evaluation": 9')
     with Workers(2, "threading") as workers:
-        ranks, record = search(workers, Journal(path, {}, resume=True), candidates=3)
+        ranks, record = search(workers, Journal.open(path, {}, resume=True), candidates=3)
     assert ranks == batched[0]
     assert evaluations_of(record) == evaluations_of(batched[1])
     assert path.read_text() == whole
@@ -111,15 +111,15 @@ def test_a_kill_within_a_batch_goes_on_as_if_nothing_had_happened(
 
 def test_a_larger_budget_continues_a_batch_that_was_cut(tmp_path: Path) -> None:
     path = tmp_path / "search.jsonl"
-    search(journal=Journal(path, {}), candidates=3, max_evaluations=26)
-    _, record = search(journal=Journal(path, {}, resume=True), candidates=3, max_evaluations=30)
+    search(journal=Journal.open(path, {}), candidates=3, max_evaluations=26)
+    _, record = search(journal=Journal.open(path, {}, resume=True), candidates=3, max_evaluations=30)
     assert evaluations_of(record) == evaluations_of(search(candidates=3, max_evaluations=30)[1])
 
 
 def test_rows_are_written_as_they_come_in_the_order_of_evaluations(tmp_path: Path) -> None:
     path = tmp_path / "search.jsonl"
     with Workers(3, "threading") as workers:
-        search(workers, Journal(path, {}), candidates=3)
+        search(workers, Journal.open(path, {}), candidates=3)
     rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
     assert [row["evaluation"] for row in rows] == list(range(len(rows)))
 

@@ -49,7 +49,7 @@ def run_search(
 def test_another_target_is_reached_by_gauss_newton_steps(asked: tuple[float, float]) -> None:
     net = Net(compressible_net(), num_images=200)
     first, then = (SearchTarget("loss", share * net.norm.output_energy) for share in asked)
-    search = make_search(net, Journal(None, {}), target=first, samples=50)
+    search = make_search(net, Journal(), target=first, samples=50)
     search.run()
     ranks, record = search.continue_for(then)
     found = net.evaluate(ranks, np.arange(200)).mean / net.norm.output_energy
@@ -60,8 +60,8 @@ def test_another_target_is_reached_by_gauss_newton_steps(asked: tuple[float, flo
 def test_a_step_leads_to_a_plan_that_is_no_worse_and_resumes_midway(tmp_path: Path) -> None:
     net = Net(compressible_net())
     path = tmp_path / "search.jsonl"
-    ranks, sources, passes = run_search(net, Journal(path, {}), seed=2)
-    plain, plain_sources, _ = run_search(net, Journal(None, {}), linearize=False, seed=2)
+    ranks, sources, passes = run_search(net, Journal.open(path, {}), seed=2)
+    plain, plain_sources, _ = run_search(net, Journal(), linearize=False, seed=2)
     assert "refinement" in sources
     assert "refinement" not in plain_sources
     every, objective = np.arange(NUM_IMAGES), Objective(GAMMA / net.norm.output_energy)
@@ -79,7 +79,7 @@ def test_a_step_leads_to_a_plan_that_is_no_worse_and_resumes_midway(tmp_path: Pa
     assert racings == list(range(racings[0], len(lines)))
     for kept in (1, 2, steps[0], steps[0] + 1, steps[0] + 2, racings[0], racings[0] + 3, len(lines)):
         path.write_text("".join(lines[:kept]))
-        again = run_search(net, Journal(path, {}, resume=True), seed=2)
+        again = run_search(net, Journal.open(path, {}, resume=True), seed=2)
         assert again[0].tolist() == ranks.tolist()
         assert again[1:] == (sources, passes)
         assert path.read_text() == whole
@@ -87,22 +87,22 @@ def test_a_step_leads_to_a_plan_that_is_no_worse_and_resumes_midway(tmp_path: Pa
 
 def test_a_search_with_more_to_spend_goes_on(tmp_path: Path) -> None:
     net, path = Net(compressible_net()), tmp_path / "search.jsonl"
-    _, record = make_search(net, Journal(path, {})).run()
+    _, record = make_search(net, Journal.open(path, {})).run()
     whole = path.read_text()
     assert record.evaluations > 5
     for budget in range(3, record.evaluations):
-        run_search(net, Journal(path, {}), max_evaluations=budget)
+        run_search(net, Journal.open(path, {}), max_evaluations=budget)
         assert path.read_text() != whole
-        run_search(net, Journal(path, {}, resume=True))
+        run_search(net, Journal.open(path, {}, resume=True))
         assert path.read_text() == whole, "further evaluations replace the final racing of the shorter run"
 
 
 def test_the_final_racing_is_not_evaluated_again(tmp_path: Path) -> None:
     net, path = Net(compressible_net()), tmp_path / "search.jsonl"
-    ranks, *others = run_search(net, Journal(path, {}))
+    ranks, *others = run_search(net, Journal.open(path, {}))
     whole = path.read_text()
     with mock.patch.object(net, "evaluate", side_effect=AssertionError):
-        again, *same = run_search(net, Journal(path, {}, resume=True))
+        again, *same = run_search(net, Journal.open(path, {}, resume=True))
     assert again.tolist() == ranks.tolist()
     assert same == others
     assert path.read_text() == whole
@@ -114,7 +114,7 @@ def test_where_no_gradient_passes_layers_are_measured_one_at_a_time() -> None:
     norms, passes = linear_sensitivities(blocked.space, blocked.linearize, np.arange(20))
     assert not norms
     assert passes > 0
-    _, sources, _ = run_search(blocked, Journal(None, {}))
+    _, sources, _ = run_search(blocked, Journal())
     assert "initial" in sources
 
 
@@ -128,10 +128,10 @@ def test_where_the_network_is_linear_the_model_gives_the_measured_sensitivities(
 
 def test_a_step_of_another_search_is_refused(tmp_path: Path) -> None:
     net, path = Net(compressible_net()), tmp_path / "search.jsonl"
-    run_search(net, Journal(path, {}))
+    run_search(net, Journal.open(path, {}))
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     step = next(row for row in rows if "step_from" in row)
     step["step_from"][0] += 1
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match="departs from this search"):
-        run_search(net, Journal(path, {}, resume=True))
+        run_search(net, Journal.open(path, {}, resume=True))

@@ -66,7 +66,7 @@ def with_settings(fresh: bool = False, **changes: Any) -> Run:
         )
         listener = SearchListener(on_incumbent=remember)
         settings = replace(settings, max_evaluations=allowed)
-        loop = Search(problem, settings, Journal(None, {}), listener=listener)
+        loop = Search(problem, settings, Journal(), listener=listener)
         try:
             _, record = loop.run()
             attempt.stopped_because = record.stopped_because

@@ -13,10 +13,10 @@ from compressor.arrays import Array, Ranks
 from compressor.search.acquisition.base import AcquisitionFunction
 from compressor.search.acquisition.optimize import optimize_acquisition
 from compressor.search.evaluation.evaluator import Evaluator
+from compressor.search.fitting import REFIT_GROWTH, SurrogateFitter
 from compressor.search.objective import Objective
 from compressor.search.stopping.criterion import NUM_ANCHORS, StopRule
 from compressor.search.surrogate.additive_prior import LOSS_FLOOR
-from compressor.search.surrogate.fitting import REFIT_GROWTH, SurrogateFitter
 from compressor.search.surrogate.posterior import Posterior
 from compressor.search.target.target import SearchTarget, are_near
 from compressor.streams import Stream, generator

@@ -9,9 +9,9 @@ from compressor.arrays import Ranks
 from compressor.fidelity.losses import Losses
 from compressor.search.evaluation.evaluator import Evaluator
 from compressor.search.evaluation.journal import Journal
+from compressor.search.evaluation.racing import MAX_EVALUATIONS, NUM_CHALLENGERS, Racing, challengers_of, is_better
 from compressor.search.objective import Objective
 from compressor.search.problem import SearchProblem
-from compressor.search.racing import MAX_EVALUATIONS, NUM_CHALLENGERS, Racing, challengers_of, is_better
 from compressor.search.settings import SearchSettings
 from compressor.search.space import RankSpace
 from compressor.search.surrogate.gp import GaussianProcess, Hyperparameters
@@ -31,9 +31,7 @@ class Course:
         self.chance, self.seed = chance, seed
         self.passes = 0
         settings = SearchSettings(samples=SAMPLES, seed=seed)
-        self.evaluator = Evaluator(
-            SearchProblem(SPACE, Objective(1.0), self.losses, NUM_IMAGES), settings, Journal(None, {})
-        )
+        self.evaluator = Evaluator(SearchProblem(SPACE, Objective(1.0), self.losses, NUM_IMAGES), settings, Journal())
 
     def losses(self, ranks: Ranks, images: np.ndarray) -> Losses:
         self.passes += len(images)

@@ -21,7 +21,7 @@ from compressor.report.console import print_report
 from compressor.report.page import render_report
 from compressor.report.records import Report
 from compressor.search.optimizer import SearchSettings
-from tests.cli.test_commands import listing, the_sentence
+from tests.cli.outcomes import listing, the_sentence
 from tests.unmeasured import without_measuring
 
 SEARCH = SearchSettings(max_evaluations=4, samples=8, certificate="pointwise", seed=1)

@@ -1,17 +1,14 @@
 """Opened attention: the same function and the same tensors, in linear layers that are called."""
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models import swin_transformer as swin
-from torchvision.models.vision_transformer import VisionTransformer
 
 from compressor import apply_plan
 from compressor.data.transforms import Transform
@@ -19,71 +16,24 @@ from compressor.errors import InputError
 from compressor.factorization.registry import METHODS
 from compressor.network.attention import SelfAttention, WindowAttention, open_attention
 from compressor.network.checkpoint import LoadedModel
-from compressor.network.layers import FoundLayer, compressible, find_layers
+from compressor.network.layers import compressible
 from compressor.network.macs import count_macs
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.plan import LayerPlan, Plan
 from exporters.onnx import export_onnx
 from exporters.verify import verify_onnx
-
-ATTENTION = ("in_proj", "out_proj", "qkv", "proj", "to_qkv", "merge")  # the last two are MaxViT's
-EMBED = 8
-
-
-def random_weights(model: nn.Module) -> nn.Module:
-    """Random values in every parameter: new networks have zeros, which would hide a mistake."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data.normal_(std=0.3, generator=generator)
-    return model.eval()
-
-
-def vit(layers: int = 2) -> nn.Module:
-    torch.manual_seed(0)
-    # Other dropout would draw other numbers: the original's output lies transposed in memory.
-    return random_weights(VisionTransformer(32, 8, layers, 4, 32, 64, attention_dropout=0.2, num_classes=10))
-
-
-def swin_network(version: int, window: tuple[int, int] = (4, 4), depths: tuple[int, ...] = (2, 2)) -> nn.Module:
-    torch.manual_seed(0)
-    blocks = {1: swin.SwinTransformerBlock, 2: swin.SwinTransformerBlockV2}
-    merging = {1: swin.PatchMerging, 2: swin.PatchMergingV2}
-    heads = [2, 4][: len(depths)]
-    dropouts = {"dropout": 0.1, "attention_dropout": 0.2, "num_classes": 10}
-    network = swin.SwinTransformer(
-        [4, 4],
-        16,
-        list(depths),
-        heads,
-        list(window),
-        block=blocks[version],
-        downsample_layer=merging[version],
-        **dropouts,
-    )
-    return random_weights(network)
-
-
-def images(height: int = 32, width: int = 32, count: int = 3) -> Tensor:
-    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(2))
-
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "vit": vit,
-    "swin v1": partial(swin_network, 1),
-    "swin v2": partial(swin_network, 2),
-}
-every_network = pytest.mark.parametrize("network", NETWORKS)
-
-
-def error(candidate: nn.Module, model: nn.Module, inputs: Tensor) -> float:
-    with torch.inference_mode():
-        expected = model(inputs)
-        return float((candidate(inputs) - expected).abs().max() / expected.abs().max())
-
-
-def attention_layers(model: nn.Module, example: Tensor) -> list[FoundLayer]:
-    return [layer for layer in find_layers(model, example) if layer.name.rpartition(".")[2] in ATTENTION]
-
+from tests.network.attention.networks import (
+    EMBED,
+    NETWORKS,
+    Attends,
+    attention_layers,
+    error,
+    every_network,
+    images,
+    random_weights,
+    swin_network,
+    vit,
+)
 
 # The same function
 
@@ -135,18 +85,6 @@ def test_training_drops_what_the_original_drops(network: str) -> None:
     torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-4, atol=1e-5)
     torch.manual_seed(4)
     assert not torch.allclose(opened(images()), outputs[1])
-
-
-class Attends(nn.Module):
-    """One attention module, called with the arguments of the test."""
-
-    def __init__(self, call: dict[str, Any] | None = None, width: int = EMBED, **options: Any) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(width, 2, **{"batch_first": True, **options})
-        self.call = {"need_weights": False} if call is None else call
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attention(x, x, x, **self.call)[0]
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
@@ -231,114 +169,6 @@ def test_attention_in_two_places_is_opened_in_both() -> None:
     assert opened[0].attention is opened[1].attention
     assert isinstance(opened[0].attention, SelfAttention)
     assert error(opened, model, tokens) < 1e-5
-
-
-# What is left alone
-
-
-class Crossed(Attends):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attention(x, x + 1, x + 1, need_weights=False)[0]
-
-
-class Seldom(Attends):
-    """Once with a mask, once without."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        mask = torch.zeros(x.shape[1], x.shape[1])
-        x, _ = self.attention(x, x, x, need_weights=False)
-        return self.attention(x, x, x, need_weights=False, attn_mask=mask)[0]
-
-
-class Unused(Attends):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + 1
-
-
-class Unbatched(Attends):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x[0])[None]
-
-
-class Doubling(nn.MultiheadAttention):
-    def forward(self, *args: Any, **options: Any) -> Any:
-        output, weights = super().forward(*args, **options)
-        return 2 * output, weights
-
-
-def subclassed() -> nn.Module:
-    model = Attends()
-    model.attention = Doubling(EMBED, 2, batch_first=True)
-    return model
-
-
-def hooked() -> nn.Module:
-    model = Attends()
-    model.attention.register_forward_hook(lambda module, inputs, output: (2 * output[0], None))
-    return model
-
-
-def parametrized() -> nn.Module:
-    model = Attends()
-    nn.utils.parametrizations.weight_norm(model.attention.out_proj)
-    return model
-
-
-def hooked_window() -> nn.Module:
-    model = swin.ShiftedWindowAttention(EMBED, [2, 2], [1, 1], 2)
-    model.register_forward_hook(lambda module, inputs, output: 2 * output)
-    return nn.Sequential(nn.Unflatten(1, (2, 3)), model)
-
-
-MASK = torch.zeros(6, 6)
-LEFT: dict[str, Callable[[], nn.Module]] = {
-    "cross-attention": Crossed,
-    "masked": lambda: Attends({"need_weights": False, "attn_mask": MASK}),
-    "padded": lambda: Attends({"need_weights": False, "key_padding_mask": MASK[:1] > 0}),
-    "causal": lambda: Attends({"need_weights": False, "is_causal": True}),
-    "weights wanted": lambda: Attends({}),
-    "masked at times": Seldom,
-    "never called": Unused,
-    "without a batch": Unbatched,
-    "learnt keys": lambda: Attends(add_bias_kv=True),
-    "zero keys": lambda: Attends(add_zero_attn=True),
-    "unpacked weights": lambda: Attends(kdim=EMBED, vdim=EMBED + 1),
-    "subclass": subclassed,
-    "hook": hooked,
-    "parametrized": parametrized,
-    "window with a hook": hooked_window,
-    "fused encoder": lambda: nn.TransformerEncoderLayer(EMBED, 2, 16, batch_first=True),
-    "no attention": lambda: nn.Linear(EMBED, EMBED),
-}
-
-
-@pytest.mark.parametrize("case", LEFT)
-def test_other_attention_is_left(case: str) -> None:
-    model = LEFT[case]().eval()
-    if case == "unpacked weights":
-        model.forward = lambda x: model.attention(x, x, nn.functional.pad(x, (0, 1)), need_weights=False)[0]
-    assert open_attention(model, torch.randn(1, 6, EMBED)) is model
-
-
-def test_only_the_plain_one_of_two_is_opened() -> None:
-    model = random_weights(nn.Sequential(Attends(), Crossed()))
-    tokens = torch.randn(2, 6, EMBED)
-    opened = open_attention(model, tokens)
-    assert [type(part.attention) for part in opened] == [SelfAttention, nn.MultiheadAttention]
-    assert error(opened, model, tokens) < 1e-5
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"attn_mask": MASK}, {"key_padding_mask": MASK[:1] > 0}, {"is_causal": True}, {"need_weights": True}],
-)
-def test_a_call_that_the_example_did_not_make_is_refused(options: dict[str, Any]) -> None:
-    tokens = torch.randn(1, 6, EMBED)
-    attention = open_attention(Attends().eval(), tokens).attention
-    key = tokens if options else tokens + 1
-    with pytest.raises(ValueError, match="one sequence and no mask"):
-        attention(tokens, key, key, **{"need_weights": False, **options})
-    assert attention(tokens, tokens, tokens, need_weights=False)[1] is None
 
 
 # What it is for: layers that can be factorized, and exported

@@ -1,0 +1,34 @@
+"""A small network and images that it labels."""
+
+import pytest
+import torch
+from torch import nn
+
+from compressor.data.batches import from_batches
+from compressor.data.images import ImageSet
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 12, 3, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(12, 16, 3, stride=2, padding=1),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 32),
+        nn.ReLU(inplace=True),
+        nn.Linear(32, 10),
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def images(network: nn.Module) -> ImageSet:
+    torch.manual_seed(1)
+    inputs = nn.functional.interpolate(torch.randn(120, 3, 3, 3) + 0.5, size=8, mode="bilinear")
+    with torch.inference_mode():
+        labels = network(inputs).argmax(1)
+    return from_batches([(inputs, labels.clone())], 120)

@@ -1,0 +1,53 @@
+"""Compressed networks in files: put together again whatever their factors."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from compressor.errors import InputError
+from compressor.factorization.records import Method
+from compressor.factorization.registry import METHODS
+from compressor.network.layers import compressible, find_layers, with_method
+from compressor.network.pruning import prune_smallest
+from compressor.network.serialization import changed_names, load_network, save_network
+from compressor.network.surgery import build_candidate
+
+
+@pytest.mark.parametrize("method", ["spatial", "tucker", "cp", "interpolative", "svd"])
+def test_a_network_of_any_factors_is_put_together_again(method: Method, network: nn.Module, tmp_path: Path) -> None:
+    layers = [
+        with_method(layer, method if layer.kind == "conv" and method != "svd" else layer.method or "svd")
+        for layer in compressible(find_layers(network, torch.zeros(1, 3, 8, 8)))
+    ]
+    factors = {layer.name: METHODS[layer.method or "svd"].factorize(layer.module) for layer in layers}
+    made = prune_smallest(build_candidate(network, factors, {layer.name: 3 for layer in layers[1:]}), 0.1)
+    save_network(network, made, tmp_path / "network.safetensors")
+    found = load_network(network, tmp_path / "network.safetensors")
+    inputs = torch.randn(2, 3, 8, 8)
+    with torch.inference_mode():
+        assert torch.equal(found(inputs), made(inputs))
+    assert changed_names(network, found) == [layer.name for layer in layers[1:]]
+    layers_written = json.loads(_metadata(tmp_path / "network.safetensors")["layers"])
+    assert set(layers_written) == {layer.name for layer in layers[1:]}
+    assert load_file(tmp_path / "network.safetensors").keys() == made.state_dict().keys()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())
+
+
+def test_a_file_of_another_network_is_refused(network: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / "network.safetensors"
+    save_network(network, network, path)
+    with pytest.raises(InputError, match="does not hold a network compressed from this one"):
+        load_network(nn.Sequential(nn.Linear(2, 2)), path)
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="does not hold a network compressed from this one"):
+        load_network(network, path)
