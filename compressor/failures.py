@@ -33,15 +33,20 @@ def is_shortage(error: BaseException) -> bool:
     return False
 
 
+def explain_shortage(error: BaseException) -> ShortageError | None:
+    """The sentence for an error that comes from too little memory; None for all others."""
+    if not is_shortage(error):
+        return None
+    ways = "close other programs, or lower --max-images, --input-size or --workers"
+    return ShortageError(f"too little memory ({first_line(error)}): {ways}")
+
+
 def explain(error: BaseException) -> BocompressError | None:
     """The sentence for an error that a person can do something about; None for all others."""
     if isinstance(error, BocompressError):
         return error
-    if is_shortage(error):
-        return ShortageError(
-            f"too little memory ({first_line(error)}): close other programs, or lower --max-images, --input-size or "
-            "--workers"
-        )
+    if shortage := explain_shortage(error):
+        return shortage
     if isinstance(error, RecursionError):
         return InputError("something given is nested too deeply to be read")
     if isinstance(error, OSError):
@@ -63,7 +68,7 @@ def blaming(sentence: Callable[[str], BocompressError]) -> Iterator[None]:
     except BocompressError:
         raise
     except Exception as error:  # whatever a library raises on what a stranger wrote
-        if is_shortage(error):
-            raise explain(error) or error from error
+        if shortage := explain_shortage(error):
+            raise shortage from error
         reason = "nested too deeply" if isinstance(error, RecursionError) else first_line(error)
         raise sentence(reason) from error
