@@ -56,7 +56,7 @@ def require_replaceable(folder: Path) -> None:
     """
     check_folder(folder, keep=OUTPUTS)
     files = list(_files_below(folder))
-    others = [str(file) for file in files if not _is_output(file)]
+    others = [str(file) for file in files if not is_output(file)]
     if others:
         raise InputError(f"{folder / others[0]} is not of an earlier run: move it, or choose another --out")
     if files and not holds_run(folder):
@@ -93,7 +93,7 @@ def prepare_resumption(folder: Path) -> None:
     Raises:
         InputError: a plan there, which the run would write anew, was edited since.
     """
-    remove_leftovers(folder, _is_output)
+    remove_leftovers(folder, is_output)
     for path in (folder / PLAN, *written_plans(folder)):
         if path.exists() and not is_sealed(path):
             raise InputError(f"{path} was edited, and this run would replace it: move it, and apply it elsewhere")
@@ -129,7 +129,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
         yield from ((Path(parent) / name).relative_to(folder) for name in (*files, *links))
 
 
-def _is_output(file: Path) -> bool:
+def is_output(file: Path) -> bool:
     """Whether a path within the folder of a run is one that a run writes."""
     match [PARTIAL.sub(r"\1", part) for part in file.parts]:
         case [name]:
