@@ -75,7 +75,7 @@ report: $(READY) $(TRAINED)  ## OUT: the page of a run anew; without one, of edg
 test: $(READY) lint  ## the whole suite, lint and types
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-hard: $(READY)  ## thousands of hostile inputs, kills, faults and short memory; docs/hard.md has the counts
+test-hard: $(READY)  ## thousands of hostile inputs, kills, faults and short memory; docs/results.md has the counts
 	OMP_NUM_THREADS=1 HARD_RESULTS=benchmarks/results/hard.json $(BIN)/python -m pytest -m hard tests/hard
 
 # uv resolves downwards, which pip cannot. Formatters and type checkers are judged by their newest versions only.
@@ -90,7 +90,7 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-docs: $(READY)  ## write docs/options.md and the tables of docs/results.md anew
+docs: $(READY)  ## write docs/options.md, docs/licences.md and the tables of docs/results.md anew
 	$(BIN)/python -m docs.generate
 
 site: $(READY)  ## the documentation as a website in build/site, with the Python API from its docstrings
