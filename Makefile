@@ -25,7 +25,7 @@ FRESH = $(if $(filter file,$(origin OUT)),rm -rf "$(OUT)")
 OWN = $(and $(OTHER),$(filter file,$(origin FILES)))
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
 
-.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-oldest lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-limits bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench-job bench-channels bench bench-gpu bench-harness clean
+.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-hard test-oldest lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-limits bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench-job bench-channels bench bench-gpu bench-harness clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,9 @@ report: $(READY) $(TRAINED)  ## OUT: the page of a run anew; without one, of edg
 test: $(READY) lint  ## the whole suite and lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+test-hard: $(READY)  ## thousands of hostile inputs, kills, faults and short memory; docs/results.md has the counts
+	OMP_NUM_THREADS=1 HARD_RESULTS=benchmarks/results/hard.json $(BIN)/python -m pytest -m hard tests/hard
+
 # uv resolves downwards, which pip cannot. Formatters and type checkers are held to their newest versions only.
 test-oldest: pyproject.toml  ## the suite with the lowest version of each dependency that pyproject.toml allows
 	$(PYTHON) -m venv $(OLDEST)
@@ -88,7 +91,7 @@ lint: $(READY)  ## ruff, mypy and the import order
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-docs: $(READY)  ## write docs/options.md and the tables of docs/results.md anew
+docs: $(READY)  ## write docs/options.md, docs/licences.md and the tables of docs/results.md anew
 	$(BIN)/python -m docs.generate
 
 site: $(READY)  ## the documentation as a website in build/site, with the Python API from its docstrings

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from compressor.remaining import ExpectedStage, RemainingTime, describe_remaining
+from compressor.terminal import SafeConsole
+from compressor.text import printable
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -70,7 +71,7 @@ class PlainProgress(_TimedProgress):
         self.log(f"{title}: done in {time.monotonic() - began:.1f} s")
 
     def log(self, sentence: str) -> None:
-        print(sentence, file=sys.stderr, flush=True)
+        print(printable(sentence), file=sys.stderr, flush=True)
 
 
 class _PlainProgressStage:
@@ -98,7 +99,7 @@ class TerminalProgress(_TimedProgress):
 
     def __init__(self) -> None:
         super().__init__()
-        self._console = Console(stderr=True)
+        self._console = SafeConsole(stderr=True)
 
     @contextmanager
     def stage(self, title: str, total: int | None = None, weights: Sequence[float] = ()) -> Iterator[ProgressStage]:

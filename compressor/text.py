@@ -1,9 +1,29 @@
-"""Small pieces of sentences."""
+"""Small pieces of sentences, and names of strangers as files and terminals can hold them."""
 
+import re
 from collections.abc import Sequence
 
 MAX_REASON_LENGTH = 200  # characters
 PLURALS = {"is": "are", "was": "were"}
+SURROGATES = re.compile("[\ud800-\udfff]")
+# Control characters, and those that turn the direction of what follows.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def well_formed(text: str) -> str:
+    """Text that UTF-8 can hold: bytes of file names that are not UTF-8, and lone surrogates, become escapes."""
+    return SURROGATES.sub(_escape, text)
+
+
+def printable(text: str) -> str:
+    """Text that only shows: what a terminal would act upon becomes escapes, line breaks among it."""
+    return UNPRINTABLE.sub(_escape, text)
+
+
+def _escape(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    is_byte = 0xDC80 <= code <= 0xDCFF  # as Python decodes what is not UTF-8
+    return f"\\x{code - 0xDC00:02x}" if is_byte else ascii(match[0])[1:-1]
 
 
 def first_line(error: BaseException) -> str:

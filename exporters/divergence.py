@@ -1,12 +1,12 @@
 """The first divergence of two ONNX files: the first tensor that both name and in which they differ."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 
+from compressor.files import scratch_folder
 from exporters.records import MAX_ERROR, DivergenceRecord
 from exporters.session import Logits, fit_batch, open_session
 
@@ -63,7 +63,7 @@ def _values(proto: onnx.ModelProto, path: Path, names: Sequence[str], image: Log
     """The float tensors of these names, read from a copy of the file that has them as outputs."""
     outputs = {value.name for value in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in outputs)
-    with tempfile.TemporaryDirectory(prefix="bocompress.") as folder:
+    with scratch_folder() as folder:
         extended = Path(folder) / path.name
         onnx.save(proto, extended, save_as_external_data=True, location=f"{path.name}.data")
         session = open_session(extended)

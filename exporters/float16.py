@@ -1,6 +1,5 @@
 """Conversion of a float32 ONNX file to float16; inputs and outputs stay float32."""
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import Tensor
 
 from compressor.errors import BocompressError
+from compressor.files import scratch_folder
 from compressor.text import first_line
 from exporters.int8_calibration import tensor_ranges
 from exporters.onnx import needs_data_file, save_onnx, sign
@@ -59,7 +59,7 @@ def _require_range(proto: onnx.ModelProto, source: Path, images: Tensor, large: 
         for name, values in weights.items()
         if values.size and np.issubdtype(values.dtype, np.floating)
     }
-    with tempfile.TemporaryDirectory(prefix="bocompress.") as folder, silence():
+    with scratch_folder() as folder, silence():
         for name, (low, high) in tensor_ranges(source, images, Path(folder), large).items():
             largest[name] = max(abs(low), abs(high))
     worst = max(largest, key=lambda name: largest[name])

@@ -6,7 +6,6 @@ its decisions, with seven bits none. The eighth bit would save a fifth of the ro
 safe, and give wrong results on the others.
 """
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from onnxruntime.quantization.calibrate import TensorsData
 from torch import Tensor
 
 from compressor.errors import BocompressError, VerificationError
+from compressor.files import scratch_folder
 from compressor.text import first_line
 from exporters.int8_calibration import BATCH_SIZE, CALIBRATORS, activation_ranges
 from exporters.onnx import needs_data_file, save_onnx, sign, write_with_data
@@ -84,7 +84,7 @@ def quantize_int8(
     """
     calibration, check = images.calibration[:CALIBRATION_IMAGES], images.check[:CHECK_IMAGES]
     try:
-        with tempfile.TemporaryDirectory(prefix="bocompress.") as folder, silence():
+        with scratch_folder() as folder, silence():
             trials = _Trials(source, Path(folder), check, on_step)
             proto, record = _search_int8(trials, calibration, allowed_norm, layers)
     except VerificationError as error:

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import BocompressError
+from compressor.files import scratch_folder
 from compressor.text import first_line
 
 INPUT_NAME = "input"
@@ -132,7 +132,7 @@ def translate_older(model: nn.Module, batch: Tensor, opset: int | None, fixed: b
     """The graph by torch's older exporter, which takes a tenth of the newer one's time; any of its errors is raised."""
     names = (INPUT_NAME, OUTPUT_NAME)
     torch._C._jit_set_onnx_log_enabled(False)  # it would print the graph that failed
-    with tempfile.TemporaryDirectory(prefix="bocompress.") as folder:
+    with scratch_folder() as folder:
         path = Path(folder) / "network.onnx"
         torch.onnx.export(
             model,

@@ -2,7 +2,6 @@
 
 import gzip
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
 from compressor.errors import BocompressError, VerificationError
-from compressor.files import replace_when_whole
+from compressor.files import replace_when_whole, scratch_folder
 from compressor.text import first_line
 from exporters.opsets import silence
 
@@ -30,7 +29,7 @@ def converted_to_ort(source: Path) -> Iterator[tuple[Path, Path]]:
     Raises:
         BocompressError: ONNX Runtime cannot convert the file.
     """
-    with tempfile.TemporaryDirectory(prefix="bocompress.") as name:
+    with scratch_folder() as name:
         folder = Path(name)
         try:
             with silence():

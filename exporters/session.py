@@ -3,6 +3,7 @@
 Nothing here imports torch: `bocompress benchmark` measures the memory of processes that hold ONNX Runtime alone.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from compressor.errors import InputError, VerificationError
+from compressor.failures import explain_shortage
 from compressor.text import first_line, join_words
+from exporters.strangers import require_sound
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ort.disable_telemetry_events()
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -64,13 +69,26 @@ def open_session(
     exact: dict[str, dict[str, str]] = {} if tf32 else {CUDA: {"use_tf32": "0"}}
     providers = [(name, exact.get(name, {})) for name in (provider, *FALLBACKS.get(provider, []))]
     try:
-        session = ort.InferenceSession(model, options or session_options(threads), providers)
+        session = ort.InferenceSession(_openable(model), options or session_options(threads), providers)
     except Exception as error:
+        if shortage := explain_shortage(error):
+            raise shortage from error
         raise VerificationError(f"ONNX Runtime cannot load {model_name(model)}: {first_line(error)}") from error
     used = session.get_providers()[0]
     if used != provider:
         raise InputError(f"{provider} cannot be used here: ONNX Runtime fell back to {used}")
     return session
+
+
+def _openable(model: Path | bytes) -> Path | bytes:
+    """The path, or the content of a file whose name is no UTF-8, which ONNX Runtime cannot be told."""
+    if isinstance(model, bytes):
+        return model
+    try:
+        os.fsencode(model).decode("utf-8")
+    except UnicodeDecodeError:
+        return model.read_bytes()
+    return model
 
 
 def session_options(threads: int | None = None) -> ort.SessionOptions:
@@ -103,15 +121,16 @@ class ModelInput:
 
 
 def describe_input(path: Path) -> ModelInput:
-    """What the file takes.
+    """What a file takes that a stranger may have made.
 
     Raises:
-        InputError: the file cannot be loaded, or does not take one batch of images, channels first.
+        InputError: the file is not sound, does not take one batch of images, channels first, or gives no numbers.
     """
-    try:
-        session = open_session(Path(path), threads=1)
-    except VerificationError as error:
-        raise InputError(str(error)) from error
+    require_sound(path)
+    session = open_session(Path(path), threads=1)
+    kind = session.get_outputs()[0].type
+    if not kind.startswith("tensor(") or kind == "tensor(string)":
+        raise InputError(f"{path} gives {kind} as its first output, where a tensor of numbers can be compared")
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in DTYPES:
         given = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs) or "nothing"
@@ -156,6 +175,8 @@ def run_batches(session: ort.InferenceSession, path: Path, images: "Tensor", siz
         parts = [np.asarray(output, dtype=np.float32) for output in outputs]
         fed = [len(next(iter(batch.values()))) for batch in batches]
     except Exception as error:
+        if shortage := explain_shortage(error):
+            raise shortage from error
         raise VerificationError(f"{path} does not run on batches of {size}: {first_line(error)}") from error
     wrong = next((part for part, count in zip(parts, fed, strict=True) if part.ndim < 1 or len(part) != count), None)
     if wrong is not None:

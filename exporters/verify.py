@@ -1,6 +1,5 @@
 """The export check: an ONNX file against the torch network; and the comparison of two files."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.errors import BocompressError, InputError, VerificationError
+from compressor.files import scratch_folder
 from compressor.schema import Pair
 from exporters.divergence import find_divergence
 from exporters.onnx import export_onnx, frozen_copy
@@ -83,7 +83,7 @@ def require_opset(model: nn.Module, images: Tensor, opset: int) -> None:
     Raises:
         InputError: it cannot be written, or not so that it computes the same.
     """
-    with tempfile.TemporaryDirectory(prefix="bocompress.") as folder:
+    with scratch_folder() as folder:
         path = Path(folder) / "original.onnx"
         try:
             export_onnx(model, images, path, {}, opset)

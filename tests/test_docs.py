@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 REPOSITORY = "https://github.com/bocompress/bocompress/blob/main/"
 PICTURES = "https://raw.githubusercontent.com/bocompress/bocompress/main/"
 UNIFORM = "uniform-resnet18-cifar10"
-GENERATED = {"docs/options.md", "docs/results.md"}
+GENERATED = {"docs/options.md", "docs/results.md", "docs/licences.md"}
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
@@ -31,6 +32,13 @@ PAGES = [
 
 def test_the_options_page_is_what_the_commands_say() -> None:
     assert (ROOT / "docs/options.md").read_text() == options_page()
+
+
+def test_every_dependency_is_listed_with_its_licence() -> None:
+    rows = dict(re.findall(r"^\| ([\w-]+) \| yes \| (.+) \|$", (ROOT / "docs/licences.md").read_text(), re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(rows) == {re.split(r"[<>=]", line)[0] for line in project["dependencies"]}
+    assert all(rows.values())
 
 
 def test_the_results_page_is_what_the_studies_measured() -> None:

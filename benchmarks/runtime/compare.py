@@ -22,12 +22,13 @@ from compressor.cost.latency import Rounds, has_core_time, measure_rounds, ratio
 from compressor.cost.machine import describe_machine
 from compressor.cost.records import MachineRecord, RatioRecord
 from compressor.cost.size import file_bytes, gzip_bytes
-from compressor.errors import BocompressError, InputError
+from compressor.errors import InputError
 from compressor.report.formatting import format_percent, format_plural, format_provider
 from compressor.text import join_words
 from exporters.providers import CPU, PROVIDERS, available_providers, explain_absence
 from exporters.runtimes.registry import ONNX_RUNTIME, open_runtime
 from exporters.session import open_session
+from exporters.strangers import require_sound
 
 AUTO = "auto"
 MIN_ROUNDS = 200  # ten sessions of twenty
@@ -315,12 +316,8 @@ def _describe_file(name: str, path: Path) -> BenchmarkedFile:
 
 def _input_shape(path: Path, settings: BenchmarkSettings) -> tuple[int, ...]:
     """Shape of one input, without the batch."""
-    if not path.is_file():
-        raise InputError(f"there is no file {path}")
-    try:
-        inputs = open_session(path, CPU, threads=1).get_inputs()
-    except BocompressError as error:
-        raise InputError(f"{path} is not an ONNX network that ONNX Runtime can load") from error
+    require_sound(path, settings.input_size)
+    inputs = open_session(path, CPU, threads=1).get_inputs()
     if len(inputs) != 1 or inputs[0].type != "tensor(float)":
         raise InputError(f"{path} must take one float32 input")
     batch, *rest = inputs[0].shape or [None]

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from compressor.children import python_command
 from compressor.errors import BocompressError, InputError
+from compressor.files import scratch_folder
 from exporters.providers import tiny_model
 from exporters.runtimes.registry import ONNX_RUNTIME, open_runtime
 
@@ -36,7 +38,7 @@ def peak_memory_bytes(
     Returns:
         Bytes; None where the system does not report it (Windows).
     """
-    program = [sys.executable, "-m", __name__, runtime, str(path), provider, str(threads), *map(str, shape)]
+    program = python_command(__name__, runtime, path, provider, threads, *shape)
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=SECONDS_ALLOWED)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
@@ -72,10 +74,8 @@ def _peak_bytes() -> int | None:
 
 
 if __name__ == "__main__":
-    import tempfile
-
     runtime_name, file, name, count, *sides = sys.argv[1:]
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         try:
             print(_grow(runtime_name, Path(file), name, int(count), tuple(map(int, sides)), Path(folder)))
         except (BocompressError, InputError) as error:

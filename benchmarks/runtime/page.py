@@ -1,5 +1,6 @@
 """The files of a benchmark: `benchmark.json`, `benchmark.md` and one self-contained page."""
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from compressor.report import formatting, svg
 from compressor.report.templating import load_template
 
 TEMPLATES = Path(__file__).parent / "templates"
+MARKDOWN = re.compile(r"[\\|`*\[\]]")
 OUTPUTS = ("benchmark.json", "benchmark.md", "benchmark.html")
 
 
@@ -76,7 +78,7 @@ def render_page(record: BenchmarkRecord) -> str:
 
 def render_markdown(record: BenchmarkRecord) -> str:
     """The same tables as Markdown."""
-    return _load_template("benchmark.md.jinja", escape=False).render(
+    return _load_template("benchmark.md.jinja", escape=True).render(
         record=record,
         heading=describe_result(record),
         files=tabulate_files(record),
@@ -131,5 +133,5 @@ def _load_template(name: str, escape: bool) -> Template:
 
 
 def _escape_cell(text: str) -> str:
-    """Text for a cell of a Markdown table, with bars escaped."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Text for a cell of a Markdown table, with bars and what Markdown acts upon escaped; the template escapes HTML."""
+    return MARKDOWN.sub(r"\\\g<0>", " ".join(text.split()))

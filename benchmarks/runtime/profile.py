@@ -1,7 +1,6 @@
 """Time of a file by operator and node, from ONNX Runtime's profiler."""
 
 import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.records import OperatorRecord, ProfileRecord
+from compressor.files import scratch_folder
 from exporters.session import open_session, session_options
 
 RUNS = 20
@@ -37,7 +37,7 @@ def profile_file(name: str, path: Path, batch: NDArray[Any], provider: str, thre
     Raises:
         InputError, BocompressError: as `open_session`.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch_folder() as folder:
         options = session_options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")

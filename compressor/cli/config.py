@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import cloup
 from click.core import ParameterSource
 
 from compressor.cli.types import PATH
+from compressor.errors import InputError
 
 NOT_IN_FILES = ("config", "print_config", "help", "help_all", "version")
 # One of these replaces whichever of them a file gives.
@@ -113,14 +113,12 @@ def _parameters(ctx: click.Context) -> dict[str, click.Parameter]:
 
 
 def _load(ctx: click.Context, path: Path) -> dict[str, Any]:
+    from compressor.files import read_toml
+
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise click.UsageError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise click.UsageError(f"{path} is not TOML: not a text in UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        raise click.UsageError(f"{path} is not TOML: {error}") from error
+        return read_toml(path, "configuration")
+    except InputError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _as_typed(parameter: click.Parameter, value: Any) -> Any:

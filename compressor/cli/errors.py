@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from compressor.errors import BocompressError
+from compressor.cli.process import Interrupted, guarded_process
+from compressor.failures import explain
 
 NO_SUCCESS = 3  # files are written, but the network is destroyed or its target missed
 INTERRUPTED = 130  # the shell's code for Ctrl-C
@@ -17,23 +18,24 @@ Command = Callable[..., Any]
 
 
 def explain_errors(command: Command) -> Command:
-    """Turn our errors, a full output device and Ctrl-C into one sentence on stderr and an exit code."""
+    """Turn what `explain` has words for, and signals, into one sentence on stderr and an exit code."""
 
     @functools.wraps(command)
     def wrapped(**options: Any) -> Any:
         try:
-            return command(**options)
-        except BocompressError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(error.exit_code)
+            with guarded_process():
+                return command(**options)
         except BrokenPipeError:
             raise  # the reader of stdout has left; click ends quietly
-        except OSError as error:
-            click.echo(f"error: {error}", err=True)
-            sys.exit(1)
-        except KeyboardInterrupt:
+        except Exception as error:
+            sentence = explain(error)
+            if sentence is None:
+                raise
+            click.echo(f"error: {sentence}", err=True)
+            sys.exit(sentence.exit_code)
+        except KeyboardInterrupt as error:
             click.echo(_describe_interruption(options), err=True)
-            sys.exit(INTERRUPTED)
+            sys.exit(error.exit_code if isinstance(error, Interrupted) else INTERRUPTED)
 
     return wrapped
 

@@ -55,13 +55,14 @@ def check_output(out: Path, options: dict[str, Any], progress: "Progress") -> No
     Raises:
         InputError: it holds other files, an earlier run that is neither to resume nor to overwrite, or an input.
     """
-    from compressor.files import check_folder
+    from compressor.files import check_folder, require_writable
     from compressor.pipeline.outputs import OUTPUTS, holds_run, require_replaceable
 
     if options["resume"] and options["overwrite"]:
         raise InputError("--resume and --overwrite contradict each other: give one of them")
     if options["resume"] and not holds_run(out):
         progress.log(f"note: nothing to resume in {out}: the run begins anew")
+    require_writable(out)
     if options["overwrite"]:
         require_replaceable(out)
         inputs = [options[name] for name in ("model", "plan", "data", "train_data", "config") if options.get(name)]
@@ -154,11 +155,13 @@ def note_on_size(files: Sequence[Path], transform: "Transform", arch: str) -> li
     Returns:
         The sentence, or nothing.
     """
-    from PIL import Image
 
-    shorter = []
+    from compressor.data.pixels import open_image
+    from compressor.files import open_regular
+
+    shorter = []  # what cannot be read is counted where pixels are read
     for file in files[:: max(1, len(files) // NUM_SIZES)]:
-        with suppress(Exception), Image.open(file) as image:  # what cannot be read is counted where pixels are read
+        with suppress(Exception), open_regular(file) as opened, open_image(opened) as image:
             shorter.append(min(image.size))
     if not shorter or median(shorter) * MAX_ENLARGEMENT >= transform.input_size:
         return []

@@ -4,7 +4,6 @@ Measurements are cached by machine, runtime and layer: layers of one shape, and 
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from compressor.cost.latency import has_core_time
 from compressor.cost.machine import describe_machine
 from compressor.errors import InputError
-from compressor.files import write_text
+from compressor.files import read_sealed, write_sealed
 from exporters.runtimes.registry import ONNX_RUNTIME, open_runtime
 from exporters.session import CPU
 
@@ -69,7 +68,7 @@ class LayerClock:
             if self._cache is not None:
                 with suppress(OSError, InputError):
                     self._cache.parent.mkdir(parents=True, exist_ok=True)
-                    write_text(self._cache, json.dumps(self._known))
+                    write_sealed(self._cache, self._known)
         return self._known[digest]
 
 
@@ -101,11 +100,10 @@ def time_in_turn(models: Sequence[bytes], inputs: NDArray[Any], threads: int, pr
 
 
 def _read(cache: Path | None) -> dict[str, list[float]]:
-    """Earlier measurements; none where the file is missing or damaged."""
+    """Earlier measurements; none where the file is missing, damaged or altered."""
     if cache is None:
         return {}
     try:
-        content = json.loads(cache.read_text(encoding="utf-8"))
-        return {str(key): [float(value) for value in values] for key, values in content.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        return read_sealed(cache, "cache of latencies")
+    except InputError:
         return {}

@@ -1,10 +1,13 @@
 """Size of a file or a network: bytes as stored, bytes after gzip, parameters."""
 
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from compressor.errors import InputError
 
 CHUNK_BYTES = 1 << 20
 GZIP_LEVEL = 6  # the default of the gzip command
@@ -13,18 +16,13 @@ GZIP_FORMAT = 31  # zlib's window bits for a gzip header, which then carries no 
 
 def list_parts(path: Path) -> list[Path]:
     """The file, and for an ONNX file those beside it that hold its weights (external data)."""
-    import onnx
+    from exporters.strangers import external_files
 
-    path = Path(path)
-    if path.suffix != ".onnx":
-        return [path]
-    try:
-        graph = onnx.load(path, load_external_data=False).graph
-    except Exception:  # not ONNX in spite of its name; protobuf raises a type of its own
-        return [path]
-    tensors = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
-    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return [path, *(path.parent / name for name in sorted(names))]
+    path, parts = Path(path), []
+    if path.suffix == ".onnx":
+        with suppress(InputError):  # not ONNX in spite of its name
+            parts = external_files(path)
+    return [path, *sorted(parts)]
 
 
 def file_bytes(path: Path) -> int:

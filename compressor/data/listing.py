@@ -2,6 +2,7 @@
 
 import mimetypes
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ SUFFIXES = frozenset({*JPEG, *OTHERS})
 # Entries to ignore: hidden ones, the resource forks in archives from macOS, and what Windows leaves in folders.
 HIDDEN = (".", "__MACOSX")
 IGNORED = frozenset({"thumbs.db", "desktop.ini"})
+MAX_DEPTH = 100
 TEXTS = frozenset({"application/json", "application/xml", "application/pdf"})  # nobody takes them for images
 
 
@@ -57,35 +59,72 @@ class Folder:
 
 
 def scan(path: Path) -> Folder:
-    """The tree of a folder; links are followed unless they lead back to a folder above.
+    """The tree of a folder. Links are followed; what several lead to is there once, where it lies if that is inside.
 
     Raises:
-        InputError: not a folder, or one that cannot be read.
+        InputError: not a folder, one that cannot be read, or folders more than MAX_DEPTH levels deep.
     """
     if not path.is_dir():
         raise InputError(f"{path} is not a folder" if path.exists() else f"{path} does not exist")
     try:
-        return _scan(path, frozenset())
+        scanner = _Scanner(path)
+        tree = scanner.scan(path, 0)
+        scanner.follow_links()
+        return tree
     except OSError as error:
         raise InputError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
 
 
-def _scan(path: Path, above: frozenset[tuple[int, int]]) -> Folder:
-    identity = _identify(path)
-    if identity in above:
-        return Folder(path, [], [], Counter())
-    images, folders, others = [], [], Counter[str]()
-    with os.scandir(path) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(HIDDEN)]
-    for entry in sorted(visible, key=lambda entry: entry.name):
-        inside = path / entry.name
-        if entry.is_dir():
-            folders.append(_scan(inside, above | {identity}))
-        elif entry.is_file() and inside.suffix.lower() in SUFFIXES:
-            images.append(inside)
-        elif entry.is_file() and not _is_text(entry.name):
-            others[inside.suffix.lower() or "no suffix"] += 1
-    return Folder(path, images, folders, others)
+class _Scanner:
+    """Scans folders and files that are no links first, then what links lead to, each once."""
+
+    def __init__(self, top: Path) -> None:
+        self._top = top
+        self._seen: set[tuple[int, int]] = set()  # device and inode, equal for two paths to the same
+        self._links: list[tuple[Folder, Path, int]] = []
+
+    def scan(self, path: Path, depth: int) -> Folder:
+        """The folder and all below it, without links, which are kept for later; empty if it was seen before."""
+        if depth > MAX_DEPTH:
+            raise InputError(f"{self._top} has folders more than {MAX_DEPTH} levels deep: give one further inside")
+        folder, status = Folder(path, [], [], Counter()), path.stat()
+        if not self._is_first(status.st_dev, status.st_ino):
+            return folder
+        with os.scandir(path) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(HIDDEN)]
+        for entry in sorted(visible, key=lambda entry: entry.name):
+            inside = path / entry.name
+            if entry.is_symlink():
+                self._links.append((folder, inside, depth))
+            elif entry.is_dir():
+                folder.folders.append(self.scan(inside, depth + 1))
+            elif entry.is_file() and self._is_first(status.st_dev, entry.inode()):
+                _add_file(folder, inside)
+        return folder
+
+    def follow_links(self) -> None:
+        """Add what the links lead to and was not seen; those that lead nowhere, or in a circle, are left out."""
+        changed: dict[int, Folder] = {}
+        while self._links:
+            folder, inside, depth = self._links.pop(0)
+            try:
+                status = inside.stat()
+            except OSError:
+                continue
+            identity = status.st_dev, status.st_ino
+            if stat.S_ISDIR(status.st_mode) and identity not in self._seen:
+                folder.folders.append(self.scan(inside, depth + 1))
+            elif stat.S_ISREG(status.st_mode) and self._is_first(*identity):
+                _add_file(folder, inside)
+            changed[id(folder)] = folder
+        for folder in changed.values():
+            folder.folders.sort(key=lambda one: one.name)
+            folder.images.sort()
+
+    def _is_first(self, device: int, inode: int) -> bool:
+        before = len(self._seen)
+        self._seen.add((device, inode))
+        return len(self._seen) > before
 
 
 def _is_text(name: str) -> bool:
@@ -93,7 +132,8 @@ def _is_text(name: str) -> bool:
     return kind.startswith("text/") or kind in TEXTS or name.lower() in IGNORED
 
 
-def _identify(folder: Path) -> tuple[int, int]:
-    """Device and inode, equal for two paths to the same folder."""
-    status = folder.stat()
-    return status.st_dev, status.st_ino
+def _add_file(folder: Folder, file: Path) -> None:
+    if file.suffix.lower() in SUFFIXES:
+        folder.images.append(file)
+    elif not _is_text(file.name):
+        folder.others[file.suffix.lower() or "no suffix"] += 1

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +14,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from compressor.data.resizing import REDUCING_GAP, fit_image, resized_size
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
+from compressor.failures import explain_shortage
+from compressor.files import open_regular
 from compressor.text import first_line
 
 Bytes = NDArray[np.uint8]
 DECODING_THREADS = 4
+# Only these are opened, whatever a file's name says: to show PostScript, for one, Pillow runs another program.
+KNOWN_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "TGA")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by the number of channels
 FULL_SCALES = {
     "integers": tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16)),
@@ -63,6 +68,12 @@ def require_channels(transform: Transform) -> None:
         )
 
 
+def open_image(file: BinaryIO) -> Image.Image:
+    """An image of one of the formats that are known, not decoded yet; raises what Pillow raises."""
+    Image.init()
+    return Image.open(file, formats=[name for name in KNOWN_FORMATS if name in Image.OPEN])
+
+
 def read_image(file: Path, transform: Transform) -> Bytes | Deep:
     """An image file, resized and cropped: uint8 of shape (height, width, channels), or one deep channel.
 
@@ -70,7 +81,7 @@ def read_image(file: Path, transform: Transform) -> Bytes | Deep:
         UnreadableError: it cannot be decoded, or its values are not those of an image.
     """
     try:
-        with Image.open(file) as image:
+        with open_regular(file) as opened, open_image(opened) as image:
             if image.format == "JPEG":
                 image.draft(None, _drafted_size(image, transform))
             return _decode(image, transform)
@@ -79,6 +90,8 @@ def read_image(file: Path, transform: Transform) -> Bytes | Deep:
     except UnidentifiedImageError as error:
         raise UnreadableError("not an image that can be decoded") from error
     except Exception as error:  # decoders raise any error on broken files
+        if shortage := explain_shortage(error):
+            raise shortage from error
         raise UnreadableError(first_line(error)) from error
 
 

@@ -1,17 +1,16 @@
 """`factors.jsonl`: the method and factors that suit each layer, appended as they are found: a stop loses one layer."""
 
-import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import InputError
 from compressor.factorization.records import FactorKind, Method
-from compressor.files import require_same_header, write_json_line
+from compressor.files import append_line, cut_lines, read_lines, require_same_header
 from compressor.schema import Record
 
 VERSION_KEY = "factors_version"
+WHAT = "journal of factors"
 
 
 class ChoiceRow(Record):
@@ -53,31 +52,26 @@ class ChoiceJournal:
         """
         rows = _read(path, header) if resume and path.exists() else None
         if rows is None:
-            write_json_line(path, header, "w")
+            append_line(path, header, first=True)
         return cls(path, rows or ())
 
     def append(self, row: ChoiceRow) -> None:
         """Write one choice and flush it to the disk."""
         self.rows[row.layer] = row
         if self._path is not None:
-            write_json_line(self._path, row.model_dump(), "a")
+            append_line(self._path, row.model_dump())
 
 
 def _read(path: Path, header: Mapping[str, Any]) -> list[ChoiceRow] | None:
     """The file's rows, None where it has no header; a line that was cut off is removed."""
+    found = read_lines(path, WHAT)
+    if not found.rows:
+        return None
+    require_same_header(path, found.rows[0], header, VERSION_KEY)
     try:
-        whole, newline, cut_off = path.read_bytes().rpartition(b"\n")
-        lines = [json.loads(line) for line in whole.splitlines()]
-        if not lines:
-            return None
-        if not isinstance(lines[0], dict):
-            raise InputError(f"{path} is not a journal of factors; choose another --out")
-        require_same_header(path, lines[0], header, VERSION_KEY)
-        rows = [ChoiceRow.model_validate(line) for line in lines[1:]]
-        if cut_off:
-            os.truncate(path, len(whole + newline))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a journal of factors; choose another --out") from error
+        rows = [ChoiceRow.model_validate(row) for row in found.rows[1:]]
+    except ValueError as error:
+        raise InputError(f"{path} is not a {WHAT}; choose another --out") from error
+    if found.rest:
+        cut_lines(path, found.offsets[-1])
     return rows

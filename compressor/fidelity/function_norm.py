@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
+from compressor.failures import is_shortage
 from compressor.fidelity.decisions import decide
 from compressor.fidelity.labels import fitting_labels
 from compressor.fidelity.losses import Losses, NoiseSpecification
@@ -39,6 +40,7 @@ class FunctionNorm:
             raise InputError(f"at least two images are needed to know the noise, got {len(images)}")
         self.images = images
         self._device = device
+        self._batch_size = BATCH_SIZE  # less, once that was too much for the memory
         self.targets = self.outputs(original, torch.arange(len(images)))
         if not torch.isfinite(self.targets).all():
             raise InputError("the network's outputs on these images are not finite")
@@ -65,10 +67,19 @@ class FunctionNorm:
         return part
 
     def outputs(self, network: nn.Module, indices: Tensor) -> Tensor:
-        """Outputs (m, num_outputs) of `network` on the images `indices` (m,)."""
-        with torch.inference_mode():
-            parts = indices.split(self.images.fitting(BATCH_SIZE))
-            batches = [_as_rows(network(self.images.batch(part).to(self._device))) for part in parts]
+        """Outputs (m, num_outputs) of `network` on the images `indices` (m,), in smaller batches if memory is short."""
+        size, start, batches = min(self._batch_size, self.images.fitting(BATCH_SIZE)), 0, []
+        while start < len(indices):
+            part = indices[start : start + size]
+            try:
+                with torch.inference_mode():
+                    batches.append(_as_rows(network(self.images.batch(part).to(self._device))))
+            except Exception as error:
+                if size == 1 or not is_shortage(error):
+                    raise
+                size = self._batch_size = size // 2
+                continue
+            start += len(part)
         return torch.cat(batches)
 
     def inputs_and_targets(self, indices: Tensor) -> tuple[Tensor, Tensor]:

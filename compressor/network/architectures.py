@@ -5,7 +5,6 @@ sentence instead of a traceback.
 """
 
 import difflib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
-from compressor.files import user_cache_dir, write_text
+from compressor.files import read_sealed, user_cache_dir, write_sealed
 from compressor.text import first_line, join_words
 
 Shape = tuple[int, ...]
@@ -34,7 +33,7 @@ TOKENS = -2
 MARKER_CLASSES = 7919
 
 TOKEN_TENSOR = "encoder.pos_embedding"
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 
 # Auxiliary heads are for training only, and slow to build and initialize.
 BUILD_ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -211,14 +210,11 @@ def read_cache(cache: Path | None, names: list[str]) -> dict[str, Fingerprint] |
     if cache is None:
         return None
     try:
-        content = json.loads(cache.read_text(encoding="utf-8"))
-        cached = {
-            arch: {str(name): tuple(int(size) for size in shape) for name, shape in shapes.items()}
-            for arch, shapes in content.items()
-        }
-    except (OSError, ValueError, TypeError, AttributeError):
+        content = read_sealed(cache, "cache of fingerprints")
+    except InputError:
         return None
-    return cached if set(cached) == set(names) and all(cached.values()) else None
+    cached = {arch: {name: tuple(shape) for name, shape in shapes.items()} for arch, shapes in content.items()}
+    return cached if set(cached) == set(names) else None
 
 
 def write_cache(cache: Path | None, fingerprints: dict[str, Fingerprint]) -> None:
@@ -227,4 +223,4 @@ def write_cache(cache: Path | None, fingerprints: dict[str, Fingerprint]) -> Non
         return
     with suppress(OSError, InputError):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_text(cache, json.dumps(fingerprints, separators=(",", ":")))
+        write_sealed(cache, fingerprints, indent=None)

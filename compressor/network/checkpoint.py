@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
+from compressor.failures import blaming, explain_shortage
 from compressor.network.architectures import known_architecture, published_transform, shapes_of
 from compressor.network.checkpoints.beside import describe_rest
 from compressor.network.checkpoints.building import build_matched, fit_channels, image_size
@@ -88,6 +89,12 @@ def load_model(
     if arch is not None and not is_custom(arch):
         arch = known_architecture(arch)
     content = read_checkpoint(path, trust_pickle)
+    with blaming(lambda reason: InputError(f"{path} holds what cannot be made a network ({reason})")):
+        return load_content(content, path, arch, weights)
+
+
+def load_content(content: object, path: Path, arch: str | None, weights: str | None) -> LoadedModel:
+    """The network in what a file holds; parameters and errors are those of `load_model`."""
     contents = lay_out(content)
     notes: list[str] = []
     if arch is not None and is_custom(arch):
@@ -357,7 +364,9 @@ def run_outputs(model: nn.Module, transform: Transform, path: Path) -> int:
     try:
         with torch.inference_mode():
             outputs = model(example)
-    except Exception:  # the user's own code; the size is checked once it is known
+    except Exception as error:  # the user's own code; the size is checked once it is known
+        if shortage := explain_shortage(error):
+            raise shortage from error
         return count_outputs(model, path)
     return outputs.shape[-1] if isinstance(outputs, Tensor) and outputs.ndim else count_outputs(model, path)
 

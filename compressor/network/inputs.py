@@ -3,7 +3,7 @@
 from torch import Tensor, inference_mode, nn
 
 from compressor.errors import InputError
-from compressor.text import first_line
+from compressor.failures import blaming
 
 
 def require_input_fits(model: nn.Module, example: Tensor) -> None:
@@ -16,14 +16,9 @@ def require_input_fits(model: nn.Module, example: Tensor) -> None:
     Raises:
         InputError: the network fails on it, or returns something else than a tensor.
     """
-    try:
-        with inference_mode():
-            outputs = model(example)
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError) as error:
-        shape = " x ".join(map(str, example.shape))
-        raise InputError(
-            f"the network cannot take inputs of shape {shape} ({first_line(error)}): see --input-size"
-        ) from error
+    what = f"the network cannot take inputs of shape {' x '.join(map(str, example.shape))}"
+    with blaming(lambda reason: InputError(f"{what} ({reason}): see --input-size")), inference_mode():
+        outputs = model(example)
     if not isinstance(outputs, Tensor):
         raise InputError(
             f"the network returns a {type(outputs).__name__} where one tensor of outputs is expected: give one that "

@@ -7,18 +7,16 @@ decomposition.
 
 import copy
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
 from compressor.errors import InputError
 from compressor.factorization.interpolative import Interpolated
-from compressor.files import replace_when_whole
+from compressor.failures import blaming
+from compressor.files.tensors import read_tensors, write_tensors
 from compressor.network.surgery import replace_layer
 
 CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -40,8 +38,7 @@ def save_network(original: nn.Module, network: nn.Module, path: Path) -> None:
     """Write `network`, which is `original` with some layers factorized or narrower, to `path` atomically."""
     layers = {name: describe_module(network.get_submodule(name)) for name in changed_names(original, network)}
     weights = {name: value.detach().cpu().clone().contiguous() for name, value in network.state_dict().items()}
-    with replace_when_whole(path) as partial:
-        partial.write_bytes(save(weights, {"layers": json.dumps(layers)}))
+    write_tensors(path, weights, {"layers": json.dumps(layers)})
 
 
 def load_network(original: nn.Module, path: Path) -> nn.Module:
@@ -51,16 +48,15 @@ def load_network(original: nn.Module, path: Path) -> nn.Module:
         InputError: the file cannot be read, or is not of a network compressed from `original`.
     """
     network = copy.deepcopy(original)
-    with suppress(OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
-        with safe_open(path, framework="pt") as file:
-            layers = json.loads((file.metadata() or {})["layers"])
-            weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        for name, description in layers.items():
+    weights, texts = read_tensors(path, "compressed network")
+    with blaming(
+        lambda _: InputError(f"{path} does not hold a network compressed from this one; choose another --out")
+    ):
+        for name, description in json.loads(texts["layers"]).items():
             network = replace_layer(network, name, build_module(description))
         network.load_state_dict(weights)
-        device = next((value.device for value in original.parameters()), torch.device("cpu"))
-        return network.to(device).eval().requires_grad_(False)
-    raise InputError(f"{path} does not hold a network compressed from this one; choose another --out")
+    device = next((value.device for value in original.parameters()), torch.device("cpu"))
+    return network.to(device).eval().requires_grad_(False)
 
 
 def changed_names(original: nn.Module, network: nn.Module) -> list[str]:

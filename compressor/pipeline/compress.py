@@ -14,6 +14,7 @@ from torch import nn
 
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
+from compressor.files import claim_folder
 from compressor.pipeline.context import Context, Source
 from compressor.pipeline.outputs import FACTORS, JOURNAL
 from compressor.pipeline.plan import Plan
@@ -71,11 +72,11 @@ def compress(
         VerificationError: the exported file does not compute what the network computes.
     """
     settings = settings or Settings()
+    stages = default_stages(settings) if recipe is None else recipe_stages(recipe)
     if recipe is not None:
-        context = prepare(model, images, out, _with_tuning(settings, recipe), **options)
-        return _run(recipe_stages(recipe), context)
-    context = prepare(model, images, out, settings, **options)
-    return _run(default_stages(settings), context)
+        settings = _with_tuning(settings, recipe)
+    with claim_folder(Path(out)):
+        return _run(stages, prepare(model, images, out, settings, **options))
 
 
 def apply_plan(
@@ -90,8 +91,8 @@ def apply_plan(
 
     Without settings the factors are those that the plan names.
     """
-    context = prepare(model, images, out, settings or Settings(factors=None), **options)
-    return _run(plan_stages(plan), context)
+    with claim_folder(Path(out)):
+        return _run(plan_stages(plan), prepare(model, images, out, settings or Settings(factors=None), **options))
 
 
 def _run(stages: Sequence[Stage], context: Context) -> CompressedModel:

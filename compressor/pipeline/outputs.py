@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from compressor.errors import InputError
-from compressor.files import check_folder
+from compressor.files import check_folder, is_sealed, open_regular, remove_leftovers
+from compressor.files.writing import PARTIAL
 from exporters.onnx import DATA_SUFFIX
 from exporters.ort_format import CONFIG_SUFFIX, ORT_SUFFIX, ZIP_SUFFIX
 from exporters.records import Precision
@@ -16,6 +17,7 @@ JOURNAL = "search.jsonl"
 CHECKPOINT = "finetune.safetensors"
 STAGES = "stages"  # a folder
 PLANS = "plans"  # a folder
+PLAN = "plan.json"
 ORIGINAL, MODEL = "original.onnx", "model.onnx"
 SCRIPT = "infer.py"
 
@@ -31,7 +33,7 @@ OUTPUTS = (
     JOURNAL,
     CHECKPOINT,
     STAGES,
-    "plan.json",
+    PLAN,
     PLANS,
     "compressed.safetensors",
     "report.json",
@@ -41,7 +43,7 @@ OUTPUTS = (
     *(f"{Path(name).stem}{suffix}" for name in NETWORKS for suffix in (ORT_SUFFIX, CONFIG_SUFFIX)),
 )
 PLAN_OF_FRONT = re.compile(r"\d+-ratio-[\d.]+\.json")
-PARTIAL = re.compile(r"\.(.+)\.\d+\.tmp")  # of a killed run, see compressor.files
+MAX_HEADER_BYTES = 10_000_000
 STAGE_FOLDER = re.compile(r"\d+-[\w.-]+")
 STAGE_OUTPUTS = ("stage.json", "network.safetensors", *OUTPUTS)
 
@@ -54,7 +56,7 @@ def require_replaceable(folder: Path) -> None:
     """
     check_folder(folder, keep=OUTPUTS)
     files = list(_files_below(folder))
-    others = [str(file) for file in files if not _is_output(file)]
+    others = [str(file) for file in files if not is_output(file)]
     if others:
         raise InputError(f"{folder / others[0]} is not of an earlier run: move it, or choose another --out")
     if files and not holds_run(folder):
@@ -64,17 +66,42 @@ def require_replaceable(folder: Path) -> None:
 def holds_run(folder: Path) -> bool:
     """Whether a folder holds a run of ours, complete or not, whatever else is there."""
     from compressor.pipeline.plan import read_plan
-    from compressor.search.evaluation.journal import VERSION_KEY, stored_header
 
-    if VERSION_KEY in stored_header(folder / JOURNAL):
-        return True
-    if any((folder / name).exists() for name in (FACTORS, CHECKPOINT, STAGES)):
+    if _is_journal(folder / JOURNAL) or any((folder / name).exists() for name in (FACTORS, CHECKPOINT, STAGES)):
         return True
     try:
-        read_plan(folder / "plan.json")
+        read_plan(folder / PLAN)
     except InputError:
         return False
     return True
+
+
+def _is_journal(path: Path) -> bool:
+    """Whether a file begins as a search journal, altered or not."""
+    from compressor.search.evaluation.journal import VERSION_KEY
+
+    try:
+        with open_regular(path) as file:
+            return f'"{VERSION_KEY}"'.encode() in file.readline(MAX_HEADER_BYTES)
+    except InputError:
+        return False
+
+
+def prepare_resumption(folder: Path) -> None:
+    """Remove what killed runs left half written in a folder that this run holds.
+
+    Raises:
+        InputError: a plan there, which the run would write anew, was edited since.
+    """
+    remove_leftovers(folder, is_output)
+    for path in (folder / PLAN, *written_plans(folder)):
+        if path.exists() and not is_sealed(path):
+            raise InputError(f"{path} was edited, and this run would replace it: move it, and apply it elsewhere")
+
+
+def written_plans(folder: Path) -> list[Path]:
+    """The plans of the Pareto front in a run's folder, by their names."""
+    return sorted(path for path in (folder / PLANS).glob("*.json") if PLAN_OF_FRONT.fullmatch(path.name))
 
 
 def remove_outputs(folder: Path) -> None:
@@ -84,7 +111,7 @@ def remove_outputs(folder: Path) -> None:
         InputError: see `require_replaceable`, or a file cannot be removed.
     """
     require_replaceable(folder)
-    last = (FACTORS, JOURNAL, CHECKPOINT, "plan.json")
+    last = (FACTORS, JOURNAL, CHECKPOINT, PLAN)
     try:
         for file in sorted(_files_below(folder), key=lambda file: str(file) in last):
             (folder / file).unlink()
@@ -102,7 +129,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
         yield from ((Path(parent) / name).relative_to(folder) for name in (*files, *links))
 
 
-def _is_output(file: Path) -> bool:
+def is_output(file: Path) -> bool:
     """Whether a path within the folder of a run is one that a run writes."""
     match [PARTIAL.sub(r"\1", part) for part in file.parts]:
         case [name]:

@@ -1,19 +1,20 @@
 """plan.json: from ranks to a plan a person can read and edit, and back again."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, ConfigDict, Field, ValidationError, model_validator
 
 from compressor.channels.groups import ChannelGroup
 from compressor.errors import InputError
 from compressor.factorization.records import FactorKind, Method
 from compressor.factorization.registry import CHANNELS
 from compressor.fidelity.records import Fidelity
-from compressor.files import prepare_folder, write_text
+from compressor.files import prepare_folder, read_json, write_sealed
+from compressor.files.checksums import KEY
 from compressor.network.layers import FoundLayer, possible_methods, with_method
+from compressor.pipeline.outputs import PLAN, written_plans
 from compressor.schema import Record
 
 
@@ -23,6 +24,8 @@ class LayerPlan(Record):
 
     `factors`: the weight's own; with the last factor refitted on calibration images; or those of the layer's inputs
     ("activation"). Null leaves the choice to the run that applies the plan."""
+
+    model_config = ConfigDict(strict=True)  # true, 2.0 and "3" are no ranks
 
     name: str
     method: Method
@@ -36,12 +39,19 @@ class Plan(Record):
     """`plan.json`: a rank for every compressible layer. Can be edited by hand and applied again. `gamma` weighs
     `fidelity`, both of the search that made the plan."""
 
+    model_config = ConfigDict(strict=True)
+
     version: Literal[1] = 1
     arch: str
     gamma: float | None = Field(default=None, gt=0)
     fidelity: Fidelity = "norm"
     prune_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     layers: list[LayerPlan] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_checksum(cls, given: Any) -> Any:
+        return {key: value for key, value in given.items() if key != KEY} if isinstance(given, dict) else given
 
 
 def make_plan(  # noqa: PLR0913
@@ -86,13 +96,17 @@ _WHOLE = {False: "the search kept it dense", True: "the search kept all channels
 
 def write_plans(folder: Path, plan: Plan, others: Mapping[str, Plan]) -> None:
     """plan.json and, under their names, other plans; those that an earlier run left beside them go."""
-    write_text(folder / "plan.json", plan.model_dump_json(indent=2) + "\n")
-    for parent in {(folder / name).parent for name in others}:
-        prepare_folder(parent)
-        for old in parent.glob("*.json"):
-            old.unlink()
+    write_plan(folder / PLAN, plan)
+    for old in written_plans(folder):
+        old.unlink()
     for name, other in others.items():
-        write_text(folder / name, other.model_dump_json(indent=2) + "\n")
+        prepare_folder((folder / name).parent)
+        write_plan(folder / name, other)
+
+
+def write_plan(path: Path, plan: Plan) -> None:
+    """Write a plan; its checksum tells whether it is edited later."""
+    write_sealed(path, plan.model_dump(mode="json"))
 
 
 def read_plan(path: Path) -> Plan:
@@ -101,19 +115,15 @@ def read_plan(path: Path) -> Plan:
     Raises:
         InputError: missing, not JSON, or not a plan; the sentence names the first field at fault.
     """
+    content = read_json(path, "plan")
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a plan: it holds no JSON object")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise InputError(f"{path} is not a plan: it holds no JSON object")
         return Plan.model_validate(content)
-    except OSError as error:
-        raise InputError(f"cannot read the plan {path}: {error.strerror}") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path} is not a plan: {': '.join(filter(None, [place, first['msg']]))}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a plan: not valid JSON") from error
 
 
 def planned_layers(

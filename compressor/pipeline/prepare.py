@@ -30,7 +30,7 @@ from compressor.pipeline.image_splits import (
     require_trainable,
     split_validation,
 )
-from compressor.pipeline.outputs import OUTPUTS, remove_outputs, require_replaceable
+from compressor.pipeline.outputs import OUTPUTS, prepare_resumption, remove_outputs, require_replaceable
 from compressor.pipeline.settings import Settings, require_compatible
 from compressor.progress import Progress
 from compressor.report.verdict import at_least
@@ -75,6 +75,7 @@ def prepare(  # noqa: PLR0913
     layers = find_layers(original, example, settings.method, settings.layers, settings.skip, source.arch)
     if overwrite:
         remove_outputs(Path(out))
+    prepare_resumption(Path(out))
     return Context(
         original=original,
         layers=layers,

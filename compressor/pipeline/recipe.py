@@ -1,7 +1,6 @@
 """Recipes: stages in order, as data from TOML (Sec. 4.3 is one of them)."""
 
 import re
-import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from pydantic import Field, SerializeAsAny, ValidationError, field_validator
 
 from compressor.errors import InputError
+from compressor.files import parse_toml, read_text
 from compressor.pipeline.stage import StageSpec
 from compressor.pipeline.stages.compress_layers import CompressSpec
 from compressor.pipeline.stages.registry import RECIPE_STAGES
@@ -75,12 +75,7 @@ def load_recipe(name: str) -> Recipe:
     path = Path(name)
     if not path.exists() and path.suffix != SUFFIX:
         recipe_text(name)
-    try:
-        return parse_recipe(path.read_text(encoding="utf-8"), str(path))
-    except OSError as error:
-        raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not a recipe: not a text in UTF-8") from error
+    return parse_recipe(read_text(path, "recipe"), str(path))
 
 
 def parse_recipe(text: str, source: str) -> Recipe:
@@ -90,9 +85,7 @@ def parse_recipe(text: str, source: str) -> Recipe:
         InputError: see `load_recipe`.
     """
     try:
-        recipe = Recipe.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{source} is not a recipe: no TOML ({error})") from error
+        recipe = Recipe.model_validate(parse_toml(text, source, "recipe"))
     except ValidationError as error:
         raise InputError(f"{source} is not a recipe: {_describe(error)}") from error
     _require_consistent(recipe, source)

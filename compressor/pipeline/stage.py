@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import replace
 
+from pydantic import ConfigDict
+
 from compressor.cost.memory import own_peak_bytes, release_memory
 from compressor.cost.records import StageCost
 from compressor.pipeline.context import Context
@@ -27,6 +29,8 @@ class Stage(ABC):
 
 class StageSpec(Record):
     """What a recipe says of one stage; `kind` names the stage, `name` is its folder's."""
+
+    model_config = ConfigDict(strict=True)
 
     kind: str
     name: str = ""

@@ -1,21 +1,15 @@
-"""Checkpoints of a fine-tuning: one file with tensors in groups and a state in JSON.
-
-Safetensors rather than pickles: a file from elsewhere holds numbers and text, and no code that loading it would run.
-"""
+"""Checkpoints of a fine-tuning: one file with tensors in groups and a state in JSON."""
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from compressor.errors import InputError
-from compressor.files import replace_when_whole
+from compressor.files.tensors import read_tensors, write_tensors
 
 Tensors = dict[str, Tensor]
 
@@ -46,8 +40,7 @@ class Checkpoint:
             for name, value in values.items()
         }
         content = json.dumps({"about": self.about, **self.state})
-        with replace_when_whole(path) as partial:
-            partial.write_bytes(save(tensors, {"state": content}))
+        write_tensors(path, tensors, {"state": content})
 
 
 def read_progress(path: Path, about: Mapping[str, Any]) -> Checkpoint:
@@ -56,21 +49,14 @@ def read_progress(path: Path, about: Mapping[str, Any]) -> Checkpoint:
     Raises:
         InputError: it is no checkpoint, or one of a run that is about something else.
     """
-    state, flat = _read(path)
+    flat, texts = read_tensors(path, "checkpoint of a fine-tuning")
+    state = json.loads(texts["state"])
     _require_same(state.pop("about", None), about, path)
     tensors: dict[str, Tensors] = {}
     for key, value in flat.items():
         group, _, name = key.partition("/")
         tensors.setdefault(group, {})[name] = value
     return Checkpoint(about, state, tensors)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], Tensors]:
-    with suppress(OSError, SafetensorError, ValueError, RecursionError), safe_open(path, framework="pt") as file:
-        state = json.loads((file.metadata() or {}).get("state", ""))
-        if isinstance(state, dict):
-            return state, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    raise InputError(f"{path} is not a checkpoint of a fine-tuning; choose another --out")
 
 
 def _require_same(stored: Any, about: Mapping[str, Any], path: Path) -> None:

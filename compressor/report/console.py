@@ -18,6 +18,7 @@ from compressor.report.verdict import describe_failure
 from compressor.report.wording import describe_difference, describe_outcome, describe_result
 from compressor.schema import Number, Pair
 from compressor.search.records import TARGET_OPTIONS, SearchRecord, TargetRecord
+from compressor.terminal import SafeConsole
 from exporters.records import MAX_ERROR, DifferenceRecord, QuantizationRecord
 
 MIN_WIDTH = 112  # characters; a pipe has no width, and the longest row needs as many
@@ -326,5 +327,5 @@ def _table(title: str, *columns: str, left: Sequence[int] = (0,)) -> Table:
 
 
 def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, MIN_WIDTH), highlight=False)
+    console = SafeConsole()
+    return console if console.is_terminal else SafeConsole(width=max(console.width, MIN_WIDTH), highlight=False)

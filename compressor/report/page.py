@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from compressor.cost.records import LatencyRecord
 from compressor.errors import InputError
-from compressor.files import write_text
+from compressor.files import read_bytes, write_text
 from compressor.report import figures, formatting, search_figures, svg, wording
 from compressor.report import finetuning_wording as tuning
 from compressor.report import precision_wording as precisions
@@ -53,9 +53,7 @@ def read_report(path: Path) -> Report:
         InputError: the file is missing, is not JSON, or a field is missing or wrong (the sentence names it).
     """
     try:
-        return Report.model_validate_json(Path(path).read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        return Report.model_validate_json(read_bytes(path, "report"))
     except ValidationError as error:
         raise InputError(f"{path} is not a report: {_describe_first(error)}") from error
 

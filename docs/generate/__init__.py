@@ -1,4 +1,4 @@
-"""Write the generated pages: options.md from the commands themselves, results.md from benchmarks/results.
+"""Write the generated pages: options.md from the commands, results.md from benchmarks/results, licences.md from pip's.
 
     python -m docs.generate
 
@@ -6,7 +6,8 @@ Tests hold both pages to what this gives. A new study is one function in a `*_se
 `results.STUDIES`, and, where it has a headline figure, a function in `summary`.
 """
 
+from docs.generate.licences import licences_page
 from docs.generate.options import options_page
 from docs.generate.results import results_page, write_pictures
 
-__all__ = ["options_page", "results_page", "write_pictures"]
+__all__ = ["licences_page", "options_page", "results_page", "write_pictures"]

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from compressor.files import write_text
-from docs.generate import options_page, results_page, write_pictures
+from docs.generate import licences_page, options_page, results_page, write_pictures
 
 DOCS = Path(__file__).parent.parent
 
 if __name__ == "__main__":
     write_text(DOCS / "options.md", options_page())
+    write_text(DOCS / "licences.md", licences_page())
     write_text(DOCS / "results.md", results_page())
     write_pictures(DOCS / "pictures")

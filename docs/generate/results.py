@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.studies.search.baselines.picture import draw
 from compressor.files import write_text
-from docs.generate import export_sections, network_sections, search_sections, summary
+from docs.generate import export_sections, fault_sections, network_sections, search_sections, summary
 from docs.generate.formatting import Study, load
 
 RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results"
@@ -44,6 +44,7 @@ STUDIES = (
     StudyPages("coverage.json", export_sections.coverage, summary.coverage),
     StudyPages("coverage-channels.json", export_sections.coverage_channels, summary.coverage_channels),
     StudyPages("runtimes.json", export_sections.runtimes),
+    StudyPages("hard.json", fault_sections.hard),
 )
 
 

@@ -20,6 +20,8 @@ import numpy as np
 import onnxruntime as ort
 from PIL import Image, ImageOps
 
+ort.disable_telemetry_events()
+
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 MODES = {"gray": "L", "RGB": "RGB", "RGBA": "RGBA"}
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".webp", ".avif"}

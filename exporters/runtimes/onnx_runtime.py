@@ -8,7 +8,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from compressor.errors import BocompressError
-from compressor.text import first_line
+from compressor.failures import blaming
 from exporters.providers import available_providers
 from exporters.runtimes.base import OpenedModel, Run
 from exporters.session import CPU, model_name, open_session
@@ -29,12 +29,10 @@ class OnnxRuntime:
         began = time.perf_counter_ns()
         session = open_session(model, provider, threads, tf32=True)
         load_ms = (time.perf_counter_ns() - began) / 1e6
-        try:
+        what = f"{model_name(model)} does not run on inputs of shape {list(batch.shape)}"
+        with blaming(lambda reason: BocompressError(f"{what}: {reason}")):
             run = _bind_on_host(session, batch) if provider == CPU else _bind_on_device(session, batch)
             run()
-        except Exception as error:
-            name, shape = model_name(model), list(batch.shape)
-            raise BocompressError(f"{name} does not run on inputs of shape {shape}: {first_line(error)}") from error
         return OpenedModel(run, load_ms)
 
 

@@ -151,7 +151,7 @@ def test_options_that_are_left_out_stand_there_as_comments() -> None:
         ("max-drop = 1\nmax_drop = 2", ["'max-drop' twice"]),
         ("data = {a = 1}", ["data: {'a': 1} is neither"]),
         ("form = 'product'", ["form: 'product' is not one of"]),
-        ("no toml", ["is not TOML"]),
+        ("no toml", ["no TOML"]),
         ("config = 'other.toml'", ["no option 'config'"]),
     ],
 )

@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import InputError
-from compressor.pipeline.outputs import NETWORKS, OUTPUTS, PLANS, STAGES, holds_run, remove_outputs, require_replaceable
+from compressor.files import write_sealed
+from compressor.pipeline.outputs import (
+    NETWORKS,
+    OUTPUTS,
+    PLANS,
+    STAGES,
+    holds_run,
+    prepare_resumption,
+    remove_outputs,
+    require_replaceable,
+)
+from compressor.pipeline.plan import Plan, read_plan, write_plans
 from compressor.search.evaluation.journal import VERSION_KEY
 
 PLAN = {
@@ -87,3 +98,38 @@ def test_a_link_to_a_folder_elsewhere_is_not_followed(run: Path, tmp_path: Path)
     with pytest.raises(InputError, match="2-linear"):
         remove_outputs(run)
     assert (tmp_path / "elsewhere" / "01-ratio-0.5000.json").exists()
+
+
+def test_a_resumed_run_removes_what_was_half_written_and_nothing_of_the_user(run: Path) -> None:
+    write_sealed(run / "plan.json", PLAN)
+    for name in (f"{PLANS}/mine.json", f"{PLANS}/.mine.json.12ab.tmp", ".notes.12ab.tmp"):
+        (run / name).touch()
+    (run / f"{PLANS}/01-ratio-0.1250.json").unlink()
+    before = set(run.rglob("*"))
+    prepare_resumption(run)
+    assert {path.relative_to(run).as_posix() for path in before - set(run.rglob("*"))} == {
+        f".{NETWORKS[1]}.17.tmp",
+        f".{NETWORKS[1]}.17.tmp/{NETWORKS[1]}",
+        ".report.html.17.tmp",
+    }
+
+
+@pytest.mark.parametrize("name", ["plan.json", f"{PLANS}/01-ratio-0.1250.json"])
+def test_an_edited_plan_is_not_replaced(run: Path, name: str) -> None:
+    for path in (run / "plan.json", run / f"{PLANS}/01-ratio-0.1250.json"):
+        write_sealed(path, PLAN)
+    prepare_resumption(run)
+    content = json.loads((run / name).read_text())
+    content["layers"][0]["rank"] = 7
+    (run / name).write_text(json.dumps(content))
+    with pytest.raises(InputError, match="was edited, and this run would replace it"):
+        prepare_resumption(run)
+
+
+def test_new_plans_replace_those_of_the_run_alone(tmp_path: Path) -> None:
+    plan = Plan.model_validate(PLAN)
+    write_plans(tmp_path, plan, {f"{PLANS}/01-ratio-0.5000.json": plan})
+    (tmp_path / PLANS / "mine.json").touch()
+    write_plans(tmp_path, plan, {f"{PLANS}/01-ratio-0.2500.json": plan})
+    assert sorted(path.name for path in (tmp_path / PLANS).iterdir()) == ["01-ratio-0.2500.json", "mine.json"]
+    assert read_plan(tmp_path / "plan.json") == plan

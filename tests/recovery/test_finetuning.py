@@ -21,6 +21,7 @@ from compressor.data.images import ImageSet
 from compressor.errors import InputError
 from compressor.factorization.registry import METHODS
 from compressor.fidelity.function_norm import FunctionNorm
+from compressor.files.tensors import write_tensors
 from compressor.network.layers import compressible, find_layers
 from compressor.network.pruning import prune_smallest
 from compressor.network.surgery import build_candidate, detach_from_original
@@ -250,6 +251,9 @@ def test_a_checkpoint_of_another_network_is_refused(
     if damage == "other layers":
         tensors = {name: value for name, value in tensors.items() if not name.startswith("network/0")}
     save_file(tensors, path, {"state": json.dumps(state)})
+    with pytest.raises(InputError, match="is not a checkpoint of a fine-tuning as it was written"):
+        tune(compressed, original, small, check, settings, checkpoint=path, resume=True)
+    write_tensors(path, tensors, {"state": json.dumps(state)})
     with pytest.raises(InputError, match="is no checkpoint of this network"):
         tune(compressed, original, small, check, settings, checkpoint=path, resume=True)
 

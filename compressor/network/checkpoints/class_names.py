@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from compressor.errors import InputError
+from compressor.files import read_bytes
 from compressor.network.checkpoints.inert import Inert, InertArray, children
 
 KEYS = (
@@ -32,7 +34,7 @@ def find_class_names(content: object, path: Path, num_classes: int) -> tuple[lis
         path: of the checkpoint, beside which a list may lie.
         num_classes: how many names there must be; other lists are of something else.
     """
-    for key, value in _named_values(content, 0):
+    for key, value in _named_values(content):
         names = read_names(value, num_classes)
         if names is not None:
             return names, f"{key!r} in the checkpoint"
@@ -44,15 +46,20 @@ def find_class_names(content: object, path: Path, num_classes: int) -> tuple[lis
     return None
 
 
-def _named_values(content: object, depth: int) -> Iterator[tuple[str, object]]:
-    """Values under KEYS anywhere in the content, the outermost first."""
-    inside = children(content) if depth < MAX_DEPTH and not isinstance(content, list | tuple) else {}
-    lower = {str(key).lower(): value for key, value in inside.items()}  # OpenMMLab writes CLASSES
-    if "param_groups" in inside:
-        return
-    yield from ((key, lower[key]) for key in KEYS if key in lower)
-    for value in inside.values():
-        yield from _named_values(value, depth + 1)
+def _named_values(content: object) -> Iterator[tuple[str, object]]:
+    """Values under KEYS anywhere in the content, the outermost first; what is there several times is seen once."""
+    level, seen = [content], {id(content)}
+    for _ in range(MAX_DEPTH):
+        below: list[object] = []
+        for inside in (children(part) for part in level if not isinstance(part, list | tuple)):
+            if "param_groups" in inside:
+                continue
+            lower = {str(key).lower(): value for key, value in inside.items()}  # OpenMMLab writes CLASSES
+            yield from ((key, lower[key]) for key in KEYS if key in lower)
+            new = {id(value): value for value in inside.values() if id(value) not in seen}
+            seen |= new.keys()
+            below += new.values()
+        level = below
 
 
 def read_names(value: object, num_classes: int) -> list[str] | None:
@@ -95,10 +102,8 @@ def _different(names: list[str]) -> list[str] | None:
 
 
 def _read_file(file: Path, num_classes: int) -> list[str] | None:
-    with suppress(OSError, ValueError, RecursionError):
-        if not file.is_file() or file.stat().st_size > MAX_BYTES:
-            return None
-        text = file.read_text(encoding="utf-8-sig")
+    with suppress(InputError, ValueError, RecursionError):
+        text = read_bytes(file, max_bytes=MAX_BYTES).decode("utf-8-sig")
         if file.suffix == ".json":
             content = _without_words(json.loads(text))
             names = read_names(content, num_classes)

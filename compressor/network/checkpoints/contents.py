@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.errors import InputError
 from compressor.network.checkpoints.inert import Inert, InertArray, children, is_module
 
 MAX_DEPTH = 24
+MAX_CONTAINERS = 100_000
+MAX_CLAIMED_BYTES = 2**28
 # Parts of names that torch.compile and the wrappers of large networks put in.
 WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fpw_module")
 PARALLEL_PART = "module"
@@ -28,6 +31,8 @@ class Contents:
         trusted: modules that were loaded, by the same names.
         classes: origins of objects that were not loaded, in order.
         optimizers: whether an optimizer's state was passed over.
+        visits: how often a container was looked through; one that several hold counts each time.
+        barren: containers with nothing in them, which need no second look.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -35,17 +40,43 @@ class Contents:
     trusted: dict[str, nn.Module] = field(default_factory=dict)
     classes: dict[str, None] = field(default_factory=dict)
     optimizers: bool = False
+    visits: int = 0
+    barren: dict[int, object] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """How much was found so far."""
+        return len(self.tensors) + len(self.modules) + len(self.trusted) + self.optimizers
 
 
 def lay_out(content: object) -> Contents:
-    """The tensors of a file's content by name; optimizers' states are passed over."""
+    """The tensors of a file's content by name; optimizers' states are passed over.
+
+    Raises:
+        InputError: a tensor is of no plain kind or claims more than it stores, or containers hold one another so often
+            that no end is in sight.
+    """
     contents = Contents()
     _collect(content, "", contents, ())
+    _require_stored(contents.tensors)
     return contents
 
 
+def _require_stored(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that would be far larger in memory than in the file: a few numbers repeated by stride."""
+    claimed = 0
+    for name, tensor in tensors.items():
+        if tensor.is_nested:
+            raise InputError(f"the checkpoint stores {name!r} as a nested tensor, not as plain floating-point weights")
+        if tensor.layout == torch.strided and not tensor.is_meta:
+            own_bytes = tensor.numel() * tensor.element_size()
+            claimed += max(0, own_bytes - tensor.untyped_storage().nbytes())
+        if claimed > MAX_CLAIMED_BYTES:
+            raise InputError(f"the checkpoint's {name!r} of shape {list(tensor.shape)} repeats a few stored numbers")
+
+
 def _collect(content: object, name: str, contents: Contents, parents: tuple[int, ...]) -> None:
-    if id(content) in parents or len(parents) > MAX_DEPTH:
+    if id(content) in parents or len(parents) > MAX_DEPTH or id(content) in contents.barren:
         return
     if isinstance(content, Inert) and content.origin == COMPILED and content.arguments:
         content = content.arguments[0]
@@ -57,7 +88,13 @@ def _collect(content: object, name: str, contents: Contents, parents: tuple[int,
     elif isinstance(content, nn.Module):
         contents.trusted[name] = content
     else:
+        before = contents.count
         _collect_children(content, name, contents, (*parents, id(content)))
+        contents.visits += 1
+        if contents.visits > MAX_CONTAINERS:
+            raise InputError("the checkpoint's containers hold one another in more than 100,000 ways")
+        if contents.count == before and len(parents) < MAX_DEPTH // 2:
+            contents.barren[id(content)] = content
 
 
 def _collect_children(content: object, name: str, contents: Contents, parents: tuple[int, ...]) -> None:

@@ -9,10 +9,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compressor.errors import InputError
+from compressor.errors import BocompressError, InputError
+from compressor.failures import blaming, explain_shortage
 from compressor.files import read_head
 from compressor.network.checkpoints.inert import read_tensors_only
 from compressor.text import first_line
+
+# torch.save packs nothing; of files packed later, those that unpack to more than this and so many times their size are
+# made to fill the memory.
+MAX_UNPACKED_BYTES = 1_000_000_000
+MAX_PACKING = 20
 
 
 def read_checkpoint(path: Path, trust_pickle: bool = False) -> object:
@@ -46,13 +52,10 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is damaged.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    try:
+    with blaming(lambda reason: InputError(f"{path} is a damaged safetensors file ({reason})")):
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is a damaged safetensors file ({first_line(error)})") from error
 
 
 def check_archive(path: Path) -> None:
@@ -61,11 +64,13 @@ def check_archive(path: Path) -> None:
     Raises:
         InputError: it is such a file.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"{path} is damaged or cut short: the end of its zip archive is missing") from error
+    damage = f"{path} is damaged or cut short: its zip archive cannot be read"
+    with blaming(lambda reason: InputError(f"{damage} ({reason})")), zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    names = [entry.filename for entry in entries]
+    unpacked, size_bytes = sum(entry.file_size for entry in entries), path.stat().st_size
+    if unpacked > max(MAX_UNPACKED_BYTES, MAX_PACKING * size_bytes):
+        raise InputError(f"{path} has {size_bytes:,} bytes, and would be unpacked to {unpacked:,}: save it anew")
     if any(name.endswith("/constants.pkl") for name in names):
         raise InputError(f"{path} is a TorchScript archive: save the model's state_dict() instead")
     if not any(name.endswith("data.pkl") for name in names):
@@ -95,15 +100,19 @@ def read_pickle(path: Path, trust_pickle: bool) -> object:
             return torch.load(file, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # a damaged or hostile pickle can raise anything
         if trust_pickle:
-            raise InputError(explain_unpickling(path, error)) from error
+            raise explain_unpickling(path, error) from error
     try:
         return read_tensors_only(path)
     except Exception as error:
-        raise InputError(explain_unpickling(path, error)) from error
+        raise explain_unpickling(path, error) from error
 
 
-def explain_unpickling(path: Path, error: Exception) -> str:
-    """One sentence on why the file could not be read."""
+def explain_unpickling(path: Path, error: Exception) -> BocompressError:
+    """Why the file could not be read."""
+    return explain_shortage(error) or InputError(_describe_damage(path, error))
+
+
+def _describe_damage(path: Path, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError | AttributeError):
         return (
             f"{path} was pickled with code that cannot be found here ({first_line(error)}): "

@@ -10,10 +10,11 @@ from compressor.channels.groups import ChannelGroup
 from compressor.cost.records import Cost
 from compressor.errors import InputError
 from compressor.factorization.records import FactorChoice, MethodChoice
-from compressor.files import write_text
 from compressor.network.layers import FoundLayer, compressible, factorized_ranks, find_layers
 from compressor.network.serialization import changed_names
 from compressor.pipeline.context import Context
+from compressor.pipeline.outputs import PLAN
+from compressor.pipeline.plan import write_plan
 from compressor.pipeline.search_stages import search_stages
 from compressor.pipeline.settings import Settings, Target
 from compressor.pipeline.stage import RecipeStage, StageSpec, run_stages
@@ -21,7 +22,6 @@ from compressor.pipeline.state import Outcome, SearchResult, State, needed
 from compressor.search.records import Certificate, Form
 from compressor.search.settings import SearchSettings
 
-PLAN = "plan.json"
 SEARCH_KEYS = {field.name for field in fields(SearchSettings)}
 Gamma = Annotated[float, Field(ge=1e-12, le=1e12)]
 
@@ -75,7 +75,7 @@ class CompressLayers(RecipeStage):
         part = replace(context, original=state.network, layers=layers, settings=settings)
         found = run_stages(search_stages(settings, is_whole_run=False), part, State(state.network))
         result = needed(found.result, "a plan")
-        write_text(context.folder / PLAN, result.plan.model_dump_json(indent=2) + "\n")
+        write_plan(context.folder / PLAN, result.plan)
         gamma = "" if result.gamma is None else f", gamma {result.gamma:.3g}"
         what = f"{_describe_changes(result)}{gamma}"
         more = {"gamma": result.gamma, "search": result.search, "reconstruction": found.reconstruction}

@@ -5,7 +5,6 @@ line between measured ones.
 """
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from compressor.cost.latency import LatencySettings, measure_latency
 from compressor.cost.records import COST_WORDS, Cost
 from compressor.cost.size import count_params, file_bytes
 from compressor.errors import InputError
+from compressor.files import scratch_folder
 from compressor.network.macs import count_macs
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.interface import file_batch, provenance, write_file
@@ -121,7 +121,7 @@ class _Size:
             return float(count_params(network))
         if cost == "macs":
             return float(count_macs(network, self.context.example)[0])
-        with tempfile.TemporaryDirectory() as folder:
+        with scratch_folder() as folder:
             path = Path(folder) / "model.onnx"
             # What files say of where they come from takes room, too.
             metadata = {

@@ -19,17 +19,17 @@ from compressor.data.fingerprint import hash_images, hash_tensors
 from compressor.errors import InputError
 from compressor.fidelity.evaluation import TestEvaluator
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.files import prepare_folder, write_text
+from compressor.files import prepare_folder, read_sealed, write_sealed
 from compressor.network.serialization import load_network, save_network
 from compressor.pipeline.channels.found import groups_of
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.report import make_stage_record
-from compressor.pipeline.outputs import STAGES
-from compressor.pipeline.plan import LayerPlan, Plan, planned_layers, read_plan
+from compressor.pipeline.outputs import PLAN, STAGES
+from compressor.pipeline.plan import LayerPlan, Plan, planned_layers
 from compressor.pipeline.recipe import Recipe, recipe_content
 from compressor.pipeline.settings import Settings
 from compressor.pipeline.stage import RecipeStage, Stage
-from compressor.pipeline.stages.compress_layers import PLAN, CompressLayers
+from compressor.pipeline.stages.compress_layers import CompressLayers
 from compressor.pipeline.stages.evaluate_original import function_norm
 from compressor.pipeline.stages.prune import PruneSpec
 from compressor.pipeline.state import Outcome, SearchResult, State
@@ -85,7 +85,7 @@ class Recorded(Stage):
             record = make_stage_record(name, kind, context, state, began)
             state = replace(state, records=[*state.records, record])
             # Last, since it says that the stage is complete.
-            write_text(context.folder / STAGE, record.model_dump_json(indent=2) + "\n")
+            write_sealed(context.folder / STAGE, record.model_dump(mode="json"))
         _log(context, state.records[-1])
         return state
 
@@ -129,16 +129,13 @@ def _keep_about(context: Context, recipe: Recipe) -> None:
     path = context.folder / STAGES / ABOUT
     if context.resume and path.exists():
         _require_same(path, about)
-    write_text(path, json.dumps(about, indent=2) + "\n")
+    write_sealed(path, about)
 
 
 def _require_same(path: Path, about: Mapping[str, Any]) -> None:
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        now = json.loads(json.dumps(about))  # tuples are lists there
-        different = sorted(key for key in now if stored.get(key) != now[key])
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read; choose another --out") from error
+    stored = read_sealed(path, "list of what the stages depend on")
+    now = json.loads(json.dumps(about))  # tuples are lists there
+    different = sorted(key for key in now if stored.get(key) != now[key])
     if different:
         raise InputError(f"{path} was written with other {', '.join(different)}; --resume needs the same")
 
@@ -153,10 +150,11 @@ def _restored(context: Context, state: State) -> State:
     """The state after a stage that an earlier run completed."""
     folder = context.folder
     try:
-        record = StageRecord.model_validate_json((folder / STAGE).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InputError(f"{folder / STAGE} cannot be read; choose another --out") from error
-    plans = [*state.plans, read_plan(folder / PLAN)] if (folder / PLAN).exists() else state.plans
+        record = StageRecord.model_validate(read_sealed(folder / STAGE, "record of a stage"))
+        found = [Plan.model_validate(read_sealed(folder / PLAN, "plan"))] if (folder / PLAN).exists() else []
+    except ValidationError as error:
+        raise InputError(f"{folder} is not of a stage of this version; choose another --out") from error
+    plans = [*state.plans, *found]
     network = load_network(context.original, folder / NETWORK)
     return replace(state, network=network, plans=plans, records=[*state.records, record])
 

@@ -6,23 +6,22 @@ loses at most the evaluation in progress. A search ends with its racing, and may
 with a larger budget continues from the evaluation before a racing, and overwrites what follows.
 """
 
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, model_validator
 
 from compressor.arrays import Ranks
 from compressor.errors import InputError
 from compressor.fidelity.losses import Losses
-from compressor.files import require_same_header, write_json_line
+from compressor.files import append_line, cut_lines, line_of, read_lines, require_same_header
 from compressor.schema import Record
 from compressor.search.evaluation.history import RACING
 
 VERSION_KEY = "journal_version"
+WHAT = "search journal"
 
 
 class Row(Record):
@@ -53,6 +52,13 @@ class Row(Record):
     losses: list[float]
     squares: list[float] | None = None
     flips: list[float] | None = None
+
+    @model_validator(mode="after")
+    def _has_a_loss_per_image(self) -> Self:
+        known = [values for values in (self.losses, self.squares, self.flips) if values is not None]
+        if any(len(values) != len(self.images) for values in known):
+            raise ValueError("an evaluation has a loss for every image")
+        return self
 
 
 class SensitivityRow(Record):
@@ -97,13 +103,12 @@ ANY_ROW: TypeAdapter[AnyRow] = TypeAdapter(AnyRow)  # told apart by their fields
 
 
 def stored_header(path: Path) -> dict[str, Any]:
-    """The header of an earlier run's journal; empty where none can be read."""
+    """The header of an earlier run's journal; empty where there is none, or where the journal was altered."""
     try:
-        with path.open(encoding="utf-8") as file:
-            header = json.loads(file.readline())
-    except (OSError, ValueError, RecursionError):
+        found = read_lines(path, WHAT)
+    except InputError:
         return {}
-    return header if isinstance(header, dict) else {}
+    return found.rows[0] if found.rows else {}
 
 
 class Journal:
@@ -138,7 +143,7 @@ class Journal:
         """
         if resume and path.exists():
             return cls(path, *_read(path, header))
-        write_json_line(path, header, "w")
+        append_line(path, header, first=True)
         return cls(path)
 
     def recall(self, ranks: Ranks, indices: np.ndarray) -> Losses | None:
@@ -200,13 +205,13 @@ class Journal:
     def _forget_rest(self) -> None:
         """Leave out what the earlier run found after a racing that this run does not come to, or decides otherwise."""
         if self._path is not None and self._count < len(self._stored):
-            _cut(self._path, self._offsets_bytes[self._count])
+            cut_lines(self._path, self._offsets_bytes[self._count])
             self._stored = self._stored[: self._count]
 
     def _append(self, row: Stored) -> Stored:
         self._count += 1
         if self._path is not None:
-            write_json_line(self._path, row.model_dump(exclude_none=True), "a")
+            append_line(self._path, row.model_dump(exclude_none=True))
         return row
 
     def _other_evaluation(self) -> InputError:
@@ -236,35 +241,20 @@ class Journal:
 
 def _read(path: Path, header: dict[str, Any]) -> tuple[list[AnyRow], list[int]]:
     """Rows of a journal, and where their lines begin, in bytes; a line that was cut off is removed."""
-    try:
-        whole, newline, cut_off = path.read_bytes().rpartition(b"\n")
-        lines = [json.loads(line) for line in whole.splitlines()]
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a search journal; choose another --out") from error
-    if not (lines or newline) and json.dumps(header).encode().startswith(cut_off):
-        write_json_line(path, header, "w")  # the earlier run stopped in its first line
+    found = read_lines(path, WHAT)
+    if not found.rows:
+        if not line_of(header).startswith(found.rest):
+            raise InputError(f"{path} is not a {WHAT}; choose another --out")
+        append_line(path, header, first=True)  # the earlier run stopped in its first line
         return [], []
-    if not (lines and isinstance(lines[0], dict)):
-        raise InputError(f"{path} is not a search journal; choose another --out")
-    require_same_header(path, lines[0], header, VERSION_KEY)
+    require_same_header(path, found.rows[0], header, VERSION_KEY)
     try:
-        rows: list[AnyRow] = [ANY_ROW.validate_python(line) for line in lines[1:]]
+        rows: list[AnyRow] = [ANY_ROW.validate_python(row) for row in found.rows[1:]]
     except ValueError as error:
-        raise InputError(f"{path} is not a search journal; choose another --out") from error
-    if cut_off:
-        _cut(path, len(whole + newline))
-    sizes = [len(line) for line in (whole + newline).splitlines(keepends=True)]
-    return rows, [int(offset) for offset in np.cumsum(sizes)[:-1]]
-
-
-def _cut(path: Path, size_bytes: int) -> None:
-    """Truncate the file to so many bytes."""
-    try:
-        os.truncate(path, size_bytes)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
+        raise InputError(f"{path} is not a {WHAT}; choose another --out") from error
+    if found.rest:
+        cut_lines(path, found.offsets[-1])
+    return rows, found.offsets[1:-1]
 
 
 def _losses_of(row: Row, indices: np.ndarray) -> Losses:

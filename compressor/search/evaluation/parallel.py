@@ -5,10 +5,9 @@ backend.
 """
 
 import importlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ import numpy as np
 from joblib import Parallel, delayed, parallel_config
 
 from compressor.arrays import Ranks
+from compressor.children import end_with_parent, safe_children
 from compressor.errors import BocompressError, InputError
 from compressor.fidelity.losses import Losses
+from compressor.files import scratch_folder
 from compressor.search.problem import Evaluate
 from compressor.text import first_line
 
@@ -50,7 +51,8 @@ class Workers:
         self._count = count
         self._backend = backend
         self._prepare = prepare
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._held = ExitStack()
+        self._folder: Path | None = None
         self._sent: dict[int, tuple[Evaluate, Path]] = {}  # the function is kept, so that its id stays its own
         if count > 1:
             _require_backend(backend, count)
@@ -60,8 +62,7 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         self._sent.clear()
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._held.close()
 
     def run(self, evaluate: Evaluate, evaluations: Sequence[tuple[Ranks, np.ndarray]]) -> Iterator[Losses]:
         """Losses of every evaluation, in their order, as they come.
@@ -79,7 +80,7 @@ class Workers:
             return
         task = self._task(evaluate)
         try:
-            with parallel_config(backend=self._backend, n_jobs=self._count):
+            with safe_children(), parallel_config(backend=self._backend, n_jobs=self._count):
                 yield from _parallel()(delayed(task)(ranks, images) for ranks, images in evaluations)
         except BrokenExecutor as error:
             raise BocompressError(
@@ -91,8 +92,8 @@ class Workers:
 
     def _file_of(self, evaluate: Evaluate) -> Path:
         if id(evaluate) not in self._sent:
-            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="bocompress-")
-            path = Path(self._folder.name) / str(len(self._sent))
+            self._folder = self._folder or self._held.enter_context(scratch_folder())
+            path = self._folder / str(len(self._sent))
             try:
                 path.write_bytes(cloudpickle.dumps(evaluate))
             except OSError as error:
@@ -118,6 +119,8 @@ class _Loaded:
 
     def __call__(self, ranks: Ranks, images: np.ndarray) -> Losses:
         if _Loaded._path != self.path:
+            if _Loaded._path is None:
+                end_with_parent()
             if self.prepare is not None:
                 self.prepare()
             _Loaded._evaluate = cloudpickle.loads(Path(self.path).read_bytes())

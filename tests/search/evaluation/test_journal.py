@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from compressor.errors import InputError
 from compressor.fidelity.losses import Losses
+from compressor.files import append_line, line_of, read_lines
 from compressor.search.evaluation.journal import Journal
 
 
@@ -77,7 +78,7 @@ def test_evaluations_come_back_to_the_last_bit_and_the_run_goes_on(path: Path) -
 def test_a_row_holds_the_evaluation(path: Path) -> None:
     (evaluation,) = make_evaluations(1)
     write(path, [evaluation])
-    header, row = (json.loads(line) for line in path.read_text().splitlines())
+    header, row = read_lines(path, "journal").rows
     assert header == HEADER
     ranks, losses = evaluation
     assert row == {
@@ -146,18 +147,58 @@ def test_a_journal_of_another_search_is_refused_with_what_differs(
 def test_a_journal_of_another_version_is_refused_whatever_its_rows_hold(path: Path) -> None:
     content = json.dumps({**HEADER, "journal_version": 10}) + '\n{"look": 0, "source": "start"}\n'
     path.write_text(content)
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(InputError, match="or of another version of bocompress; choose another --out"):
         Journal.open(path, {**HEADER, "journal_version": 11}, resume=True)
-    assert str(raised.value) == f"{path} was written by another version of bocompress; choose another --out"
     assert path.read_text() == content
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_journal_of_a_later_version_is_refused(path: Path) -> None:
+    write(path, make_evaluations(2), {**HEADER, "journal_version": 10})
+    with pytest.raises(InputError, match="was written by another version of bocompress; choose another --out"):
+        Journal.open(path, {**HEADER, "journal_version": 11}, resume=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_whatever_is_altered_in_a_line_is_noticed(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("journal") / "search.jsonl"
+    write(path, make_evaluations(3))
+    lines = path.read_bytes().splitlines(keepends=True)
+    number = data.draw(st.integers(0, len(lines) - 1))
+    place = data.draw(st.integers(0, len(lines[number]) - 2))
+    byte = data.draw(st.integers(0, 255).filter(lambda byte: byte not in (lines[number][place], 10)))
+    lines[number] = lines[number][:place] + bytes([byte]) + lines[number][place + 1 :]
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(InputError, match=f"altered in line {number + 1}|is not a search journal"):
+        Journal.open(path, HEADER, resume=True)
+
+
+@pytest.mark.parametrize("order", [[0, 2], [0, 2, 1], [0, 1, 1, 2], [1, 2]])
+def test_a_line_left_out_moved_or_repeated_is_noticed(path: Path, order: list[int]) -> None:
+    write(path, make_evaluations(2))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[number] for number in order))
+    with pytest.raises(InputError, match="was altered in line"):
+        Journal.open(path, HEADER, resume=True)
+
+
+def test_an_evaluation_with_another_number_of_losses_is_refused(path: Path) -> None:
+    write(path, make_evaluations(1))
+    header, row = read_lines(path, "journal").rows
+    append_line(path, header, first=True)
+    append_line(path, {**row, "losses": row["losses"][1:]})
+    with pytest.raises(InputError, match="is not a search journal"):
+        Journal.open(path, HEADER, resume=True)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 def test_a_stop_within_the_first_line_begins_anew(path: Path, share: float) -> None:
-    first_line = json.dumps(HEADER)
-    path.write_text(first_line[: round(share * len(first_line))])
+    first_line = line_of(HEADER)
+    path.write_bytes(first_line[: round(share * len(first_line))])
     assert num_recalled(Journal.open(path, HEADER, resume=True)) == 0
-    assert path.read_text() == first_line + "\n"
+    assert path.read_bytes() == first_line
 
 
 def test_a_search_that_goes_another_way_is_refused(path: Path) -> None:
@@ -204,12 +245,12 @@ def test_without_resume_the_file_begins_anew(path: Path) -> None:
     journal = Journal.open(path, HEADER)
     assert num_recalled(journal) == 0
     assert journal.recall(*NOTHING) is None
-    assert path.read_text() == json.dumps(HEADER) + "\n"
+    assert path.read_bytes() == line_of(HEADER)
 
 
 def test_resuming_where_nothing_was_begins_anew(path: Path) -> None:
     assert num_recalled(Journal.open(path, HEADER, resume=True)) == 0
-    assert path.read_text() == json.dumps(HEADER) + "\n"
+    assert path.read_bytes() == line_of(HEADER)
 
 
 def test_no_path_keeps_nothing(tmp_path: Path) -> None:
