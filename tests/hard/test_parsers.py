@@ -27,7 +27,7 @@ from compressor.report.page import read_report, render_report
 from compressor.search.evaluation.journal import Journal
 from compressor.text import printable
 from tests.hard.mutations import json_texts, mutate_bytes, mutate_lines, mutate_value
-from tests.report.test_page import make_report
+from tests.report.examples import make_report
 
 FEW, CLASSES = 6, 4
 Read = Callable[[Path], bool]  # whether what was read is right
@@ -126,12 +126,12 @@ def altered_journals(path: Path, count: int) -> Iterator[bytes]:
 @counts(400)
 def test_search_journals(count: int, tmp_path: Path, tally: Callable[..., None]) -> None:
     path = tmp_path / "search.jsonl"
-    journal = Journal(path, HEADER)
+    journal = Journal.open(path, HEADER)
     for ranks, losses in evaluations():
         journal.append("initial", ranks, losses, 0.5, -0.25)
 
     def read(path: Path) -> bool:
-        again = Journal(path, HEADER, resume=True)
+        again = Journal.open(path, HEADER, resume=True)
         for ranks, losses in evaluations():
             found = again.recall(ranks, losses.indices)
             if found is None:
@@ -146,12 +146,12 @@ def test_search_journals(count: int, tmp_path: Path, tally: Callable[..., None])
 @counts(200)
 def test_journals_of_factors(count: int, tmp_path: Path, tally: Callable[..., None]) -> None:
     path, header = tmp_path / "factors.jsonl", {"factors_version": 1, "weights": "abc"}
-    journal = ChoiceJournal(path, header)
+    journal = ChoiceJournal.open(path, header)
     for name in "abc":
         journal.append(ChoiceRow(layer=name, method="svd", factors="refit", trials={"svd": [0.5, 0.25]}))
 
     def read(path: Path) -> bool:
-        rows = ChoiceJournal(path, header, resume=True).rows
+        rows = ChoiceJournal.open(path, header, resume=True).rows
         return all(isinstance(row, ChoiceRow) for row in rows.values())
 
     tally("journals of factors", **try_all(altered_journals(path, count), tmp_path / "altered.jsonl", read))
