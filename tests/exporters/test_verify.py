@@ -15,8 +15,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from compressor.errors import InputError, VerificationError
-from exporters.float16 import convert_fp16
 from exporters.onnx import export_onnx
+from exporters.precision.float16 import convert_fp16
 from exporters.session import open_session, run_batches
 from exporters.verify import VERIFY_IMAGES, Labels, verify_files, verify_onnx
 

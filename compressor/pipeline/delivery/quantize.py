@@ -21,8 +21,8 @@ from compressor.pipeline.outputs import MODEL, ORIGINAL, precision_file
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import State, needed
 from compressor.report.records import PrecisionRecord
-from exporters.float16 import RANGE_IMAGES, convert_fp16
-from exporters.int8 import CALIBRATION_IMAGES, CHECK_IMAGES, QuantizationImages, quantize_int8
+from exporters.precision.float16 import RANGE_IMAGES, convert_fp16
+from exporters.precision.int8 import CALIBRATION_IMAGES, CHECK_IMAGES, QuantizationImages, quantize_int8
 from exporters.records import Precision, QuantizationRecord
 from exporters.session import open_session, run_batches
 

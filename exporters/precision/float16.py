@@ -12,9 +12,9 @@ from torch import Tensor
 from compressor.errors import BocompressError
 from compressor.files import scratch_folder
 from compressor.text import first_line
-from exporters.int8_calibration import tensor_ranges
 from exporters.onnx import needs_data_file, save_onnx, sign
 from exporters.opsets import silence
+from exporters.precision.int8_calibration import tensor_ranges
 
 MAX_FP16 = 65504.0
 RANGE_IMAGES = 64

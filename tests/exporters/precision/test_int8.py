@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from compressor.errors import BocompressError
 from compressor.factorization.interpolative import Interpolated
 from compressor.network.attention import open_attention
-from exporters.float16 import convert_fp16
-from exporters.int8 import QuantizationImages, function_norm, quantize_int8
 from exporters.onnx import export_onnx
-from exporters.sensitivity import choose_float_groups, group_nodes
+from exporters.precision.float16 import convert_fp16
+from exporters.precision.int8 import QuantizationImages, function_norm, quantize_int8
+from exporters.precision.sensitivity import choose_float_groups, group_nodes
 from exporters.session import open_session, run_batches
 
 

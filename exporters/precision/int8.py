@@ -21,11 +21,11 @@ from torch import Tensor
 from compressor.errors import BocompressError, VerificationError
 from compressor.files import scratch_folder
 from compressor.text import first_line
-from exporters.int8_calibration import BATCH_SIZE, CALIBRATORS, activation_ranges
 from exporters.onnx import needs_data_file, save_onnx, sign, write_with_data
 from exporters.opsets import silence
+from exporters.precision.int8_calibration import BATCH_SIZE, CALIBRATORS, activation_ranges
+from exporters.precision.sensitivity import WEIGHTED, choose_float_groups, group_nodes
 from exporters.records import CalibrationName, FloatLayer, QuantizationRecord
-from exporters.sensitivity import WEIGHTED, choose_float_groups, group_nodes
 from exporters.session import Logits, open_session, run_batches
 
 CALIBRATION_IMAGES = 64  # 20, 100 and 400 gave ResNet-18 the same function norm within its error
