@@ -108,7 +108,8 @@ def read_lines(path: Path, what: str) -> Lines:
         InputError: it cannot be read, a line is no JSON object, or one was altered, left out or moved.
     """
     whole, newline, rest = read_bytes(path, what).rpartition(b"\n")
-    rows, offsets, before = [], [0], b""
+    rows: list[dict[str, Any]] = []
+    offsets, before = [0], b""
     for line in (whole + newline).splitlines(keepends=True):
         end = LINE_END.fullmatch(line, max(0, len(line) - LINE_END_BYTES))
         text = line[:-LINE_END_BYTES] + b"}"
