@@ -17,8 +17,14 @@ def write_nothing(context: Context, *_: object) -> ExportCheckRecord:
 
 
 @contextmanager
-def without_measuring() -> Iterator[None]:
+def without_latency() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "latency_beside", lambda *_: {})
+        yield
+
+
+@contextmanager
+def without_measuring() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch, without_latency():
         patch.setattr(export, "export_both", write_nothing)
         yield

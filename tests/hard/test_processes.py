@@ -28,6 +28,7 @@ from tests.hard.networks import make_network
 ROOT = Path(__file__).parent.parent.parent
 JOB = [sys.executable, "-W", "ignore", "-m", "tests.hard.job"]
 EVIL = "import pathlib, sys; pathlib.Path(__file__).with_name('RAN').touch(); raise SystemExit('the folder ran')\n"
+KINDS = {"SEARCH": 2, "RECIPE": 2, "SEARCH EXPORT": 1}  # of jobs, and how many of each are killed
 WRITTEN = ("plan.json", "compressed.safetensors")
 
 
@@ -83,18 +84,18 @@ def test_scratch_folders_of_dead_processes_go(tmp_path: Path, monkeypatch: pytes
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, float]]:
-    """Two finished jobs, of a search and of a recipe, and how long each took in seconds."""
+    """Finished jobs of every kind, and how long each took in seconds."""
     finished = {}
-    for kind in ("SEARCH", "RECIPE"):
+    for kind in KINDS:
         folder, began = tmp_path_factory.mktemp("job") / "out", time.monotonic()
-        code, said = finish(start([*JOB, str(folder), kind]))
+        code, said = finish(start([*JOB, str(folder), *kind.split()]))
         assert code == 0, said
         finished[kind] = folder, time.monotonic() - began
     return finished
 
 
 @pytest.mark.hard
-@pytest.mark.parametrize(("kind", "jobs"), [("SEARCH", 4), ("RECIPE", 3)])
+@pytest.mark.parametrize(("kind", "jobs"), KINDS.items())
 def test_jobs_killed_at_any_moment_end_as_if_nothing_had_happened(
     kind: str, jobs: int, undisturbed: dict[str, tuple[Path, float]], tmp_path: Path, tally: Callable[..., None]
 ) -> None:
@@ -103,12 +104,12 @@ def test_jobs_killed_at_any_moment_end_as_if_nothing_had_happened(
     for number in range(jobs):
         out = tmp_path / str(number)
         for _ in range(2):
-            process = start([*JOB, str(out), kind, "RESUME"])
+            process = start([*JOB, str(out), *kind.split(), "RESUME"])
             time.sleep(rng.uniform(0.25, 1.0) * seconds)
             kills += process.poll() is None
             os.killpg(process.pid, signal.SIGKILL)
             finish(process)
-        code, said = finish(start([*JOB, str(out), kind, "RESUME"]))
+        code, said = finish(start([*JOB, str(out), *kind.split(), "RESUME"]))
         assert code == 0, said
         for name in WRITTEN:
             assert (out / name).read_bytes() == (expected / name).read_bytes(), name
