@@ -140,10 +140,12 @@ def user_cache_dir() -> Path:
 
 
 def write_json_line(path: Path, row: Mapping[str, Any], mode: str) -> None:
-    """Write one line of a journal, "w" as its first and "a" after the others, and flush it to the disk.
+    """Write one line of a journal and flush it to the disk.
 
-    Raises:
-        InputError: the file cannot be written.
+    Args:
+        path: the journal.
+        row: JSON values only.
+        mode: "w" for the first line, "a" for those after it.
     """
     try:
         with open(path, mode, encoding="utf-8") as file:
@@ -156,6 +158,12 @@ def write_json_line(path: Path, row: Mapping[str, Any], mode: str) -> None:
 
 def require_same_header(path: Path, stored: Mapping[str, Any], header: Mapping[str, Any], version_key: str) -> None:
     """Check that a journal's first line is what a run would write now.
+
+    Args:
+        path: the journal, for the sentence.
+        stored: its first line.
+        header: what a run would write now.
+        version_key: under which both have the version of the journal.
 
     Raises:
         InputError: it is of another version, or of other settings or inputs.

@@ -37,7 +37,17 @@ class Export(Stage):
 
 
 def export_both(context: Context, original: nn.Module, network: nn.Module, plan: Plan) -> ExportCheckRecord:
-    """original.onnx and model.onnx, each checked against torch before it takes its place."""
+    """original.onnx and model.onnx, each checked against torch before it takes its place.
+
+    Args:
+        context: of the run, into whose folder both go.
+        original: the network before, in eval mode.
+        network: the compressed one, likewise.
+        plan: goes into the metadata of model.onnx.
+
+    Returns:
+        The check of model.onnx.
+    """
     with context.progress.stage("exporting and verifying ONNX", 2) as stage:
         _export_verified(context, original, context.folder / ORIGINAL, provenance(context))
         stage.update(1)

@@ -36,7 +36,13 @@ def write_formats(
     context: Context, network: nn.Module, precisions: Sequence[PrecisionRecord]
 ) -> tuple[list[FileRecord], list[str]]:
     """Files in the formats asked for, of model.onnx and of each further precision, and a sentence for each that could
-    not be had."""
+    not be had.
+
+    Args:
+        context: with the formats asked for, and the folder of the files.
+        network: the compressed network, for the checks.
+        precisions: the files beside model.onnx.
+    """
     records: list[FileRecord] = []
     failures = []
     for name in (MODEL, *(record.file for record in precisions)):

@@ -49,6 +49,11 @@ def write_precisions(
     """Every precision asked for beside float32, and a sentence for each that could not be had.
 
     `model.onnx` and `original.onnx` lie in the context's folder; a precision that fails leaves no file.
+
+    Args:
+        context: settings, images and the folder.
+        evaluated: what the original and the float32 network give on the test images.
+        provenance: texts that the files carry, by key.
     """
     records, failures = [], []
     for precision in context.settings.precisions:

@@ -68,7 +68,11 @@ def tune_network(
 ) -> tuple[nn.Module, TuneRecord]:
     """The network tuned on the training images towards the original, and what that brought on the test images.
 
-    `about` is what the run depends on beside images and settings, for the checkpoint in the context's folder.
+    Args:
+        context: the original, images, and the folder of the checkpoint.
+        network: to tune.
+        settings: of the fine-tuning.
+        about: what the run depends on beside images and settings, JSON values only, for the checkpoint.
     """
     training = needed(context.training, "images to train on")
     evaluator = TestEvaluator(FunctionNorm(context.original, context.test_images, context.device))
