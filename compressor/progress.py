@@ -31,7 +31,13 @@ class Progress:
 
     @contextmanager
     def stage(self, title: str, total: int | None = None, weights: Sequence[float] = ()) -> Iterator[ProgressStage]:
-        """Show a stage of `total` steps (None: unknown) during a with-block; they cost in proportion to `weights`."""
+        """Show a stage during a with-block.
+
+        Args:
+            title: what the stage does, in words.
+            total: steps of the stage; None where their number is not known.
+            weights: what the steps cost, relative to one another; empty where they cost alike or it is not known.
+        """
         yield _SilentProgressStage()
 
     def log(self, sentence: str) -> None:
@@ -62,6 +68,7 @@ class PlainProgress(_TimedProgress):
 
     @contextmanager
     def stage(self, title: str, total: int | None = None, weights: Sequence[float] = ()) -> Iterator[ProgressStage]:
+        """See `Progress.stage`."""
         began = time.monotonic()
         self.remaining.begin(title, total, began, weights)
         self.log(f"{title} ..." + _in_brackets(self.describe_remaining()))
@@ -102,6 +109,7 @@ class TerminalProgress(_TimedProgress):
 
     @contextmanager
     def stage(self, title: str, total: int | None = None, weights: Sequence[float] = ()) -> Iterator[ProgressStage]:
+        """See `Progress.stage`."""
         began = time.monotonic()
         self.remaining.begin(title, total, began, weights)
         columns = (

@@ -131,7 +131,13 @@ def list_files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def classify(model: Model, paths: Iterable[Path], top: int) -> int:
-    """Print a line for each of the `top` classes of each file; returns how many files could not be read."""
+    """Print a line for each of the best classes of each file; returns how many files could not be read.
+
+    Args:
+        model: classifies the images.
+        paths: of the images.
+        top: how many classes of each.
+    """
     failed = 0
     pending: list[tuple[Path, Any]] = []
     files = iter(paths)

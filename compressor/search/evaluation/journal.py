@@ -176,7 +176,13 @@ class Journal:
         return self._recall(SensitivityRow, images=indices.tolist())
 
     def append_sensitivities(self, norms: list[list[float]], indices: np.ndarray, passes: int) -> SensitivityRow:
-        """Write function norms of single layers and flush them to the disk."""
+        """Write function norms of single layers and flush them to the disk.
+
+        Args:
+            norms: per layer, at the ranks of `sensitivity_ranks`.
+            indices: of the images (m,).
+            passes: what it took, in passes of an image.
+        """
         return self._append(SensitivityRow(sensitivities=norms, images=indices.tolist(), passes=passes))
 
     def _recall(self, kind: type[Stored], **asked: list[int]) -> Stored | None:
@@ -216,7 +222,15 @@ class Journal:
         )
 
     def append(self, source: str, ranks: Ranks, losses: Losses, ratio: float, objective: float) -> None:
-        """Write one evaluation and flush it to the disk."""
+        """Write one evaluation and flush it to the disk.
+
+        Args:
+            source: what asked for it (see `history`).
+            ranks: the plan (d,).
+            losses: on its images, before reconstruction.
+            ratio: R of the plan.
+            objective: J with the mean of the losses as reconstruction is expected to leave them.
+        """
         self._append(
             Row(
                 evaluation=self._count,

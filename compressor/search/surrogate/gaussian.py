@@ -17,6 +17,7 @@ class LossSurrogate(Surrogate):
         return np.zeros(ranks.shape[:-1]) if expected is None else -self.objective.gamma * expected
 
     def targets(self, ranks: Ranks, losses: Array, noise: Array, levels: Array | None = None) -> Targets:
+        """See `Surrogate.targets`."""
         gamma = self.objective.gamma
         return Targets(-gamma * losses - self.prior_mean(ranks), gamma**2 * noise)
 

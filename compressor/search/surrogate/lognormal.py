@@ -71,6 +71,7 @@ class LognormalSurrogate(Surrogate):
         return np.zeros(ranks.shape[:-1]) if expected is None else np.log(expected + self.offset)
 
     def targets(self, ranks: Ranks, losses: Array, noise: Array, levels: Array | None = None) -> Targets:
+        """See `Surrogate.targets`."""
         shifted = self._shifted(losses)
         scales = shifted if levels is None else self._shifted(levels)
         relative = noise / np.outer(scales, scales)

@@ -15,6 +15,7 @@ class ObjectiveSurrogate(LossSurrogate):
         return np.zeros(ranks.shape[:-1])
 
     def targets(self, ranks: Ranks, losses: Array, noise: Array, levels: Array | None = None) -> Targets:
+        """See `Surrogate.targets`."""
         of_losses = super().targets(ranks, losses, noise)
         return Targets(of_losses.values + self.objective.size_term(self.space.ratio(ranks)), of_losses.noise)
 
