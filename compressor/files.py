@@ -146,6 +146,9 @@ def write_json_line(path: Path, row: Mapping[str, Any], mode: str) -> None:
         path: the journal.
         row: JSON values only.
         mode: "w" for the first line, "a" for those after it.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     try:
         with open(path, mode, encoding="utf-8") as file:

@@ -77,6 +77,7 @@ class PlainProgress(_TimedProgress):
         self.log(f"{title}: done in {time.monotonic() - began:.1f} s")
 
     def log(self, sentence: str) -> None:
+        """See `Progress.log`."""
         print(sentence, file=sys.stderr, flush=True)
 
 
@@ -127,6 +128,7 @@ class TerminalProgress(_TimedProgress):
         self._console.print(f"[green]✓[/] {title} [dim]{time.monotonic() - began:.1f} s[/]")
 
     def log(self, sentence: str) -> None:
+        """See `Progress.log`."""
         self._console.print(sentence, highlight=False, markup=False)
 
 

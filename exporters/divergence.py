@@ -25,6 +25,10 @@ def find_divergence(
         second: the other.
         images: the image (1, ...) as the first and as the second file take it.
         tolerance: relative errors up to this are no difference.
+
+    Returns:
+        The tensor (None: only the outputs differ, or the inner tensors of a file cannot be read, as in ORT format), and
+        how many were compared.
     """
     reference, other = _read_model(first), _read_model(second)
     if reference is None or other is None:

@@ -151,6 +151,9 @@ def run_batches(session: ort.InferenceSession, path: Path, images: "Tensor", siz
         path: names the file in errors.
         images: (N, ...).
         size: of the batches, where the file does not fix it.
+
+    Raises:
+        VerificationError: the network does not run on them.
     """
     size = fixed_batch(session) or size
     try:

@@ -35,6 +35,9 @@ def peak_memory_bytes(
 
     Returns:
         Bytes; None where the system does not report it (Windows).
+
+    Raises:
+        BocompressError: the process failed.
     """
     program = [sys.executable, "-m", __name__, runtime, str(path), provider, str(threads), *map(str, shape)]
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=SECONDS_ALLOWED)

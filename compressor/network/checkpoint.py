@@ -111,6 +111,9 @@ def load_weights(
         content: what the file holds, as it was read.
         contents: the same, its tensors and modules by name.
         notes: what was inferred so far; gets more.
+
+    Raises:
+        InputError: no network, or no single one, is in the file.
     """
     refuse_quantized_code((module.origin for module in contents.modules.values()), str(path))
     if not contents.tensors or isinstance(content, Tensor):
@@ -251,7 +254,11 @@ def is_cast(tensor: Tensor | None, expected: Tensor) -> bool:
 
 
 def convert(name: str, tensor: Tensor, expected: Tensor, path: Path) -> Tensor:
-    """A tensor of the checkpoint in the type of `expected`, the network's under the same name; `path` is for errors."""
+    """A tensor of the checkpoint in the type of `expected`, the network's under the same name; `path` is for errors.
+
+    Raises:
+        InputError: it is no plain floating-point tensor where the network has one.
+    """
     same_kind = tensor.is_floating_point() == expected.is_floating_point() or name.endswith("num_batches_tracked")
     if not is_plain(tensor) or not same_kind:
         raise InputError(f"{path} stores {name!r} {describe_strange(tensor)}, not as plain floating-point weights")

@@ -38,7 +38,12 @@ class RunningMoments:
     _origins: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, rows: Tensor, targets: Tensor | None = None) -> None:
-        """Add rows; an inference tensor may be given."""
+        """Add rows; an inference tensor may be given.
+
+        Args:
+            rows: (r, groups * n).
+            targets: likewise (r, groups * m), in every call or in none.
+        """
         with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):  # autocast would round products
             x = self._from_origin("x", rows)
             self.count += len(rows)

@@ -128,7 +128,15 @@ def divide_images(images: ImageSet, settings: Settings) -> tuple[ImageSet, Image
 
 
 def split_validation(test_images: ImageSet, settings: Settings) -> tuple[ImageSet | None, ImageSet]:
-    """Validation images, where a drop is asked for, and test images, from those outside the search."""
+    """Validation images, where a drop is asked for, and test images.
+
+    Args:
+        test_images: all outside the search.
+        settings: target and seed.
+
+    Raises:
+        InputError: a drop is asked for, and there are too few images to divide.
+    """
     if settings.target is None or settings.target.kind != "drop":
         return None, test_images
     if len(test_images) < 4:

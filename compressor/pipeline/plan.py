@@ -142,6 +142,10 @@ def planned_layers(
         plan: as read from its file.
         layers: those of the network.
         find_groups: gives the groups of layers whose channels may be removed; called where the plan names some.
+
+    Raises:
+        InputError: a layer or group of the plan does not exist, cannot be compressed, appears twice, or has a rank
+            above its break-even rank.
     """
     by_name = {layer.name: layer for layer in layers}
     names = [row.name for row in plan.layers]

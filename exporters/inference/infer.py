@@ -117,10 +117,16 @@ class Model:
         return powers / powers.sum(axis=1, keepdims=True)
 
     def name(self, index: int, count: int) -> str:
+        """The class of this index, by its name where the file has as many names as there are outputs, `count`."""
         return str(self.names[index]) if len(self.names) == count else str(index)
 
 
 def list_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yields the files given, and of folders the images in them at any depth.
+
+    Raises:
+        ValueError: there is no such file.
+    """
     for path in paths:
         if path.is_dir():
             yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
@@ -160,6 +166,7 @@ def classify(model: Model, paths: Iterable[Path], top: int) -> int:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Classify images with an ONNX (or ORT) file.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="an image, or a folder of images")
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name("model.onnx"))

@@ -28,6 +28,7 @@ class Export(Stage):
     """
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         result = needed(state.result, "a plan")
         write_plans(context.folder, result.plan, result.pareto_front)
         with replace_when_whole(context.folder / "compressed.safetensors") as partial:

@@ -28,6 +28,7 @@ class WriteFormats(Stage):
     """Fills in `files`, and in `failures` a sentence for each file that could not be had."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         files, failures = write_formats(context, state.network, state.precisions)
         return replace(state, files=files, failures=[*state.failures, *failures])
 

@@ -20,6 +20,7 @@ class MeasureLatency(Stage):
     """Fills in `latency`; a target of time is held against it."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         latency = latency_beside(context, ORIGINAL, MODEL, "latency")
         if state.target is None:
             return replace(state, latency=latency)

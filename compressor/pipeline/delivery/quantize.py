@@ -38,6 +38,7 @@ class Quantize(Stage):
     """Fills in `precisions`, and in `failures` a sentence for each precision that could not be had."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         plan = needed(state.result, "a plan").plan
         records, failures = write_precisions(context, needed(state.test, "test outputs"), provenance(context, plan))
         return replace(state, precisions=records, failures=[*state.failures, *failures])

@@ -35,6 +35,7 @@ class WriteReport(Stage):
     """Writes report.json and report.html, and fills in `report`."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         report = make_report(context, state)
         write_text(context.folder / "report.json", report.model_dump_json(indent=2) + "\n")
         write_report(report, context.folder / "report.html")

@@ -29,6 +29,7 @@ class Build(Stage):
     """Fills in `network` and `reconstruction` from `result`."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         return state.with_built(build(context, needed(state.result, "a plan"), needed(state.norm, "a function norm")))
 
 
@@ -41,6 +42,7 @@ class SearchAndBuild(Stage):
     """
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         norm, gamma = needed(state.norm, "a function norm"), needed(state.gamma, "gamma")
         objective = Objective(gamma, context.settings.form)
         with RankSearch(context, state) as search:

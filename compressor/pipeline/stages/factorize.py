@@ -51,6 +51,7 @@ class Factorize(Stage):
     that lose hidden channels in place of these."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         return replace(state, decomposed=_decompose_or_recall(context, state))
 
 

@@ -37,6 +37,7 @@ class Finetune(Stage):
     """Fine-tunes the built network where the settings say so; weights that were pruned stay zero."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         if not context.settings.tune.epochs:
             return state
         result = needed(state.result, "a plan")
@@ -56,6 +57,7 @@ class FinetuneAsRecipeSays(RecipeStage):
     spec: FinetuneSpec
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         settings = replace(context.settings.tune, **self.spec.model_dump(exclude={"kind", "name"}))
         about = {"network": hash_tensors(state.network.state_dict().values())}
         network, record = tune_network(context, state.network, settings, about)

@@ -48,6 +48,7 @@ class SearchRanks(Stage):
     """Fills in `result`: the best plan found for the gamma of the state."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         with RankSearch(context, state) as search:
             return replace(state, result=search.run())
 

@@ -34,6 +34,7 @@ class ExcludedPoints(AcquisitionFunction):
         return self._exclude(ranks, self._acquisition(ranks))
 
     def exact(self, ranks: Ranks) -> Array:
+        """See `AcquisitionFunction.exact`."""
         return self._exclude(ranks, self._acquisition.exact(ranks))
 
     def _exclude(self, ranks: Ranks, values: Array) -> Array:

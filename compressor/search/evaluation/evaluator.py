@@ -139,6 +139,8 @@ class Evaluator:
     def keep_new(self, source: str, ranks: Ranks, losses: Losses) -> None:
         """Keep losses on images that are new to a plan, as an uncounted evaluation.
 
+        A single image is left out: there is no variance of one.
+
         Args:
             source: what asked for them (see `history`).
             ranks: the plan (d,).

@@ -155,7 +155,12 @@ class Journal:
         return None if row is None else _losses_of(row, indices)
 
     def recall_racing(self, ranks: Ranks, indices: np.ndarray) -> Losses | None:
-        """Losses of the next evaluation of the earlier run's racing, or None where that was another."""
+        """Losses of the next evaluation of the earlier run's racing, or None where that was another.
+
+        Args:
+            ranks: the plan (d,) that the search evaluates.
+            indices: of its images (m,).
+        """
         row = self._next_racing()
         if row is None or (row.ranks, row.images) != (ranks.tolist(), indices.tolist()):
             self._forget_rest()
@@ -164,7 +169,12 @@ class Journal:
         return _losses_of(row, indices)
 
     def recall_step(self, ranks: Ranks, indices: np.ndarray) -> StepRow | None:
-        """The next stored step, or None where the earlier run ended; raises as `recall` does."""
+        """The next stored step, or None where the earlier run ended; raises as `recall` does.
+
+        Args:
+            ranks: the plan (d,) that the model is around.
+            indices: of the model's images (m,).
+        """
         return self._recall(StepRow, step_from=ranks.tolist(), images=indices.tolist())
 
     def append_step(self, row: StepRow) -> StepRow:
