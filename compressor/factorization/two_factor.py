@@ -46,7 +46,7 @@ class TwoFactors(Factors):
         """Factors with a given first factor, and the second refitted.
 
         Args:
-            layer: the layer.
+            layer: whose weight is decomposed.
             moments: its second moments, to which the second factor is fitted.
             first: the first factor (groups, K, a), on the a inputs of a column of the kernel.
         """

@@ -199,7 +199,7 @@ def noting(
     """Tells when modules begin and end within the with-block, whatever they take and return.
 
     Args:
-        modules: the modules.
+        modules: any, in a network or not.
         on_end: called after each call of one of them, with the module and what it returned.
         on_begin: called before, with the module.
     """

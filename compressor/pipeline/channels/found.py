@@ -54,8 +54,8 @@ def may_be_narrowed(group: ChannelGroup, model: nn.Module, layers: Sequence[Foun
     """Whether all layers of a group are among those found, and none is to stay as it is.
 
     Args:
-        group: the group.
-        model: its network.
+        group: found in `model`.
+        model: the network.
         layers: all layers found in it, those left out among them.
     """
     free = {layer.name for layer in layers if not layer.left_out}
