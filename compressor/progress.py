@@ -32,7 +32,13 @@ class Progress:
 
     @contextmanager
     def stage(self, title: str, total: int | None = None, weights: Sequence[float] = ()) -> Iterator[ProgressStage]:
-        """Show a stage of `total` steps (None: unknown) during a with-block; they cost in proportion to `weights`."""
+        """Show a stage during a with-block.
+
+        Args:
+            title: what the stage does, in words.
+            total: steps of the stage; None where their number is not known.
+            weights: what the steps cost, relative to one another; empty where they cost alike or it is not known.
+        """
         yield _SilentProgressStage()
 
     def log(self, sentence: str) -> None:
@@ -63,6 +69,7 @@ class PlainProgress(_TimedProgress):
 
     @contextmanager
     def stage(self, title: str, total: int | None = None, weights: Sequence[float] = ()) -> Iterator[ProgressStage]:
+        """See `Progress.stage`."""
         began = time.monotonic()
         self.remaining.begin(title, total, began, weights)
         self.log(f"{title} ..." + _in_brackets(self.describe_remaining()))
@@ -71,6 +78,7 @@ class PlainProgress(_TimedProgress):
         self.log(f"{title}: done in {time.monotonic() - began:.1f} s")
 
     def log(self, sentence: str) -> None:
+        """See `Progress.log`."""
         print(printable(sentence), file=sys.stderr, flush=True)
 
 
@@ -103,6 +111,7 @@ class TerminalProgress(_TimedProgress):
 
     @contextmanager
     def stage(self, title: str, total: int | None = None, weights: Sequence[float] = ()) -> Iterator[ProgressStage]:
+        """See `Progress.stage`."""
         began = time.monotonic()
         self.remaining.begin(title, total, began, weights)
         columns = (
@@ -120,6 +129,7 @@ class TerminalProgress(_TimedProgress):
         self._console.print(f"[green]✓[/] {title} [dim]{time.monotonic() - began:.1f} s[/]")
 
     def log(self, sentence: str) -> None:
+        """See `Progress.log`."""
         self._console.print(sentence, highlight=False, markup=False)
 
 

@@ -66,9 +66,13 @@ class RemainingTime:
         self._left = list(stages)
 
     def begin(self, title: str, total: int | None, now: float, weights: Sequence[float] = ()) -> None:
-        """A stage of `total` steps begins, their costs in proportion to `weights` where these are known.
+        """A stage begins; stages expected before it are taken to be skipped.
 
-        Stages expected before it are taken to be skipped.
+        Args:
+            title: as `Progress.stage` has it.
+            total: its steps; None where their number is not known.
+            now: in seconds, by any clock that is used throughout.
+            weights: what the steps cost, relative to one another; empty where it is not known.
         """
         for place, expected in enumerate(self._left):
             if title.startswith(expected.title):

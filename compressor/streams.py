@@ -25,10 +25,16 @@ class Stream(IntEnum):
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:
-    """A generator that depends on the seed, the stream and the counters alone."""
+    """A generator that depends on the seed, the stream and the counters alone.
+
+    Args:
+        seed: of the run.
+        stream: what the numbers are for.
+        counters: tell apart several generators of one stream.
+    """
     return np.random.default_rng([seed, int(stream), *counters])
 
 
 def derived_seed(seed: int, stream: Stream, *counters: int) -> int:
-    """A seed for the generators of other libraries, which depends on the same."""
+    """A seed for the generators of other libraries; arguments as of `generator`."""
     return int(generator(seed, stream, *counters).integers(2**63))

@@ -43,6 +43,12 @@ def join_words(words: Sequence[str], conjunction: str = "and") -> str:
 
 
 def count_of(count: int, noun: str, verb: str = "") -> str:
-    """'1 image', '2 images'; with a verb '1 image was', '2 images were'."""
+    """'1 image', '2 images'; with a verb '1 image was', '2 images were'.
+
+    Args:
+        count: 1 takes the singular.
+        noun: the singular; an s makes the plural.
+        verb: the singular; empty for none.
+    """
     words = [str(count), noun, verb] if count == 1 else [str(count), f"{noun}s", PLURALS.get(verb, verb)]
     return " ".join(filter(None, words))

@@ -14,13 +14,17 @@ from exporters.session import Logits, fit_batch, open_session
 def find_divergence(
     first: Path, second: Path, images: tuple[Logits, Logits], tolerance: float
 ) -> tuple[DivergenceRecord | None, int]:
-    """The first tensor, in the order of `first`, whose relative error on an image exceeds `tolerance`.
-
-    `images` are the image (1, ...) as the first and as the second file take it.
+    """The first tensor, in the order of `first`, in which two files differ.
 
     Compared are float tensors, the outputs among them, that both graphs compute under the same name and in the same
     shape. Exporters number tensors without a name of their own, so that in graphs of different structure the same name
     may mean different tensors.
+
+    Args:
+        first: an ONNX file.
+        second: the other.
+        images: the image (1, ...) as the first and as the second file take it.
+        tolerance: relative errors up to this are no difference.
 
     Returns:
         The tensor (None: only the outputs differ, or the inner tensors of a file cannot be read, as in ORT format), and

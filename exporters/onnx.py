@@ -67,6 +67,10 @@ def export_onnx(
 def layer_bytes(layer: nn.Module, example: Tensor) -> bytes:
     """The content of an ONNX file with one layer (one tensor to one), for inputs of the example's shape only.
 
+    Args:
+        layer: in eval mode, on the CPU.
+        example: its input (N, ...).
+
     Raises:
         BocompressError: torch could not translate the layer.
     """

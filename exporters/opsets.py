@@ -129,7 +129,10 @@ def _translate_below(model: nn.Module, batch: Tensor, opset: int, fixed: bool, n
 
 
 def translate_older(model: nn.Module, batch: Tensor, opset: int | None, fixed: bool) -> onnx.ModelProto:
-    """The graph by torch's older exporter, which takes a tenth of the newer one's time; any of its errors is raised."""
+    """The graph by torch's older exporter, which takes a tenth of the newer one's time; arguments as of `translate`.
+
+    Any error of the exporter is raised.
+    """
     names = (INPUT_NAME, OUTPUT_NAME)
     torch._C._jit_set_onnx_log_enabled(False)  # it would print the graph that failed
     with scratch_folder() as folder:

@@ -160,10 +160,16 @@ def gives_integers(session: ort.InferenceSession) -> bool:
 
 
 def run_batches(session: ort.InferenceSession, path: Path, images: "Tensor", size: int) -> Logits:
-    """The first output for images (N, ...), as float32 of shape (N, outputs), run in batches of `size`.
+    """The first output for images, as float32 of shape (N, outputs).
 
     A file whose batch size is fixed runs in batches of its own, the last filled up with copies; one that takes another
-    type of numbers gets the images in it. `path` names the file in errors.
+    type of numbers gets the images in it.
+
+    Args:
+        session: of the file.
+        path: names the file in errors.
+        images: (N, ...).
+        size: of the batches, where the file does not fix it.
 
     Raises:
         VerificationError: the network does not run on them.

@@ -38,6 +38,7 @@ class SmallVGG(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, 10) of normalized images (N, 3, 32, 32)."""
         return self.classifier(self.features(images).flatten(1))
 
 

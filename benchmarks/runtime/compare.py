@@ -44,13 +44,15 @@ MAX_SPAN = 0.15  # log ratio of an interval's ends
 class StageReporter(Protocol):
     """Reports how far one stage is; `compressor.progress` implements it."""
 
-    def update(self, done: int, note: str = "") -> None: ...
+    def update(self, done: int, note: str = "") -> None:
+        """So many steps are `done`; `note` says more in words."""
 
 
 class ProgressReporter(Protocol):
     """Announces stages; `compressor.progress` implements it."""
 
-    def stage(self, title: str, total: int | None = None) -> AbstractContextManager[StageReporter]: ...
+    def stage(self, title: str, total: int | None = None) -> AbstractContextManager[StageReporter]:
+        """A stage, named by its title, of `total` steps; None where their number is not known."""
 
 
 @dataclass(frozen=True)

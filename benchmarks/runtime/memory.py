@@ -37,6 +37,9 @@ def peak_memory_bytes(
 
     Returns:
         Bytes; None where the system does not report it (Windows).
+
+    Raises:
+        BocompressError: the process failed.
     """
     program = python_command(__name__, runtime, path, provider, threads, *shape)
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=SECONDS_ALLOWED)

@@ -40,9 +40,11 @@ class UnfittedChannels(JointFactors):
         self._order = changes.argsort(descending=True, stable=True)
 
     def build(self, rank: int) -> Mapping[str, nn.Module]:
+        """See `JointFactors.build`."""
         return {name: self._masked(layer, self._means[name], rank) for name, layer in self.layers.items()}
 
     def nested(self, name: str, limit: int) -> NestedFactors | None:
+        """See `JointFactors.nested`."""
         return None
 
     def _masked(self, layer: Layer, means: Tensor, width: int) -> nn.Module:

@@ -188,7 +188,7 @@ class _EmptyLinear(nn.Linear):
 
 
 def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer around existing tensors; `weight` is (Co, Ci)."""
+    """A linear layer around existing tensors: weight (Co, Ci) and bias (Co,), if there is one."""
     layer = _EmptyLinear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.__class__ = nn.Linear  # type: ignore[assignment]
     return _adopt(layer, weight, bias)

@@ -78,6 +78,7 @@ class CpFactors(Factors):
         self._refits: dict[tuple[int, int], NestedRefit] = {}
 
     def build(self, rank: int) -> nn.Sequential:
+        """See `Factors.build`."""
         self.check_rank(rank)
         layer, step = self._layer, self._nearest_step(rank)
         parts = step.parts_at(rank)
@@ -96,6 +97,7 @@ class CpFactors(Factors):
         return torch.from_numpy(part).to(self._layer.weight)
 
     def squared_error(self, rank: int) -> float:
+        """See `Factors.squared_error`."""
         step = self._nearest_step(rank)
         return step.error_at(rank) if self._moments is None else self._refit(step, rank).squared_error(rank)
 

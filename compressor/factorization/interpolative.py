@@ -72,6 +72,7 @@ class InterpolativeFactors(Factors):
 
     @staticmethod
     def full_rank(shape: Sequence[int], groups: int) -> int:
+        """See `Factors.full_rank`."""
         return min(shape[0], prod(shape[1:]))
 
     def __init__(self, layer: Layer, moments: LayerMoments | None = None) -> None:
@@ -120,6 +121,7 @@ class InterpolativeFactors(Factors):
         return (means[others] - coefficients @ means[kept]).to(layer.weight.dtype)
 
     def squared_error(self, rank: int) -> float:
+        """See `Factors.squared_error`."""
         return self._tail[rank]
 
 

@@ -25,11 +25,13 @@ class SpatialFactors(TwoFactors):
 
     @staticmethod
     def full_rank(shape: Sequence[int], groups: int) -> int:
+        """See `Factors.full_rank`."""
         num_out, num_in, height, width = shape
         return min(num_in * height, num_out // groups * width)
 
     @staticmethod
     def kernel(layer: Layer) -> Tensor:
+        """See `TwoFactors.kernel`."""
         assert isinstance(layer, nn.Conv2d)
         num_out, num_in, height, width = layer.weight.shape
         return layer.weight.detach().reshape(layer.groups, num_out // layer.groups, num_in * height, width)

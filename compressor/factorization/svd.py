@@ -21,10 +21,12 @@ class SvdFactors(TwoFactors):
 
     @staticmethod
     def full_rank(shape: Sequence[int], groups: int) -> int:
+        """See `Factors.full_rank`."""
         return min(shape[0] // groups, shape[1])
 
     @staticmethod
     def kernel(layer: Layer) -> Tensor:
+        """See `TwoFactors.kernel`."""
         groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
         num_out = layer.weight.shape[0]
         return layer.weight.detach().reshape(groups, num_out // groups, -1, 1)

@@ -42,6 +42,7 @@ class TuckerFactors(Factors):
 
     @staticmethod
     def full_rank(shape: Sequence[int], groups: int) -> int:
+        """See `Factors.full_rank`."""
         return max(shape[0], shape[1])
 
     def __init__(self, layer: nn.Conv2d, moments: LayerMoments | None = None) -> None:
@@ -64,6 +65,7 @@ class TuckerFactors(Factors):
         self._in = linalg.solve_triangular(root_in.T, torch.from_numpy(sides[1]), upper=True)
 
     def build(self, rank: int) -> nn.Sequential:
+        """See `Factors.build`."""
         self.check_rank(rank)
         layer = self._layer
         rank_out, rank_in = side_ranks(self._shape, rank)
@@ -88,6 +90,7 @@ class TuckerFactors(Factors):
         return torch.einsum("rshw,is->rihw", self._core[:rank_out, :rank_in], self._in[:, :rank_in]).flatten(1)
 
     def squared_error(self, rank: int) -> float:
+        """See `Factors.squared_error`."""
         if (moments := self._double_moments()) is not None:
             return refit_of(self._layer, moments, self._features(rank)).squared_error(side_ranks(self._shape, rank)[0])
         # The side factors are orthonormal, so the error is the energy outside the kept core.

@@ -46,7 +46,7 @@ class TwoFactors(Factors):
         """Factors with a given first factor, and the second refitted.
 
         Args:
-            layer: the layer.
+            layer: whose weight is decomposed.
             moments: its second moments, to which the second factor is fitted.
             first: the first factor (groups, K, a), on the a inputs of a column of the kernel.
         """
@@ -86,6 +86,7 @@ class TwoFactors(Factors):
         """
 
     def build(self, rank: int) -> nn.Sequential:
+        """See `Factors.build`."""
         self.check_rank(rank)
         layer, first = self._layer, self._first[:, :rank]
         if self._refit is None:
@@ -125,6 +126,7 @@ class TwoFactors(Factors):
         return self.with_first(self._layer, moments, self.first(min(limit, self.max_rank)))
 
     def squared_error(self, rank: int) -> float:
+        """See `Factors.squared_error`."""
         return self._tail[rank] if self._refit is None else self._refit.squared_error(rank)
 
 

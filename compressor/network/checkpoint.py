@@ -112,7 +112,12 @@ def load_content(content: object, path: Path, arch: str | None, weights: str | N
 def load_weights(
     content: object, contents: Contents, path: Path, arch: str | None, weights: str | None, notes: list[str]
 ) -> LoadedModel:
-    """One of torchvision's networks from tensors; the parameters are those of `load_model` and what it found out.
+    """One of torchvision's networks from tensors; `path`, `arch` and `weights` as of `load_model`.
+
+    Args:
+        content: what the file holds, as it was read.
+        contents: the same, its tensors and modules by name.
+        notes: what was inferred so far; gets more.
 
     Raises:
         InputError: no network, or no single one, is in the file.
@@ -154,7 +159,10 @@ def load_weights(
 def find_named(
     tensors: dict[str, Tensor], contents: Contents, arch: str | None, source: str
 ) -> tuple[dict[str, Tensor], dict[str, Inert], list[Copy]]:
-    """The networks in a file, with its tensors and pickled modules by names without what wrappers put into them."""
+    """The networks in a file, with its tensors and pickled modules by names without what wrappers put into them.
+
+    The arguments are those of `load_weights`; `source` names the file in errors.
+    """
     for parts in (WRAPPER_PARTS, (*WRAPPER_PARTS, PARALLEL_PART)):  # "module" tells copies apart, too: only at need
         named, modules = without_parts(tensors, parts), without_wrappers(contents.modules, parts)
         if copies := find_copies(named, arch, source):
@@ -164,6 +172,8 @@ def find_named(
 
 def load_own(contents: Contents, path: Path, arch: str, weights: str | None, notes: list[str]) -> LoadedModel:
     """The network that the user's function or timm makes, with the weights of the file.
+
+    The arguments are those of `load_weights`.
 
     Raises:
         InputError: there is no such network, or the weights do not fit it.
@@ -224,6 +234,8 @@ def is_plain(tensor: Tensor) -> bool:
 def fill(model: nn.Module, weights: Mapping[str, Tensor], path: Path, notes: list[str]) -> None:
     """Load `weights` into a network from `build_model`, as float32.
 
+    The arguments are those of `load_weights`.
+
     Raises:
         InputError: a tensor cannot be a weight, for example because it is quantized.
     """
@@ -249,7 +261,7 @@ def is_cast(tensor: Tensor | None, expected: Tensor) -> bool:
 
 
 def convert(name: str, tensor: Tensor, expected: Tensor, path: Path) -> Tensor:
-    """A tensor of the checkpoint in the type of the network's.
+    """A tensor of the checkpoint in the type of `expected`, the network's under the same name; `path` is for errors.
 
     Raises:
         InputError: it is no plain floating-point tensor where the network has one.
@@ -270,7 +282,10 @@ def describe_strange(tensor: Tensor) -> str:
 
 
 def set_transform_input(model: nn.Module, arch: str, num_classes: int, pickled: Inert | None, notes: list[str]) -> None:
-    """Guess GoogLeNet's and Inception's `transform_input`, which is not in a state_dict, but in a pickled module."""
+    """Guess GoogLeNet's and Inception's `transform_input`, which is not in a state_dict, but in a pickled module.
+
+    `arch`, `num_classes` and `pickled`, the module if there is one, are what is known of `model`; `notes` gets a guess.
+    """
     if not hasattr(model, "transform_input"):
         return
     in_colour = first_channels(model) == 3
@@ -299,6 +314,8 @@ def has_layers(module: nn.Module) -> bool:
 def choose_module(contents: Contents, path: Path, weights: str | None, notes: list[str]) -> nn.Module:
     """The trusted module to compress, outside the wrappers of parallel training and of torch.compile.
 
+    The arguments are those of `load_weights`.
+
     Raises:
         InputError: several are alike, or there is none such.
     """
@@ -326,6 +343,8 @@ def unwrap_module(module: nn.Module) -> nn.Module:
 
 def adopt_module(module: nn.Module, path: Path, arch: str | None, notes: list[str]) -> LoadedModel:
     """A whole network from a trusted pickle, unchanged.
+
+    The arguments are those of `load_weights`.
 
     Raises:
         InputError: it does not fit `arch`, its weights are not finite, or it has no conv or linear layer.
@@ -356,6 +375,8 @@ def first_channels(model: nn.Module) -> int:
 
 def run_outputs(model: nn.Module, transform: Transform, path: Path) -> int:
     """The number of outputs for one image; where the network does not take it, that of its last layer.
+
+    `transform` has the size and channels of the image; `path` is for errors.
 
     Raises:
         InputError: it has no linear or convolutional layer.

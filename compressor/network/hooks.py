@@ -49,7 +49,14 @@ class OutputPositions:
 
 
 def sample_positions(layer: nn.Module, output: Tensor, count: int, generator: torch.Generator) -> OutputPositions:
-    """At most `count` distinct random positions of the layer's output."""
+    """At most `count` distinct random positions of the layer's output.
+
+    Args:
+        layer: a convolution, or a layer that acts on the last dimension.
+        output: of the layer, on any device, which the positions share.
+        count: how many at most.
+        generator: draws them, on the CPU.
+    """
     if isinstance(layer, nn.Conv2d):
         num_images, (height, width) = output.shape[:-3].numel(), output.shape[-2:]  # the batch dimension may be missing
         chosen = torch.randperm(num_images * height * width, generator=generator)[:count].to(output.device)
@@ -77,15 +84,26 @@ def _patches(layer: nn.Conv2d, value: Tensor, image: Tensor, row: Tensor, column
 
 
 def batches(images: ImageSet, device: torch.device, size: int = BATCH_SIZE) -> Iterator[Tensor]:
-    """The images in order, in batches of `size` (fewer where they are large) that the network may change in place."""
+    """The images in order, batch by batch; the network may change a batch in place.
+
+    Args:
+        images: all of them.
+        device: where the batches come.
+        size: images of a batch, fewer where they are large.
+    """
     for indices in torch.arange(len(images)).split(images.fitting(size)):
         yield images.batch(indices).to(device)
 
 
 def fitting_with_gradients(network: nn.Module, example: Tensor, most: int) -> int:
-    """How many images a pass with gradients takes at once, `most` at most; `example` is one input (1, ...).
+    """How many images a pass with gradients takes at once.
 
     The graph keeps what every module returns; within MAX_ACTIVATIONS, or one image's.
+
+    Args:
+        network: that is to run.
+        example: one input (1, ...).
+        most: the number is at most this.
     """
     count = 0
 
@@ -113,7 +131,13 @@ def attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
 
 
 def input_of(network: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
-    """The input of `module` when `network` runs on `batch`; the pass ends there."""
+    """The first input of a module in a running network; the pass ends there.
+
+    Args:
+        network: that runs.
+        module: a part of it, or itself.
+        batch: inputs of the network (N, ...).
+    """
     found: list[Tensor] = []
 
     def keep(_module: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
@@ -127,7 +151,13 @@ def input_of(network: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
 
 
 def output_of(network: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
-    """A copy of what `module` returns when `network` runs on `batch`; the pass ends there."""
+    """A copy of what a module returns in a running network; the pass ends there.
+
+    Args:
+        network: that runs.
+        module: a part of it, or itself; it returns one tensor.
+        batch: inputs of the network (N, ...).
+    """
     found: list[Tensor] = []
 
     def keep(_module: nn.Module, output: Tensor) -> None:
@@ -169,7 +199,7 @@ def noting(
     """Tells when modules begin and end within the with-block, whatever they take and return.
 
     Args:
-        modules: the modules.
+        modules: any, in a network or not.
         on_end: called after each call of one of them, with the module and what it returned.
         on_begin: called before, with the module.
     """
@@ -184,7 +214,13 @@ def noting(
 
 
 def in_order_of_use(network: nn.Module, names: Sequence[str], example: Tensor) -> list[str]:
-    """The names in the order in which a forward pass of `example` first calls the modules; without uncalled ones."""
+    """The names in the order in which a forward pass of `example` first calls the modules; without uncalled ones.
+
+    Args:
+        network: that runs.
+        names: of modules of it.
+        example: an input (N, ...).
+    """
     order: list[str] = []
 
     def note(index: int, _value: Tensor, _output: Tensor) -> None:

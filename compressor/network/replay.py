@@ -168,6 +168,12 @@ def resumed(network: nn.Module, cut: Cut, kept: Tensor, count: int) -> Iterator[
     """Within the block a pass of `count` images begins behind the cut, which returns `kept`.
 
     What comes before returns tensors of the right shape that are no numbers and take no memory.
+
+    Args:
+        network: as it was when the cut was found, but for layers behind it.
+        cut: where passes begin.
+        kept: what the cut's module returned for these images (count, ...).
+        count: images of a pass.
     """
     with ExitStack() as stack:
         for name, shape in cut.before.items():

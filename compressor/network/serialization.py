@@ -35,7 +35,13 @@ Description = dict[str, Any]
 
 
 def save_network(original: nn.Module, network: nn.Module, path: Path) -> None:
-    """Write `network`, which is `original` with some layers factorized or narrower, to `path` atomically."""
+    """Write a compressed network atomically, with what its changed layers are.
+
+    Args:
+        original: the network before.
+        network: the same with some layers factorized or narrower.
+        path: a safetensors file.
+    """
     layers = {name: describe_module(network.get_submodule(name)) for name in changed_names(original, network)}
     weights = {name: value.detach().cpu().clone().contiguous() for name, value in network.state_dict().items()}
     write_tensors(path, weights, {"layers": json.dumps(layers)})

@@ -38,7 +38,12 @@ class RunningMoments:
     _origins: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, rows: Tensor, targets: Tensor | None = None) -> None:
-        """Add rows; an inference tensor may be given."""
+        """Add rows; an inference tensor may be given.
+
+        Args:
+            rows: (r, groups * n).
+            targets: likewise (r, groups * m), in every call or in none.
+        """
         with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):  # autocast would round products
             x = self._from_origin("x", rows)
             self.count += len(rows)
@@ -144,7 +149,13 @@ def collect_moments(
 
 
 def rows_of_batch(batch_size: int, num_images: int, most: int | None = None) -> int:
-    """The batch's share of `most` output positions (MAX_ROWS if None), rounded up."""
+    """A batch's share of all output positions to take, rounded up.
+
+    Args:
+        batch_size: its images.
+        num_images: those of all batches.
+        most: positions of all batches; None for MAX_ROWS.
+    """
     return -(-(MAX_ROWS if most is None else most) * batch_size // num_images)
 
 
@@ -209,6 +220,13 @@ def gradient_moments(
     J is the Jacobian of the network's outputs by the layer's; J^T J is estimated without bias from the gradients of
     random +-1 combinations of the network's outputs, over all calls of the layer. With few gradients the estimate is
     shrunk towards the identity. Where a network, or a part of it, has no gradients, it is the identity.
+
+    Args:
+        model: the network, on the device.
+        layers: whose outputs are meant.
+        images: to run it on.
+        device: where it runs.
+        seed: of the signs.
 
     Returns:
         By layer name (groups, m, m) with a mean diagonal of about 1, m = Co/groups; the blocks within groups alone.

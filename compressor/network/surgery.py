@@ -33,7 +33,13 @@ def build_candidate(
 
 
 def with_layer(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    """The network with one layer replaced; all other tensors are shared with `model`, which is left unchanged."""
+    """The network with one layer replaced; all other tensors are shared with `model`, which is left unchanged.
+
+    Args:
+        model: the network.
+        name: of the layer; empty where the network is the layer.
+        module: in its place.
+    """
     return replace_layer(_copy_sharing_tensors(model), name, module)
 
 
@@ -96,7 +102,13 @@ def _copy_sharing_tensors(model: nn.Module) -> nn.Module:
 
 
 def replace_layer(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    """Replace the named layer in place; returns `model`, or `module` where the whole network is the layer."""
+    """Replace the named layer in place; returns `model`, or `module` where the whole network is the layer.
+
+    Args:
+        model: changed in place.
+        name: of the layer; empty where the network is the layer.
+        module: in its place.
+    """
     if not name:  # the network is the layer
         return module
     model.set_submodule(name, module)

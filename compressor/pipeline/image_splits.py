@@ -38,6 +38,13 @@ def divide_training(
 
     An image that is given for training and is a test or check image, too, is left out of the training.
 
+    Args:
+        given: images to train on; None for those of the run.
+        calibration: images that factors are fitted to.
+        search: images that the search evaluates on.
+        test_images: those of the report.
+        seed: of the random division.
+
     Raises:
         InputError: there are no images of a task, or too few.
     """
@@ -59,7 +66,17 @@ def divide_training(
 
 
 def require_trainable(images: TrainingImages, by: TuneTarget, model: nn.Module, example: Tensor) -> None:
-    """Raises InputError unless the network takes the images, and they have the labels that are to be learnt."""
+    """Check that a network can be trained on the images.
+
+    Args:
+        images: to train on.
+        by: what is to be learnt, the labels or the original's outputs.
+        model: the network.
+        example: one input (1, ...) of it.
+
+    Raises:
+        InputError: the network does not take the images, or they lack the labels that are to be learnt.
+    """
     if images.train.input_shape != tuple(example.shape[1:]):
         shapes = (" x ".join(map(str, shape)) for shape in (images.train.input_shape, example.shape[1:]))
         raise InputError("the images to train on are {}, the others {}".format(*shapes))
@@ -111,7 +128,15 @@ def divide_images(images: ImageSet, settings: Settings) -> tuple[ImageSet, Image
 
 
 def split_validation(test_images: ImageSet, settings: Settings) -> tuple[ImageSet | None, ImageSet]:
-    """Validation images, where a drop is asked for, and test images, from those outside the search."""
+    """Validation images, where a drop is asked for, and test images.
+
+    Args:
+        test_images: all outside the search.
+        settings: target and seed.
+
+    Raises:
+        InputError: a drop is asked for, and there are too few images to divide.
+    """
     if settings.target is None or settings.target.kind != "drop":
         return None, test_images
     if len(test_images) < 4:

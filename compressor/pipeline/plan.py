@@ -64,9 +64,20 @@ def make_plan(  # noqa: PLR0913
     fidelity: Fidelity = "norm",
     why: str = "chosen by the search",
 ) -> Plan:
-    """The plan for `layers` at `ranks`; a layer's `dense_rank` leaves it dense, `why` says why the others have theirs.
+    """The plan for layers at their ranks.
 
-    The parameters are as many as a plan has fields."""
+    The parameters are as many as a plan has fields.
+
+    Args:
+        layers: what was compressed, groups among them.
+        ranks: in the order of `layers`; a layer's `dense_rank` leaves it dense.
+        kinds: factors by layer's name.
+        arch: of the network.
+        gamma: what a unit of L is worth in R; None where the plan does not come from a search with one.
+        prune_fraction: share of the weights set to zero, from 0 to 1.
+        fidelity: what L is.
+        why: the compressed layers have the ranks that they have.
+    """
     return Plan(
         arch=arch,
         gamma=gamma,
@@ -95,7 +106,13 @@ _WHOLE = {False: "the search kept it dense", True: "the search kept all channels
 
 
 def write_plans(folder: Path, plan: Plan, others: Mapping[str, Plan]) -> None:
-    """plan.json and, under their names, other plans; those that an earlier run left beside them go."""
+    """plan.json and, under their names, other plans; those that an earlier run left beside them go.
+
+    Args:
+        folder: of the run.
+        plan: for plan.json.
+        others: by the path below the folder.
+    """
     write_plan(folder / PLAN, plan)
     for old in written_plans(folder):
         old.unlink()
@@ -131,7 +148,10 @@ def planned_layers(
 ) -> tuple[list[FoundLayer | ChannelGroup], list[int]]:
     """The plan's layers as found in the network, with their ranks (`dense_rank` where the plan says dense).
 
-    `find_groups` gives the groups of layers whose channels may be removed, where the plan names some.
+    Args:
+        plan: as read from its file.
+        layers: those of the network.
+        find_groups: gives the groups of layers whose channels may be removed; called where the plan names some.
 
     Raises:
         InputError: a layer or group of the plan does not exist, cannot be compressed, appears twice, or has a rank

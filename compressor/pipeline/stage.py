@@ -43,7 +43,13 @@ class RecipeStage(Stage):
 
 
 def run_stages(stages: Iterable[Stage], context: Context, state: State) -> State:
-    """The state after all stages, each given what the one before left, with what each cost."""
+    """The state after all stages, each given what the one before left, with what each cost.
+
+    Args:
+        stages: run in this order.
+        context: what all of them read.
+        state: what the first is given.
+    """
     for stage in stages:
         release_memory()
         began = time.perf_counter()

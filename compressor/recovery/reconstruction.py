@@ -251,7 +251,14 @@ def last_factor(module: nn.Module) -> tuple[nn.Module, Tensor | None]:
 
 
 def estimate_statistics(network: nn.Module, norms: Sequence[nn.Module], images: ImageSet, device: torch.device) -> None:
-    """Set mean and variance of the batch norms to the averages over the images' batches."""
+    """Set mean and variance of the batch norms to the averages over the images' batches.
+
+    Args:
+        network: on the device, in eval mode.
+        norms: batch norms of the network, changed in place.
+        images: run in batches; a batch of one is left out.
+        device: where the network runs.
+    """
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()  # type: ignore[operator]

@@ -15,6 +15,12 @@ def make_scheduler(optimizer: Optimizer, schedule: Schedule, steps_per_epoch: in
     step: a tenth after each epoch; cosine: from the highest rate to zero along half a cosine; cyclic: from 1e-7 to the
     highest rate and back once an epoch (Smith 2017), a step having the rate of its middle. torch's CyclicLR takes that
     of its beginning, which wastes the first.
+
+    Args:
+        optimizer: its rate is the highest.
+        schedule: by name.
+        steps_per_epoch: steps of the optimizer in an epoch.
+        epochs: of the whole training.
     """
     if schedule == "step":
         return StepLR(optimizer, steps_per_epoch, STEP_FACTOR)

@@ -156,7 +156,14 @@ def _both(pair: Pair[Number]) -> tuple[Number, Number]:
 
 
 def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[LayerRecord]) -> None:
-    """Print the table of `bocompress inspect`."""
+    """Print the table of `bocompress inspect`.
+
+    Args:
+        arch: of the network.
+        num_classes: its outputs.
+        input_size: height and width of its images, in pixels.
+        layers: all conv and linear layers, with what is known of each.
+    """
     taken = [layer for layer in layers if layer.skipped is None]
     share = sum(layer.params for layer in taken) / max(1, sum(layer.params for layer in layers))
     title = (
@@ -183,7 +190,14 @@ def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[
 
 
 def print_cells(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> None:
-    """Print a table of texts; columns in `left` are flush left."""
+    """Print a table of texts.
+
+    Args:
+        title: above the table; empty for none.
+        header: a text for each column.
+        rows: as many texts in each.
+        left: indices of the columns that are flush left.
+    """
     table = _table(title, *header, left=left)
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
@@ -191,7 +205,13 @@ def print_cells(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def print_difference(first: Path, second: Path, difference: DifferenceRecord) -> None:
-    """Print what `bocompress verify` found."""
+    """Print what `bocompress verify` found.
+
+    Args:
+        first: the file compared with.
+        second: the file compared.
+        difference: what was found.
+    """
     console = _console()
     console.print(_describe_difference(first, second, difference), markup=False, soft_wrap=True)
     table = _table("", "", "")

@@ -39,7 +39,13 @@ def format_ratio(value: float) -> str:
 
 
 def format_factor(ratio: float, less: str, more: str) -> str:
-    """A ratio of new to old as how many times less or more: 0.045, 'smaller', 'larger' -> '22× smaller'."""
+    """A ratio of new to old as how many times less or more: 0.045, 'smaller', 'larger' -> '22× smaller'.
+
+    Args:
+        ratio: new over old.
+        less: the word for ratios below 1.
+        more: the word for ratios above 1.
+    """
     if ratio <= 0:
         return "—"
     if 0.995 <= ratio < 1.005:
@@ -110,7 +116,13 @@ def format_provider(name: str) -> str:
 
 
 def format_plural(count: int, noun: str, plural: str = "") -> str:
-    """'1 image', '500 images', '2 entries'."""
+    """'1 image', '500 images', '2 entries'.
+
+    Args:
+        count: 1 takes the singular.
+        noun: the singular.
+        plural: of the noun; empty where an s makes it.
+    """
     digits = f"{count:,}".replace(",", GAP)
     return f"{digits} {noun if count == 1 else plural or noun + 's'}"
 

@@ -89,7 +89,16 @@ def page_style(name: str) -> Iterator[None]:
 
 
 def new_axes(width: float, height: float, left: float, right: float, top: float, bottom: float) -> Axes:
-    """Axes on a fresh figure of `width` by `height` points, with the four margins given in points."""
+    """Axes on a fresh figure.
+
+    Args:
+        width: of the figure, in points, as all that follows.
+        height: of the figure.
+        left: margin beside the axes.
+        right: margin beside the axes.
+        top: margin above the axes.
+        bottom: margin below the axes.
+    """
     figure = Figure(figsize=(width / _UNITS_PER_INCH, height / _UNITS_PER_INCH), facecolor="none")
     FigureCanvasSVG(figure)
     inside = (left / width, bottom / height, (width - left - right) / width, (height - top - bottom) / height)
@@ -97,7 +106,14 @@ def new_axes(width: float, height: float, left: float, right: float, top: float,
 
 
 def new_plot(height: float, top: float, xlabel: str, ylabel: str) -> Axes:
-    """Axes of one of the page's plots, 400 points wide, with margins for labels and a title row of `top` points."""
+    """Axes of one of the page's plots, 400 points wide, with margins for labels.
+
+    Args:
+        height: of the figure, in points.
+        top: of the row for a title, in points.
+        xlabel: below the axes.
+        ylabel: beside the axes.
+    """
     axes = new_axes(400, height, left=54, right=8, top=top, bottom=38)
     axes.grid(axis="y")
     axes.tick_params(length=0)

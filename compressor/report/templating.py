@@ -10,7 +10,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 def load_template(
     folder: Path, name: str, filters: Mapping[str, Any], escape: bool = True, keep_trailing_newline: bool = False
 ) -> Template:
-    """The template `name` in `folder`, with these filters; a missing value is an error, not an empty string."""
+    """A template, in which a missing value is an error, not an empty string.
+
+    Args:
+        folder: that holds it.
+        name: of its file.
+        filters: functions by the names that the template has for them.
+        escape: whether texts are escaped for HTML.
+        keep_trailing_newline: whether a newline at the end of the file stays.
+    """
     # Autoescape is switched on outright: jinja's choice by file ending would leave it off for ".jinja".
     environment = Environment(
         loader=FileSystemLoader(folder),

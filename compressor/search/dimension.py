@@ -169,7 +169,13 @@ class SparsityDimension(RankDimension):
 
 
 def real_ranks(dense: int | Ranks, thetas: Thetas, coordinates: Coordinates) -> Array:
-    """Real ranks (...,) at thetas (...,), clipped to [0, 1], of layers whose largest rank is `dense`, () or (d,)."""
+    """Real ranks, before they are rounded to whole ones.
+
+    Args:
+        dense: the largest rank of every layer, () or (d,).
+        thetas: (...,) or (..., d), clipped to [0, 1].
+        coordinates: on whose scale thetas are even.
+    """
     clipped = np.clip(thetas, 0.0, 1.0)
     return np.asarray(dense**clipped if coordinates == "log" else 1 + clipped * (dense - 1))
 
@@ -180,7 +186,14 @@ def draw_uniform(
     coordinates: Coordinates,
     random_state: Any,
 ) -> Array:
-    """Real ranks of the given size between limits, uniform on the coordinates' scale."""
+    """Real ranks, uniform on the coordinates' scale.
+
+    Args:
+        limits: the smallest and the largest rank, () or (d,).
+        size: shape of the result; None for a single one.
+        coordinates: on whose scale they are uniform.
+        random_state: a seed or generator, of numpy's new or old kind.
+    """
     rng = random_state if isinstance(random_state, np.random.Generator) else check_random_state(random_state)
     low, high = limits
     if coordinates == "log":

@@ -115,8 +115,15 @@ def exchange_until_best(
 ) -> Ranks:
     """The plan (d,) after exchanges, each the best of those tried, until none gains more than `min_gain`.
 
-    A plan beyond the limit is brought to it first, as far as the moves allow. `keeping` gives those of several plans
-    (n, d) that keep to the limit, where moves together cost more than the sum of theirs.
+    A plan beyond the limit is brought to it first, as far as the moves allow.
+
+    Args:
+        plan: where to start (d,).
+        moves: gives what every layer's moves cost and gain at a plan.
+        values: of plans (n, d), to be maximized (n,).
+        min_gain: smaller gains in value do not count.
+        keeping: gives those of several plans (n, d) that keep to the limit, where moves together cost more than the sum
+            of theirs.
     """
     for _ in range(MAX_STEPS):
         possible = moves(plan)

@@ -170,7 +170,13 @@ class SurrogateFitter:
         return self._surrogate.fantasize(posterior, evaluation.ranks, variance)
 
     def evaluation_noise(self, posterior: Posterior, ranks: Ranks, num_images: int) -> Array:
-        """Expected noise variances (m,), in the targets' units, of evaluating ranks (m, d) on `num_images` images."""
+        """Expected noise variances (m,), in the targets' units, of evaluations.
+
+        Args:
+            posterior: over J, for the expected losses.
+            ranks: the plans (m, d).
+            num_images: of each evaluation.
+        """
         history = self._evaluator.history
         losses = np.maximum(posterior.loss(ranks)[0], min(history.norms))
         per_norm = loss_per_norm(history.losses)

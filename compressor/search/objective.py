@@ -49,7 +49,7 @@ class Objective:
         return np.asarray(ratio <= (np.inf if self.limit is None else self.limit))
 
     def value(self, function_norm: NDArray[np.float64], ratio: NDArray[np.float64]) -> NDArray[np.float64]:
-        """J for function norms L and ratios R of the same shape."""
+        """J (...,) for function norms L (...,) and ratios R (...,)."""
         return self.size_term(ratio) - self.gamma * function_norm
 
 

@@ -19,7 +19,13 @@ def unit_of(objective: Objective) -> float:
 
 
 def certificate_record(test: StopTest, settings: SearchSettings, target: SearchTarget | None) -> CertificateRecord:
-    """Both probabilities of a complete test."""
+    """Both probabilities of a complete test.
+
+    Args:
+        test: the last of the search.
+        settings: what was asked for.
+        target: what was limited; None for nothing.
+    """
     assert test.pointwise is not None
     assert test.joint is not None
     joint = test.joint
@@ -62,6 +68,11 @@ def losses_at_end(history: History, posterior: Posterior, ranks: Ranks) -> tuple
 
     The posterior's, but for plans that were kept out of the process, being far from the best: there it is a guess, and
     the plan's own evaluations say more.
+
+    Args:
+        history: all evaluations.
+        posterior: over J, by those that the process learnt from.
+        ranks: evaluated plans (m, d).
     """
     means, deviations = posterior.loss(ranks)
     fitted = posterior.process.thetas

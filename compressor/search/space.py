@@ -273,14 +273,26 @@ def _others(choices: Ranks, rank: int, strides: Sequence[float]) -> list[int]:
 
 
 def with_rank(plan: Ranks, layer: int, rank: int) -> Ranks:
-    """The plan (d,) with another rank of one layer."""
+    """The plan (d,) with another rank of one layer.
+
+    Args:
+        plan: ranks (d,), left unchanged.
+        layer: its index.
+        rank: its other rank.
+    """
     changed = plan.copy()
     changed[layer] = rank
     return changed
 
 
 def nearest(choices: Ranks, rank: int, factors: Sequence[float]) -> list[int]:
-    """For every factor the choice nearest to that multiple of the rank, by their logarithms."""
+    """For every factor the choice nearest to that multiple of the rank, by their logarithms.
+
+    Args:
+        choices: ranks to choose from (n,).
+        rank: whose multiples are wanted.
+        factors: the multiples.
+    """
     return [int(choices[np.abs(np.log(choices) - np.log(rank * factor)).argmin()]) for factor in factors]
 
 
@@ -288,6 +300,12 @@ def between(space: RankSpace, plan: Ranks, target: Ranks, limit: float | None = 
     """Plans (d,) from `plan` to `target`: the two and SHARES_OF_THE_WAY between, all layers moving together.
 
     With a limit of R, those between are moved to it, and the two where they exceed it.
+
+    Args:
+        space: of the ranks.
+        plan: ranks (d,).
+        target: ranks (d,).
+        limit: of R; None for none.
     """
     thetas = space.encode(np.stack([plan, target]))
     shares = np.array(SHARES_OF_THE_WAY)[:, None]

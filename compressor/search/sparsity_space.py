@@ -41,15 +41,19 @@ class SparsitySpace(RankSpace):
 
     @property
     def layers(self) -> RankSpace:
+        """See `RankSpace.layers`."""
         return self._layers
 
     def complete(self, ranks: Ranks) -> Ranks:
+        """See `RankSpace.complete`."""
         return np.append(ranks, LEVELS)
 
     def layer_ranks(self, ranks: Ranks) -> Ranks:
+        """See `RankSpace.layer_ranks`."""
         return ranks[:-1]
 
     def prune_fraction(self, ranks: Ranks) -> float:
+        """See `RankSpace.prune_fraction`."""
         return float(self._sparsity.fraction(ranks[-1]))
 
     def cost(self, ranks: Ranks) -> NDArray[np.float64]:

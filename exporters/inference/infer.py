@@ -119,10 +119,16 @@ class Model:
         return powers / powers.sum(axis=1, keepdims=True)
 
     def name(self, index: int, count: int) -> str:
+        """The class of this index, by its name where the file has as many names as there are outputs, `count`."""
         return str(self.names[index]) if len(self.names) == count else str(index)
 
 
 def list_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yields the files given, and of folders the images in them at any depth.
+
+    Raises:
+        ValueError: there is no such file.
+    """
     for path in paths:
         if path.is_dir():
             yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
@@ -133,7 +139,13 @@ def list_files(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def classify(model: Model, paths: Iterable[Path], top: int) -> int:
-    """Print a line for each of the `top` classes of each file; returns how many files could not be read."""
+    """Print a line for each of the best classes of each file; returns how many files could not be read.
+
+    Args:
+        model: classifies the images.
+        paths: of the images.
+        top: how many classes of each.
+    """
     failed = 0
     pending: list[tuple[Path, Any]] = []
     files = iter(paths)
@@ -156,6 +168,7 @@ def classify(model: Model, paths: Iterable[Path], top: int) -> int:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Classify images with an ONNX (or ORT) file.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="an image, or a folder of images")
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name("model.onnx"))

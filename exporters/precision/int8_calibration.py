@@ -65,6 +65,13 @@ def activation_ranges(
 
 
 def tensor_ranges(path: Path, images: Tensor, folder: Path, large: bool) -> dict[str, tuple[float, float]]:
-    """Smallest and largest value of every tensor on the images (N, ...), by the tensor's name."""
+    """Smallest and largest value of every tensor on the images (N, ...), by the tensor's name.
+
+    Args:
+        path: an ONNX file.
+        images: its inputs (N, ...).
+        folder: for files in between.
+        large: whether the weights lie in a file of their own.
+    """
     found = activation_ranges(path, images, "min-max", (), folder, large)
     return {name: (float(np.min(data.lowest)), float(np.max(data.highest))) for name, data in found.items()}

@@ -174,6 +174,16 @@ def make_fidelity() -> FidelityRecord:
     )
 
 
+def make_machine() -> MachineRecord:
+    """Where figures were measured."""
+    return MachineRecord(
+        cores=8,
+        processor="AMD EPYC 7763",
+        platform="Linux-6.1-x86_64",
+        versions={"python": "3.11.2", "torch": "2.9.0", "onnxruntime": "1.22.0", "onnx": "1.18.0"},
+    )
+
+
 def make_report() -> Report:
     """A run as it comes out of the pipeline."""
     layers, counted = make_layers(), Pair(original=11_689_512, compressed=2_270_144)
@@ -212,12 +222,7 @@ def make_report() -> Report:
             labelled=True,
             input_shape=[3, 224, 224],
         ),
-        machine=MachineRecord(
-            cores=8,
-            processor="AMD EPYC 7763",
-            platform="Linux-6.1-x86_64",
-            versions={"python": "3.11.2", "torch": "2.9.0", "onnxruntime": "1.22.0", "onnx": "1.18.0"},
-        ),
+        machine=make_machine(),
         warnings=[],
     )
 

@@ -15,7 +15,13 @@ MAX_VALUE = 255  # of a pixel in bytes
 
 
 def describe_rest(chosen: Copy, copies: list[Copy], tensors: Mapping[str, Tensor]) -> list[str]:
-    """Notes on which network was taken, on the others, and on tensors that belong to none."""
+    """Notes on which network was taken, on the others, and on tensors that belong to none.
+
+    Args:
+        chosen: the network that was taken.
+        copies: all networks in the file.
+        tensors: all tensors in the file, by name.
+    """
     notes = []
     words = [f"{copy.name}{' (averaged)' * copy.averaged}" for copy in copies if copy is not chosen]
     if words:

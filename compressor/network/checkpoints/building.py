@@ -118,7 +118,13 @@ def _transform_of_stem(transform: Transform, stem: Stem, is_seen: bool, notes: l
 
 
 def fit_channels(transform: Transform, channels: int, notes: list[str]) -> Transform:
-    """The transform with as many channels as the first convolution takes; a note where they are others."""
+    """The transform with as many channels as the first convolution takes.
+
+    Args:
+        transform: of the architecture, as published.
+        channels: that the convolution takes.
+        notes: gets a sentence where these are others than the transform has.
+    """
     if channels == len(transform.mean):
         return transform
     transform = _with_channels(transform, channels)

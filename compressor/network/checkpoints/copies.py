@@ -108,6 +108,11 @@ def under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def find_copies(tensors: Mapping[str, Tensor], arch: str | None, source: str) -> list[Copy]:
     """All networks in a checkpoint, in its order.
 
+    Args:
+        tensors: of the file, by name.
+        arch: torchvision's name of the architecture; None for any of them.
+        source: the file's name, for errors.
+
     Raises:
         InputError: one of them fits several architectures alike.
     """
@@ -130,7 +135,13 @@ def _recognized(
 
 
 def make_copy(tensors: Mapping[str, Tensor], prefix: str, found: Match | None) -> Copy:
-    """The copy under a prefix, with what its name says of it."""
+    """The copy under a prefix, with what its name says of it.
+
+    Args:
+        tensors: of the file, by name.
+        prefix: in front of the copy's names, without the dot; empty where there is none.
+        found: the architecture that its tensors fit; None where that was not sought.
+    """
     counters = {name.removesuffix(COUNTER) for name in tensors if name.endswith(COUNTER)}
     averaged = bool(AVERAGED.search(prefix)) or (prefix.endswith("module") and prefix[: -len("module")] in counters)
     swapped = any(name.startswith(LIGHTNING_LIVE) for name in tensors)
@@ -211,7 +222,13 @@ def _same_values(first: Tensor, second: Tensor) -> bool:
 
 
 def explain_misfit(tensors: Mapping[str, Tensor], arch: str | None, source: str) -> str:
-    """One sentence on why no network was found."""
+    """One sentence on why no network was found.
+
+    Args:
+        tensors: of the file, by name.
+        arch: torchvision's name of the architecture; None for any of them.
+        source: the file's name.
+    """
     tensors = {modern_name(name): tensor for name, tensor in tensors.items()}
     prefixes = prefixes_before(tensors, recognizer(arch)[1]) or [""]
     inside = max((architectures.shapes_of(under(tensors, prefix)) for prefix in prefixes), key=len)

@@ -135,6 +135,11 @@ def _starts(tensors: Mapping[str, Tensor], name: str) -> list[str]:
 def find_own_copies(tensors: Mapping[str, Tensor], network: nn.Module, source: str) -> list[Copy]:
     """All places in a checkpoint whose tensors are exactly the network's.
 
+    Args:
+        tensors: of the file, by name.
+        network: the empty network that the user's function gave.
+        source: the file's name, for errors.
+
     Raises:
         InputError: there are none; the sentence says what differs.
     """

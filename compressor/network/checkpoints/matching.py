@@ -90,7 +90,13 @@ def match_any(shapes: Fingerprint, registry: dict[str, Fingerprint]) -> list[Mat
 
 
 def match(shapes: Fingerprint, arch: str, expected: Fingerprint) -> Match | str:
-    """How the tensors are those of an architecture, or in words the first difference."""
+    """How the tensors are those of an architecture, or in words the first difference.
+
+    Args:
+        shapes: of the file's tensors, by name.
+        arch: the architecture's name.
+        expected: shapes of its tensors, by name.
+    """
     stem_name = stem_tensor(expected)
     reason = first_difference(shapes, expected)
     for slot, features in head_slots(expected):
@@ -170,7 +176,13 @@ def _find_stem(shapes: Fingerprint, name: str, expected: Shape) -> Stem | None:
 
 
 def lies_beside(name: str, shapes: Fingerprint, expected: Fingerprint) -> bool:
-    """Whether a tensor that the architecture has not is surely none of its layers."""
+    """Whether a tensor that the architecture has not is surely none of its layers.
+
+    Args:
+        name: of the tensor.
+        shapes: of the file's tensors, by name.
+        expected: shapes of the architecture's tensors, by name.
+    """
     if COUNTERS.search(name) or name.startswith(AUXILIARY_HEADS):
         return True
     first = name.partition(".")[0]

@@ -149,7 +149,13 @@ def _do_nothing(own: nn.Module, pickled: Inert) -> bool:
 
 
 def adopt_parts(network: nn.Module, pickled: dict[str, Inert], names: list[str]) -> None:
-    """Replace modules of the network by what the pickle says they are, where that can be built."""
+    """Replace modules of the network by what the pickle says they are, where that can be built.
+
+    Args:
+        network: changed in place.
+        pickled: what a pickle says of its modules, by name, without running its code.
+        names: of the modules to replace.
+    """
     for name in names:
         module = build(pickled[name]) if name in pickled else None
         if module is not None:

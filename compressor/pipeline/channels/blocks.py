@@ -116,7 +116,13 @@ class Block:
 
 def choose(blocks: Sequence[Block], price: float, limit: float | None) -> list[list[ChannelGroup]]:
     """The groups of every block that lose channels, at the price, or where the size of all is limited, at the lowest
-    price that keeps to the limit."""
+    price that keeps to the limit.
+
+    Args:
+        blocks: which compete for the size.
+        price: the loss that a unit of size is worth.
+        limit: on the size of all blocks, in the unit of theirs; None for none.
+    """
     if limit is not None:
         low, high = np.log(PRICES)
         for _ in range(BISECTIONS):

@@ -21,6 +21,12 @@ def build_plain(original: nn.Module, layers: Sequence[Ranked], factors: AnyFacto
     """The network at these ranks as the search takes it to be: nothing is refitted.
 
     It shares tensors with the original, unless channels are removed.
+
+    Args:
+        original: the network, left unchanged.
+        layers: what has ranks, groups among them.
+        factors: of each of them, by name.
+        ranks: in the order of `layers`; a `dense_rank` leaves one as it is.
     """
     kept = factorized_ranks(layers, ranks)
     groups = _narrowed(factors, kept)

@@ -64,6 +64,13 @@ def time_group_costs(
     """Milliseconds of the groups' layers, each measured alone at a few widths and interpolated between these.
 
     A layer between two groups is measured with all channels of the other, and taken to cost in proportion to both.
+
+    Args:
+        context: of the run; its original network is measured.
+        groups: whose layers are measured.
+        clock: measures the milliseconds of a module on an input.
+        example: one input (1, ...) of the network.
+        on_step: called with the number of groups done.
     """
     inputs, tables = _inputs(context.original, groups, example), {}
     times: dict[str, dict[str, float]] = {}  # of layers with all channels, by group

@@ -51,13 +51,26 @@ def groups_of(context: Context) -> list[ChannelGroup]:
 
 
 def may_be_narrowed(group: ChannelGroup, model: nn.Module, layers: Sequence[FoundLayer]) -> bool:
-    """Whether all layers of a group are among those found, and none is to stay as it is."""
+    """Whether all layers of a group are among those found, and none is to stay as it is.
+
+    Args:
+        group: found in `model`.
+        model: the network.
+        layers: all layers found in it, those left out among them.
+    """
     free = {layer.name for layer in layers if not layer.left_out}
     return all(name in free or isinstance(model.get_submodule(name), NOT_LAYERS) for name in group.layers)
 
 
 def list_layers(model: nn.Module, example: Tensor, layers: Sequence[FoundLayer], method: str) -> list[LayerRecord]:
-    """The layers as `inspect` shows them, with the groups whose channels can be removed under this method."""
+    """The layers as `inspect` shows them, with the groups whose channels can be removed under this method.
+
+    Args:
+        model: the network.
+        example: one input (1, ...), with which groups are found.
+        layers: all layers found in it.
+        method: as `--method` spells it.
+    """
     found = find_groups(model, example) if removes_channels(method) else []
     groups = [group for group in found if may_be_narrowed(group, model, layers)]
     return [_record(layer, [group for group in groups if layer.name in group.layers], method) for layer in layers]

@@ -10,7 +10,13 @@ from compressor.search.stopping.joint_certificate import can_be_met
 
 
 def early_warnings(context: Context, gamma: float, loss_when_lost: float) -> list[str]:
-    """What can be said before the search."""
+    """What can be said before the search, one sentence each.
+
+    Args:
+        context: settings and images.
+        gamma: what a unit of L is worth in R.
+        loss_when_lost: L of a network that tells nothing of its inputs.
+    """
     on_gamma = [] if context.settings.target else advice.on_gamma(gamma, loss_when_lost, context.settings.fidelity)
     search = context.settings.search
     reachable = search.certificate != "joint" or can_be_met(search.failure_probability)

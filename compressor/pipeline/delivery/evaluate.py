@@ -24,6 +24,7 @@ class Evaluate(Stage):
     """Fills in `test`, and with labels `top1`, its `top1_change` and `risk`; both networks then move to the CPU."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         test = _evaluate(context, state.network)
         context.original.cpu()
         state = replace(state, network=state.network.cpu(), test=test)

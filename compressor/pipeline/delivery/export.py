@@ -28,6 +28,7 @@ class Export(Stage):
     """
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         result = needed(state.result, "a plan")
         write_plans(context.folder, result.plan, result.pareto_front)
         with replace_when_whole(context.folder / "compressed.safetensors") as partial:
@@ -37,7 +38,17 @@ class Export(Stage):
 
 
 def export_both(context: Context, original: nn.Module, network: nn.Module, plan: Plan) -> ExportCheckRecord:
-    """original.onnx and model.onnx, each checked against torch before it takes its place."""
+    """original.onnx and model.onnx, each checked against torch before it takes its place.
+
+    Args:
+        context: of the run, into whose folder both go.
+        original: the network before, in eval mode.
+        network: the compressed one, likewise.
+        plan: goes into the metadata of model.onnx.
+
+    Returns:
+        The check of model.onnx.
+    """
     with context.progress.stage("exporting and verifying ONNX", 2) as stage:
         _export_verified(context, original, context.folder / ORIGINAL, provenance(context))
         stage.update(1)

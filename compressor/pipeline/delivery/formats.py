@@ -28,6 +28,7 @@ class WriteFormats(Stage):
     """Fills in `files`, and in `failures` a sentence for each file that could not be had."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         files, failures = write_formats(context, state.network, state.precisions)
         return replace(state, files=files, failures=[*state.failures, *failures])
 
@@ -36,7 +37,13 @@ def write_formats(
     context: Context, network: nn.Module, precisions: Sequence[PrecisionRecord]
 ) -> tuple[list[FileRecord], list[str]]:
     """Files in the formats asked for, of model.onnx and of each further precision, and a sentence for each that could
-    not be had."""
+    not be had.
+
+    Args:
+        context: with the formats asked for, and the folder of the files.
+        network: the compressed network, for the checks.
+        precisions: the files beside model.onnx.
+    """
     records: list[FileRecord] = []
     failures = []
     for name in (MODEL, *(record.file for record in precisions)):

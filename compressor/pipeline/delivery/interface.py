@@ -23,6 +23,12 @@ from exporters.verify import DEFAULT_BATCH_SIZES, VERIFY_IMAGES, verify_onnx
 def write_file(context: Context, network: nn.Module, path: Path, metadata: Mapping[str, str]) -> None:
     """Write the network as an ONNX file with the run's operator set, batch size and normalization, unchecked.
 
+    Args:
+        context: images and settings.
+        network: in eval mode, on the CPU.
+        path: the ONNX file.
+        metadata: texts that the file carries, by key.
+
     Raises:
         InputError, BocompressError: as `export_onnx`.
     """
@@ -35,6 +41,11 @@ def write_file(context: Context, network: nn.Module, path: Path, metadata: Mappi
 def check_file(context: Context, network: nn.Module, path: Path) -> ExportCheckRecord:
     """The export check of the run's file against its network, on test images as the file takes them.
 
+    Args:
+        context: test images and settings.
+        network: that the file was written from.
+        path: the ONNX file.
+
     Raises:
         VerificationError: it does not compute what the network computes.
     """
@@ -45,7 +56,16 @@ def check_file(context: Context, network: nn.Module, path: Path) -> ExportCheckR
 
 
 def file_batch(context: Context, images: ImageSet, indices: slice) -> Tensor:
-    """Images as the run's files take them: pixels in [0, 1] where these normalize, else normalized."""
+    """Images as the run's files take them: pixels in [0, 1] where these normalize, else normalized.
+
+    Args:
+        context: whether the run's files normalize.
+        images: any of the run.
+        indices: which of them.
+
+    Returns:
+        The inputs (n, ...), float32.
+    """
     if in_graph(context):
         channels = len(images.mean)
         images = replace(images, mean=(0.0,) * channels, std=(1.0,) * channels)

@@ -20,6 +20,7 @@ class MeasureLatency(Stage):
     """Fills in `latency`; a target of time is held against it."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         latency = latency_beside(context, ORIGINAL, MODEL, "latency")
         if state.target is None:
             return replace(state, latency=latency)
@@ -29,7 +30,13 @@ class MeasureLatency(Stage):
 
 
 def with_last_timing(target: TargetRecord, cost: Cost, last: LatencyRecord | None) -> TargetRecord:
-    """A target of time with the delivered file's latency; any other as it is."""
+    """A target of time with the delivered file's latency; any other as it is.
+
+    Args:
+        target: what was asked for, with what the search reached.
+        cost: in which the search counted.
+        last: the delivered file's latency beside the original's; None where it was not measured.
+    """
     if cost != "latency" or target.kind not in ("latency", "ratio") or last is None:
         return target
     reached = last.compressed_ms if target.kind == "latency" else last.ratio
@@ -37,7 +44,14 @@ def with_last_timing(target: TargetRecord, cost: Cost, last: LatencyRecord | Non
 
 
 def latency_beside(context: Context, against: str, name: str, words: str) -> dict[str, LatencyRecord]:
-    """Latency of two files of the run's folder, in turn, on every provider; `words` for the progress."""
+    """Latency of two files of the run's folder, in turn, by provider.
+
+    Args:
+        context: the folder, images and settings.
+        against: name of the file that counts as the original.
+        name: of the other.
+        words: what the progress shows.
+    """
     records = {}
     for provider in available_providers():
         with context.progress.stage(f"{words} on {provider}") as stage:

@@ -38,6 +38,7 @@ class Quantize(Stage):
     """Fills in `precisions`, and in `failures` a sentence for each precision that could not be had."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         plan = needed(state.result, "a plan").plan
         records, failures = write_precisions(context, needed(state.test, "test outputs"), provenance(context, plan))
         return replace(state, precisions=records, failures=[*state.failures, *failures])
@@ -49,6 +50,11 @@ def write_precisions(
     """Every precision asked for beside float32, and a sentence for each that could not be had.
 
     `model.onnx` and `original.onnx` lie in the context's folder; a precision that fails leaves no file.
+
+    Args:
+        context: settings, images and the folder.
+        evaluated: what the original and the float32 network give on the test images.
+        provenance: texts that the files carry, by key.
     """
     records, failures = [], []
     for precision in context.settings.precisions:

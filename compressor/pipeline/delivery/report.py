@@ -35,6 +35,7 @@ class WriteReport(Stage):
     """Writes report.json and report.html, and fills in `report`."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         report = make_report(context, state)
         write_text(context.folder / "report.json", report.model_dump_json(indent=2) + "\n")
         write_report(report, context.folder / "report.html")
@@ -108,9 +109,14 @@ def _channel_groups(context: Context, result: SearchResult) -> GroupsRecord | No
 
 
 def make_stage_record(name: str, kind: str, context: Context, state: State, began: float | None) -> StageRecord:
-    """What a recipe's stage that started at `began` left, compared with the original on the test images.
+    """What a recipe's stage left, compared with the original on the test images.
 
-    The original itself took no time: `began` is None.
+    Args:
+        name: of the stage in the recipe.
+        kind: of stage.
+        context: the original and the images.
+        state: after the stage.
+        began: when it did, by `time.perf_counter`; None for the original itself, which took no time.
     """
     outcome, nonzero = needed(state.outcome, "what the stage did"), count_nonzero_params(state.network)
     metrics = needed(state.evaluator, "an evaluator").evaluate(state.network)

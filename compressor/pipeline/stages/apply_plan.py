@@ -25,6 +25,7 @@ class ApplyPlan(Stage):
     plan: Plan
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         plan, settings = self.plan, context.settings
         layers, ranks = planned_layers(plan, context.layers, functools.partial(groups_of, context))
         groups = [layer for layer in layers if isinstance(layer, ChannelGroup)]

@@ -29,6 +29,7 @@ class Build(Stage):
     """Fills in `network` and `reconstruction` from `result`."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         return state.with_built(build(context, needed(state.result, "a plan"), needed(state.norm, "a function norm")))
 
 
@@ -41,6 +42,7 @@ class SearchAndBuild(Stage):
     """
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         norm, gamma = needed(state.norm, "a function norm"), needed(state.gamma, "gamma")
         objective = Objective(gamma, context.settings.form)
         with RankSearch(context, state) as search:
@@ -61,7 +63,13 @@ def _worth(built: BuiltNetwork, objective: Objective) -> float:
 
 
 def build(context: Context, result: SearchResult, norm: FunctionNorm) -> BuiltNetwork:
-    """The network of a plan, on the context's device; `norm` is that of the search's images."""
+    """The network of a plan, refitted where the settings say so, on the context's device.
+
+    Args:
+        context: the original, images and settings.
+        result: the plan and its factors.
+        norm: the function norm on the search images.
+    """
     ranks = factorized_ranks(result.layers, result.ranks)
     of_layers = [layer for layer in result.layers if isinstance(layer, FoundLayer) and layer.name in ranks]
     of_layers_alone = {layer.name: ranks[layer.name] for layer in of_layers}

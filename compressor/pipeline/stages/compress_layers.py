@@ -68,6 +68,7 @@ class CompressLayers(RecipeStage):
             raise InputError(f"stage {number} of the recipe finds no layer to compress; see `bocompress inspect`")
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         layers = self._layers(context, state.network)
         if not compressible(layers):
             return replace(state, outcome=Outcome("no layer was left to compress"))

@@ -29,6 +29,7 @@ class TabulateCosts(Stage):
     """Fills in `costs`; layers that no rank makes cheaper are left out of the search."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         parts = needed(state.decomposed, "layers with factors")
         multiple = choose_rank_multiple(context)
         tables = make_cost_tables(context, [part for part in parts if isinstance(part, Decomposed)])
@@ -108,5 +109,6 @@ def _latency_cache() -> Path | None:
 
 
 def why_left(context: Context, table: Sequence[float]) -> str:
+    """The sentence on a layer that no rank makes cheaper; `table` is what it costs by rank, last when dense."""
     share = min(table[:-1]) / table[-1]
     return f"at best its factors cost {share:.2f} times as much {COST_WORDS[context.settings.cost]} as the layer itself"

@@ -33,6 +33,7 @@ class EvaluateOriginal(Stage):
     is_whole_run: bool = True
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         began, settings = time.perf_counter(), context.settings
         norm = function_norm(context)
         seconds_per_image = (time.perf_counter() - began) / len(context.search_images)

@@ -51,6 +51,7 @@ class Factorize(Stage):
     that lose hidden channels in place of these."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         return replace(state, decomposed=_decompose_or_recall(context, state))
 
 
@@ -220,6 +221,14 @@ def decompose_layers(
     """Factors for `layers`, as the settings want them (see `Decomposer`).
 
     Choices are kept in the journal. Layers that it has choices for are decomposed by these, without trials.
+
+    Args:
+        context: the original, images and settings.
+        layers: to factorize.
+        norm: the function norm by which candidates compete.
+        kinds: factors by name of the layers for which these are settled.
+        competitors: methods that compete with a layer's own.
+        journal: keeps the choices; None for the memory alone.
     """
     journal = journal or ChoiceJournal()
     known = dict(journal.rows)
@@ -316,7 +325,16 @@ def make_result(
     search: SearchRecord | None = None,
     rank_multiple: int = 1,
 ) -> SearchResult:
-    """The plan at `ranks` with the factors that give it."""
+    """The plan at `ranks` with the factors that give it.
+
+    Args:
+        parts: layers and groups with their factors.
+        ranks: of each, in order.
+        gamma: what a unit of L is worth in R.
+        plan: the same as a file says it.
+        search: its record; None where there was none.
+        rank_multiple: ranks are multiples of it.
+    """
     return SearchResult(
         layers=[part.layer for part in parts],
         ranks=list(ranks),

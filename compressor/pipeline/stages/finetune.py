@@ -37,6 +37,7 @@ class Finetune(Stage):
     """Fine-tunes the built network where the settings say so; weights that were pruned stay zero."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         if not context.settings.tune.epochs:
             return state
         result = needed(state.result, "a plan")
@@ -56,6 +57,7 @@ class FinetuneAsRecipeSays(RecipeStage):
     spec: FinetuneSpec
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         settings = replace(context.settings.tune, **self.spec.model_dump(exclude={"kind", "name"}))
         about = {"network": hash_tensors(state.network.state_dict().values())}
         network, record = tune_network(context, state.network, settings, about)
@@ -68,7 +70,11 @@ def tune_network(
 ) -> tuple[nn.Module, TuneRecord]:
     """The network tuned on the training images towards the original, and what that brought on the test images.
 
-    `about` is what the run depends on beside images and settings, for the checkpoint in the context's folder.
+    Args:
+        context: the original, images, and the folder of the checkpoint.
+        network: to tune.
+        settings: of the fine-tuning.
+        about: what the run depends on beside images and settings, JSON values only, for the checkpoint.
     """
     training = needed(context.training, "images to train on")
     evaluator = TestEvaluator(FunctionNorm(context.original, context.test_images, context.device))

@@ -52,6 +52,7 @@ class MeetDrop(Stage):
     """
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         target = needed(context.settings.target, "a target")
         images = needed(context.validation, "validation images")
         with RankSearch(context, state) as search:

@@ -47,6 +47,7 @@ class MeetSize(Stage):
     """
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         with RankSearch(context, state) as search:
             return state.with_built(_Size(context, search, needed(context.settings.target, "a target")).reach())
 

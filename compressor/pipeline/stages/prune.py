@@ -26,6 +26,7 @@ class Prune(RecipeStage):
     spec: PruneSpec
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         network = prune_smallest(copy.deepcopy(state.network), self.spec.fraction)
         what = f"{100 * self.spec.fraction:g} % of all weights set to zero"
         return replace(state, network=network, outcome=Outcome(what))

@@ -53,6 +53,7 @@ class BeginRecipe(Stage):
     stages: list[RecipeStage]
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         for number, stage in enumerate(self.stages, 1):
             if isinstance(stage, CompressLayers):
                 stage.require_layers(context, number)
@@ -72,6 +73,7 @@ class Recorded(Stage):
     place: str  # as in "stage 2 of 5"
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         name, kind = self.folder.partition("-")[2], self.stage.spec.kind
         context.progress.log(f"{self.place}, {name} ({kind})")
         context = replace(context, folder=context.folder / STAGES / self.folder)
@@ -97,6 +99,7 @@ class CombinePlans(Stage):
     recipe: Recipe
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         rows: Mapping[str, LayerPlan] = {row.name: row for plan in state.plans for row in plan.layers}
         gammas = [plan.gamma for plan in state.plans if plan.gamma is not None]
         gamma = gammas[0] if gammas else default_gamma(function_norm(context).output_energy)

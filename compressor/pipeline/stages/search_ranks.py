@@ -48,6 +48,7 @@ class SearchRanks(Stage):
     """Fills in `result`: the best plan found for the gamma of the state."""
 
     def run(self, context: Context, state: State) -> State:
+        """See `Stage.run`."""
         with RankSearch(context, state) as search:
             return replace(state, result=search.run())
 
@@ -222,7 +223,14 @@ def make_evaluation(
     parts: Sequence[Part],
     space: RankSpace,
 ) -> Evaluate:
-    """The losses of a plan as a function of its ranks; not a method, so that workers are sent only what it needs."""
+    """The losses of a plan as a function of its ranks; not a method, so that workers are sent only what it needs.
+
+    Args:
+        measure: gives losses of a network on its images.
+        original: the network before.
+        parts: layers and groups with their factors.
+        space: reads ranks and sparsity from a plan.
+    """
     layers = [part.layer for part in parts]
     candidates = Candidates(original, {part.layer.name: part.factors for part in parts})
 

@@ -40,6 +40,7 @@ class IncumbentAcquisition(AcquisitionFunction):
         return self._exclude_incumbent(ranks, self.values(ranks))
 
     def exact(self, ranks: Ranks) -> Array:
+        """See `AcquisitionFunction.exact`."""
         return self._exclude_incumbent(ranks, self.exact_values(ranks))
 
     @abstractmethod

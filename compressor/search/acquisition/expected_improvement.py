@@ -21,6 +21,7 @@ class ExpectedImprovement(IncumbentAcquisition):
         self._best = self.incumbent_mean()
 
     def values(self, ranks: Ranks) -> Array:
+        """See `IncumbentAcquisition.values`."""
         mean, deviation = self.posterior.moments(ranks)
         return log_expected_improvement(mean - self._best, deviation)
 
@@ -33,6 +34,7 @@ class PacExpectedImprovement(IncumbentAcquisition):
         self._comparison = posterior.compare(incumbent)
 
     def values(self, ranks: Ranks) -> Array:
+        """See `IncumbentAcquisition.values`."""
         mean, variance = self._comparison.difference(ranks)
         return log_expected_improvement(mean - self.delta, np.sqrt(variance))
 

@@ -34,6 +34,7 @@ class ExcludedPoints(AcquisitionFunction):
         return self._exclude(ranks, self._acquisition(ranks))
 
     def exact(self, ranks: Ranks) -> Array:
+        """See `AcquisitionFunction.exact`."""
         return self._exclude(ranks, self._acquisition.exact(ranks))
 
     def _exclude(self, ranks: Ranks, values: Array) -> Array:
@@ -83,7 +84,14 @@ def _allowed(values: Array, space: RankSpace, ranks: Ranks, limit: float | None)
 
 
 def perturb(space: RankSpace, anchors: Ranks, count: int, rng: np.random.Generator) -> Ranks:
-    """Lattice points (count, d) around the anchors (k, d): one, some or all coordinates moved, near or far."""
+    """Lattice points (count, d) around the anchors (k, d): one, some or all coordinates moved, near or far.
+
+    Args:
+        space: of the ranks.
+        anchors: lattice points (k, d), each taken at random.
+        count: how many points.
+        rng: draws them.
+    """
     thetas = space.encode(anchors)[rng.integers(len(anchors), size=count)]
     scales = rng.choice(LOCAL_SCALES, size=(count, 1))
     moved = rng.random(thetas.shape) < rng.choice([1.0 / space.num_dims, 0.3, 1.0], size=(count, 1))

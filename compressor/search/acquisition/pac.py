@@ -17,7 +17,9 @@ class Pac(IncumbentAcquisition):
         self._comparison = posterior.compare(incumbent)
 
     def values(self, ranks: Ranks) -> Array:
+        """See `IncumbentAcquisition.values`."""
         return self._comparison.log_probability(ranks, self.delta)
 
     def exact_values(self, ranks: Ranks) -> Array:
+        """See `IncumbentAcquisition.exact_values`."""
         return self._comparison.exact_log_probability(ranks, self.delta)

@@ -16,5 +16,6 @@ class ProbabilityOfImprovement(IncumbentAcquisition):
         self._best = self.incumbent_mean()
 
     def values(self, ranks: Ranks) -> Array:
+        """See `IncumbentAcquisition.values`."""
         mean, deviation = self.posterior.moments(ranks)
         return np.asarray(log_ndtr((mean - self._best) / np.maximum(deviation, MIN_DEVIATION)))

@@ -10,5 +10,6 @@ class UpperConfidenceBound(IncumbentAcquisition):
     """Posterior mean of J plus CONFIDENCE_WIDTH standard deviations."""
 
     def values(self, ranks: Ranks) -> Array:
+        """See `IncumbentAcquisition.values`."""
         mean, deviation = self.posterior.moments(ranks)
         return mean + CONFIDENCE_WIDTH * deviation

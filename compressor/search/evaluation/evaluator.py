@@ -137,9 +137,14 @@ class Evaluator:
         self.log(f"{evaluation.source}: J {observed:.4f}, ratio {self.ratio(evaluation.ranks):.3f}")
 
     def keep_new(self, source: str, ranks: Ranks, losses: Losses) -> None:
-        """Keep the losses of a plan (d,) on images that are new to it, as an uncounted evaluation.
+        """Keep losses on images that are new to a plan, as an uncounted evaluation.
 
         A single image is left out: there is no variance of one.
+
+        Args:
+            source: what asked for them (see `history`).
+            ranks: the plan (d,).
+            losses: on any images, those seen before among them.
         """
         new = losses.without(self.history.seen(ranks))
         if len(new.indices) > 1:

@@ -160,7 +160,12 @@ class Journal:
         return None if row is None else _losses_of(row, indices)
 
     def recall_racing(self, ranks: Ranks, indices: np.ndarray) -> Losses | None:
-        """Losses of the next evaluation of the earlier run's racing, or None where that was another."""
+        """Losses of the next evaluation of the earlier run's racing, or None where that was another.
+
+        Args:
+            ranks: the plan (d,) that the search evaluates.
+            indices: of its images (m,).
+        """
         row = self._next_racing()
         if row is None or (row.ranks, row.images) != (ranks.tolist(), indices.tolist()):
             self._forget_rest()
@@ -169,7 +174,12 @@ class Journal:
         return _losses_of(row, indices)
 
     def recall_step(self, ranks: Ranks, indices: np.ndarray) -> StepRow | None:
-        """The next stored step, or None where the earlier run ended; raises as `recall` does."""
+        """The next stored step, or None where the earlier run ended; raises as `recall` does.
+
+        Args:
+            ranks: the plan (d,) that the model is around.
+            indices: of the model's images (m,).
+        """
         return self._recall(StepRow, step_from=ranks.tolist(), images=indices.tolist())
 
     def append_step(self, row: StepRow) -> StepRow:
@@ -181,7 +191,13 @@ class Journal:
         return self._recall(SensitivityRow, images=indices.tolist())
 
     def append_sensitivities(self, norms: list[list[float]], indices: np.ndarray, passes: int) -> SensitivityRow:
-        """Write function norms of single layers and flush them to the disk."""
+        """Write function norms of single layers and flush them to the disk.
+
+        Args:
+            norms: per layer, at the ranks of `sensitivity_ranks`.
+            indices: of the images (m,).
+            passes: what it took, in passes of an image.
+        """
         return self._append(SensitivityRow(sensitivities=norms, images=indices.tolist(), passes=passes))
 
     def _recall(self, kind: type[Stored], **asked: list[int]) -> Stored | None:
@@ -221,7 +237,15 @@ class Journal:
         )
 
     def append(self, source: str, ranks: Ranks, losses: Losses, ratio: float, objective: float) -> None:
-        """Write one evaluation and flush it to the disk."""
+        """Write one evaluation and flush it to the disk.
+
+        Args:
+            source: what asked for it (see `history`).
+            ranks: the plan (d,).
+            losses: on its images, before reconstruction.
+            ratio: R of the plan.
+            objective: J with the mean of the losses as reconstruction is expected to leave them.
+        """
         self._append(
             Row(
                 evaluation=self._count,

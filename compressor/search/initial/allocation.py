@@ -127,7 +127,13 @@ def evaluate_within(
 
 
 def evaluate_along_limits(space: RankSpace, sensitivities: list[Array], evaluate: Callable[[Ranks], float]) -> Ranks:
-    """`evaluate_along_curve` by limits of R, from rank 1 everywhere on."""
+    """`evaluate_along_curve` by limits of R, from rank 1 everywhere on.
+
+    Args:
+        space: of the ranks.
+        sensitivities: per layer, L with that layer alone compressed, at ranks 1, 2, ...
+        evaluate: gives what a plan (d,) is worth, to be maximized.
+    """
     options = _options(space, sensitivities)
     lowest = float(space.ratio(np.ones((1, space.num_dims), dtype=np.int64))[0])
     limits = np.geomspace(lowest, 1.0, CURVE_PLANS, endpoint=False)

@@ -112,6 +112,13 @@ def _exchange(
 
 
 def line_search_plans(space: RankSpace, plan: Ranks, target: Ranks, limit: float | None = None) -> list[Ranks]:
-    """Plans (d,) from `plan` to `target`, both included: the farther away, the less exact a linear model is."""
+    """Plans (d,) from `plan` to `target`, both included: the farther away, the less exact a linear model is.
+
+    Args:
+        space: of the ranks.
+        plan: where the model is exact (d,).
+        target: the best plan by the model (d,).
+        limit: of R, for plans between; None for none.
+    """
     plans = between(space, plan, target, limit)
     return list({ranks.tobytes(): ranks for ranks in plans}.values())

@@ -80,7 +80,13 @@ def linear_sensitivities(space: RankSpace, linearize: Linearize, images: np.ndar
 
 
 def interpolate_table(ranks: Ranks, norms: Array, break_even_rank: int) -> Array:
-    """Losses at ranks 1..break-even rank (r,), from those at `ranks` (n,), ascending; zero at the last, dense."""
+    """Losses (r,) at ranks 1 to the break-even rank r; zero at the last, which is the dense layer.
+
+    Args:
+        ranks: at which losses were measured (n,), ascending.
+        norms: the losses there (n,).
+        break_even_rank: r.
+    """
     table = interpolate(np.arange(1, break_even_rank + 1), ranks, norms)
     table[-1] = 0.0
     return table

@@ -77,7 +77,13 @@ class StopRule:
         self._next_joint = 0
 
     def test(self, posterior: Posterior, visited: Ranks, may_stop: bool) -> StopTest:
-        """Test after the evaluations of `visited` (n, d); `may_stop` is false until the initial design is complete."""
+        """The test after an evaluation.
+
+        Args:
+            posterior: over J.
+            visited: the plans evaluated so far (n, d).
+            may_stop: whether the initial design is complete.
+        """
         test = self._incumbent(posterior, visited)
         count, is_pac = len(visited), self._settings.acquisition == PAC
         if is_pac or count >= self._next_test:
@@ -122,13 +128,25 @@ class StopRule:
         return (self._test_pointwise if is_same else self._propose)(test, len(visited))
 
     def propose_without(self, test: StopTest, excluded: Ranks, count: int) -> Ranks | None:
-        """The next candidate (d,) after `count` evaluations that is not `excluded` (k, d); None if there is none."""
+        """The next candidate (d,) that is none of some plans; None if there is none.
+
+        Args:
+            test: the last one.
+            excluded: the plans (k, d).
+            count: evaluations so far.
+        """
         test = self._to_propose(test)
         plan, value = self._optimize(test, ExcludedPoints(self._acquisition(test), excluded), count)
         return plan if np.isfinite(value) else None
 
     def complete(self, test: StopTest, visited: Ranks, may_stop: bool) -> StopTest:
-        """The last test with both probabilities, for the record."""
+        """The last test with both probabilities, for the record.
+
+        Args:
+            test: the last one.
+            visited: the plans evaluated so far (n, d).
+            may_stop: whether the initial design is complete.
+        """
         count = len(visited)
         if test.pointwise is None:
             test = replace(self._test_pointwise(test, count), candidate=test.candidate)

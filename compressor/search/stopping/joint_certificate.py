@@ -85,17 +85,29 @@ def stages_of(alpha: float, risk: float) -> list[int]:
 
 
 def upper_bound(failures: int, paths: int, alpha: float) -> float:
-    """Clopper-Pearson upper bound, of confidence 1 - alpha, of the probability behind `failures` of `paths`."""
+    """Clopper-Pearson upper bound of the probability that a path fails.
+
+    Args:
+        failures: how many of the paths failed.
+        paths: drawn independently.
+        alpha: the bound may be wrong with this probability.
+    """
     return 1.0 if failures >= paths else float(betainccinv(failures + 1, paths - failures, alpha))
 
 
 def lower_bound(failures: int, paths: int, alpha: float) -> float:
-    """Clopper-Pearson lower bound, of confidence 1 - alpha, of the probability behind `failures` of `paths`."""
+    """Clopper-Pearson lower bound of the probability that a path fails; arguments as of `upper_bound`."""
     return 1.0 - upper_bound(paths - failures, paths, alpha)
 
 
 def max_failures(paths: int, alpha: float, risk: float) -> int:
-    """The largest number of failures among `paths` whose upper bound is at most `risk`; -1 if there is none."""
+    """The largest number of failures whose upper bound is at most `risk`; -1 if there is none.
+
+    Args:
+        paths: drawn independently.
+        alpha: the bound may be wrong with this probability.
+        risk: the bound is to be at most this.
+    """
     return next((count - 1 for count in range(paths + 1) if upper_bound(count, paths, alpha) > risk), paths)
 
 

@@ -19,7 +19,13 @@ def non_increasing(losses: Array) -> Array:
 
 
 def interpolate(at: Ranks, ranks: Ranks, losses: Array) -> Array:
-    """Losses (m,) at ranks `at` (m,), log-linear between non-increasing ones measured at rising `ranks` (n,)."""
+    """Losses (m,), log-linear between measured ones.
+
+    Args:
+        at: ranks (m,).
+        ranks: where losses were measured (n,), rising.
+        losses: measured there (n,); made non-increasing first.
+    """
     return np.asarray(np.exp(np.interp(np.log(at), np.log(ranks), np.log(non_increasing(losses)))))
 
 

@@ -80,10 +80,15 @@ class Surrogate(ABC):
         """The posterior over J by a process that was fitted to `targets`."""
 
     def fantasize(self, posterior: Posterior, ranks: Ranks, noise: float) -> Posterior:
-        """The posterior after an evaluation of `ranks` (d,) that finds the posterior mean, with this noise variance.
+        """The posterior after an evaluation that finds the posterior mean.
 
         No mean moves, only variances shrink: this chooses what to evaluate beside an evaluation that is still running
         (Ginsbourger et al. 2010, "Kriging is well-suited to parallelize optimization").
+
+        Args:
+            posterior: before it.
+            ranks: the plan that is evaluated (d,).
+            noise: variance of the evaluation, in the targets' units.
         """
         process, theta = posterior.process, self.space.encode(ranks[None])
         count = len(process.targets)

@@ -41,7 +41,13 @@ class Hyperparameters:
 
 
 def matern52(first: Array, second: Array, length_scales: Array) -> Array:
-    """Correlations (n, m) between points (n, d) and (m, d)."""
+    """Correlations (n, m) of a Matérn kernel of order 5/2.
+
+    Args:
+        first: points (n, d).
+        second: points (m, d).
+        length_scales: (d,), in the points' units.
+    """
     return correlation_of(squared_distances(first / length_scales, second / length_scales))
 
 

@@ -67,10 +67,12 @@ class LognormalSurrogate(Surrogate):
         return RESOLUTION / self.objective.gamma + self._floor
 
     def prior_mean(self, ranks: Ranks) -> Array:
+        """See `Surrogate.prior_mean`."""
         expected = self.expected_loss(ranks)
         return np.zeros(ranks.shape[:-1]) if expected is None else np.log(expected + self.offset)
 
     def targets(self, ranks: Ranks, losses: Array, noise: Array, levels: Array | None = None) -> Targets:
+        """See `Surrogate.targets`."""
         shifted = self._shifted(losses)
         scales = shifted if levels is None else self._shifted(levels)
         relative = noise / np.outer(scales, scales)
@@ -81,9 +83,11 @@ class LognormalSurrogate(Surrogate):
         return np.maximum(losses + self.offset, MIN_SHARE_OF_OFFSET * self.offset)
 
     def posterior(self, process: GaussianProcess) -> "LognormalPosterior":
+        """See `Surrogate.posterior`."""
         return LognormalPosterior(self.space, self.objective, process, self.prior_mean, self.offset)
 
     def evaluation_noise(self, variances: Array, losses: Array) -> Array:
+        """See `Surrogate.evaluation_noise`."""
         return variances / self._shifted(losses) ** 2
 
 
@@ -107,18 +111,22 @@ class LognormalPosterior(Posterior):
         self.offset = offset
 
     def loss(self, ranks: Ranks) -> tuple[Array, Array]:
+        """See `Posterior.loss`."""
         mean, projected = self.latent(ranks)
         variance = self.latent_variance(projected)
         shifted = np.exp(mean + 0.5 * variance)
         return shifted - self.offset, shifted * np.sqrt(np.expm1(variance))
 
     def compare(self, incumbent: Ranks) -> "LognormalComparison":
+        """See `Posterior.compare`."""
         return LognormalComparison(self, incumbent)
 
     def slopes(self, ranks: Ranks) -> Array:
+        """See `Posterior.slopes`."""
         return -self.objective.gamma * np.exp(self.latent(ranks)[0])
 
     def objective_of(self, ranks: Ranks, latent: Array) -> Array:
+        """See `Posterior.objective_of`."""
         losses = np.exp(latent + self.prior_mean(ranks)) - self.offset
         return self.known_part(ranks) - self.objective.gamma * losses
 
@@ -132,10 +140,12 @@ class LognormalComparison(Comparison):
     """
 
     def log_probability(self, ranks: Ranks, delta: float) -> Array:
+        """See `Comparison.log_probability`."""
         latent = self.posterior.latent_single(ranks)
         return self._integrate(ranks, delta, latent, MIN_RELATIVE_VARIANCE_SINGLE, COARSE)
 
     def exact_log_probability(self, ranks: Ranks, delta: float) -> Array:
+        """See `Comparison.exact_log_probability`."""
         return self._integrate(ranks, delta, self.posterior.latent(ranks), MIN_RELATIVE_VARIANCE, FINE)
 
     def _integrate(
@@ -161,6 +171,7 @@ class LognormalComparison(Comparison):
         return np.asarray(np.logaddexp.reduce(log_ndtr(z) + quadrature.log_weights[:, None], axis=0))
 
     def difference(self, ranks: Ranks) -> tuple[Array, Array]:
+        """See `Comparison.difference`."""
         mean, projected = self.posterior.latent(ranks)
         variance, own = (self.posterior.latent_variance(part) for part in (projected, self._projected))
         covariance = self._latent_covariance(ranks, projected)
