@@ -121,7 +121,7 @@ class TorchPruning:
         self._prune(importance, SCOPES[scope], criterion, 0.0)
         if not SCOPES[scope].ranked_together:
             return 1 - MIN_SHARE
-        return 1 - importance.kept / max(1, importance.total)
+        return 1 - (importance.kept + 0.5) / max(1, importance.total)  # half a channel for rounding
 
     def _pruned(self, criterion: str, scope: str, ratio: float) -> nn.Module:
         return self._prune(Floored(CRITERIA[criterion](), self._multiple), SCOPES[scope], criterion, ratio)
