@@ -120,6 +120,24 @@ def finetune(studies: list[Study]) -> str:
     )
 
 
+def channels(studies: list[Study]) -> str:
+    """Hidden channels against low rank and the best of torch-pruning, without training."""
+    parts = []
+    for study in studies:
+        rows = [row for row in study["rows"] if "operations" in row]
+        share = min(row["share"] for row in rows if row["way"] == "hidden channels")
+        best = {
+            way: min(row["fitted"]["function_norm"] for row in rows if (row["way"], row["share"]) == (way, share))
+            for way in ("hidden channels", "low rank", "torch-pruning")
+        }
+        ours, ranks, others = (f"{loss / study['output_energy']:.3f}" for loss in best.values())
+        parts.append(f"{_short(study)} at {share:g} {ours} against {ranks} and {others}")
+    return (
+        f"**Hidden channels** at equal operations, without training, L as a share of the output's energy against low "
+        f"rank and the best of torch-pruning's criteria: {'; '.join(parts)}."
+    )
+
+
 def recipe(studies: list[Study]) -> str:
     """The paper's stages from the original to the last network."""
     study = studies[0]
