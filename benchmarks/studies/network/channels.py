@@ -70,6 +70,21 @@ class Way:
     scope: str = ""
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """How networks are fine-tuned.
+
+    Attributes:
+        images: to train on; up to NUM_TRAIN_CHECK of them decide which epoch is kept.
+        shares: of the operations, at which networks are.
+        epochs: of training.
+    """
+
+    images: ImageSet
+    shares: Sequence[float]
+    epochs: int
+
+
 HIDDEN, LOW_RANK = Way("hidden channels"), Way("low rank")
 WAYS = (HIDDEN, LOW_RANK, *(Way("torch-pruning", criterion, scope) for scope in SCOPES for criterion in CRITERIA))
 
@@ -179,17 +194,11 @@ class Study:
             found["top1"] = float((outputs.argmax(1) == self.labels).double().mean())
         return found
 
-    def tune(self, networks: Networks, images: ImageSet, epochs: int) -> dict[str, Any]:
-        """The better of two networks on the check images, fine-tuned towards the original's outputs, and its figures.
-
-        Args:
-            networks: to start from.
-            images: to train on; up to NUM_TRAIN_CHECK of them decide which epoch is kept.
-            epochs: of training.
-        """
+    def tune(self, networks: Networks, tuning: Tuning) -> dict[str, Any]:
+        """The better of two networks on the check images, fine-tuned towards the original's outputs, and its figures."""
         start = min(networks, key=self.loss)
-        check, train = images.split(min(NUM_TRAIN_CHECK, len(images) // 5), seed=0)
-        settings = TuneSettings(epochs=epochs, patience=epochs)
+        check, train = tuning.images.split(min(NUM_TRAIN_CHECK, len(tuning.images) // 5), seed=0)
+        settings = TuneSettings(epochs=tuning.epochs, patience=tuning.epochs)
         network, record = FineTuning(start, self.model, train, check, settings, CPU).run()
         return {
             "start": "cut" if start is networks[0] else "fitted",
@@ -238,11 +247,7 @@ def missing(rows: Sequence[dict[str, Any]], operations: Sequence[float]) -> Iter
 
 
 def run(
-    study: Study,
-    wanted: Sequence[tuple[float, Way]],
-    passes: int,
-    training: ImageSet | None,
-    epochs: int,
+    study: Study, wanted: Sequence[tuple[float, Way]], passes: int, tuning: Tuning | None
 ) -> Iterator[dict[str, Any]]:
     """A row for every way at every share; where a way gets no network so small, one that says so."""
     for share, way in wanted:
@@ -252,8 +257,8 @@ def run(
             yield {"way": way.name, "criterion": way.criterion, "scope": way.scope, "share": share}
             continue
         row = study.row(way, share, networks)
-        if training is not None:
-            row["tuned"] = study.tune(networks, training, epochs)
+        if tuning is not None and share in tuning.shares:
+            row["tuned"] = study.tune(networks, tuning)
         yield {**row, "seconds": round(time.perf_counter() - began, 1)}
 
 
@@ -272,6 +277,7 @@ def run(
     "--train", type=click.Path(path_type=Path), default=None, help="Images to fine-tune on; none: no training."
 )
 @click.option("--train-images", default=4000, help="Of TRAIN.")
+@click.option("--tune-at", type=float, multiple=True, help="Shares at which networks are fine-tuned; none: all.")
 @click.option("--epochs", default=5, help="Of fine-tuning.")
 @click.option("--orders", is_flag=True, help="Compare orders, too.")
 @click.option("--add", is_flag=True, help="Keep the rows that the results file holds already.")
@@ -289,6 +295,7 @@ def main(
     num_fit: int,
     train: Path | None,
     train_images: int,
+    tune_at: tuple[float, ...],
     epochs: int,
     orders: bool,
     add: bool,
@@ -319,7 +326,8 @@ def main(
         "orders": study.orders() if orders else [],
     }
     rows, began = earlier_rows(name, add, began)
-    for row in run(study, list(missing(rows, operations)), passes, training, epochs):
+    tuning = Tuning(training, tune_at or operations, epochs) if training else None
+    for row in run(study, list(missing(rows, operations)), passes, tuning):
         rows.append(row)
         click.echo(row, err=True)
         write_results(name, about, rows, began)
