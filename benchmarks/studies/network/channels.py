@@ -195,7 +195,7 @@ class Study:
         return found
 
     def tune(self, networks: Networks, tuning: Tuning) -> dict[str, Any]:
-        """The better of two networks on the check images, fine-tuned towards the original's outputs, and its figures."""
+        """The better network on the check images, fine-tuned towards the original's outputs, and its figures."""
         start = min(networks, key=self.loss)
         check, train = tuning.images.split(min(NUM_TRAIN_CHECK, len(tuning.images) // 5), seed=0)
         settings = TuneSettings(epochs=tuning.epochs, patience=tuning.epochs)
