@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from docs.generate.formatting import Row, Study, accuracy_change, grouped, machine, section, table
+from docs.generate.formatting import Row, Study, accuracy_change, machine, section, table
 
 FACTORS = {
     "weight": "weight (as AIMET, the paper)",
@@ -12,6 +12,7 @@ FACTORS = {
     "auto+cp": "measured per layer, CP among the methods",
 }
 REMOVED = {"": "", "hidden": "hidden", "all": "all", "all, one share": "all, the same share of each group"}
+CRITERIA = ("", "magnitude", "Taylor", "batch-norm scale")
 STAGES = {"cut": "as cut", "fitted": "fitted", "tuned": "fine-tuned"}
 STARTS = {"auto": "fitted factors", "weight": "factors of the weights alone"}
 
@@ -87,23 +88,23 @@ def channels(study: Study) -> str:
         f"{study['evaluated_on']:,} others, of which the original has {100 * study['top1_original']:.1f} % right. "
         f"Widths and ranks are multiples of {study['multiple']}. Hidden channels and ranks are allocated by the losses "
         f"of each group or layer alone, without the search. torch-pruning {study['torch_pruning']}: its criteria with "
-        f"their defaults, in one ranking of all groups or with one share for each; the share is found by bisection, "
-        f"and no group falls below a fifth, as with hidden channels. Removed: the hidden channels that the others may "
-        f"lose, too, or those of residual streams as well. Taylor's gradients and new batch-norm statistics are from "
-        f"the images to fit on. Fitted, without training: hidden channels by refits, low rank by reconstruction, "
-        f"torch-pruning by new batch-norm statistics.{tuned} {machine(study)}"
+        f"their defaults, all groups in one ranking; how much goes is found by bisection, to within a hundredth of the "
+        f"operations or else above, and no group falls below a fifth, as with hidden channels. Removed: the hidden "
+        f"channels that this project may remove, too, or those of residual streams as well. Taylor's gradients and "
+        f"new batch-norm statistics are from the images to fit on. Fitted, without training: hidden channels by "
+        f"refits, low rank by reconstruction, torch-pruning by new batch-norm statistics.{tuned} {machine(study)}"
     )
     reached = [row for row in study["rows"] if "operations" in row]
     stages = [stage for stage in STAGES if any(stage in row for row in reached)]
     columns = {
         "operations": lambda r: f"{r['operations']:.3f}",
         "way": lambda r: r["way"] + (f", {r['criterion']}" if r["criterion"] else ""),
-        "removed": lambda r: REMOVED[r["scope"]],
+        "removed": lambda r: "hidden" if r["way"] == "hidden channels" else REMOVED[r["scope"]],
         "parameters": lambda r: f"{r['params']:.3f}",
         **{f"L, {STAGES[stage]}": partial(_channel_norm, stage, study["output_energy"]) for stage in stages},
         **{f"top-1, {STAGES[stage]}": partial(_channel_top1, stage) for stage in stages},
     }
-    rows = [row for share in grouped(sorted(reached, key=lambda row: -row["share"]), "share") for row in share]
+    rows = sorted(reached, key=lambda r: (-r["share"], list(REMOVED).index(r["scope"]), CRITERIA.index(r["criterion"])))
     title = f"{study['study']}: hidden channels, low rank and torch-pruning at equal operations"
     return section(title, about, table(columns, rows), *_unreached(study["rows"]))
 

@@ -124,13 +124,14 @@ def channels(studies: list[Study]) -> str:
     """Hidden channels against low rank and the best of torch-pruning, without training."""
     parts = []
     for study in studies:
-        rows = [row for row in study["rows"] if "operations" in row]
-        share = min(row["share"] for row in rows if row["way"] == "hidden channels")
-        best = {
-            way: min(row["fitted"]["function_norm"] for row in rows if (row["way"], row["share"]) == (way, share))
-            for way in ("hidden channels", "low rank", "torch-pruning")
-        }
-        ours, ranks, others = (f"{loss / study['output_energy']:.3f}" for loss in best.values())
+        best: dict[float, dict[str, float]] = {}
+        for row in study["rows"]:
+            if "operations" in row:
+                of_share = best.setdefault(row["share"], {})
+                loss = row["fitted"]["function_norm"] / study["output_energy"]
+                of_share[row["way"]] = min(loss, of_share.get(row["way"], loss))
+        share, found = min((pair for pair in best.items() if len(pair[1]) == 3), key=lambda pair: pair[0])
+        ours, ranks, others = (f"{found[way]:.3f}" for way in ("hidden channels", "low rank", "torch-pruning"))
         parts.append(f"{_short(study)} at {share:g} {ours} against {ranks} and {others}")
     return (
         f"**Hidden channels** at equal operations, without training, L as a share of the output's energy against low "
