@@ -12,6 +12,7 @@ SIZE ?= 32
 FILES ?= demo/compressed/original.onnx demo/compressed/model.onnx
 PROVIDER ?= cpu
 BENCH ?= build/benchmark
+OPERATIONS ?= 0.9 0.8 0.7
 OUT ?= build/$@
 ARGS ?=
 
@@ -148,8 +149,9 @@ bench-recipe: $(READY)  ## TRAIN, DATA: the paper's VGG recipe on a small VGG tr
 bench-job: $(READY)  ## MODEL, DATA (ResNet-18 at 64 px), PHOTOS, MOBILENET: time and memory of whole jobs, in passes of the original (hours)
 	OMP_NUM_THREADS=2 $(BIN)/python -W ignore -m benchmarks.studies.network.job --small "$(MODEL)" "$(DATA)" --photos "$(PHOTOS)" $(if $(MOBILENET),--mobilenet "$(MOBILENET)")
 
-bench-channels: $(READY)  ## MODEL, PHOTOS, SYNSETS: what hidden channels are worth at 0.9, 0.8 and 0.7 of the operations
-	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.studies.network.channels "$(MODEL)" "$(PHOTOS)" $(if $(SYNSETS),--synsets "$(SYNSETS)") --operations 0.9 --operations 0.8 --operations 0.7
+bench-channels: $(READY)  ## MODEL, PHOTOS, OPERATIONS; SYNSETS; SIZE and TRAIN: hidden channels, low rank and torch-pruning at equal operations (an hour)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.studies.network.channels "$(MODEL)" "$(PHOTOS)" $(addprefix --operations ,$(OPERATIONS)) $(if $(SYNSETS),--synsets "$(SYNSETS)") $(if $(filter file,$(origin SIZE)),,--input-size $(SIZE)) $(if $(TRAIN),--train "$(TRAIN)") $(ARGS)
 
 bench: $(READY) $(if $(OWN),,$(FILES))  ## FILES="a.onnx b.onnx", or MODEL, DATA, SIZE, OUT: size, time, memory, operators side by side
 	$(if $(OWN),test -e "$(OUT)/model.onnx" || $(MAKE) edge-cpu OUT="$(OUT)")

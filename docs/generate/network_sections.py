@@ -1,5 +1,7 @@
 """Sections of results.md on factors, fine-tuning and recipes."""
 
+from functools import partial
+
 from docs.generate.formatting import Row, Study, accuracy_change, machine, section, table
 
 FACTORS = {
@@ -9,6 +11,9 @@ FACTORS = {
     "auto": "measured per layer",
     "auto+cp": "measured per layer, CP among the methods",
 }
+REMOVED = {"": "", "hidden": "hidden", "all": "all", "all, one share": "all, the same share of each group"}
+CRITERIA = ("", "magnitude", "Taylor", "batch-norm scale")
+STAGES = {"cut": "as cut", "fitted": "fitted", "tuned": "fine-tuned"}
 STARTS = {"auto": "fitted factors", "weight": "factors of the weights alone"}
 
 
@@ -66,6 +71,62 @@ def finetune(study: Study) -> str:
 def recovered_share(row: Row) -> float:
     """Share of the drop in top-1 that fine-tuning made up for."""
     return float((row["top1_after"] - row["top1_before"]) / (row["top1_original"] - row["top1_before"]))
+
+
+def channels(study: Study) -> str:
+    """Hidden channels, low rank and torch-pruning at equal operations."""
+    trained = any("tuned" in row for row in study["rows"])
+    tuned = (
+        f" Fine-tuned: the better of the two on other images, {study['epochs']} epochs towards the original's outputs "
+        f"on {study['train_images']:,} training images, batch norms fixed, the same schedule for all."
+        if trained
+        else ""
+    )
+    about = (
+        f"{study['network']} at shares of its {study['macs'] / 1e6:.0f} M multiply-accumulates, fitted on "
+        f"{study['fit_on']} images; L as a share of E||f*||^2 = {study['output_energy']:.4g}, and top-1, on "
+        f"{study['evaluated_on']:,} others, of which the original has {100 * study['top1_original']:.1f} % right. "
+        f"Widths and ranks are multiples of {study['multiple']}. Hidden channels and ranks are allocated by the losses "
+        f"of each group or layer alone, without the search. torch-pruning {study['torch_pruning']}: its criteria with "
+        f"their defaults, all groups in one ranking; how much goes is found by bisection, to within a hundredth of the "
+        f"operations or else above, and no group falls below a fifth, as with hidden channels. Removed: the hidden "
+        f"channels that this project may remove, too, or those of residual streams as well. Taylor's gradients and "
+        f"new batch-norm statistics are from the images to fit on. Fitted, without training: hidden channels by "
+        f"refits, low rank by reconstruction, torch-pruning by new batch-norm statistics.{tuned} {machine(study)}"
+    )
+    reached = [row for row in study["rows"] if "operations" in row]
+    stages = [stage for stage in STAGES if any(stage in row for row in reached)]
+    columns = {
+        "operations": lambda r: f"{r['operations']:.3f}",
+        "way": lambda r: r["way"] + (f", {r['criterion']}" if r["criterion"] else ""),
+        "removed": lambda r: "hidden" if r["way"] == "hidden channels" else REMOVED[r["scope"]],
+        "parameters": lambda r: f"{r['params']:.3f}",
+        **{f"L, {STAGES[stage]}": partial(_channel_norm, stage, study["output_energy"]) for stage in stages},
+        **{f"top-1, {STAGES[stage]}": partial(_channel_top1, stage) for stage in stages},
+    }
+    rows = sorted(reached, key=lambda r: (-r["share"], list(REMOVED).index(r["scope"]), CRITERIA.index(r["criterion"])))
+    title = f"{study['study']}: hidden channels, low rank and torch-pruning at equal operations"
+    return section(title, about, table(columns, rows), *_unreached(study["rows"]))
+
+
+def _channel_norm(stage: str, energy: float, row: Row) -> str:
+    if stage not in row:
+        return ""
+    return f"{row[stage]['function_norm'] / energy:.3f} ± {row[stage]['stderr'] / energy:.3f}"
+
+
+def _channel_top1(stage: str, row: Row) -> str:
+    return f"{100 * row[stage]['top1']:.1f}" if "top1" in row.get(stage, {}) else ""
+
+
+def _unreached(rows: list[Row]) -> list[str]:
+    """A line for each way that gets no network as small as asked for."""
+    names = [
+        f"{', '.join(filter(None, [row['way'], row['criterion'], row['scope']]))} at {row['share']:g}"
+        for row in rows
+        if "operations" not in row
+    ]
+    return [f"Not so small at a fifth of all channels: {'; '.join(names)}."] if names else []
 
 
 def recipe(study: Study) -> str:

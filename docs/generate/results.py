@@ -40,6 +40,7 @@ STUDIES = (
     StudyPages("candidates*.json", search_sections.candidates, summary.candidates),
     StudyPages("harness*.json", export_sections.harness, summary.harness),
     StudyPages("finetune*.json", network_sections.finetune, summary.finetune),
+    StudyPages("channels*.json", network_sections.channels, summary.channels),
     StudyPages("recipe*.json", network_sections.recipe, summary.recipe),
     StudyPages("coverage.json", export_sections.coverage, summary.coverage),
     StudyPages("coverage-channels.json", export_sections.coverage_channels, summary.coverage_channels),

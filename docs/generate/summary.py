@@ -120,6 +120,25 @@ def finetune(studies: list[Study]) -> str:
     )
 
 
+def channels(studies: list[Study]) -> str:
+    """Hidden channels against low rank and the best of torch-pruning, without training."""
+    parts = []
+    for study in studies:
+        best: dict[float, dict[str, float]] = {}
+        for row in study["rows"]:
+            if "operations" in row:
+                of_share = best.setdefault(row["share"], {})
+                loss = row["fitted"]["function_norm"] / study["output_energy"]
+                of_share[row["way"]] = min(loss, of_share.get(row["way"], loss))
+        share, found = min((pair for pair in best.items() if len(pair[1]) == 3), key=lambda pair: pair[0])
+        ours, ranks, others = (f"{found[way]:.3f}" for way in ("hidden channels", "low rank", "torch-pruning"))
+        parts.append(f"{_short(study)} at {share:g} {ours} against {ranks} and {others}")
+    return (
+        f"**Hidden channels** at equal operations, without training, L as a share of the output's energy against low "
+        f"rank and the best of torch-pruning's criteria: {'; '.join(parts)}."
+    )
+
+
 def recipe(studies: list[Study]) -> str:
     """The paper's stages from the original to the last network."""
     study = studies[0]

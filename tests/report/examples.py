@@ -207,7 +207,12 @@ def make_report() -> Report:
         latency={"CPUExecutionProvider": make_latency(38.2, 0.47, 2)},
         fidelity=make_fidelity(),
         export_check=ExportCheckRecord(
-            max_abs_error=3.1e-5, max_rel_error=1.4e-6, top1_agreement=1.0, images=16, batch_sizes=[1, 2, 8], tolerance=1e-4
+            max_abs_error=3.1e-5,
+            max_rel_error=1.4e-6,
+            top1_agreement=1.0,
+            images=16,
+            batch_sizes=[1, 2, 8],
+            tolerance=1e-4,
         ),
         top1=Pair(original=0.6976, compressed=0.6915),
         search=make_search(layers),

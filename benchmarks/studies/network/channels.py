@@ -1,13 +1,21 @@
-"""What hidden channels are worth: a network at shares of its operations, without training and without labels.
+"""What hidden channels are worth at shares of a network's operations, beside low rank and torch-pruning.
 
     python -m benchmarks.studies.network.channels MODEL DATA --synsets FILE --operations 0.9 --operations 0.8
+    python -m benchmarks.studies.network.channels MODEL DATA --input-size 64 --train TRAIN --operations 0.5
 
-Half of the photographs are fitted on; function norm and top-1 are on the other half. With --orders the single-group
-losses of three orders are compared as well: by elimination, by pivoted QR of the channels' values, and by norm.
+Some images are fitted on; function norm and top-1 are on others. Widths and ranks are multiples of the same number, and
+operations are equal within one per cent where that can be. Every network is evaluated as it is cut, and again after what
+needs no training: refits of hidden channels, reconstruction of low rank, new batch-norm statistics for torch-pruning.
+With --train the better of the two, on check images, is fine-tuned towards the original's outputs. With --orders the
+single-group losses of three orders are compared as well: by elimination, by pivoted QR of the channels' values, and by
+norm.
 """
 
 import time
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +24,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.studies.study import write_results
+from benchmarks.studies.network.criteria import CRITERIA, SCOPES, TorchPruning, with_new_statistics
+from benchmarks.studies.network.low_rank import LowRank
+from benchmarks.studies.study import earlier_rows, write_results
 from compressor.channels.allocation import Curve, allocate, masked, measure_curve
 from compressor.channels.costs import ChannelCosts
 from compressor.channels.elimination import Elimination
@@ -25,23 +35,72 @@ from compressor.channels.groups import find_groups
 from compressor.channels.orders import by_norm, by_pivoted_qr
 from compressor.channels.reduction import Reduction
 from compressor.channels.statistics import ReaderMoments, reader_moments
+from compressor.cost.size import count_params
 from compressor.data.folders import load_folder
 from compressor.data.images import ImageSet
+from compressor.data.transforms import Transform
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.attention import open_attention
 from compressor.network.checkpoint import load_model
 from compressor.network.macs import count_macs
+from compressor.recovery.finetuning import FineTuning
+from compressor.recovery.settings import TuneSettings
 
 CPU = torch.device("cpu")
-NUM_CHECK = 32
+NUM_CHECK = 32  # of the images to fit on
+NUM_TRAIN_CHECK = 200  # of the training images, at most a fifth
 ORDER_SHARE = 0.7  # of a group's units, at which orders are compared
+
+Networks = tuple[nn.Module, nn.Module]
+"""A network as it is cut, and after what needs no training."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to make a network smaller.
+
+    Attributes:
+        name: of the way.
+        criterion: torch-pruning's, else empty.
+        scope: the channels that torch-pruning may remove, else empty.
+    """
+
+    name: str
+    criterion: str = ""
+    scope: str = ""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """How networks are fine-tuned.
+
+    Attributes:
+        images: to train on; up to NUM_TRAIN_CHECK of them decide which epoch is kept.
+        shares: of the operations, at which networks are.
+        epochs: of training.
+    """
+
+    images: ImageSet
+    shares: Sequence[float]
+    epochs: int
+
+
+HIDDEN, LOW_RANK = Way("hidden channels"), Way("low rank")
+WAYS = (HIDDEN, LOW_RANK, *(Way("torch-pruning", criterion, scope) for scope in SCOPES for criterion in CRITERIA))
 
 
 class Study:
-    """One network with its images."""
+    """One network with its images.
+
+    Args:
+        model: the network, in eval mode.
+        fit: images to fit on, of which the last NUM_CHECK decide on every step.
+        test: images to evaluate on.
+        multiple: of all widths and ranks.
+    """
 
     def __init__(self, model: nn.Module, fit: ImageSet, test: ImageSet, multiple: int) -> None:
-        self.model, self.multiple = model, multiple
+        self.model, self.multiple, self.all_to_fit = model, multiple, fit
         self.fit, self.check = (
             fit.subset(range(len(fit) - NUM_CHECK)),
             fit.subset(range(len(fit) - NUM_CHECK, len(fit))),
@@ -49,11 +108,34 @@ class Study:
         example = fit.batch([0])
         self.groups = find_groups(model, example)
         self.costs = ChannelCosts(model, self.groups, example)
-        readers = {name: group.num_units for group in self.groups for name in group.reader_names}
-        self.moments = reader_moments(model, readers, self.fit, CPU, 0)
-        self.factors = [self._factors(number) for number in range(len(self.groups))]
         self.check_norm, self.test_norm = FunctionNorm(model, self.check, CPU), FunctionNorm(model, test, CPU)
         self.labels = test.labels
+
+    @cached_property
+    def moments(self) -> dict[str, ReaderMoments]:
+        """Of the groups' readers."""
+        readers = {name: group.num_units for group in self.groups for name in group.reader_names}
+        return reader_moments(self.model, readers, self.fit, CPU, 0)
+
+    @cached_property
+    def factors(self) -> list[ChannelFactors]:
+        """Of the groups."""
+        return [self._factors(number) for number in range(len(self.groups))]
+
+    @cached_property
+    def curves(self) -> list[Curve]:
+        """Of the groups."""
+        return [measure_curve(self.model, factors, self.loss, self.multiple) for factors in self.factors]
+
+    @cached_property
+    def low_rank(self) -> LowRank:
+        """Factors of all layers."""
+        return LowRank(self.model, self.fit, self.check_norm, self.multiple)
+
+    @cached_property
+    def torch_pruning(self) -> TorchPruning:
+        """What torch-pruning makes of the network."""
+        return TorchPruning(self.model, self.groups, self.all_to_fit, self.multiple)
 
     def _factors(self, number: int, order: Elimination | None = None) -> ChannelFactors:
         group = self.groups[number]
@@ -64,38 +146,67 @@ class Study:
         """The function norm on the check images."""
         return self.check_norm.losses(network, np.arange(NUM_CHECK)).mean
 
-    def curves(self) -> list[Curve]:
-        """Of all groups."""
-        return [measure_curve(self.model, factors, self.loss, self.multiple) for factors in self.factors]
+    def networks(self, way: Way, share: float, passes: int = 1) -> Networks | None:
+        """The networks at a share of the operations; None where the way gets no network so small."""
+        if way == LOW_RANK:
+            return self.low_rank.networks(share)
+        if way == HIDDEN:
+            return self._narrowed(share, passes)
+        network = self.torch_pruning.network(way.criterion, way.scope, share)
+        return None if network is None else (network, with_new_statistics(network, self.all_to_fit))
 
-    def row(self, curves: list[Curve], share: float, passes: int) -> dict[str, Any]:
-        """One network at a share of the operations."""
-        began = time.perf_counter()
-        widths = allocate(curves, self.costs, share * self.costs.macs(self.costs.num_units))
+    def _narrowed(self, share: float, passes: int) -> Networks | None:
+        limit = share * self.costs.macs(self.costs.num_units)
+        if self.costs.macs([int(curve.widths[0]) for curve in self.curves]) > limit:
+            return None
+        widths = allocate(self.curves, self.costs, limit)
         reduction = Reduction(self.model, self.factors, self.fit, self.check_norm, CPU)
-        start = self._evaluate(reduction.start(widths))
-        network = reduction.run(widths, passes)
-        macs, _ = count_macs(network, self.fit.batch([0]))
+        return reduction.start(widths), reduction.run(widths, passes)
+
+    def row(self, way: Way, share: float, networks: Networks) -> dict[str, Any]:
+        """The figures of a way's networks, as cut and fitted."""
+        cut, fitted = networks
+        macs, _ = count_macs(fitted, self.fit.batch([0]))
         return {
+            "way": way.name,
+            "criterion": way.criterion,
+            "scope": way.scope,
+            "share": share,
             "operations": macs / self.costs.macs(self.costs.num_units),
-            "params": self.costs.params(widths) / self.costs.params(self.costs.num_units),
-            "widths": {g.name: int(w) for g, w in zip(self.groups, widths, strict=True)},
-            "passes": passes,
-            "kept": sum(step.kept for step in reduction.steps),
-            "before_refits": start,
-            **self._evaluate(network),
-            "seconds": round(time.perf_counter() - began, 1),
+            "params": count_params(fitted) / count_params(self.model),
+            "widths": self._widths(fitted) if way != LOW_RANK else {},
+            "cut": self.evaluate(cut),
+            "fitted": self.evaluate(fitted),
         }
 
-    def _evaluate(self, network: nn.Module) -> dict[str, float]:
+    def _widths(self, network: nn.Module) -> dict[str, int]:
+        """Channels of the groups' first producers."""
+        layers: dict[str, Any] = {group.name: network.get_submodule(group.producers[0]) for group in self.groups}
+        return {name: len(layer.weight) for name, layer in layers.items()}
+
+    def evaluate(self, network: nn.Module) -> dict[str, float]:
+        """Function norm and, with labels, top-1 on the images to evaluate on."""
         every = torch.arange(len(self.test_norm.images))
         outputs = self.test_norm.outputs(network, every)
         squares = self.test_norm.compare(outputs, every)
         found = {"function_norm": float(squares.mean()), "stderr": float(squares.std(ddof=1) / len(squares) ** 0.5)}
         if self.labels is not None:
             found["top1"] = float((outputs.argmax(1) == self.labels).double().mean())
-            found["top1_original"] = float((self.test_norm.targets.argmax(1) == self.labels).double().mean())
         return found
+
+    def tune(self, networks: Networks, tuning: Tuning) -> dict[str, Any]:
+        """The better network on the check images, fine-tuned towards the original's outputs, and its figures."""
+        start = min(networks, key=self.loss)
+        check, train = tuning.images.split(min(NUM_TRAIN_CHECK, len(tuning.images) // 5), seed=0)
+        settings = TuneSettings(epochs=tuning.epochs, patience=tuning.epochs)
+        network, record = FineTuning(start, self.model, train, check, settings, CPU).run()
+        return {
+            "start": "cut" if start is networks[0] else "fitted",
+            "kept_epoch": record.kept_epoch,
+            "learning_rate": record.learning_rate,
+            "seconds": round(record.seconds, 1),
+            **self.evaluate(network),
+        }
 
     def orders(self) -> list[dict[str, Any]]:
         """Single-group losses of the three orders at ORDER_SHARE of the units, all refitted by least squares."""
@@ -128,44 +239,98 @@ def numbered(images: ImageSet, synsets: Path | None) -> ImageSet:
     return replace(images, labels=torch.tensor([order.index(file.split("/")[0]) for file in images.files]))
 
 
+def missing(rows: Sequence[dict[str, Any]], operations: Sequence[float]) -> Iterator[tuple[float, Way]]:
+    """The shares of the operations and ways that have no row yet, way by way."""
+    known = {(row["share"], row["way"], row["criterion"], row["scope"]) for row in rows}
+    for way in WAYS:
+        yield from ((share, way) for share in operations if (share, way.name, way.criterion, way.scope) not in known)
+
+
+def run(
+    study: Study, wanted: Sequence[tuple[float, Way]], passes: int, tuning: Tuning | None
+) -> Iterator[dict[str, Any]]:
+    """A row for every way at every share; where a way gets no network so small, one that says so."""
+    for share, way in wanted:
+        began = time.perf_counter()
+        networks = study.networks(way, share, passes)
+        if networks is None:
+            yield {"way": way.name, "criterion": way.criterion, "scope": way.scope, "share": share}
+            continue
+        row = study.row(way, share, networks)
+        if tuning is not None and share in tuning.shares:
+            row["tuned"] = study.tune(networks, tuning)
+        yield {**row, "seconds": round(time.perf_counter() - began, 1)}
+
+
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--arch", default=None, help="Architecture of MODEL, if it is not to be recognized.")
+@click.option("--input-size", type=int, help="Side of the squares that images are resized to; none: as published.")
 @click.option("--synsets", type=click.Path(path_type=Path), default=None, help="Names of the classes, one per line.")
 @click.option("--operations", type=float, multiple=True, default=(0.9, 0.8, 0.7), help="Shares of the operations.")
 @click.option("--passes", default=1, help="Refits of all layers front to back.")
-@click.option("--multiple", default=8, help="Widths are multiples of it.")
-@click.option("--images", "num_images", default=500, help="Photographs: half to fit on, half to evaluate on.")
+@click.option("--multiple", default=8, help="Widths and ranks are multiples of it.")
+@click.option("--images", "num_images", default=500, help="Of DATA.")
+@click.option("--fit", "num_fit", default=250, help="Of them to fit on; the others are evaluated on.")
+@click.option(
+    "--train", type=click.Path(path_type=Path), default=None, help="Images to fine-tune on; none: no training."
+)
+@click.option("--train-images", default=4000, help="Of TRAIN.")
+@click.option("--tune-at", type=float, multiple=True, help="Shares at which networks are fine-tuned; none: all.")
+@click.option("--epochs", default=5, help="Of fine-tuning.")
 @click.option("--orders", is_flag=True, help="Compare orders, too.")
+@click.option("--add", is_flag=True, help="Keep the rows that the results file holds already.")
 @click.option("--name", default="channels", help="Of the results file.")
 def main(
     model: Path,
     data: Path,
     arch: str | None,
+    input_size: int | None,
     synsets: Path | None,
     operations: tuple[float, ...],
     passes: int,
     multiple: int,
     num_images: int,
+    num_fit: int,
+    train: Path | None,
+    train_images: int,
+    tune_at: tuple[float, ...],
+    epochs: int,
     orders: bool,
+    add: bool,
     name: str,
 ) -> None:
-    """Hidden channels of MODEL at shares of its operations, on photographs of DATA."""
+    """Networks of MODEL at shares of its operations, evaluated on images of DATA."""
     began = time.perf_counter()
     loaded = load_model(model, arch=arch)
-    images = load_folder(data, loaded.transform, num_images, seed=0, num_classes=loaded.num_classes)
+    transform = loaded.transform
+    if input_size:
+        transform = Transform(input_size, input_size, transform.mean, transform.std)
+    images = load_folder(data, transform, num_images, seed=0, num_classes=loaded.num_classes)
     images = numbered(images, synsets)
+    training = None if train is None else load_folder(train, transform, train_images, seed=0)
     network = open_attention(loaded.model, images.batch([0]))
-    half = len(images) // 2
-    study = Study(network, images.subset(range(half)), images.subset(range(half, len(images))), multiple)
-    about = {"model": loaded.arch, "fit_on": half, "output_energy": study.test_norm.output_energy, "multiple": multiple}
-    compared = study.orders() if orders else []
-    curves, rows = study.curves(), []
-    for share in operations:
-        rows.append(study.row(curves, share, passes))
-        click.echo(rows[-1], err=True)
-        write_results(name, {**about, "orders": compared}, rows, began)
+    study = Study(network, images.subset(range(num_fit)), images.subset(range(num_fit, len(images))), multiple)
+    about = {
+        "network": loaded.arch,
+        "fit_on": num_fit,
+        "evaluated_on": len(images) - num_fit,
+        "train_images": 0 if training is None else len(training),
+        "epochs": epochs,
+        "multiple": multiple,
+        "macs": count_macs(network, images.batch([0]))[0],
+        "output_energy": study.test_norm.output_energy,
+        "top1_original": study.judge(network).get("top1"),
+        "torch_pruning": version("torch-pruning"),
+        "orders": study.orders() if orders else [],
+    }
+    rows, began = earlier_rows(name, add, began)
+    tuning = Tuning(training, tune_at or operations, epochs) if training else None
+    for row in run(study, list(missing(rows, operations)), passes, tuning):
+        rows.append(row)
+        click.echo(row, err=True)
+        write_results(name, about, rows, began)
 
 
 if __name__ == "__main__":
