@@ -4,7 +4,7 @@
     python -m benchmarks.studies.network.channels MODEL DATA --input-size 64 --train TRAIN --operations 0.5
 
 Some images are fitted on; function norm and top-1 are on others. Widths and ranks are multiples of the same number, and
-operations are equal within one per cent where that can be. Every network is evaluated as it is cut, and again after what
+operations are equal within one per cent where that can be. Every network is evaluated as cut, and again after what
 needs no training: refits of hidden channels, reconstruction of low rank, new batch-norm statistics for torch-pruning.
 With --train the better of the two, on check images, is fine-tuned towards the original's outputs. With --orders the
 single-group losses of three orders are compared as well: by elimination, by pivoted QR of the channels' values, and by
@@ -321,7 +321,7 @@ def main(
         "multiple": multiple,
         "macs": count_macs(network, images.batch([0]))[0],
         "output_energy": study.test_norm.output_energy,
-        "top1_original": study.judge(network).get("top1"),
+        "top1_original": study.evaluate(network).get("top1"),
         "torch_pruning": version("torch-pruning"),
         "orders": study.orders() if orders else [],
     }
