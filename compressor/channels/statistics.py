@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from compressor.data.images import ImageSet
 from compressor.network.hooks import OutputPositions, batches, sample_positions, watching
 from compressor.network.statistics import (
-    GRADIENT_BATCH_SIZE,
     MAX_INPUTS,
     RunningMoments,
     projected_gradients,
@@ -180,7 +179,7 @@ def output_gradients(
     """
     modules = [model.get_submodule(name) for name in names]
     sums = {name: _GradientSums() for name in names}
-    for index, gradient in projected_gradients(model, modules, images, device, seed, GRADIENT_BATCH_SIZE):
+    for index, gradient in projected_gradients(model, modules, images, device, seed):
         sums[names[index]].add(gradient, 1 if isinstance(modules[index], nn.Conv2d) else gradient.dim() - 1)
     return {name: total.finish() for name, total in sums.items()}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
-from compressor.failures import blaming, explain_shortage
+from compressor.failures import blaming
 from compressor.network.architectures import known_architecture, published_transform, shapes_of
 from compressor.network.checkpoints.beside import describe_rest
 from compressor.network.checkpoints.building import build_matched, fit_channels, image_size
@@ -43,6 +43,7 @@ from compressor.network.checkpoints.pickled import (
     without_wrappers,
 )
 from compressor.network.checkpoints.reading import read_checkpoint
+from compressor.network.inputs import count_outputs, first_channels, run_outputs
 from compressor.text import first_line, join_words
 
 IMAGENET_CLASSES = 1000
@@ -365,44 +366,3 @@ def adopt_module(module: nn.Module, path: Path, arch: str | None, notes: list[st
     notes.append(f"{name} is no classifier of torchvision: 224-pixel images, unless --input-size says otherwise")
     transform = fit_channels(Transform(), first_channels(model), notes)
     return LoadedModel(name.lower(), count_outputs(module, path), model, transform, notes)
-
-
-def first_channels(model: nn.Module) -> int:
-    """How many channels the first convolution takes; 3 for networks without one."""
-    convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-    return next((conv.in_channels for conv in convs), 3)
-
-
-def run_outputs(model: nn.Module, transform: Transform, path: Path) -> int:
-    """The number of outputs for one image; where the network does not take it, that of its last layer.
-
-    `transform` has the size and channels of the image; `path` is for errors.
-
-    Raises:
-        InputError: it has no linear or convolutional layer.
-    """
-    example = torch.zeros(1, len(transform.mean), transform.input_size, transform.input_size)
-    try:
-        with torch.inference_mode():
-            outputs = model(example)
-    except Exception as error:  # the user's own code; the size is checked once it is known
-        if shortage := explain_shortage(error):
-            raise shortage from error
-        return count_outputs(model, path)
-    return outputs.shape[-1] if isinstance(outputs, Tensor) and outputs.ndim else count_outputs(model, path)
-
-
-def count_outputs(module: nn.Module, path: Path) -> int:
-    """The width of a network's last conv or linear layer.
-
-    Raises:
-        InputError: it has none.
-    """
-    widths = [
-        layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
-        for layer in module.modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
-    ]
-    if not widths:
-        raise InputError(f"{path} holds a {type(module).__name__} without a linear or convolutional layer")
-    return widths[-1]

@@ -1,9 +1,13 @@
-"""Whether a network takes inputs of a shape, said before long work and in one sentence."""
+"""What a network takes and gives: said before long work and in one sentence where that does not fit."""
 
-from torch import Tensor, inference_mode, nn
+from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
+from compressor.data.transforms import Transform
 from compressor.errors import InputError
-from compressor.failures import blaming
+from compressor.failures import blaming, explain_shortage
 
 
 def require_input_fits(model: nn.Module, example: Tensor) -> None:
@@ -17,10 +21,51 @@ def require_input_fits(model: nn.Module, example: Tensor) -> None:
         InputError: the network fails on it, or returns something else than a tensor.
     """
     what = f"the network cannot take inputs of shape {' x '.join(map(str, example.shape))}"
-    with blaming(lambda reason: InputError(f"{what} ({reason}): see --input-size")), inference_mode():
+    with blaming(lambda reason: InputError(f"{what} ({reason}): see --input-size")), torch.inference_mode():
         outputs = model(example)
     if not isinstance(outputs, Tensor):
         raise InputError(
             f"the network returns a {type(outputs).__name__} where one tensor of outputs is expected: give one that "
             "returns the classes' scores alone, for example by --arch module:function"
         )
+
+
+def first_channels(model: nn.Module) -> int:
+    """How many channels the first convolution takes; 3 for networks without one."""
+    convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return next((conv.in_channels for conv in convs), 3)
+
+
+def run_outputs(model: nn.Module, transform: Transform, path: Path) -> int:
+    """The number of outputs for one image; where the network does not take it, that of its last layer.
+
+    `transform` has the size and channels of the image; `path` is for errors.
+
+    Raises:
+        InputError: it has no linear or convolutional layer.
+    """
+    example = torch.zeros(1, len(transform.mean), transform.input_size, transform.input_size)
+    try:
+        with torch.inference_mode():
+            outputs = model(example)
+    except Exception as error:  # the user's own code; the size is checked once it is known
+        if shortage := explain_shortage(error):
+            raise shortage from error
+        return count_outputs(model, path)
+    return outputs.shape[-1] if isinstance(outputs, Tensor) and outputs.ndim else count_outputs(model, path)
+
+
+def count_outputs(module: nn.Module, path: Path) -> int:
+    """The width of a network's last conv or linear layer.
+
+    Raises:
+        InputError: it has none.
+    """
+    widths = [
+        layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+    ]
+    if not widths:
+        raise InputError(f"{path} holds a {type(module).__name__} without a linear or convolutional layer")
+    return widths[-1]

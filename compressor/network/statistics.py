@@ -255,15 +255,14 @@ def _sum_gradients(
 ) -> dict[str, RunningMoments]:
     """Sums over the gradients of random combinations of the outputs at every position of the layers' outputs."""
     sums = {layer.name: RunningMoments(layer.num_groups) for layer in layers}
-    size = fitting_with_gradients(model, images.batch([0]).to(device), GRADIENT_BATCH_SIZE)
     modules = [layer.module for layer in layers]
-    for index, gradient in projected_gradients(model, modules, images, device, seed, size):
+    for index, gradient in projected_gradients(model, modules, images, device, seed):
         sums[layers[index].name].add(_as_rows(layers[index].module, gradient))
     return sums
 
 
 def projected_gradients(
-    model: nn.Module, modules: Sequence[nn.Module], images: ImageSet, device: torch.device, seed: int, size: int
+    model: nn.Module, modules: Sequence[nn.Module], images: ImageSet, device: torch.device, seed: int
 ) -> Iterator[tuple[int, Tensor]]:
     """Yields the gradients of random +-1 combinations of the network's outputs by the outputs of modules.
 
@@ -273,12 +272,12 @@ def projected_gradients(
         images: of which GRADIENT_IMAGES are used, with NUM_PROJECTIONS combinations for each.
         device: of the network.
         seed: of the combinations.
-        size: images at once.
 
     Yields:
         The index in `modules` and a gradient, in the shape of the output of one call.
     """
     some = images.subset(range(min(GRADIENT_IMAGES, len(images))))
+    size = fitting_with_gradients(model, some.batch([0]).to(device), GRADIENT_BATCH_SIZE)
     generator = torch.Generator().manual_seed(derived_seed(seed, Stream.SIGNS))
     calls: list[tuple[int, Tensor]] = []
 

@@ -1,8 +1,8 @@
 """Names of strangers, in files, folders and checkpoints: no terminal acts on them, and nothing is lost by them."""
 
 import os
-import subprocess
 import random
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
