@@ -78,7 +78,7 @@ def test_whole_modules_with_wrappers_of_parts(tmp_path):
     around = Around()
     around.module = original.layer1.module
     original.layer1 = around
-    assert "test_kinds.Around, which is not run" in refusal(save(original, tmp_path / "m.pt"))
+    assert "kinds.Around, which is not run" in refusal(save(original, tmp_path / "m.pt"))
 
 
 # --- Several networks in one file --------------------------------------------------------------------------

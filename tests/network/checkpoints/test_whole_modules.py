@@ -72,11 +72,11 @@ def with_own_forward():
 UNKNOWN_CODE = {
     "normalized": (lambda: nn.Sequential(Normalize([0.5] * 3, [0.5] * 3), network()), "Sequential(Normalize, ResNet)"),
     "softmax": (lambda: nn.Sequential(network(), nn.Softmax(1)), "Sequential(ResNet, Softmax)"),
-    "around": (lambda: {"model": Around()}, "test_kinds.Around"),
-    "subclass": (Doubled, "test_kinds.Doubled"),
+    "around": (lambda: {"model": Around()}, "kinds.Around"),
+    "subclass": (Doubled, "test_whole_modules.Doubled"),
     "traced": (lambda: torch.fx.symbolic_trace(Around()), "torch.fx.graph_module.reduce_graph_module"),
-    "hook": (with_hook, "test_kinds.double"),
-    "part": (with_own_part, "test_kinds.ReLU"),
+    "hook": (with_hook, "test_whole_modules.double"),
+    "part": (with_own_part, "test_whole_modules.ReLU"),
     "forward": (with_own_forward, "torchvision.models.resnet.ResNet"),
 }
 
