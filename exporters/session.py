@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from compressor.errors import InputError, VerificationError
 from compressor.failures import explain_shortage
 from compressor.text import first_line, join_words
-from exporters.strangers import require_sound
+from exporters.runtimes.strangers import require_sound
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,8 +27,8 @@ from compressor.report.formatting import format_percent, format_plural, format_p
 from compressor.text import join_words
 from exporters.providers import CPU, PROVIDERS, available_providers, explain_absence
 from exporters.runtimes.registry import ONNX_RUNTIME, RUNTIMES
+from exporters.runtimes.strangers import require_sound
 from exporters.session import open_session
-from exporters.strangers import require_sound
 
 AUTO = "auto"
 MIN_ROUNDS = 200  # ten sessions of twenty

@@ -16,7 +16,7 @@ GZIP_FORMAT = 31  # zlib's window bits for a gzip header, which then carries no 
 
 def list_parts(path: Path) -> list[Path]:
     """The file, and for an ONNX file those beside it that hold its weights (external data)."""
-    from exporters.strangers import external_files
+    from exporters.runtimes.strangers import external_files
 
     path, parts = Path(path), []
     if path.suffix == ".onnx":

@@ -2,7 +2,7 @@
 
 A graph may loop without end, ask for all memory or crash the runtime; in a process of its own it does so alone.
 
-    python -m exporters.strangers FILE SIDE
+    python -m exporters.runtimes.strangers FILE SIDE
 
 loads the file and runs it on one input of zeros, with SIDE pixels where it leaves its sides open.
 """
@@ -75,7 +75,7 @@ def require_sound(path: Path, side: int | None = None) -> None:
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
             raise InputError(f"{path} is larger than an ONNX file can be")
-    command = python_command("exporters.strangers", path, side or MAX_SIDE)
+    command = python_command("exporters.runtimes.strangers", path, side or MAX_SIDE)
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS_ALLOWED)
     except subprocess.TimeoutExpired as error:
