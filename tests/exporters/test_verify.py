@@ -237,7 +237,7 @@ def test_the_exit_code_of_verify_tells_whether_files_are_the_same(
     assert invoke("bocompress", "verify", exported, changed, *options, "--tolerance", 1).exit_code == 0
     missing = invoke("bocompress", "verify", tmp_path / "none.onnx", exported, *options)
     assert missing.exit_code == 2
-    assert missing.stderr == f"error: there is no file {tmp_path / 'none.onnx'}\n"
+    assert missing.stderr == f"error: cannot read {tmp_path / 'none.onnx'}: No such file or directory\n"
 
 
 def write_other(path: Path, shape: list[int | str], kind: type = np.float32, outputs: int = 1) -> Path:

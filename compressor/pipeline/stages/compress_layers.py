@@ -24,6 +24,7 @@ from compressor.search.settings import SearchSettings
 
 SEARCH_KEYS = {field.name for field in fields(SearchSettings)}
 Gamma = Annotated[float, Field(ge=1e-12, le=1e12)]
+Patterns = Annotated[tuple[Annotated[str, Field(strict=True)], ...], Field(strict=False)]  # lists in TOML
 
 
 class CompressSpec(StageSpec):
@@ -35,8 +36,8 @@ class CompressSpec(StageSpec):
 
     kind: Literal["compress"]
     of: Literal["all", "conv", "linear"] = "all"
-    layers: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
+    layers: Patterns = ()
+    skip: Patterns = ()
     method: MethodChoice = "auto"
     gamma: Gamma | None = None
     target_ratio: float | None = Field(default=None, gt=0, lt=1)
