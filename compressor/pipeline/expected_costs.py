@@ -5,10 +5,15 @@ the original's take; the factors below were measured on ResNet-18 (docs/method/p
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
+from compressor.channels.groups import ChannelGroup
+from compressor.factorization.registry import CHANNELS
 from compressor.network.layers import FoundLayer, compressible
+from compressor.network.statistics import MAX_INPUTS
+from compressor.pipeline.channels.found import groups_to_search
 from compressor.pipeline.context import Context
 from compressor.remaining import ExpectedStage
 
@@ -17,6 +22,9 @@ TRIAL_PASSES = 20  # of an image, for the choice of a layer's method and factors
 GRADIENT_PASSES = 450  # of the gradients' second moments, all layers together
 DECOMPOSITIONS = 6.0  # n^3 multiply-accumulates for n inputs of a layer: all candidates
 REFITS = 6.0  # likewise, of a layer's reconstruction
+COMPARISON_PASSES = (600, 200)  # of an image, of ranks with channels before these are ordered and after
+CHANNEL_CHECKS = 3  # ridges of a reader's refit that are tried, each on the check images
+CHECK_PASSES = 100
 SEARCH_OVERHEAD = 0.5  # seconds of the Gaussian process, an evaluation
 NETWORKS_OF_DROP = 3  # built and measured to meet --max-drop
 EXPORT_SECONDS, EXPORT_PASSES = 15.0, 300.0  # of a file, and of its verification
@@ -37,8 +45,11 @@ def expected_costs(context: Context, seconds_per_image: float) -> list[ExpectedS
     search = [passes * seconds_per_image + SEARCH_OVERHEAD] * evaluations
     by_drop = settings.target is not None and settings.target.kind == "drop"
     built = _reconstruction(context, layers, seconds_per_image)
+    groups = groups_to_search(context)
+    built = [*_refits(context, groups, seconds_per_image), *built]
     stages = [
         _factorization(context, layers, seconds_per_image),
+        *_ordering(context, groups, seconds_per_image),
         ExpectedStage("searching ranks", search, may_end_early=True),
     ]
     stages += [*built, ExpectedStage("searching ranks", [sum(search) / 2])] * (NETWORKS_OF_DROP - 1) if by_drop else []
@@ -65,6 +76,38 @@ def _factorization(context: Context, layers: Sequence[FoundLayer], seconds_per_i
     before = 2 * len(context.calibration) + GRADIENT_PASSES if len(context.calibration) else 0
     steps = [passes * seconds_per_image for passes in factorization_passes(context, layers)]
     return ExpectedStage("factorizing layers", steps, before * seconds_per_image)
+
+
+def _ordering(context: Context, groups: Sequence[ChannelGroup], seconds_per_image: float) -> list[ExpectedStage]:
+    """What it takes to put hidden channels in order, and to compare them with ranks."""
+    if not groups:
+        return []
+    macs = max(1, sum(layer.macs for layer in context.layers))
+    steps = [DECOMPOSITIONS * _elimination_macs(context, group) / macs * seconds_per_image for group in groups]
+    before = (len(context.calibration) + GRADIENT_PASSES) * seconds_per_image
+    ordering = ExpectedStage("ordering channels", steps, before)
+    if context.settings.method == CHANNELS:
+        return [ordering]
+    first, second = (
+        ExpectedStage("comparing channels with ranks", [passes * seconds_per_image]) for passes in COMPARISON_PASSES
+    )
+    return [first, ordering, second]
+
+
+def _elimination_macs(context: Context, group: ChannelGroup) -> float:
+    readers: list[Any] = [context.original.get_submodule(name) for name in group.reader_names]
+    inputs = [reader.weight[0].numel() for reader in readers]
+    return float(sum((count if count <= MAX_INPUTS else group.num_units) ** 3 for count in inputs))
+
+
+def _refits(context: Context, groups: Sequence[ChannelGroup], seconds_per_image: float) -> list[ExpectedStage]:
+    """What refits of all readers take; groups that keep their channels need none."""
+    if not (context.settings.recalibrate and groups):
+        return []
+    passes = 2 * len(context.calibration) + CHANNEL_CHECKS * CHECK_PASSES
+    readers = {name for group in groups for name in group.reader_names}
+    steps = [passes * seconds_per_image] * len(readers)
+    return [ExpectedStage("refitting to the channels left", steps, may_end_early=True)]
 
 
 def _reconstruction(context: Context, layers: Sequence[FoundLayer], seconds_per_image: float) -> list[ExpectedStage]:
