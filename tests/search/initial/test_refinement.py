@@ -10,6 +10,7 @@ import torch
 
 from compressor.arrays import Ranks
 from compressor.errors import InputError
+from compressor.files import append_line, read_lines
 from compressor.search.evaluation.journal import Journal
 from compressor.search.initial.sensitivity import linear_sensitivities, measure_sensitivities
 from compressor.search.objective import Objective
@@ -19,6 +20,7 @@ from compressor.search.target.target import SearchTarget
 from tests.search.initial.networks import NUM_IMAGES, Blocked, Net, compressible_net, linear_net
 
 GAMMA = 2.0  # of the searches, times the energy of the outputs
+HEADER = {"journal_version": 1}
 
 
 def make_search(
@@ -57,19 +59,27 @@ def test_another_target_is_reached_by_gauss_newton_steps(asked: tuple[float, flo
     assert [row.source for row in record.history].count("refinement") > 1
 
 
-def test_a_step_leads_to_a_plan_that_is_no_worse_and_resumes_midway(tmp_path: Path) -> None:
+def test_steps_lead_to_plans_that_are_no_worse_on_average() -> None:
+    """Delta is 0.1, and a search sees eight images at a time: single ones may well be worse by half of that."""
+    net = Net(compressible_net())
+    every, objective = np.arange(NUM_IMAGES), Objective(GAMMA / net.norm.output_energy)
+    found: dict[bool, list[float]] = {True: [], False: []}
+    num_refined = 0
+    for seed in range(6):
+        for linearize, values in found.items():
+            plan, sources, _ = run_search(net, Journal(), linearize, seed=seed)
+            assert linearize or "refinement" not in sources
+            num_refined += "refinement" in sources
+            loss = np.array(net.evaluate(plan, every).mean)
+            values.append(float(objective.value(loss, net.space.ratio(plan[None])[0])))
+    assert num_refined
+    assert np.mean(found[True]) >= np.mean(found[False]) - 0.01
+
+
+def test_a_search_with_steps_resumes_midway(tmp_path: Path) -> None:
     net = Net(compressible_net())
     path = tmp_path / "search.jsonl"
-    ranks, sources, passes = run_search(net, Journal.open(path, {}), seed=2)
-    plain, plain_sources, _ = run_search(net, Journal(), linearize=False, seed=2)
-    assert "refinement" in sources
-    assert "refinement" not in plain_sources
-    every, objective = np.arange(NUM_IMAGES), Objective(GAMMA / net.norm.output_energy)
-    before, after = (
-        float(objective.value(np.array(net.evaluate(plan, every).mean), net.space.ratio(plan[None])[0]))
-        for plan in (plain, ranks)
-    )
-    assert after >= before - 0.01
+    ranks, sources, passes = run_search(net, Journal.open(path, HEADER), seed=2)
     whole = path.read_text()
     lines = whole.splitlines(keepends=True)
     assert "sensitivities" in lines[1]
@@ -79,7 +89,7 @@ def test_a_step_leads_to_a_plan_that_is_no_worse_and_resumes_midway(tmp_path: Pa
     assert racings == list(range(racings[0], len(lines)))
     for kept in (1, 2, steps[0], steps[0] + 1, steps[0] + 2, racings[0], racings[0] + 3, len(lines)):
         path.write_text("".join(lines[:kept]))
-        again = run_search(net, Journal.open(path, {}, resume=True), seed=2)
+        again = run_search(net, Journal.open(path, HEADER, resume=True), seed=2)
         assert again[0].tolist() == ranks.tolist()
         assert again[1:] == (sources, passes)
         assert path.read_text() == whole
@@ -87,22 +97,22 @@ def test_a_step_leads_to_a_plan_that_is_no_worse_and_resumes_midway(tmp_path: Pa
 
 def test_a_search_with_more_to_spend_goes_on(tmp_path: Path) -> None:
     net, path = Net(compressible_net()), tmp_path / "search.jsonl"
-    _, record = make_search(net, Journal.open(path, {})).run()
+    _, record = make_search(net, Journal.open(path, HEADER)).run()
     whole = path.read_text()
     assert record.evaluations > 5
     for budget in range(3, record.evaluations):
-        run_search(net, Journal.open(path, {}), max_evaluations=budget)
+        run_search(net, Journal.open(path, HEADER), max_evaluations=budget)
         assert path.read_text() != whole
-        run_search(net, Journal.open(path, {}, resume=True))
+        run_search(net, Journal.open(path, HEADER, resume=True))
         assert path.read_text() == whole, "further evaluations replace the final racing of the shorter run"
 
 
 def test_the_final_racing_is_not_evaluated_again(tmp_path: Path) -> None:
     net, path = Net(compressible_net()), tmp_path / "search.jsonl"
-    ranks, *others = run_search(net, Journal.open(path, {}))
+    ranks, *others = run_search(net, Journal.open(path, HEADER))
     whole = path.read_text()
     with mock.patch.object(net, "evaluate", side_effect=AssertionError):
-        again, *same = run_search(net, Journal.open(path, {}, resume=True))
+        again, *same = run_search(net, Journal.open(path, HEADER, resume=True))
     assert again.tolist() == ranks.tolist()
     assert same == others
     assert path.read_text() == whole
@@ -128,10 +138,11 @@ def test_where_the_network_is_linear_the_model_gives_the_measured_sensitivities(
 
 def test_a_step_of_another_search_is_refused(tmp_path: Path) -> None:
     net, path = Net(compressible_net()), tmp_path / "search.jsonl"
-    run_search(net, Journal.open(path, {}))
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    run_search(net, Journal.open(path, HEADER))
+    rows = read_lines(path, "journal").rows
     step = next(row for row in rows if "step_from" in row)
     step["step_from"][0] += 1
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for number, row in enumerate(rows):
+        append_line(path, row, first=number == 0)
     with pytest.raises(InputError, match="departs from this search"):
-        run_search(net, Journal.open(path, {}, resume=True))
+        run_search(net, Journal.open(path, HEADER, resume=True))
