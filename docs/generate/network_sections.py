@@ -78,7 +78,8 @@ def channels(study: Study) -> str:
     trained = any("tuned" in row for row in study["rows"])
     tuned = (
         f" Fine-tuned: the better of the two on other images, {study['epochs']} epochs towards the original's outputs "
-        f"on {study['train_images']:,} training images, batch norms fixed, the same schedule for all."
+        f"on {study['train_images']:,} training images, a fifth of which say what epoch is kept (0: none is better), "
+        f"with fixed batch norms and the same schedule for all."
         if trained
         else ""
     )
@@ -104,6 +105,8 @@ def channels(study: Study) -> str:
         **{f"L, {STAGES[stage]}": partial(_channel_norm, stage, study["output_energy"]) for stage in stages},
         **{f"top-1, {STAGES[stage]}": partial(_channel_top1, stage) for stage in stages},
     }
+    if trained:
+        columns["epoch kept"] = lambda r: str(r["tuned"]["kept_epoch"]) if "tuned" in r else ""
     rows = sorted(reached, key=lambda r: (-r["share"], list(REMOVED).index(r["scope"]), CRITERIA.index(r["criterion"])))
     title = f"{study['study']}: hidden channels, low rank and torch-pruning at equal operations"
     return section(title, about, table(columns, rows), *_unreached(study["rows"]))
@@ -112,7 +115,7 @@ def channels(study: Study) -> str:
 def _channel_norm(stage: str, energy: float, row: Row) -> str:
     if stage not in row:
         return ""
-    return f"{row[stage]['function_norm'] / energy:.3f} ± {row[stage]['stderr'] / energy:.3f}"
+    return f"{row[stage]['function_norm'] / energy:.4f} ± {row[stage]['stderr'] / energy:.4f}"
 
 
 def _channel_top1(stage: str, row: Row) -> str:

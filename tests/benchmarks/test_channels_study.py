@@ -113,3 +113,5 @@ def test_every_way_has_a_row_and_earlier_ones_are_kept(model: nn.Module, images:
     left = list(missing(rows, [0.8, 0.1]))
     assert len(left) == 2 * len(WAYS) - 4
     assert set(wanted).isdisjoint(left)
+    del rows[0]["tuned"]
+    assert next(missing(rows, [0.8], [0.8])) == (0.8, HIDDEN)

@@ -239,11 +239,18 @@ def numbered(images: ImageSet, synsets: Path | None) -> ImageSet:
     return replace(images, labels=torch.tensor([order.index(file.split("/")[0]) for file in images.files]))
 
 
-def missing(rows: Sequence[dict[str, Any]], operations: Sequence[float]) -> Iterator[tuple[float, Way]]:
-    """The shares of the operations and ways that have no row yet, way by way."""
-    known = {(row["share"], row["way"], row["criterion"], row["scope"]) for row in rows}
+def key(row: dict[str, Any]) -> tuple[float, Way]:
+    """The share of the operations and the way that a row is of."""
+    return row["share"], Way(row["way"], row["criterion"], row["scope"])
+
+
+def missing(
+    rows: Sequence[dict[str, Any]], operations: Sequence[float], tuned: Sequence[float] = ()
+) -> Iterator[tuple[float, Way]]:
+    """The shares of the operations and ways that have no row yet, or none that is fine-tuned where one should be."""
+    known = {key(row) for row in rows if "tuned" in row or "operations" not in row or row["share"] not in tuned}
     for way in WAYS:
-        yield from ((share, way) for share in operations if (share, way.name, way.criterion, way.scope) not in known)
+        yield from ((share, way) for share in operations if (share, way) not in known)
 
 
 def run(
@@ -327,8 +334,9 @@ def main(
     }
     rows, began = earlier_rows(name, add, began)
     tuning = Tuning(training, tune_at or operations, epochs) if training else None
-    for row in run(study, list(missing(rows, operations)), passes, tuning):
-        rows.append(row)
+    wanted = list(missing(rows, operations, tuning.shares if tuning else ()))
+    for row in run(study, wanted, passes, tuning):
+        rows = [*(earlier for earlier in rows if key(earlier) != key(row)), row]
         click.echo(row, err=True)
         write_results(name, about, rows, began)
 

@@ -235,7 +235,7 @@ def test_without_images_methods_compete_with_the_weights_factors(subject: Subjec
 
 
 @pytest.mark.parametrize("method", ["tucker", "cp", "interpolative"])
-def test_a_method_asked_for_has_no_rivals(subject: Subject, method: Any) -> None:
+def test_a_method_asked_for_has_no_competitors(subject: Subject, method: Any) -> None:
     layers = compressible(find_layers(subject.model, subject.calibration.batch([0]), method=method))
     found = subject.run(layers=layers, competitors=competing_methods("auto+cp"))
     assert (found["0"].layer.method, found["0"].kind, found["0"].trials) == (method, "activation", {})
