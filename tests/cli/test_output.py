@@ -62,7 +62,7 @@ def test_a_disk_that_is_full(invoke, tiny_checkpoint, digit_images, tmp_path, li
         result = invoke("bocompress", *arguments, "--out", out)
     assert result.exit_code == 2
     assert culprit in the_sentence(result.stderr)
-    assert {path.name for path in out.iterdir()} == whole
+    assert {path.name for path in out.glob("*")} == whole
 
 
 def test_a_disk_that_is_full_during_the_search(invoke, tiny_checkpoint, digit_images, tmp_path):
