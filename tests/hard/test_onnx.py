@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.errors import BocompressError, InputError
-from exporters.runtimes import strangers
+from exporters import strangers
 from exporters.strangers import external_files, require_sound
 from tests.hard.mutations import mutate_bytes
 from tests.hard.test_parsers import FEW, try_all
