@@ -351,5 +351,5 @@ def test_closed_streams_and_names_that_are_no_utf8_lose_nothing(tiny: list[str],
     stdout, _ = process.communicate(timeout=600)
     assert process.returncode in (0, 3)
     assert (out / "report.html").exists()
-    assert "m\\xff.pt" in (out / "report.json").read_text()
+    assert "m\\\\xff.pt" in (out / "report.json").read_text()
     assert stdout.splitlines()[-1] == str(out / "model.onnx")  # to the byte, for scripts
