@@ -1,4 +1,7 @@
-"""A network with fewer hidden channels: narrowed, its readers refitted front to back, each step kept if it helps."""
+"""A network with fewer hidden channels: narrowed, its readers refitted front to back, each step kept if it helps.
+
+What a step does to the function norm is computed behind the last cut before the reader, see `compressor.network.replay`.
+"""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -26,6 +29,7 @@ from compressor.channels.refitting import (
 from compressor.channels.statistics import MAX_ROWS, SplitMoments
 from compressor.data.images import ImageSet
 from compressor.fidelity.function_norm import FunctionNorm
+from compressor.network.replay import Cuts, Replay
 from compressor.network.statistics import chunks
 
 # Pull towards the present weight, as a share of the inputs' mean variance: a weak one where images tell the weights, a
@@ -74,6 +78,7 @@ class Reduction:
     seed: int = 0
     on_step: Callable[[int, str], None] = lambda count, text: None
     steps: list[RefitStep] = field(default_factory=list)
+    _checked: Replay | None = field(default=None, init=False)
 
     @property
     def groups(self) -> list[ChannelGroup]:
@@ -86,11 +91,15 @@ class Reduction:
         kept = kept_outputs(self.original, self.groups, _kept(self.factors, widths))
         readers = readers_in_order(self.original, self.groups, self.calibration.batch([0]).to(self.device))
         readers = readers[self._first_changed(widths, readers) :]
-        for chunk in [chunk for _ in range(passes) for chunk in chunks(readers, self._row_bytes)]:
-            wanted = wanted_rows(self.original, chunk, self.calibration, self.device, self.seed)
-            for reader in chunk:
-                moments = moments_of(network, reader, wanted[reader.name], self.calibration, kept.get(reader.name))
-                self._refit(network, reader, moments)
+        for _ in range(passes):
+            cuts = Cuts(network, [reader.name for reader in readers], self.check.images.batch([0]).to(self.device))
+            self._checked = Replay(cuts, self.check.images, self.device)
+            for chunk in chunks(readers, self._row_bytes):
+                wanted = wanted_rows(self.original, chunk, self.calibration, self.device, self.seed)
+                for reader in chunk:
+                    moments = moments_of(network, reader, wanted[reader.name], self.calibration, kept.get(reader.name))
+                    self._checked.advance(network, reader.name)
+                    self._refit(network, reader, moments)
         return network
 
     def _row_bytes(self, reader: Reader) -> int:
@@ -130,7 +139,9 @@ class Reduction:
         self.on_step(len(self.steps), f"{reader.name}, function norm {min(before, after):.4g}")
 
     def _loss(self, network: nn.Module) -> float:
-        return self.check.losses(network, np.arange(len(self.check.images))).mean
+        assert self._checked is not None
+        outputs = self._checked.outputs(network)
+        return float(self.check.compare(outputs, torch.arange(len(outputs))).mean())
 
     def _state(self, network: nn.Module, reader: Reader) -> list[Any]:
         module: Any = network.get_submodule(reader.name)
