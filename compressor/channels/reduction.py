@@ -1,6 +1,6 @@
 """A network with fewer hidden channels: narrowed, its readers refitted front to back, each step kept if it helps.
 
-What a step does to the function norm is computed behind the last cut before the reader, see `compressor.network.replay`.
+What a step does to the function norm is computed behind the last cut before the reader (`compressor.network.replay`).
 """
 
 import copy
