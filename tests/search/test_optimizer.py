@@ -10,6 +10,7 @@ import pytest
 from compressor.arrays import Ranks
 from compressor.errors import InputError
 from compressor.fidelity.losses import Losses
+from compressor.files import append_line, read_lines
 from compressor.search.evaluation.journal import Journal
 from compressor.search.initial.allocation import NUM_REALLOCATIONS
 from compressor.search.objective import Objective
@@ -176,13 +177,14 @@ def test_resuming_goes_on_as_if_nothing_had_happened(tmp_path: Path, share: floa
 
 def test_a_journal_that_departs_from_the_search_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "search.jsonl"
-    Problem().search(Journal.open(path, {}), seed=1, max_evaluations=3)
-    lines = path.read_text().splitlines(keepends=True)
-    row = json.loads(lines[2])
-    row["ranks"][0] += 1
-    path.write_text("".join([*lines[:2], json.dumps(row) + "\n"]))
+    header = {"seed": 1}
+    Problem().search(Journal.open(path, header), seed=1, max_evaluations=3)
+    rows = read_lines(path, "journal").rows[:3]
+    rows[2]["ranks"][0] += 1
+    for number, row in enumerate(rows):
+        append_line(path, row, first=number == 0)
     with pytest.raises(InputError, match="departs from this search at evaluation 1"):
-        Problem().search(Journal.open(path, {}, resume=True), seed=1, max_evaluations=3)
+        Problem().search(Journal.open(path, header, resume=True), seed=1, max_evaluations=3)
 
 
 def test_a_plan_is_evaluated_once_on_a_small_pool() -> None:
