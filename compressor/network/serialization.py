@@ -7,6 +7,7 @@ decomposition.
 
 import copy
 import json
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ def load_network(original: nn.Module, path: Path) -> nn.Module:
     ):
         for name, description in json.loads(texts["layers"]).items():
             network = replace_layer(network, name, build_module(description))
-        network.load_state_dict(weights)
+        state = OrderedDict(weights)
+        state._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]  # MNASNet asks for its version
+        network.load_state_dict(state)
     device = next((value.device for value in original.parameters()), torch.device("cpu"))
     return network.to(device).eval().requires_grad_(False)
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torchvision.models import mnasnet0_5
 
 from compressor.errors import InputError
 from compressor.factorization.records import Method
@@ -41,6 +42,13 @@ def _metadata(path: Path) -> dict[str, str]:
 
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata())
+
+
+def test_a_network_that_asks_for_its_version_is_put_together_again(tmp_path: Path) -> None:
+    original = mnasnet0_5(num_classes=4).eval()
+    save_network(original, original, tmp_path / "network.safetensors")
+    found = load_network(original, tmp_path / "network.safetensors")
+    assert all(torch.equal(value, found.state_dict()[name]) for name, value in original.state_dict().items())
 
 
 def test_a_file_of_another_network_is_refused(network: nn.Module, tmp_path: Path) -> None:
