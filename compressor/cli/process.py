@@ -55,7 +55,7 @@ def _interrupted_by_signals() -> Iterator[None]:
     """
     handled = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, _interrupt) for number in handled}
-    hook = sys.unraisablehook
+    hook, to_come = sys.unraisablehook, list[threading.Timer]()
 
     def raise_again(swallowed: Any) -> None:
         if not isinstance(swallowed.exc_value, Interrupted):
@@ -63,6 +63,7 @@ def _interrupted_by_signals() -> Iterator[None]:
         number = swallowed.exc_value.args[0]
         again = threading.Timer(SECONDS_UNTIL_AGAIN, os.kill, (os.getpid(), number))
         again.daemon = True
+        to_come.append(again)
         return again.start()
 
     sys.unraisablehook = raise_again
@@ -70,6 +71,8 @@ def _interrupted_by_signals() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = hook
+        for again in to_come:  # a signal after the end would meet whoever handled it before us
+            again.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
 
