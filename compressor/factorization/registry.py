@@ -7,9 +7,10 @@ serve the command line and the report, and an entry loads its class when it firs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
 from math import prod
 from typing import TYPE_CHECKING, Any
+
+from compressor.lazy import load_named
 
 if TYPE_CHECKING:
     from compressor.factorization.base import Factors, Layer
@@ -48,8 +49,7 @@ class Factorization:
         """The class of its factors."""
         if not isinstance(self.implementation, str):
             return self.implementation
-        module, _, name = self.implementation.partition(":")
-        found: type[Factors] = getattr(import_module(module), name)
+        found: type[Factors] = load_named(self.implementation)
         return found
 
     @property

@@ -4,8 +4,9 @@ A new one is a file beside this one and an entry here, which is loaded on first 
 without loading any.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from compressor.lazy import load_named
 
 if TYPE_CHECKING:
     from exporters.runtimes.base import Runtime
@@ -23,6 +24,5 @@ def open_runtime(name: str) -> "Runtime":
     entry = RUNTIMES[name]
     if not isinstance(entry, str):
         return entry
-    module, _, attribute = entry.partition(":")
-    runtime: Runtime = getattr(import_module(module), attribute)()
+    runtime: Runtime = load_named(entry)()
     return runtime

@@ -5,8 +5,9 @@ the command line reads the names without loading scipy.
 """
 
 from collections.abc import Callable
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from compressor.lazy import load_named
 
 if TYPE_CHECKING:
     from compressor.arrays import Ranks
@@ -37,7 +38,6 @@ def make_acquisition(name: str, posterior: "Posterior", incumbent: "Ranks", delt
     """
     factory = ACQUISITIONS[name]
     if isinstance(factory, str):
-        module, _, attribute = factory.partition(":")
-        factory = getattr(import_module(module), attribute)
+        factory = load_named(factory)
     made: AcquisitionFunction = factory(posterior, incumbent, delta)
     return made
