@@ -4,9 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from compressor.errors import InputError
 from compressor.factorization.records import FactorKind, Method
-from compressor.files import append_line, cut_lines, read_lines, require_same_header
+from compressor.files import append_line, continue_lines, read_lines
 from compressor.schema import Record
 
 VERSION_KEY = "factors_version"
@@ -67,11 +66,4 @@ def _read(path: Path, header: Mapping[str, Any]) -> list[ChoiceRow] | None:
     found = read_lines(path, WHAT)
     if not found.rows:
         return None
-    require_same_header(path, found.rows[0], header, VERSION_KEY)
-    try:
-        rows = [ChoiceRow.model_validate(row) for row in found.rows[1:]]
-    except ValueError as error:
-        raise InputError(f"{path} is not a {WHAT}; choose another --out") from error
-    if found.rest:
-        cut_lines(path, found.offsets[-1])
-    return rows
+    return continue_lines(path, WHAT, found, header, VERSION_KEY, ChoiceRow.model_validate)

@@ -2,12 +2,12 @@
 
 from compressor.files.checksums import (
     append_line,
+    continue_lines,
     cut_lines,
     is_sealed,
     line_of,
     read_lines,
     read_sealed,
-    require_same_header,
     write_sealed,
 )
 from compressor.files.folders import (
@@ -26,6 +26,7 @@ __all__ = [
     "append_line",
     "check_folder",
     "claim_folder",
+    "continue_lines",
     "cut_lines",
     "is_sealed",
     "line_of",
@@ -42,7 +43,6 @@ __all__ = [
     "remove_leftovers",
     "replace_files_when_whole",
     "replace_when_whole",
-    "require_same_header",
     "require_writable",
     "scratch_folder",
     "user_cache_dir",

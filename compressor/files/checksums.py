@@ -4,15 +4,16 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from compressor.errors import InputError
 from compressor.files.reading import read_bytes, read_json
 from compressor.files.writing import write_text
 
+T = TypeVar("T")
 KEY = "checksum"
 DIGITS = 32
 LINE_END = re.compile(rb', "checksum": "([0-9a-f]{32})"}\n')
@@ -133,6 +134,37 @@ def _row(text: bytes, path: Path, what: str) -> dict[str, Any]:
     return row
 
 
+def continue_lines(
+    path: Path,
+    what: str,
+    found: Lines,
+    header: Mapping[str, Any],
+    version_key: str,
+    validate: Callable[[dict[str, Any]], T],
+) -> list[T]:
+    """The rows of a journal that a run goes on with; a line that was cut off is removed.
+
+    Args:
+        path: the journal.
+        what: it is, for errors.
+        found: its lines, the header among them.
+        header: what a run would write now.
+        version_key: under which both have the version of the journal.
+        validate: makes a row; raises ValueError where it cannot be one.
+
+    Raises:
+        InputError: it is of another version, of other settings or inputs, or holds a row that cannot be one.
+    """
+    _require_same_header(path, found.rows[0], header, version_key)
+    try:
+        rows = [validate(row) for row in found.rows[1:]]
+    except ValueError as error:
+        raise InputError(f"{path} is not a {what}; choose another --out") from error
+    if found.rest:
+        cut_lines(path, found.offsets[-1])
+    return rows
+
+
 def cut_lines(path: Path, size_bytes: int) -> None:
     """Leave out what is behind so many bytes, the end of a line.
 
@@ -145,7 +177,7 @@ def cut_lines(path: Path, size_bytes: int) -> None:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def require_same_header(path: Path, stored: Mapping[str, Any], header: Mapping[str, Any], version_key: str) -> None:
+def _require_same_header(path: Path, stored: Mapping[str, Any], header: Mapping[str, Any], version_key: str) -> None:
     """Check that a journal's first line is what a run would write now.
 
     Raises:

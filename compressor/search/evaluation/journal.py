@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, model_validator
 from compressor.arrays import Ranks
 from compressor.errors import InputError
 from compressor.fidelity.losses import Losses
-from compressor.files import append_line, cut_lines, line_of, read_lines, require_same_header
+from compressor.files import append_line, continue_lines, cut_lines, line_of, read_lines
 from compressor.schema import Record
 from compressor.search.evaluation.history import RACING
 
@@ -271,13 +271,7 @@ def _read(path: Path, header: dict[str, Any]) -> tuple[list[AnyRow], list[int]]:
             raise InputError(f"{path} is not a {WHAT}; choose another --out")
         append_line(path, header, first=True)  # the earlier run stopped in its first line
         return [], []
-    require_same_header(path, found.rows[0], header, VERSION_KEY)
-    try:
-        rows: list[AnyRow] = [ANY_ROW.validate_python(row) for row in found.rows[1:]]
-    except ValueError as error:
-        raise InputError(f"{path} is not a {WHAT}; choose another --out") from error
-    if found.rest:
-        cut_lines(path, found.offsets[-1])
+    rows = continue_lines(path, WHAT, found, header, VERSION_KEY, ANY_ROW.validate_python)
     return rows, found.offsets[1:-1]
 
 
