@@ -155,7 +155,6 @@ def note_on_size(files: Sequence[Path], transform: "Transform", arch: str) -> li
     Returns:
         The sentence, or nothing.
     """
-
     from compressor.data.pixels import open_image
     from compressor.files import open_regular
 

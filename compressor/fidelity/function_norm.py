@@ -92,6 +92,10 @@ class FunctionNorm:
         outputs = self.outputs(network, chosen)
         return Losses(indices, self.compare(outputs, chosen), flips=self._flips(outputs, chosen))
 
+    def of_outputs(self, outputs: Tensor) -> float:
+        """The function norm of a network's outputs (n, num_outputs) on all images, in their order."""
+        return float(self.compare(outputs, torch.arange(len(outputs))).mean())
+
     def compare(self, outputs: Tensor, indices: Tensor) -> NDArray[np.float64]:
         """Squared distances (m,) of `outputs` (m, num_outputs) to the original's on the images `indices` (m,)."""
         differences = outputs - self.targets[indices.to(self.targets.device)]

@@ -5,14 +5,13 @@ the original's take; the factors below were measured on ResNet-18 (docs/method/p
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from compressor.channels.groups import ChannelGroup
 from compressor.factorization.registry import CHANNELS
 from compressor.network.layers import FoundLayer, compressible
-from compressor.network.statistics import MAX_INPUTS
+from compressor.pipeline.channels.factors import moment_sizes
 from compressor.pipeline.channels.found import groups_to_search
 from compressor.pipeline.context import Context
 from compressor.remaining import ExpectedStage
@@ -23,8 +22,7 @@ GRADIENT_PASSES = 450  # of the gradients' second moments, all layers together
 DECOMPOSITIONS = 6.0  # n^3 multiply-accumulates for n inputs of a layer: all candidates
 REFITS = 6.0  # likewise, of a layer's reconstruction
 COMPARISON_PASSES = (600, 200)  # of an image, of ranks with channels before these are ordered and after
-CHANNEL_CHECKS = 3  # ridges of a reader's refit that are tried, each on the check images
-CHECK_PASSES = 100
+CHECK_PASSES = 300  # of an image, for the ridges that a reader's refit tries
 SEARCH_OVERHEAD = 0.5  # seconds of the Gaussian process, an evaluation
 NETWORKS_OF_DROP = 3  # built and measured to meet --max-drop
 EXPORT_SECONDS, EXPORT_PASSES = 15.0, 300.0  # of a file, and of its verification
@@ -83,7 +81,8 @@ def _ordering(context: Context, groups: Sequence[ChannelGroup], seconds_per_imag
     if not groups:
         return []
     macs = max(1, sum(layer.macs for layer in context.layers))
-    steps = [DECOMPOSITIONS * _elimination_macs(context, group) / macs * seconds_per_image for group in groups]
+    products = [sum(size**3 for size in moment_sizes(context, group)) for group in groups]
+    steps = [DECOMPOSITIONS * count / macs * seconds_per_image for count in products]
     before = (len(context.calibration) + GRADIENT_PASSES) * seconds_per_image
     ordering = ExpectedStage("ordering channels", steps, before)
     if context.settings.method == CHANNELS:
@@ -94,17 +93,11 @@ def _ordering(context: Context, groups: Sequence[ChannelGroup], seconds_per_imag
     return [first, ordering, second]
 
 
-def _elimination_macs(context: Context, group: ChannelGroup) -> float:
-    readers: list[Any] = [context.original.get_submodule(name) for name in group.reader_names]
-    inputs = [reader.weight[0].numel() for reader in readers]
-    return float(sum((count if count <= MAX_INPUTS else group.num_units) ** 3 for count in inputs))
-
-
 def _refits(context: Context, groups: Sequence[ChannelGroup], seconds_per_image: float) -> list[ExpectedStage]:
     """What refits of all readers take; groups that keep their channels need none."""
     if not (context.settings.recalibrate and groups):
         return []
-    passes = 2 * len(context.calibration) + CHANNEL_CHECKS * CHECK_PASSES
+    passes = 2 * len(context.calibration) + CHECK_PASSES
     readers = {name for group in groups for name in group.reader_names}
     steps = [passes * seconds_per_image] * len(readers)
     return [ExpectedStage("refitting to the channels left", steps, may_end_early=True)]

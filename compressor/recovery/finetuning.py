@@ -162,7 +162,7 @@ class FineTuning:
         """The epoch's row, with loss and function norm on the check images; what is not finite becomes null."""
         every = torch.arange(len(self.check))
         outputs = self._check_norm.outputs(self._network, every)
-        norm = float(self._check_norm.compare(outputs, every).mean())
+        norm = self._check_norm.of_outputs(outputs)
         loss = norm / self._check_norm.output_energy
         if self.settings.by == "labels":
             assert self.check.labels is not None

@@ -118,8 +118,7 @@ class Reconstruction:
         )
 
     def _loss(self) -> float:
-        every = torch.arange(len(self.check.images))
-        return float(self.check.compare(self._checked.outputs(self.network), every).mean())
+        return self.check.of_outputs(self._checked.outputs(self.network))
 
     def _example(self) -> Tensor:
         return self.calibration.batch([0]).to(self.device)

@@ -127,9 +127,13 @@ class _Comparison:
         of_channels = {name: losses / margin for name, losses in of_channels.items()}
         self._of_ranks = self._of_ranks or self._measure_ranks()
         blocks = [
-            Block([group for group in block if group.name in factors], _only(self._sizes, names), of_channels, of_ranks)
+            Block(
+                groups=[group for group in block if group.name in factors],
+                sizes=_only(self._sizes, names),
+                of_channels=of_channels,
+                of_ranks=_only(self._of_ranks, names),
+            )
             for block, names in self._blocks
-            for of_ranks in [_only(self._of_ranks, names)]
         ]
         found: list[ChannelGroup] = []
         for block, chosen in zip(blocks, choose(blocks, self._price, self._limit), strict=True):

@@ -31,11 +31,12 @@ def order_channels(context: Context, groups: Sequence[ChannelGroup]) -> dict[str
     return found
 
 
+def moment_sizes(context: Context, group: ChannelGroup) -> list[int]:
+    """The rows of the second moments of each reader: its inputs, or where these are many the group's units."""
+    readers: list[Any] = [context.original.get_submodule(name) for name in group.reader_names]
+    inputs: list[int] = [reader.weight[0].numel() for reader in readers]
+    return [count if count <= MAX_INPUTS else group.num_units for count in inputs]
+
+
 def _group_bytes(context: Context, group: ChannelGroup) -> int:
-    return sum(_moment_bytes(context, group, name) for name in group.reader_names)
-
-
-def _moment_bytes(context: Context, group: ChannelGroup, name: str) -> int:
-    reader: Any = context.original.get_submodule(name)
-    inputs = reader.weight[0].numel()
-    return BYTES_PER_PRODUCT * int(inputs if inputs <= MAX_INPUTS else group.num_units) ** 2
+    return sum(BYTES_PER_PRODUCT * size**2 for size in moment_sizes(context, group))
