@@ -121,9 +121,8 @@ def runtimes(study: Study) -> str:
         f"ONNX Runtime {old}": lambda r: f"{r['old']:.0e}",
         f"OpenVINO {study['openvino_version']}": lambda r: f"{r['openvino']:.0e}",
     }
-    failures = [f"- {row['arch']} failed: {row['failed']}" for row in rows if "failed" in row]
     title = f"{study['study']}: files for old runtimes and for others"
-    return section(title, about, table(columns, passed), *failures)
+    return section(title, about, table(columns, passed), *_failures(study))
 
 
 def coverage(study: Study) -> str:
@@ -147,12 +146,11 @@ def coverage(study: Study) -> str:
         "MACs ratio": lambda r: f"{r['macs_compressed'] / r['macs']:.3f}",
         "export check": lambda r: f"{r['export_check']:.0e}",
     }
-    failures = [f"- {row['arch']} failed: {row['failed']}" for row in study["rows"] if "failed" in row]
     return section(
         f"{study['study']}: torchvision's classifiers at half of every break-even rank",
         about,
         table(columns, passed),
-        *failures,
+        *_failures(study),
     )
 
 
@@ -173,7 +171,10 @@ def coverage_channels(study: Study) -> str:
         "MACs ratio": lambda r: f"{r['macs_compressed'] / r['macs']:.3f}",
         "export check": lambda r: f"{r['export_check']:.0e}",
     }
-    failures = [f"- {row['arch']} failed: {row['failed']}" for row in study["rows"] if "failed" in row]
     return section(
-        f"{study['study']}: fewer hidden channels in every classifier", about, table(columns, passed), *failures
+        f"{study['study']}: fewer hidden channels in every classifier", about, table(columns, passed), *_failures(study)
     )
+
+
+def _failures(study: Study) -> list[str]:
+    return [f"- {row['arch']} failed: {row['failed']}" for row in study["rows"] if "failed" in row]

@@ -1,4 +1,6 @@
-"""A small network and images that it labels."""
+"""A small network, images that it labels, and runs that measure nothing."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -6,6 +8,14 @@ from torch import nn
 
 from compressor.data.batches import from_batches
 from compressor.data.images import ImageSet
+from tests.unmeasured import without_measuring
+
+
+@pytest.fixture(scope="module")
+def unmeasured() -> Iterator[None]:
+    """Export and latency are other tests', and take most of a small run's time."""
+    with without_measuring():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Calibration and recalibration within the whole job: who sees which images, and what the report says of it."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,10 @@ from compressor.pipeline.stages import cost
 from compressor.pipeline.stages.factorize import Decomposer
 from compressor.pipeline.state import CompressedModel, Decomposed
 from compressor.search.optimizer import SearchSettings
-from tests.unmeasured import without_measuring
 
 SEARCH = SearchSettings(max_evaluations=6, samples=8, seed=1)
+
+pytestmark = pytest.mark.usefixtures("unmeasured")
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +51,6 @@ def network() -> nn.Module:
 def images() -> ImageSet:
     torch.manual_seed(1)
     return from_batches([nn.functional.interpolate(torch.randn(100, 3, 3, 3) + 0.5, size=8, mode="bilinear")], 100)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unmeasured() -> Iterator[None]:
-    """Export and latency are other tests', and take most of a small run's time."""
-    with without_measuring():
-        yield
 
 
 @pytest.fixture(scope="module")

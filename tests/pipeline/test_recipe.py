@@ -1,7 +1,7 @@
 """Recipes: what may stand in one, and stages that go on where they were stopped."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +27,6 @@ from compressor.report.records import Report
 from compressor.search.optimizer import Search, SearchSettings
 from tests.browser import PHONE_WIDTH, on_a_phone, run_browser
 from tests.cli.outcomes import listing, the_sentence
-from tests.unmeasured import without_measuring
 
 SMALL = """
 [[stage]]
@@ -64,11 +63,7 @@ fraction = 0.2
 """
 SETTINGS = Settings(search=SearchSettings(max_evaluations=3, samples=8, certificate="pointwise", seed=1), gamma=0.5)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def unmeasured() -> Iterator[None]:
-    with without_measuring():
-        yield
+pytestmark = pytest.mark.usefixtures("unmeasured")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Whole runs that remove hidden channels: what is delivered, planned, applied again, resumed and refused."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,10 @@ from compressor.pipeline.recipe import parse_recipe
 from compressor.pipeline.settings import Target
 from compressor.pipeline.state import CompressedModel
 from tests.pipeline.channels.networks import make_images, make_network, make_settings
-from tests.unmeasured import without_measuring
 
 GROUPS = {"2.expand": 48, "3.conv1": 16, "3.conv2": 12, "6": 24}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def unmeasured() -> Iterator[None]:
-    """Export and latency are other tests'."""
-    with without_measuring():
-        yield
+pytestmark = pytest.mark.usefixtures("unmeasured")
 
 
 @pytest.fixture(scope="module")

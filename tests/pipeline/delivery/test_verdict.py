@@ -1,7 +1,7 @@
 """A destroyed network or a missed target ends as no success, and what is named then would do."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,16 +21,11 @@ from compressor.pipeline.delivery.verdict import make_verdict
 from compressor.pipeline.settings import Settings
 from compressor.pipeline.state import CompressedModel
 from compressor.search.settings import SearchSettings
-from tests.unmeasured import without_measuring
 
 SEARCH = SearchSettings(max_evaluations=12, samples=8, seed=1)
 QUICK = ("--trust-pickle", "--input-size", "32", "--max-evaluations", "6", "--samples", "8", "--calibration", "0")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def unmeasured() -> Iterator[None]:
-    with without_measuring():
-        yield
+pytestmark = pytest.mark.usefixtures("unmeasured")
 
 
 @pytest.fixture(scope="module")

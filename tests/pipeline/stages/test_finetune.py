@@ -1,6 +1,6 @@
 """Fine-tuning within the whole job: which images it sees, what the report says, and what is refused at once."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,11 +22,12 @@ from compressor.report.page import render_report
 from compressor.report.records import Report
 from compressor.search.optimizer import SearchSettings
 from tests.cli.outcomes import listing, the_sentence
-from tests.unmeasured import without_measuring
 
 SEARCH = SearchSettings(max_evaluations=4, samples=8, certificate="pointwise", seed=1)
 TUNE = TuneSettings(epochs=2, learning_rate=0.003, batch_size=8)
 SETTINGS = Settings(search=SEARCH, tune=TUNE, gamma=1.0, prune_fraction=0.2)
+
+pytestmark = pytest.mark.usefixtures("unmeasured")
 
 
 @pytest.fixture(scope="module")
@@ -40,23 +41,6 @@ def network() -> nn.Module:
         nn.Flatten(),
         nn.Linear(64, 10),
     ).eval()
-
-
-@pytest.fixture(scope="module")
-def images(network: nn.Module) -> ImageSet:
-    """Labelled by the network itself, so that it is always right."""
-    torch.manual_seed(1)
-    inputs = nn.functional.interpolate(torch.randn(120, 3, 3, 3) + 0.5, size=8, mode="bilinear")
-    with torch.inference_mode():
-        labels = network(inputs).argmax(1)
-    return from_batches([(inputs, labels.clone())], 120)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unmeasured() -> Iterator[None]:
-    """Export and latency are other tests'."""
-    with without_measuring():
-        yield
 
 
 @pytest.fixture(scope="module")
