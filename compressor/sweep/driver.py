@@ -34,6 +34,7 @@ from compressor.version import VERSION
 from compressor.workers.registry import DEFAULT_BACKEND, make_backend
 
 SECONDS_BETWEEN_TABLES = 10.0
+MAX_WRITING_SHARE = 0.05  # of the time of a large sweep
 WORKERS_HERE = ("loky", "multiprocessing")
 
 
@@ -101,7 +102,7 @@ class _Sweep:
     settings: SweepSettings
     progress: Progress
     began: float = field(default_factory=time.monotonic)
-    written: float = field(default_factory=time.monotonic)
+    next_table: float = field(default_factory=lambda: time.monotonic() + SECONDS_BETWEEN_TABLES)
     failures: dict[str, str] = field(default_factory=dict)
     rows: dict[str, list[SweepRow]] = field(default_factory=dict)
 
@@ -150,7 +151,7 @@ class _Sweep:
         self.rows[job.name] = rows
         self.progress.log(f"{job.name}: {_describe(rows[0])}, {format_duration(outcome.seconds)}")
         self._stage.update(self.done, self._remaining())
-        if time.monotonic() - self.written > SECONDS_BETWEEN_TABLES:
+        if time.monotonic() > self.next_table:
             self._write()
 
     def _remaining(self) -> str:
@@ -174,11 +175,13 @@ class _Sweep:
         )
 
     def _write(self) -> None:
+        began = time.monotonic()
         record = self.record()
         write_text(self.out / TABLE, as_csv(record.rows))
         write_text(self.out / RECORD, record.model_dump_json(indent=1) + "\n")
         write_page(record, self.out / PAGE)
-        self.written = time.monotonic()
+        took = time.monotonic() - began
+        self.next_table = began + took + max(SECONDS_BETWEEN_TABLES, took / MAX_WRITING_SHARE)
 
 
 def _describe(row: SweepRow) -> str:

@@ -64,9 +64,13 @@ def draw_front(rows: Sequence[SweepRow], labelled: bool, axis: _Axis) -> str:
         axes.set_xscale("log")
         if not labelled:
             axes.set_yscale("log")
-        for number, model in enumerate(models):
-            _draw_model(axes, [row for row in shown if row.model == model], number, len(models), labelled, axis)
-        _draw_fronts(axes, shown, labelled, axis)
+        if len(models) > MAX_LEGEND:
+            _draw_points(axes, shown, 0, f"{len(models)} models", labelled, axis)
+        else:
+            for number, model in enumerate(models):
+                _draw_model(axes, [row for row in shown if row.model == model], number, labelled, axis)
+        if labelled or len(models) <= MAX_LEGEND:
+            _draw_fronts(axes, shown, labelled, axis)
         _format(axes, labelled)
         add_legend(axes)
         return to_inline_svg(axes, f"{_ylabel(labelled)} against {axis.name} of {len(shown)} files")
@@ -83,8 +87,21 @@ def _height(row: SweepRow, labelled: bool) -> float | None:
     return 100 * (1 - loss) if labelled else 100 * max(loss, 1e-6)
 
 
-def _draw_model(axes: Axes, rows: Sequence[SweepRow], number: int, count: int, labelled: bool, axis: _Axis) -> None:
-    """The files of a model, hollow where they are int8, and the original as a cross where it has a place."""
+def _draw_model(axes: Axes, rows: Sequence[SweepRow], number: int, labelled: bool, axis: _Axis) -> None:
+    """The files of a model, and the original as a cross where it has a place."""
+    style = _draw_points(axes, rows, number, _name(rows[0].model), labelled, axis)
+    place, top1 = axis.original(rows[0]), rows[0].original_top1
+    if labelled and top1 is not None and place:
+        axes.plot([place], [100 * top1], **(style | {"marker": "+", "markersize": 9}))
+
+
+def _draw_points(
+    axes: Axes, rows: Sequence[SweepRow], number: int, label: str, labelled: bool, axis: _Axis
+) -> dict[str, Any]:
+    """Files as marks, hollow where they are int8; gives the style, which follows from the number.
+
+    Its arguments are what the points are, and where they go.
+    """
     style: dict[str, Any] = {
         "color": LIGHT[_COLOURS[number % len(_COLOURS)]],
         "marker": _MARKERS[(number + number // len(_COLOURS)) % len(_MARKERS)],
@@ -92,15 +109,11 @@ def _draw_model(axes: Axes, rows: Sequence[SweepRow], number: int, count: int, l
         "markersize": 5,
         "alpha": 0.9,
     }
-    label = _name(rows[0].model) if count <= MAX_LEGEND else ""
     for precision, group in groupby(sorted(rows, key=lambda row: row.precision), lambda row: row.precision):
-        same = list(group)
-        points = [(axis.value(row), _height(row, labelled)) for row in same]
+        points = [(axis.value(row), _height(row, labelled)) for row in group]
         axes.plot(*zip(*points, strict=True), fillstyle=_PRECISION_FILL.get(precision, "full"), **style)
-    axes.plot([], [], label=label or "_", **style)
-    place, top1 = axis.original(rows[0]), rows[0].original_top1
-    if labelled and top1 is not None and place:
-        axes.plot([place], [100 * top1], **(style | {"marker": "+", "markersize": 9}))
+    axes.plot([], [], label=label, **style)
+    return style
 
 
 def _name(model: str) -> str:

@@ -16,6 +16,7 @@ from compressor.sweep import figures
 from compressor.sweep.records import SweepRecord, SweepRow
 
 TEMPLATES = Path(__file__).parent / "templates"
+MAX_LISTED = 1000  # rows in all; sweep.csv has the others
 MAX_SHOWN = 40  # rows; beyond them the table shows the fronts, and all others when it is opened
 _FILTERS = {"duration": formatting.format_duration, "plural": formatting.format_plural}
 
@@ -51,8 +52,10 @@ def render_page(record: SweepRecord) -> str:
         record=record,
         heading=describe_sweep(record),
         pictures=_draw(record),
+        has_fronts=record.labelled or len({row.model for row in files}) <= figures.MAX_LEGEND,
         lines=[line_of(row, record.labelled) for row in (files if few else best)],
-        all_lines=[] if few else [line_of(row, record.labelled) for row in files],
+        all_lines=[] if few else [line_of(row, record.labelled) for row in files[:MAX_LISTED]],
+        count=len(files),
         failed=[row for row in record.rows if row.state == "failed"],
         missed=_first_of_jobs([row for row in record.rows if row.state == "no success"]),
         waiting=sum(row.state == "waiting" for row in record.rows),

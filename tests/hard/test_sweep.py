@@ -4,11 +4,10 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,13 +37,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A sweep of six jobs on two workers, and its seconds."""
-    folder, began = tmp_path_factory.mktemp("sweep") / "out", time.monotonic()
+def undisturbed(models: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of six jobs on two workers."""
+    folder = tmp_path_factory.mktemp("sweep") / "out"
     code, said = finish(start([*SWEEP, *models, *OPTIONS, *GAMMAS, "--workers", "2", "--out", str(folder)]))
     assert code in (0, 3), said
     assert len([*folder.glob("net*")]) == 6
-    return folder, time.monotonic() - began
+    return folder
 
 
 def require_same(out: Path, expected: Path) -> None:
@@ -59,26 +58,23 @@ def require_same(out: Path, expected: Path) -> None:
 
 
 def test_a_sweep_that_is_killed_four_times_ends_as_if_nothing_had_happened(
-    models: list[str], undisturbed: tuple[Path, float], tmp_path: Path, tally: Tally
+    models: list[str], undisturbed: Path, tmp_path: Path, tally: Tally
 ) -> None:
-    rng, (expected, seconds) = random.Random(0), undisturbed
+    rng = random.Random(0)
     command = [*SWEEP, *models, *OPTIONS, *GAMMAS, "--workers", "2", "--resume", "--out", str(tmp_path / "out")]
-    kills = 0
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         process = start(command)
-        time.sleep(rng.uniform(0.2, 0.45) * seconds)
-        kills += process.poll() is None
-        with suppress(ProcessLookupError):
-            process.kill()  # its workers, and their jobs, notice by themselves
-        finish(process)
+        wait_for_files(tmp_path / "out", "net*/report.html" if kill else "net*/search.jsonl", kill or 1, process)
+        time.sleep(rng.uniform(0.0, 1.0))
+        process.kill()  # its workers, and their jobs, notice by themselves
+        assert finish(process)[0] == -signal.SIGKILL
     code, said = finish(start(command))
     assert code in (0, 3), said
-    require_same(tmp_path / "out", expected)
+    require_same(tmp_path / "out", undisturbed)
     record = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert {row["state"] for row in record["rows"]} <= {"done", "no success"}
     assert len(record["rows"]) == 6
     tally("sweeps killed four times", tried=1, refused=0, right=1)
-    assert kills == KILLS
 
 
 @pytest.mark.parametrize(("backend", "number"), [("loky", signal.SIGTERM), ("threading", signal.SIGINT)])
@@ -87,7 +83,7 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on_and_leaves_no_job(
 ) -> None:
     out = tmp_path / "out"
     process = start([*SWEEP, *models, *OPTIONS, *GAMMAS, "--workers", "2", "--backend", backend, "--out", str(out)])
-    wait_for_job(out, process)
+    wait_for_files(out, "net*/search.jsonl", 1, process)
     os.kill(process.pid, number)
     code, said = finish(process)
     assert code == 128 + number, said
@@ -101,8 +97,8 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on_and_leaves_no_job(
     assert not processes_of(process.pid)
 
 
-def wait_for_job(out: Path, process: subprocess.Popen[str]) -> None:
-    while not [*out.glob("net*/search.jsonl")]:
+def wait_for_files(out: Path, pattern: str, count: int, process: subprocess.Popen[str]) -> None:
+    while len([*out.glob(pattern)]) < count:
         assert process.poll() is None, finish(process)
         time.sleep(0.1)
 
@@ -121,70 +117,11 @@ def jobs_of(out: Path) -> list[str]:
 # --- clusters ---
 
 
-def free_port() -> int:
-    with socket.socket() as opened:
-        opened.bind(("127.0.0.1", 0))
-        return int(opened.getsockname()[1])
-
-
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[str]:
-    """The address of a real cluster of Ray, of one machine with two processors."""
-    port = free_port()
-    ray = str(Path(sys.executable).with_name("ray"))
-    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-    begin = [ray, "start", "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block"]
-    process = subprocess.Popen(
-        [*begin, "--node-ip-address=127.0.0.1", "--disable-usage-stats"],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        wait_for_port(port, process)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-@pytest.fixture(scope="module")
-def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a real cluster of Dask: a scheduler and two workers, each a process started on its own."""
-    port, folder = free_port(), tmp_path_factory.mktemp("dask")
-    dask = str(Path(sys.executable).with_name("dask"))
-    address = f"tcp://127.0.0.1:{port}"
-    quiet = {"cwd": folder, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    scheduler = subprocess.Popen(
-        [dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet
-    )
-    wait_for_port(port, scheduler)
-    worker = [dask, "worker", address, "--nthreads", "1", "--no-dashboard", "--memory-limit", "0"]
-    workers = [subprocess.Popen(worker, **quiet) for _ in range(2)]
-    try:
-        yield address
-    finally:
-        for process in (*workers, scheduler):
-            process.terminate()
-            process.wait(60)
-
-
-def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.args
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"nothing listens on port {port}")
-
-
 @pytest.mark.parametrize("backend", ["ray", "dask"])
 def test_a_real_cluster_gives_the_same_jobs(
     backend: str,
     models: list[str],
-    undisturbed: tuple[Path, float],
+    undisturbed: Path,
     tmp_path: Path,
     request: pytest.FixtureRequest,
     tally: Tally,
@@ -198,18 +135,18 @@ def test_a_real_cluster_gives_the_same_jobs(
     assert "error: broken-gamma-0.5-seed-0: " in said
     assert "Traceback" not in said
     (tmp_path / "out" / "net0-gamma-0.5-seed-0" / "plan.json").stat()
-    require_same(tmp_path / "out", undisturbed[0])
+    require_same(tmp_path / "out", undisturbed)
     tally(f"jobs by a cluster of {backend.capitalize()}", tried=3, refused=1, right=2)
 
 
 @pytest.mark.parametrize("backend", ["ray", "dask"])
 def test_a_cluster_that_the_sweep_starts_itself(
-    backend: str, models: list[str], undisturbed: tuple[Path, float], tmp_path: Path
+    backend: str, models: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
     where = ["--backend", backend, "--workers", "2", "--out", str(tmp_path / "out")]
     code, said = finish(start([*SWEEP, *models[:2], *OPTIONS, "--gammas", "0.1", *where]))
     assert code in (0, 3), said
-    require_same(tmp_path / "out", undisturbed[0])
+    require_same(tmp_path / "out", undisturbed)
     assert not jobs_of(tmp_path / "out")
 
 
