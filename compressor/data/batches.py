@@ -39,7 +39,7 @@ def from_batches(batches: Iterable[object], limit: int) -> ImageSet:
         raise InputError("the batches hold no inputs")
     known = [y for y in labels if y is not None]
     return ImageSet(
-        data=torch.cat(inputs),
+        held=torch.cat(inputs),
         source=f"{taken} inputs given from Python",
         labels=torch.cat(known) if len(known) == len(labels) else None,
     )

@@ -13,6 +13,7 @@ import numpy as np
 from compressor.arrays import Array
 from compressor.channels.groups import ChannelGroup
 from compressor.channels.unfitted import unfitted_channels
+from compressor.cost.memory import release_memory
 from compressor.cost.size import count_params
 from compressor.cost.tables import FLOAT_BYTES
 from compressor.factorization.base import Factors, JointFactors
@@ -79,6 +80,7 @@ def compare_with_channels(
     with context.progress.stage("comparing channels with ranks"):
         images = context.calibration.subset(range(min(SPREAD_IMAGES, len(context.calibration))))
         promising = comparison.choose(unfitted_channels(context.original, groups, images, context.device), PROMISING)
+    release_memory()
     ordered = order_channels(context, promising) if promising else {}
     with context.progress.stage("comparing channels with ranks"):
         chosen = comparison.choose(ordered)
@@ -123,6 +125,7 @@ class _Comparison:
             return []
         groups = [group for block, _ in self._blocks for group in block if group.name in factors]
         widths = [[max(1, round(share * group.num_units)) for share in SHARES] for group in groups]
+        release_memory()
         of_channels = self._single_losses(groups, factors, widths)
         of_channels = {name: losses / margin for name, losses in of_channels.items()}
         self._of_ranks = self._of_ranks or self._measure_ranks()
