@@ -97,9 +97,9 @@ test-wheel: $(READY)  ## build the wheel, install it into a clean environment, a
 	cd $(WHEEL) && venv/bin/bocompress demo demo
 	test -s $(WHEEL)/demo/compressed/model.onnx && test -s $(WHEEL)/demo/compressed/report.html
 
-audit: $(READY)  ## known vulnerabilities of the installed dependencies, by pip-audit (asks the network)
+audit: $(READY)  ## known vulnerabilities of the installed dependencies, by pip-audit (asks its database)
 	$(BIN)/python -c 'import pip_audit' 2>/dev/null || $(BIN)/python -m pip install --quiet 'pip-audit>=2.9'
-	$(BIN)/python -m pip_audit --local --skip-editable
+	$(BIN)/python -m pip_audit --strict --local --skip-editable
 
 lint: $(READY)  ## ruff, mypy and the import order
 	$(BIN)/ruff check .

@@ -109,6 +109,8 @@ class _Sweep:
     def __post_init__(self) -> None:
         stored = read_jobs(self.out)
         require_same(stored, self.given)
+        if self.settings.resume and not stored:
+            self.progress.log(f"note: nothing to resume in {self.out}: the sweep begins anew")
         self.jobs = stored | {job.name: job for job in self.given}
         self.to_do = [job for job in self.given if not is_finished(self.out / job.name)]
         self.done = len(self.given) - len(self.to_do)
@@ -147,7 +149,11 @@ class _Sweep:
         """Add what came of a job."""
         self.done += 1
         job = self.jobs[outcome.name]
-        rows = rows_of(job, self.out / job.name, outcome.sentence or None)
+        folder = self.out / job.name
+        failure = outcome.sentence or (
+            None if is_finished(folder) else f"ended without a report: see {log_of(self.out, job.name)}"
+        )
+        rows = rows_of(job, folder, failure)
         self.rows[job.name] = rows
         self.progress.log(f"{job.name}: {_describe(rows[0])}, {format_duration(outcome.seconds)}")
         self._stage.update(self.done, self._remaining())
@@ -186,7 +192,7 @@ class _Sweep:
 
 def _describe(row: SweepRow) -> str:
     """What came of a job, in a line."""
-    if row.state in ("failed", "waiting"):
+    if row.state == "failed":
         return f"failed: {row.reason}"
     share = (row.file_bytes or 0) / row.original_bytes if row.original_bytes else 1.0
     lost = f"{format_percent(row.relative_norm or 0.0)} of the output energy lost"

@@ -6,10 +6,13 @@ own here, which come back one by one and begin anew elsewhere.
 
 import contextlib
 import os
-from collections.abc import Sequence
+import secrets
+import socket
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from compressor.children import safe_children
 from compressor.files import scratch_folder
@@ -17,6 +20,9 @@ from compressor.text import first_line
 from compressor.workers.backend import ClusterBackend, Prepare, Task, cannot_use, not_sendable, worker_died
 
 QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+SECONDS_TO_CONNECT = 10
+TOKEN = "RAY_AUTH_TOKEN"
+OWN_VARIABLES = (TOKEN, "RAY_AUTH_MODE")  # Ray sets the second where a cluster of its own begins
 MAX_SOCKET_FOLDER = 40  # characters; names of sockets below it may have 107 in all
 
 
@@ -68,7 +74,9 @@ class RayBackend(ClusterBackend):
             return
         # Ray's workers look for modules in the folder that the driver is in: an empty one.
         folder = held.enter_context(scratch_folder())
-        options = {"address": self._address} if self._address else self._local(folder)
+        if self._address is not None:
+            _require_answer(self._address)
+        options = {"address": self._address} if self._address else self._local(folder, held)
         empty = folder / "empty"
         empty.mkdir()
         held.callback(self._ray.shutdown)
@@ -76,10 +84,13 @@ class RayBackend(ClusterBackend):
             with safe_children(), contextlib.chdir(empty):
                 self._ray.init(**options, **QUIET)
         except Exception as error:  # ConnectionError, RuntimeError, ValueError: whatever an address may lead to
-            raise cannot_use("ray", first_line(error)) from error
+            hint = "" if self._address is None else "; RAY_AUTH_MODE=token is for clusters that want a token"
+            raise cannot_use("ray", first_line(error) + hint) from error
 
-    def _local(self, folder: Path) -> dict[str, Any]:
-        """A cluster of its own, whatever RAY_ADDRESS says, which leaves nothing behind."""
+    def _local(self, folder: Path, held: ExitStack) -> dict[str, Any]:
+        """A cluster of its own, whatever RAY_ADDRESS says, with a token of its own, which leaves nothing behind."""
+        held.callback(_restore_environment, {name: os.environ.get(name) for name in OWN_VARIABLES})
+        os.environ[TOKEN] = secrets.token_hex(32)  # else Ray keeps one in the user's home
         short = {"_temp_dir": str(folder)} if len(str(folder)) <= MAX_SOCKET_FOLDER else {}
         return {"address": "local", "num_cpus": self._count or os.cpu_count(), "_node_ip_address": "127.0.0.1", **short}
 
@@ -113,6 +124,23 @@ class RayBackend(ClusterBackend):
         for handle in handles:
             with contextlib.suppress(Exception):  # they are over, or the cluster is
                 self._ray.cancel(handle, force=True)
+
+
+def _restore_environment(before: Mapping[str, str | None]) -> None:
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+def _require_answer(address: str) -> None:
+    """Raise InputError where nothing listens at host:port or ray://host:port; Ray would try for minutes."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        if place.hostname and place.port:
+            socket.create_connection((place.hostname, place.port), SECONDS_TO_CONNECT).close()
+    except (OSError, ValueError) as error:
+        raise cannot_use("ray", f"nothing answers at {address}: {first_line(error)}") from error
 
 
 def _call(task: Task, *arguments: Any) -> Any:

@@ -1,6 +1,8 @@
 """Real clusters of Ray and Dask on this machine, each started as people start theirs."""
 
+import importlib
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -20,21 +22,29 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[str]:
-    """The address of a real cluster of Ray, of one machine with two processors."""
+    """The address of a real cluster of Ray, of one machine with two processors, and with a token of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        yield from start_ray()
+
+
+def start_ray() -> Iterator[str]:
     port = free_port()
     ray = str(Path(sys.executable).with_name("ray"))
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     begin = [ray, "start", "--head", f"--port={port}", "--num-cpus=2", "--include-dashboard=false", "--block"]
     process = subprocess.Popen(
-        [*begin, "--node-ip-address=127.0.0.1", "--disable-usage-stats"],
+        [*begin, "--disable-usage-stats"],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        wait_for_port(port, process)
-        yield f"127.0.0.1:{port}"
+        address = importlib.import_module("ray.util").get_node_ip_address()  # Ray takes localhost for that, too
+        wait_for_port(address, port, process)
+        yield f"{address}:{port}"
     finally:
         process.terminate()
         process.wait(60)
@@ -50,7 +60,7 @@ def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     scheduler = subprocess.Popen(
         [dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"], **quiet
     )
-    wait_for_port(port, scheduler)
+    wait_for_port("127.0.0.1", port, scheduler)
     worker = [dask, "worker", address, "--nthreads", "1", "--no-dashboard", "--memory-limit", "0"]
     workers = [subprocess.Popen(worker, **quiet) for _ in range(2)]
     try:
@@ -61,11 +71,11 @@ def dask_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             process.wait(60)
 
 
-def wait_for_port(port: int, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+def wait_for_port(host: str, port: int, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         assert process.poll() is None, process.args
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        with suppress(OSError), socket.create_connection((host, port), timeout=1):
             return
         time.sleep(0.2)
-    raise AssertionError(f"nothing listens on port {port}")
+    raise AssertionError(f"nothing listens at {host}:{port}")
