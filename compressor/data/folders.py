@@ -105,10 +105,11 @@ def load_folder(
     if not sample.kept:
         why = _name_failure(listing, sample)
         raise InputError(f"none of the {len(order)} image files in {path} can be read ({why})")
-    return replace(_as_set(listing, sample, transform), further=_further(listing, order, sample, transform))
+    return replace(as_set(listing, sample, transform), further=_further(listing, order, sample, transform))
 
 
-def _as_set(listing: Listing, sample: Sample, transform: Transform) -> ImageSet:
+def as_set(listing: Listing, sample: Sample, transform: Transform) -> ImageSet:
+    """The images of a sample."""
     pixels = to_bytes(sample.pixels, transform.channels)
     return ImageSet(
         data=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(),

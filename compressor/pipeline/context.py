@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from compressor.data.images import ImageSet, Unread
 from compressor.data.transforms import Transform
+from compressor.fidelity.structured.segmentation import class_map
 from compressor.network.layers import FoundLayer
+from compressor.outputs.rows import view_of
+from compressor.outputs.structure import Output
 from compressor.pipeline.image_splits import TrainingImages
 from compressor.pipeline.outputs import JOURNAL
 from compressor.pipeline.settings import Settings
@@ -97,6 +100,12 @@ class Context:
     def num_test_images(self) -> int:
         """All images of the final test, those that cannot be read among them."""
         return len(self.test_images) + len(self.further_tests or ())
+
+    @property
+    def class_map(self) -> Output | None:
+        """The output that gives a class to every pixel; None where there is none."""
+        has_masks = self.search_images.masks is not None
+        return class_map(view_of(self.original), self.search_images.input_shape[1:], has_masks)
 
     def earlier_search(self) -> dict[str, Any]:
         """The header of the journal that an interrupted search left; empty where nothing is resumed."""

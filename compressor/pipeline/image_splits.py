@@ -102,8 +102,11 @@ def join(first: ImageSet, second: ImageSet) -> ImageSet:
     labels = None
     if first.labels is not None and second.labels is not None:
         labels = torch.cat([first.labels, second.labels])
+    masks = None
+    if first.masks is not None and second.masks is not None:
+        masks = torch.cat([first.masks, second.masks])
     files = None if first.files is None or second.files is None else [*first.files, *second.files]
-    return replace(first, data=torch.cat([first.data, second.data]), labels=labels, files=files)
+    return replace(first, data=torch.cat([first.data, second.data]), labels=labels, files=files, masks=masks)
 
 
 def without(images: ImageSet, others: ImageSet) -> ImageSet:
