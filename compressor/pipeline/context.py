@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from compressor.channels.groups import ChannelGroup, find_groups
 from compressor.data.images import ImageSet, Unread
 from compressor.data.transforms import Transform
+from compressor.fidelity.structured.segmentation import class_map
 from compressor.network.layers import FoundLayer
+from compressor.outputs.rows import view_of
+from compressor.outputs.structure import Output
 from compressor.pipeline.image_splits import TrainingImages
 from compressor.pipeline.outputs import JOURNAL
 from compressor.pipeline.settings import Settings
@@ -104,6 +107,12 @@ class Context:
     def channel_groups(self) -> list[ChannelGroup]:
         """All groups of the original's layers with hidden channels between them; finding them takes up to a second."""
         return find_groups(self.original, self.example.to(self.device))
+
+    @property
+    def class_map(self) -> Output | None:
+        """The output that gives a class to every pixel; None where there is none."""
+        has_masks = self.search_images.masks is not None
+        return class_map(view_of(self.original), self.search_images.input_shape[1:], has_masks)
 
     def earlier_search(self) -> dict[str, Any]:
         """The header of the journal that an interrupted search left; empty where nothing is resumed."""
