@@ -22,6 +22,7 @@ class Stream(IntEnum):
     DROP_SAMPLE = 14
     POSITIONS = 15
     SIGNS = 16
+    OUTPUT_VALUES = 17
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:

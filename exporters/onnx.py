@@ -3,6 +3,7 @@
 import contextlib
 import copy
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,20 @@ from torch import Tensor, nn
 
 from compressor.errors import BocompressError, InputError
 from compressor.files import replace_when_whole
+from compressor.outputs.rows import whole
+from compressor.outputs.structure import named_tensors
 from compressor.text import first_line
 from exporters.feeding import Normalization
-from exporters.opsets import INPUT_NAME, lowest_ir, silence, translate, translate_older
+from exporters.opsets import (
+    FIXED_BATCH,
+    INPUT_NAME,
+    OUTPUT_NAME,
+    Interface,
+    lowest_ir,
+    silence,
+    translate,
+    translate_older,
+)
 
 PRODUCER_NAME = "bocompress"
 # Protobuf refuses messages of 2 GiB and more; 16 MiB of them are left for the graph around the weights.
@@ -35,12 +47,14 @@ def export_onnx(
 ) -> None:
     """Write `model` in eval mode as an ONNX file, in the lowest version of the format that its operators allow.
 
-    Input and output are named as `exporters.opsets` says. All weights are inside the file; more than
-    `MAX_WEIGHT_BYTES` of them go into a second one (see `save_onnx`). The same model gives the same bytes. The caller's
-    model is neither moved nor changed, and an earlier file at `path` stays unless the whole new one is written.
+    The input is named as `exporters.opsets` says, outputs as `compressor.outputs.structure.named_tensors` does. Where
+    they are maps (N, C, H, W), height and width are free, too, if the network allows it. All weights are inside the
+    file; more than `MAX_WEIGHT_BYTES` of them go into a second one (see `save_onnx`). The same model gives the same
+    bytes. The caller's model is neither moved nor changed, and an earlier file at `path` stays unless the whole new one
+    is written.
 
     Args:
-        model: a network from one tensor (N, ...) to one tensor (N, classes).
+        model: a network from one tensor (N, ...) to tensors (N, ...) in any structure.
         example: a batch (N, ...) of the inputs' shape and type, N at least 1.
         path: the file to write.
         metadata: provenance, stored as the file's metadata properties; `version` also as the producer's.
@@ -50,13 +64,14 @@ def export_onnx(
             takes what `model` does.
 
     Raises:
-        InputError: the network does not give one tensor of logits, or the file cannot be written.
+        InputError: the network does not give tensors of one row for each image, or the file cannot be written.
         BocompressError: torch could not translate the network, or the result is not valid ONNX.
     """
     frozen = frozen_copy(model)
     batch = _export_batch(example, static_batch or EXPORT_BATCH)
-    _require_logits(frozen, batch)
-    proto = translate(frozen, batch, opset, fixed=static_batch is not None)
+    outputs = _run(frozen, batch)
+    interface = Interface(tuple(outputs), fixed=static_batch is not None)
+    proto = _translate(frozen, batch, opset, interface, is_map=any(each.ndim > 3 for each in outputs.values()))
     if normalization is not None:
         _normalize_first(proto.graph, normalization)
     _strip_traces(proto)
@@ -77,13 +92,27 @@ def layer_bytes(layer: nn.Module, example: Tensor) -> bytes:
     frozen, value = frozen_copy(layer), example.detach().cpu()
     # The older exporter takes a tenth of a second where the newer takes two, and gets single layers right.
     with contextlib.suppress(Exception), silence():
-        return translate_older(frozen, value, None, fixed=True).SerializeToString()
-    return translate(frozen, value, None, fixed=True).SerializeToString()
+        return translate_older(frozen, value, None, FIXED_BATCH).SerializeToString()
+    return translate(frozen, value, None, FIXED_BATCH).SerializeToString()
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model on the CPU in eval mode, without gradients; the original is left alone."""
-    return copy.deepcopy(model).cpu().eval().requires_grad_(False)
+    """A copy of the model on the CPU in eval mode, without gradients and with all outputs; the model is left alone."""
+    return whole(copy.deepcopy(model).cpu().eval().requires_grad_(False))
+
+
+def _translate(
+    model: nn.Module, batch: Tensor, opset: int | None, interface: Interface, is_map: bool
+) -> onnx.ModelProto:
+    """The graph, whose images are of any size where outputs are maps and the network allows it."""
+    if interface.outputs != (OUTPUT_NAME,):
+        forward = model.forward
+        # Exporters know tuples, but not every structure; a wrapper around the network would rename its weights.
+        model.forward = lambda images: tuple(named_tensors(forward(images)).values())
+    if is_map and batch.ndim == 4:
+        with contextlib.suppress(BocompressError):
+            return translate(model, batch, opset, replace(interface, free_size=True))
+    return translate(model, batch, opset, interface)
 
 
 def _export_batch(example: Tensor, size: int) -> Tensor:
@@ -108,7 +137,12 @@ def _normalize_first(graph: onnx.GraphProto, normalization: Normalization) -> No
     graph.node.insert(1, onnx.helper.make_node("Div", ["centred", std], ["normalized"], "normalization/Div"))
 
 
-def _require_logits(model: nn.Module, batch: Tensor) -> None:
+def _run(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
+    """What the network gives for the batch, by name.
+
+    Raises:
+        InputError: it does not run, or gives no tensors with a row for each image.
+    """
     name = type(model).__name__
     try:
         with torch.no_grad():
@@ -116,11 +150,14 @@ def _require_logits(model: nn.Module, batch: Tensor) -> None:
     except Exception as error:
         shape = list(batch.shape[1:])
         raise InputError(f"{name} cannot run on inputs of shape {shape}: {first_line(error)}") from error
-    if not isinstance(output, Tensor):
-        raise InputError(f"{name} gives a {type(output).__name__} where one tensor of logits is expected")
-    if output.ndim != 2 or len(output) != len(batch):
-        shape = list(output.shape)
-        raise InputError(f"{name} gives a tensor of shape {shape} where (batch, classes) is expected")
+    tensors = named_tensors(output)
+    if not tensors:
+        raise InputError(f"{name} gives a {type(output).__name__} without tensors, where outputs are expected")
+    for output_name, tensor in tensors.items():
+        if not tensor.ndim or len(tensor) != len(batch):
+            shape = list(tensor.shape)
+            raise InputError(f"{name} gives {output_name!r} of shape {shape} for a batch of {len(batch)} images")
+    return tensors
 
 
 def _strip_traces(proto: onnx.ModelProto) -> None:

@@ -10,6 +10,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -23,7 +24,8 @@ from compressor.text import first_line
 
 INPUT_NAME = "input"
 OUTPUT_NAME = "logits"
-BATCH_NAME = "batch"
+BATCH_NAME, HEIGHT_NAME, WIDTH_NAME = "batch", "height", "width"
+MIN_SIDE = 32  # of an image whose size is free
 NEWER_OPSET = 18
 MIN_OPSET, MIN_IR = 9, 4  # before, weights had to be inputs of the graph, too
 FUNCTIONS_IR = 8
@@ -34,25 +36,49 @@ PARTS = ("weight", "bias")
 Newer = Callable[[], onnx.ModelProto]
 
 
-def translate(model: nn.Module, batch: Tensor, opset: int | None, fixed: bool = False) -> onnx.ModelProto:
-    """The network as a graph whose batch size is free.
+@dataclass(frozen=True)
+class Interface:
+    """What a graph takes and gives.
+
+    Attributes:
+        outputs: names of its outputs, in order.
+        fixed: keep the batch size of the example as the only one.
+        free_size: whether images may have any height and width.
+    """
+
+    outputs: tuple[str, ...] = (OUTPUT_NAME,)
+    fixed: bool = False
+    free_size: bool = False
+
+    @property
+    def free_axes(self) -> dict[int, str]:
+        """Names of the input's axes whose size is free."""
+        sides = {2: HEIGHT_NAME, 3: WIDTH_NAME} if self.free_size else {}
+        return sides if self.fixed else {0: BATCH_NAME, **sides}
+
+
+FREE_BATCH, FIXED_BATCH = Interface(), Interface(fixed=True)
+
+
+def translate(model: nn.Module, batch: Tensor, opset: int | None, interface: Interface = FREE_BATCH) -> onnx.ModelProto:
+    """The network as a graph.
 
     Args:
-        model: in eval mode, on the CPU, from one tensor to one tensor.
+        model: in eval mode, on the CPU, from one tensor to one tensor, or to a tuple of as many as have names.
         batch: inputs (N, ...), N at least 2 for a free batch size.
         opset: the operator set; None for the newer exporter's default.
-        fixed: keep the batch size of `batch` as the only one.
+        interface: names of its outputs, and which sizes are free.
 
     Raises:
         BocompressError: torch could not translate the network, or not to this operator set; then the sentence says
             which is the lowest.
     """
     if opset is None or opset >= NEWER_OPSET:
-        return _translate_newer(model, batch, opset, fixed)
-    newer = functools.cache(lambda: _translate_newer(model, batch, NEWER_OPSET, fixed))
-    found = _translate_below(model, batch, opset, fixed, newer)
+        return _translate_newer(model, batch, opset, interface)
+    newer = functools.cache(lambda: _translate_newer(model, batch, NEWER_OPSET, interface))
+    found = _translate_below(model, batch, opset, interface, newer)
     if found is None:
-        lowest = lowest_opset(model, batch, opset + 1, fixed, newer)
+        lowest = lowest_opset(model, batch, opset + 1, interface, newer)
         raise BocompressError(
             f"the network cannot be written with ONNX operator set {opset}: the lowest that it can have is {lowest}"
         )
@@ -60,16 +86,20 @@ def translate(model: nn.Module, batch: Tensor, opset: int | None, fixed: bool = 
 
 
 def lowest_opset(
-    model: nn.Module, batch: Tensor, start: int = MIN_OPSET, fixed: bool = False, newer: Newer | None = None
+    model: nn.Module,
+    batch: Tensor,
+    start: int = MIN_OPSET,
+    interface: Interface = FREE_BATCH,
+    newer: Newer | None = None,
 ) -> int:
     """The lowest operator set, from `start` on, that the network can have; arguments as of `translate`.
 
     Raises:
         BocompressError: it can have none.
     """
-    newer = newer or functools.cache(lambda: _translate_newer(model, batch, NEWER_OPSET, fixed))
+    newer = newer or functools.cache(lambda: _translate_newer(model, batch, NEWER_OPSET, interface))
     below = range(max(start, MIN_OPSET), NEWER_OPSET)
-    return next((opset for opset in below if _translate_below(model, batch, opset, fixed, newer)), NEWER_OPSET)
+    return next((opset for opset in below if _translate_below(model, batch, opset, interface, newer)), NEWER_OPSET)
 
 
 def lowest_ir(proto: onnx.ModelProto) -> int:
@@ -83,10 +113,11 @@ def opset_of(proto: onnx.ModelProto) -> int:
     return next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
 
 
-def _translate_newer(model: nn.Module, batch: Tensor, opset: int | None, fixed: bool) -> onnx.ModelProto:
+def _translate_newer(model: nn.Module, batch: Tensor, opset: int | None, interface: Interface) -> onnx.ModelProto:
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and opset > newest:
         raise BocompressError(f"there is no ONNX operator set {opset} here: the newest is {newest}")
+    sizes = {axis: torch.export.Dim(name, min=MIN_SIDE if axis else 1) for axis, name in interface.free_axes.items()}
     try:
         with silence():
             program = torch.onnx.export(
@@ -96,8 +127,8 @@ def _translate_newer(model: nn.Module, batch: Tensor, opset: int | None, fixed: 
                 verbose=False,
                 opset_version=opset,
                 input_names=[INPUT_NAME],
-                output_names=[OUTPUT_NAME],
-                dynamic_shapes=None if fixed else ({0: torch.export.Dim(BATCH_NAME, min=1)},),
+                output_names=list(interface.outputs),
+                dynamic_shapes=(sizes,) if sizes else None,
             )
             assert program is not None
             proto = program.model_proto
@@ -111,7 +142,9 @@ def _translate_newer(model: nn.Module, batch: Tensor, opset: int | None, fixed: 
     return proto
 
 
-def _translate_below(model: nn.Module, batch: Tensor, opset: int, fixed: bool, newer: Newer) -> onnx.ModelProto | None:
+def _translate_below(
+    model: nn.Module, batch: Tensor, opset: int, interface: Interface, newer: Newer
+) -> onnx.ModelProto | None:
     """The graph in an operator set that the newer exporter does not write; None where it cannot be had.
 
     `newer` gives that exporter's graph, which is converted where the older exporter fails.
@@ -119,7 +152,7 @@ def _translate_below(model: nn.Module, batch: Tensor, opset: int, fixed: bool, n
     if opset < MIN_OPSET:
         return None
     with contextlib.suppress(Exception), silence():
-        return translate_older(model, batch, opset, fixed)
+        return translate_older(model, batch, opset, interface)
     source = newer()
     with contextlib.suppress(Exception), silence():
         proto = onnx.version_converter.convert_version(source, opset)
@@ -128,12 +161,13 @@ def _translate_below(model: nn.Module, batch: Tensor, opset: int, fixed: bool, n
     return None
 
 
-def translate_older(model: nn.Module, batch: Tensor, opset: int | None, fixed: bool) -> onnx.ModelProto:
+def translate_older(model: nn.Module, batch: Tensor, opset: int | None, interface: Interface) -> onnx.ModelProto:
     """The graph by torch's older exporter, which takes a tenth of the newer one's time; arguments as of `translate`.
 
     Any error of the exporter is raised.
     """
-    names = (INPUT_NAME, OUTPUT_NAME)
+    axes = {INPUT_NAME: interface.free_axes}
+    axes |= {name: {} if interface.fixed else {0: BATCH_NAME} for name in interface.outputs}
     torch._C._jit_set_onnx_log_enabled(False)  # it would print the graph that failed
     with scratch_folder() as folder:
         path = Path(folder) / "network.onnx"
@@ -144,8 +178,8 @@ def translate_older(model: nn.Module, batch: Tensor, opset: int | None, fixed: b
             dynamo=False,
             opset_version=opset,
             input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
-            dynamic_axes=None if fixed else {name: {0: BATCH_NAME} for name in names},
+            output_names=list(interface.outputs),
+            dynamic_axes={name: free for name, free in axes.items() if free} or None,
         )
         proto = onnx.load(path)
     _name_weights(proto.graph)

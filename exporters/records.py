@@ -8,7 +8,7 @@ from compressor.schema import Pair, Record
 
 Precision = Literal["fp32", "fp16", "int8"]
 FileFormat = Literal["onnx", "ort"]
-Agreement = Literal["top-1 class", "sign", "integers"]
+Agreement = Literal["top-1 class", "sign", "integers", "class of a pixel", "nothing"]
 CalibrationName = Literal["min-max", "percentile", "entropy"]
 
 MAX_ERROR = 1e30  # records hold no infinity
@@ -18,15 +18,20 @@ class ExportCheckRecord(Record):
     """ONNX Runtime against torch on the same images.
 
     `max_abs_error` is the outputs' largest absolute difference, `max_rel_error` the same over the largest output
-    magnitude (at most `tolerance`), `top1_agreement` the share of images with the same top-1 class.
+    magnitude (at most `tolerance`), that of the output for which it is worst where there are several, `outputs`.
+    `top1_agreement` is the share of images with the same top-1 class, or of what `agreement_of` says; null where
+    nothing is decided. `image_sizes` are the heights and widths that ran, where the file takes any.
     """
 
     max_abs_error: float = Field(ge=0)
     max_rel_error: float = Field(ge=0)
-    top1_agreement: float = Field(ge=0, le=1)
+    top1_agreement: float | None = Field(ge=0, le=1)
+    agreement_of: Agreement = "top-1 class"
     images: int
     batch_sizes: list[int]
     tolerance: float
+    outputs: list[str] = Field(default_factory=list)
+    image_sizes: list[tuple[int, int]] = Field(default_factory=list)
 
 
 class DivergenceRecord(Record):
@@ -43,18 +48,19 @@ class DifferenceRecord(Record):
 
     Figures are as in `ExportCheckRecord`, with the first file in torch's place; errors are 1e30 on `not_finite`
     images, where the second gives NaN or infinity. `agreement_of` is what `top1_agreement` counts: the class of the
-    largest output, the sign of a single one, or integers where the files give those. `function_norm` is the mean
-    squared distance of the outputs, `worst_image` the number of the image with the largest difference and
-    `worst_file` its name, null where it is no file. `output` is the output compared, the first of `outputs`; `top1`
-    are both files' top-1 accuracies, null without labels of as many classes. On the worst image `tensors_compared`
-    inner tensors were compared, up to the first whose relative error exceeds `tolerance`: `divergence`, null where
-    there is none.
+    largest output, the sign of a single one, the class of every pixel of a map, or integers where the files give those;
+    it is null where nothing is decided. `function_norm` is the mean squared distance of the outputs, of maps at a
+    position, `worst_image` the number of the image with the largest difference and `worst_file` its name, null where it
+    is no file. `output` names the outputs compared, of `outputs` that the first file has: those that both files name,
+    else the first of each; `top1` are both files' top-1 accuracies, null without labels of as many classes. On the
+    worst image `tensors_compared` inner tensors were compared, up to the first whose relative error exceeds
+    `tolerance`: `divergence`, null where there is none.
     """
 
     max_abs_error: float = Field(ge=0)
     max_rel_error: float = Field(ge=0)
     function_norm: float = Field(ge=0)
-    top1_agreement: float = Field(ge=0, le=1)
+    top1_agreement: float | None = Field(ge=0, le=1)
     agreement_of: Agreement = "top-1 class"
     not_finite: int = 0
     images: int

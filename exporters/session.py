@@ -4,7 +4,7 @@ Nothing here imports torch: `bocompress benchmark` measures the memory of proces
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,6 @@ DTYPES = {
     "tensor(double)": "float64",
     "tensor(uint8)": "uint8",
 }
-INTEGERS = ("tensor(int64)", "tensor(int32)")
 CHANNELS = (1, 3, 4)
 
 Logits = NDArray[np.floating[Any]]
@@ -154,13 +153,46 @@ def fixed_batch(session: ort.InferenceSession) -> int | None:
     return shape[0] if shape and isinstance(shape[0], int) else None
 
 
-def gives_integers(session: ort.InferenceSession) -> bool:
-    """Whether the first output is of integers, as of ArgMax, rather than quantized numbers."""
-    return session.get_outputs()[0].type in INTEGERS
+Rows = Callable[[Mapping[str, "Tensor"]], "Tensor"]
+"""Makes a matrix (N, D) of the outputs for N images, by name."""
 
 
-def run_batches(session: ort.InferenceSession, path: Path, images: "Tensor", size: int) -> Logits:
-    """The first output for images, as float32 of shape (N, outputs).
+def run_batches(
+    session: ort.InferenceSession, path: Path, images: "Tensor", size: int, rows: Rows | None = None
+) -> Logits:
+    """What a file gives for images, as float32 of shape (N, outputs).
+
+    Args:
+        session: of the file.
+        path: names the file in errors.
+        images: (N, ...).
+        size: of the batches, where the file does not fix it.
+        rows: made of all outputs; None for the first output.
+
+    Raises:
+        VerificationError: the network does not run on them.
+    """
+    names = [output.name for output in session.get_outputs()]
+    found = iterate_outputs(session, path, images, size, names if rows else names[:1])
+    return np.concatenate([_made_rows(rows, outputs) if rows else _first_flat(outputs) for outputs in found])
+
+
+def _first_flat(outputs: Mapping[str, NDArray[Any]]) -> Logits:
+    first = next(iter(outputs.values()))
+    return np.asarray(first, dtype=np.float32).reshape(len(first), -1)
+
+
+def _made_rows(rows: Rows, outputs: Mapping[str, NDArray[Any]]) -> Logits:
+    from torch import from_numpy
+
+    made: Logits = rows({name: from_numpy(value) for name, value in outputs.items()}).numpy()
+    return made
+
+
+def iterate_outputs(
+    session: ort.InferenceSession, path: Path, images: "Tensor", size: int, names: Sequence[str]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yields outputs by name, batch by batch, each with a row for every image.
 
     A file whose batch size is fixed runs in batches of its own, the last filled up with copies; one that takes another
     type of numbers gets the images in it.
@@ -170,24 +202,28 @@ def run_batches(session: ort.InferenceSession, path: Path, images: "Tensor", siz
         path: names the file in errors.
         images: (N, ...).
         size: of the batches, where the file does not fix it.
+        names: of the outputs to compute.
 
     Raises:
         VerificationError: the network does not run on them.
     """
-    size = fixed_batch(session) or size
-    try:
-        batches = [fit_batch(session, batch) for batch in split_batches(images, size)]
-        outputs = [session.run(None, batch)[0] for batch in batches]
-        parts = [np.asarray(output, dtype=np.float32) for output in outputs]
-        fed = [len(next(iter(batch.values()))) for batch in batches]
-    except Exception as error:
-        if shortage := explain_shortage(error):
-            raise shortage from error
-        raise VerificationError(f"{path} does not run on batches of {size}: {first_line(error)}") from error
-    wrong = next((part for part, count in zip(parts, fed, strict=True) if part.ndim < 1 or len(part) != count), None)
-    if wrong is not None:
-        raise VerificationError(f"{path} gives an output of shape {list(wrong.shape)} for a batch of {fed[0]} images")
-    return np.concatenate([part.reshape(len(part), -1) for part in parts])[: len(images)]
+    size, left = fixed_batch(session) or size, len(images)
+    for batch in split_batches(images, size):
+        try:
+            fed = fit_batch(session, batch)
+            outputs = [np.asarray(output) for output in session.run(list(names), fed)]
+        except Exception as error:
+            if shortage := explain_shortage(error):
+                raise shortage from error
+            raise VerificationError(f"{path} does not run on batches of {size}: {first_line(error)}") from error
+        count = len(next(iter(fed.values())))
+        wrong = next((each for each in outputs if each.ndim < 1 or len(each) != count), None)
+        if wrong is not None:
+            raise VerificationError(
+                f"{path} gives an output of shape {list(wrong.shape)} for a batch of {count} images"
+            )
+        yield {name: each[: min(count, left)] for name, each in zip(names, outputs, strict=True)}
+        left -= count
 
 
 def fit_batch(session: ort.InferenceSession, batch: Logits) -> dict[str, NDArray[Any]]:

@@ -1,8 +1,9 @@
 """The export check: an ONNX file against the torch network; and the comparison of two files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -12,17 +13,25 @@ from torch import Tensor, nn
 
 from compressor.errors import BocompressError, InputError, VerificationError
 from compressor.files import scratch_folder
+from compressor.outputs.structure import named_tensors
 from compressor.schema import Pair
+from exporters.agreement import OutputDifference, decided_by, decisions, first_deciding
 from exporters.divergence import find_divergence
 from exporters.onnx import export_onnx, frozen_copy
 from exporters.records import MAX_ERROR, Agreement, DifferenceRecord, ExportCheckRecord
-from exporters.session import CPU, Logits, fixed_batch, gives_integers, open_session, run_batches
+from exporters.session import CPU, fixed_batch, iterate_outputs, open_session
 
 # Sixteen images in batches of 1 and of 6 (6 + 6 + 4): three sizes in two passes; ResNet-18 at 224 px takes seconds.
 VERIFY_IMAGES = 16
 DEFAULT_BATCH_SIZES = (1, 6)
 TORCH_BATCH = 8
 FILE_BATCH = 8
+MAX_INPUT_NUMBERS = 4 * 10**6  # of a batch
+MAX_OUTPUT_NUMBERS = 6 * 10**7  # of torch's outputs that are held: 240 MB
+MAX_SCORES = 10**6  # of an image, from which top-1 is counted
+LARGER_BY = (32, 64)  # pixels in height and width, of images for files that take any size
+Outputs = Mapping[str, NDArray[Any]]
+AGREES: dict[Agreement, str] = {"top-1 class": "top-1", "class of a pixel": "the class of a pixel"}
 
 
 @dataclass(frozen=True)
@@ -57,24 +66,32 @@ def verify_onnx(
         provider: the ONNX Runtime execution provider.
 
     Returns:
-        The largest errors over all batch sizes, the smallest top-1 agreement, and the batch sizes that ran,
-        remainders included.
+        The largest errors over all outputs and batch sizes, the smallest agreement of decisions, and the batch sizes
+        that ran, remainders included. A file that takes images of any size runs on larger ones, too.
 
     Raises:
         InputError: fewer than two images, a batch size below 1, or a provider that cannot be used.
         VerificationError: the file does not load or run, gives NaN or infinity, or its error exceeds `tolerance`.
     """
-    sizes = _sizes_to_run(len(images), batch_sizes)
-    expected = _torch_logits(model, images)
+    _sizes_to_run(len(images), batch_sizes)  # raises where they are too few
+    frozen = frozen_copy(model)
+    images = images[: _count_held(frozen, images)]
+    expected = _torch_outputs(frozen, images)
     session = open_session(Path(path), provider)
+    _require_outputs(Path(path), session, expected)
     fixed = fixed_batch(session)
-    if fixed is not None:
-        if list(batch_sizes) != [fixed]:
-            raise VerificationError(f"{path} does not run on batches of {sizes[0]}: its batch is fixed at {fixed}")
-        sizes = [fixed]
-    found = [run_batches(session, Path(path), images, size) for size in sizes]
+    sizes = _sizes_to_run(len(images), batch_sizes) if fixed is None else [fixed]
+    if fixed is not None and list(batch_sizes) != [fixed]:
+        raise VerificationError(f"{path} does not run on batches of 1: its batch is fixed at {fixed}")
+    runs = [(images, size, expected) for size in sizes]
+    others = _other_images(session, images)
+    if others is not None:
+        runs.append((others, len(others), _torch_outputs(frozen, others)))
+    record = _compare_runs(session, Path(path), runs, tolerance)
+    shapes = [] if others is None else [tuple(each.shape[2:]) for each in (images, others)]
     ran = [fixed] if fixed else _sizes_run(len(images), sizes)
-    return _make_record(Path(path), expected, found, ran, tolerance)
+    record = record.model_copy(update={"batch_sizes": ran, "images": len(images), "image_sizes": shapes})
+    return _require_within_tolerance(path, record)
 
 
 def require_opset(model: nn.Module, images: Tensor, opset: int) -> None:
@@ -102,7 +119,9 @@ def verify_files(
     second_images: Tensor | None = None,
     labels: Labels | None = None,
 ) -> DifferenceRecord:
-    """Compare the first outputs of two files, of any precision or format that ONNX Runtime loads, on the same images.
+    """Compare two files, of any precision or format that ONNX Runtime loads, on the same images.
+
+    Compared are the outputs that both name; of files that name them otherwise, the first.
 
     Args:
         first: the reference.
@@ -125,66 +144,115 @@ def verify_files(
         raise InputError("the comparison needs at least one image")
     inputs = images, images if second_images is None else second_images
     sessions = [open_session(Path(path), provider) for path in (first, second)]
-    expected, found = (
-        run_batches(session, Path(path), given, FILE_BATCH)
-        for session, path, given in zip(sessions, (first, second), inputs, strict=True)
-    )
-    if expected.shape != found.shape:
-        raise InputError(f"{first} gives {expected.shape[1]} outputs for an image and {second} gives {found.shape[1]}")
-    if not np.isfinite(expected).all():
-        raise VerificationError(f"{first} itself gives NaN or infinity on the images")
-    kind = _decided_by(sessions, expected.shape[1])
-    difference = _measure_difference(expected, found, tolerance, kind)
+    pairs = _pair_outputs(sessions)
+    differences, decided = _compare_images((first, second), sessions, inputs, pairs)
+    difference = _describe(differences, tolerance)
     if not difference.same:
         worst = slice(difference.worst_image, difference.worst_image + 1)
         image = inputs[0][worst].numpy(), inputs[1][worst].numpy()
         divergence, compared = find_divergence(Path(first), Path(second), image, tolerance)
         difference = difference.model_copy(update={"divergence": divergence, "tensors_compared": compared})
-    outputs = sessions[0].get_outputs()
-    found_out = {"output": outputs[0].name, "outputs": len(outputs), "top1": _top1(expected, found, labels, kind)}
-    return difference.model_copy(update=found_out)
+    top1 = None
+    if decided[0]:
+        top1 = _top1(np.concatenate(decided[0]), np.concatenate(decided[1]), labels, difference.agreement_of)
+    names = {"output": ", ".join(differences), "outputs": len(sessions[0].get_outputs()), "top1": top1}
+    return difference.model_copy(update=names)
 
 
-def _decided_by(sessions: Sequence[ort.InferenceSession], num_outputs: int) -> Agreement:
-    if any(map(gives_integers, sessions)):
-        return "integers"
-    return "sign" if num_outputs == 1 else "top-1 class"
+def _compare_images(
+    files: tuple[Path, Path],
+    sessions: Sequence[ort.InferenceSession],
+    inputs: tuple[Tensor, Tensor],
+    pairs: Sequence[tuple[str, str]],
+) -> tuple[dict[str, OutputDifference], tuple[list[NDArray[Any]], list[NDArray[Any]]]]:
+    """Differences of outputs by the first file's names, and what both files give as their first one, if it is short."""
+    both = [
+        _by_image(session, Path(path), given, [pair[side] for pair in pairs])
+        for side, (session, path, given) in enumerate(zip(sessions, files, inputs, strict=True))
+    ]
+    differences: dict[str, OutputDifference] = {}
+    decided: tuple[list[NDArray[Any]], list[NDArray[Any]]] = ([], [])
+    for expected, found in zip(*both, strict=True):
+        _compare_image(files, pairs, expected, found, differences)
+        for values, each in zip(decided, (expected[pairs[0][0]], found[pairs[0][1]]), strict=True):
+            values += [each] if each.size <= MAX_SCORES else []
+    return differences, decided
 
 
-def _measure_difference(expected: Logits, found: Logits, tolerance: float, kind: Agreement) -> DifferenceRecord:
-    """The errors of outputs (N, outputs), without what only the files know."""
-    differences = np.abs(found.astype(np.float64) - expected)
-    per_image = np.nan_to_num(differences.max(1), nan=np.inf)
-    worst, scale = int(per_image.argmax()), float(np.abs(expected).max()) or 1.0
-    agreement = (
-        float((found == expected).all(axis=1).mean()) if kind == "integers" else _top1_agreement(found, expected)
-    )
+def _pair_outputs(sessions: Sequence[ort.InferenceSession]) -> list[tuple[str, str]]:
+    """Names in the first and in the second file of the outputs to compare: those that both name, else the first."""
+    shapes = [{output.name: len(output.shape) for output in session.get_outputs()} for session in sessions]
+    shared = [name for name, axes in shapes[0].items() if shapes[1].get(name) == axes]
+    first = next(iter(shapes[0])), next(iter(shapes[1]))
+    return [(name, name) for name in shared] if first[0] in shared and first[0] == first[1] else [first]
+
+
+def _by_image(
+    session: ort.InferenceSession, path: Path, images: Tensor, names: Sequence[str]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yields outputs (1, ...) of one image after the other, which files of different batch sizes have in common."""
+    size = max(1, min(FILE_BATCH, MAX_INPUT_NUMBERS // max(1, images[:1].numel())))
+    for outputs in iterate_outputs(session, path, images, size, list(dict.fromkeys(names))):
+        for number in range(len(next(iter(outputs.values())))):
+            yield {name: value[number : number + 1] for name, value in outputs.items()}
+
+
+def _compare_image(
+    files: tuple[Path, Path],
+    pairs: Sequence[tuple[str, str]],
+    expected: Mapping[str, NDArray[Any]],
+    found: Mapping[str, NDArray[Any]],
+    differences: dict[str, OutputDifference],
+) -> None:
+    """Add what two files give for an image to the differences of their outputs, by the first one's names."""
+    for number, (name, other) in enumerate(pairs):
+        one, two = expected[name], found[other]
+        if one.size != two.size or (one.shape != two.shape and number):
+            if number:  # outputs beside the first may mean different things in files of different kinds
+                continue
+            raise InputError(f"{files[0]} gives {one.size} outputs for an image and {files[1]} gives {two.size}")
+        if not np.isfinite(one).all():
+            raise VerificationError(f"{files[0]} itself gives NaN or infinity on the images")
+        if one.shape != two.shape:
+            one, two = one.reshape(1, -1), two.reshape(1, -1)
+        kinds = {decided_by(one), decided_by(two)}
+        kind = "integers" if "integers" in kinds else decided_by(one)
+        differences.setdefault(name, OutputDifference(kind)).add(two, one)
+
+
+def _describe(differences: Mapping[str, OutputDifference], tolerance: float) -> DifferenceRecord:
+    """The errors of outputs, without what only the files know."""
+    every = list(differences.values())
+    worst_output = max(every, key=lambda each: each.relative)
+    per_image = np.max([np.array(each.errors) / (each.scale or 1.0) for each in every], axis=0)
+    deciding = first_deciding(every)
     return DifferenceRecord(
-        max_abs_error=min(float(per_image[worst]), MAX_ERROR),
-        max_rel_error=min(float(per_image[worst]) / scale, MAX_ERROR),
-        function_norm=min(float(np.nan_to_num(np.square(differences).sum(1), nan=np.inf).mean()), MAX_ERROR),
-        top1_agreement=agreement,
-        agreement_of=kind,
+        max_abs_error=min(max(worst_output.errors), MAX_ERROR),
+        max_rel_error=min(worst_output.relative, MAX_ERROR),
+        function_norm=min(sum(float(np.mean(each.squares)) for each in every), MAX_ERROR),
+        top1_agreement=deciding.agreement,
+        agreement_of=deciding.kind,
         not_finite=int(np.isinf(per_image).sum()),
-        images=len(expected),
-        worst_image=worst,
+        images=len(per_image),
+        worst_image=int(per_image.argmax()),
         tolerance=tolerance,
-        same=bool(per_image[worst] / scale <= tolerance),
+        same=bool(worst_output.relative <= tolerance),
         divergence=None,
         tensors_compared=0,
     )
 
 
-def _top1(expected: Logits, found: Logits, labels: Labels | None, kind: Agreement) -> Pair[float] | None:
+def _top1(expected: NDArray[Any], found: NDArray[Any], labels: Labels | None, kind: Agreement) -> Pair[float] | None:
     """Both files' top-1; where a file gives one integer it is the class."""
-    if labels is None:
+    if labels is None or expected.ndim > 2:
         return None
+    expected, found = (each.reshape(len(each), -1) for each in (expected, found))
     if kind == "integers" and expected.shape[1] == 1:
         classes = expected[:, 0].astype(np.int64), found[:, 0].astype(np.int64)
         if max(each.max() for each in classes) >= labels.num_classes:
             return None
     elif labels.num_classes == max(expected.shape[1], 2):
-        classes = _decisions(expected), _decisions(found)
+        classes = decisions(expected), decisions(found)
     else:
         return None
     shares = [float(np.mean(each == labels.values.numpy())) for each in classes]
@@ -204,56 +272,90 @@ def _sizes_run(images: int, sizes: Sequence[int]) -> list[int]:
     return sorted({*sizes, *(images % size for size in sizes if images % size)})
 
 
-def _torch_logits(model: nn.Module, images: Tensor) -> Logits:
-    frozen = frozen_copy(model)
+def _count_held(model: nn.Module, images: Tensor) -> int:
+    """How many of the images to compare: all, or as many as their outputs find room for, at least two."""
+    outputs = _torch_outputs(model, images[:1])
+    numbers = sum(value.size for value in outputs.values())
+    return max(2, min(len(images), MAX_OUTPUT_NUMBERS // max(1, numbers)))
+
+
+def _torch_outputs(model: nn.Module, images: Tensor) -> dict[str, NDArray[Any]]:
+    """All outputs (N, ...) by name."""
+    size = max(1, min(TORCH_BATCH, MAX_INPUT_NUMBERS // max(1, images[:1].numel())))
     with torch.no_grad():
-        logits = torch.cat([frozen(batch) for batch in images.detach().cpu().split(TORCH_BATCH)])
-    if not torch.isfinite(logits).all():
+        parts = [named_tensors(model(batch)) for batch in images.detach().cpu().split(size)]
+    outputs = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if not all(bool(torch.isfinite(value).all()) for value in outputs.values()):
         raise VerificationError("the torch network itself gives NaN or infinity on the images")
-    return logits.numpy()
+    return {name: value.numpy() for name, value in outputs.items()}
 
 
-def _make_record(
-    path: Path, expected: Logits, found: Sequence[Logits], batch_sizes: list[int], tolerance: float
+def _require_outputs(path: Path, session: ort.InferenceSession, expected: Mapping[str, NDArray[Any]]) -> None:
+    names = [output.name for output in session.get_outputs()]
+    if set(names) != set(expected):
+        given, required = (", ".join(each) for each in (names, expected))
+        raise VerificationError(f"{path} gives the outputs {given} where torch gives {required}")
+
+
+def _other_images(session: ort.InferenceSession, images: Tensor) -> Tensor | None:
+    """Two of the images, higher and wider, where the file takes any size; else None."""
+    sides = session.get_inputs()[0].shape[2:]
+    if images.ndim != 4 or any(isinstance(side, int) for side in sides):
+        return None
+    size = [side + more for side, more in zip(images.shape[2:], LARGER_BY, strict=True)]
+    return nn.functional.interpolate(images[:2].detach().cpu(), size=size, mode="bilinear")
+
+
+def _compare_runs(
+    session: ort.InferenceSession, path: Path, runs: Sequence[tuple[Tensor, int, Outputs]], tolerance: float
 ) -> ExportCheckRecord:
-    _require_finite_and_same_shape(path, expected, found)
-    scale = float(np.abs(expected).max()) or 1.0  # a network of zeros has no scale of its own
-    max_abs = max(float(np.abs(logits - expected).max()) for logits in found)
-    record = ExportCheckRecord(
-        max_abs_error=max_abs,
-        max_rel_error=max_abs / scale,
-        top1_agreement=min(_top1_agreement(logits, expected) for logits in found),
-        images=len(expected),
-        batch_sizes=batch_sizes,
+    """The record of runs, each of images in batches of a size, with torch's outputs; without what they were run on."""
+    _, _, first = runs[0]
+    totals = {name: OutputDifference(decided_by(value)) for name, value in first.items()}
+    shares = []
+    for images, size, expected in runs:
+        own = {name: OutputDifference(total.kind) for name, total in totals.items()}
+        done = 0
+        for outputs in iterate_outputs(session, path, images, size, list(expected)):
+            count = len(next(iter(outputs.values())))
+            for name, found in outputs.items():
+                wanted = expected[name][done : done + count]
+                _require_finite_and_same_shape(path, wanted, found)
+                totals[name].add(found, wanted)
+                own[name].add(found, wanted)
+            done += count
+        shares.append(first_deciding(own.values()).agreement)
+    worst = max(totals.values(), key=lambda each: each.relative)
+    return ExportCheckRecord(
+        max_abs_error=max(worst.errors),
+        max_rel_error=worst.relative,
+        top1_agreement=min((share for share in shares if share is not None), default=None),
+        agreement_of=first_deciding(totals.values()).kind,
+        images=0,
+        batch_sizes=[],
         tolerance=tolerance,
+        outputs=list(totals),
     )
-    _require_within_tolerance(path, record)
-    return record
 
 
-def _require_finite_and_same_shape(path: Path, expected: Logits, found: Sequence[Logits]) -> None:
-    for logits in found:
-        if logits.shape != expected.shape:
-            given, required = list(logits.shape), list(expected.shape)
-            raise VerificationError(f"{path} gives outputs of shape {given} where torch gives {required}")
-        if not np.isfinite(logits).all():
-            raise VerificationError(f"{path} gives NaN or infinity where torch gives finite outputs")
+def _require_finite_and_same_shape(path: Path, expected: NDArray[Any], found: NDArray[Any]) -> None:
+    if found.shape != expected.shape:
+        given, required = list(found.shape), list(expected.shape)
+        raise VerificationError(f"{path} gives outputs of shape {given} where torch gives {required}")
+    if not np.isfinite(found).all():
+        raise VerificationError(f"{path} gives NaN or infinity where torch gives finite outputs")
 
 
-def _require_within_tolerance(path: Path, record: ExportCheckRecord) -> None:
+def _require_within_tolerance(path: Path, record: ExportCheckRecord) -> ExportCheckRecord:
     if record.max_rel_error > record.tolerance:
+        agreement = (
+            ""
+            if record.top1_agreement is None
+            else f"; {AGREES.get(record.agreement_of, 'the decision')} agrees on {record.top1_agreement:.1%}"
+        )
         raise VerificationError(
             f"{path} does not compute what the torch network computes: outputs differ by up to "
             f"{record.max_abs_error:.3g}, which is {record.max_rel_error:.3g} of the largest output where "
-            f"{record.tolerance:.3g} is allowed; top-1 agrees on {record.top1_agreement:.1%} of "
-            f"{record.images} images"
+            f"{record.tolerance:.3g} is allowed{agreement} of {record.images} images"
         )
-
-
-def _top1_agreement(logits: Logits, expected: Logits) -> float:
-    return float(np.mean(_decisions(logits) == _decisions(expected)))
-
-
-def _decisions(logits: Logits) -> NDArray[np.int64]:
-    """The class of each image (N,) by outputs (N, outputs): the largest; a single one decides by its sign."""
-    return (logits[:, 0] > 0).astype(np.int64) if logits.shape[1] == 1 else logits.argmax(axis=1)
+    return record

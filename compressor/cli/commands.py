@@ -26,6 +26,7 @@ from compressor.cli.options import (
     image_options,
     layer_options,
     model_options,
+    output_options,
     recipe_option,
     run_options,
     tune_options,
@@ -83,6 +84,7 @@ def main() -> None:
 @cloup.command(name="export", cls=Command, common=COMMON, examples=EXAMPLES)
 @model_options
 @image_options
+@output_options
 @search_options
 @layer_options
 @factor_options(FACTOR_KINDS, "auto")
@@ -148,9 +150,10 @@ def inspect(**options: Any) -> None:
 
     from compressor.network.attention import open_attention
     from compressor.network.checkpoint import load_model
-    from compressor.network.inputs import require_input_fits
     from compressor.network.layers import find_layers
     from compressor.network.records import LayerRecord
+    from compressor.outputs.auxiliary import drop_auxiliary
+    from compressor.outputs.structure import describe_outputs, find_outputs
     from compressor.pipeline.channels.found import list_layers
     from compressor.report.console import print_layers
 
@@ -159,7 +162,9 @@ def inspect(**options: Any) -> None:
         click.echo(f"note: {note}", err=options["as_json"])
     transform = choose_transform(loaded, options)
     example = torch.zeros(1, transform.channels, transform.input_size, transform.input_size)
-    require_input_fits(loaded.model, example)
+    if not options["keep_aux"]:
+        drop_auxiliary(loaded.model)
+    outputs = find_outputs(loaded.model, example)
     model = open_attention(loaded.model, example)
     found = find_layers(
         model,
@@ -170,6 +175,8 @@ def inspect(**options: Any) -> None:
         loaded.arch,
     )
     records = list_layers(model, example, found, options["method"])
+    if len(outputs) > 1 or len(outputs[0].shape) > 1:
+        click.echo(f"outputs: {describe_outputs(outputs)}", err=options["as_json"])
     if options["as_json"]:
         click.echo(TypeAdapter(list[LayerRecord]).dump_json(records, indent=2))
     else:
@@ -206,6 +213,7 @@ def completion(shell: str) -> None:
 @model_options
 @click.argument("plan", metavar="PLAN", type=PATH, required=False, callback=require_unless_printing)
 @image_options
+@output_options
 @factor_options(("plan", *FACTOR_KINDS), "plan", "plan: as in the plan. ")
 @tune_options
 @run_options

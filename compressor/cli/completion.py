@@ -15,11 +15,12 @@ REGISTERED = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)\(", re.MULTI
 
 
 def registered_architectures() -> list[str]:
-    """Names of torchvision's classifiers, read from its sources; empty where it is not installed."""
+    """torchvision's networks that can be compressed, read from its sources; empty where it is not installed."""
     spec = find_spec("torchvision")
     if spec is None or spec.origin is None:
         return []
-    sources = sorted((Path(spec.origin).parent / "models").glob("*.py"))
+    models = Path(spec.origin).parent / "models"
+    sources = [*models.glob("*.py"), *(models / "segmentation").glob("*.py")]
     return sorted(name for source in sources for name in REGISTERED.findall(source.read_text(encoding="utf-8")))
 
 

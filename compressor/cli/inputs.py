@@ -192,19 +192,39 @@ def _load_images(
 def _read_folder(
     folder: Path, loaded: "LoadedModel", options: dict[str, Any], limit: int, stage: "ProgressStage"
 ) -> "ImageSet":
-    """At most `limit` images, with labels as the network's outputs have them."""
+    """At most `limit` images, with labels, or masks, as the network's outputs have them."""
     from compressor.data.folders import load_folder
+    from compressor.data.masks import load_with_masks
     from compressor.fidelity.decisions import count_classes
 
+    transform, seed = choose_transform(loaded, options), options["seed"]
+    if gives_maps(loaded, transform):
+        return load_with_masks(folder, transform, limit, seed, loaded.num_classes, lambda done, _: stage.update(done))
     return load_folder(
         folder,
-        choose_transform(loaded, options),
+        transform,
         limit,
-        options["seed"],
+        seed,
         lambda done, _: stage.update(done),
         class_names=loaded.class_names,
         num_classes=count_classes(loaded.num_classes),
     )
+
+
+def gives_maps(loaded: "LoadedModel", transform: "Transform") -> bool:
+    """Whether the network gives something at every pixel, so that masks are sought as labels."""
+    import torch
+
+    from compressor.network.architectures import list_task
+    from compressor.outputs.structure import find_outputs
+
+    if loaded.arch in list_task("classification"):
+        return False
+    if loaded.arch in list_task("segmentation"):
+        return True
+    example = torch.zeros(1, transform.channels, transform.height, transform.width)
+    outputs = find_outputs(loaded.model, example)
+    return any(output.shape[1:] == (transform.height, transform.width) for output in outputs)
 
 
 def _log_images(images: "ImageSet", progress: "Progress", what: str = "") -> None:

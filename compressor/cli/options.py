@@ -16,6 +16,7 @@ from compressor.cli.types import (
     Channels,
     FiniteRange,
     Precisions,
+    Weights,
 )
 from compressor.factorization.registry import method_choices
 
@@ -41,6 +42,23 @@ model_group = cloup.option_group(
         is_flag=True,
         help="Load a whole pickled module as it is. Such a file can run any code: only for files you trust. Without "
         "it, tensors are read and nothing of the file runs.",
+    ),
+    cloup.option(
+        "--keep-aux",
+        is_flag=True,
+        help="Keep heads that were for training alone (the auxiliary ones of FCN and DeepLabV3). Left out: they are "
+        "removed from the network, and from original.onnx.",
+    ),
+)
+
+output_options: Decorator = cloup.option_group(
+    "Outputs",
+    cloup.option(
+        "--output-weights",
+        type=Weights(),
+        metavar="NAME=WEIGHT,...",
+        help="How much each output of a network counts that has several, as out=1,aux=0. Left out: all count alike, "
+        "each by the share of its own energy that is lost.",
     ),
 )
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SHARED_SETTINGS = (
     *("device", "threads", "batch_size", "calibration", "recalibrate"),
-    *("formats", "zip", "opset", "static_batch", "normalize"),
+    *("formats", "zip", "opset", "static_batch", "normalize", "output_weights", "keep_aux"),
 )
 SEARCH_SETTINGS = (
     *("epsilon", "certificate", "acquisition", "samples", "candidates", "start", "refine", "surrogate"),
@@ -120,6 +120,7 @@ def _as_settings(options: dict[str, Any]) -> "Settings":
     shared = {key: options[key] for key in SHARED_SETTINGS}
     shared["precisions"] = tuple(dict.fromkeys(name for names in options["precisions"] for name in names))
     shared["factors"] = None if options["factors"] == "plan" else options["factors"]
+    shared["output_weights"] = options["output_weights"] or ()
     shared["tune"] = tune_settings(options)
     shared["search"] = search_settings(options)
     if "gamma" not in options:

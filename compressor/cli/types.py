@@ -112,6 +112,31 @@ class Channels(click.ParamType):
         return tuple(known)
 
 
+class Weights(click.ParamType):
+    """Weights of outputs by name, separated by commas."""
+
+    name = "name=weight,..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[tuple[str, float], ...]:
+        """See `click.ParamType.convert`."""
+        if not isinstance(value, str):
+            return tuple(value)
+        weights: dict[str, float] = {}
+        for part in filter(None, value.split(",")):
+            name, _, number = part.rpartition("=")
+            weight = _parse_float(number)
+            if not name or weight is None or not math.isfinite(weight) or weight < 0:
+                self.fail(f"{part!r} is not a name and a weight of at least 0, such as aux=0.5", param, ctx)
+            weights[name.strip()] = weight
+        return tuple(weights.items())
+
+    def spell(self, value: tuple[tuple[str, float], ...] | None) -> str | None:
+        """The value as it is typed; None for none."""
+        return None if value is None else ",".join(f"{name}={weight!r}" for name, weight in value)
+
+
 class Precisions(click.ParamType):
     """Names of precisions, separated by commas."""
 

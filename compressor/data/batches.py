@@ -1,11 +1,12 @@
 """Image sets of batches that come from Python, as the network takes them."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from compressor.data.images import ImageSet
+from compressor.data.images import VOID, ImageSet
 from compressor.errors import InputError
 
 
@@ -14,7 +15,8 @@ def from_batches(batches: Iterable[object], limit: int) -> ImageSet:
 
     Args:
         batches: tensors of shape (n, ...), or tuples or lists that begin with one, followed by labels if there is a
-            one-dimensional tensor of n integers. A single tensor is one batch.
+            one-dimensional tensor of n integers, or masks if there is one of shape (n, H, W). A single tensor is one
+            batch.
         limit: maximum number of inputs; batches beyond are not iterated.
 
     Raises:
@@ -38,15 +40,23 @@ def from_batches(batches: Iterable[object], limit: int) -> ImageSet:
     if not taken:
         raise InputError("the batches hold no inputs")
     known = [y for y in labels if y is not None]
-    return ImageSet(
-        held=torch.cat(inputs),
-        source=f"{taken} inputs given from Python",
-        labels=torch.cat(known) if len(known) == len(labels) else None,
-    )
+    found = ImageSet(torch.cat(inputs), source=f"{taken} inputs given from Python")
+    return _with_targets(found, known) if len(known) == len(labels) else found
+
+
+def _with_targets(images: ImageSet, known: Sequence[Tensor]) -> ImageSet:
+    """The images with the labels, or masks, of all batches; without any where they are of both kinds."""
+    axes = {each.dim() for each in known}
+    if len(axes) != 1:
+        return images
+    targets = torch.cat(list(known))
+    if axes == {1}:
+        return replace(images, labels=targets)
+    return replace(images, masks=targets.where((targets >= 0) & (targets < VOID), VOID).to(torch.uint8))
 
 
 def split_batch(batch: object) -> tuple[Tensor, Tensor | None]:
-    """Inputs (float32, on the CPU) and labels (int64, or None) of one batch.
+    """Inputs (float32, on the CPU) and labels or masks (int64, or None) of one batch.
 
     Raises:
         InputError: it does not begin with a floating-point tensor of finite values and at least two dimensions.
@@ -62,12 +72,15 @@ def split_batch(batch: object) -> tuple[Tensor, Tensor | None]:
         )
     if not bool(first.isfinite().all()):
         raise InputError("a batch has NaN or infinite values")
-    return first.detach().to("cpu", torch.float32), labels_of(others, len(first))
+    return first.detach().to("cpu", torch.float32), labels_of(others, first)
 
 
-def labels_of(others: Sequence[object], count: int) -> Tensor | None:
-    """The labels of a batch of `count` inputs, int64; None for other kinds of targets."""
-    if not others or not isinstance(others[0], Tensor) or others[0].shape != (count,):
+def labels_of(others: Sequence[object], inputs: Tensor) -> Tensor | None:
+    """The labels (n,) of a batch of inputs (n, ...), or masks (n, H, W), int64; None for other kinds of targets."""
+    if not others or not isinstance(others[0], Tensor):
+        return None
+    size = inputs.shape[2:]
+    if others[0].shape != inputs.shape[:1] and (len(size) != 2 or others[0].shape != (len(inputs), *size)):
         return None
     labels = others[0]
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:

@@ -106,11 +106,11 @@ def load_folder(
         why = _name_failure(listing, sample)
         raise InputError(f"none of the {len(order)} image files in {path} can be read ({why})")
     further = _further(listing, order, sample, transform)
-    return replace(_as_set(listing, sample, transform), further=further)
+    return replace(as_set(listing, sample, transform), further=further)
 
 
-def _as_set(listing: Listing, sample: Sample, transform: Transform) -> ImageSet:
-    """The listing's images, whose pixels leave the sample."""
+def as_set(listing: Listing, sample: Sample, transform: Transform) -> ImageSet:
+    """The images of a sample, whose pixels leave it."""
     pixels = to_bytes(sample.pixels, transform.channels)
     notes = (*listing.notes, *_notes_on_pixels(listing, sample, pixels))
     sample.pixels.clear()

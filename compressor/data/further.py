@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from compressor.data.images import ImageSet
+from compressor.data.images import VOID, ImageSet
 from compressor.data.pixels import Bytes, Deep, UnreadableError, read_images, stack_images, to_bytes
 from compressor.data.transforms import Transform
 
@@ -23,12 +23,14 @@ class FurtherImages:
         classes: the name of each file's class, or None where there are no classes.
         transform: how images are prepared.
         whites: what white is in deep images of the folder, see `to_bytes`.
+        masks: of each file, or None where there are none.
     """
 
     files: tuple[Path, ...]
     classes: tuple[str, ...] | None
     transform: Transform
     whites: Mapping[str, float]
+    masks: tuple[Path, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -36,7 +38,8 @@ class FurtherImages:
     def first(self, count: int) -> "FurtherImages":
         """The first `count` of them."""
         classes = None if self.classes is None else self.classes[:count]
-        return replace(self, files=self.files[:count], classes=classes)
+        masks = None if self.masks is None else self.masks[:count]
+        return replace(self, files=self.files[:count], classes=classes, masks=masks)
 
     def batches(self, like: ImageSet) -> Iterator[ImageSet]:
         """Yields those that can be read, at least two at a time, labelled as `like`, the images held, is.
@@ -67,4 +70,17 @@ class FurtherImages:
         if like.labels is not None and like.class_names is not None and self.classes is not None:
             numbers = {name: number for number, name in enumerate(like.class_names)}
             labels = torch.tensor([numbers[self.classes[index]] for index in kept])
-        return replace(like, held=stack_images(pixels), chosen=None, labels=labels, files=None, further=None)
+        masks = None if like.masks is None else self._masks_of(kept, like.masks)
+        return replace(
+            like, held=stack_images(pixels), chosen=None, labels=labels, files=None, further=None, masks=masks
+        )
+
+    def _masks_of(self, kept: list[int], like: torch.Tensor) -> torch.Tensor:
+        """Masks (n, H, W) of the files; of those that cannot be read, or show other classes, all pixels are void."""
+        from compressor.data.masks import read_masks  # which reads folders, and these hold what is further
+
+        assert self.masks is not None
+        files, masks = ([each[index] for index in kept] for each in (self.files, self.masks))
+        read = read_masks(masks, files, self.transform)
+        void = torch.full_like(like[0], VOID)
+        return torch.stack([mask if isinstance(mask, torch.Tensor) else void for mask in read])

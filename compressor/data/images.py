@@ -20,6 +20,7 @@ OnStep = Callable[[int, int], None]
 Indices = slice | Tensor | Sequence[int]
 Array = NDArray[np.float32]
 
+VOID = 255  # in masks, a pixel without a class
 MAX_IMAGES = 1500  # of a run, by default
 MAX_BATCH_NUMBERS = 10**6  # of a batch's inputs; activations are several times as many
 
@@ -56,6 +57,7 @@ class ImageSet:
         other_order: the label that each class has if classes are numbered in the other usual order, see
             `compressor.data.labels`; None where there is no other.
         further: images of the same folder that are not held in memory.
+        masks: uint8 of shape (N, H, W), the class of every pixel or VOID; None where there are none.
         chosen: int64 of shape (N,), which of those held are the set's; None for all, in their order.
     """
 
@@ -72,6 +74,7 @@ class ImageSet:
     notes: tuple[str, ...] = ()
     other_order: tuple[int, ...] | None = None
     further: "Unread | None" = None
+    masks: Tensor | None = None
     chosen: Tensor | None = None
 
     def __len__(self) -> int:
@@ -108,8 +111,9 @@ class ImageSet:
         index = torch.arange(len(self))[as_index(indices)]
         chosen = index if self.chosen is None else self.chosen[index]
         labels = None if self.labels is None else self.labels[index]
+        masks = None if self.masks is None else self.masks[index]
         files = None if self.files is None else [self.files[i] for i in index.tolist()]
-        return replace(self, chosen=chosen, labels=labels, files=files)
+        return replace(self, chosen=chosen, labels=labels, files=files, masks=masks)
 
     def _places(self, indices: Indices) -> slice | Tensor:
         """Where the images at `indices` are held."""
@@ -117,8 +121,8 @@ class ImageSet:
         return index if self.chosen is None else self.chosen[index]
 
     def without_labels(self, reason: str) -> "ImageSet":
-        """The same images, with the reason why their labels are not used."""
-        return replace(self, labels=None, class_names=None, label_note=reason, other_order=None)
+        """The same images, with the reason why their labels, or masks, are not used."""
+        return replace(self, labels=None, masks=None, class_names=None, label_note=reason, other_order=None)
 
     def renumbered(self) -> "ImageSet":
         """The same images with classes numbered in the other usual order.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compressor.fidelity.decisions import count_classes, margins
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.losses import MIN_LOSS
+from compressor.fidelity.records import DropUnit
 from compressor.streams import Stream, generator
 
 DEVIATIONS = 1.6449  # of a normal distribution: 95 % lie below
@@ -49,7 +50,10 @@ class DropEstimator:
         num_images: images in all sets.
         is_labelled: whether all sets have labels that fit the outputs.
         energy: output energy of the original, over all sets.
+        of: what points of the drop are of, with labels.
     """
+
+    of: DropUnit = "top-1"
 
     def __init__(self, norms: Sequence[FunctionNorm]) -> None:
         self._norms = norms

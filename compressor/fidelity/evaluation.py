@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from compressor.fidelity.decisions import agreement, decide, share
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.fidelity.records import FidelityRecord, Metrics
+from compressor.fidelity.records import FidelityRecord, Metrics, SegmentationRecord
 
 
 @dataclass(frozen=True)
@@ -15,19 +15,25 @@ class TestOutputs:
     """What was computed on the test images.
 
     Attributes:
-        targets: outputs of the original (N, classes).
-        outputs: outputs of the compressed network (N, classes).
+        targets: outputs of the original (N, classes), or rows of them (N, D).
+        outputs: of the compressed network, likewise.
         fidelity: how far they are apart.
+        decides: whether outputs are scores of classes.
         labels: labels (N,) where there are labels that fit the outputs.
+        segmentation: classes of pixels, where the networks give them.
     """
 
     targets: Tensor
     outputs: Tensor
     fidelity: FidelityRecord
     labels: Tensor | None
+    decides: bool = True
+    segmentation: SegmentationRecord | None = None
 
 
-def make_fidelity(squares: Tensor, energy: float, outputs: Tensor, targets: Tensor) -> FidelityRecord:
+def make_fidelity(
+    squares: Tensor, energy: float, outputs: Tensor, targets: Tensor, decides: bool = True
+) -> FidelityRecord:
     """The record of two networks' outputs.
 
     Args:
@@ -35,6 +41,7 @@ def make_fidelity(squares: Tensor, energy: float, outputs: Tensor, targets: Tens
         energy: output energy of the original.
         outputs: outputs of the compressed network (N, classes).
         targets: outputs of the original (N, classes).
+        decides: whether they are scores of classes.
     """
     return FidelityRecord(
         function_norm=float(squares.mean()),
@@ -42,8 +49,8 @@ def make_fidelity(squares: Tensor, energy: float, outputs: Tensor, targets: Tens
         relative=float(squares.mean() / energy),
         output_energy=energy,
         images=len(squares),
-        top1_agreement=agreement(outputs, targets),
-        by_sign=outputs.shape[1] == 1,
+        top1_agreement=agreement(outputs, targets) if decides else None,
+        by_sign=decides and outputs.shape[1] == 1,
     )
 
 

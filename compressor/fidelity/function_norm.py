@@ -13,6 +13,7 @@ from compressor.failures import is_shortage
 from compressor.fidelity.decisions import decide
 from compressor.fidelity.labels import fitting_labels
 from compressor.fidelity.losses import Losses, NoiseSpecification
+from compressor.outputs.rows import gives_scores
 
 BATCH_SIZE = 64
 MAX_LOSS = 1e12
@@ -29,6 +30,7 @@ class FunctionNorm:
     Attributes:
         targets: the original's outputs (n, num_outputs).
         output_energy: E||f*(x)||^2.
+        decides: whether outputs are scores of classes; rows of other outputs (see `compressor.outputs.rows`) are not.
         labels: the images' labels (n,) where they fit the outputs, else None.
 
     Raises:
@@ -45,7 +47,8 @@ class FunctionNorm:
         if not torch.isfinite(self.targets).all():
             raise InputError("the network's outputs on these images are not finite")
         self.output_energy = _energy(self.targets)
-        self.labels = fitting_labels(images, self.targets.shape[1])
+        self.decides = gives_scores(original)
+        self.labels = fitting_labels(images, self.targets.shape[1]) if self.decides else None
 
     @property
     def noise_spec(self) -> NoiseSpecification:
@@ -118,5 +121,7 @@ def _energy(outputs: Tensor) -> float:
 
 def _as_rows(outputs: object) -> Tensor:
     if not isinstance(outputs, Tensor):
-        raise InputError(f"the network must return one tensor, it returns {type(outputs).__name__}")
+        raise InputError(
+            f"the network must return one tensor, it returns {type(outputs).__name__}: see compressor.outputs.rows"
+        )
     return outputs.reshape(len(outputs), -1).float()

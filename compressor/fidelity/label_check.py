@@ -66,6 +66,8 @@ def check_labels(original: nn.Module, images: ImageSet, device: torch.device) ->
     images = images.subset(range(min(MAX_CHECKED_IMAGES, len(images))))
     norm = FunctionNorm(original, images, device)
     num_outputs = norm.targets.shape[1]
+    if not norm.decides:
+        return _dropped("the network does not give one score for each class of an image")
     if reason := misfit(images, num_outputs):
         return _dropped(reason)
     assert images.labels is not None

@@ -4,9 +4,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from compressor.schema import Record
+from compressor.schema import Pair, Record
 
 Fidelity = Literal["norm", "risk", "error"]
+DropUnit = Literal["top-1", "mean IoU"]
+"""What points of a drop are of."""
 FIDELITY_WORDS: dict[Fidelity, str] = {
     "norm": "the function norm",
     "risk": "the cross-entropy above the original’s",
@@ -20,7 +22,9 @@ class FidelityRecord(Record):
     `stderr` is the standard error of `function_norm`, `output_energy` is E||f*(x)||^2 and `relative` the ratio of the
     two, L / E||f*(x)||^2. `top1_agreement` is the share of images on which both networks decide for the same
     class: that of the largest output or, `by_sign`, the sign of a single one. It is null where the original's single
-    output has one sign throughout: then it is a quantity, and nothing is decided.
+    output has one sign throughout: then it is a quantity, and nothing is decided; and where outputs are no scores of
+    classes. `outputs` are all of a network that does not return one matrix of scores: L is then the sum of their
+    function norms, by weight and, where several count, over their energies on the search's images.
     """
 
     function_norm: float = Field(ge=0)
@@ -30,6 +34,55 @@ class FidelityRecord(Record):
     images: int = Field(ge=2)
     top1_agreement: float | None = Field(default=None, ge=0, le=1)
     by_sign: bool = False
+    outputs: list["OutputRecord"] = Field(default_factory=list)
+
+
+class OutputRecord(Record):
+    """One output of a network that has others, or that is no matrix of scores.
+
+    `shape` is that of one image. `function_norm` is the squared distance on the test images, at a position on average,
+    `energy` the squared length of the original's, likewise, and `relative` their ratio, null where the original's is
+    zero. `weight` is by how much it counts in L; 0 where it does not.
+    """
+
+    name: str
+    shape: list[int]
+    weight: float = Field(ge=0)
+    function_norm: float = Field(ge=0)
+    energy: float = Field(ge=0)
+    relative: float | None = Field(default=None, ge=0)
+
+
+class ChangeRecord(Record):
+    """A change of a figure on the same images, with its 95 % interval from `low` to `high`."""
+
+    change: float
+    low: float
+    high: float
+
+
+class ClassRecord(Record):
+    """A class of pixels, with the intersection over union of both networks."""
+
+    name: str
+    iou: Pair[float]
+
+
+class SegmentationRecord(Record):
+    """Classes of pixels by two networks on the test images, in full.
+
+    `pixel_agreement` is the share of pixels to which both give the same class. Where there are masks, `mean_iou` is the
+    mean intersection over union of the `classes` that these show, over all images together, with its `change`, and
+    `pixel_accuracy` the share of pixels whose class is right. Void pixels are left out of both.
+    """
+
+    output: str
+    images: int
+    pixel_agreement: float = Field(ge=0, le=1)
+    mean_iou: Pair[float] | None = None
+    change: ChangeRecord | None = None
+    pixel_accuracy: Pair[float] | None = None
+    classes: list[ClassRecord] = Field(default_factory=list)
 
 
 class PairedChange(Record):

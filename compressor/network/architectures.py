@@ -1,4 +1,4 @@
-"""torchvision's classifiers: names, transforms, empty networks, and which one a checkpoint is.
+"""torchvision's classifiers and segmentation networks: names, transforms, empty networks; which one a checkpoint is.
 
 torchvision is imported inside functions: if it was built for another torch, the user gets one
 sentence instead of a traceback.
@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,12 @@ TOKENS = -2
 MARKER_CLASSES = 7919
 
 TOKEN_TENSOR = "encoder.pos_embedding"
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
+
+Task = Literal["classification", "segmentation", "detection", "video", "optical_flow", "quantization"]
+COMPRESSED: tuple[Task, ...] = ("classification", "segmentation")
+AUXILIARY = "aux_classifier."  # tensors of the head that segmentation networks may have for training
+WITHOUT_AUXILIARY = "lraspp"  # never has it
 
 # Auxiliary heads are for training only, and slow to build and initialize.
 BUILD_ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -69,20 +74,53 @@ def known_architecture(arch: str) -> str:
     """torchvision's spelling of `arch`.
 
     Raises:
-        InputError: torchvision has no such classifier; the sentence names similar ones.
+        InputError: torchvision has no such network, or it cannot be compressed; the sentence names similar ones.
     """
     names = list_architectures()
     if arch.lower() in names:
         return arch.lower()
+    task = task_of(arch.lower())
+    if task is not None:
+        raise InputError(why_not(arch.lower(), task))
     near = difflib.get_close_matches(arch.lower(), names, n=3, cutoff=0.3)
     hint = f"did you mean {join_words(near, 'or')}?" if near else "see torchvision.models for the names"
-    raise InputError(f"torchvision has no classifier named {arch!r}: {hint}")
+    raise InputError(f"torchvision has no network named {arch!r}: {hint}")
 
 
 def list_architectures() -> list[str]:
-    """Names of torchvision's image classifiers."""
+    """Names of torchvision's image classifiers and segmentation networks."""
+    return [arch for task in COMPRESSED for arch in list_task(task)]
+
+
+def list_task(task: Task) -> list[str]:
+    """Names of torchvision's networks for a task."""
     models = import_torchvision().models
-    return list(models.list_models(module=models))
+    return list(models.list_models(module=models if task == "classification" else getattr(models, task)))
+
+
+def task_of(arch: str) -> Task | None:
+    """What a network of torchvision is for; None where it has no network of this name."""
+    return next((task for task in get_args(Task) if arch in list_task(task)), None)
+
+
+def why_not(arch: str, task: Task) -> str:
+    """Why a network cannot be compressed, in one sentence.
+
+    Args:
+        arch: its name.
+        task: what it is for.
+    """
+    reasons: dict[Task, str] = {
+        "detection": "a detector, whose numbers of boxes depend on the image: its backbone alone, a function of yours "
+        "that returns the heads' raw outputs as tensors (batch, ...), can be compressed by --arch module:function",
+        "video": "a network for clips, and only images (batch, channels, height, width) are read; of its 3-d "
+        "convolutions none could be factorized",
+        "optical_flow": "a network for pairs of images, and one input is expected: a function of yours that takes one "
+        "tensor and splits it can be compressed by --arch module:function",
+        "quantization": "quantized, and weights in floating point are compressed: give the network it was made from, "
+        "and --precision int8",
+    }
+    return f"{arch} is {reasons.get(task, 'no network that can be compressed')}"
 
 
 def published_transform(arch: str, image_size: int | None = None) -> Transform:
@@ -104,10 +142,11 @@ def published_transform(arch: str, image_size: int | None = None) -> Transform:
 
 
 def read_preset(preset: Any) -> Transform:
-    """The fields of torchvision's `ImageClassification` preset."""
+    """The fields of torchvision's `ImageClassification` and `SemanticSegmentation` presets."""
+    resized = preset.resize_size[0]
     return Transform(
-        input_size=preset.crop_size[0],
-        resize_size=preset.resize_size[0],
+        input_size=preset.crop_size[0] if hasattr(preset, "crop_size") else resized,  # whole images, cut to squares
+        resize_size=resized,
         mean=tuple(preset.mean),
         std=tuple(preset.std),
         interpolation=preset.interpolation.value,
@@ -139,16 +178,20 @@ class SkipParameterData(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def build_model(arch: str, num_classes: int, image_size: int | None = None) -> nn.Module:
+def build_model(arch: str, num_classes: int, image_size: int | None = None, auxiliary: bool = False) -> nn.Module:
     """A network of torchvision with parameters on the meta device and real buffers.
 
     Args:
         arch: torchvision's name.
         num_classes: width of its output.
         image_size: in pixels, for vision transformers.
+        auxiliary: whether a segmentation network has its head for training.
     """
     models = import_torchvision().models
     arguments = dict(BUILD_ARGUMENTS.get(arch, {}))
+    if arch in list_task("segmentation"):
+        arguments["weights_backbone"] = None
+        arguments |= {} if arch.startswith(WITHOUT_AUXILIARY) else {"aux_loss": auxiliary}
     if image_size is not None:
         arguments["image_size"] = image_size
     # A few small parameters are still initialized, which must not change the caller's random numbers.
@@ -178,7 +221,7 @@ def shapes_of(state: Mapping[str, Tensor]) -> Fingerprint:
 
 
 def registry_fingerprints(cache_dir: Path | None = None) -> dict[str, Fingerprint]:
-    """Fingerprints of all of torchvision's classifiers by name.
+    """Fingerprints of all of torchvision's networks that can be compressed, by name.
 
     Computing them takes seconds, so they are cached for each version of torchvision.
 

@@ -1,33 +1,14 @@
-"""What a network takes and gives: said before long work and in one sentence where that does not fit."""
+"""How many channels a network takes, and how many outputs it gives."""
 
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
-from compressor.failures import blaming, explain_shortage
-
-
-def require_input_fits(model: nn.Module, example: Tensor) -> None:
-    """Run the network once.
-
-    Args:
-        model: in eval mode.
-        example: one input (N, C, H, W) on its device.
-
-    Raises:
-        InputError: the network fails on it, or returns something else than a tensor.
-    """
-    what = f"the network cannot take inputs of shape {' x '.join(map(str, example.shape))}"
-    with blaming(lambda reason: InputError(f"{what} ({reason}): see --input-size")), torch.inference_mode():
-        outputs = model(example)
-    if not isinstance(outputs, Tensor):
-        raise InputError(
-            f"the network returns a {type(outputs).__name__} where one tensor of outputs is expected: give one that "
-            "returns the classes' scores alone, for example by --arch module:function"
-        )
+from compressor.failures import explain_shortage
+from compressor.outputs.structure import named_tensors
 
 
 def first_channels(model: nn.Module) -> int:
@@ -52,7 +33,10 @@ def run_outputs(model: nn.Module, transform: Transform, path: Path) -> int:
         if shortage := explain_shortage(error):
             raise shortage from error
         return count_outputs(model, path)
-    return outputs.shape[-1] if isinstance(outputs, Tensor) and outputs.ndim else count_outputs(model, path)
+    first = next(iter(named_tensors(outputs).values()), None)
+    if first is None or not first.ndim:
+        return count_outputs(model, path)
+    return first.shape[1] if first.ndim > 3 else first.shape[-1]
 
 
 def count_outputs(module: nn.Module, path: Path) -> int:

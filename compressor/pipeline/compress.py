@@ -15,6 +15,7 @@ from torch import nn
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
 from compressor.files import claim_folder
+from compressor.outputs.rows import whole
 from compressor.pipeline.context import Context, Source
 from compressor.pipeline.outputs import FACTORS, JOURNAL
 from compressor.pipeline.plan import Plan
@@ -57,7 +58,8 @@ def compress(
     """Search ranks, build the compressed network, export, verify and measure it, and write the report.
 
     Args:
-        model: any network from one tensor (N, ...) to one tensor (N, outputs); left untouched.
+        model: any network from one tensor (N, ...) to one (N, outputs), or to tensors (N, ...) in tuples, lists,
+            dictionaries, named tuples and dataclasses; left untouched.
         images: batches (N, ...) or (batch, labels) pairs, or an `ImageSet`. A part is kept for tests alone.
         out: folder to write, new or empty (or holding the run to resume or to replace).
         settings: None for the defaults.
@@ -104,7 +106,7 @@ def _run(stages: Sequence[Stage], context: Context) -> CompressedModel:
             (context.folder / FACTORS).unlink(missing_ok=True)
         raise
     result, report = needed(state.result, "a plan"), needed(state.report, "a report")
-    return CompressedModel(state.network, result.plan, report, context.folder)
+    return CompressedModel(whole(state.network), result.plan, report, context.folder)
 
 
 def _with_tuning(settings: Settings, recipe: Recipe) -> Settings:

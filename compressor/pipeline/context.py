@@ -2,15 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compressor.channels.groups import ChannelGroup, find_groups
 from compressor.data.images import ImageSet, Unread
 from compressor.data.transforms import Transform
+from compressor.fidelity.structured.segmentation import class_map
 from compressor.network.layers import FoundLayer
+from compressor.outputs.rows import view_of
+from compressor.outputs.structure import Output
 from compressor.pipeline.image_splits import TrainingImages
 from compressor.pipeline.outputs import JOURNAL
 from compressor.pipeline.settings import Settings
@@ -97,6 +102,17 @@ class Context:
     def num_test_images(self) -> int:
         """All images of the final test, those that cannot be read among them."""
         return len(self.test_images) + len(self.further_tests or ())
+
+    @cached_property
+    def channel_groups(self) -> list[ChannelGroup]:
+        """All groups of the original's layers with hidden channels between them; finding them takes up to a second."""
+        return find_groups(self.original, self.example.to(self.device))
+
+    @property
+    def class_map(self) -> Output | None:
+        """The output that gives a class to every pixel; None where there is none."""
+        has_masks = self.search_images.masks is not None
+        return class_map(view_of(self.original), self.search_images.input_shape[1:], has_masks)
 
     def earlier_search(self) -> dict[str, Any]:
         """The header of the journal that an interrupted search left; empty where nothing is resumed."""

@@ -104,10 +104,14 @@ def join(first: ImageSet, second: ImageSet) -> ImageSet:
     labels = None
     if first.labels is not None and second.labels is not None:
         labels = torch.cat([first.labels, second.labels])
+    masks = None
+    if first.masks is not None and second.masks is not None:
+        masks = torch.cat([first.masks, second.masks])
     files = None if first.files is None or second.files is None else [*first.files, *second.files]
+    found = replace(first, labels=labels, files=files, masks=masks)
     if first.held is second.held and first.chosen is not None and second.chosen is not None:
-        return replace(first, chosen=torch.cat([first.chosen, second.chosen]), labels=labels, files=files)
-    return replace(first, held=torch.cat([first.data, second.data]), chosen=None, labels=labels, files=files)
+        return replace(found, chosen=torch.cat([first.chosen, second.chosen]))
+    return replace(found, held=torch.cat([first.data, second.data]), chosen=None)
 
 
 def without(images: ImageSet, others: ImageSet) -> ImageSet:

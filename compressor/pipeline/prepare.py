@@ -2,7 +2,8 @@
 
 import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,15 @@ from compressor.errors import InputError
 from compressor.fidelity.accuracy_drop import DropCurve, Measurement
 from compressor.fidelity.label_check import LabelCheck, check_labels
 from compressor.fidelity.labels import require_labelled
+from compressor.fidelity.structured.drop import check_masks
+from compressor.fidelity.structured.outputs import give_rows
+from compressor.fidelity.structured.segmentation import class_map
 from compressor.files import check_folder
 from compressor.network.attention import open_attention
-from compressor.network.inputs import require_input_fits
 from compressor.network.layers import find_layers
+from compressor.outputs.auxiliary import drop_auxiliary
+from compressor.outputs.rows import view_of
+from compressor.outputs.structure import find_outputs
 from compressor.pipeline.context import Context, Source
 from compressor.pipeline.delivery.interface import require_pixels
 from compressor.pipeline.image_splits import (
@@ -35,6 +41,7 @@ from compressor.pipeline.settings import Settings, require_compatible
 from compressor.progress import Progress
 from compressor.report.verdict import at_least
 from compressor.search.evaluation.parallel import Workers
+from compressor.text import join_words
 from exporters.providers import explain_absence
 from exporters.verify import require_opset
 
@@ -59,10 +66,10 @@ def prepare(  # noqa: PLR0913
     _require_folder(Path(out), resume, overwrite)
     parts = divide_images(image_set, settings)
     original = copy.deepcopy(model).eval().requires_grad_(False).to(_device(settings.device))
-    require_input_fits(original, parts[1].batch([0]).to(settings.device))
     progress = progress or Progress()
+    original = _with_rows(_without_aux(original, settings, progress), parts[1], settings)
     checked = _check_labels(original, join(*parts[:2]), settings, progress)
-    calibration, search_images, outside = map(checked.apply, parts)
+    calibration, search_images, outside = _check_masks(original, [checked.apply(part) for part in parts], progress)
     training = None
     if settings.tune.epochs:
         given = None if train_images is None else _training_set(original, train_images, settings, progress)
@@ -93,6 +100,20 @@ def prepare(  # noqa: PLR0913
     )
 
 
+def _without_aux(original: nn.Module, settings: Settings, progress: Progress) -> nn.Module:
+    names = [] if settings.keep_aux else drop_auxiliary(original)
+    if names:
+        progress.log(f"note: {join_words(names)} was for training alone and is left out: --keep-aux keeps it")
+    return original
+
+
+def _with_rows(original: nn.Module, images: ImageSet, settings: Settings) -> nn.Module:
+    """The original, returning rows of numbers where its outputs are of another structure than one matrix."""
+    device = torch.device(settings.device)
+    outputs = find_outputs(original, images.batch([0]).to(device))
+    return give_rows(original, outputs, images, device, dict(settings.output_weights), settings.search.seed)
+
+
 def _require_usable(images: ImageSet, settings: Settings) -> None:
     if len(images) < 4:
         raise InputError(f"at least 4 images are needed, 2 to search with and 2 to test on, got {len(images)}")
@@ -114,7 +135,8 @@ def _require_folder(out: Path, resume: bool, overwrite: bool) -> None:
 
 def _require_enough_images(settings: Settings, search_images: ImageSet, validation: ImageSet | None) -> None:
     """Refuse a drop that labelled images are too few to tell from none, before minutes of search."""
-    if settings.target is None or validation is None or search_images.labels is None:
+    is_labelled = search_images.labels is not None or search_images.masks is not None
+    if settings.target is None or validation is None or not is_labelled:
         return
     count = len(search_images) + len(validation)
     unchanged = Measurement(1.0, np.zeros(count))
@@ -154,6 +176,20 @@ def _check_labels(original: nn.Module, images: ImageSet, settings: Settings, pro
     if checked.reason and settings.tune.epochs and settings.tune.by == "labels":
         raise InputError(f"--finetune-by labels: {checked.reason}; --finetune-by teacher needs no labels")
     return checked
+
+
+def _check_masks(original: nn.Module, parts: Sequence[ImageSet], progress: Progress) -> list[ImageSet]:
+    """The parts, without masks where these are not of the network's pixels; said at once."""
+    fitted = join(*parts[:2])
+    if fitted.masks is None:
+        return list(parts)
+    device = next(original.parameters()).device
+    output = class_map(view_of(original), fitted.input_shape[1:], has_masks=True)
+    checked = check_masks(original, output, fitted, device)
+    if checked.masks is not None:
+        return list(parts)
+    progress.log(f"note: {checked.notes[-1]}")
+    return [replace(part, notes=checked.notes).without_labels(checked.label_note) for part in parts]
 
 
 def _opened(original: nn.Module, images: ImageSet, training: TrainingImages | None, settings: Settings) -> nn.Module:

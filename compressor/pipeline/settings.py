@@ -34,6 +34,8 @@ class Settings:
         target: in place of gamma, which is then found.
         form: of the objective, Eq. (3) ("ratio") or Eq. (2) ("rate").
         fidelity: what L is.
+        output_weights: by which outputs count in L, as (name, weight); others count by 1.
+        keep_aux: whether heads that were for training alone stay in the network.
         cost: what size means; times are those on `provider`, a short name of ONNX Runtime's.
         method: how k x k convolutions are factorized.
         factors: how factors are fitted; None as a plan says, or "auto".
@@ -61,6 +63,8 @@ class Settings:
     target: Target | None = None
     form: Form = "ratio"
     fidelity: Fidelity = "norm"
+    output_weights: Sequence[tuple[str, float]] = ()
+    keep_aux: bool = False
     cost: Cost = "params"
     provider: str = "cpu"
     method: MethodChoice = "auto"

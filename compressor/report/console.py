@@ -14,6 +14,7 @@ from compressor.network.records import LayerRecord
 from compressor.recovery.records import ReconstructionRecord, TuneRecord
 from compressor.report.formatting import GAP
 from compressor.report.records import FileRecord, Report, StageRecord, VerdictRecord
+from compressor.report.structured.rows import output_rows, segmentation_rows
 from compressor.report.verdict import describe_failure
 from compressor.report.wording import describe_difference, describe_outcome, describe_result
 from compressor.schema import Number, Pair
@@ -82,6 +83,8 @@ def _summary_table(report: Report) -> Table:
     table.add_row("function norm", "0", norm, f"{fidelity.relative:.4f}")
     if fidelity.top1_agreement is not None:
         table.add_row(_agreement_name(fidelity), "", _percent(fidelity.top1_agreement), "")
+    for cells in (*segmentation_rows(report.segmentation), *output_rows(fidelity.outputs)):
+        table.add_row(*cells)
     table.add_row("export check", "", f"{report.export_check.max_rel_error:.1e} relative", "")
     return table
 
@@ -113,12 +116,11 @@ def _precision_table(report: Report) -> Table:
         *_latency_rows(report),
         ("function norm", ["0", *(f"{f.function_norm:.4g}" for f in (fidelity, *(r.fidelity for r in others)))]),
         ("  against float32", ["", "0", *(f"{record.norm_to_float32:.2g}" for record in others)]),
-        (
-            _agreement_name(fidelity),
-            ["", *(_percent_or_dash(f.top1_agreement) for f in (fidelity, *(r.fidelity for r in others)))],
-        ),
-        ("  as float32", ["", "", *(_percent_or_dash(record.agreement_to_float32) for record in others)]),
     ]
+    if fidelity.top1_agreement is not None:
+        same = [_percent_or_dash(each.top1_agreement) for each in (fidelity, *(r.fidelity for r in others))]
+        rows.append((_agreement_name(fidelity), ["", *same]))
+        rows.append(("  as float32", ["", "", *(_percent_or_dash(record.agreement_to_float32) for record in others)]))
     if report.top1:
         tops = [*_both(report.top1), *(record.top1 for record in others)]
         rows.append(("top-1", ["" if top is None else _percent(top) for top in tops]))
@@ -219,14 +221,15 @@ def print_difference(first: Path, second: Path, difference: DifferenceRecord) ->
     if difference.top1:
         shares = difference.top1.original, difference.top1.compressed
         table.add_row("top-1 of the first and of the second", f"{_percent(shares[0])}, {_percent(shares[1])}")
-    table.add_row(f"same {difference.agreement_of}", _percent(difference.top1_agreement))
+    if difference.top1_agreement is not None:
+        table.add_row(f"same {difference.agreement_of}", _percent(difference.top1_agreement))
     table.add_row("images", str(difference.images))
     table.add_row("largest difference of outputs", _error(difference.max_abs_error))
     table.add_row("  over the largest output", _error(difference.max_rel_error))
     table.add_row("function norm", _error(difference.function_norm))
     table.add_row("worst image", escape(difference.worst_file or f"number {difference.worst_image}"))
     if difference.outputs > 1:
-        table.add_row("compared", escape(f"{difference.output}, the first of {difference.outputs} outputs"))
+        table.add_row("compared", escape(f"{difference.output}, of {difference.outputs} outputs"))
     if not difference.same:
         divergence = difference.divergence
         place = (
@@ -266,7 +269,8 @@ def _add_latency(table: Table, latency: dict[str, LatencyRecord]) -> None:
 def _target_line(target: TargetRecord) -> str:
     bound = f", at most {target.at_most:.4g} with 95 % confidence ({target.images} images)" if target.images else ""
     verdict = "met" if target.met else "not met"
-    unit = ("points of top-1 lost" if target.labelled else "% of the output energy") if target.kind == "drop" else ""
+    lost = f"points of {target.of} lost" if target.labelled else "% of the output energy"
+    unit = lost if target.kind == "drop" else ""
     reached = f"{target.reached:.4g} {unit}".strip()
     return f"target {TARGET_OPTIONS[target.kind]} {target.asked:g} {verdict}: {reached}{bound}"
 

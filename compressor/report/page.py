@@ -16,6 +16,8 @@ from compressor.report import figures, formatting, search_figures, svg, wording
 from compressor.report import finetuning_wording as tuning
 from compressor.report import precision_wording as precisions
 from compressor.report.records import Report
+from compressor.report.structured import rows as structured
+from compressor.report.structured.wording import describe_export_check
 from compressor.report.templating import load_template
 from compressor.report.verdict import describe_failure
 from compressor.schema import Pair
@@ -80,6 +82,7 @@ def render_report(report: Report) -> str:
         reconstruction_figure=_draw_reconstruction(report),
         latency_pictures=_draw_latency(report),
         words=wording,
+        describe_export_check=describe_export_check,
         light=svg.LIGHT,
         dark=svg.DARK,
     )
@@ -188,7 +191,8 @@ def _list_decision_rows(report: Report) -> list[Row]:
         rows.append(Row(name, "", show(report.fidelity.top1_agreement), "", part=report.top1 is not None))
     if report.risk is not None:
         rows.append(_compare_risk(report.risk))
-    return rows
+    extra = [*structured.segmentation_rows(report.segmentation), *structured.output_rows(report.fidelity.outputs)]
+    return rows + [Row(name[0].upper() + name[1:], old, new, change) for name, old, new, change in extra]
 
 
 def _compare_risk(risk: Pair[float]) -> Row:

@@ -49,9 +49,12 @@ def list_precision_rows(report: Report) -> list[PrecisionRow]:
     rows += [
         _row("Function norm L", [0, *(each.function_norm for each in every)], format_number),
         _row("from float32’s", [None, 0, *(r.norm_to_float32 for r in others)], format_number, part=True),
-        _row(same, [None, *(each.top1_agreement for each in every)], share),
-        _row("as float32", [None, None, *(r.agreement_to_float32 for r in others)], share, part=True),
     ]
+    if report.fidelity.top1_agreement is not None:
+        rows += [
+            _row(same, [None, *(each.top1_agreement for each in every)], share),
+            _row("as float32", [None, None, *(r.agreement_to_float32 for r in others)], share, part=True),
+        ]
     if report.top1 is not None:
         rows.append(_row("Top-1 accuracy", [*_both(report.top1), *(record.top1 for record in others)], share))
     return rows

@@ -25,10 +25,9 @@ from compressor.report.formatting import (
     format_ratio,
 )
 from compressor.report.records import Report
+from compressor.report.structured.wording import describe_agreement, describe_segmentation
 from compressor.report.verdict import describe_little
 from compressor.search.records import TARGET_OPTIONS, CertificateRecord, SearchRecord, TargetKind, TargetRecord
-from compressor.text import join_words
-from exporters.records import ExportCheckRecord
 
 _FACTORS: dict[FactorKind, str] = {
     "weight": "the best approximation of the weight itself",
@@ -47,7 +46,9 @@ def describe_result(report: Report) -> str:
     """The headline: size, speed and agreement of decisions in one sentence, then those of each other precision."""
     original, compressed = report.onnx_bytes.original, report.onnx_bytes.compressed
     float32 = [f"{describe_size(report)} ({_factor(compressed, original)})", *_speeds(report.latency)]
-    parts = [[*float32, *_agreements(report.fidelity)]]
+    pixels = report.segmentation
+    same = [f"{format_percent(pixels.pixel_agreement)} of pixels keep their class"] if pixels else []
+    parts = [[*float32, *_agreements(report.fidelity), *same]]
     for record in report.precisions:
         size = f"{record.precision}: {format_bytes(record.onnx_bytes)} ({_factor(record.onnx_bytes, original)})"
         share = record.fidelity.top1_agreement
@@ -77,6 +78,8 @@ def describe_decisions(report: Report) -> str:
     fidelity, images = report.fidelity, report.fidelity.images
     outside = _describe_unused(report)
     where = f"On {format_plural(images, 'test image' if outside else 'image')}{outside}"
+    if report.segmentation is not None:
+        return describe_segmentation(report.segmentation)
     if fidelity.top1_agreement is None:
         share = f"{format_number(100 * fidelity.relative)}{GAP}%"
         return f"{where} the outputs moved by {share} of their energy; nothing is decided by them."
@@ -125,15 +128,8 @@ def describe_fidelity(report: Report) -> str:
         f"On {images}{outside} the squared distance between the outputs of the two "
         f"networks is L = {format_number(fidelity.function_norm)} on average (the function norm), with a standard "
         f"error of {format_number(fidelity.stderr)}. That is {share} of the energy of the original outputs, "
-        f"E‖f*‖² = {format_number(fidelity.output_energy)}. {_describe_agreement(fidelity)}"
+        f"E‖f*‖² = {format_number(fidelity.output_energy)}. {describe_agreement(fidelity)}"
     )
-
-
-def _describe_agreement(fidelity: FidelityRecord) -> str:
-    if fidelity.top1_agreement is None:
-        return "The one output never changes its sign on them: it is taken for a quantity, and no decision is compared."
-    same = "sign of the one output" if fidelity.by_sign else "most likely class"
-    return f"The {same} is the same for {format_percent(fidelity.top1_agreement)} of the images."
 
 
 def describe_risk_bound(fidelity: FidelityRecord) -> str:
@@ -171,7 +167,7 @@ def describe_target(target: TargetRecord, cost: Cost) -> str:
 
 
 def _describe_drop_unit(target: TargetRecord, _: Cost) -> str:
-    return "points of top-1 lost" if target.labelled else f"{GAP}% of the original outputs’ energy lost"
+    return f"points of {target.of} lost" if target.labelled else f"{GAP}% of the original outputs’ energy lost"
 
 
 _TARGET_UNITS: dict[TargetKind, Callable[[TargetRecord, Cost], str]] = {
@@ -364,20 +360,6 @@ def describe_certificate_limits() -> str:
         "The first probability is about single plans (Ma et al. 2019, Eq. 12), the second about all plans at once "
         "(after Wilson 2024). Both rest on local searches over plans, which may miss the best, and hold only as far as "
         "the Gaussian process is right."
-    )
-
-
-def describe_export_check(export_check: ExportCheckRecord) -> str:
-    """The export check: the ONNX file compared with the torch network it came from."""
-    sizes = join_words([str(size) for size in export_check.batch_sizes])
-    noun = "batch size" if len(export_check.batch_sizes) == 1 else "batch sizes"
-    agreement = format_percent(export_check.top1_agreement)
-    return (
-        f"The compressed ONNX file was run in ONNX Runtime on {format_plural(export_check.images, 'image')} at "
-        f"{noun} {sizes} and compared with the compressed torch network: the outputs differ by at most "
-        f"{format_number(export_check.max_abs_error)}, which is {format_number(export_check.max_rel_error)} of the "
-        f"largest output (tolerance {export_check.tolerance:g}), and the most likely class is the same for "
-        f"{agreement} of the images."
     )
 
 

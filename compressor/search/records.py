@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from compressor.fidelity.records import DropUnit
 from compressor.schema import Record
 
 Form = Literal["ratio", "rate"]
@@ -150,8 +151,8 @@ class TargetRecord(Record):
     """A target that was asked for in place of gamma, and what the result reaches, in one unit.
 
     The unit is the whole network's share of the original (of what `cost` counts), bytes of model.onnx, multiply-
-    accumulates, milliseconds, or a drop in points: of top-1 where `labelled`, else of the function norm in per cent of
-    the original's output energy.
+    accumulates, milliseconds, or a drop in points: of top-1 or mean IoU where `labelled`, else of the function norm in
+    per cent of the original's output energy.
 
     Attributes:
         kind: what is limited.
@@ -159,7 +160,7 @@ class TargetRecord(Record):
         reached: on `images` images where it is a drop.
         at_most: its upper bound, which must be at most `asked` with 95 % confidence for a drop.
         met: whether it is; of times the delivered file's decides.
-        labelled: whether a drop is measured in top-1.
+        labelled: whether a drop is measured in points, of `of`.
         images: number of images of a drop.
         image_passes: what measuring took.
         steps: the plans that were built and measured on the way.
@@ -171,6 +172,7 @@ class TargetRecord(Record):
     at_most: float
     met: bool
     labelled: bool = False
+    of: DropUnit = "top-1"
     images: int = 0
     image_passes: int = 0
     steps: list[TargetStep] = Field(default_factory=list)

@@ -26,7 +26,7 @@ from exporters.opsets import silence
 from exporters.precision.int8_calibration import BATCH_SIZE, CALIBRATORS, activation_ranges
 from exporters.precision.sensitivity import WEIGHTED, choose_float_groups, group_nodes
 from exporters.records import CalibrationName, FloatLayer, QuantizationRecord
-from exporters.session import Logits, open_session, run_batches
+from exporters.session import Logits, Rows, open_session, run_batches
 
 CALIBRATION_IMAGES = 64  # 20, 100 and 400 gave ResNet-18 the same function norm within its error
 CHECK_IMAGES = 48
@@ -49,10 +49,12 @@ class QuantizationImages:
     Attributes:
         calibration: images (N, ...), of which the first `CALIBRATION_IMAGES` give the ranges of activations.
         check: other images (N, ...), on the first `CHECK_IMAGES` of which function norms are measured.
+        rows: what they are measured of, made of all outputs; None for the first output.
     """
 
     calibration: Tensor
     check: Tensor
+    rows: Rows | None = None
 
 
 def quantize_int8(
@@ -85,7 +87,7 @@ def quantize_int8(
     calibration, check = images.calibration[:CALIBRATION_IMAGES], images.check[:CHECK_IMAGES]
     try:
         with scratch_folder() as folder, silence():
-            trials = _Trials(source, Path(folder), check, on_step)
+            trials = _Trials(source, Path(folder), check, images.rows, on_step)
             proto, record = _search_int8(trials, calibration, allowed_norm, layers)
     except VerificationError as error:
         raise BocompressError(f"the network cannot be quantized to int8: {error}") from error
@@ -102,8 +104,8 @@ def quantize_int8(
 class _Trials:
     """Int8 forms of one file, and the function norm that each adds on the check images."""
 
-    def __init__(self, source: Path, folder: Path, check: Tensor, on_step: OnStep) -> None:
-        self._folder, self._on_step = folder, on_step
+    def __init__(self, source: Path, folder: Path, check: Tensor, rows: Rows | None, on_step: OnStep) -> None:
+        self._folder, self._rows, self._on_step = folder, rows, on_step
         self.check = check
         self.prepared = folder / "prepared.onnx"
         self._large = needs_data_file(onnx.load(source))
@@ -150,7 +152,7 @@ class _Trials:
         return function_norm(self._run(path), self._expected)
 
     def _run(self, path: Path) -> Logits:
-        return run_batches(open_session(path), path, self.check, BATCH_SIZE)
+        return run_batches(open_session(path), path, self.check, BATCH_SIZE, self._rows)
 
     def _report(self, note: str) -> None:
         self._on_step(self.count, note)

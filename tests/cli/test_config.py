@@ -28,6 +28,7 @@ TRIED = {
     "gamma": "0.03",
     "delta": "0.1%",
     "prune": "auto",
+    "output_weights": "out=1,aux=0.5",
     "rank_multiple": "auto",
     "target_bytes": "4MB",
     "target_macs": "300M",

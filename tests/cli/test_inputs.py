@@ -104,7 +104,7 @@ def test_a_bad_checkpoint_in_a_process_of_its_own(run_command, bad_checkpoints):
 @pytest.mark.parametrize(
     ("arch", "words"),
     [
-        ("squeezenet", ["no classifier named 'squeezenet'", "squeezenet1_1"]),
+        ("squeezenet", ["no network named 'squeezenet'", "squeezenet1_1"]),
         ("resnet8", ["resnet18"]),
         ("squeezenet1_0", ["does not fit squeezenet1_0: "]),
     ],

@@ -113,11 +113,18 @@ def test_an_operator_set_out_of_reach_is_an_error(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-class TwoHeads(nn.Module):
-    """Gives a dictionary, as torchvision's segmentation networks do."""
+class Nothing(nn.Module):
+    """Gives no tensor."""
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"out": x.flatten(1), "aux": x.flatten(1)}
+    def forward(self, x: Tensor) -> dict[str, int]:
+        return {"count": len(x)}
+
+
+class Total(nn.Module):
+    """Gives a tensor without a row for each image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum(0, keepdim=True)
 
 
 class Branching(nn.Module):
@@ -130,8 +137,8 @@ class Branching(nn.Module):
 @pytest.mark.parametrize(
     ("network", "example", "error", "sentence"),
     [
-        (TwoHeads(), torch.zeros(1, 3), InputError, "gives a dict where one tensor of logits is expected"),
-        (nn.Conv2d(3, 4, 3), torch.zeros(1, 3, 8, 8), InputError, r"shape \[2, 4, 6, 6\]"),
+        (Nothing(), torch.zeros(1, 3), InputError, "gives a dict without tensors"),
+        (Total(), torch.zeros(1, 3), InputError, r"gives 'logits' of shape \[1, 3\] for a batch of 2 images"),
         (nn.Linear(5, 4), torch.zeros(1, 3), InputError, r"cannot run on inputs of shape \[3\]"),
         (nn.Linear(5, 4), torch.zeros(0, 5), InputError, "at least one example"),
         (Branching(), torch.zeros(1, 3), BocompressError, "torch cannot export Branching"),

@@ -13,6 +13,7 @@ from compressor.cli.options import (
     image_options,
     layer_options,
     model_group,
+    output_options,
     recipe_option,
     run_options,
     tune_options,
@@ -53,7 +54,8 @@ def sweep_options(command: Command) -> Command:
     resume = cloup.option(
         "--resume", is_flag=True, help="Go on with the sweep in --out: finished jobs are not repeated, others go on."
     )
-    groups = (run_options, tune_options, factor_options(FACTOR_KINDS, "auto"), layer_options, search_options)
+    weighing = (layer_options, search_options, output_options)
+    groups = (run_options, tune_options, factor_options(FACTOR_KINDS, "auto"), *weighing)
     for decorate in (resume, recipe_option, config_options, *groups, image_options, model_group, models):
         command = decorate(command)
     for param in command.__click_params__:  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
-from compressor.network.architectures import TOKENS, build_model, published_transform
+from compressor.network.architectures import AUXILIARY, TOKENS, build_model, published_transform
 from compressor.network.checkpoints.copies import WAYS_OUT
 from compressor.network.checkpoints.heads import Head, build_head
 from compressor.network.checkpoints.inert import Inert
@@ -34,7 +34,8 @@ def build_matched(
         InputError: a pickled module is not what the architecture has in its place.
     """
     size = image_size(match, weights)
-    network = build_model(match.arch, match.num_classes, size)
+    auxiliary = any(name.startswith(AUXILIARY) for name in match.left)
+    network = build_model(match.arch, match.num_classes, size, auxiliary)
     transform = published_transform(match.arch, size)
     if match.head:
         notes += _replace_head(network, match.head, bool(pickled))

@@ -14,6 +14,7 @@ from compressor.network import architectures
 from compressor.network.architectures import Fingerprint
 from compressor.network.checkpoints.contents import WRAPPER_PARTS, shorten
 from compressor.network.checkpoints.matching import Match, match, match_any, modern_name, nearest, stem_tensor
+from compressor.network.checkpoints.others import recognize_other
 from compressor.text import join_words
 
 LIGHTNING_LIVE = "current_model_state"  # where a callback that averages weights keeps those in training
@@ -234,6 +235,12 @@ def explain_misfit(tensors: Mapping[str, Tensor], arch: str | None, source: str)
     inside = max((architectures.shapes_of(under(tensors, prefix)) for prefix in prefixes), key=len)
     if arch is None:
         reason = nearest(inside, architectures.registry_fingerprints())
-        return f"{source} fits none of torchvision's classifiers: {reason}; {WAYS_OUT}"
+        parents = {
+            ".".join(prefix.split(".")[:length]) for prefix in prefixes for length in range(prefix.count(".") + 2)
+        }
+        known = [recognize_other(architectures.shapes_of(under(tensors, prefix))) for prefix in sorted({"", *parents})]
+        for arch, task in filter(None, known):
+            return f"{source} cannot be compressed: {architectures.why_not(arch, task)}"
+        return f"{source} fits none of torchvision's networks: {reason}; {WAYS_OUT}"
     reason = str(match(inside, arch, architectures.architecture_fingerprint(arch)))
     return f"{source} does not fit {arch}: {reason}; {WAYS_OUT}"

@@ -1,14 +1,14 @@
-"""Which of torchvision's classifiers some tensors are, allowing for other heads, stems, and tensors beside them."""
+"""Which of torchvision's networks some tensors are, allowing for other heads, stems, and tensors beside them."""
 
 import math
 import re
 from dataclasses import dataclass, field
 
-from compressor.network.architectures import CLASSES, TOKEN_TENSOR, TOKENS, Fingerprint, Shape
+from compressor.network.architectures import AUXILIARY, CLASSES, TOKEN_TENSOR, TOKENS, Fingerprint, Shape
 from compressor.network.checkpoints.heads import Head, infer_head
 from compressor.text import join_words
 
-AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.")
+AUXILIARY_HEADS = ("aux1.", "aux2.", "AuxLogits.", AUXILIARY)
 
 # Names of torchvision's own older files (DenseNet until 0.2, vision transformers until 0.13).
 OLD_NAMES = (

@@ -113,6 +113,8 @@ class _Comparison:
         self._norm = norm.subset(min(TRIAL_IMAGES, len(norm.images)))
         self._blocks = list(_join(groups, [layer.name for layer in context.layers]))
         self._parts, self._price, self._limit = parts, price, _limit(context)
+        # A drop or milliseconds are kept to at prices that the search finds.
+        self._is_settled = context.settings.target is None or self._limit is not None
         # Milliseconds are not known yet, and rise with operations.
         by_macs = context.settings.cost in ("macs", "latency")
         sizes = {layer.name: layer.macs if by_macs else layer.params for layer in context.layers}
@@ -139,7 +141,7 @@ class _Comparison:
             for block, names in self._blocks
         ]
         found: list[ChannelGroup] = []
-        for block, chosen in zip(blocks, choose(blocks, self._price, self._limit), strict=True):
+        for block, chosen in zip(blocks, choose(blocks, self._price, self._limit, self._is_settled), strict=True):
             inside = {name for group in chosen for name in group.layers}
             # A group whose layers have no ranks left to lose may be searched, too: the search can leave it whole.
             free = [group for group in block.groups if inside.issuperset(set(group.layers) & set(block.of_ranks))]

@@ -26,7 +26,7 @@ def early_warnings(context: Context, gamma: float, loss_when_lost: float) -> lis
 
 def _on_drop(context: Context) -> list[str]:
     target, images = context.settings.target, context.search_images
-    if target is None or target.kind != "drop" or images.labels is not None:
+    if target is None or target.kind != "drop" or images.labels is not None or images.masks is not None:
         return []
     return advice.on_unlabelled_drop(images.label_note)
 

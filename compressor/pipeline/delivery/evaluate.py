@@ -13,6 +13,9 @@ from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.intervals import paired_change
 from compressor.fidelity.records import PairedChange
 from compressor.fidelity.risk import compare_risks
+from compressor.fidelity.structured.outputs import OutputLosses, run_whole
+from compressor.fidelity.structured.segmentation import PixelEvaluation
+from compressor.outputs.rows import gives_scores, view_of, whole
 from compressor.pipeline.context import Context
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import State
@@ -27,7 +30,7 @@ class Evaluate(Stage):
         """See `Stage.run`."""
         test = _evaluate(context, state.network)
         context.original.cpu()
-        state = replace(state, network=state.network.cpu(), test=test)
+        state = replace(state, network=state.network.cpu(), test=test, segmentation=test.segmentation)
         if test.labels is None:
             return state
         targets, outputs, labels = test.targets, test.outputs, test.labels
@@ -50,9 +53,11 @@ def iterate_test_images(context: Context) -> Iterator[ImageSet]:
 
 def _evaluate(context: Context, network: nn.Module) -> TestOutputs:
     """Both networks' outputs and how far they are apart."""
-    count = context.num_test_images
+    count, view = context.num_test_images, view_of(context.original)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []  # targets, outputs and squared distances of batches
     all_labels: list[Tensor] = []
+    losses = None if view is None else OutputLosses(view)
+    pixels = None if context.class_map is None else PixelEvaluation(context.class_map)
     with context.progress.stage(f"evaluating on {count} test images", count) as stage:
         for images in iterate_test_images(context):
             norm, every = FunctionNorm(context.original, images, context.device), torch.arange(len(images))
@@ -60,11 +65,30 @@ def _evaluate(context: Context, network: nn.Module) -> TestOutputs:
             squares = torch.from_numpy(norm.compare(outputs, every))
             parts.append((norm.targets.cpu(), outputs.cpu(), squares))
             all_labels += [] if norm.labels is None else [norm.labels]
+            if losses is not None:
+                _add_whole(losses, pixels, context, network, images)
             stage.update(sum(len(part[0]) for part in parts))
     targets, outputs, squares = (torch.cat(column) for column in zip(*parts, strict=True))
-    energy = float(targets.double().square().sum(1).mean())
+    energy, decides = float(targets.double().square().sum(1).mean()), gives_scores(context.original)
+    if losses is not None:
+        squares, energy = losses.squares(), losses.energy()
     labels = torch.cat(all_labels) if len(all_labels) == len(parts) else None
-    return TestOutputs(targets, outputs, make_fidelity(squares, energy, outputs, targets), labels)
+    fidelity = make_fidelity(squares, energy, outputs, targets, decides)
+    if losses is not None:
+        fidelity = fidelity.model_copy(update={"outputs": losses.records()})
+    segmentation = None if pixels is None else pixels.record(context.source.class_names)
+    return TestOutputs(targets, outputs, fidelity, labels, decides, segmentation)
+
+
+def _add_whole(
+    losses: OutputLosses, pixels: PixelEvaluation | None, context: Context, network: nn.Module, images: ImageSet
+) -> None:
+    """Add what all outputs lost on these images, at all positions, and the classes of their pixels."""
+    runs = (run_whole(whole(each), images, context.device) for each in (context.original, network))
+    for (indices, targets), (_, outputs) in zip(*runs, strict=True):
+        losses.add(targets, outputs)
+        if pixels is not None:
+            pixels.add(targets, outputs, None if images.masks is None else images.masks[indices])
 
 
 def _change(before: Tensor, after: Tensor) -> PairedChange:

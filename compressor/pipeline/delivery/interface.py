@@ -11,6 +11,7 @@ from torchvision.transforms import Normalize
 
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
+from compressor.outputs.rows import gives_scores, whole
 from compressor.pipeline.context import Context
 from compressor.pipeline.plan import Plan
 from compressor.version import VERSION
@@ -50,6 +51,7 @@ def check_file(context: Context, network: nn.Module, path: Path) -> ExportCheckR
         VerificationError: it does not compute what the network computes.
     """
     images, batch = context.test_images, context.settings.static_batch
+    network = whole(network)
     normalized = nn.Sequential(Normalize(images.mean, images.std), network) if in_graph(context) else network
     inputs = file_batch(context, images, slice(0, VERIFY_IMAGES))
     return verify_onnx(path, normalized.eval(), inputs, (batch,) if batch else DEFAULT_BATCH_SIZES)
@@ -109,7 +111,7 @@ def _class_names(context: Context) -> list[str] | None:
     if context.source.class_names is not None:
         return list(context.source.class_names)
     names = context.test_images.class_names
-    if names is None:
+    if names is None or not gives_scores(context.original):
         return None
     with torch.inference_mode():
         outputs = context.original(context.example.to(next(context.original.parameters()).device))

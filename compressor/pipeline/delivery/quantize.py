@@ -14,6 +14,7 @@ from compressor.errors import BocompressError, VerificationError
 from compressor.fidelity.decisions import agreement, decide, share
 from compressor.fidelity.evaluation import TestOutputs, make_fidelity, squared_distances
 from compressor.files import replace_files_when_whole
+from compressor.outputs.rows import view_of
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.interface import file_batch, provenance
 from compressor.pipeline.delivery.measure import latency_beside
@@ -24,7 +25,7 @@ from compressor.report.records import PrecisionRecord
 from exporters.precision.float16 import RANGE_IMAGES, convert_fp16
 from exporters.precision.int8 import CALIBRATION_IMAGES, CHECK_IMAGES, QuantizationImages, quantize_int8
 from exporters.records import Precision, QuantizationRecord
-from exporters.session import open_session, run_batches
+from exporters.session import Rows, open_session, run_batches
 
 # What int8 may add to the function norm before layers are left in float: a share of the compression's own, or of the
 # outputs' energy where compression itself cost next to nothing. ResNet-18 adds 0.1 % of its energy with all in int8.
@@ -83,15 +84,15 @@ def _write_precision(
                 convert_fp16(context.folder / MODEL, partial, images, signed)
         with context.progress.stage(f"evaluating {path.name}"):
             outputs = _outputs(context, partial, path)
-    squares = squared_distances(outputs, evaluated.targets)
+    squares, energy = squared_distances(outputs, evaluated.targets), evaluated.fidelity.output_energy
     return PrecisionRecord(
         precision=precision,
         file=path.name,
         onnx_bytes=file_bytes(path),
         gzip_bytes=gzip_bytes(path),
-        fidelity=make_fidelity(squares, evaluated.fidelity.output_energy, outputs, evaluated.targets),
+        fidelity=make_fidelity(squares, energy, outputs, evaluated.targets, evaluated.decides),
         norm_to_float32=float(squared_distances(outputs, evaluated.outputs).mean()),
-        agreement_to_float32=agreement(outputs, evaluated.outputs),
+        agreement_to_float32=agreement(outputs, evaluated.outputs) if evaluated.decides else None,
         top1=None if evaluated.labels is None else share(decide(outputs) == evaluated.labels),
         latency=_measure(context, ORIGINAL, path),
         latency_to_float32=_measure(context, MODEL, path),
@@ -112,7 +113,7 @@ def _quantize(
         return quantize_int8(
             context.folder / MODEL,
             partial,
-            QuantizationImages(file_batch(context, fitted, slice(0, CALIBRATION_IMAGES)), check),
+            QuantizationImages(file_batch(context, fitted, slice(0, CALIBRATION_IMAGES)), check, _rows(context)),
             max(SHARE_OF_NORM * norm, SHARE_OF_ENERGY * energy),
             [layer.name for layer in context.layers],
             metadata,
@@ -120,15 +121,23 @@ def _quantize(
         )
 
 
+def _rows(context: Context) -> Rows | None:
+    """What makes rows of a file's outputs; None where the first output is a matrix already."""
+    view = view_of(context.original)
+    return None if view is None else view.rows
+
+
 def _outputs(context: Context, partial: Path, path: Path) -> Tensor:
     """Outputs of the file on the images outside the search, checked at two batch sizes."""
-    session, test_images = open_session(partial), context.test_images
+    session, test_images, rows = open_session(partial), context.test_images, _rows(context)
+    size = test_images.fitting(TEST_BATCH)
     parts = [
-        run_batches(session, path, file_batch(context, test_images, slice(start, start + TEST_BATCH)), TEST_BATCH)
-        for start in range(0, len(test_images), TEST_BATCH)
+        run_batches(session, path, file_batch(context, test_images, slice(start, start + size)), size, rows)
+        for start in range(0, len(test_images), size)
     ]
     outputs = torch.from_numpy(np.concatenate(parts)).float()
-    single = torch.from_numpy(run_batches(session, path, file_batch(context, test_images, slice(0, 2)), 1)).float()
+    first = file_batch(context, test_images, slice(0, 2))
+    single = torch.from_numpy(run_batches(session, path, first, 1, rows)).float()
     for found in (outputs, single):
         if not torch.isfinite(found).all():
             lost = int((~torch.isfinite(found).all(dim=1)).sum())

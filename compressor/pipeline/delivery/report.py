@@ -68,6 +68,7 @@ def make_report(context: Context, state: State) -> Report:
         params_compressible=params,
         macs=Pair[int](original=total_macs, compressed=compressed_macs),
         **_sizes(original, network, context.folder),
+        segmentation=state.segmentation,
         latency=dict(needed(state.latency, "latency")),
         fidelity=test.fidelity,
         export_check=needed(state.export_check, "the export check"),
@@ -202,7 +203,7 @@ def _images_record(context: Context, num_test_images: int) -> ImagesRecord:
         validation=len(context.validation) if context.validation else 0,
         test_images=num_test_images,
         unreadable=images.unreadable,
-        labelled=images.labels is not None,
+        labelled=images.labels is not None or images.masks is not None,
         label_note=images.label_note,
         input_shape=list(images.input_shape),
     )

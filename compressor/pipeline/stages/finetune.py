@@ -11,6 +11,7 @@ from compressor.data.fingerprint import hash_images, hash_tensors
 from compressor.fidelity.evaluation import TestEvaluator
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.layers import factorized_ranks
+from compressor.outputs.rows import counted_outputs
 from compressor.pipeline.context import Context
 from compressor.pipeline.outputs import CHECKPOINT
 from compressor.pipeline.stage import RecipeStage, Stage, StageSpec
@@ -92,6 +93,7 @@ def tune_network(
             checkpoint=context.folder / CHECKPOINT,
             about={
                 **about,
+                **counted_outputs(context.original),
                 "images to train on": hash_images(training.train),
                 "check images": hash_images(training.check),
             },

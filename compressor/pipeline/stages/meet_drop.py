@@ -12,6 +12,7 @@ import numpy as np
 
 from compressor.fidelity.accuracy_drop import DEVIATIONS, DropCurve, DropEstimator, Measurement
 from compressor.fidelity.function_norm import FunctionNorm
+from compressor.fidelity.structured.drop import MeanIoUDrop
 from compressor.pipeline.context import Context
 from compressor.pipeline.settings import Target
 from compressor.pipeline.stage import Stage
@@ -56,10 +57,18 @@ class MeetDrop(Stage):
         target = needed(context.settings.target, "a target")
         images = needed(context.validation, "validation images")
         with RankSearch(context, state) as search:
-            estimator = DropEstimator([search.norm, FunctionNorm(context.original, images, context.device)])
+            estimator = _make_estimator(context, [search.norm, FunctionNorm(context.original, images, context.device)])
             first = _first_target(context, target, estimator)
             sampled = estimator.importance_sampled(first.upper, context.settings.search.seed)
             return state.with_built(_Drop(context, search, target.value, sampled).reach(first))
+
+
+def _make_estimator(context: Context, norms: Sequence[FunctionNorm]) -> DropEstimator:
+    """Of mean IoU where all images have masks, of top-1 where they have labels, else of the function norm."""
+    output = context.class_map
+    if output is None or any(norm.images.masks is None for norm in norms):
+        return DropEstimator(norms)
+    return MeanIoUDrop(norms, context.original, output, context.device)
 
 
 def _first_target(context: Context, wanted: Target, estimator: DropEstimator) -> SearchTarget:
@@ -67,7 +76,8 @@ def _first_target(context: Context, wanted: Target, estimator: DropEstimator) ->
     gain = GAIN if context.settings.recalibrate and len(context.calibration) else 1.0
     asked = SHARE_OF_DROP * wanted.value
     if estimator.is_labelled:
-        return drop_target(asked, estimator.energy, estimator.num_images, DEVIATIONS, gain)
+        target = drop_target(asked, estimator.energy, estimator.num_images, DEVIATIONS, gain)
+        return target if estimator.of == "top-1" else SearchTarget("loss", target.upper)  # evaluations tell no more
     return SearchTarget("loss", asked / 100.0 * estimator.energy / gain)
 
 
@@ -132,7 +142,7 @@ class _Drop:
     def _between(self, learnt: SearchTarget | None, measured: SearchTarget) -> SearchTarget:
         """With labels, half way between what the evaluations' flips say and what one network does: either is as noisy,
         and what is searched for a wrong limit is lost."""
-        if learnt is None or not self._estimator.is_labelled:
+        if learnt is None or not self._estimator.is_labelled or self._estimator.of != "top-1":
             return measured
         return replace(measured, upper=float((learnt.upper * measured.upper) ** 0.5))
 
@@ -160,13 +170,14 @@ class _Drop:
             at_most=at_most,
             met=at_most <= self._asked,
             labelled=self._estimator.is_labelled,
+            of=self._estimator.of,
             images=self._estimator.num_images,
             image_passes=len(tries) * self._estimator.image_passes,
             steps=steps,
         )
 
     def _log(self, one: _Try, curve: DropCurve) -> None:
-        what = "points of top-1" if self._estimator.is_labelled else "% of the output energy"
+        what = f"points of {self._estimator.of}" if self._estimator.is_labelled else "% of the output energy"
         self._context.progress.log(
             f"at ratio {one.built.result.ratio:.3f} the network loses {one.measured.drop:.2f} {what}, at most "
             f"{curve.at_most(one.measured.loss):.2f}"

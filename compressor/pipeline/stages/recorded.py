@@ -21,6 +21,7 @@ from compressor.fidelity.evaluation import TestEvaluator
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.files import prepare_folder, read_sealed, write_sealed
 from compressor.network.serialization import load_network, save_network
+from compressor.outputs.rows import counted_outputs
 from compressor.pipeline.channels.found import groups_of
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.report import make_stage_record
@@ -128,6 +129,7 @@ def _keep_about(context: Context, recipe: Recipe) -> None:
         "images": [hash_images(images) for images in (context.calibration, context.search_images, context.test_images)],
         "images to train on": hash_images(context.training.train) if context.training else None,
         "settings": _chosen(context.settings),
+        **counted_outputs(context.original),
     }
     path = context.folder / STAGES / ABOUT
     if context.resume and path.exists():

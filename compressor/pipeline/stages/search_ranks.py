@@ -18,6 +18,7 @@ from compressor.fidelity.risk import Risk
 from compressor.network.layers import factorized_ranks
 from compressor.network.pruning import count_prunable, pruned_copy
 from compressor.network.surgery import Candidates
+from compressor.outputs.rows import counted_outputs
 from compressor.pipeline.channels.building import build_plain
 from compressor.pipeline.context import Context
 from compressor.pipeline.outputs import JOURNAL, PLANS
@@ -258,7 +259,7 @@ def _workers(settings: Settings) -> Workers:
 
 def _fingerprint(context: Context, parts: Sequence[Part], gamma: float, costs: Costs) -> dict[str, Any]:
     """What the search depends on; a journal with another fingerprint is refused."""
-    settings, labels = context.settings, context.search_images.labels
+    settings, labels, masks = context.settings, context.search_images.labels, context.search_images.masks
     by_drop = settings.target is not None and settings.target.kind == "drop"
     uses_labels = settings.fidelity != "norm" or by_drop
     searching = asdict(settings.search)
@@ -288,6 +289,8 @@ def _fingerprint(context: Context, parts: Sequence[Part], gamma: float, costs: C
         "milliseconds": costs.tables if settings.cost == "latency" else None,
         "shared milliseconds": _shared(costs) if settings.cost == "latency" else None,
         "search settings": searching,
+        **counted_outputs(context.original),
+        **({"masks": hash_tensors([masks])} if by_drop and masks is not None else {}),
     }
 
 

@@ -1,0 +1,1 @@
+"""Rows and sentences on outputs that are not one matrix of scores."""

@@ -1,0 +1,77 @@
+"""Sentences on outputs that are not one matrix of scores."""
+
+from compressor.fidelity.records import FidelityRecord, SegmentationRecord
+from compressor.report.formatting import GAP, format_number, format_percent, format_plural, format_points
+from compressor.text import join_words
+from exporters.records import Agreement, ExportCheckRecord
+
+_SAME: dict[Agreement, str] = {
+    "top-1 class": "the most likely class is the same for {} of the images",
+    "sign": "the sign of the one output is the same for {} of the images",
+    "class of a pixel": "the class is the same at {} of the pixels",
+    "integers": "the whole numbers are the same for {} of the images",
+}
+
+
+def describe_export_check(export_check: ExportCheckRecord) -> str:
+    """The export check: the ONNX file compared with the torch network it came from."""
+    sizes = join_words([str(size) for size in export_check.batch_sizes])
+    noun = "batch size" if len(export_check.batch_sizes) == 1 else "batch sizes"
+    several = f"all {len(export_check.outputs)} outputs" if len(export_check.outputs) > 1 else "the outputs"
+    agreement = _SAME.get(export_check.agreement_of)
+    same = (
+        ""
+        if agreement is None or export_check.top1_agreement is None
+        else (f", and {agreement.format(format_percent(export_check.top1_agreement))}")
+    )
+    return (
+        f"The compressed ONNX file was run in ONNX Runtime on {format_plural(export_check.images, 'image')} at "
+        f"{noun} {sizes}{_describe_sizes(export_check)} and compared with the compressed torch network: {several} "
+        f"differ by at most {format_number(export_check.max_abs_error)}, which is "
+        f"{format_number(export_check.max_rel_error)} of the largest output (tolerance {export_check.tolerance:g})"
+        f"{same}."
+    )
+
+
+def _describe_sizes(export_check: ExportCheckRecord) -> str:
+    sizes = [f"{height}{GAP}×{GAP}{width}" for height, width in export_check.image_sizes]
+    return f" and of {join_words(sizes)} pixels, since it takes images of any size," if sizes else ""
+
+
+def describe_agreement(fidelity: FidelityRecord) -> str:
+    """How many decisions are the same, or why none are compared."""
+    if fidelity.outputs and fidelity.top1_agreement is None:
+        return describe_outputs(fidelity)
+    if fidelity.top1_agreement is None:
+        return "The one output never changes its sign on them: it is taken for a quantity, and no decision is compared."
+    same = "sign of the one output" if fidelity.by_sign else "most likely class"
+    return f"The {same} is the same for {format_percent(fidelity.top1_agreement)} of the images."
+
+
+def describe_outputs(fidelity: FidelityRecord) -> str:
+    """What L is made of, and what each output lost of its energy."""
+    shares = [
+        f"{output.name} {'—' if output.relative is None else f'{format_number(100 * output.relative)}{GAP}%'}"
+        for output in fidelity.outputs
+    ]
+    counted = [output for output in fidelity.outputs if output.weight > 0]
+    weighted = any(output.weight != 1 for output in counted)
+    rule = "Squared distances are averaged over the positions of an output"
+    if len(counted) > 1:
+        how = " by weight" if weighted else ""
+        rule += f", divided by its energy and added{how} over {join_words([output.name for output in counted])}"
+    return f"{rule}. Of its own energy each output moved by: {join_words(shares)}."
+
+
+def describe_segmentation(record: SegmentationRecord) -> str:
+    """How classes of pixels changed, and how well they are told where there are masks."""
+    where = f"On {format_plural(record.images, 'test image')}"
+    kept = f"{where} {format_percent(record.pixel_agreement)} of the pixels keep their class."
+    if record.mean_iou is None or record.change is None:
+        return kept
+    return (
+        f"{kept} Mean IoU over {format_plural(len(record.classes), 'class', 'classes')} went from "
+        f"{format_percent(record.mean_iou.original)} to {format_percent(record.mean_iou.compressed)}, "
+        f"{format_points(record.change.change)} points [{format_points(record.change.low)}, "
+        f"{format_points(record.change.high)}]."
+    )
