@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 OLDEST := .venv-oldest
+WHEEL := build/wheel
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -26,7 +27,7 @@ FRESH = $(if $(filter file,$(origin OUT)),rm -rf "$(OUT)")
 OWN = $(and $(OTHER),$(filter file,$(origin FILES)))
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
 
-.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-hard test-oldest lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-limits bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench-job bench-channels bench bench-gpu bench-harness clean
+.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-hard test-oldest test-wheel audit lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-limits bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench-job bench-channels bench bench-gpu bench-harness clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,7 +77,8 @@ report: $(READY) $(TRAINED)  ## OUT: the page of a run anew; without one, of edg
 test: $(READY) lint  ## the whole suite and lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-hard: $(READY)  ## thousands of hostile inputs, kills, faults and short memory; docs/results.md has the counts
+test-hard: $(READY)  ## thousands of hostile inputs, kills, faults, short memory, clusters; docs/results.md has the counts
+	$(BIN)/python -c 'import distributed, ray' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[ray,dask]'
 	OMP_NUM_THREADS=1 HARD_RESULTS=benchmarks/results/hard.json $(BIN)/python -m pytest -m hard tests/hard
 
 # uv resolves downwards, which pip cannot. Formatters and type checkers are held to their newest versions only.
@@ -85,6 +87,19 @@ test-oldest: pyproject.toml  ## the suite with the lowest version of each depend
 	$(OLDEST)/bin/python -m pip install --quiet uv
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
 	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
+
+# A wheel is what users have: it is built, installed with its own dependencies alone, and compresses the demo's network.
+test-wheel: $(READY)  ## build the wheel, install it into a clean environment, and run `bocompress demo` there
+	rm -rf $(WHEEL) && mkdir -p $(WHEEL)/dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(WHEEL)/dist .
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python -m pip install --quiet $(WHEEL)/dist/*.whl
+	cd $(WHEEL) && venv/bin/bocompress demo demo
+	test -s $(WHEEL)/demo/compressed/model.onnx && test -s $(WHEEL)/demo/compressed/report.html
+
+audit: $(READY)  ## known vulnerabilities of the installed dependencies, by pip-audit (asks its database)
+	$(BIN)/python -c 'import pip_audit' 2>/dev/null || $(BIN)/python -m pip install --quiet 'pip-audit>=2.9'
+	$(BIN)/python -m pip_audit --strict --local --skip-editable
 
 lint: $(READY)  ## ruff, mypy and the import order
 	$(BIN)/ruff check .

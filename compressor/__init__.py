@@ -6,8 +6,6 @@ What is listed here is loaded on first use, so that asking for `--help` does not
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from compressor.version import VERSION as __version__
-
 if TYPE_CHECKING:
     from compressor.data.images import ImageSet as ImageSet
     from compressor.errors import InputError as InputError
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     from compressor.pipeline.settings import Settings as Settings
     from compressor.pipeline.settings import Target as Target
     from compressor.pipeline.state import CompressedModel as CompressedModel
+    from compressor.version import VERSION as __version__
 
 __all__ = [
     "CompressedModel",
@@ -46,6 +45,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("compressor.version").VERSION
     if name not in _HOMES:
         raise AttributeError(f"module 'compressor' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

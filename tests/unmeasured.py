@@ -28,3 +28,10 @@ def without_measuring() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, without_latency():
         patch.setattr(export, "export_both", write_nothing)
         yield
+
+
+if __name__ == "__main__":  # the program of a sweep's jobs in tests
+    from compressor.cli.sweep.job import main
+
+    with without_measuring():
+        main()

@@ -22,9 +22,16 @@ from compressor.channels.statistics import MAX_ROWS, SplitMoments, images_of
 from compressor.channels.tracing import plain_name, tensors_in
 from compressor.data.images import ImageSet
 from compressor.factorization.moments import raise_floor_
-from compressor.network.hooks import Captured, OutputPositions, batches, in_order_of_use, sample_positions, watching
+from compressor.network.hooks import (
+    Captured,
+    OutputPositions,
+    batches,
+    in_order_of_use,
+    position_generators,
+    sample_positions,
+    watching,
+)
 from compressor.network.statistics import rows_of_batch
-from compressor.streams import Stream, derived_seed
 
 MIN_SCALE = 1e-3  # of a batch norm's channel, below which it does not pass on what is added
 
@@ -88,9 +95,8 @@ def wanted_rows(
         By reader, batch after batch, the positions and the wanted outputs there (rows, Co).
     """
     rows: dict[str, Rows] = {reader.name: [] for reader in readers}
-    generators = {
-        reader.name: torch.Generator().manual_seed(derived_seed(seed, Stream.POSITIONS)) for reader in readers
-    }
+    names = [reader.name for reader in readers]
+    generators = dict(zip(names, position_generators(seed, len(names)), strict=True))
     for batch in batches(images, device):
         count = rows_of_batch(len(batch), len(images), MAX_ROWS)
         for reader, call in calls_of(original, readers, batch):

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
-from compressor.network.hooks import OutputPositions, batches, sample_positions, watching
+from compressor.network.hooks import OutputPositions, batches, position_generators, sample_positions, watching
 from compressor.network.statistics import (
     MAX_INPUTS,
     RunningMoments,
     projected_gradients,
     rows_of_batch,
 )
-from compressor.streams import Stream, derived_seed
 
 MAX_ROWS = 32768  # output positions per layer that enter its moments
 MEAN_SHARE = 0.3  # of the images' means in the trace of the inputs' covariance; between 0.3 and 0.6 differ little
@@ -141,7 +140,7 @@ def _input_moments(
 ) -> dict[str, SplitMoments]:
     names = list(readers)
     moments = {name: SplitMoments() for name in names}
-    generators = [torch.Generator().manual_seed(derived_seed(seed, Stream.POSITIONS)) for _ in names]
+    generators = position_generators(seed, len(names))
     modules = [model.get_submodule(name) for name in names]
 
     def add(index: int, value: Tensor, output: Tensor) -> None:

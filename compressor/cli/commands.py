@@ -27,11 +27,13 @@ from compressor.cli.options import (
     layer_options,
     model_options,
     output_options,
+    recipe_option,
     run_options,
     tune_options,
 )
 from compressor.cli.search_options import search_options
 from compressor.cli.settings import choose_recipe, make_settings, split_patterns
+from compressor.cli.sweep.command import sweep
 from compressor.cli.types import MAX_INPUT, MAX_SEED, PATH, FiniteRange
 from compressor.errors import InputError, VerificationError
 from compressor.files import read_head
@@ -89,13 +91,7 @@ def main() -> None:
 @tune_options
 @run_options
 @config_options
-@cloup.option(
-    "--recipe",
-    metavar="NAME|FILE",
-    shell_complete=complete_recipe,
-    help="Stages in place of one search: vgg, the paper's (compress convolutions, fine-tune, compress linear layers, "
-    "fine-tune, prune), or a TOML file like it, such as `bocompress recipes vgg` prints.",
-)
+@recipe_option
 @cloup.option(
     "--resume",
     is_flag=True,
@@ -137,6 +133,7 @@ def export(**options: Any) -> None:
 
 
 main.add_command(export)
+main.add_command(sweep)
 
 
 @main.command(cls=Command)

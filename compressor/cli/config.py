@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from compressor.errors import InputError
 
 NOT_IN_FILES = ("config", "print_config", "help", "help_all", "version")
 # One of these replaces whichever of them a file gives.
-ALTERNATIVES = ("gamma", "target_ratio", "target_bytes", "target_macs", "target_latency_ms", "max_drop")
+ALTERNATIVES = ("gamma", "gammas", "target_ratio", "target_bytes", "target_macs", "target_latency_ms", "max_drop")
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
@@ -103,6 +103,35 @@ def config_text(options: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def typed_options(leave_out: Sequence[str]) -> list[str]:
+    """The options that were typed or stand in --config, as arguments of a command that has the same.
+
+    Args:
+        leave_out: names of parameters that are not among them.
+    """
+    ctx = click.get_current_context()
+    arguments: list[str] = []
+    for parameter in ctx.command.params:
+        name = str(parameter.name)
+        given = ctx.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
+        if given and name not in leave_out and isinstance(parameter, click.Option):
+            arguments += _as_arguments(parameter, ctx.params[name])
+    return arguments
+
+
+def _as_arguments(option: click.Option, value: Any) -> list[str]:
+    """An option with its value as a person would type it."""
+    longest = max(option.opts, key=len)
+    if option.is_flag:
+        return [longest] if value else option.secondary_opts[-1:]
+    items = value if option.multiple else [value]
+    return [word for item in items for word in (longest, _in_words(_spell(option.type, item)))]
+
+
+def _in_words(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _parameters(ctx: click.Context) -> dict[str, click.Parameter]:
     """What a file may hold: options by the names that people type, without dashes, and arguments."""
     return {
@@ -135,7 +164,7 @@ def _as_typed(parameter: click.Parameter, value: Any) -> Any:
     if any(isinstance(item, bool | dict | list) for item in items):
         raise click.BadParameter(f"{value!r} is neither a text nor a number, nor a list of them")
     texts = [str(item) for item in items]
-    return texts if parameter.multiple else ",".join(texts)
+    return texts if parameter.nargs == -1 or getattr(parameter, "multiple", False) else ",".join(texts)
 
 
 def _own_default(ctx: click.Context, parameter: click.Parameter) -> Any:

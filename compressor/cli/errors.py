@@ -45,8 +45,9 @@ def _describe_interruption(options: dict[str, Any]) -> str:
     if "resume" not in options:
         return "stopped"
     from compressor.pipeline.outputs import CHECKPOINT, FACTORS, JOURNAL, STAGES
+    from compressor.sweep.outputs import JOBS
 
-    for kept in (output_folder(options) / name for name in (STAGES, CHECKPOINT, JOURNAL, FACTORS)):
+    for kept in (output_folder(options) / name for name in (JOBS, STAGES, CHECKPOINT, JOURNAL, FACTORS)):
         if kept.exists():
             return f"stopped; {kept} is kept, go on with:\n{_resuming_command()}"
     return "stopped before there was anything to keep"
@@ -62,5 +63,7 @@ def _resuming_command() -> str:
 
 
 def output_folder(options: dict[str, Any]) -> Path:
-    """--out, or a folder named after the checkpoint."""
+    """--out, or a folder named after the checkpoint; of a sweep, which has many, one of its own."""
+    if "models" in options:
+        return options["out"] or Path("sweep")
     return options["out"] or Path(f"{options['model'].stem}-compressed")

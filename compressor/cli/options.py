@@ -6,7 +6,7 @@ from typing import Any
 import click
 import cloup
 
-from compressor.cli.completion import complete_architecture
+from compressor.cli.completion import complete_architecture, complete_recipe
 from compressor.cli.config import require_unless_printing
 from compressor.cli.types import (
     MAX_BATCH,
@@ -23,7 +23,7 @@ from compressor.factorization.registry import method_choices
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
 
-_model_group = cloup.option_group(
+model_group = cloup.option_group(
     "Model",
     cloup.option(
         "--arch",
@@ -66,7 +66,7 @@ output_options: Decorator = cloup.option_group(
 def model_options(command: Command) -> Command:
     """The checkpoint and how it is read."""
     argument = click.argument("model", metavar="MODEL", type=PATH, required=False, callback=require_unless_printing)
-    return argument(_model_group(command))
+    return argument(model_group(command))
 
 
 image_options: Decorator = cloup.option_group(
@@ -283,4 +283,12 @@ run_options: Decorator = cloup.option_group(
     ),
     cloup.option("--quiet", is_flag=True, help="No progress, only the last lines of the result, and errors."),
     cloup.option("--json", "as_json", is_flag=True, help="Print report.json on stdout in place of the tables."),
+)
+
+recipe_option: Decorator = cloup.option(
+    "--recipe",
+    metavar="NAME|FILE",
+    shell_complete=complete_recipe,
+    help="Stages in place of one search: vgg, the paper's (compress convolutions, fine-tune, compress linear layers, "
+    "fine-tune, prune), or a TOML file like it, such as `bocompress recipes vgg` prints.",
 )

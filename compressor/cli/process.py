@@ -70,9 +70,12 @@ def _interrupted_by_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        for number in handled:
+            signal.signal(number, signal.SIG_IGN)
         sys.unraisablehook = hook
         for again in to_come:  # a signal after the end would meet whoever handled it before us
             again.cancel()
+            again.join()
         for number, handler in before.items():
             signal.signal(number, handler)
 

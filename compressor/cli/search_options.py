@@ -15,6 +15,7 @@ from compressor.cli.types import (
     RankMultiple,
 )
 from compressor.search.acquisition.registry import ACQUISITIONS
+from compressor.workers.registry import DEFAULT_BACKEND
 
 _target_group = cloup.option_group(
     "Target",
@@ -207,10 +208,16 @@ _process_group = cloup.option_group(
     ),
     cloup.option(
         "--backend",
-        default="loky",
+        default=DEFAULT_BACKEND,
         show_default=True,
-        help="joblib's backend for the workers: loky or threading on this machine; dask, ray, spark or any other that "
-        "is installed and registered.",
+        help="What runs the workers: loky or threading on this machine, ray or dask (with bocompress[ray] or "
+        "bocompress[dask]) here or on a cluster, or another backend that is registered with joblib.",
+    ),
+    cloup.option(
+        "--cluster",
+        metavar="ADDRESS",
+        help="With --backend ray or dask: a cluster that runs already, such as 10.0.0.1:6379 or auto for Ray, "
+        "tcp://10.0.0.1:8786 for Dask. Left out: one is started on this machine, and ends with the run.",
     ),
 )
 

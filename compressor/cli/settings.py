@@ -140,6 +140,7 @@ def _as_settings(options: dict[str, Any]) -> "Settings":
         prune_fraction=options["prune"],
         workers=options["workers"],
         backend=options["backend"],
+        cluster=options["cluster"],
         **shared,
     )
 

@@ -40,7 +40,7 @@ def from_batches(batches: Iterable[object], limit: int) -> ImageSet:
     if not taken:
         raise InputError("the batches hold no inputs")
     known = [y for y in labels if y is not None]
-    found = ImageSet(data=torch.cat(inputs), source=f"{taken} inputs given from Python")
+    found = ImageSet(torch.cat(inputs), source=f"{taken} inputs given from Python")
     return _with_targets(found, known) if len(known) == len(labels) else found
 
 

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from compressor.data.classes import Classes, find_classes, name_some
@@ -23,6 +22,7 @@ from compressor.data.pixels import (
     is_constant,
     read_images,
     require_channels,
+    stack_images,
     to_bytes,
 )
 from compressor.data.transforms import Transform
@@ -105,14 +105,17 @@ def load_folder(
     if not sample.kept:
         why = _name_failure(listing, sample)
         raise InputError(f"none of the {len(order)} image files in {path} can be read ({why})")
-    return replace(as_set(listing, sample, transform), further=_further(listing, order, sample, transform))
+    further = _further(listing, order, sample, transform)
+    return replace(as_set(listing, sample, transform), further=further)
 
 
 def as_set(listing: Listing, sample: Sample, transform: Transform) -> ImageSet:
-    """The images of a sample."""
+    """The images of a sample, whose pixels leave it."""
     pixels = to_bytes(sample.pixels, transform.channels)
+    notes = (*listing.notes, *_notes_on_pixels(listing, sample, pixels))
+    sample.pixels.clear()
     return ImageSet(
-        data=torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous(),
+        held=stack_images(pixels),
         source=_describe(listing, len(sample.kept)),
         mean=transform.mean,
         std=transform.std,
@@ -121,7 +124,7 @@ def as_set(listing: Listing, sample: Sample, transform: Transform) -> ImageSet:
         unreadable=len(sample.failures),
         files=[_relative(listing, i) for i in sample.kept],
         label_note=listing.label_note,
-        notes=(*listing.notes, *_notes_on_pixels(listing, sample, pixels)),
+        notes=notes,
         other_order=listing.other_order,
     )
 

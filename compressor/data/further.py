@@ -4,11 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from compressor.data.images import VOID, ImageSet
-from compressor.data.pixels import Bytes, Deep, UnreadableError, read_images, to_bytes
+from compressor.data.pixels import Bytes, Deep, UnreadableError, read_images, stack_images, to_bytes
 from compressor.data.transforms import Transform
 
 BATCH_SIZE = 64
@@ -67,13 +66,14 @@ class FurtherImages:
                     yield index, image
 
     def _as_set(self, kept: list[int], pixels: list[Bytes], like: ImageSet) -> ImageSet:
-        data = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
         labels = None
         if like.labels is not None and like.class_names is not None and self.classes is not None:
             numbers = {name: number for number, name in enumerate(like.class_names)}
             labels = torch.tensor([numbers[self.classes[index]] for index in kept])
         masks = None if like.masks is None else self._masks_of(kept, like.masks)
-        return replace(like, data=data, labels=labels, files=None, further=None, masks=masks)
+        return replace(
+            like, held=stack_images(pixels), chosen=None, labels=labels, files=None, further=None, masks=masks
+        )
 
     def _masks_of(self, kept: list[int], like: torch.Tensor) -> torch.Tensor:
         """Masks (n, H, W) of the files; of those that cannot be read, or show other classes, all pixels are void."""

@@ -5,6 +5,7 @@ Images from folders and synthetic ones are stored as bytes, in a quarter of the 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -41,8 +42,8 @@ class ImageSet:
     """Inputs of a network, with labels where they are known.
 
     Attributes:
-        data: uint8 of shape (N, C, H, W) to be normalized by `mean` and `std`, or the network's inputs as float32 of
-            shape (N, ...), with `mean` and `std` empty.
+        held: uint8 of shape (M, C, H, W) to be normalized by `mean` and `std`, or the network's inputs as float32 of
+            shape (M, ...), with `mean` and `std` empty; shared by the sets that a set is divided into.
         source: one line on where the images come from.
         mean: per channel, of pixels scaled to [0, 1].
         std: likewise.
@@ -57,9 +58,10 @@ class ImageSet:
             `compressor.data.labels`; None where there is no other.
         further: images of the same folder that are not held in memory.
         masks: uint8 of shape (N, H, W), the class of every pixel or VOID; None where there are none.
+        chosen: int64 of shape (N,), which of those held are the set's; None for all, in their order.
     """
 
-    data: Tensor
+    held: Tensor
     source: str
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -73,22 +75,32 @@ class ImageSet:
     other_order: tuple[int, ...] | None = None
     further: "Unread | None" = None
     masks: Tensor | None = None
+    chosen: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.held if self.chosen is None else self.chosen)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Other processes are sent the set's images alone."""
+        return self.__dict__ | {"held": self.data, "chosen": None}
+
+    @property
+    def data(self) -> Tensor:
+        """The set's images as they are held, (N, ...): a copy where they were chosen."""
+        return self.held if self.chosen is None else self.held[self.chosen]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input."""
-        return tuple(self.data.shape[1:])
+        return tuple(self.held.shape[1:])
 
     def fitting(self, most: int) -> int:
         """How many images a forward pass takes at once: `most`, or fewer where they are large."""
-        return max(1, min(most, MAX_BATCH_NUMBERS // max(1, self.data[:1].numel())))
+        return max(1, min(most, MAX_BATCH_NUMBERS // max(1, prod(self.input_shape))))
 
     def batch(self, indices: Indices) -> Tensor:
         """The inputs at `indices`: float32 of shape (n, *input_shape), normalized for the network."""
-        chosen = self.data[as_index(indices)]
+        chosen = self.held[self._places(indices)]
         if not self.mean:
             return chosen
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
@@ -96,11 +108,17 @@ class ImageSet:
 
     def subset(self, indices: Indices) -> "ImageSet":
         """The set of the images at `indices`, in that order."""
-        index = as_index(indices)
+        index = torch.arange(len(self))[as_index(indices)]
+        chosen = index if self.chosen is None else self.chosen[index]
         labels = None if self.labels is None else self.labels[index]
-        files = None if self.files is None else [self.files[i] for i in torch.arange(len(self))[index].tolist()]
         masks = None if self.masks is None else self.masks[index]
-        return replace(self, data=self.data[index], labels=labels, files=files, masks=masks)
+        files = None if self.files is None else [self.files[i] for i in index.tolist()]
+        return replace(self, chosen=chosen, labels=labels, files=files, masks=masks)
+
+    def _places(self, indices: Indices) -> slice | Tensor:
+        """Where the images at `indices` are held."""
+        index = as_index(indices)
+        return index if self.chosen is None else self.chosen[index]
 
     def without_labels(self, reason: str) -> "ImageSet":
         """The same images, with the reason why their labels, or masks, are not used."""

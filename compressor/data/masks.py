@@ -115,6 +115,7 @@ def load_with_masks(
     sample = read_sample(files, order, transform, limit, on_step)
     if not sample.kept:
         raise InputError(f"none of the {len(files)} photographs with a mask in {path} can be read")
+    whites = find_whites(sample.pixels)
     images = as_set(listing, sample, transform)
     masks = read_masks([pairs[files[index]] for index in sample.kept], [files[i] for i in sample.kept], transform)
     left = order[len(sample.kept) + len(sample.failures) :]
@@ -122,7 +123,7 @@ def load_with_masks(
         files=tuple(files[index] for index in left),
         classes=None,
         transform=transform,
-        whites=find_whites(sample.pixels),
+        whites=whites,
         masks=tuple(pairs[files[index]] for index in left),
     )
     images = replace(

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
 from compressor.data.resizing import REDUCING_GAP, fit_image, resized_size
 from compressor.data.transforms import Transform
@@ -159,6 +161,18 @@ def to_bytes(images: Sequence[Bytes | Deep], channels: int, whites: Mapping[str,
     """
     whites = {**find_whites(images), **(whites or {})}
     return [_scaled(image, whites, channels) if isinstance(image, Deep) else image for image in images]
+
+
+def stack_images(images: list[Bytes]) -> Tensor:
+    """One tensor, uint8 of shape (N, channels, height, width), of images of shape (height, width, channels).
+
+    Each is taken off the list once it is copied, so that no more than one copy of all is held.
+    """
+    height, width, channels = images[0].shape
+    stacked = np.empty((len(images), channels, height, width), dtype=np.uint8)
+    for index in reversed(range(len(images))):
+        stacked[index] = images.pop().transpose(2, 0, 1)
+    return torch.from_numpy(stacked)
 
 
 def find_whites(images: Sequence[Bytes | Deep]) -> dict[str, float]:

@@ -64,15 +64,15 @@ def synthetic_images(count: int, transform: Transform, seed: int, on_step: OnSte
         raise InputError(f"{count} synthetic images were asked for: at least one is needed")
     require_channels(transform)
     size = max(transform.height, transform.width)
-    pixels = np.empty((count, transform.height, transform.width, transform.channels), dtype=np.uint8)
+    pixels = np.empty((count, transform.channels, transform.height, transform.width), dtype=np.uint8)
     for index in range(count):
         drawn = Image.fromarray(draw_image(max(MIN_SIDE, size), generator(seed, Stream.SYNTHETIC_IMAGES, index)))
         fitted = fit_image(drawn.convert(MODES[transform.channels]), replace(transform, resize_size=size))
-        pixels[index] = fitted.reshape(pixels.shape[1:])
+        pixels[index] = fitted.reshape(transform.height, transform.width, transform.channels).transpose(2, 0, 1)
         if on_step:
             on_step(index + 1, count)
     return ImageSet(
-        data=torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(),
+        held=torch.from_numpy(pixels),
         source=f"{count} synthetic images",
         mean=transform.mean,
         std=transform.std,

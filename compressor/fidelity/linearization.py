@@ -26,6 +26,7 @@ from compressor.streams import Stream, generator
 
 BATCH_SIZE = 25
 MAX_GRADIENTS = 2 * 10**7  # by layers' outputs, which are held at once: 80 MB
+MIN_IMAGES = 4  # on which a layer's substitutes are compared, however large it is
 # What a backward pass costs, in forward passes; the count then agrees with measured times, see
 # benchmarks/studies/search/evaluation_cost.py.
 BACKWARD_PASSES = 1.5
@@ -135,7 +136,8 @@ class _Held:
 class SingleLayerLosses:
     """The function norm with one layer alone replaced, to first order around the original; any number of substitutes.
 
-    Gradients are found for as many layers at once as MAX_GRADIENTS allow: ask for the layers in their order.
+    Gradients are found for as many layers at once as MAX_GRADIENTS allow: ask for the layers in their order. A layer
+    whose own are more is tried on fewer images, MIN_IMAGES at least.
 
     Args:
         norm: the function norm on the images that losses are meant for.
@@ -158,11 +160,11 @@ class SingleLayerLosses:
         """L with `substitute` in place of the layer; measured where the network passes the layer no gradient."""
         if name not in self._held:
             self._hold(name)
-        held = self._held[name]
+        held, images = self._held[name], self._images_of(name)
         if not any(bool(call.slope.any()) for call in held):
             network = with_layer(self._original, name, substitute)
-            return self._norm.losses(network, self._images.numpy()).mean
-        changes = torch.zeros(self._along.shape[::2], device=held[0].here.device)
+            return self._norm.losses(network, images.numpy()).mean
+        changes = torch.zeros(len(images), self._along.shape[-1], device=held[0].here.device)
         with torch.no_grad():
             for call in held:
                 changes[call.images] += _along(call.slope, substitute(call.inputs)) - call.here
@@ -173,14 +175,14 @@ class SingleLayerLosses:
         if not self._sizes:
             self._measure_sizes()
         chosen: list[str] = []
-        room = MAX_GRADIENTS
+        room, images = MAX_GRADIENTS, self._images_of(name)
         for following in self._names[self._names.index(name) :]:
-            room -= self._sizes[following]
-            if chosen and room < 0:
+            room -= len(images) * self._sizes[following]
+            if chosen and (room < 0 or len(self._images_of(following)) != len(images)):
                 break
             chosen.append(following)
         self._held = {following: [] for following in chosen}
-        parts = self._images.split(self._batch_size), self._along.split(self._batch_size)
+        parts = images.split(self._batch_size), self._along[: len(images)].split(self._batch_size)
         for indices, along in zip(*parts, strict=True):
             inputs, _ = self._norm.inputs_and_targets(indices)
             all_calls, outputs = _forward(self._original, chosen, inputs)
@@ -191,14 +193,18 @@ class SingleLayerLosses:
                     slope = next(slopes)
                     self._held[following].append(_Held(indices, given, slope, _along(slope, output.detach())))
 
+    def _images_of(self, name: str) -> Tensor:
+        """The images that substitutes of a layer are tried on."""
+        return self._images[: max(MIN_IMAGES, MAX_GRADIENTS // max(1, self._sizes[name]))]
+
     def _measure_sizes(self) -> None:
-        """How many numbers are held for each layer."""
+        """How many numbers are held for each layer and image."""
         example, _ = self._norm.inputs_and_targets(self._images[:1])
         self._batch_size = fitting_with_gradients(self._original, example, BATCH_SIZE)
-        count, directions = len(self._images), self._along.shape[-1]
+        directions = self._along.shape[-1]
         all_calls, _ = _forward(self._original, self._names, example)
         for name, calls in zip(self._names, all_calls, strict=True):
-            self._sizes[name] = count * sum(given.numel() + directions * output.numel() for given, output in calls)
+            self._sizes[name] = sum(given.numel() + directions * output.numel() for given, output in calls)
 
 
 def _forward(candidate: nn.Module, names: Sequence[str], inputs: Tensor) -> tuple[list[Calls], Tensor]:

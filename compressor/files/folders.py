@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,9 @@ try:
     import fcntl
 except ImportError:  # Windows has no locks of folders
     fcntl = None  # type: ignore[assignment]
+
+SECONDS_BETWEEN_TRIES = 0.2
+HELD = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 def check_folder(folder: Path, keep: Sequence[str] = ()) -> None:
@@ -69,18 +73,22 @@ def require_writable(folder: Path) -> None:
 
 
 @contextmanager
-def claim_folder(folder: Path) -> Iterator[None]:
+def claim_folder(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     """Hold a folder for this run alone, created where it is missing, and removed again if it stays empty.
 
     The lock is the system's, and ends with the process however it ends. Where the file system has none (some
     networks), nothing is held.
 
+    Args:
+        folder: to hold.
+        wait_seconds: how long to wait for another run that holds it.
+
     Raises:
-        InputError: another run holds it, or it cannot be created or written into.
+        InputError: another run holds it for longer, or it cannot be created or written into.
     """
     missing = [above for above in (folder, *folder.absolute().parents) if not above.exists()]
     prepare_folder(folder)
-    lock = _lock(folder)
+    lock = _lock(folder, time.monotonic() + wait_seconds)
     try:
         require_writable(folder)
         yield
@@ -92,23 +100,34 @@ def claim_folder(folder: Path) -> Iterator[None]:
             os.close(lock)
 
 
-def _lock(folder: Path) -> int | None:
-    """A file descriptor that holds the lock until it is closed."""
+def _lock(folder: Path, deadline: float) -> int | None:
+    """A file descriptor that holds the lock until it is closed; `deadline` is when to stop waiting for it."""
     if fcntl is None:
         return None
     lock = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _wait_for(lock, deadline)
     except OSError as error:
         os.close(lock)
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+        if error.errno not in HELD:
             return None
         raise InputError(f"another run writes into {folder} now: wait for its end, or choose another --out") from error
     if not folder.is_dir() or os.stat(folder).st_ino != os.fstat(lock).st_ino:  # removed by the run that held it
         os.close(lock)
         prepare_folder(folder)
-        return _lock(folder)
+        return _lock(folder, deadline)
     return lock
+
+
+def _wait_for(lock: int, deadline: float) -> None:
+    """Take the lock; raises OSError where it cannot be had by then."""
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in HELD or time.monotonic() >= deadline:
+                raise
+        time.sleep(SECONDS_BETWEEN_TRIES)
 
 
 def remove_leftovers(folder: Path, is_ours: Callable[[Path], bool]) -> None:

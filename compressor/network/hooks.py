@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from compressor.data.images import ImageSet
+from compressor.streams import Stream, derived_seed
 
 BATCH_SIZE = 32
 MAX_ACTIVATIONS = 2 * 10**7  # that a pass with gradients holds at once: 80 MB
@@ -64,6 +65,11 @@ def sample_positions(layer: nn.Module, output: Tensor, count: int, generator: to
         return OutputPositions((image, pixel // width, pixel % width))
     total = output.shape[:-1].numel()
     return OutputPositions((torch.randperm(total, generator=generator)[:count].to(output.device),))
+
+
+def position_generators(seed: int, count: int) -> list[torch.Generator]:
+    """One generator per layer for `sample_positions`, so that a layer's positions do not depend on the other layers."""
+    return [torch.Generator().manual_seed(derived_seed(seed, Stream.POSITIONS)) for _ in range(count)]
 
 
 def _patches(layer: nn.Conv2d, value: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:

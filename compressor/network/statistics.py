@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
 from compressor.factorization.moments import INPUT_FLOOR, OUTPUT_FLOOR, LayerMoments, raise_floor_, with_floor
-from compressor.network.hooks import batches, fitting_with_gradients, sample_positions, watching
+from compressor.network.hooks import batches, fitting_with_gradients, position_generators, sample_positions, watching
 from compressor.network.layers import FoundLayer
 from compressor.streams import Stream, derived_seed
 
@@ -197,8 +197,7 @@ def _input_moments(
     model: nn.Module, layers: Sequence[FoundLayer], images: ImageSet, device: torch.device, seed: int
 ) -> dict[str, RunningMoments]:
     moments = {layer.name: RunningMoments(layer.num_groups) for layer in layers}
-    # One per layer, whose positions then do not depend on the other layers.
-    generators = [torch.Generator().manual_seed(derived_seed(seed, Stream.POSITIONS)) for _ in layers]
+    generators = position_generators(seed, len(layers))
 
     def add(index: int, value: Tensor, output: Tensor) -> None:
         layer = layers[index]

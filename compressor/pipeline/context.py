@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compressor.channels.groups import ChannelGroup, find_groups
 from compressor.data.images import ImageSet, Unread
 from compressor.data.transforms import Transform
 from compressor.fidelity.structured.segmentation import class_map
@@ -100,6 +102,11 @@ class Context:
     def num_test_images(self) -> int:
         """All images of the final test, those that cannot be read among them."""
         return len(self.test_images) + len(self.further_tests or ())
+
+    @cached_property
+    def channel_groups(self) -> list[ChannelGroup]:
+        """All groups of the original's layers with hidden channels between them; finding them takes up to a second."""
+        return find_groups(self.original, self.example.to(self.device))
 
     @property
     def class_map(self) -> Output | None:

@@ -1,6 +1,8 @@
 """How the images are divided: for calibration, the search, validation, training, and tests, which see nothing else."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import torch
 from torch import Tensor, nn
@@ -106,17 +108,22 @@ def join(first: ImageSet, second: ImageSet) -> ImageSet:
     if first.masks is not None and second.masks is not None:
         masks = torch.cat([first.masks, second.masks])
     files = None if first.files is None or second.files is None else [*first.files, *second.files]
-    return replace(first, data=torch.cat([first.data, second.data]), labels=labels, files=files, masks=masks)
+    found = replace(first, labels=labels, files=files, masks=masks)
+    if first.held is second.held and first.chosen is not None and second.chosen is not None:
+        return replace(found, chosen=torch.cat([first.chosen, second.chosen]))
+    return replace(found, held=torch.cat([first.data, second.data]), chosen=None)
 
 
 def without(images: ImageSet, others: ImageSet) -> ImageSet:
     """The images that are not, to the pixel, among `others`."""
-    known = {_content(others, index) for index in range(len(others))}
-    return images.subset([index for index in range(len(images)) if _content(images, index) not in known])
+    known = set(_contents(others))
+    return images.subset([index for index, content in enumerate(_contents(images)) if content not in known])
 
 
-def _content(images: ImageSet, index: int) -> bytes:
-    return images.data[index].numpy().tobytes()
+def _contents(images: ImageSet) -> Iterator[bytes]:
+    """Yields every image's digest."""
+    places = range(len(images)) if images.chosen is None else images.chosen.tolist()
+    return (sha256(images.held[place].numpy().tobytes()).digest() for place in places)
 
 
 def divide_images(images: ImageSet, settings: Settings) -> tuple[ImageSet, ImageSet, ImageSet]:

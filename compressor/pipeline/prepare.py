@@ -121,7 +121,7 @@ def _require_usable(images: ImageSet, settings: Settings) -> None:
     if settings.normalize == "in-graph":
         require_pixels(images)
     require_compatible(settings)
-    Workers(settings.workers, settings.backend)  # raises where joblib has no such backend
+    Workers(settings.workers, settings.backend, cluster=settings.cluster)  # raises where there is no such backend
     if absence := explain_absence([settings.provider]):
         raise InputError(f"--provider {settings.provider}: {absence}")
 

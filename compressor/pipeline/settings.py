@@ -9,9 +9,9 @@ from compressor.errors import InputError
 from compressor.factorization.records import FactorChoice, MethodChoice
 from compressor.fidelity.records import Fidelity
 from compressor.recovery.settings import TuneSettings
-from compressor.search.evaluation.parallel import DEFAULT_BACKEND
 from compressor.search.optimizer import SearchSettings
 from compressor.search.records import Form, TargetKind
+from compressor.workers.registry import DEFAULT_BACKEND, require_cluster
 from exporters.records import FileFormat, Precision
 
 MIN_INT8_OPSET = 13
@@ -52,8 +52,9 @@ class Settings:
         static_batch: the one batch size of the files, verified and timed with it; None for a free one.
         normalize: whether mean and standard deviation are part of the files' graphs ("in-graph") or left to the
             caller ("outside").
-        workers, backend: evaluate that many candidates at once, through the joblib backend of this name; neither
-            changes what is found.
+        workers, backend: evaluate that many candidates at once, through the backend of this name ("ray", "dask", or one
+            of joblib's); neither changes what is found.
+        cluster: address of a cluster of Ray or Dask that runs already; None starts one on this machine.
         search: of the Bayesian optimization.
         tune: of the fine-tuning, by default none.
     """
@@ -85,6 +86,7 @@ class Settings:
     normalize: Literal["outside", "in-graph"] = "outside"
     workers: int = 1
     backend: str = DEFAULT_BACKEND
+    cluster: str | None = None
     search: SearchSettings = field(default_factory=SearchSettings)
     tune: TuneSettings = field(default_factory=TuneSettings)
 
@@ -111,6 +113,9 @@ def require_compatible(settings: Settings) -> None:
         )
     if settings.static_batch is not None and settings.batch_size not in (1, settings.static_batch):
         raise InputError("--static-batch and --batch-size contradict each other: files of one batch size run only that")
+    require_cluster(settings.backend, settings.cluster)
+    if settings.cluster is not None and settings.workers == 1:
+        raise InputError("--cluster needs --workers above 1: a single worker is this process")
     if settings.factors in ("refit", "activation") and not settings.calibration:
         raise InputError(f"{settings.factors} factors are fitted to images: --calibration must be above 0")
     if settings.prune_fraction is None and settings.cost != "params":

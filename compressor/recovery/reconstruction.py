@@ -30,7 +30,14 @@ from compressor.factorization.moments import INPUT_FLOOR, raise_floor_
 from compressor.factorization.registry import METHODS
 from compressor.factorization.two_factor import first_factor
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.network.hooks import OutputPositions, batches, in_order_of_use, sample_positions, watching
+from compressor.network.hooks import (
+    OutputPositions,
+    batches,
+    in_order_of_use,
+    position_generators,
+    sample_positions,
+    watching,
+)
 from compressor.network.layers import FoundLayer, groups_of
 from compressor.network.replay import Cuts, Replay
 from compressor.network.statistics import (
@@ -45,7 +52,6 @@ from compressor.network.statistics import (
 )
 from compressor.network.surgery import replace_layer
 from compressor.recovery.records import ReconstructionRecord, ReconstructionStep, StepKind
-from compressor.streams import Stream, derived_seed
 
 CHECKED_TOGETHER = 3  # layers
 ROW_FLOOR = 0.02  # ridge of a whole layer for as many inputs as rows: late layers have few output positions
@@ -141,7 +147,7 @@ class Reconstruction:
     def _outputs_of_original(self, layers: Sequence[FoundLayer]) -> dict[str, list[tuple[OutputPositions, Tensor]]]:
         """For every layer and batch the sampled positions, and the original layer's outputs there (rows, Co)."""
         rows: dict[str, list[tuple[OutputPositions, Tensor]]] = {layer.name: [] for layer in layers}
-        generators = [torch.Generator().manual_seed(derived_seed(self.seed, Stream.POSITIONS)) for _ in layers]
+        generators = position_generators(self.seed, len(layers))
         seen: set[int] = set()
 
         def keep(number: int, _value: Tensor, output: Tensor) -> None:

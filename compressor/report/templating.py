@@ -1,6 +1,6 @@
 """Jinja templates of the pages."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 
 def load_template(
-    folder: Path, name: str, filters: Mapping[str, Any], escape: bool = True, keep_trailing_newline: bool = False
+    folder: Path | Sequence[Path],
+    name: str,
+    filters: Mapping[str, Any],
+    escape: bool = True,
+    keep_trailing_newline: bool = False,
 ) -> Template:
     """A template, in which a missing value is an error, not an empty string.
 
     Args:
-        folder: that holds it.
+        folder: that holds it, or several, of which the first that does is taken.
         name: of its file.
         filters: functions by the names that the template has for them.
         escape: whether texts are escaped for HTML.

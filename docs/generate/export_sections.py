@@ -40,12 +40,13 @@ def exported(study: Study) -> str:
 def edge(study: Study) -> str:
     """Bytes, latency and accuracy of float32 and int8 files."""
     about = (
-        f"{study['network']} by `bocompress-export --rank-multiple auto --precision int8`, and the plan applied again "
-        f"at another input size. All are shares of the original's; latency in ONNX Runtime on the CPU, one thread, "
-        f"with 95 % interval. Top-1: original, float32, int8, on test images. {machine(study)}"
+        f"{study['network']} by `bocompress-export --precision int8`: with `--rank-multiple auto --gamma`, and the "
+        f"plan applied again at another input size, or with `--rank-multiple 8 --cost macs --target-ratio`. All are "
+        f"shares of the original's; latency in ONNX Runtime on the CPU, one thread, with 95 % interval. Top-1: "
+        f"original, float32, int8, on test images. {machine(study)}"
     )
     columns = {
-        "gamma": lambda r: f"{r['gamma']:g}",
+        "asked for": lambda r: f"gamma {r['gamma']:g}" if "gamma" in r else f"{r['operations']:g} of the MACs",
         "input px": lambda r: str(r["side"]),
         "bytes": lambda r: f"{r['bytes']:.3f}",
         "MACs": lambda r: f"{r['macs']:.3f}",

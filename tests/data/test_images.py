@@ -1,5 +1,6 @@
 """Folders, batches and synthetic images: the same pixels as torchvision's presets, and every bad folder."""
 
+import pickle
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ from compressor.data.images import ImageSet
 from compressor.data.synthetic import synthetic_images
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
+from compressor.pipeline.image_splits import join, without
 
 SMALL = Transform(input_size=32, resize_size=36)
 DIGITS = load_digits()
@@ -240,6 +242,23 @@ def test_split_is_disjoint_seeded_and_keeps_labels():
     assert not torch.equal(first.data, images.split(4, seed=1)[0].data)
     with pytest.raises(InputError, match="11 images were asked for, but there are 10"):
         images.split(11, seed=0)
+
+
+def test_parts_share_the_images_that_are_held():
+    images = ImageSet(torch.arange(20, dtype=torch.uint8).view(10, 2, 1, 1), "test", (0.5, 0.5), (0.2, 0.2))
+    first, rest = images.split(6, seed=0)
+    part = rest.subset([2, 0])
+    assert first.held is part.held is images.held
+    assert torch.equal(part.batch(slice(None)), images.batch(part.chosen))
+    assert part.fitting(5) == 5
+    both = join(first, part)
+    assert both.held is images.held
+    assert torch.equal(both.data, torch.cat([first.data, part.data]))
+    others = [index for index in range(10) if index not in part.chosen]
+    assert torch.equal(without(images, part).data, images.data[others])
+    sent = pickle.loads(pickle.dumps(part))
+    assert torch.equal(sent.held, part.data)
+    assert sent.chosen is None
 
 
 # --- Batches -----------------------------------------------------------------------------------------------

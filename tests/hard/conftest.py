@@ -10,6 +10,9 @@ import pytest
 
 from compressor.cost.machine import describe_machine
 from compressor.files import write_text
+from tests.hard.clusters import dask_cluster, ray_cluster
+
+__all__ = ["dask_cluster", "ray_cluster"]
 
 
 @pytest.fixture(scope="session")

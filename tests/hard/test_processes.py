@@ -8,19 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import torch
-from click.testing import CliRunner
 
 from compressor.children import python_command
-from compressor.cli.errors import explain_errors
 from compressor.errors import InputError
 from compressor.files import claim_folder, scratch_folder
 from compressor.files.folders import remove_leftovers
@@ -138,36 +134,43 @@ def test_two_runs_into_one_folder_do_not_mix(tmp_path: Path, tally: Callable[...
 # --- signals ---
 
 
+SIGNALLED = """
+import os, signal, sys, time, weakref
+import click
+from compressor.cli.errors import explain_errors
+
+number, swallowed = int(sys.argv.pop(1)), sys.argv.pop(1) == "True"
+signal.signal(number, before := lambda *_: None)
+
+class Target:
+    pass
+
+@click.command()
+@explain_errors
+def wait():
+    target = Target()
+    reference = weakref.ref(target, lambda _: os.kill(os.getpid(), number) if swallowed else None)
+    try:
+        if not swallowed:
+            os.kill(os.getpid(), number)
+        del target  # the interruption is raised in the callback, where Python swallows it
+        time.sleep(20)
+    finally:
+        print("cleaned")
+
+try:
+    wait()
+finally:
+    print(signal.getsignal(number) is before)
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("swallowed", [False, True])
 def test_a_signal_ends_a_command_in_a_sentence(number: signal.Signals, swallowed: bool) -> None:
-    cleaned = []
-
-    class Target:
-        pass
-
-    @click.command()
-    @explain_errors
-    def wait() -> None:
-        target = Target()
-        reference = weakref.ref(target, lambda _: os.kill(os.getpid(), number) if swallowed else None)
-        try:
-            if not swallowed:
-                os.kill(os.getpid(), number)
-            del target  # the interruption is raised in the callback, where Python swallows it
-            time.sleep(20)
-        finally:
-            cleaned.append(reference)
-
-    outside = signal.getsignal(number)  # which a test run in the background may ignore, and commands then do, too
-    signal.signal(number, before := lambda *_: None)
-    try:
-        result = CliRunner().invoke(wait)
-        assert (result.exit_code, result.stderr) == (128 + number, "stopped\n")
-        assert cleaned
-        assert signal.getsignal(number) is before
-    finally:
-        signal.signal(number, outside)
+    process = start([sys.executable, "-P", "-c", SIGNALLED, str(int(number)), str(swallowed)])
+    stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (128 + number, "cleaned\nTrue\n", "stopped\n")
 
 
 @pytest.fixture(scope="module")

@@ -3,30 +3,36 @@
     python -m benchmarks.studies.export.edge MODEL DATA --input-size 64
 
 On the command line: `bocompress-export` with ranks that suit the machine and int8 (as `make edge-int8`), and its plan
-applied again at a larger input size, where operations and not calls take the time. Latency is ONNX Runtime's on the
-CPU, one thread, in interleaved runs with the original's.
+applied again at a larger input size, where operations and not calls take the time. With --operations, targets in place
+of gammas, for networks that lose hidden channels. Latency is ONNX Runtime's on the CPU, one thread, in interleaved runs
+with the original's.
 """
 
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from benchmarks.studies.study import APPLY_PROGRAM, EXPORT_PROGRAM, run_reported, write_results
+from benchmarks.studies.study import APPLY_PROGRAM, EXPORT_PROGRAM, earlier_rows, run_reported, write_results
 from compressor.cost.records import LatencyRecord
 from compressor.report.records import Report
 from exporters.providers import CPU
 
+MULTIPLE = 8  # of the channels left, with --operations
+Run = tuple[dict[str, float], int, Report]  # what was asked for, the input's side in pixels, what came out
 
-def row_of(report: Report, gamma: float, side: int) -> dict[str, Any]:
-    """The row of a report: its figures over the original's."""
+
+def row_of(report: Report, asked: dict[str, float], side: int) -> dict[str, Any]:
+    """The row of a report: what was asked for, and its figures over the original's."""
     latency = report.latency[CPU]
     macs = report.macs.compressed / report.macs.original
     row: dict[str, Any] = {
-        "gamma": gamma,
+        **asked,
         "side": side,
+        "relative_norm": report.fidelity.relative,
         "bytes": report.onnx_bytes.compressed / report.onnx_bytes.original,
         "macs": macs,
         **_times("latency", latency),
@@ -57,20 +63,39 @@ def _times(name: str, record: LatencyRecord) -> dict[str, float]:
 @click.option("--input-size", type=int, required=True)
 @click.option("--large", default=224, show_default=True, help="The larger input size.")
 @click.option("--gammas", default="0.03,0.5,5", show_default=True, help="Separated by commas.")
+@click.option("--operations", help="Shares of the multiply-accumulates, separated by commas, in place of gammas.")
 @click.option("--name", default="edge", show_default=True, help="Name of the results file.")
-def main(model: Path, data: Path, input_size: int, large: int, gammas: str, name: str) -> None:
+@click.option("--add", is_flag=True, help="Keep the rows of an earlier run.")
+def main(
+    model: Path, data: Path, input_size: int, large: int, gammas: str, operations: str | None, name: str, add: bool
+) -> None:
     """Run the study and write benchmarks/results/NAME.json, anew after every run."""
-    began, rows = time.perf_counter(), list[dict[str, Any]]()
+    rows, began = earlier_rows(name, add, time.perf_counter())
+    typed = (model, "--data", data, "--input-size", input_size, "--precision", "int8")
+    with tempfile.TemporaryDirectory() as folder:
+        if operations:
+            runs = _at_operations(typed, operations, input_size, Path(folder))
+        else:
+            runs = _at_gammas(model, typed, gammas, (input_size, large), Path(folder))
+        for asked, side, report in runs:
+            rows.append(row_of(report, asked, side))
+            write_results(name, {"network": report.arch}, rows, began)
+
+
+def _at_operations(typed: tuple[Any, ...], operations: str, side: int, folder: Path) -> Iterator[Run]:
+    for share in map(float, operations.split(",")):
+        words = ("--cost", "macs", "--target-ratio", share, "--rank-multiple", MULTIPLE, "--out", folder / str(share))
+        yield {"operations": share}, side, run_reported(EXPORT_PROGRAM, *typed, *words)
+
+
+def _at_gammas(model: Path, typed: tuple[Any, ...], gammas: str, sides: tuple[int, int], folder: Path) -> Iterator[Run]:
     for gamma in map(float, gammas.split(",")):
-        with tempfile.TemporaryDirectory() as folder:
-            searched, applied = Path(folder) / "searched", Path(folder) / "applied"
-            typed = (model, "--data", data, "--input-size", input_size, "--gamma", gamma, "--rank-multiple", "auto")
-            report = run_reported(EXPORT_PROGRAM, *typed, "--precision", "int8", "--out", searched)
-            rows.append(row_of(report, gamma, input_size))
-            again = ("apply", model, searched / "plan.json", "--input-size", large, "--no-recalibrate")
-            report = run_reported(APPLY_PROGRAM, *again, "--factors", "weight", "--out", applied)
-            rows.append(row_of(report, gamma, large))
-        write_results(name, {"network": report.arch}, rows, began)
+        searched, applied = folder / f"searched {gamma}", folder / f"applied {gamma}"
+        words = ("--gamma", gamma, "--rank-multiple", "auto", "--out", searched)
+        yield {"gamma": gamma}, sides[0], run_reported(EXPORT_PROGRAM, *typed, *words)
+        again = ("apply", model, searched / "plan.json", "--input-size", sides[1], "--no-recalibrate")
+        report = run_reported(APPLY_PROGRAM, *again, "--factors", "weight", "--out", applied)
+        yield {"gamma": gamma}, sides[1], report
 
 
 if __name__ == "__main__":

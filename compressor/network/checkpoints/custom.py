@@ -8,9 +8,12 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import cloudpickle
 from torch import Tensor, nn
 
 from compressor.data.transforms import Transform
@@ -58,24 +61,44 @@ def _own_network(arch: str) -> nn.Module:
 
 
 def _import(name: str, arch: str) -> Any:
-    """The user's module, from the current folder or from where Python finds modules."""
-    file = Path(name)
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    """The user's module, from the current folder or from where Python finds modules.
+
+    Other imports, its own and ours, find the current folder last: files there stand for no library's modules.
+    """
+    file, folder = Path(name), str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
-        if file.suffix != ".py":
-            return importlib.import_module(name)
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules.setdefault(file.stem, module)  # where pickles and dataclasses look for it
-        spec.loader.exec_module(module)
-        return module
+        if file.suffix == ".py":
+            module = _load(file.stem, importlib.util.spec_from_file_location(file.stem, file))
+        else:
+            top = name.partition(".")[0]
+            spec = PathFinder.find_spec(top, [folder])
+            if top not in sys.modules and spec is not None and spec.loader is not None:
+                _load(top, spec)
+            module = importlib.import_module(name)
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise InputError(f"--arch {arch}: {first_line(error)}; it is looked for from {Path.cwd()}") from error
     except (Exception, SystemExit) as error:  # the user's own code
         raise InputError(f"--arch {arch}: importing it fails ({type(error).__name__}: {first_line(error)})") from error
+    if file.suffix == ".py" or str(getattr(module, "__file__", "")).startswith(folder):
+        cloudpickle.register_pickle_by_value(module)  # workers may have no such file
+    return module
+
+
+def _load(name: str, spec: ModuleSpec | None) -> ModuleType:
+    """Run a module, which pickles and dataclasses find under its name meanwhile."""
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(name, module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+        raise
+    return module
 
 
 def _call(function: Callable[[], Any], arch: str) -> Any:

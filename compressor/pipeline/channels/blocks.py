@@ -15,6 +15,9 @@ from compressor.channels.groups import ChannelGroup
 SHARES = np.array([0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0])
 MAX_SWEEPS = 20
 PRICES, PRICE_STEP, BISECTIONS = (1e-9, 1e9), 1.5, 40
+# Fewer channels than ranks take longer to find. They are left out where the search's own price would have to be so many
+# times as high for them to pay, or where all of them together bring less than this share of loss + price * size.
+MAX_RAISE, MIN_GAIN = 3.0, 0.01
 WHOLE = 1e-6  # rounding of a size
 
 
@@ -52,14 +55,18 @@ class Block:
     of_channels: Mapping[str, Array]
     of_ranks: Mapping[str, Array]
 
-    def choose(self, price: float) -> list[ChannelGroup]:
+    def choose(self, price: float, highest: float = PRICES[1]) -> list[ChannelGroup]:
         """The groups that lose channels: at this price or, where it leaves everything whole, at the lowest multiple
-        that does not."""
+        that does not; none where that is above the `highest`."""
         division, whole = self.divide(price), sum(self.sizes.values())
-        while division.size >= (1.0 - WHOLE) * whole and price < PRICES[1]:
+        while division.size >= (1.0 - WHOLE) * whole and price < highest:
             price *= PRICE_STEP
             division = self.divide(price)
-        return division.groups
+        return division.groups if division.size < (1.0 - WHOLE) * whole else []
+
+    def by_ranks(self, price: float) -> Division:
+        """All layers losing ranks."""
+        return self._divide([], price)
 
     def divide(self, price: float) -> Division:
         """Channels of all groups or of none, whichever is worth more, then one group after the other changed to either
@@ -114,7 +121,9 @@ class Block:
         )
 
 
-def choose(blocks: Sequence[Block], price: float, limit: float | None) -> list[list[ChannelGroup]]:
+def choose(
+    blocks: Sequence[Block], price: float, limit: float | None, is_settled: bool = True
+) -> list[list[ChannelGroup]]:
     """The groups of every block that lose channels, at the price, or where the size of all is limited, at the lowest
     price that keeps to the limit.
 
@@ -122,12 +131,27 @@ def choose(blocks: Sequence[Block], price: float, limit: float | None) -> list[l
         blocks: which compete for the size.
         price: the loss that a unit of size is worth.
         limit: on the size of all blocks, in the unit of theirs; None for none.
+        is_settled: whether the search will weigh size by this price; it may be any other where not.
     """
     if limit is not None:
-        low, high = np.log(PRICES)
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            size = sum(block.divide(float(np.exp(middle))).size for block in blocks)
-            low, high = (low, middle) if size <= limit else (middle, high)
-        price = float(np.exp(high))
-    return [block.choose(price) for block in blocks]
+        price = _price_within(blocks, limit)
+    if not is_settled:
+        return [block.choose(price) for block in blocks]
+    if limit is None and _gain(blocks, price) < MIN_GAIN:
+        return [[] for _ in blocks]
+    return [block.choose(price, MAX_RAISE * price) for block in blocks]
+
+
+def _price_within(blocks: Sequence[Block], limit: float) -> float:
+    low, high = np.log(PRICES)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        size = sum(block.divide(float(np.exp(middle))).size for block in blocks)
+        low, high = (low, middle) if size <= limit else (middle, high)
+    return float(np.exp(high))
+
+
+def _gain(blocks: Sequence[Block], price: float) -> float:
+    """What channels bring, as a share of what ranks alone come to."""
+    by_ranks = sum(block.by_ranks(price).value(price) for block in blocks)
+    return 1.0 - sum(block.divide(price).value(price) for block in blocks) / by_ranks

@@ -13,6 +13,7 @@ import numpy as np
 from compressor.arrays import Array
 from compressor.channels.groups import ChannelGroup
 from compressor.channels.unfitted import unfitted_channels
+from compressor.cost.memory import release_memory
 from compressor.cost.size import count_params
 from compressor.cost.tables import FLOAT_BYTES
 from compressor.factorization.base import Factors, JointFactors
@@ -79,6 +80,7 @@ def compare_with_channels(
     with context.progress.stage("comparing channels with ranks"):
         images = context.calibration.subset(range(min(SPREAD_IMAGES, len(context.calibration))))
         promising = comparison.choose(unfitted_channels(context.original, groups, images, context.device), PROMISING)
+    release_memory()
     ordered = order_channels(context, promising) if promising else {}
     with context.progress.stage("comparing channels with ranks"):
         chosen = comparison.choose(ordered)
@@ -111,6 +113,8 @@ class _Comparison:
         self._norm = norm.subset(min(TRIAL_IMAGES, len(norm.images)))
         self._blocks = list(_join(groups, [layer.name for layer in context.layers]))
         self._parts, self._price, self._limit = parts, price, _limit(context)
+        # A drop or milliseconds are kept to at prices that the search finds.
+        self._is_settled = context.settings.target is None or self._limit is not None
         # Milliseconds are not known yet, and rise with operations.
         by_macs = context.settings.cost in ("macs", "latency")
         sizes = {layer.name: layer.macs if by_macs else layer.params for layer in context.layers}
@@ -123,6 +127,7 @@ class _Comparison:
             return []
         groups = [group for block, _ in self._blocks for group in block if group.name in factors]
         widths = [[max(1, round(share * group.num_units)) for share in SHARES] for group in groups]
+        release_memory()
         of_channels = self._single_losses(groups, factors, widths)
         of_channels = {name: losses / margin for name, losses in of_channels.items()}
         self._of_ranks = self._of_ranks or self._measure_ranks()
@@ -136,7 +141,7 @@ class _Comparison:
             for block, names in self._blocks
         ]
         found: list[ChannelGroup] = []
-        for block, chosen in zip(blocks, choose(blocks, self._price, self._limit), strict=True):
+        for block, chosen in zip(blocks, choose(blocks, self._price, self._limit, self._is_settled), strict=True):
             inside = {name for group in chosen for name in group.layers}
             # A group whose layers have no ranks left to lose may be searched, too: the search can leave it whole.
             free = [group for group in block.groups if inside.issuperset(set(group.layers) & set(block.of_ranks))]

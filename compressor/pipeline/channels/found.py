@@ -46,8 +46,7 @@ def require_images(context: Context, groups: Sequence[ChannelGroup]) -> None:
 
 def groups_of(context: Context) -> list[ChannelGroup]:
     """All groups of the network whose layers may be changed."""
-    groups = find_groups(context.original, context.example.to(context.device))
-    return [group for group in groups if may_be_narrowed(group, context.original, context.layers)]
+    return [group for group in context.channel_groups if may_be_narrowed(group, context.original, context.layers)]
 
 
 def may_be_narrowed(group: ChannelGroup, model: nn.Module, layers: Sequence[FoundLayer]) -> bool:

@@ -253,7 +253,8 @@ def _least_gain(context: Context) -> float:
 def _workers(settings: Settings) -> Workers:
     """The workers that evaluate candidates; each process takes its share of the threads that torch has here."""
     share = max(1, torch.get_num_threads() // settings.workers)
-    return Workers(settings.workers, settings.backend, functools.partial(torch.set_num_threads, share))
+    prepare = functools.partial(torch.set_num_threads, share)
+    return Workers(settings.workers, settings.backend, prepare, settings.cluster)
 
 
 def _fingerprint(context: Context, parts: Sequence[Part], gamma: float, costs: Costs) -> dict[str, Any]:

@@ -1,10 +1,15 @@
 """--arch with a function of one's own, or a name of timm's."""
 
+import subprocess
+import sys
+
+import cloudpickle
 import pytest
 import torch
 from torch import nn
 
 from compressor.network.checkpoint import load_model
+from compressor.network.checkpoints.custom import make_network
 from tests.network.saved import refusal, save
 
 SOURCE = """
@@ -102,3 +107,26 @@ def test_timm(tmp_path):
 def test_without_timm(mine, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "timm", None)
     assert "pip install timm" in refusal(mine, arch="timm:resnet18")
+
+
+def test_files_beside_the_users_module_stand_for_no_library(tmp_path, monkeypatch):
+    """`wave` is the user's, since --arch names it; `colorsys` and `json` are the standard library's."""
+    for name in ("colorsys.py", "json.py"):
+        (tmp_path / name).write_text("raise SystemExit('the folder ran')\n")
+    (tmp_path / "wave.py").write_text(f"import beside\n{SOURCE}")
+    (tmp_path / "beside.py").write_text("import colorsys\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in ("wave", "beside", "colorsys"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    network = make_network("wave:Net", {})
+    assert type(network).__module__ == "wave"
+    assert not sys.modules["colorsys"].__file__.startswith(str(tmp_path))
+    again = subprocess.run(
+        [sys.executable, "-P", "-c", "import pickle, sys; print(type(pickle.load(sys.stdin.buffer)).__name__)"],
+        input=cloudpickle.dumps(network),
+        capture_output=True,
+        check=True,
+    )
+    assert again.stdout.strip() == b"Net"  # a worker elsewhere has no such file
+    sys.modules.pop("beside", None)

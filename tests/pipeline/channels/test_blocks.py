@@ -80,6 +80,25 @@ def test_a_price_at_which_nothing_pays_is_raised() -> None:
     assert block.choose(1e-6) == [FIRST]
 
 
+def test_channels_that_would_pay_at_far_higher_prices_alone_are_left_whole() -> None:
+    sizes = {"a": 0.5, "b": 0.5}
+    steady = 2.0 * (1.0 - SHARES)
+    costly = 10.0 * (1.0 - SHARES)
+    block = Block([FIRST], sizes, {"a": steady}, {"a": costly, "b": costly})
+    assert block.divide(1.0).size == pytest.approx(1.0)
+    paying = Block([SECOND], {"b": 0.5, "c": 0.5}, {"b": GENTLE}, {"b": STEEP, "c": STEEP})
+    assert choose([block, paying], 1.0, None) == [[FIRST], [SECOND]]
+    assert choose([block, paying], 0.4, None) == [[], [SECOND]]
+    assert choose([block, paying], 0.4, None, is_settled=False) == [[FIRST], [SECOND]]
+
+
+def test_channels_that_bring_next_to_nothing_are_left_whole() -> None:
+    sizes = {"a": 0.5, "b": 0.5}
+    tied = Block([FIRST], sizes, {"a": GENTLE}, {"a": 0.501 * GENTLE, "b": 0.501 * GENTLE})
+    assert choose([tied], 1.0, None) == [[]]
+    assert choose([tied], 1.0, None, is_settled=False) == [[FIRST]]
+
+
 def test_layers_in_no_group_take_their_part_of_a_limit() -> None:
     """Where another layer gives up all that is asked for, the group is free to choose at a low price."""
     cliff = np.where(SHARES < 0.7, 50.0, 0.1 * (1.0 - SHARES))

@@ -185,7 +185,7 @@ def test_what_cannot_be_sent_is_said_before_any_evaluation() -> None:
         assert len(list(workers.run(locked, EVALUATIONS))) == len(EVALUATIONS)
 
 
-@pytest.mark.parametrize("name", ["nobody", "ray", "spark"])
+@pytest.mark.parametrize("name", ["nobody", "spark"])
 def test_an_unknown_backend_is_one_sentence(name: str) -> None:
     with pytest.raises(InputError, match=rf"--backend {name} cannot be used \(.*\): loky and threading come") as raised:
         Workers(2, name)
@@ -193,19 +193,17 @@ def test_an_unknown_backend_is_one_sentence(name: str) -> None:
 
 
 @pytest.fixture
-def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A package that registers a backend as ray's does."""
-    module = types.ModuleType("ray.util.joblib")
-    module.register_ray = lambda: register_parallel_backend("ray", ThreadingBackend)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
-    monkeypatch.setitem(sys.modules, "ray.util", types.ModuleType("ray.util"))
-    monkeypatch.setitem(sys.modules, "ray.util.joblib", module)
+def spark(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A package that registers a backend as Spark's does."""
+    module = types.ModuleType("joblibspark")
+    module.register_spark = lambda: register_parallel_backend("spark", ThreadingBackend)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "joblibspark", module)
     yield
-    BACKENDS.pop("ray", None)
+    BACKENDS.pop("spark", None)
 
 
-@pytest.mark.usefixtures("ray")
-def test_an_installed_ray_is_registered_and_gives_the_same(batched: tuple[list[int], SearchRecord]) -> None:
-    with Workers(2, "ray") as workers:
+@pytest.mark.usefixtures("spark")
+def test_an_installed_backend_is_registered_and_gives_the_same(batched: tuple[list[int], SearchRecord]) -> None:
+    with Workers(2, "spark") as workers:
         _, record = search(workers, candidates=3)
     assert evaluations_of(record) == evaluations_of(batched[1])

@@ -1,0 +1,1 @@
+"""`bocompress sweep`: the export command, many times."""
