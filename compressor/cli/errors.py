@@ -45,9 +45,9 @@ def _describe_interruption(options: dict[str, Any]) -> str:
     if "resume" not in options:
         return "stopped"
     from compressor.pipeline.outputs import CHECKPOINT, FACTORS, JOURNAL, STAGES
-    from compressor.sweep.outputs import JOBS
+    from compressor.sweep.jobs import LIST
 
-    for kept in (output_folder(options) / name for name in (JOBS, STAGES, CHECKPOINT, JOURNAL, FACTORS)):
+    for kept in (output_folder(options) / name for name in (LIST, STAGES, CHECKPOINT, JOURNAL, FACTORS)):
         if kept.exists():
             return f"stopped; {kept} is kept, go on with:\n{_resuming_command()}"
     return "stopped before there was anything to keep"

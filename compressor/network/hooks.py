@@ -192,7 +192,11 @@ def watching(modules: Sequence[nn.Module], on_call: Callable[[int, Tensor, Tenso
     def hook(index: int) -> Callable[..., Tensor | None]:
         return lambda module, args, kwargs, output: on_call(index, _first(args, kwargs), output)
 
-    with attached(module.register_forward_hook(hook(i), with_kwargs=True) for i, module in enumerate(modules)):
+    # Before other hooks: where the network is itself one of the modules, one makes rows of its outputs.
+    watched = (
+        module.register_forward_hook(hook(i), with_kwargs=True, prepend=True) for i, module in enumerate(modules)
+    )
+    with attached(watched):
         yield
 
 
@@ -213,7 +217,7 @@ def noting(
     def register() -> Iterator[RemovableHandle]:
         for module in modules:
             yield module.register_forward_pre_hook(lambda module, _args: on_begin(module))
-            yield module.register_forward_hook(lambda module, _args, output: on_end(module, output))
+            yield module.register_forward_hook(lambda module, _args, output: on_end(module, output), prepend=True)
 
     with attached(register()):
         yield

@@ -81,13 +81,13 @@ def run_sweep(
     """
     backend = make_backend(settings.backend, settings.workers, settings.cluster)
     require_sweep_folder(out, settings.resume, settings.overwrite)
-    with claim_folder(out):
+    with claim_folder(out), backend:
         if settings.overwrite:
             remove_sweep(out)
         tidy_sweep(out)
         sweep = _Sweep(jobs, out, settings, progress or Progress())
         write_jobs(out, sweep.jobs, labels)
-        with sweep.shown(), backend:
+        with sweep.shown():
             for outcome in backend.run(run_job, [(sweep.order(job),) for job in sweep.to_do], in_order=False):
                 sweep.take(outcome)
         return sweep.record()
@@ -103,7 +103,6 @@ class _Sweep:
     progress: Progress
     began: float = field(default_factory=time.monotonic)
     next_table: float = field(default_factory=lambda: time.monotonic() + SECONDS_BETWEEN_TABLES)
-    failures: dict[str, str] = field(default_factory=dict)
     rows: dict[str, list[SweepRow]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

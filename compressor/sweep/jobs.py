@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+LIST = "jobs.json"  # in the sweep's folder
 MAX_LABEL = 80  # characters
 STRANGE = re.compile(r"[^\w.+-]+")
 

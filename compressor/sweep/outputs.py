@@ -10,13 +10,12 @@ from compressor.errors import InputError
 from compressor.files import check_folder, prepare_folder, read_sealed, remove_leftovers, write_sealed
 from compressor.files.writing import PARTIAL
 from compressor.pipeline.outputs import remove_outputs, require_replaceable
-from compressor.sweep.jobs import Job
+from compressor.sweep.jobs import LIST, Job
 from compressor.version import VERSION
 
-JOBS = "jobs.json"
 LOGS = "logs"  # a folder
 TABLE, RECORD, PAGE = "sweep.csv", "sweep.json", "sweep.html"
-FILES = (JOBS, TABLE, RECORD, PAGE)
+FILES = (LIST, TABLE, RECORD, PAGE)
 WHAT = "list of a sweep's jobs"
 
 
@@ -31,9 +30,9 @@ def read_jobs(out: Path) -> dict[str, Job]:
     Raises:
         InputError: the list was altered, or is another version's.
     """
-    if not (out / JOBS).exists():
+    if not (out / LIST).exists():
         return {}
-    content = read_sealed(out / JOBS, WHAT)
+    content = read_sealed(out / LIST, WHAT)
     version = content.get("version")
     if version != VERSION:
         raise InputError(f"{out} holds a sweep of bocompress {version}, this is {VERSION}: choose another --out")
@@ -42,7 +41,7 @@ def read_jobs(out: Path) -> dict[str, Job]:
 
 def read_models(out: Path) -> dict[str, Any]:
     """Label, size and time of every model of a sweep, by its absolute path."""
-    return dict(read_sealed(out / JOBS, WHAT)["models"]) if (out / JOBS).exists() else {}
+    return dict(read_sealed(out / LIST, WHAT)["models"]) if (out / LIST).exists() else {}
 
 
 def write_jobs(out: Path, jobs: Mapping[str, Job], labels: Mapping[Path, str]) -> None:
@@ -63,7 +62,7 @@ def write_jobs(out: Path, jobs: Mapping[str, Job], labels: Mapping[Path, str]) -
         if models.setdefault(str(path.absolute()), found) != found:
             raise InputError(f"{path} has changed since the sweep in {out} began: choose another --out")
     listed = [asdict(job) for job in jobs.values()]
-    write_sealed(out / JOBS, {"version": VERSION, "models": models, "jobs": listed})
+    write_sealed(out / LIST, {"version": VERSION, "models": models, "jobs": listed})
 
 
 def _describe_model(model: Path, label: str) -> dict[str, Any]:
@@ -88,7 +87,7 @@ def require_sweep_folder(out: Path, resume: bool, overwrite: bool) -> None:
     try:
         check_folder(out, keep=(*FILES, LOGS, *read_jobs(out)) if resume or overwrite else ())
     except InputError as error:
-        if resume or overwrite or not (out / JOBS).exists():
+        if resume or overwrite or not (out / LIST).exists():
             raise
         raise InputError(f"{error}; --resume goes on with the sweep there, --overwrite replaces it") from error
     if overwrite:
@@ -121,7 +120,7 @@ def remove_sweep(out: Path) -> None:
             log_of(out, name).unlink(missing_ok=True)
         if (out / LOGS).is_dir():
             (out / LOGS).rmdir()
-        for name in (PAGE, RECORD, TABLE, JOBS):
+        for name in (PAGE, RECORD, TABLE, LIST):
             (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot remove the earlier sweep in {out}: {error.strerror}") from error

@@ -10,6 +10,7 @@ from compressor.children import SAFE_ENVIRONMENT, end_with_parent, python_comman
 from compressor.errors import BocompressError
 from compressor.failures import explain
 from compressor.files import claim_folder, prepare_folder
+from compressor.sweep.jobs import LIST
 from compressor.version import VERSION
 
 SECONDS_TO_WAIT = 60.0  # for a run of a sweep that was killed, whose last process may not have noticed yet
@@ -76,7 +77,9 @@ def _run(order: Order) -> tuple[int, str]:
         return 1, f"the worker has bocompress {VERSION}, the sweep {order.version}: install the same"
     if order.watch:
         _end_with_sweep()
-    folder, log = Path(order.folder), Path(order.log)
+    folder, log = Path(order.cwd, order.folder), Path(order.log)
+    if not (folder.parent / LIST).exists():
+        return 1, f"the worker does not see {folder.parent / LIST}: the sweep's folder must be shared with it"
     with claim_folder(folder, SECONDS_TO_WAIT):
         if is_finished(folder):
             return 0, ""

@@ -10,6 +10,7 @@ import secrets
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -90,7 +91,7 @@ class RayBackend(ClusterBackend):
     def _local(self, folder: Path, held: ExitStack) -> dict[str, Any]:
         """A cluster of its own, whatever RAY_ADDRESS says, with a token of its own, which leaves nothing behind."""
         held.callback(_restore_environment, {name: os.environ.get(name) for name in OWN_VARIABLES})
-        os.environ[TOKEN] = secrets.token_hex(32)  # else Ray keeps one in the user's home
+        os.environ.setdefault(TOKEN, _own_token())  # else Ray keeps one in the user's home
         short = {"_temp_dir": str(folder)} if len(str(folder)) <= MAX_SOCKET_FOLDER else {}
         return {"address": "local", "num_cpus": self._count or os.cpu_count(), "_node_ip_address": "127.0.0.1", **short}
 
@@ -124,6 +125,12 @@ class RayBackend(ClusterBackend):
         for handle in handles:
             with contextlib.suppress(Exception):  # they are over, or the cluster is
                 self._ray.cancel(handle, force=True)
+
+
+@cache
+def _own_token() -> str:
+    """The same for all clusters of this process, in which Ray reads it once."""
+    return secrets.token_hex(32)
 
 
 def _restore_environment(before: Mapping[str, str | None]) -> None:

@@ -129,8 +129,9 @@ def test_a_real_cluster_gives_the_same_jobs(
     address = request.getfixturevalue(f"{backend}_cluster")
     broken = tmp_path / "broken.pt"
     broken.write_bytes(b"no checkpoint")
-    where = ["--backend", backend, "--cluster", address, "--out", str(tmp_path / "out")]
-    code, said = finish(start([*SWEEP, *models[:2], str(broken), *OPTIONS, "--gammas", "0.5", *where]))
+    where = ["--backend", backend, "--cluster", address, "--out", "out"]
+    command = [*SWEEP, *models[:2], broken.name, *OPTIONS, "--gammas", "0.5", *where]
+    code, said = finish(start(command, cwd=tmp_path))  # paths are seen from here, wherever workers are
     assert code == 1, said
     assert "error: broken-gamma-0.5-seed-0: " in said
     assert "Traceback" not in said

@@ -4,6 +4,7 @@ import csv
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from compressor.sweep import run_job as run_job_module
 from compressor.sweep.jobs import Job
 from compressor.sweep.outputs import read_jobs
 from compressor.sweep.run_job import Order, run_job
+from compressor.version import VERSION
 from tests.unmeasured import without_measuring
 
 SAME = ("plan.json", "compressed.safetensors", "search.jsonl", "factors.jsonl")
@@ -160,8 +162,10 @@ def test_options_of_the_file_and_of_the_line_reach_the_jobs(
     assert invoke("bocompress", "sweep", "--config", tmp_path / "again.toml", "--print-config").stdout == printed
 
 
-def test_another_version_on_a_worker_is_said(tmp_path: Path) -> None:
+def test_a_worker_with_another_version_or_without_the_folder_says_so(tmp_path: Path) -> None:
     order = Order("job", "tests.unmeasured", (), str(tmp_path / "job"), str(tmp_path / "log"), ".", version="0")
     outcome = run_job(order)
     assert (outcome.code, outcome.sentence[:22]) == (1, "the worker has bocompr")
+    outcome = run_job(replace(order, version=VERSION))
+    assert outcome.sentence.endswith("jobs.json: the sweep's folder must be shared with it")
     assert not (tmp_path / "job").exists()

@@ -111,7 +111,8 @@ def _jobs(labels: dict[Path, str], options: dict[str, Any]) -> Iterator["Job"]:
     for (model, label), (name, value), seed in product(labels.items(), targets, seeds):
         asked = "" if name is None else f"{name.replace('_', '-')} {_spell(value)}"
         typed = [] if name is None else [f"--{name.replace('_', '-')}", _spell(value)]
-        yield Job(name_job(label, asked, seed), str(model), (*shared, *typed, "--seed", str(seed)), asked, seed)
+        path = f"./{model}" if str(model).startswith("-") else str(model)  # no option of the job's command
+        yield Job(name_job(label, asked, seed), path, (*shared, *typed, "--seed", str(seed)), asked, seed)
 
 
 def _targets(options: dict[str, Any]) -> list[tuple[str | None, Any]]:
