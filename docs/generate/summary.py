@@ -154,7 +154,8 @@ def coverage(studies: list[Study]) -> str:
     """How many architectures pass."""
     rows = studies[0]["rows"]
     passed = sum(not {"failed", "refused"} & row.keys() for row in rows)
-    return f"**Coverage**: {passed} of the {len(rows)} networks of torchvision that were run are compressed and verified."
+    run = f"{len(rows)} networks of torchvision that were run"
+    return f"**Coverage**: {passed} of the {run} are compressed, exported and verified."
 
 
 def coverage_channels(studies: list[Study]) -> str:
