@@ -31,6 +31,7 @@ _FILTERS = {
     "bytes": formatting.format_bytes,
     "shape": formatting.format_shape,
     "number": formatting.format_number,
+    "percent": formatting.format_percent,
     "provider": formatting.format_provider,
     "words": join_words,
 }

@@ -101,6 +101,8 @@ def describe_decisions(report: Report) -> str:
 def describe_intervals(report: Report) -> str:
     """Which intervals stand in brackets and beside figures."""
     paired = ", of the change of top-1 Newcombe’s for paired shares" if report.top1_change is not None else ""
+    if report.segmentation is not None and report.segmentation.change is not None:
+        paired = ", of the change of mean IoU the delta method’s"
     return f"Brackets and small figures are 95{GAP}% intervals: of shares Wilson’s{paired}."
 
 

@@ -127,8 +127,8 @@ def runtimes(study: Study) -> str:
 
 
 def coverage(study: Study) -> str:
-    """Which of torchvision's classifiers can be compressed and exported."""
-    passed = [row for row in study["rows"] if "failed" not in row]
+    """Which of torchvision's networks can be compressed and exported."""
+    passed = [row for row in study["rows"] if not {"failed", "refused"} & row.keys()]
     about = (
         f"{len(passed)} of {len(study['rows'])} architectures, the smallest first, inspected, compressed at half of "
         f"every break-even rank, exported and checked against torch; random weights, factors of the weights alone. "
@@ -148,7 +148,7 @@ def coverage(study: Study) -> str:
         "export check": lambda r: f"{r['export_check']:.0e}",
     }
     return section(
-        f"{study['study']}: torchvision's classifiers at half of every break-even rank",
+        f"{study['study']}: torchvision's networks at half of every break-even rank",
         about,
         table(columns, passed),
         *_failures(study),
@@ -178,4 +178,5 @@ def coverage_channels(study: Study) -> str:
 
 
 def _failures(study: Study) -> list[str]:
-    return [f"- {row['arch']} failed: {row['failed']}" for row in study["rows"] if "failed" in row]
+    failed = [f"- {row['arch']} failed: {row['failed']}" for row in study["rows"] if "failed" in row]
+    return failed + [f"- Not compressed: {row['refused']}" for row in study["rows"] if "refused" in row]

@@ -2,8 +2,9 @@
 """Classify images with an ONNX (or ORT) file: python infer.py PATH... [--model model.onnx] [--top 1].
 
 PATH is an image, or a folder, which is searched through. Each line printed is a file, a class and its probability,
-separated by tabs. Needs onnxruntime, numpy and Pillow. Size, resizing, mean, standard deviation and class names are
-read from the file's metadata.
+separated by tabs. Where the file gives a class to every pixel, it is the class's share of the pixels, and --masks
+FOLDER writes the numbers of the classes as PNG images of the input's size. Needs onnxruntime, numpy and Pillow. Size,
+resizing, mean, standard deviation and class names are read from the file's metadata.
 """
 
 from __future__ import annotations
@@ -104,12 +105,19 @@ class Model:
         return resized, (round((resized[0] - self.width) / 2), round((resized[1] - self.height) / 2))
 
     def logits(self, inputs: list[Any]) -> Any:
-        """Outputs (n, classes) for inputs (n, channels, height, width), n at most the file's fixed batch."""
+        """Scores (n, classes), or (n, classes, height, width) of pixels, for inputs (n, channels, height, width).
+
+        The inputs are at most as many as the file's fixed batch.
+        """
         batch = np.stack(inputs)
         if self.batch:  # filled up with copies
             batch = batch[np.arange(self.batch) % len(batch)]
-        outputs = self.session.run(None, {self.input.name: batch})[0]
-        return np.asarray(outputs, np.float64)[: len(inputs)]
+        names = [output.name for output in self.session.get_outputs()]
+        wanted = "out" if "out" in names else names[0]
+        outputs = np.asarray(self.session.run([wanted], {self.input.name: batch})[0])
+        if outputs.ndim not in (2, 4):
+            raise ValueError(f"the output {wanted!r} has shape {list(outputs.shape)}: these are no scores of classes")
+        return outputs.astype(np.float64)[: len(inputs)]
 
     def probabilities(self, logits: Any) -> Any:
         """Softmax; of a single output the probabilities of both its classes, by the logistic function."""
@@ -117,6 +125,14 @@ class Model:
             logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
+
+    def classes(self, scores: Any) -> Any:
+        """The class (n, height, width) of every pixel; a single map decides by its sign."""
+        return scores.argmax(axis=1) if scores.shape[1] > 1 else (scores[:, 0] > 0).astype(np.int64)
+
+    def shares(self, classes: Any, count: int) -> Any:
+        """The share of the pixels (n, count) that each class has."""
+        return np.stack([np.bincount(each.ravel(), minlength=max(count, 2)) / each.size for each in classes])
 
     def name(self, index: int, count: int) -> str:
         """The class of this index, by its name where the file has as many names as there are outputs, `count`."""
@@ -138,13 +154,30 @@ def list_files(paths: Iterable[Path]) -> Iterator[Path]:
             raise ValueError(f"there is no {path}")
 
 
-def classify(model: Model, paths: Iterable[Path], top: int) -> int:
+def write_masks(folder: Path, files: Iterable[Path], classes: Any) -> None:
+    """Write the classes (n, height, width) of each file's pixels as NAME.png.
+
+    Raises:
+        ValueError: PNG cannot hold so high a number, or the folder has a mask of this name already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for file, numbers in zip(files, classes, strict=True):
+        target = folder / f"{file.stem}.png"
+        if target.exists():
+            raise ValueError(f"{target} is there already: give another folder")
+        if numbers.max() > 255:
+            raise ValueError(f"class {numbers.max()} cannot be written: masks hold numbers up to 255")
+        Image.fromarray(numbers.astype(np.uint8)).save(target)
+
+
+def classify(model: Model, paths: Iterable[Path], top: int, masks: Path | None = None) -> int:
     """Print a line for each of the best classes of each file; returns how many files could not be read.
 
     Args:
         model: classifies the images.
         paths: of the images.
         top: how many classes of each.
+        masks: the folder of the pixels' classes; None for none.
     """
     failed = 0
     pending: list[tuple[Path, Any]] = []
@@ -158,7 +191,14 @@ def classify(model: Model, paths: Iterable[Path], top: int) -> int:
                 failed += 1
                 print(f"{file}: not an image that can be read ({error})", file=sys.stderr)
         if pending and (file is None or len(pending) == (model.batch or FREE_BATCH)):
-            rows = model.probabilities(model.logits([values for _, values in pending]))
+            rows = model.logits([values for _, values in pending])
+            if rows.ndim == 4:
+                classes, count = model.classes(rows), rows.shape[1]
+                rows = model.shares(classes, count)
+                if masks is not None:
+                    write_masks(masks, [path for path, _ in pending], classes)
+            else:
+                rows = model.probabilities(rows)
             for number, row in enumerate(rows):
                 for index in np.argsort(-row, kind="stable")[:top]:
                     print(f"{pending[number][0]}\t{model.name(index, len(row))}\t{row[index]:.4f}")
@@ -173,12 +213,13 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="an image, or a folder of images")
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name("model.onnx"))
     parser.add_argument("--top", type=int, default=1, help="classes to print for each image")
+    parser.add_argument("--masks", type=Path, help="folder for the classes of pixels, where the file gives them")
     options = parser.parse_args()
     try:
         files = list(list_files(options.paths))
         if not files:
             raise ValueError(f"no images in {', '.join(map(str, options.paths))}")
-        failed = classify(Model(options.model), files, max(options.top, 1))
+        failed = classify(Model(options.model), files, max(options.top, 1), options.masks)
     except BrokenPipeError:  # the reader of the output has left
         os._exit(1)  # without flushing what nobody reads
     except Exception as error:

@@ -1,9 +1,12 @@
-"""Every torchvision classifier: inspected, compressed at half of every break-even rank, exported, checked.
+"""Every network of torchvision: inspected, compressed at half of every break-even rank, exported, checked.
 
     python -m benchmarks.studies.export.coverage [--channels]
 
 With --channels every group of layers keeps seven tenths of its hidden channels instead, the counts are held against
 those that the search takes for exact, and the network is written and read again; images are smaller where they may be.
+
+Segmentation networks are at 96 px, without their auxiliary heads. Networks that cannot be compressed have a row with
+the sentence that says why.
 
 Weights are random, since shapes are what is covered here, with batch-norm statistics of synthetic images, so that
 activations neither vanish nor explode. Weights that are initialized to zero (heads of ViT, scales of ConvNeXt's blocks)
@@ -20,7 +23,7 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import torch
@@ -32,13 +35,23 @@ from compressor.channels.groups import find_groups, kept_in_front
 from compressor.channels.narrowing import narrow
 from compressor.cost.size import count_params
 from compressor.data.synthetic import synthetic_images
-from compressor.network.architectures import import_torchvision, list_architectures, published_transform
+from compressor.network.architectures import (
+    COMPRESSED,
+    Task,
+    import_torchvision,
+    list_task,
+    published_transform,
+    task_of,
+    why_not,
+)
 from compressor.network.attention import open_attention
 from compressor.network.checkpoint import load_model
 from compressor.network.layers import compressible, find_layers
 from compressor.network.macs import count_macs
 from compressor.network.serialization import load_network, save_network
 from compressor.network.surgery import build_candidate
+from compressor.outputs.auxiliary import drop_auxiliary
+from compressor.outputs.structure import named_tensors
 from compressor.pipeline.stages.factorize import weight_factors
 from exporters.onnx import export_onnx
 from exporters.verify import verify_onnx
@@ -56,14 +69,19 @@ SHARE = 0.7  # of every group's units that are left
 def cover(arch: str, channels: bool = False) -> dict[str, Any]:
     """The row of one architecture."""
     began = time.perf_counter()
+    task = task_of(arch)
+    if task not in COMPRESSED:
+        assert task is not None
+        return {"arch": arch, "task": task, "refused": why_not(arch, task)}
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "model.pt"
         images = synthetic_images(NUM_IMAGES, published_transform(arch, size_for(arch, channels)), seed=0)
         batch = images.batch(slice(None))
-        torch.save(initialize(import_torchvision().models.get_model(arch, weights=None), batch), checkpoint)
+        torch.save(initialize(make(arch), batch), checkpoint)
         loaded = load_model(checkpoint)
         model = loaded.model.eval().requires_grad_(False)
+        drop_auxiliary(model)
         row: dict[str, Any] = {"arch": arch, "recognized": loaded.arch, "input_size": batch.shape[-1]}
         if channels:
             row |= narrow_all(model, batch, Path(folder))
@@ -73,9 +91,15 @@ def cover(arch: str, channels: bool = False) -> dict[str, Any]:
     return row | {"seconds": round(time.perf_counter() - began, 1)}
 
 
+def make(arch: str) -> nn.Module:
+    """The network with random weights; of segmentation networks the backbone's are, too."""
+    arguments = {"weights_backbone": None} if task_of(arch) == "segmentation" else {}
+    return import_torchvision().models.get_model(arch, weights=None, **arguments)
+
+
 def size_for(arch: str, channels: bool) -> int | None:
     """Side of the images in pixels; None for that of the published weights."""
-    if channels and not arch.startswith(WHOLE_ONLY):
+    if task_of(arch) == "segmentation" or (channels and not arch.startswith(WHOLE_ONLY)):
         return SMALL
     return next((size for start, size in SIZES.items() if arch.startswith(start)), None)
 
@@ -157,7 +181,7 @@ def narrow_all(original: nn.Module, images: Tensor, folder: Path) -> dict[str, A
 def spread(network: nn.Module, images: Tensor) -> float:
     """Largest difference between images over the largest output: an export check of constant outputs proves nothing."""
     with torch.inference_mode():
-        outputs = network(images)
+        outputs = next(iter(named_tensors(network(images)).values()))
     return float((outputs.amax(0) - outputs.amin(0)).max() / outputs.abs().max())
 
 
@@ -167,7 +191,7 @@ def published_macs(arch: str, input_size: int) -> int | None:
     torchvision rounds them to a million.
     """
     weights = import_torchvision().models.get_model_weights(arch).DEFAULT
-    if weights.transforms().crop_size != [input_size]:
+    if getattr(weights.transforms(), "crop_size", None) != [input_size]:
         return None
     return round(1e9 * weights.meta["_ops"])
 
@@ -188,12 +212,14 @@ def run_alone(arch: str, channels: bool) -> dict[str, Any]:
 
 
 def size_of(arch: str) -> int:
-    """Parameters, without allocating them."""
+    """Parameters, without allocating them; none where a network is refused, which then need not be built."""
+    if task_of(arch) not in COMPRESSED:
+        return 0
     try:
         with torch.device("meta"):
-            return count_params(import_torchvision().models.get_model(arch, weights=None))
+            return count_params(make(arch))
     except Exception:  # RegNets cannot be built there
-        return count_params(import_torchvision().models.get_model(arch, weights=None))
+        return count_params(make(arch))
 
 
 @click.command()
@@ -215,11 +241,14 @@ def main(only: str | None, channels: bool, add: bool, name: str | None) -> None:
     left = f"{SHARE} of every group's hidden channels" if channels else "half of every break-even rank"
     rows = [row for row in read_results(name)["rows"] if "failed" not in row] if add else []
     known = {row["arch"] for row in rows}
-    for arch in sorted(set(list_architectures()) - known, key=size_of):
-        rows.append(run_alone(arch, channels))
+    every = [arch for task in (COMPRESSED if channels else get_args(Task)) for arch in list_task(task)]
+    for arch in sorted(set(every) - known, key=size_of):
+        rows.append(run_alone(arch, channels) if task_of(arch) in COMPRESSED else cover(arch))
         click.echo(json.dumps(rows[-1]), err=True)
-        write_results(name, {"about": f"every torchvision classifier at {left}"}, rows, began)
-    click.echo(f"{sum('failed' not in row for row in rows)} of {len(rows)} passed")
+        write_results(name, {"about": f"every network of torchvision at {left}"}, rows, began)
+    refused = sum("refused" in row for row in rows)
+    passed = sum("failed" not in row for row in rows) - refused
+    click.echo(f"{passed} of {len(rows)} passed, {refused} cannot be compressed")
 
 
 if __name__ == "__main__":

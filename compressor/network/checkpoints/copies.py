@@ -235,12 +235,8 @@ def explain_misfit(tensors: Mapping[str, Tensor], arch: str | None, source: str)
     inside = max((architectures.shapes_of(under(tensors, prefix)) for prefix in prefixes), key=len)
     if arch is None:
         reason = nearest(inside, architectures.registry_fingerprints())
-        parents = {
-            ".".join(prefix.split(".")[:length]) for prefix in prefixes for length in range(prefix.count(".") + 2)
-        }
-        known = [recognize_other(architectures.shapes_of(under(tensors, prefix))) for prefix in sorted({"", *parents})]
-        for arch, task in filter(None, known):
-            return f"{source} cannot be compressed: {architectures.why_not(arch, task)}"
+        if (known := recognize_other(architectures.shapes_of(tensors))) is not None:
+            return f"{source} cannot be compressed: {architectures.why_not(*known)}"
         return f"{source} fits none of torchvision's networks: {reason}; {WAYS_OUT}"
     reason = str(match(inside, arch, architectures.architecture_fingerprint(arch)))
     return f"{source} does not fit {arch}: {reason}; {WAYS_OUT}"

@@ -1,42 +1,29 @@
 """Networks of torchvision that cannot be compressed, recognized all the same, so that a person is told why."""
 
-import inspect
+from compressor.network.architectures import Fingerprint, Task
 
-import torch
-
-from compressor.network.architectures import (
-    Fingerprint,
-    SkipParameterData,
-    Task,
-    import_torchvision,
-    list_task,
-    shapes_of,
+CLIP_AXES = 5  # of the weights of convolutions over time
+# Parts of tensors' names that no network of another family has; the first that is there decides.
+FAMILIES: tuple[tuple[str, str, Task], ...] = (
+    ("roi_heads.mask_predictor.", "Mask R-CNN", "detection"),
+    ("roi_heads.keypoint_predictor.", "Keypoint R-CNN", "detection"),
+    ("roi_heads.box_predictor.", "Faster R-CNN", "detection"),
+    ("head.regression_head.bbox_ctrness.", "FCOS", "detection"),
+    ("head.regression_head.bbox_reg.", "RetinaNet", "detection"),
+    ("head.classification_head.module_list.", "SSD", "detection"),
+    ("update_block.flow_head.", "RAFT", "optical_flow"),
 )
-
-OTHERS: tuple[Task, ...] = ("detection", "video", "optical_flow")
 
 
 def recognize_other(shapes: Fingerprint) -> tuple[str, Task] | None:
-    """The network whose tensors have these names, and of several the one with most of the shapes; None for none.
+    """The family of the network that has these tensors, and what it is for; None for none that is known.
 
     Args:
-        shapes: of the file's tensors, by name.
+        shapes: of the file's tensors, by name, under any prefix.
     """
-    found: list[tuple[int, str, Task]] = []
-    for task in OTHERS:
-        for arch in list_task(task):
-            expected = _shapes(arch)
-            if expected.keys() <= shapes.keys():
-                found.append((sum(shapes[name] == shape for name, shape in expected.items()), arch, task))
-    if not found:
-        return None
-    _, arch, task = max(found)
-    return arch, task
-
-
-def _shapes(arch: str) -> Fingerprint:
-    models = import_torchvision().models
-    builder = models.get_model_builder(arch)
-    arguments = {"weights_backbone": None} if "weights_backbone" in inspect.signature(builder).parameters else {}
-    with SkipParameterData(), torch.random.fork_rng(devices=[]):
-        return shapes_of(models.get_model(arch, weights=None, **arguments).state_dict())
+    for part, family, task in FAMILIES:
+        if any(f".{part}" in f".{name}" for name in shapes):
+            return family, task
+    if any(len(shape) == CLIP_AXES for shape in shapes.values()):
+        return "it", "video"
+    return None

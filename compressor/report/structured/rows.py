@@ -15,9 +15,9 @@ def output_rows(outputs: list[OutputRecord]) -> Iterator[Cells]:
     if len(outputs) < 2:
         return
     for output in outputs:
-        share = "its values were all zero" if output.relative is None else f"{format_number(100 * output.relative)} %"
-        apart = "" if output.weight else " (not in L)"
-        yield f"output {output.name}{apart}", "", f"{format_number(output.function_norm)} moved", share
+        share = "—" if output.relative is None else f"{format_number(100 * output.relative)} %"
+        apart = "" if output.weight else ", not in L"
+        yield f"output {output.name} (moved{apart})", "", f"{share} of its energy", ""
 
 
 def segmentation_rows(record: SegmentationRecord | None) -> Iterator[Cells]:

@@ -1,0 +1,57 @@
+"""Segmentation networks are recognized with any number of classes; what cannot be compressed is named."""
+
+import pytest
+import torch
+
+from compressor.errors import InputError
+from compressor.network import architectures
+from compressor.network.architectures import build_model, known_architecture, list_task
+from compressor.network.checkpoints.building import build_matched
+from compressor.network.checkpoints.copies import explain_misfit, find_copies
+
+SOME = {"resnet18", "lraspp_mobilenet_v3_large", "fcn_resnet50", "deeplabv3_resnet50"}
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fingerprints of all take a minute."""
+    known = {arch: architectures.architecture_fingerprint(arch) for arch in SOME}
+    monkeypatch.setattr(architectures, "registry_fingerprints", lambda: known)
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+@pytest.mark.parametrize("arch", sorted(SOME - {"resnet18"}))
+def test_segmentation_networks(arch: str, auxiliary: bool) -> None:
+    if auxiliary and arch.startswith("lraspp"):
+        pytest.skip("has none")
+    state = {f"model.{name}": value for name, value in build_model(arch, 5, auxiliary=auxiliary).state_dict().items()}
+    (found,) = find_copies(state, None, "model.pt")
+    assert found.match is not None
+    assert (found.match.arch, found.match.num_classes, found.prefix) == (arch, 5, "model")
+    network, transform = build_matched(found.match, found.tensors, {}, "model.pt", [])
+    assert any(name.startswith("aux_classifier") for name, _ in network.named_parameters()) == auxiliary
+    assert transform.input_size == transform.resize_size == 520
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("roi_heads.mask_predictor.mask_fcn_logits.weight", (5, 256, 1, 1), "Mask R-CNN is a detector"),
+        ("roi_heads.box_predictor.cls_score.weight", (5, 1024), "Faster R-CNN is a detector"),
+        ("head.regression_head.bbox_reg.weight", (36, 256, 3, 3), "RetinaNet is a detector"),
+        ("head.classification_head.module_list.0.weight", (36, 256, 3, 3), "SSD is a detector"),
+        ("update_block.flow_head.conv1.weight", (8, 8, 3, 3), "RAFT is a network for pairs of images"),
+        ("stem.0.weight", (64, 3, 3, 7, 7), "it is a network for clips"),
+    ],
+)
+def test_other_networks_are_refused_with_the_reason(name: str, shape: tuple[int, ...], words: str) -> None:
+    state = {f"model.{name}": torch.empty(shape, device="meta")}
+    assert words in explain_misfit(state, None, "model.pt")
+
+
+@pytest.mark.parametrize("task", ["detection", "video", "optical_flow", "quantization"])
+def test_every_other_builder_is_refused_by_name(task: architectures.Task) -> None:
+    for arch in list_task(task):
+        with pytest.raises(InputError, match=f"{arch} is ") as caught:
+            known_architecture(arch)
+        assert "\n" not in str(caught.value)
