@@ -4,6 +4,7 @@ from docs.generate.formatting import (
     Row,
     Study,
     accuracy_change,
+    asked_for,
     flat_interval,
     grouped,
     machine,
@@ -46,7 +47,7 @@ def edge(study: Study) -> str:
         f"original, float32, int8, on test images. {machine(study)}"
     )
     columns = {
-        "asked for": lambda r: f"gamma {r['gamma']:g}" if "gamma" in r else f"{r['operations']:g} of the MACs",
+        "asked for": asked_for,
         "input px": lambda r: str(r["side"]),
         "bytes": lambda r: f"{r['bytes']:.3f}",
         "MACs": lambda r: f"{r['macs']:.3f}",

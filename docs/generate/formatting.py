@@ -36,6 +36,11 @@ def machine(study: Study) -> str:
     return f"Machine: {info['processor']}, {info['cores']} cores; {versions}; {study['seconds']:.0f} s in all."
 
 
+def asked_for(row: Row) -> str:
+    """What a run was asked for: a gamma, or a share of the operations."""
+    return f"gamma {row['gamma']:g}" if "gamma" in row else f"{row['operations']:g} of the MACs"
+
+
 def accuracy_change(original: float | None, compressed: float | None) -> str:
     """Two accuracies in per cent; empty without labels."""
     if original is None or compressed is None:

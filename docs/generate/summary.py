@@ -1,7 +1,7 @@
 """The lines at the top of results.md: of each kind of study one sentence, what, its figure, against what."""
 
 from benchmarks.studies.search.baselines import DEFAULT
-from docs.generate.formatting import Row, Study, accuracy_change, median_of, signed_percent
+from docs.generate.formatting import Row, Study, accuracy_change, asked_for, median_of, signed_percent
 from docs.generate.network_sections import recovered_share
 from docs.generate.search_sections import met_outside
 
@@ -56,14 +56,16 @@ def exported(studies: list[Study]) -> str:
 
 
 def edge(studies: list[Study]) -> str:
-    """The int8 file against the original."""
-    study, row = studies[0], studies[0]["rows"][0]
-    return (
-        f"**Delivered files** of {study['network']} at gamma {row['gamma']:g}: float32 {row['bytes']:.3f} of the "
-        f"original's bytes and {row['latency']:.2f} of its latency, int8 {row['int8_bytes']:.3f} and "
-        f"{row['int8_latency']:.2f}; top-1 {100 * row['top1_original']:.1f}, {100 * row['top1']:.1f}, "
-        f"{100 * row['int8_top1']:.1f}."
-    )
+    """The int8 files against the originals."""
+    parts = []
+    for study in studies:
+        row = study["rows"][0]
+        parts.append(
+            f"{study['network']} at {asked_for(row)}, float32 {row['bytes']:.3f} of the original's bytes and "
+            f"{row['latency']:.2f} of its latency, int8 {row['int8_bytes']:.3f} and {row['int8_latency']:.2f}, top-1 "
+            f"{100 * row['top1_original']:.1f}, {100 * row['top1']:.1f}, {100 * row['int8_top1']:.1f}"
+        )
+    return f"**Delivered files**: {'; '.join(parts)}."
 
 
 def targets(studies: list[Study]) -> str:

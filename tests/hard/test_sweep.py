@@ -82,7 +82,9 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on_and_leaves_no_job(
     backend: str, number: signal.Signals, models: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    process = start([*SWEEP, *models, *OPTIONS, *GAMMAS, "--workers", "2", "--backend", backend, "--out", str(out)])
+    command = [*SWEEP, *models, *OPTIONS, *GAMMAS, "--workers", "2", "--backend", backend, "--out", str(out)]
+    # Also where these tests run in the background, which lets their processes ignore interruptions.
+    process = start(command, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
     wait_for_files(out, "net*/search.jsonl", 1, process)
     os.kill(process.pid, number)
     code, said = finish(process)
