@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 PROGRAMS = {"bocompress": "_BOCOMPRESS_COMPLETE", "bocompress-export": "_BOCOMPRESS_EXPORT_COMPLETE"}
 # How torchvision's sources announce a network; importing them would take seconds.
-REGISTERED = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+REGISTERED = re.compile(r"^@register_model\(\)\n(?:[@ )].*\n)*def (\w+)\(", re.MULTILINE)
 
 
 def registered_architectures() -> list[str]:

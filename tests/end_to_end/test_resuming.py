@@ -2,8 +2,8 @@
 
 import json
 import os
+import shlex
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 
-from compressor.fidelity.function_norm import FunctionNorm
 from compressor.pipeline.plan import Plan
 from compressor.report.records import Report
 from tests.end_to_end.runs import FILES, infer
@@ -82,28 +81,22 @@ def test_an_unknown_backend_is_refused_before_the_search(tiny_checkpoint, digit_
     assert not (tmp_path / "out").exists()
 
 
-def test_ctrl_c_says_how_to_go_on(tiny_checkpoint, digit_images, invoke, tmp_path, monkeypatch):
+def test_ctrl_c_says_how_to_go_on(tiny_checkpoint, digit_images, start_command, tmp_path):
     journal = tmp_path / "out" / "search.jsonl"
-    losses = FunctionNorm.losses
-
-    def interrupt(*arguments):
-        if journal.exists() and journal.read_text().count("\n") >= 4:
-            signal.raise_signal(signal.SIGINT)
-        return losses(*arguments)
-
-    monkeypatch.setattr(FunctionNorm, "losses", interrupt)
-    monkeypatch.setattr(sys, "argv", ["/bin/bocompress-export", "my model.pt", "--data", "photos", "--overwrite"])
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes of a shell ignore it
+    arguments = tiny_arguments(tiny_checkpoint, digit_images, tmp_path / "out")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
     try:
-        result = invoke("bocompress-export", *tiny_arguments(tiny_checkpoint, digit_images, tmp_path / "out"))
+        process = start_command("bocompress-export", *arguments, "--overwrite")
     finally:
-        signal.signal(signal.SIGINT, handler)
-    assert result.exit_code == 130
-    assert result.stdout == ""
-    assert result.stderr.splitlines()[-2:] == [
-        f"stopped; {journal} is kept, go on with:",
-        "bocompress-export 'my model.pt' --data photos --resume",
-    ]
+        signal.signal(signal.SIGINT, before)
+    while process.poll() is None and not (journal.exists() and journal.read_text().count("\n") >= 4):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stdout) == (130, "")
+    first, second = stderr.splitlines()[-2:]
+    assert first == f"stopped; {journal} is kept, go on with:"
+    assert shlex.split(second) == ["bocompress-export", *map(str, arguments), "--resume"]
     assert journal.read_text().count("\n") >= 4
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"search.jsonl", "factors.jsonl"}
 
