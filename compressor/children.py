@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +39,12 @@ def safe_children() -> Iterator[None]:
 
 
 def end_with_parent() -> None:
-    """Let this process end when its parent does, however that ends."""
+    """Let this process end when its parent does, however that ends; asking again changes nothing."""
+    _watch_parent(os.getpid())
+
+
+@cache
+def _watch_parent(_process: int) -> None:  # a forked process has its own parent to watch
     parent = os.getppid()
 
     def watch() -> None:

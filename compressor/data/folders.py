@@ -105,7 +105,7 @@ def load_folder(
     if not sample.kept:
         why = _name_failure(listing, sample)
         raise InputError(f"none of the {len(order)} image files in {path} can be read ({why})")
-    further = _further(listing, order, sample, transform)
+    further = further_images(listing, order, sample, transform)
     return replace(as_set(listing, sample, transform), further=further)
 
 
@@ -129,8 +129,17 @@ def as_set(listing: Listing, sample: Sample, transform: Transform) -> ImageSet:
     )
 
 
-def _further(listing: Listing, order: Sequence[int], sample: Sample, transform: Transform) -> FurtherImages | None:
-    """What comes in the order after all that was tried."""
+def further_images(
+    listing: Listing, order: Sequence[int], sample: Sample, transform: Transform
+) -> FurtherImages | None:
+    """What comes in the order after all that was tried, of a sample that still has its pixels; None where nothing does.
+
+    Args:
+        listing: all files.
+        order: indices into them, in which they were tried.
+        sample: what was read of them.
+        transform: how images are prepared.
+    """
     left = order[len(sample.kept) + len(sample.failures) :]
     if not left:
         return None

@@ -16,11 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from compressor.data.folders import Listing, as_set, load_folder, read_sample
-from compressor.data.further import FurtherImages
+from compressor.data.folders import Listing, as_set, further_images, load_folder, read_sample
 from compressor.data.images import VOID, ImageSet, OnStep
 from compressor.data.listing import Folder, scan
-from compressor.data.pixels import DECODING_THREADS, UnreadableError, find_whites, open_image, require_channels
+from compressor.data.pixels import DECODING_THREADS, UnreadableError, open_image, require_channels
 from compressor.data.resizing import resized_size
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
@@ -115,20 +114,12 @@ def load_with_masks(
     sample = read_sample(files, order, transform, limit, on_step)
     if not sample.kept:
         raise InputError(f"none of the {len(files)} photographs with a mask in {path} can be read")
-    whites = find_whites(sample.pixels)
+    further = further_images(listing, order, sample, transform)
     images = as_set(listing, sample, transform)
     masks = read_masks([pairs[files[index]] for index in sample.kept], [files[i] for i in sample.kept], transform)
-    left = order[len(sample.kept) + len(sample.failures) :]
-    further = FurtherImages(
-        files=tuple(files[index] for index in left),
-        classes=None,
-        transform=transform,
-        whites=whites,
-        masks=tuple(pairs[files[index]] for index in left),
-    )
-    images = replace(
-        images, further=further if left else None, source=images.source.replace("unlabelled", "with masks")
-    )
+    if further is not None:
+        further = replace(further, masks=tuple(pairs[file] for file in further.files))
+    images = replace(images, further=further, source=images.source.replace("unlabelled", "with masks"))
     return with_masks(images, masks, num_classes)
 
 

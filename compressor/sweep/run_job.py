@@ -16,7 +16,6 @@ from compressor.version import VERSION
 SECONDS_TO_WAIT = 60.0  # for a run of a sweep that was killed, whose last process may not have noticed yet
 TAIL_BYTES = 20_000
 FINISHED = (0, 3)  # exit codes: a success, and a network that is destroyed or misses its target
-_watching = False
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def _run(order: Order) -> tuple[int, str]:
     if order.version != VERSION:
         return 1, f"the worker has bocompress {VERSION}, the sweep {order.version}: install the same"
     if order.watch:
-        _end_with_sweep()
+        end_with_parent()
     folder, log = Path(order.cwd, order.folder), Path(order.log)
     if not (folder.parent / LIST).exists():
         return 1, f"the worker does not see {folder.parent / LIST}: the sweep's folder must be shared with it"
@@ -123,11 +122,3 @@ def _last_words(log: Path, begin: int, code: int) -> str:
         lines = file.read().decode("utf-8", errors="replace").strip().splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     return (errors or lines or [f"ended with exit code {code}"])[-1]
-
-
-def _end_with_sweep() -> None:
-    """Let this worker end when the sweep does; once is enough."""
-    global _watching
-    if not _watching:
-        _watching = True
-        end_with_parent()

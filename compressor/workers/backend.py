@@ -84,6 +84,11 @@ class ClusterBackend(Backend):
             self.cancel([*running])
 
 
+def call(task: Task, *arguments: Any) -> Any:
+    """What workers of a cluster are given to run: a task may be something that stands for one."""
+    return task(*arguments)
+
+
 def sort_by_place(found: Iterator[tuple[int, Any]]) -> Iterator[Any]:
     """Results by their places 0, 1, ..., each as soon as those before it are there."""
     early: dict[int, Any] = {}

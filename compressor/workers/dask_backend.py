@@ -9,7 +9,7 @@ from typing import Any
 from compressor.children import safe_children
 from compressor.files import scratch_folder
 from compressor.text import first_line
-from compressor.workers.backend import ClusterBackend, Prepare, Task, cannot_use, not_sendable, worker_died
+from compressor.workers.backend import ClusterBackend, Prepare, Task, call, cannot_use, not_sendable, worker_died
 
 SECONDS_TO_CONNECT = 30
 
@@ -86,7 +86,7 @@ class DaskBackend(ClusterBackend):
     def submit(self, task: Task, item: tuple[Any, ...]) -> Any:
         """See `ClusterBackend.submit`."""
         what = task.future if isinstance(task, _Scattered) else task
-        return self._client.submit(_call, what, *item, pure=False)
+        return self._client.submit(call, what, *item, pure=False)
 
     def wait(self, handles: Sequence[Any]) -> Any:
         """See `ClusterBackend.wait`."""
@@ -110,7 +110,3 @@ class _Scattered:
     """A task that workers have; it is run through its future."""
 
     future: Any
-
-
-def _call(task: Task, *arguments: Any) -> Any:
-    return task(*arguments)

@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +40,23 @@ class JoblibBackend(Backend):
         self._name = name
         self._count = count
         self._prepare = prepare
-        self._folder: Any = None
+        self._held = ExitStack()
+        self._folder: Path | None = None
         self._number = 0
         _require(name, count)
 
     def __exit__(self, *_: object) -> None:
         """Remove what workers were sent."""
-        if self._folder is not None:
-            self._folder.__exit__(None, None, None)
-            self._folder = None
+        self._folder = None
+        self._held.close()
 
     def share(self, task: Task) -> Task:
         """See `Backend.share`."""
         if self._name not in SAME_MACHINE:
             return task
         if self._folder is None:
-            self._folder = scratch_folder()
-            self._path = self._folder.__enter__()
-        path = self._path / str(self._number)
+            self._folder = self._held.enter_context(scratch_folder())
+        path = self._folder / str(self._number)
         self._number += 1
         try:
             path.write_bytes(cloudpickle.dumps(task))
@@ -88,8 +87,7 @@ class _Loaded:
 
     def __call__(self, *arguments: Any) -> Any:
         if _Loaded._path != self.path:
-            if _Loaded._path is None:
-                end_with_parent()
+            end_with_parent()
             if self.prepare is not None:
                 self.prepare()
             _Loaded._task = cloudpickle.loads(Path(self.path).read_bytes())

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from compressor.children import safe_children
 from compressor.files import scratch_folder
 from compressor.text import first_line
-from compressor.workers.backend import ClusterBackend, Prepare, Task, cannot_use, not_sendable, worker_died
+from compressor.workers.backend import ClusterBackend, Prepare, Task, call, cannot_use, not_sendable, worker_died
 
 QUIET = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
 SECONDS_TO_CONNECT = 10
@@ -60,7 +60,7 @@ class RayBackend(ClusterBackend):
         """
         with self._held as held:
             self._connect(held)
-            self._remote = self._ray.remote(num_cpus=1, max_retries=3)(_call)
+            self._remote = self._ray.remote(num_cpus=1, max_retries=3)(call)
             cluster = int(self._ray.cluster_resources().get("CPU", 1))
             self.size = self._count or max(1, cluster)
             self._held = held.pop_all()
@@ -148,10 +148,6 @@ def _require_answer(address: str) -> None:
             socket.create_connection((place.hostname, place.port), SECONDS_TO_CONNECT).close()
     except (OSError, ValueError) as error:
         raise cannot_use("ray", f"nothing answers at {address}: {first_line(error)}") from error
-
-
-def _call(task: Task, *arguments: Any) -> Any:
-    return task(*arguments)
 
 
 class _Stored:
