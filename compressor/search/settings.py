@@ -34,6 +34,8 @@ class SearchSettings:
         surrogate: what the Gaussian process models: log L, L or J.
         prior_mean: of L: from measured sensitivities and the linear model of the last Gauss-Newton step, from the
             energies that ranks give up, or none.
+        excess_noise: whether the process fits a noise beside the known one of the evaluations.
+        remeasure: whether the incumbent is evaluated again where that says more than the candidate would.
         refine: take Gauss-Newton steps by a linear model of the network.
         seed: of all random streams.
 
@@ -54,6 +56,8 @@ class SearchSettings:
     start: StartChoice = "sensitivity"
     surrogate: SurrogateChoice = "log"
     prior_mean: PriorMeanChoice = "measured"
+    excess_noise: bool = True
+    remeasure: bool = True
     refine: bool = True
     seed: int = 0
 

@@ -263,3 +263,12 @@ def test_both_figures_are_recorded_whichever_stops(certificate: str) -> None:
     assert found.pointwise <= found.epsilon
     assert found.joint is not None
     assert found.joint.upper >= found.joint.estimate
+
+
+def test_without_remeasuring_only_proposed_plans_are_evaluated() -> None:
+    settings = {"delta": 0.001, "max_evaluations": 40, "start": "random", "refine": False}
+    sources = {
+        remeasure: {row.source for row in Problem().search(remeasure=remeasure, **settings)[1].history}
+        for remeasure in (True, False)
+    }
+    assert sources[True] - sources[False] == {"re-measure"}

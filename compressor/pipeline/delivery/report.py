@@ -53,6 +53,7 @@ def make_report(context: Context, state: State) -> Report:
         version=VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=context.source.command,
+        preset=context.source.preset,
         seed=context.settings.search.seed,
         seconds=time.perf_counter() - context.began,
         arch=context.source.arch,
