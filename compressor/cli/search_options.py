@@ -142,6 +142,14 @@ _search_group = cloup.option_group(
         "J).",
     ),
     cloup.option(
+        "--noise",
+        type=click.Choice(["pooled", "sample"]),
+        default="pooled",
+        show_default=True,
+        help="The known noise of evaluations. pooled: from all of them together, correlated where they share images. "
+        "sample: each one's own sample variance, independent, as in the paper.",
+    ),
+    cloup.option(
         "--excess-noise/--no-excess-noise",
         default=True,
         show_default=True,

@@ -123,13 +123,20 @@ class SurrogateFitter:
         per_norm = loss_per_norm(history.losses)
         is_due = self._hyper is None or len(informative) >= REFIT_GROWTH * self._fitted_at
         self._update_prior(ranks, function_norms, per_norm, is_due)
-        noise = evaluator.noise.covariance(function_norms)[np.ix_(informative, informative)]
+        noise = self._noise(function_norms)[np.ix_(informative, informative)]
         losses, levels = np.array(history.norms)[informative], per_norm * function_norms[informative]
         targets = self._surrogate.targets(ranks[informative], losses, noise, levels)
         thetas = evaluator.space.encode(ranks[informative])
         if self._hyper is None or is_due:
             self._hyper = self._fit(thetas, targets)
         return self._surrogate.posterior(gp.GaussianProcess(thetas, targets.values, targets.noise, self._hyper))
+
+    def _noise(self, function_norms: Array) -> Array:
+        """Covariance (n, n) of the estimates of L, given the function norms (n,) of their plans."""
+        evaluator = self._evaluator
+        if evaluator.settings.noise == "sample":
+            return np.diag([losses.variance for losses in evaluator.history.losses])
+        return evaluator.noise.covariance(function_norms)
 
     def _update_prior(self, ranks: Ranks, function_norms: Array, per_norm: float, is_due: bool) -> None:
         """Learn the prior mean anew where it depends on the evaluations: ranks (n, d) and their function norms (n,)."""

@@ -30,6 +30,7 @@ PAPER = Settings(
         certificate="pointwise",
         acquisition="pac",
         samples=50,
+        noise="sample",
         coordinates="linear",
         start="random",
         surrogate="objective",

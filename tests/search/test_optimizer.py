@@ -272,3 +272,14 @@ def test_without_remeasuring_only_proposed_plans_are_evaluated() -> None:
         for remeasure in (True, False)
     }
     assert sources[True] - sources[False] == {"re-measure"}
+
+
+def test_noise_by_sample_takes_each_evaluations_own_variance() -> None:
+    problem, settings = Problem(), SearchSettings(max_evaluations=12, start="random", refine=False, noise="sample")
+    search = Search(problem.problem, settings, Journal())
+    search.run()
+    losses = search._evaluator.history.losses
+    noise = search._fitter.posterior().process.noise
+    assert np.count_nonzero(noise - np.diag(np.diag(noise))) == 0
+    relative = [row.variance / row.mean**2 for row in losses]
+    assert np.diag(noise) == pytest.approx(np.log1p(relative), rel=0.5)
