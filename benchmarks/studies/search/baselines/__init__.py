@@ -50,7 +50,7 @@ SEARCHES: dict[str, ComparedSearch] = {
         "the paper's: process on J, linear, random initial design, delta 0.05, Eq. (12)",
         ours=True,
     ),
-    "random": ComparedSearch(chance.search, "random search"),
+    "random": ComparedSearch(chance.search_in("log"), "random search"),
     "uniform": ComparedSearch(family.uniform_plans, "uniform plans"),
     "energy": ComparedSearch(family.energy_thresholds, "singular-value energy threshold"),
     "aimet": ComparedSearch(greedy.aimet_thresholds, "layer by layer, nine cost ratios, common threshold (as AIMET)"),
