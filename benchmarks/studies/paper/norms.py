@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.studies.paper.report import tables
 from benchmarks.studies.paper.rows import Results, table_command
 from benchmarks.studies.paper.subject import Subject
 from compressor.arrays import Ranks
@@ -78,7 +79,7 @@ def measure(subject: Subject, number: int) -> dict[str, Any]:
     return {"plan": number, "norms": norms_at_depths(subject, subject.network(ranks)), **found, "ranks": ranks.tolist()}
 
 
-@table_command("norms")
+@table_command("norms", tables.correlations)
 @click.option("--plans", "num_plans", default=100, show_default=True, help="Random plans.")
 def main(subject: Subject, results: Results, runs: tuple[int, ...], num_plans: int) -> None:
     """Measure norms and errors of random plans of MODEL with the images in DATA; --runs has no part in it."""

@@ -79,13 +79,16 @@ def is_same(value: Any, earlier: Any) -> bool:
     return bool(value == earlier)
 
 
-def table_command(table: str, model: str = "demo/resnet18-digits.pt") -> Callable[[Callable[..., None]], click.Command]:
+def table_command(
+    table: str, show: Callable[[Row], str], model: str = "demo/resnet18-digits.pt"
+) -> Callable[[Callable[..., None]], click.Command]:
     """A command that measures one table: MODEL, DATA and the options that all have in common.
 
     The function gets the subject, the results and the runs, and its own options.
 
     Args:
         table: part of the name of the results file, paper-TABLE-MODEL.json.
+        show: what is printed of the file at the end, beside the paper's figures.
         model: the default for MODEL; "fc3" brings its own images.
     """
 
@@ -106,6 +109,7 @@ def table_command(table: str, model: str = "demo/resnet18-digits.pt") -> Callabl
                 subject = load_subject(model, data, input_size, patterns, num_test, device)
                 results = Results(name or f"paper-{table}-{subject.name}", subject.about())
                 function(subject, results, runs, **options)
+                click.echo(show(read_results(results.name, results.folder)))
             except InputError as error:
                 raise click.ClickException(str(error)) from error
 

@@ -12,6 +12,7 @@ import click
 import numpy as np
 from scipy.stats import kurtosis, skew
 
+from benchmarks.studies.paper.report import tables
 from benchmarks.studies.paper.rows import Results, table_command
 from benchmarks.studies.paper.subject import Subject
 from benchmarks.studies.paper.ways import OURS, Job
@@ -42,7 +43,7 @@ def estimates(subject: Subject, samples: int) -> dict[str, Any]:
     }
 
 
-@table_command("samples")
+@table_command("samples", tables.table_of_samples)
 @click.option("--gamma", default=0.0001, show_default=True, help="One of the paper's, scaled as its tables are.")
 def main(subject: Subject, results: Results, runs: tuple[int, ...], gamma: float) -> None:
     """Measure what the number of images per evaluation does, for MODEL with the images in DATA."""

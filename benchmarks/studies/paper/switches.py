@@ -5,6 +5,7 @@ python -m benchmarks.studies.paper.switches MODEL DATA --input-size 64 --runs 0:
 
 import click
 
+from benchmarks.studies.paper.report import tables
 from benchmarks.studies.paper.rows import Results, table_command
 from benchmarks.studies.paper.subject import Subject
 from benchmarks.studies.paper.ways import OURS, Job, choose_ways
@@ -13,7 +14,7 @@ from compressor.fidelity.records import Fidelity
 SWITCHES = (OURS, "rate", "pooled-noise", "no-excess-noise", "no-remeasure", "literal")
 
 
-@table_command("switches")
+@table_command("switches", tables.table_of_switches)
 @click.option("--gamma", default=0.0001, show_default=True, help="One of the paper's, scaled as its tables are.")
 @click.option("--fidelity", type=click.Choice(["norm", "risk", "error"]), default="norm", show_default=True)
 def main(subject: Subject, results: Results, runs: tuple[int, ...], gamma: float, fidelity: Fidelity) -> None:

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from benchmarks.datasets.fashion import new_fc3
+from benchmarks.studies.paper.report import tables
 from benchmarks.studies.paper.rows import Results
-from benchmarks.studies.study import RESULTS
+from benchmarks.studies.study import RESULTS, read_results
 from compressor.network.layers import compressible, find_layers
 
 IMAGE, FLAT = (1, 3, 224, 224), (1, 784)
@@ -60,6 +61,7 @@ def main() -> None:
     for name, network in NETWORKS.items():
         if not results.has({"network": name}):
             results.add({"network": name, **count(*network)})
+    click.echo(tables.table_1(read_results(results.name)))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ spent with the same gamma and seed; so do this project's default and its peers, 
 
 import click
 
+from benchmarks.studies.paper.report import tables
 from benchmarks.studies.paper.rows import Results, table_command
 from benchmarks.studies.paper.subject import Subject
 from benchmarks.studies.paper.ways import OURS, PEERS, Job, choose_ways
@@ -18,7 +19,7 @@ GAMMAS = (0.8, 0.9, 1.0, 1.1, 1.2)
 GAMMA_OF_PEERS = 1.0
 
 
-@table_command("table2")
+@table_command("table2", tables.tables_2)
 @click.option("--ways", default=f"{OURS},random,{DEFAULT}", show_default=True, help="Searches at every gamma.")
 @click.option("--peers", default=",".join(("fabolas", *PEERS)), show_default=True, help="Searches at gamma 1 alone.")
 @click.option("--gammas", default=",".join(map(str, GAMMAS)), show_default=True, help="Of the paper's, some.")

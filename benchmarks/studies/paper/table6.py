@@ -8,6 +8,7 @@ the results file holds already are kept.
 
 import click
 
+from benchmarks.studies.paper.report import tables
 from benchmarks.studies.paper.rows import Results, table_command
 from benchmarks.studies.paper.subject import Subject
 from benchmarks.studies.paper.ways import OURS, Job, choose_ways
@@ -16,7 +17,7 @@ from benchmarks.studies.search.baselines import DEFAULT
 GAMMAS = (0.00006, 0.00008, 0.0001, 0.0003, 0.0005)
 
 
-@table_command("table6")
+@table_command("table6", tables.tables_6)
 @click.option("--ways", default=f"{OURS},random,{DEFAULT},default-to-its-end", show_default=True, help="Searches.")
 def main(subject: Subject, results: Results, runs: tuple[int, ...], ways: str) -> None:
     """Measure the rows of Table 6, or 7, for MODEL with the images in DATA."""
