@@ -27,6 +27,7 @@ from compressor.network.attention import open_attention
 from compressor.network.checkpoint import load_model
 from compressor.network.layers import PAPER_LAYERS, FoundLayer, compressible, factorized_ranks, find_layers
 from compressor.network.surgery import Candidates, build_candidate
+from compressor.pipeline.prepare import usable_device
 from compressor.pipeline.stages.factorize import energies_of, weight_factors
 from compressor.search.objective import Objective
 from compressor.search.records import Form
@@ -174,8 +175,9 @@ def load_subject(
         device: where networks run.
 
     Raises:
-        InputError: no such file, a checkpoint without `data`, or no images for the test.
+        InputError: no such file or device, or a checkpoint without `data`.
     """
+    where = usable_device(device)
     if model == FC3:
         inputs, labels = load_fashion(train=False)
         images = ImageSet(inputs, "Fashion-MNIST's test images", labels=labels)
@@ -194,11 +196,9 @@ def load_subject(
         name, arch, network = Path(model).stem, loaded.arch, loaded.model
     pool, test_images = images.split(min(POOL_IMAGES, len(images) // 2), seed=0)
     test_images = test_images.subset(range(min(num_test, len(test_images))))
-    where, example = torch.device(device), pool.batch([0])
-    opened = open_attention(network.eval().requires_grad_(False).to(where), example.to(where))
-    layers = compressible(
-        find_layers(opened, example.to(where), "spatial", paper_patterns(patterns, arch).split(","), arch=arch)
-    )
+    example = pool.batch([0]).to(where)
+    opened = open_attention(network.eval().requires_grad_(False).to(where), example)
+    layers = compressible(find_layers(opened, example, "spatial", paper_patterns(patterns, arch).split(","), arch=arch))
     factors = {layer.name: weight_factors(layer) for layer in layers}
     return Subject(name, arch, opened, layers, factors, pool, test_images, where)
 

@@ -37,10 +37,21 @@ def digits_folders() -> tuple[Path, Path]:
     return folders
 
 
+def require_folder(path: Path) -> Path:
+    """The path, if it is a folder.
+
+    Raises:
+        click.UsageError: it is none.
+    """
+    if not path.is_dir():
+        raise click.UsageError(f"{path} is no folder of images")
+    return path
+
+
 @click.command()
 @click.argument("train", type=click.Path(path_type=Path), required=False)
 @click.argument("data", type=click.Path(path_type=Path), required=False)
-@click.option("--model", type=click.Path(path_type=Path), help="A VGG; left out: a small one, trained on TRAIN.")
+@click.option("--model", type=click.Path(path_type=Path, exists=True), help="A VGG; left out: a small one, trained on TRAIN.")
 @click.option("--input-size", type=int, help="Side of the input of --model; left out: the published transform.")
 @click.option("--gamma", default="auto", show_default=True)
 @click.option("--train-images", default=20_000, show_default=True, help="Of TRAIN, that the small VGG is trained on.")
@@ -59,6 +70,8 @@ def main(
     name: str | None,
 ) -> None:
     """Measure the rows of Table 5. TRAIN and DATA are folders with a subfolder per class; left out: digits."""
+    if train is not None and data is None:
+        raise click.UsageError("TRAIN needs DATA: the networks are tested on images that they are not tuned on")
     if train is None or data is None:
         train, data = digits_folders()
     about = {"gamma": gamma, "trained_on": None if model else train_images, "tuned_on": tune_images}
@@ -67,8 +80,8 @@ def main(
     for way, options in WAYS.items():
         if results.has({"way": way}):
             continue
-        path = model or trained_vgg(train, train_images, BUILD / f"small-vgg-{train.parent.name}.pt")
-        words = [path, "--data", data, "--max-images", max_images, "--train-data", train]
+        path = model or trained_vgg(require_folder(train), train_images, BUILD / f"{of}.pt")
+        words = [path, "--data", require_folder(data), "--max-images", max_images, "--train-data", train]
         words += ["--max-train-images", tune_images, "--recipe", "vgg", "--gamma", gamma, *options]
         side = input_size if model else SIZE
         words += [] if model else ["--trust-pickle"]
