@@ -6,10 +6,12 @@ from pathlib import Path
 from benchmarks.studies.markdown import table
 from benchmarks.studies.paper.report import claims, pictures, tables
 from benchmarks.studies.paper.report.claims import Claim
+from benchmarks.studies.search.baselines import SEARCHES
 from compressor.files import write_text
-from docs.generate.formatting import Study, load, machine, section
+from docs.generate.formatting import Row, Study, load, machine, section
 
 RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results"
+PEERS = ("bocompress", "paper", "random", "tpe", "optuna-gp", "skopt-linear", "botorch")
 NAMES = {
     "fc3": "FC3 (784-1000-1000-10) on Fashion-MNIST",
     "resnet18-cifar10-64px": "ResNet-18 on CIFAR-10 at 64 px",
@@ -41,7 +43,18 @@ MobileNetV2's published weights; FC3's are as in the paper, since its network is
 def paper_page() -> str:
     """The page as Markdown."""
     parts = [HEAD, _claims_section(), _differences()]
-    for part in (_table_1, _table_2, _norms, _tables_3_and_4, _table_5, _tables_6_and_7, _samples, _bound, _hours):
+    for part in (
+        _table_1,
+        _table_2,
+        _norms,
+        _tables_3_and_4,
+        _table_5,
+        _tables_6_and_7,
+        _peers,
+        _samples,
+        _bound,
+        _hours,
+    ):
         parts += part()
     return "\n\n".join(parts) + "\n"
 
@@ -206,6 +219,27 @@ def _tables_6_and_7() -> Iterator[str]:
         if beside:
             yield "Other searches beside it:"
             yield beside
+
+
+def _peers() -> Iterator[str]:
+    columns: dict[str, Callable[[tuple[Study, Row]], str]] = {
+        "network": lambda pair: pair[0]["network"],
+        "search": lambda pair: SEARCHES[pair[1]["search"]].about,
+        "J": lambda pair: f"{pair[1]['objective']:.4f}",
+        "default wins": lambda pair: (
+            "" if pair[1]["wins_of_default"] is None else f"{pair[1]['wins_of_default']} of {pair[1]['seeds']}"
+        ),
+        "R": lambda pair: f"{pair[1]['ratio']:.3f}",
+        "image passes": lambda pair: f"{pair[1]['passes']:,.0f}",
+        "certified": lambda pair: f"{pair[1]['stopped']}" if SEARCHES[pair[1]["search"]].ours else "",
+    }
+    found = [load(path) for path in sorted(RESULTS.glob("search-*.json"))]
+    rows = [(study, row) for study in found for row in study["summary"] if row["search"] in PEERS]
+    about = (
+        "All layers of each network, not the paper's set alone, and the same number of image passes for all searches: "
+        "what [Results](results.md) has of the paper's search, this project's default and its peers."
+    )
+    yield section("The paper's search among its peers", about, table(columns, rows))
 
 
 def _samples() -> Iterator[str]:

@@ -51,7 +51,9 @@ def require_folder(path: Path) -> Path:
 @click.command()
 @click.argument("train", type=click.Path(path_type=Path), required=False)
 @click.argument("data", type=click.Path(path_type=Path), required=False)
-@click.option("--model", type=click.Path(path_type=Path, exists=True), help="A VGG; left out: a small one, trained on TRAIN.")
+@click.option(
+    "--model", type=click.Path(path_type=Path, exists=True), help="A VGG; left out: a small one, trained here."
+)
 @click.option("--input-size", type=int, help="Side of the input of --model; left out: the published transform.")
 @click.option("--gamma", default="auto", show_default=True)
 @click.option("--train-images", default=20_000, show_default=True, help="Of TRAIN, that the small VGG is trained on.")

@@ -46,8 +46,8 @@ SEARCHES: dict[str, ComparedSearch] = {
     "pointwise": ComparedSearch(with_settings(certificate="pointwise"), "default, stopped by Eq. (12)", ours=True),
     "ei": ComparedSearch(with_settings(acquisition="ei"), "default, expected improvement", ours=True),
     "paper": ComparedSearch(
-        with_settings(**PAPER),
-        "the paper's: process on J, linear, random initial design, delta 0.05, Eq. (12)",
+        with_settings(**{**PAPER, "noise": "pooled"}),
+        "the paper's: process on J, linear, random initial design, delta 0.05, Eq. (12); noise pooled",
         ours=True,
     ),
     "random": ComparedSearch(chance.search_in("log"), "random search"),
