@@ -10,6 +10,7 @@ import pytest
 from compressor.report.records import Report
 from tests.end_to_end.runs import tiny_arguments
 
+
 @pytest.mark.hard
 def test_a_search_of_two_workers_killed_goes_on_as_if_nothing_had_happened(
     tiny_run, tiny_checkpoint, digit_images, start_command, invoke, tmp_path
