@@ -116,10 +116,16 @@ def _claims_section() -> str:
         "figure": lambda claim: claim.figure,
     }
     about = (
-        "One line per claim and network. A trend holds where every step, or a rank correlation of 0.95, bears it out, "
-        "and in part from a rank correlation of 0.6."
+        f"One line per claim and network: {counted(rows)}. A trend holds where every step, or a rank correlation of "
+        "0.95, bears it out, and in part from a rank correlation of 0.6."
     )
     return section("What it claims", about, table(columns, rows))
+
+
+def counted(found: list[Claim]) -> str:
+    """How many claims have each verdict."""
+    verdicts = ("holds", "holds in part", "does not hold here")
+    return ", ".join(f"{verdict}: {sum(claim.verdict == verdict for claim in found)}" for verdict in verdicts)
 
 
 def _differences() -> str:
@@ -132,6 +138,8 @@ def _differences() -> str:
   may have no sample variance at all. The process fits a noise beside the known one. `--no-excess-noise` leaves it out.
 - **Re-measuring**: Eq. (11) proposes plans other than the incumbent, so that the incumbent would never be evaluated
   again. It is, where that says more than the proposed plan would. `--no-remeasure` always evaluates the proposal.
+- **Hyperparameters** are of maximum likelihood, but how often they are fitted is not said. Here: with every tenth more
+  evaluations, and before the search may stop (`--refit stopping`). Without the latter it stopped at destroyed networks.
 - **The lattice**: ranks are integers; a layer's ranks end at break-even, where it stays dense."""
     parts = []
     for study in studies("switches"):
