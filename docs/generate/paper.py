@@ -129,7 +129,7 @@ def counted(found: list[Claim]) -> str:
 
 
 def _differences() -> str:
-    about = """What the text leaves open or cannot be done, and the option that undoes it:
+    about = """What cannot be done as written, or is left open, with the option that undoes it:
 
 - **Eq. (2) is unbounded**: 1/R grows without limit as the network vanishes, while the loss of a destroyed network is
   finite. The gammas of Tables 3 to 7 make sense only in Eq. (3), -gamma L - R, which is searched. `--form rate` is
@@ -144,9 +144,9 @@ def _differences() -> str:
     parts = []
     for study in studies("switches"):
         (gamma,) = {row["paper_gamma"] for row in study["rows"]}
-        what = f"At gamma {gamma:g}, J being that of Eq. (3) on test images for all of them. {what_was_run(study)}"
+        what = f"At gamma {tables.spelled(gamma)}, J being that of Eq. (3) on test images for all of them. {what_was_run(study)}"
         parts += [what, tables.table_of_switches(study)]
-    return section("Where it has to differ", about, *parts)
+    return section("Where it differs", about, *parts)
 
 
 def _table_1() -> Iterator[str]:
@@ -256,7 +256,7 @@ def _samples() -> Iterator[str]:
         about = (
             "Why 50: estimates of L from so many images, over random plans and draws (medians of deviations relative "
             "to L, of skewness and of excess kurtosis, both 0 for a Gaussian), and the paper's search with them at "
-            f"gamma {gamma:g}. {what_was_run(study)}"
+            f"gamma {tables.spelled(gamma)}. {what_was_run(study)}"
         )
         yield section(f"Images per evaluation: {name_of(study)}", about, tables.table_of_samples(study))
 

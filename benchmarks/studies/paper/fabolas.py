@@ -31,8 +31,7 @@ def search(attempt: Attempt) -> Iterator[Step]:
     from emukit.core.loop import UserFunctionWrapper
     from emukit.examples.fabolas import FabolasLoop
 
-    for name in ("paramz", "GPy", "GP", "emukit"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)  # GPy's, of constraints that it sets itself
     np.random.seed(np.random.default_rng([attempt.seed, STREAM]).integers(2**31))  # noqa: NPY002  emukit draws from it
     space = attempt.problem.space_in("linear")
     whole = attempt.problem.num_images
