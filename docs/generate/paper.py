@@ -144,8 +144,8 @@ def _differences() -> str:
     parts = []
     for study in studies("switches"):
         (gamma,) = {row["paper_gamma"] for row in study["rows"]}
-        what = f"At gamma {tables.spelled(gamma)}, J being that of Eq. (3) on test images for all of them. {what_was_run(study)}"
-        parts += [what, tables.table_of_switches(study)]
+        what = f"At gamma {tables.spelled(gamma)}, J being that of Eq. (3) on test images for all of them."
+        parts += [f"{what} {what_was_run(study)}", tables.table_of_switches(study)]
     return section("Where it differs", about, *parts)
 
 

@@ -15,7 +15,6 @@ from benchmarks.studies.search.baselines import DEFAULT
 
 Row = dict[str, Any]
 Study = dict[str, Any]
-PEERS_OF_GAMMA = 1.0
 COLUMNS = {"#W": "weights", "ratio": "ratio", "top-1": "top1", "top-5": "top5", "time": "seconds"}
 
 
