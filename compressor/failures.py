@@ -37,7 +37,7 @@ def explain_shortage(error: BaseException) -> ShortageError | None:
     """The sentence for an error that comes from too little memory; None for all others."""
     if not is_shortage(error):
         return None
-    ways = "close other programs, or lower --max-images, --input-size or --workers"
+    ways = "close other programs, raise --max-memory if it was given, or lower --max-images, --input-size or --workers"
     return ShortageError(f"too little memory ({first_line(error)}): {ways}")
 
 

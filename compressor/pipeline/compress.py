@@ -12,6 +12,7 @@ from typing import Any, TypedDict, Unpack
 
 from torch import nn
 
+from compressor.cost.size import count_params
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
 from compressor.files import claim_folder
@@ -26,6 +27,7 @@ from compressor.pipeline.stage import Stage, run_stages
 from compressor.pipeline.stage_lists import default_stages, plan_stages, recipe_stages
 from compressor.pipeline.stages.finetune import FinetuneSpec
 from compressor.pipeline.state import CompressedModel, State, needed
+from compressor.process.memory import limited_memory
 from compressor.progress import Progress
 
 
@@ -98,8 +100,10 @@ def apply_plan(
 
 
 def _run(stages: Sequence[Stage], context: Context) -> CompressedModel:
+    weight_bytes, images = 4 * count_params(context.original), context.search_images
     try:
-        state = run_stages(stages, context, State(context.original))
+        with limited_memory(context.settings.max_memory_bytes, weight_bytes, images.held.nbytes):
+            state = run_stages(stages, context, State(context.original))
     except InputError:
         # What cannot be had leaves nothing behind; an interrupted run leaves what it can go on from.
         if not context.resume and not (context.folder / JOURNAL).exists():
