@@ -75,7 +75,7 @@ report: $(READY) $(TRAINED)  ## OUT: the page of a run anew; without one, of edg
 	$(BIN)/bocompress report "$(OUT)"
 
 test: $(READY) lint  ## the whole suite and lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-hard: $(READY)  ## thousands of hostile inputs, kills, faults, short memory, clusters; docs/results.md has the counts
 	$(BIN)/python -c 'import distributed, ray' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[ray,dask]'
@@ -86,7 +86,7 @@ test-oldest: pyproject.toml  ## the suite with the lowest version of each depend
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet uv
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
-	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # A wheel is what users have: it is built, installed with its own dependencies alone, and compresses the demo's network.
 test-wheel: $(READY)  ## build the wheel, install it into a clean environment, and run `bocompress demo` there
