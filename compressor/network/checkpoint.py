@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
+from compressor.factorization.layers.kinds import KINDS
 from compressor.failures import blaming
 from compressor.network.architectures import known_architecture, published_transform, shapes_of
 from compressor.network.checkpoints.beside import describe_rest
@@ -309,7 +310,7 @@ def freeze(model: nn.Module) -> nn.Module:
 
 def has_layers(module: nn.Module) -> bool:
     """Whether there is a layer that could be compressed."""
-    return any(isinstance(layer, nn.Linear | nn.Conv2d) for layer in module.modules())
+    return any(isinstance(layer, KINDS) for layer in module.modules())
 
 
 def choose_module(contents: Contents, path: Path, weights: str | None, notes: list[str]) -> nn.Module:

@@ -7,6 +7,7 @@ from torch import nn
 
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
+from compressor.factorization.layers.kinds import KINDS
 from compressor.failures import explain_shortage
 from compressor.outputs.structure import named_tensors
 
@@ -48,7 +49,7 @@ def count_outputs(module: nn.Module, path: Path) -> int:
     widths = [
         layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
         for layer in module.modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
+        if isinstance(layer, KINDS)
     ]
     if not widths:
         raise InputError(f"{path} holds a {type(module).__name__} without a linear or convolutional layer")
