@@ -128,8 +128,9 @@ def _normalize_first(graph: onnx.GraphProto, normalization: Normalization) -> No
     for node in graph.node:
         node.input[:] = ["normalized" if name == INPUT_NAME else name for name in node.input]
     values = {"normalization.mean": normalization.mean, "normalization.std": normalization.std}
+    sides = [1] * (len(graph.input[0].type.tensor_type.shape.dim) - 2)
     graph.initializer.extend(
-        onnx.numpy_helper.from_array(np.array(value, np.float32).reshape(1, -1, 1, 1), name)
+        onnx.numpy_helper.from_array(np.array(value, np.float32).reshape(1, -1, *sides), name)
         for name, value in values.items()
     )
     mean, std = values

@@ -42,8 +42,9 @@ class ImageSet:
     """Inputs of a network, with labels where they are known.
 
     Attributes:
-        held: uint8 of shape (M, C, H, W) to be normalized by `mean` and `std`, or the network's inputs as float32 of
-            shape (M, ...), with `mean` and `std` empty; shared by the sets that a set is divided into.
+        held: uint8 of shape (M, C, H, W), or clips (M, C, T, H, W), to be normalized by `mean` and `std`, or the
+            network's inputs as float32 of shape (M, ...), with `mean` and `std` empty; shared by the sets that a set
+            is divided into.
         source: one line on where the images come from.
         mean: per channel, of pixels scaled to [0, 1].
         std: likewise.
@@ -103,7 +104,7 @@ class ImageSet:
         chosen = self.held[self._places(indices)]
         if not self.mean:
             return chosen
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (torch.tensor(values).view(-1, *[1] * (chosen.dim() - 2)) for values in (self.mean, self.std))
         return chosen.float().div_(255).sub_(mean).div_(std)
 
     def subset(self, indices: Indices) -> "ImageSet":

@@ -14,8 +14,13 @@ from compressor.outputs.structure import named_tensors
 
 def first_channels(model: nn.Module) -> int:
     """How many channels the first convolution takes; 3 for networks without one."""
-    convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-    return next((conv.in_channels for conv in convs), 3)
+    conv = first_convolution(model)
+    return 3 if conv is None else conv.in_channels
+
+
+def first_convolution(model: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
+    """The first convolution of images or clips in order of definition; None for networks without one."""
+    return next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
 
 
 def run_outputs(model: nn.Module, transform: Transform, path: Path) -> int:
@@ -26,7 +31,7 @@ def run_outputs(model: nn.Module, transform: Transform, path: Path) -> int:
     Raises:
         InputError: it has no linear or convolutional layer.
     """
-    example = torch.zeros(1, len(transform.mean), transform.input_size, transform.input_size)
+    example = torch.zeros(1, *transform.shape)
     try:
         with torch.inference_mode():
             outputs = model(example)

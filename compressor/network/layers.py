@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import InputError
-from compressor.factorization.layers.kinds import KINDS, OTHERS, Layer, groups_of, weight_of
+from compressor.factorization.layers.kinds import KINDS, OTHERS, Layer, computes_as_its_kind, groups_of, weight_of
 from compressor.factorization.records import Method, MethodChoice
 from compressor.factorization.registry import applicable_methods, find_break_even_rank, num_params_table
 from compressor.network.attention import fused_modules
@@ -165,7 +165,7 @@ def with_method(layer: FoundLayer, method: Method) -> FoundLayer:
 def _describe(name: str, module: nn.Module, macs: int, choice: MethodChoice, called: set[nn.Module]) -> FoundLayer:
     kind: Kind = "linear" if isinstance(module, nn.Linear) else "conv"
     layer = FoundLayer(name, module, kind, macs)
-    if type(module) not in KINDS:
+    if not computes_as_its_kind(module):
         return replace(layer, skipped=f"{type(module).__name__} is not supported")
     if module not in called:
         return replace(layer, skipped="its forward is never called (unused, or its owner reads the weight)")

@@ -13,6 +13,14 @@ KINDS: tuple[type[Layer], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTransp
 OTHERS = (nn.ConvTranspose1d, nn.ConvTranspose3d)  # that have weights, and are left as they are
 
 
+def computes_as_its_kind(layer: nn.Module) -> bool:
+    """Whether a layer is one of KINDS, or of a class that only makes one, with a weight that is a plain parameter."""
+    kind = next((kind for kind in KINDS if isinstance(layer, kind)), None)
+    names = ("forward", "_conv_forward")
+    same = kind is not None and all(getattr(type(layer), name, None) is getattr(kind, name, None) for name in names)
+    return same and isinstance(layer._parameters.get("weight"), nn.Parameter)
+
+
 def axes_of(layer: nn.Module) -> int:
     """Axes of the images that a convolution takes: 1, 2 or 3; 0 for a layer that acts on the last axis."""
     return layer.weight.dim() - 2 if isinstance(layer, Convolution) else 0

@@ -81,11 +81,11 @@ def _replace_stem(network: nn.Module, match: Match) -> None:
     stem = match.stem
     assert stem is not None
     own = network.get_submodule(stem.name)
-    assert isinstance(own, nn.Conv2d)
+    assert isinstance(own, nn.Conv2d | nn.Conv3d)
     size: dict[str, Any] = {name: getattr(own, name) for name in ("kernel_size", "stride", "padding")}
     if stem.small:
         size = {"kernel_size": 3, "stride": 1, "padding": 1}
-    conv = nn.Conv2d(stem.channels, own.out_channels, **size, bias=stem.bias, device="meta")
+    conv = type(own)(stem.channels, own.out_channels, **size, bias=stem.bias, device="meta")
     network.set_submodule(stem.name, conv)
     if stem.small:
         network.set_submodule(SMALL_STEMS[f"{stem.name}.weight"], nn.Identity())

@@ -2,7 +2,6 @@
 
 from compressor.network.architectures import Fingerprint, Task
 
-CLIP_AXES = 5  # of the weights of convolutions over time
 # Parts of tensors' names that no network of another family has; the first that is there decides.
 FAMILIES: tuple[tuple[str, str, Task], ...] = (
     ("roi_heads.mask_predictor.", "Mask R-CNN", "detection"),
@@ -24,6 +23,4 @@ def recognize_other(shapes: Fingerprint) -> tuple[str, Task] | None:
     for part, family, task in FAMILIES:
         if any(f".{part}" in f".{name}" for name in shapes):
             return family, task
-    if any(len(shape) == CLIP_AXES for shape in shapes.values()):
-        return "it", "video"
     return None

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision.transforms import Normalize
 
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
@@ -52,9 +51,22 @@ def check_file(context: Context, network: nn.Module, path: Path) -> ExportCheckR
     """
     images, batch = context.test_images, context.settings.static_batch
     network = whole(network)
-    normalized = nn.Sequential(Normalize(images.mean, images.std), network) if in_graph(context) else network
+    normalized = nn.Sequential(Normalize(images), network) if in_graph(context) else network
     inputs = file_batch(context, images, slice(0, VERIFY_IMAGES))
     return verify_onnx(path, normalized.eval(), inputs, (batch,) if batch else DEFAULT_BATCH_SIZES)
+
+
+class Normalize(nn.Module):
+    """Pixels in [0, 1] of images or clips (N, C, ...), normalized as a set's are."""
+
+    def __init__(self, images: ImageSet) -> None:
+        super().__init__()
+        sides = [1] * (len(images.input_shape) - 1)
+        self.mean, self.std = (torch.tensor(values).view(-1, *sides) for values in (images.mean, images.std))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """As torchvision does."""
+        return (pixels - self.mean) / self.std
 
 
 def file_batch(context: Context, images: ImageSet, indices: slice) -> Tensor:
