@@ -133,8 +133,8 @@ def coverage(study: Study) -> str:
     about = (
         f"{len(passed)} of {len(study['rows'])} architectures, the smallest first, inspected, compressed at half of "
         f"every break-even rank, exported and checked against torch; random weights, factors of the weights alone. "
-        f"MACs beside those that torchvision publishes with its weights, where these are for the same input size; px of "
-        f"clips are frames x pixels. "
+        f"MACs beside those that torchvision publishes with its weights, where these are for the same input size; "
+        f"px of clips are frames x pixels. "
         f"Export check: largest difference from torch as a share of the largest output. {machine(study)}"
     )
     columns = {
