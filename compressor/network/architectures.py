@@ -36,7 +36,9 @@ TOKEN_TENSOR = "encoder.pos_embedding"
 CACHE_FORMAT = 3
 
 Task = Literal["classification", "segmentation", "detection", "video", "optical_flow", "quantization"]
-COMPRESSED: tuple[Task, ...] = ("classification", "segmentation", "video")
+# Recognized by the shapes of all their tensors, where sizes that follow from the number of classes are free.
+FINGERPRINTED: tuple[Task, ...] = ("classification", "segmentation", "video")
+COMPRESSED: tuple[Task, ...] = (*FINGERPRINTED, "detection")
 AUXILIARY = "aux_classifier."  # tensors of the head that segmentation networks may have for training
 WITHOUT_AUXILIARY = "lraspp"  # never has it
 
@@ -92,7 +94,7 @@ def known_architecture(arch: str) -> str:
 
 
 def list_architectures() -> list[str]:
-    """Names of torchvision's classifiers of images and clips, and of its segmentation networks."""
+    """Names of torchvision's classifiers of images and clips, its segmentation networks and detectors."""
     return [arch for task in COMPRESSED for arch in list_task(task)]
 
 
@@ -115,8 +117,6 @@ def why_not(arch: str, task: Task) -> str:
         task: what it is for.
     """
     reasons: dict[Task, str] = {
-        "detection": "a detector, whose numbers of boxes depend on the image: its backbone alone, a function of yours "
-        "that returns the heads' raw outputs as tensors (batch, ...), can be compressed by --arch module:function",
         "optical_flow": "a network for pairs of images, and one input is expected: a function of yours that takes one "
         "tensor and splits it can be compressed by --arch module:function",
         "quantization": "quantized, and weights in floating point are compressed: give the network it was made from, "
@@ -132,6 +132,10 @@ def published_transform(arch: str, image_size: int | None = None) -> Transform:
         arch: torchvision's name.
         image_size: the only size in pixels that the network takes, if there is one; it selects the published weights.
     """
+    if arch in list_task("detection"):
+        from compressor.network.detection.building import build_detector  # which builds on this module
+
+        return build_detector(arch, num_classes=2)[1]
     models = import_torchvision().models
     published = models.get_model_weights(arch)
     if not len(published):
@@ -226,7 +230,7 @@ def shapes_of(state: Mapping[str, Tensor]) -> Fingerprint:
 
 
 def registry_fingerprints(cache_dir: Path | None = None) -> dict[str, Fingerprint]:
-    """Fingerprints of all of torchvision's networks that can be compressed, by name.
+    """Fingerprints of torchvision's networks that can be compressed, by name, without detectors.
 
     Computing them takes seconds, so they are cached for each version of torchvision.
 
@@ -234,7 +238,7 @@ def registry_fingerprints(cache_dir: Path | None = None) -> dict[str, Fingerprin
         cache_dir: folder of the cache; by default the user's cache folder.
     """
     cache = cache_file(cache_dir)
-    names = list_architectures()
+    names = [arch for task in FINGERPRINTED for arch in list_task(task)]
     cached = read_cache(cache, names)
     if cached is not None:
         return cached
