@@ -109,6 +109,9 @@ def _translate(
         forward = model.forward
         # Exporters know tuples, but not every structure; a wrapper around the network would rename its weights.
         model.forward = lambda images: tuple(named_tensors(forward(images)).values())
+    if getattr(model, "has_proposals", False):  # whose pooling the older exporter writes as one operator, in no time
+        with contextlib.suppress(Exception), silence():
+            return translate_older(model, batch, opset, interface)
     if is_map and batch.ndim == 4:
         with contextlib.suppress(BocompressError):
             return translate(model, batch, opset, replace(interface, free_size=True))

@@ -9,14 +9,18 @@ that are spread over every image, as many as it would be given, so that its laye
 """
 
 from collections.abc import Mapping, Sequence
+from math import log2
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 MIN_SIDE = 16  # pixels of the smallest of the boxes spread over an image
 PRIMES = (2, 3, 5, 7)
+
+Array = NDArray[np.float32]
 
 
 class RawDetector(nn.Module):
@@ -63,16 +67,19 @@ class RawDetector(nn.Module):
         return {"objectness": objectness, "deltas": deltas, **self._second_stage(features, images)}
 
     def _second_stage(self, features: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
-        heads, count = self.roi_heads, len(images)
-        boxes = spread_boxes(self.rpn._post_nms_top_n["testing"], images.shape[2], images.shape[3])
-        logits, regression = heads.box_predictor(heads.box_head(pool(heads.box_roi_pool, features, boxes, images)))
+        heads = self.roi_heads
+        size = int(images.shape[2]), int(images.shape[3])
+        boxes = spread_boxes(self.rpn._post_nms_top_n["testing"], *size)
+        logits, regression = heads.box_predictor(heads.box_head(pool(heads.box_roi_pool, features, boxes, size)))
         found = {"class_logits": logits, "box_regression": regression}
+        counts = dict.fromkeys(found, len(boxes))
         boxes = boxes[: heads.detections_per_img]
         for name in ("mask", "keypoint"):
             if getattr(heads, f"{name}_predictor", None) is not None:
-                pooled = pool(getattr(heads, f"{name}_roi_pool"), features, boxes, images)
+                pooled = pool(getattr(heads, f"{name}_roi_pool"), features, boxes, size)
+                counts[f"{name}_logits"] = len(boxes)
                 found[f"{name}_logits"] = getattr(heads, f"{name}_predictor")(getattr(heads, f"{name}_head")(pooled))
-        return {name: values.unflatten(0, (count, -1)) for name, values in found.items()}
+        return {name: values.reshape(-1, counts[name], *values.shape[1:]) for name, values in found.items()}
 
 
 def is_detector(module: nn.Module) -> bool:
@@ -96,7 +103,7 @@ class Unchanged(nn.Module):
         return result
 
 
-def spread_boxes(count: int, height: int, width: int) -> Tensor:
+def spread_boxes(count: int, height: int, width: int) -> Array:
     """Boxes (count, 4) of all sizes and places in an image, evenly: corners x, y, x, y in pixels.
 
     A Halton sequence (1960) in place, size and shape; always the same.
@@ -107,10 +114,10 @@ def spread_boxes(count: int, height: int, width: int) -> Tensor:
     half = np.stack([side * stretch, side / stretch], axis=1) / 2
     middle = np.stack([middle_x * width, middle_y * height], axis=1)
     corners = np.concatenate([middle - half, middle + half], axis=1).clip(0, [width, height, width, height])
-    return torch.from_numpy(corners.astype(np.float32))
+    return corners.astype(np.float32)
 
 
-def halton(count: int, base: int) -> np.ndarray:
+def halton(count: int, base: int) -> NDArray[np.float64]:
     """Numbers 1 to `count` in the base's digits, mirrored at the point: (count,) within 0 and 1."""
     values, left, digit = np.zeros(count), np.arange(1, count + 1), 1.0
     while left.any():
@@ -120,29 +127,44 @@ def halton(count: int, base: int) -> np.ndarray:
     return values
 
 
-def pool(pooling: Any, features: Mapping[str, Tensor], boxes: Tensor, images: Tensor) -> Tensor:
+def pool(pooling: Any, features: Mapping[str, Tensor], boxes: Array, size: tuple[int, int]) -> Tensor:
     """Features (N boxes, C, size, size) of the same boxes in every image, as torchvision's `MultiScaleRoIAlign`.
 
     The level of each box is known, so that nothing here depends on the images.
+
+    Args:
+        pooling: torchvision's, whose settings are taken.
+        features: of the levels, by name.
+        boxes: (n, 4), in pixels.
+        size: height and width of the images.
     """
     from torchvision.ops import roi_align
-    from torchvision.ops.poolers import _setup_scales
 
     used = [features[name] for name in pooling.featmap_names if name in features]
-    scales, mapper = _setup_scales(used, [tuple(images.shape[2:])], pooling.canonical_scale, pooling.canonical_level)
-    levels = mapper([boxes]) if len(used) > 1 else torch.zeros(len(boxes), dtype=torch.int64)
-    order = torch.cat([torch.nonzero(levels == level)[:, 0] for level in range(len(used))])
+    scales = [2.0 ** round(log2(float(values.shape[2]) / size[0])) for values in used]
+    levels = _levels(boxes, pooling, scales)
     parts = []
     for level, (values, scale) in enumerate(zip(used, scales, strict=True)):
-        chosen, count = boxes[levels == level].to(values), len(values)
+        chosen = torch.from_numpy(boxes[levels == level]).to(values)
         if len(chosen):
-            rois = _in_every_image(chosen, count)
+            rois = _in_every_image(chosen, values)
             pooled = roi_align(values, rois, pooling.output_size, scale, pooling.sampling_ratio)
-            parts.append(pooled.unflatten(0, (count, -1)))
-    return torch.cat(parts, dim=1)[:, order.argsort().to(images.device)].flatten(0, 1)
+            parts.append(pooled.reshape(-1, len(chosen), *pooled.shape[1:]))
+    back = torch.from_numpy(np.argsort(np.argsort(levels, kind="stable"), kind="stable"))
+    return torch.cat(parts, dim=1)[:, back.to(used[0].device)].flatten(0, 1)
 
 
-def _in_every_image(boxes: Tensor, count: int) -> Tensor:
-    """The boxes (n, 4) in each of `count` images: (count n, 5), first the number of the image."""
-    numbers = torch.arange(count, device=boxes.device, dtype=boxes.dtype)[:, None, None].expand(-1, len(boxes), 1)
-    return torch.cat([numbers, boxes.expand(count, -1, -1)], dim=2).flatten(0, 1)
+def _levels(boxes: Array, pooling: Any, scales: Sequence[float]) -> NDArray[np.int64]:
+    """The level of each box by its size, as in Lin et al. (2017), Eq. (1)."""
+    sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
+    first, last = -log2(scales[0]), -log2(scales[-1])
+    levels = np.floor(pooling.canonical_level + np.log2(sides / pooling.canonical_scale) + 1e-6)
+    found: NDArray[np.int64] = (levels.clip(first, last) - first).astype(np.int64)
+    return found
+
+
+def _in_every_image(boxes: Tensor, features: Tensor) -> Tensor:
+    """The boxes (n, 4) in each of N images of features (N, ...): (N n, 5), first the number of the image."""
+    count = features.shape[0]  # which exporters see, as they would not see `len`
+    numbers = torch.arange(count, device=boxes.device).to(boxes)[:, None, None].expand(count, len(boxes), 1)
+    return torch.cat([numbers, boxes[None].expand(count, len(boxes), 4)], dim=2).flatten(0, 1)
