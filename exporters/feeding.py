@@ -15,6 +15,7 @@ COLORS = {1: "gray", 3: "RGB", 4: "RGBA"}
 
 IN_GRAPH, OUTSIDE = "in-graph", "outside"
 SCRIPT = Path(__file__).parent / "inference" / "infer.py"
+DETECTION_SCRIPT = Path(__file__).parent / "inference" / "detect.py"
 
 
 @dataclass(frozen=True)

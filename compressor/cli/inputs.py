@@ -207,6 +207,10 @@ def _read_folder(
     from compressor.fidelity.decisions import count_classes
 
     transform, seed = choose_transform(loaded, options), options["seed"]
+    if is_detection(loaded):
+        from compressor.data.boxes.coco import load_with_boxes
+
+        return load_with_boxes(folder, transform, limit, seed, loaded.num_classes, lambda done, _: stage.update(done))
     if gives_maps(loaded, transform):
         return load_with_masks(folder, transform, limit, seed, loaded.num_classes, lambda done, _: stage.update(done))
     return load_folder(
@@ -218,6 +222,13 @@ def _read_folder(
         class_names=loaded.class_names,
         num_classes=count_classes(loaded.num_classes),
     )
+
+
+def is_detection(loaded: "LoadedModel") -> bool:
+    """Whether the network is a detector's, so that boxes are sought as labels."""
+    from compressor.network.detection.raw import RawDetector
+
+    return isinstance(loaded.model, RawDetector)
 
 
 def gives_maps(loaded: "LoadedModel", transform: "Transform") -> bool:

@@ -98,6 +98,11 @@ def list_architectures() -> list[str]:
     return [arch for task in COMPRESSED for arch in list_task(task)]
 
 
+def list_fingerprinted() -> list[str]:
+    """Names of those that are recognized by their fingerprints: all but detectors."""
+    return [arch for task in FINGERPRINTED for arch in list_task(task)]
+
+
 def list_task(task: Task) -> list[str]:
     """Names of torchvision's networks for a task."""
     models = import_torchvision().models
@@ -238,7 +243,7 @@ def registry_fingerprints(cache_dir: Path | None = None) -> dict[str, Fingerprin
         cache_dir: folder of the cache; by default the user's cache folder.
     """
     cache = cache_file(cache_dir)
-    names = [arch for task in FINGERPRINTED for arch in list_task(task)]
+    names = list_fingerprinted()
     cached = read_cache(cache, names)
     if cached is not None:
         return cached

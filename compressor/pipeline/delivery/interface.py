@@ -4,12 +4,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
+from compressor.network.detection.raw import RawDetector
+from compressor.network.detection.selection import describe_selection
 from compressor.outputs.rows import gives_scores, whole
 from compressor.pipeline.context import Context
 from compressor.pipeline.plan import Plan
@@ -108,6 +113,8 @@ def provenance(context: Context, plan: Plan | None = None) -> dict[str, str]:
     """What files carry: how to feed them, and where they came from; those of the compressed network its plan, too."""
     feeding = feeding_metadata(context.source.transform, _class_names(context), in_graph(context))
     source = {"version": VERSION, "architecture": context.source.arch, **feeding}
+    if (selection := selection_of(context, context.original)) is not None:
+        source["detector"] = json.dumps(selection[0])
     if plan is None:
         return source
     ranks = {layer.name: layer.rank for layer in plan.layers if layer.rank is not None}
@@ -116,6 +123,14 @@ def provenance(context: Context, plan: Plan | None = None) -> dict[str, str]:
         "ranks": json.dumps(ranks),
         "prune_fraction": repr(plan.prune_fraction),
     }
+
+
+def selection_of(context: Context, network: nn.Module) -> tuple[dict[str, Any], NDArray[np.float32]] | None:
+    """What is known of how a one-stage detector chooses boxes, see `describe_selection`; None for other networks."""
+    if not isinstance(network, RawDetector):
+        return None
+    device = next(network.parameters()).device
+    return describe_selection(network, context.example.to(device))
 
 
 def _class_names(context: Context) -> list[str] | None:
