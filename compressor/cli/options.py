@@ -11,6 +11,7 @@ from compressor.cli.config import require_unless_printing
 from compressor.cli.types import (
     FILE_BYTES,
     MAX_BATCH,
+    MAX_FRAMES,
     MAX_INPUT,
     MAX_SEED,
     PATH,
@@ -75,13 +76,19 @@ image_options: Decorator = cloup.option_group(
     cloup.option(
         "--data",
         type=PATH,
-        help="Folder of images, with one subfolder per class if labelled. Left out: synthetic images.",
+        help="Folder of images, with one subfolder per class if labelled; for networks that take clips, folders of "
+        "frames in place of images. Left out: synthetic images.",
     ),
     cloup.option(
         "--input-size",
         type=click.IntRange(8, MAX_INPUT),
         help="Side of the network's square input in pixels; the short side of an image is resized to it. "
         "Left out: the architecture's published transform (for most: resize to 256, crop 224).",
+    ),
+    cloup.option(
+        "--num-frames",
+        type=click.IntRange(1, MAX_FRAMES),
+        help="Frames of a clip that the network sees, evenly over the whole clip. Left out: as published (most: 16).",
     ),
     cloup.option("--mean", type=Channels(), help="Mean of pixels in [0, 1], one per channel. Left out: as published."),
     cloup.option("--std", type=Channels(), help="Standard deviation, likewise. Left out: as published."),

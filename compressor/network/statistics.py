@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
+from compressor.factorization.layers.kinds import axes_of
 from compressor.factorization.moments import INPUT_FLOOR, OUTPUT_FLOOR, LayerMoments, raise_floor_, with_floor
 from compressor.network.hooks import batches, fitting_with_gradients, position_generators, sample_positions, watching
 from compressor.network.layers import FoundLayer
@@ -305,7 +306,7 @@ def projected_gradients(
 
 
 def _as_rows(layer: nn.Module, output: Tensor) -> Tensor:
-    channels_last = output.movedim(-3, -1) if isinstance(layer, nn.Conv2d) else output
+    channels_last = output.movedim(-1 - axes_of(layer), -1)
     return channels_last.reshape(-1, channels_last.shape[-1])
 
 

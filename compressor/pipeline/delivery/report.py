@@ -69,6 +69,7 @@ def make_report(context: Context, state: State) -> Report:
         macs=Pair[int](original=total_macs, compressed=compressed_macs),
         **_sizes(original, network, context.folder),
         segmentation=state.segmentation,
+        detection=state.detection,
         latency=dict(needed(state.latency, "latency")),
         fidelity=test.fidelity,
         export_check=needed(state.export_check, "the export check"),
@@ -203,7 +204,7 @@ def _images_record(context: Context, num_test_images: int) -> ImagesRecord:
         validation=len(context.validation) if context.validation else 0,
         test_images=num_test_images,
         unreadable=images.unreadable,
-        labelled=images.labels is not None or images.masks is not None,
+        labelled=any(each is not None for each in (images.labels, images.masks, images.boxes)),
         label_note=images.label_note,
         input_shape=list(images.input_shape),
     )
