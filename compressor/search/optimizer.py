@@ -243,10 +243,11 @@ class Search:
     def _next_evaluation(self, test: StopTest, pending: Sequence[Evaluation] = ()) -> Evaluation | None:
         """What to evaluate next, beside what is pending; None where every plan has been evaluated on all images."""
         candidate = self._candidate(test, pending)
-        proposals = [(REMEASURE, test.incumbent)]
+        proposals = [(REMEASURE, test.incumbent)] if self._settings.remeasure else []
         if candidate is not None:
-            again = should_remeasure(test.posterior, test.incumbent, candidate, self._expected_noise(test, candidate))
-            proposals.insert(int(again), (CANDIDATE, candidate))
+            noise = self._expected_noise(test, candidate)
+            again = proposals and should_remeasure(test.posterior, test.incumbent, candidate, noise)
+            proposals.insert(int(bool(again)), (CANDIDATE, candidate))
         for source, ranks in proposals:
             images = self._evaluator.images_for(ranks, pending)
             if len(images):
