@@ -16,6 +16,7 @@ IDLE_BYTES, WEIGHT_COPIES = 850 * 10**6, 4
 WORKING_BYTES = 600 * 10**6  # of work at its full size
 MIN_SHARE = 1 / 8  # of that size; with less, passes over the images would multiply
 STATUS = Path("/proc/self/status")
+M_MMAP_THRESHOLD, LARGE_BYTES = -3, 1 << 20  # of mallopt in glibc; blocks that large are mapped by themselves
 
 
 class _Work:
@@ -89,6 +90,7 @@ def _refusing_beyond(max_bytes: int) -> Iterator[None]:
         return
     import resource
 
+    _give_back_large_blocks()
     resident, data = held
     before = resource.getrlimit(resource.RLIMIT_DATA)
     allowed = max(data, data + max_bytes - resident)
@@ -99,6 +101,12 @@ def _refusing_beyond(max_bytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _give_back_large_blocks() -> None:
+    """Let large tensors leave the process where they are freed: kept for later, the limit would count them as data."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def _status(*names: str) -> list[int] | None:
