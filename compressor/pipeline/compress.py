@@ -15,6 +15,7 @@ from torch import nn
 from compressor.cost.size import count_params
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
+from compressor.factorization.layers.kinds import weight_of
 from compressor.files import claim_folder
 from compressor.outputs.rows import whole
 from compressor.pipeline.context import Context, Source
@@ -100,9 +101,9 @@ def apply_plan(
 
 
 def _run(stages: Sequence[Stage], context: Context) -> CompressedModel:
-    weight_bytes, images = 4 * count_params(context.original), context.search_images
+    weight_bytes, held_bytes = 4 * count_params(context.original), context.search_images.held.nbytes
     try:
-        with limited_memory(context.settings.max_memory_bytes, weight_bytes, images.held.nbytes):
+        with limited_memory(context.settings.max_memory_bytes, weight_bytes, held_bytes + _moment_bytes(context)):
             state = run_stages(stages, context, State(context.original))
     except InputError:
         # What cannot be had leaves nothing behind; an interrupted run leaves what it can go on from.
@@ -111,6 +112,12 @@ def _run(stages: Sequence[Stage], context: Context) -> CompressedModel:
         raise
     result, report = needed(state.result, "a plan"), needed(state.report, "a report")
     return CompressedModel(whole(state.network), result.plan, report, context.folder)
+
+
+def _moment_bytes(context: Context) -> int:
+    """The second moments of the largest layer's inputs, with their eigenvectors and room to find these."""
+    sizes = [weight_of(layer.module)[0].numel() for layer in context.layers]
+    return 3 * 8 * max(sizes, default=0) ** 2
 
 
 def _with_tuning(settings: Settings, recipe: Recipe) -> Settings:

@@ -14,6 +14,7 @@ KIBIBYTE = 1024
 # candidate, factors, and a file of each.
 IDLE_BYTES, WEIGHT_COPIES = 850 * 10**6, 4
 WORKING_BYTES = 600 * 10**6  # of work at its full size
+UNTOUCHED_BYTES = 200 * 10**6  # that a process comes to reserve and does not use: stacks of threads, and the like
 MIN_SHARE = 1 / 8  # of that size; with less, passes over the images would multiply
 STATUS = Path("/proc/self/status")
 M_MMAP_THRESHOLD, LARGE_BYTES = -3, 1 << 20  # of mallopt in glibc; blocks that large are mapped by themselves
@@ -47,7 +48,7 @@ def at_once(most: int) -> int:
 
 
 @contextmanager
-def limited_memory(max_bytes: float | None, weight_bytes: int, image_bytes: int) -> Iterator[None]:
+def limited_memory(max_bytes: float | None, weight_bytes: int, held_bytes: int) -> Iterator[None]:
     """Work in smaller pieces within the block, so that the process holds `max_bytes` at most; None limits nothing.
 
     On Linux the system refuses whatever would exceed the limit, which ends in a `ShortageError`; elsewhere the pieces
@@ -57,7 +58,7 @@ def limited_memory(max_bytes: float | None, weight_bytes: int, image_bytes: int)
     Args:
         max_bytes: of resident memory.
         weight_bytes: of the network's parameters.
-        image_bytes: of the images, which are held all the time.
+        held_bytes: of what no smaller piece lessens: the images, and the work on the largest layer.
 
     Raises:
         InputError: nothing can be done in so little.
@@ -65,13 +66,13 @@ def limited_memory(max_bytes: float | None, weight_bytes: int, image_bytes: int)
     if max_bytes is None:
         yield
         return
-    needed = IDLE_BYTES + WEIGHT_COPIES * weight_bytes + image_bytes
+    needed = IDLE_BYTES + WEIGHT_COPIES * weight_bytes + held_bytes
     share = (max_bytes - needed) / WORKING_BYTES
     if share < MIN_SHARE:
         least = ceil((needed + MIN_SHARE * WORKING_BYTES) / 1e7) / 100
         raise InputError(
-            f"--max-memory {max_bytes / 1e9:.2f}GB is too little: this network and {image_bytes / 1e9:.2f}GB of images "
-            f"take {least:.2f}GB at least"
+            f"--max-memory {max_bytes / 1e9:.2f}GB is too little: this network with its images takes {least:.2f}GB "
+            "at least"
         )
     _Work.share = min(1.0, share)
     try:
@@ -93,7 +94,7 @@ def _refusing_beyond(max_bytes: int) -> Iterator[None]:
     _give_back_large_blocks()
     resident, data = held
     before = resource.getrlimit(resource.RLIMIT_DATA)
-    allowed = max(data, data + max_bytes - resident)
+    allowed = max(data, data + max_bytes - resident) + UNTOUCHED_BYTES
     if before[0] != resource.RLIM_INFINITY:
         allowed = min(allowed, before[0])
     resource.setrlimit(resource.RLIMIT_DATA, (allowed, before[1]))
