@@ -115,9 +115,9 @@ def _run(stages: Sequence[Stage], context: Context) -> CompressedModel:
 
 
 def _moment_bytes(context: Context) -> int:
-    """The second moments of the largest layer's inputs, with their eigenvectors and room to find these."""
+    """The second moments of the largest layer's inputs, with their root, its inverse and room to find them."""
     sizes = [weight_of(layer.module)[0].numel() for layer in context.layers]
-    return 3 * 8 * max(sizes, default=0) ** 2
+    return 5 * 8 * max(sizes, default=0) ** 2
 
 
 def _with_tuning(settings: Settings, recipe: Recipe) -> Settings:
