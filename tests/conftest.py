@@ -29,15 +29,23 @@ ABOUT_LATENCY = {"test_latency", "test_compare", "test_sessions"}
 COMMANDS = {"bocompress": main, "bocompress-export": export}
 
 
+def shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session that all of its processes have."""
+    own = factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session", autouse=True)
 def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache directory of this session's own, and one thread of torch, here and in every process started.
+    """A cache directory of the tests' own, and one thread of torch, here and in every process started.
+
+    Fingerprints of all architectures take seconds, and are there for every test process.
 
     With one thread the sums of two processes agree to the last bit, and tests on a busy machine do not spin.
     """
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(shared_folder(tmp_path_factory) / "cache"))
         patch.setenv("OMP_NUM_THREADS", "1")
         torch.set_num_threads(1)
         yield

@@ -1,4 +1,4 @@
-"""Runs without what is measured after the search: export and latency are other tests', and take most of the time."""
+"""Runs without what comes after the search: files, latency and pages are other tests', and take most of the time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import pytest
 
 from compressor.pipeline.context import Context
-from compressor.pipeline.delivery import export, measure
+from compressor.pipeline.delivery import export, measure, report
 from exporters.records import ExportCheckRecord
 
 
@@ -24,9 +24,12 @@ def without_latency() -> Iterator[None]:
 
 
 @contextmanager
-def without_measuring() -> Iterator[None]:
+def without_measuring(pages: bool = False) -> Iterator[None]:
+    """Neither files that can be run nor times; the report's page only where it is asked for."""
     with pytest.MonkeyPatch.context() as patch, without_latency():
         patch.setattr(export, "export_both", write_nothing)
+        if not pages:
+            patch.setattr(report, "write_report", lambda _, path: path.touch())
         yield
 
 

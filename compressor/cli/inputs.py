@@ -130,11 +130,14 @@ def load_network_and_images(
     check_tuning(options, tuned or options["finetune"] > 0)
     from compressor.data.clips.frames import list_frames
     from compressor.data.folders import list_images
+    from compressor.factorization.registry import CHANNELS
     from compressor.network.checkpoint import load_model
 
     num_images = image_limit(options)
     files: list[Path] = []
     if options["data"] is None:
+        if options.get("method") == CHANNELS:  # said before synthetic images are made
+            raise InputError(f"--method {CHANNELS} refits layers to images: synthetic ones will not do, give --data")
         num_images = min(NUM_SYNTHETIC_IMAGES, num_images)
     else:  # A wrong folder is an error at once, not after the network is loaded.
         files = list_images(options["data"]).files

@@ -1,4 +1,6 @@
-"""One run on the trained digits, for all tests of this folder."""
+"""A run on the trained digits, and a longer search on a small network."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from compressor.data.folders import load_folder
 from compressor.network.checkpoint import Transform
 from compressor.pipeline.plan import Plan
 from compressor.report.records import Report
-from tests.end_to_end.runs import SEED, Run
+from tests.end_to_end.runs import SEED, Run, tiny_arguments
 
 
 @pytest.fixture(scope="session")
@@ -33,9 +35,18 @@ def run(digits, run_command, tmp_path_factory) -> Run:
 
 
 @pytest.fixture(scope="session")
-def pictures(digits) -> tuple[np.ndarray, np.ndarray]:
+def tiny_run(tiny_checkpoint, digit_images, invoke, tmp_path_factory) -> Path:
+    """A search without interruption, by one worker."""
+    folder = tmp_path_factory.mktemp("tiny-run") / "out"
+    result = invoke("bocompress-export", *tiny_arguments(tiny_checkpoint, digit_images, folder))
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(digit_images) -> tuple[np.ndarray, np.ndarray]:
     """The folder's images as inputs and their labels, prepared by other means than the program's."""
-    files = sorted(digits.images.rglob("*.png"))
+    files = sorted(digit_images.rglob("*.png"))
     pixels = np.stack([np.asarray(Image.open(file), dtype=np.float32) / 255 for file in files])
     inputs = (pixels - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     labels = np.array([int(file.parent.name) for file in files])

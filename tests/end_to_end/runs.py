@@ -13,6 +13,8 @@ from compressor.report.records import Report
 
 FILES = {"compressed.safetensors", "model.onnx", "original.onnx", "plan.json", "report.html", "report.json"}
 SEED = 3
+# A delta and an epsilon so small that only the number of evaluations ends the search.
+LONG = ("--max-evaluations", 30, "--samples", 6, "--candidates", 2, "--delta", 1e-6, "--epsilon", 1e-9)
 
 
 class Run(NamedTuple):
@@ -23,6 +25,11 @@ class Run(NamedTuple):
     folder: Path
     report: Report
     plan: Plan
+
+
+def tiny_arguments(checkpoint: Path, images: Path, out: Path) -> list[object]:
+    """What compresses the small network."""
+    return [checkpoint, "--trust-pickle", "--data", images, "--input-size", 32, *LONG, "--out", out]
 
 
 def infer(path: Path, inputs: np.ndarray) -> np.ndarray:

@@ -221,7 +221,7 @@ def test_the_norm_model_follows_the_norms_it_saw() -> None:
 @pytest.fixture
 def unmeasured() -> Iterator[None]:
     """Without export and latency, which other tests have."""
-    with without_measuring():
+    with without_measuring(pages=True):
         yield
 
 

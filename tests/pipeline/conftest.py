@@ -19,6 +19,13 @@ def unmeasured() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
+def with_pages() -> Iterator[None]:
+    """Likewise, but for the report's page."""
+    with without_measuring(pages=True):
+        yield
+
+
+@pytest.fixture(scope="module")
 def network() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(

@@ -63,12 +63,12 @@ fraction = 0.2
 """
 SETTINGS = Settings(search=SearchSettings(max_evaluations=3, samples=8, certificate="pointwise", seed=1), gamma=0.5)
 
-pytestmark = pytest.mark.usefixtures("unmeasured")
+pytestmark = pytest.mark.usefixtures("with_pages")
 
 
 @pytest.fixture(scope="module")
 def run(
-    unmeasured: None, network: nn.Module, images: ImageSet, tmp_path_factory: pytest.TempPathFactory
+    with_pages: None, network: nn.Module, images: ImageSet, tmp_path_factory: pytest.TempPathFactory
 ) -> CompressedModel:
     folder = tmp_path_factory.mktemp("recipe") / "out"
     return compress(network, images, folder, SETTINGS, parse_recipe(SMALL, "small"))
@@ -127,11 +127,11 @@ def test_the_page_has_every_stage_and_fits_a_phone(run: CompressedModel, tmp_pat
 @pytest.mark.parametrize(
     ("at", "owner", "name", "call"),
     [
-        ("1-convs", Search, "_test", 2),
+        pytest.param("1-convs", Search, "_test", 2, marks=pytest.mark.hard),
         ("2-tune", FineTuning, "_epoch", 2),
-        ("3-linears", build, "build", 2),
-        ("4-tune-again", FineTuning, "_epoch", 3),
-        ("5-prune", prune, "prune_smallest", 1),
+        pytest.param("3-linears", build, "build", 2, marks=pytest.mark.hard),
+        pytest.param("4-tune-again", FineTuning, "_epoch", 3, marks=pytest.mark.hard),
+        pytest.param("5-prune", prune, "prune_smallest", 1, marks=pytest.mark.hard),
         ("the files", export, "export_both", 1),
     ],
 )

@@ -16,7 +16,7 @@ from compressor.report.page import render_report
 from compressor.search.settings import SearchSettings
 from tests.outputs.networks import as_dict, structured
 
-SEARCH = SearchSettings(max_evaluations=6, samples=8, seed=1)
+SEARCH = SearchSettings(max_evaluations=6, samples=8, certificate="pointwise", seed=1)
 
 pytestmark = pytest.mark.usefixtures("unmeasured")
 

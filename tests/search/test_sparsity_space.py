@@ -142,7 +142,7 @@ def test_a_pool_seen_by_the_plan_still_lets_sparsity_be_chosen() -> None:
 @pytest.fixture
 def unmeasured() -> Iterator[None]:
     """Export and latency are other tests'."""
-    with without_measuring():
+    with without_measuring(pages=True):
         yield
 
 

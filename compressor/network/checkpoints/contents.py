@@ -12,7 +12,7 @@ from compressor.errors import InputError
 from compressor.network.checkpoints.inert import Inert, InertArray, children, is_module
 
 MAX_DEPTH = 24
-MAX_CONTAINERS = 100_000
+MAX_VISITS = 100_000
 MAX_CLAIMED_BYTES = 2**28
 # Parts of names that torch.compile and the wrappers of large networks put in.
 WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_fpw_module")
@@ -31,7 +31,7 @@ class Contents:
         trusted: modules that were loaded, by the same names.
         classes: origins of objects that were not loaded, in order.
         optimizers: whether an optimizer's state was passed over.
-        visits: how often a container was looked through; one that several hold counts each time.
+        visits: how often a tensor or container was looked at; one that several hold counts each time.
         barren: containers with nothing in them, which need no second look.
     """
 
@@ -47,6 +47,16 @@ class Contents:
     def count(self) -> int:
         """How much was found so far."""
         return len(self.tensors) + len(self.modules) + len(self.trusted) + self.optimizers
+
+    def visit(self) -> None:
+        """Count one more tensor or container.
+
+        Raises:
+            InputError: there were so many that no end is in sight.
+        """
+        self.visits += 1
+        if self.visits > MAX_VISITS:
+            raise InputError("the checkpoint's containers hold one another in more than 100,000 ways")
 
 
 def lay_out(content: object) -> Contents:
@@ -85,14 +95,13 @@ def _collect(content: object, name: str, contents: Contents, parents: tuple[int,
     tensor = as_tensor(content)
     if tensor is not None:
         contents.tensors.setdefault(name, tensor)
+        contents.visit()
     elif isinstance(content, nn.Module):
         contents.trusted[name] = content
     else:
         before = contents.count
         _collect_children(content, name, contents, (*parents, id(content)))
-        contents.visits += 1
-        if contents.visits > MAX_CONTAINERS:
-            raise InputError("the checkpoint's containers hold one another in more than 100,000 ways")
+        contents.visit()
         if contents.count == before and len(parents) < MAX_DEPTH // 2:
             contents.barren[id(content)] = content
 

@@ -22,10 +22,10 @@ from compressor.pipeline.settings import Settings
 from compressor.pipeline.state import CompressedModel
 from compressor.search.settings import SearchSettings
 
-SEARCH = SearchSettings(max_evaluations=12, samples=8, seed=1)
+SEARCH = SearchSettings(max_evaluations=12, samples=8, certificate="pointwise", seed=1)
 QUICK = ("--trust-pickle", "--input-size", "32", "--max-evaluations", "6", "--samples", "8", "--calibration", "0")
 
-pytestmark = pytest.mark.usefixtures("unmeasured")
+pytestmark = pytest.mark.usefixtures("with_pages")
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,8 @@ QUICK = (
 
 # The whole job
 
+SEARCH = SearchSettings(samples=10, certificate="pointwise")
+
 
 @pytest.fixture(scope="module")
 def tiny(tiny_checkpoint) -> nn.Module:
@@ -64,7 +66,7 @@ def compressed(
     network: nn.Module, images: ImageSet, out: Path, kind: TargetKind, value: float, **others: Any
 ) -> Report:
     """The job without what is measured after the search, which other tests look at."""
-    chosen = {"calibration": 0, "recalibrate": False, "search": SearchSettings(samples=10), **others}
+    chosen = {"calibration": 0, "recalibrate": False, "search": SEARCH, **others}
     with without_measuring():
         return compress(network, images, out, Settings(target=Target(kind, value), **chosen)).report
 
@@ -170,7 +172,7 @@ def test_a_time_is_that_of_the_delivered_file(kind: TargetKind, cost: Cost, aske
 
 @pytest.mark.parametrize("refine", [True, False])
 def test_a_drop_is_bounded_on_images_other_than_the_reports(refine, taught, pictures, tmp_path) -> None:
-    search = SearchSettings(samples=10, refine=refine)
+    search = replace(SEARCH, refine=refine)
     report = compressed(taught, pictures, tmp_path / "out", "drop", 12.0, search=search)
     target = report.target
     assert target is not None
@@ -210,9 +212,7 @@ def test_a_target_resumed_is_the_same(
     assert first.target.steps
     journal = (out / "search.jsonl").read_text()
     with without_measuring():
-        settings = Settings(
-            target=Target(kind, asked), calibration=0, recalibrate=False, search=SearchSettings(samples=10)
-        )
+        settings = Settings(target=Target(kind, asked), calibration=0, recalibrate=False, search=SEARCH)
         assert compress(taught, pictures, out, settings, resume=True).report.target == first.target
         assert (out / "search.jsonl").read_text() == journal
         with pytest.raises(InputError, match="other target"):

@@ -87,7 +87,7 @@ def test_a_search_with_steps_resumes_midway(tmp_path: Path) -> None:
     racings = [number for number, line in enumerate(lines) if json.loads(line).get("source") == "racing"]
     assert steps
     assert racings == list(range(racings[0], len(lines)))
-    for kept in (1, 2, steps[0], steps[0] + 1, steps[0] + 2, racings[0], racings[0] + 3, len(lines)):
+    for kept in (2, steps[0], steps[0] + 1, racings[0] + 3):
         path.write_text("".join(lines[:kept]))
         again = run_search(net, Journal.open(path, HEADER, resume=True), seed=2)
         assert again[0].tolist() == ranks.tolist()
@@ -100,7 +100,7 @@ def test_a_search_with_more_to_spend_goes_on(tmp_path: Path) -> None:
     _, record = make_search(net, Journal.open(path, HEADER)).run()
     whole = path.read_text()
     assert record.evaluations > 5
-    for budget in range(3, record.evaluations):
+    for budget in (3, record.evaluations // 2, record.evaluations - 1):
         run_search(net, Journal.open(path, HEADER), max_evaluations=budget)
         assert path.read_text() != whole
         run_search(net, Journal.open(path, HEADER, resume=True))
