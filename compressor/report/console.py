@@ -122,6 +122,9 @@ def _precision_table(report: Report) -> Table:
         same = [_percent_or_dash(each.top1_agreement) for each in (fidelity, *(r.fidelity for r in others))]
         rows.append((_agreement_name(fidelity), ["", *same]))
         rows.append(("  as float32", ["", "", *(_percent_or_dash(record.agreement_to_float32) for record in others)]))
+    if report.segmentation and report.segmentation.mean_iou:
+        ious = [*_both(report.segmentation.mean_iou), *(record.mean_iou for record in others)]
+        rows.append(("mean IoU", [_percent_or_dash(iou) for iou in ious]))
     if report.top1:
         tops = [*_both(report.top1), *(record.top1 for record in others)]
         rows.append(("top-1", ["" if top is None else _percent(top) for top in tops]))

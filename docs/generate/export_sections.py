@@ -154,6 +154,7 @@ def coverage(study: Study) -> str:
         about,
         table(columns, passed),
         *_failures(study),
+        *([f"- Not run: {', '.join(study['not_run'])}"] if study.get("not_run") else []),
     )
 
 
