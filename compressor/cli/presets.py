@@ -32,7 +32,7 @@ preset_option = cloup.option(
     callback=_read_preset,
     help="A named set of options. paper: the paper's system, --layers paper --method spatial --factors weight "
     "--no-recalibrate --surrogate objective --prior-mean none --coordinates linear --start random --no-refine "
-    "--acquisition pac --certificate pointwise --delta 0.05 --epsilon 0.005 --samples 50 --noise sample. "
-    "What is typed, or stands in --config, wins over it; stages of a recipe set what they name. --print-config shows "
-    "all of it.",
+    "--acquisition pac --certificate pointwise --delta 0.05 --epsilon 0.005 --samples 50 --noise sample "
+    "--refit stopping. What is typed, or stands in --config, wins over it; stages of a recipe set what they name. "
+    "--print-config shows all of it.",
 )

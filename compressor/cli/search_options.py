@@ -150,6 +150,14 @@ _search_group = cloup.option_group(
         "sample: each one's own sample variance, independent, as in the paper.",
     ),
     cloup.option(
+        "--refit",
+        type=click.Choice(["growing", "stopping"]),
+        default="growing",
+        show_default=True,
+        help="When hyperparameters are fitted again. growing: with every tenth more evaluations. stopping: also before "
+        "the search may stop, so that its certificate rests on all evaluations.",
+    ),
+    cloup.option(
         "--excess-noise/--no-excess-noise",
         default=True,
         show_default=True,

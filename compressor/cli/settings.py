@@ -20,7 +20,7 @@ SHARED_SETTINGS = (
 )
 SEARCH_SETTINGS = (
     *("epsilon", "certificate", "acquisition", "samples", "candidates", "start", "refine", "surrogate"),
-    *("noise", "excess_noise", "remeasure"),
+    *("noise", "refit", "excess_noise", "remeasure"),
     *("prior_mean", "coordinates", "max_evaluations", "max_seconds", "seed"),
 )
 TUNE_OPTIONS = ("train_data", "max_train_images", "finetune_by", "schedule", "learning_rate", "autocast")

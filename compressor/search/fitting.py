@@ -95,9 +95,18 @@ class SurrogateFitter:
             expected = around_plan(plan, step.norm, step.single_layer_norms, sensitivities)
             self._surrogate = self._make_surrogate(self._delivered(expected))
 
+    @property
+    def is_fitted_to_all(self) -> bool:
+        """Whether hyperparameters were fitted from fixed starting points to all evaluations so far."""
+        return self._restarted_at == len(self._informative_evaluations())
+
+    def forget_hyperparameters(self) -> None:
+        """Have them fitted from fixed starting points for the next posterior."""
+        self._hyper, self._restarted_at = None, 0
+
     def update_gain(self) -> None:
         """Take over the evaluator's gain after it has changed."""
-        self._hyper, self._restarted_at = None, 0
+        self.forget_hyperparameters()
 
     def _delivered(self, expected: ExpectedLoss) -> ExpectedLoss:
         """A prior mean of L as reconstruction is expected to leave it."""
@@ -114,7 +123,7 @@ class SurrogateFitter:
         """Take over the evaluator's objective after gamma has changed."""
         self._surrogate.objective = self._evaluator.objective
         if isinstance(self._surrogate, LossSurrogate):
-            self._hyper, self._restarted_at = None, 0  # its targets scale with gamma
+            self.forget_hyperparameters()  # its targets scale with gamma
 
     def posterior(self) -> Posterior:
         """The posterior given all evaluations so far; hyperparameters are fitted again where enough are new."""

@@ -237,8 +237,12 @@ class Search:
 
     def _test(self) -> StopTest:
         self._limits.update_if_due()
-        visited = np.array(self._evaluator.history.ranks)
-        return self._rule.test(self._fitter.posterior(), visited, self._may_stop())
+        visited, fitter = np.array(self._evaluator.history.ranks), self._fitter
+        test = self._rule.test(fitter.posterior(), visited, self._may_stop())
+        if test.met and self._settings.refit == "stopping" and not fitter.is_fitted_to_all:
+            fitter.forget_hyperparameters()
+            test = self._rule.test(fitter.posterior(), visited, self._may_stop())
+        return test
 
     def _next_evaluation(self, test: StopTest, pending: Sequence[Evaluation] = ()) -> Evaluation | None:
         """What to evaluate next, beside what is pending; None where every plan has been evaluated on all images."""

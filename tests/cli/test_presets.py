@@ -31,6 +31,7 @@ PAPER = Settings(
         acquisition="pac",
         samples=50,
         noise="sample",
+        refit="stopping",
         coordinates="linear",
         start="random",
         surrogate="objective",

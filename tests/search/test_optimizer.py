@@ -283,3 +283,14 @@ def test_noise_by_sample_takes_each_evaluations_own_variance() -> None:
     assert np.count_nonzero(noise - np.diag(np.diag(noise))) == 0
     relative = [row.variance / row.mean**2 for row in losses]
     assert np.diag(noise) == pytest.approx(np.log1p(relative), rel=0.5)
+
+
+def test_a_certificate_can_be_made_to_rest_on_all_evaluations() -> None:
+    fitted = {}
+    for refit in ("growing", "stopping"):
+        settings = SearchSettings(start="random", refine=False, certificate="pointwise", refit=refit, seed=1)  # type: ignore[arg-type]
+        search = Search(Problem().problem, settings, Journal())
+        _, record = search.run()
+        assert record.stopped_because == "certificate met"
+        fitted[refit] = search._fitter.is_fitted_to_all
+    assert fitted == {"growing": False, "stopping": True}

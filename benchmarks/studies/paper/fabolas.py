@@ -9,6 +9,7 @@ pool, and plans are rounded to the nearest ranks.
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,6 @@ def search(attempt: Attempt) -> Iterator[Step]:
     from emukit.core.loop import UserFunctionWrapper
     from emukit.examples.fabolas import FabolasLoop
 
-    for name in ("paramz", "GPy", "GP", "emukit"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     np.random.seed(np.random.default_rng([attempt.seed, STREAM]).integers(2**31))  # noqa: NPY002  emukit draws from it
     space = attempt.problem.space_in("linear")
     whole = attempt.problem.num_images
@@ -43,16 +42,17 @@ def search(attempt: Attempt) -> Iterator[Step]:
     sizes = [max(subsets.fewest, whole // 2**power) for power in (5, 4, 3, 2)]
     points = np.column_stack([thetas, [sizes[number % len(sizes)] for number in range(NUM_START)]])
     found = [subsets.evaluate(point) for point in points]
-    loop = FabolasLoop(
-        box,
-        points,
-        np.array([[value] for value, _ in found]),
-        np.array([cost for _, cost in found]),
-        subsets.fewest,
-        whole,
-        num_eval_points=NUM_POINTS,
-        marginalize_hypers=False,
-    )
+    with _without_warnings():
+        loop = FabolasLoop(
+            box,
+            points,
+            np.array([[value] for value, _ in found]),
+            np.array([cost for _, cost in found]),
+            subsets.fewest,
+            whole,
+            num_eval_points=NUM_POINTS,
+            marginalize_hypers=False,
+        )
     function = UserFunctionWrapper(subsets.evaluate_all, extra_output_names=["cost"])
     incumbent = space.break_even_ranks
     for _ in range(MAX_STEPS):
@@ -60,9 +60,21 @@ def search(attempt: Attempt) -> Iterator[Step]:
         if not np.array_equal(best, incumbent):
             incumbent = best
             yield attempt.passes, best
-        loop.run_loop(function, 1)
+        with _without_warnings():
+            loop.run_loop(function, 1)
     yield attempt.passes, _best(loop, space, whole)
     attempt.stopped_because = f"{MAX_STEPS} steps"
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep GPy's warnings out of the way, which are of constraints that it sets itself."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class _Subsets:

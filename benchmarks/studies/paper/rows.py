@@ -16,7 +16,6 @@ from benchmarks.studies.study import RESULTS, read_results, write_results
 from compressor.cli.sweep.types import Seeds
 from compressor.errors import InputError
 
-TEN = tuple(range(10))
 SAME = 1e-5  # relative: another network differs by more
 Row = dict[str, Any]
 

@@ -16,6 +16,7 @@ from benchmarks.studies.paper.ways import OURS
 Study = dict[str, Any]
 Verdict = Literal["holds", "holds in part", "does not hold here"]
 STRONG, CLEAR = 0.95, 0.6  # rank correlations that hold, and that hold in part
+MIN_RUNS, TOO_FEW = 3, "too few runs to say"
 MINUTE = 60.0
 MANY_TIMES = 10.0  # an order of magnitude
 SIGNIFICANT = 0.05
@@ -24,12 +25,26 @@ K = 2.0**0.5  # Lipschitz constant of cross-entropy: the gradient is a differenc
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, whether it holds, and the figure."""
+    """A claim of the paper, whether it holds, and the figure.
+
+    Attributes:
+        text: what the paper says.
+        study: the network.
+        verdict: by our figures.
+        figure: those.
+        runs: the fewest that one of them comes from.
+    """
 
     text: str
     study: str
     verdict: Verdict
     figure: str
+    runs: int
+
+    @property
+    def said(self) -> str:
+        """The verdict, where there are runs enough for one."""
+        return self.verdict if self.runs >= MIN_RUNS else TOO_FEW
 
 
 def verdict_of(is_whole: bool, is_part: bool) -> Verdict:
@@ -48,12 +63,13 @@ def of_methods(study: Study) -> Iterator[Claim]:
     ours = _points(study, OURS)
     for way in ("random", "fabolas"):
         others = _points(study, way)
+        count = fewest(study, way)
         if not others or not ours:
             continue
         beaten = sum(any(_dominates(one, other) for one in ours) for other in others)
         text = f"Pareto-dominates {'random search' if way == 'random' else 'Fabolas'} (Fig. 1)"
         figure = f"{beaten} of {len(others)} of its means over runs are dominated in ratio and top-1"
-        yield Claim(text, name, verdict_of(beaten == len(others), beaten > 0), figure)
+        yield Claim(text, name, verdict_of(beaten == len(others), beaten > 0), figure, count)
         pairs = paired(study, OURS, way, None, "error")
         if any(one != other for one, other in pairs):
             p = float(wilcoxon([one - other for one, other in pairs], alternative="greater").pvalue)
@@ -62,7 +78,7 @@ def of_methods(study: Study) -> Iterator[Claim]:
             if way == "fabolas":
                 figure += f" (the paper: {published.FABOLAS_P_VALUE})"
             wins = sum(one > other for one, other in pairs)
-            yield Claim(text, name, verdict_of(p < SIGNIFICANT, wins > len(pairs) / 2), figure)
+            yield Claim(text, name, verdict_of(p < SIGNIFICANT, wins > len(pairs) / 2), figure, len(pairs))
     fabolas = runs_of(study, way="fabolas")
     if fabolas:
         times = mean(map(seconds, fabolas)) / mean(
@@ -75,7 +91,15 @@ def of_methods(study: Study) -> Iterator[Claim]:
             name,
             verdict_of(times >= MANY_TIMES**2, times >= MANY_TIMES),
             figure,
+            fewest(study, "fabolas"),
         )
+
+
+def fewest(study: Study, way: str = OURS, fidelity: str | None = None) -> int:
+    """The fewest runs that a search has at one of its gammas."""
+    rows = [row for row in runs_of(study, way=way) if fidelity in (None, row["fidelity"])]
+    gammas = [row["paper_gamma"] for row in rows]
+    return min((gammas.count(gamma) for gamma in gammas), default=0)
 
 
 def _points(study: Study, way: str) -> list[tuple[float, float]]:
@@ -102,6 +126,7 @@ def of_norms(study: Study) -> Iterator[Claim]:
         study["network"],
         verdict_of(min(found.values()) >= STRONG, is_part),
         figure,
+        len(study["rows"]),
     )
     gaps = [(row["risk"] - study["original"]["risk"], K * row["norms"][OUTPUTS] ** 0.5) for row in study["rows"]]
     kept = sum(gap <= bound for gap, bound in gaps)
@@ -112,6 +137,7 @@ def of_norms(study: Study) -> Iterator[Claim]:
         study["network"],
         verdict_of(kept == len(gaps), kept > 0),
         figure,
+        len(gaps),
     )
 
 
@@ -139,6 +165,7 @@ def of_fidelities(study: Study) -> Iterator[Claim]:
         study["network"],
         verdict_of(is_as_good and is_faster, is_as_good or is_faster),
         figure,
+        fewest(study),
     )
 
 
@@ -156,22 +183,31 @@ def of_gammas(study: Study, fidelity: str = "norm") -> Iterator[Claim]:
     runs = [runs_of(study, way=OURS, paper_gamma=gamma, fidelity=fidelity) for gamma in gammas]
     if len(gammas) < 3:
         return
+    count = fewest(study, fidelity=fidelity)
     for text, values in (
-        ("the ratio grows with γ (Tables 6, 7)", [100 * mean(row["ratio"] for row in own) for own in runs]),
+        ("the ratio grows with γ (Tables 3, 6, 7)", [100 * mean(row["ratio"] for row in own) for own in runs]),
         ("the time grows with γ", [mean(map(seconds, own)) for own in runs]),
     ):
         rising = all(second >= first for first, second in pairwise(values))
         figure = ", ".join(f"{value:.3g}" for value in values)
-        yield Claim(text, name, verdict_of(rising, correlation(gammas, values) >= CLEAR), figure)
+        yield Claim(text, name, verdict_of(rising, correlation(gammas, values) >= CLEAR), figure, count)
     spreads = [100 * stdev(row["ratio"] for row in own) for own in runs if len(own) > 1]
     if len(spreads) == len(runs):
         figure = "deviations of the ratio " + ", ".join(f"{value:.1f}" for value in spreads)
         falls = correlation(gammas, spreads)
-        yield Claim("a small γ varies more (Fig. 4)", name, verdict_of(falls <= -STRONG, falls <= -CLEAR), figure)
+        yield Claim(
+            "a small γ varies more (Fig. 4)", name, verdict_of(falls <= -STRONG, falls <= -CLEAR), figure, count
+        )
     times = [seconds(row) for own in runs for row in own]
     met = sum(row["certified"] for own in runs for row in own)
     figure = f"{median(times):.0f} s in the median, {max(times):.0f} s at most; {met} of {len(times)} certified"
-    yield Claim("minutes on a desktop", name, verdict_of(max(times) < 60 * MINUTE, median(times) < 60 * MINUTE), figure)
+    yield Claim(
+        "minutes on a desktop",
+        name,
+        verdict_of(max(times) < 60 * MINUTE, median(times) < 60 * MINUTE),
+        figure,
+        len(times),
+    )
     if len(study["layers"]) > 3:
         yield from _of_blocks(study, [row for own in runs for row in own])
 
@@ -179,17 +215,15 @@ def of_gammas(study: Study, fidelity: str = "norm") -> Iterator[Claim]:
 def _of_blocks(study: Study, rows: list[dict[str, Any]]) -> Iterator[Claim]:
     by_block = list(zip(*(row["blocks"] for row in rows), strict=True))
     depth = list(range(len(by_block)))
-    falls = correlation(depth, [mean(block) for block in by_block])
-    figure = f"rank correlation of depth and mean ratio {falls:.2f}"
-    yield Claim(
-        "deeper blocks compress more (Fig. 5)", study["network"], verdict_of(falls <= -STRONG, falls <= -CLEAR), figure
-    )
+    means = correlation(depth, [mean(block) for block in by_block])
+    figure = f"rank correlation of depth and mean ratio {means:.2f}"
+    verdict = verdict_of(means <= -STRONG, means <= -CLEAR)
+    yield Claim("deeper blocks compress more (Fig. 5)", study["network"], verdict, figure, len(rows))
     if len(rows) > 2:
-        falls = correlation(depth, [stdev(block) for block in by_block])
-        figure = f"rank correlation of depth and deviation {falls:.2f}"
-        yield Claim(
-            "deeper blocks vary less (Fig. 5)", study["network"], verdict_of(falls <= -STRONG, falls <= -CLEAR), figure
-        )
+        spreads = correlation(depth, [stdev(block) for block in by_block])
+        figure = f"rank correlation of depth and deviation {spreads:.2f}"
+        verdict = verdict_of(spreads <= -STRONG, spreads <= -CLEAR)
+        yield Claim("deeper blocks vary less (Fig. 5)", study["network"], verdict, figure, len(rows))
 
 
 def of_certificates(study: Study, fidelity: str) -> Iterator[Claim]:
@@ -209,4 +243,5 @@ def of_certificates(study: Study, fidelity: str) -> Iterator[Claim]:
         study["network"],
         verdict_of(wrong <= 0.005 * len(certified), wrong < len(certified) / 2),
         figure,
+        len(certified),
     )

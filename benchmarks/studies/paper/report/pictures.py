@@ -10,7 +10,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from benchmarks.studies.paper.norms import OUTPUTS
-from benchmarks.studies.paper.report.tables import gammas_of, runs_of, seconds
+from benchmarks.studies.paper.report.tables import gammas_of, runs_of, seconds, spelled
 from benchmarks.studies.paper.ways import OURS
 from benchmarks.studies.search.baselines import DEFAULT
 from compressor.report.svg import LIGHT, page_style
@@ -116,7 +116,7 @@ def boxes_by_gamma(study: Study) -> str:
             values = [[value(row) for row in runs_of(study, way=OURS, paper_gamma=gamma)] for gamma in gammas]
             _boxes(axes, values, [LIGHT["compressed"]] * len(gammas))
             axes.set_title(title, fontsize=10.5, loc="left")
-            axes.set_xticks(range(len(gammas)), [f"{gamma:g}" for gamma in gammas], rotation=45)
+            axes.set_xticks(range(len(gammas)), list(map(spelled, gammas)), rotation=45)
             axes.set_xlabel("γ")
 
     return document(study["study"], len(columns), draw)
@@ -134,7 +134,7 @@ def boxes_by_block(study: Study) -> str:
             values = [[100 * row["blocks"][block] for row in rows] for block in range(len(layers))]
             places = [block - 0.4 + (number + 0.5) * width for block in range(len(layers))]
             _boxes(axes, values, [colour] * len(layers), places, 0.8 * width)
-            axes.plot([], [], "s", color=colour, label=f"γ {gamma:g}")
+            axes.plot([], [], "s", color=colour, label=f"γ {spelled(gamma)}")
         axes.set_xticks(range(len(layers)), layers, rotation=45 if len(layers) < 20 else 90, fontsize=8)
         axes.set_xlabel("block, by depth")
         axes.set_ylabel("ratio in %")

@@ -5,6 +5,7 @@ from functools import partial
 from statistics import mean, median, stdev
 from typing import Any
 
+import numpy as np
 from scipy.stats import spearmanr
 
 from benchmarks.studies.markdown import table
@@ -14,7 +15,6 @@ from benchmarks.studies.search.baselines import DEFAULT
 
 Row = dict[str, Any]
 Study = dict[str, Any]
-PEERS_OF_GAMMA = 1.0
 COLUMNS = {"#W": "weights", "ratio": "ratio", "top-1": "top1", "top-5": "top5", "time": "seconds"}
 
 
@@ -46,6 +46,11 @@ def of_paper(row: Row | None, name: str) -> str:
     if row is None or name not in row:
         return ""
     return f"{row[name]:g}M" if name == "weights" else f"{row[name]:g}"
+
+
+def spelled(gamma: float) -> str:
+    """A gamma as the paper writes it, without an exponent."""
+    return np.format_float_positional(gamma, trim="-")
 
 
 def counted(rows: Sequence[Row]) -> str:
@@ -132,7 +137,7 @@ def table_2(study: Study) -> str:
     rows: list[Row] = []
     for gamma in gammas_of(study):
         rows += [{"gamma": gamma, "of": "paper"}, {"gamma": gamma, "of": "here"}]
-    columns: dict[str, Callable[[Row], str]] = {"γ": lambda r: f"{r['gamma']:g}", "": lambda r: r["of"]}
+    columns: dict[str, Callable[[Row], str]] = {"γ": lambda r: spelled(r["gamma"]), "": lambda r: r["of"]}
     for way, title in (("random", "Random"), ("fabolas", "Fabolas"), (OURS, "Ours")):
         for column in ("ratio", "top1", "seconds"):
             columns[f"{title}: {column.replace('seconds', 'time')}"] = _of_way(study, way, column)
@@ -164,7 +169,7 @@ def table_of_gammas(study: Study, paper: dict[float, Row] | None, original: Row,
     """
     has_five = study["classes"] > 5 and fidelity == "norm" and study["arch"] != "fc3"
     names = {title: name for title, name in COLUMNS.items() if title != "top-5" or has_five}
-    columns: dict[str, Callable[[Any], str]] = {"γ": lambda g: "original" if g is None else f"{g:g}"}
+    columns: dict[str, Callable[[Any], str]] = {"γ": lambda g: "original" if g is None else spelled(g)}
     if paper is not None:
         for title, name in names.items():
             columns[f"paper: {title}"] = partial(_gamma_of_paper, paper, original, name)
@@ -208,7 +213,7 @@ def others(study: Study, fidelity: str = "norm") -> str:
         return runs_of(study, way=row[0], paper_gamma=row[1], fidelity=fidelity)
 
     columns: dict[str, Callable[[Any], str]] = {
-        "γ": lambda r: f"{r[1]:g}",
+        "γ": lambda r: spelled(r[1]),
         "search": lambda r: WAYS[r[0]].search.about,
         "runs": lambda r: str(len(own(r))),
         "J": lambda r: f"{median(row['objective'] for row in own(r)):.4f}",
