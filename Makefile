@@ -31,7 +31,7 @@ SUBJECT = "$(MODEL)" $(if $(and $(OTHER),$(filter file,$(origin DATA))),,"$(DATA
 	$(if $(and $(OTHER),$(filter file,$(origin SIZE))),,--input-size $(SIZE)) $(ARGS)
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
 
-.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-hard test-oldest test-wheel audit lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-limits bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench-job bench-channels bench bench-gpu bench-harness paper paper-table1 paper-table2 paper-table3 paper-table5 paper-table6 paper-norms paper-samples paper-switches clean
+.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-hard test-oldest test-wheel audit lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-limits bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench-structures bench-job bench-channels bench bench-gpu bench-harness paper paper-table1 paper-table2 paper-table3 paper-table5 paper-table6 paper-norms paper-samples paper-switches clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,7 +79,7 @@ report: $(READY) $(TRAINED)  ## OUT: the page of a run anew; without one, of edg
 	$(BIN)/bocompress report "$(OUT)"
 
 test: $(READY) lint  ## the whole suite and lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-hard: $(READY)  ## thousands of hostile inputs, kills, faults, short memory, clusters; docs/results.md has the counts
 	$(BIN)/python -c 'import distributed, ray' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[ray,dask]'
@@ -90,7 +90,7 @@ test-oldest: pyproject.toml  ## the suite with the lowest version of each depend
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet uv
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
-	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # A wheel is what users have: it is built, installed with its own dependencies alone, and compresses the demo's network.
 test-wheel: $(READY)  ## build the wheel, install it into a clean environment, and run `bocompress demo` there
@@ -164,6 +164,9 @@ bench-finetune: $(READY)  ## MODEL, DATA, TRAIN, SIZE: what fine-tuning gives ba
 
 bench-recipe: $(READY)  ## TRAIN, DATA: the paper's VGG recipe on a small VGG trained here, killed at every stage and resumed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.network.recipe $(TRAIN) $(DATA)
+
+bench-structures: $(READY)  ## PHOTOS if given: a small segmentation network, one for clips and a detector at half their operations (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.network.structures $(if $(PHOTOS),--photographs "$(PHOTOS)")
 
 bench-job: $(READY)  ## MODEL, DATA (ResNet-18 at 64 px), PHOTOS, MOBILENET: time and memory of whole jobs, in passes of the original (hours)
 	OMP_NUM_THREADS=2 $(BIN)/python -W ignore -m benchmarks.studies.network.job --small "$(MODEL)" "$(DATA)" --photos "$(PHOTOS)" $(if $(MOBILENET),--mobilenet "$(MOBILENET)")

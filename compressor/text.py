@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 MAX_REASON_LENGTH = 200  # characters
-PLURALS = {"is": "are", "was": "were"}
+PLURALS = {"is": "are", "was": "were", "has": "have"}
 SURROGATES = re.compile("[\ud800-\udfff]")
 # Control characters, and those that turn the direction of what follows.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

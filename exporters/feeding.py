@@ -10,11 +10,12 @@ from pathlib import Path
 
 from compressor.data.transforms import Transform
 
-LAYOUT = "NCHW"
+LAYOUT, CLIP_LAYOUT = "NCHW", "NCTHW"
 COLORS = {1: "gray", 3: "RGB", 4: "RGBA"}
 
 IN_GRAPH, OUTSIDE = "in-graph", "outside"
 SCRIPT = Path(__file__).parent / "inference" / "infer.py"
+DETECTION_SCRIPT = Path(__file__).parent / "inference" / "detect.py"
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,23 @@ def feeding_metadata(
         found["class_names"] = json.dumps(list(class_names), ensure_ascii=False)
     if transform is None:
         return found
-    return found | {
-        "input_height": str(transform.height),
-        "input_width": str(transform.width),
-        "resize_size": str(transform.resize_size),
-        "crop": "center",
-        "interpolation": transform.interpolation,
-        "color_order": COLORS.get(transform.channels, f"{transform.channels} channels"),
-        "value_range": "[0, 1]",
-        "mean": json.dumps(transform.mean),
-        "std": json.dumps(transform.std),
-        "normalization": IN_GRAPH if in_graph else OUTSIDE,
-    }
+    clip = {"input_layout": CLIP_LAYOUT, "input_frames": str(transform.frames)} if transform.frames else {}
+    return (
+        found
+        | clip
+        | {
+            "input_height": str(transform.height),
+            "input_width": str(transform.width),
+            "resize_size": str(transform.resize_size),
+            "crop": "center",
+            "interpolation": transform.interpolation,
+            "color_order": COLORS.get(transform.channels, f"{transform.channels} channels"),
+            "value_range": "[0, 1]",
+            "mean": json.dumps(transform.mean),
+            "std": json.dumps(transform.std),
+            "normalization": IN_GRAPH if in_graph else OUTSIDE,
+        }
+    )
 
 
 def transform_of(metadata: Mapping[str, str]) -> Transform | None:
@@ -66,6 +72,7 @@ def transform_of(metadata: Mapping[str, str]) -> Transform | None:
             input_width=None if width == height else width,
             mean=mean,
             std=std,
+            frames=int(metadata["input_frames"]) if "input_frames" in metadata else None,
         )
     except (KeyError, TypeError, ValueError):
         return None

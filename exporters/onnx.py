@@ -109,6 +109,9 @@ def _translate(
         forward = model.forward
         # Exporters know tuples, but not every structure; a wrapper around the network would rename its weights.
         model.forward = lambda images: tuple(named_tensors(forward(images)).values())
+    if getattr(model, "has_proposals", False):  # whose pooling the older exporter writes as one operator, in no time
+        with contextlib.suppress(Exception), silence():
+            return translate_older(model, batch, opset, interface)
     if is_map and batch.ndim == 4:
         with contextlib.suppress(BocompressError):
             return translate(model, batch, opset, replace(interface, free_size=True))
@@ -128,8 +131,9 @@ def _normalize_first(graph: onnx.GraphProto, normalization: Normalization) -> No
     for node in graph.node:
         node.input[:] = ["normalized" if name == INPUT_NAME else name for name in node.input]
     values = {"normalization.mean": normalization.mean, "normalization.std": normalization.std}
+    sides = [1] * (len(graph.input[0].type.tensor_type.shape.dim) - 2)
     graph.initializer.extend(
-        onnx.numpy_helper.from_array(np.array(value, np.float32).reshape(1, -1, 1, 1), name)
+        onnx.numpy_helper.from_array(np.array(value, np.float32).reshape(1, -1, *sides), name)
         for name, value in values.items()
     )
     mean, std = values

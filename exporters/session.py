@@ -106,7 +106,7 @@ def session_options(threads: int | None = None) -> ort.SessionOptions:
 
 @dataclass(frozen=True)
 class ModelInput:
-    """What a file takes: one batch of images (batch, channels, height, width).
+    """What a file takes: one batch of images (batch, channels, height, width), or clips with frames before the height.
 
     Attributes:
         dtype: numpy's, of the input.
@@ -131,11 +131,11 @@ def describe_input(path: Path) -> ModelInput:
     if not kind.startswith("tensor(") or kind == "tensor(string)":
         raise InputError(f"{path} gives {kind} as its first output, where a tensor of numbers can be compared")
     inputs = session.get_inputs()
-    if len(inputs) != 1 or len(inputs[0].shape) != 4 or inputs[0].type not in DTYPES:
+    if len(inputs) != 1 or len(inputs[0].shape) not in (4, 5) or inputs[0].type not in DTYPES:
         given = ", ".join(f"{each.name} {each.type} {each.shape}" for each in inputs) or "nothing"
         raise InputError(f"{path} does not take one batch of images of numbers, but {given}")
     shape = tuple(side if isinstance(side, int) else None for side in inputs[0].shape)
-    channels, last = shape[1], shape[3]
+    channels, last = shape[1], shape[-1]
     if channels not in (*CHANNELS, None) and last in CHANNELS:
         raise InputError(
             f"{path} takes images with channels last, {inputs[0].shape}: only channels first (N, C, H, W) can be fed"

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import psutil
 
-from compressor.children import python_command
 from compressor.errors import InputError
 from compressor.failures import blaming, explain
 from compressor.files import open_regular
+from compressor.process.children import python_command
 
 try:
     import resource
@@ -102,7 +102,7 @@ def _zeros(path: Path, given: Any, side: int) -> Any:
     kinds = {"float": "float32", "double": "float64"}
     name = given.type.removeprefix("tensor(").removesuffix(")")
     shape = [size if isinstance(size, int) else 1 if axis == 0 else side for axis, size in enumerate(given.shape)]
-    if len(shape) == 4 and not isinstance(given.shape[1], int):
+    if len(shape) in (4, 5) and not isinstance(given.shape[1], int):
         shape[1] = 3
     if min(shape, default=1) < 1 or prod(shape) > MAX_INPUT_NUMBERS:
         raise InputError(f"{path} takes inputs of shape {given.shape}: such cannot be made")

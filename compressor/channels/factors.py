@@ -11,7 +11,9 @@ from compressor.channels.elimination import Elimination, eliminate
 from compressor.channels.groups import ChannelGroup
 from compressor.channels.narrowing import channels_of
 from compressor.channels.statistics import ReaderMoments
-from compressor.factorization.base import JointFactors, Layer, NestedFactors, make_conv, make_linear
+from compressor.factorization.base import JointFactors, NestedFactors
+from compressor.factorization.layers.kinds import Layer
+from compressor.factorization.layers.making import make_like
 from compressor.factorization.moments import with_floor
 
 INPUT_FLOOR = 1e-2  # ridge on the inputs' covariance, as a share of its mean diagonal
@@ -109,7 +111,7 @@ class ChannelFactors(JointFactors):
             bias = bias + layer.bias.detach().double().cpu()
         like = layer.weight
         centre = -(whiten @ self._means[name])
-        features = _like(layer, whiten.reshape(size, *layer.weight.shape[1:]).to(like), centre.to(like))
+        features = make_like(layer, whiten.reshape(size, *layer.weight.shape[1:]).to(like), centre.to(like))
         return NestedFactors(
             features, outputs[None].to(like), bias.to(like), size // limit, isinstance(layer, nn.Linear)
         )
@@ -159,11 +161,4 @@ def eliminate_units(
 
 def _with(layer: Layer, weight: Tensor, bias: Tensor) -> nn.Module:
     total = bias if layer.bias is None else bias + layer.bias.detach().double().cpu()
-    return _like(layer, weight.to(layer.weight), total.to(layer.weight))
-
-
-def _like(layer: Layer, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    if isinstance(layer, nn.Linear):
-        return make_linear(weight, bias)
-    geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-    return make_conv(weight, bias, layer, 1, **geometry)
+    return make_like(layer, weight.to(layer.weight), total.to(layer.weight))

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from compressor.channels.groups import ChannelGroup
 from compressor.channels.narrowing import channels_of
 from compressor.data.images import ImageSet
-from compressor.factorization.base import JointFactors, Layer, NestedFactors, make_conv, make_linear
+from compressor.factorization.base import JointFactors, NestedFactors
+from compressor.factorization.layers.kinds import Layer
+from compressor.factorization.layers.making import make_like
 from compressor.network.hooks import batches, watching
 
 Spread = tuple[Tensor, Tensor]
@@ -54,10 +56,7 @@ class UnfittedChannels(JointFactors):
         bias = lost @ means[removed].to(weight)
         weight[:, removed] = 0
         bias = bias if layer.bias is None else bias + layer.bias.detach()
-        if isinstance(layer, nn.Linear):
-            return make_linear(weight, bias)
-        geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
-        return make_conv(weight, bias, layer, 1, **geometry)
+        return make_like(layer, weight, bias)
 
 
 def unfitted_channels(

@@ -35,7 +35,7 @@ from compressor.cli.presets import preset_option
 from compressor.cli.search_options import search_options
 from compressor.cli.settings import choose_recipe, leave_to_stages, make_settings, split_patterns
 from compressor.cli.sweep.command import sweep
-from compressor.cli.types import MAX_INPUT, MAX_SEED, PATH, FiniteRange
+from compressor.cli.types import MAX_FRAMES, MAX_INPUT, MAX_SEED, PATH, FiniteRange
 from compressor.errors import InputError, VerificationError
 from compressor.files import read_head
 from compressor.version import VERSION
@@ -142,6 +142,7 @@ main.add_command(sweep)
 @model_options
 @layer_options
 @click.option("--input-size", type=click.IntRange(8, MAX_INPUT), help="Side of the input in pixels (for MACs).")
+@click.option("--num-frames", type=click.IntRange(1, MAX_FRAMES), help="Frames of a clip (for MACs).")
 @click.option("--json", "as_json", is_flag=True, help="Print the layers as JSON in place of the table.")
 @explain_errors
 def inspect(**options: Any) -> None:
@@ -163,7 +164,7 @@ def inspect(**options: Any) -> None:
     for note in loaded.notes:
         click.echo(f"note: {note}", err=options["as_json"])
     transform = choose_transform(loaded, options)
-    example = torch.zeros(1, transform.channels, transform.input_size, transform.input_size)
+    example = torch.zeros(1, *transform.shape)
     if not options["keep_aux"]:
         drop_auxiliary(loaded.model)
     outputs = find_outputs(loaded.model, example)
@@ -182,7 +183,7 @@ def inspect(**options: Any) -> None:
     if options["as_json"]:
         click.echo(TypeAdapter(list[LayerRecord]).dump_json(records, indent=2))
     else:
-        print_layers(loaded.arch, loaded.num_classes, transform.input_size, records)
+        print_layers(loaded.arch, loaded.num_classes, transform.described, records)
 
 
 @main.command(cls=Command)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from exporters.session import ModelInput
     from exporters.verify import Labels
 
-Size = tuple[int | None, int | None, int | None]  # channels, height, width
+Size = tuple[int | None, ...]  # channels, height, width; of clips the frames after the channels
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def load_images_for_files(options: dict[str, Any], progress: "Progress") -> Comp
     inputs = [describe_input(options[name]) for name in ("first", "second")]
     transform = _transform_for(inputs, _common_size(inputs, options), options)
     count = image_limit(options)
-    require_memory(4 * count, max(transform.height, transform.width))  # all at once, as float32
+    require_memory(4 * count, transform)  # all at once, as float32
     if options["data"] is None:
         progress.log(f"note: {SYNTHETIC_NOTE}")
         images = synthetic_images(min(NUM_VERIFY_IMAGES, count), transform, options["seed"])
@@ -74,8 +74,10 @@ def load_images_for_files(options: dict[str, Any], progress: "Progress") -> Comp
 
 
 def _common_size(inputs: list["ModelInput"], options: dict[str, Any]) -> Size:
-    """Channels, height and width that both files take; None where both leave one open."""
+    """Channels, frames, height and width that both files take; None where both leave one open."""
     sizes = [each.shape[1:] for each in inputs]
+    if len(sizes[0]) != len(sizes[1]):
+        raise InputError(f"of {options['first']} and {options['second']} one takes images and the other clips")
     for one, other in zip(*sizes, strict=True):
         if one is not None and other is not None and one != other:
             shapes = [" x ".join("any" if side is None else str(side) for side in size) for size in sizes]
@@ -83,12 +85,15 @@ def _common_size(inputs: list["ModelInput"], options: dict[str, Any]) -> Size:
                 f"{options['first']} takes images of {shapes[0]} and {options['second']} of {shapes[1]}: no image "
                 "fits both"
             )
-    channels, height, width = (one if one is not None else other for one, other in zip(*sizes, strict=True))
+    channels, *clip, height, width = (one if one is not None else other for one, other in zip(*sizes, strict=True))
     side = options["input_size"]
     if side and any(fixed not in (None, side) for fixed in (height, width)):
         sides = [f"{name} {fixed}" for name, fixed in (("height", height), ("width", width)) if fixed is not None]
         raise InputError(f"the files take images of {' and '.join(sides)} only: leave out --input-size")
-    return channels, height or side, width or side
+    frames = options["num_frames"]
+    if frames and (not clip or clip[0] not in (None, frames)):
+        raise InputError(f"the files take {f'{clip[0]} frames only' if clip else 'images'}: leave out --num-frames")
+    return channels, *(one or frames for one in clip), height or side, width or side
 
 
 def _transform_for(inputs: list["ModelInput"], size: Size, options: dict[str, Any]) -> "Transform":
@@ -101,8 +106,12 @@ def _transform_for(inputs: list["ModelInput"], size: Size, options: dict[str, An
     transform = transform_of(inputs[0].metadata) or transform_of(inputs[1].metadata)
     if transform is None:
         transform = published_transform(architecture) if architecture in list_architectures() else Transform()
-    transform = adapt_transform(transform, {**options, "input_size": None})
-    channels, height, width = size
+    transform = adapt_transform(transform, {**options, "input_size": None, "num_frames": None})
+    channels, *clip, height, width = size
+    if clip:
+        transform = replace(transform, frames=clip[0] or transform.frames)
+        if transform.frames is None:
+            raise InputError("the files do not say how many frames they take: give --num-frames")
     channels = channels or max(len(transform.mean), len(transform.std))
     for option in ("mean", "std"):
         if options[option] and len(options[option]) not in (1, channels):

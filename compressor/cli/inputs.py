@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -105,6 +106,10 @@ def adapt_transform(transform: "Transform", options: dict[str, Any]) -> "Transfo
         transform = replace(transform, mean=options["mean"])
     if options.get("std"):
         transform = replace(transform, std=options["std"])
+    if options.get("num_frames"):
+        if transform.frames is None:
+            raise InputError("--num-frames is of networks that take clips, and this one takes images: leave it out")
+        transform = replace(transform, frames=options["num_frames"])
     if any(value < MIN_STD for value in transform.std):
         raise InputError(f"--std must be at least {MIN_STD:g} in every channel")
     return transform
@@ -124,6 +129,7 @@ def load_network_and_images(
         InputError: one of them cannot be loaded, or the options of fine-tuning do not go together.
     """
     check_tuning(options, tuned or options["finetune"] > 0)
+    from compressor.data.clips.frames import list_frames
     from compressor.data.folders import list_images
     from compressor.factorization.registry import CHANNELS
     from compressor.network.checkpoint import load_model
@@ -141,10 +147,13 @@ def load_network_and_images(
         loaded = load_model(options["model"], options["arch"], options["trust_pickle"], options["weights"])
     outputs = "one output" if loaded.num_classes == 1 else f"{loaded.num_classes} classes"
     transform = choose_transform(loaded, options)
-    progress.log(f"{options['model']}: {loaded.arch} with {outputs}, input of {transform.input_size} px")
+    progress.log(f"{options['model']}: {loaded.arch} with {outputs}, input of {transform.described}")
+    if options["data"] is not None and transform.frames:
+        clips = list_images(options["data"], clips=True).files
+        files, num_images = [list_frames(clip)[0] for clip in clips[:NUM_SIZES]], min(num_images, len(clips))
     for note in (*loaded.notes, *([] if options["input_size"] else note_on_size(files, transform, loaded.arch))):
         progress.log(f"note: {note}")
-    require_memory(num_images, transform.input_size)
+    require_memory(num_images, transform)
     return loaded, _load_images(options, loaded, num_images, progress)
 
 
@@ -202,6 +211,10 @@ def _read_folder(
     from compressor.fidelity.decisions import count_classes
 
     transform, seed = choose_transform(loaded, options), options["seed"]
+    if is_detection(loaded):
+        from compressor.data.boxes.coco import load_with_boxes
+
+        return load_with_boxes(folder, transform, limit, seed, loaded.num_classes, lambda done, _: stage.update(done))
     if gives_maps(loaded, transform):
         return load_with_masks(folder, transform, limit, seed, loaded.num_classes, lambda done, _: stage.update(done))
     return load_folder(
@@ -215,6 +228,13 @@ def _read_folder(
     )
 
 
+def is_detection(loaded: "LoadedModel") -> bool:
+    """Whether the network is a detector's, so that boxes are sought as labels."""
+    from compressor.network.detection.raw import RawDetector
+
+    return isinstance(loaded.model, RawDetector)
+
+
 def gives_maps(loaded: "LoadedModel", transform: "Transform") -> bool:
     """Whether the network gives something at every pixel, so that masks are sought as labels."""
     import torch
@@ -222,7 +242,7 @@ def gives_maps(loaded: "LoadedModel", transform: "Transform") -> bool:
     from compressor.network.architectures import list_task
     from compressor.outputs.structure import find_outputs
 
-    if loaded.arch in list_task("classification"):
+    if loaded.arch in list_task("classification") or transform.frames:
         return False
     if loaded.arch in list_task("segmentation"):
         return True
@@ -260,21 +280,22 @@ def load_train_images(loaded: "LoadedModel", options: dict[str, Any], progress: 
     if options["train_data"] is None:
         return None
     transform, count = choose_transform(loaded, options), options["max_train_images"]
-    count = min(count, len(list_images(options["train_data"]).files))
-    require_memory(count, transform.input_size)
+    count = min(count, len(list_images(options["train_data"], clips=transform.frames is not None).files))
+    require_memory(count, transform)
     with progress.stage("reading training images", count) as stage:
         images = _read_folder(options["train_data"], loaded, options, count, stage)
     _log_images(images, progress, "training images: ")
     return images
 
 
-def require_memory(num_images: int, input_size: int) -> None:
-    """Raise InputError where so many images of this size would not fit into memory."""
-    needed_gb = 3 * num_images * input_size**2 / 1e9
+def require_memory(num_images: int, transform: "Transform") -> None:
+    """Raise InputError where so many inputs would not fit into memory."""
+    needed_gb = num_images * prod(transform.shape) / 1e9
     if needed_gb > MAX_IMAGES_GB:
+        what, options = ("clips", "--max-images, --num-frames") if transform.frames else ("images", "--max-images")
         raise InputError(
-            f"{num_images} images of {input_size} px would take {needed_gb:.0f} GB of memory: "
-            "lower --max-images or --input-size"
+            f"{num_images} {what} of {transform.described} would take {needed_gb:.0f} GB of memory: "
+            f"lower {options} or --input-size"
         )
 
 

@@ -9,7 +9,9 @@ import cloup
 from compressor.cli.completion import complete_architecture, complete_recipe
 from compressor.cli.config import require_unless_printing
 from compressor.cli.types import (
+    FILE_BYTES,
     MAX_BATCH,
+    MAX_FRAMES,
     MAX_INPUT,
     MAX_SEED,
     PATH,
@@ -74,13 +76,19 @@ image_options: Decorator = cloup.option_group(
     cloup.option(
         "--data",
         type=PATH,
-        help="Folder of images, with one subfolder per class if labelled. Left out: synthetic images.",
+        help="Folder of images, with one subfolder per class if labelled; for networks that take clips, folders of "
+        "frames in place of images. Left out: synthetic images.",
     ),
     cloup.option(
         "--input-size",
         type=click.IntRange(8, MAX_INPUT),
         help="Side of the network's square input in pixels; the short side of an image is resized to it. "
         "Left out: the architecture's published transform (for most: resize to 256, crop 224).",
+    ),
+    cloup.option(
+        "--num-frames",
+        type=click.IntRange(1, MAX_FRAMES),
+        help="Frames of a clip that the network sees, evenly over the whole clip. Left out: as published (most: 16).",
     ),
     cloup.option("--mean", type=Channels(), help="Mean of pixels in [0, 1], one per channel. Left out: as published."),
     cloup.option("--std", type=Channels(), help="Standard deviation, likewise. Left out: as published."),
@@ -216,6 +224,13 @@ run_options: Decorator = cloup.option_group(
     cloup.option("--device", default="cpu", show_default=True, help="Where torch runs networks: cpu, cuda, cuda:1."),
     cloup.option(
         "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of everything random."
+    ),
+    cloup.option(
+        "--max-memory",
+        type=FILE_BYTES,
+        metavar="BYTES",
+        help="Memory that the process may hold, such as 2GB: work is done in smaller pieces, and on Linux the run ends "
+        "with a sentence rather than take more. Each of --workers may hold as much. Left out: no limit.",
     ),
     cloup.option(
         "--threads",

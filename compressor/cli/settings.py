@@ -127,6 +127,7 @@ def _as_settings(options: dict[str, Any]) -> "Settings":
     shared = {key: options[key] for key in SHARED_SETTINGS}
     shared["precisions"] = tuple(dict.fromkeys(name for names in options["precisions"] for name in names))
     shared["factors"] = None if options["factors"] == "plan" else options["factors"]
+    shared["max_memory_bytes"] = options["max_memory"]
     shared["output_weights"] = options["output_weights"] or ()
     shared["tune"] = tune_settings(options)
     shared["search"] = search_settings(options)

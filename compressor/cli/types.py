@@ -10,6 +10,7 @@ PATH = click.Path(path_type=Path)
 PROVIDER_NAMES = ("cpu", "cuda", "tensorrt")
 PRECISION_NAMES = ("fp32", "fp16", "int8")
 MAX_INPUT = 4096
+MAX_FRAMES = 1024
 MAX_BATCH = 1024
 MAX_THREADS = 1024
 MAX_SEED = 2**32 - 1

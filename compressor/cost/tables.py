@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compressor.cost.records import Cost
 from compressor.factorization.base import Factors
+from compressor.factorization.layers.kinds import KINDS
 from compressor.factorization.registry import METHODS
 from compressor.network.hooks import watching
 from compressor.network.layers import FoundLayer
@@ -96,7 +97,7 @@ def _macs_by_rank(layer: FoundLayer, factors: Factors, value: Tensor) -> list[fl
     _, macs = count_macs(module, value)
     # One sample of a layer's input need not be one image: attention's windows lie along the batch dimension, too.
     scale = layer.macs / dense_macs
-    weights = {name: part.weight for name, part in module.named_modules() if isinstance(part, nn.Conv2d | nn.Linear)}
+    weights = {name: part.weight for name, part in module.named_modules() if isinstance(part, KINDS)}
     positions = np.array([scale * macs.get(name, 0) / prod(weight.shape) for name, weight in weights.items()])
     method, shape, groups = METHODS[layer.method], layer.shape, layer.num_groups
     counts = np.array([method.factor_params(shape, groups, rank) for rank in range(1, layer.dense_rank)])

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from compressor.data.classes import Classes, find_classes, name_some
+from compressor.data.clips.folders import FFMPEG, VIDEOS, clips_as_files
+from compressor.data.clips.frames import list_frames
 from compressor.data.further import FurtherImages
 from compressor.data.images import ImageSet, OnStep
 from compressor.data.labels import Numbering, number_classes
@@ -45,6 +47,7 @@ class Listing:
         other_order: see `ImageSet`.
         splits: the splits of a data set that hold the classes.
         notes: what was left out, one sentence each.
+        are_clips: whether the files are folders of frames.
     """
 
     folder: Path
@@ -55,6 +58,7 @@ class Listing:
     other_order: tuple[int, ...] | None = None
     splits: Sequence[str] = ()
     notes: tuple[str, ...] = ()
+    are_clips: bool = False
 
 
 @dataclass
@@ -98,7 +102,7 @@ def load_folder(
     if limit < 1:
         raise InputError(f"{limit} images were asked for: at least one is needed")
     require_channels(transform)
-    listing = list_images(path, class_names, num_classes)
+    listing = list_images(path, class_names, num_classes, clips=transform.frames is not None)
     order = list(range(len(listing.files)))
     random.Random(seed).shuffle(order)
     sample = read_sample(listing.files, order, transform, limit, on_step)
@@ -106,7 +110,8 @@ def load_folder(
         why = _name_failure(listing, sample)
         raise InputError(f"none of the {len(order)} image files in {path} can be read ({why})")
     further = further_images(listing, order, sample, transform)
-    return replace(as_set(listing, sample, transform), further=further)
+    images = as_set(listing, sample, transform)
+    return replace(images, further=further, notes=(*images.notes, *_notes_on_clips(listing, sample, transform.frames)))
 
 
 def as_set(listing: Listing, sample: Sample, transform: Transform) -> ImageSet:
@@ -152,24 +157,33 @@ def further_images(
     )
 
 
-def list_images(path: Path, class_names: Sequence[str] | None = None, num_classes: int | None = None) -> Listing:
-    """The image files in a folder, and their classes if it has any; arguments as of `load_folder`.
+def list_images(
+    path: Path, class_names: Sequence[str] | None = None, num_classes: int | None = None, clips: bool = False
+) -> Listing:
+    """The image files in a folder, and their classes if it has any.
+
+    Args:
+        path: as of `load_folder`.
+        class_names: as of `load_folder`.
+        num_classes: as of `load_folder`.
+        clips: whether folders of frames are sought in place of files.
 
     Raises:
-        InputError: not a folder that can be read, or no image files in it.
+        InputError: not a folder that can be read, no image files in it, or images where clips are expected.
     """
     if num_classes is not None and len(class_names or ()) != num_classes:
         class_names = None
-    folder = scan(Path(path))
+    folder = clips_as_files(scan(Path(path))) if clips else scan(Path(path))
     others = folder.count_others()
     left = [f"{count} {suffix}" for suffix, count in others.most_common()]
     if not folder.count:
         instead = f"; there are {name_some(left)}" if left else ""
+        instead += f", of which {FFMPEG}" if VIDEOS & set(others) else ""
         raise InputError(f"no image files in {path} ({', '.join(sorted(SUFFIXES))}){instead}")
     note = f"{count_of(others.total(), 'file', 'was')} left out by suffix: {name_some(left)}" if left else ""
     classes = find_classes(folder, class_names or (), num_classes)
     listing = _labelled(Path(path), classes, class_names or (), num_classes)
-    return replace(listing, notes=(*listing.notes, *classes.notes, *([note] if note else [])))
+    return replace(listing, are_clips=clips, notes=(*listing.notes, *classes.notes, *([note] if note else [])))
 
 
 def _labelled(path: Path, classes: Classes, known: Sequence[str], num_classes: int | None) -> Listing:
@@ -243,6 +257,14 @@ def _notes_on_pixels(listing: Listing, sample: Sample, pixels: Sequence[Bytes]) 
             yield f"{count_of(len(names), 'image', 'is')} {what}: {name_some(names)}"
 
 
+def _notes_on_clips(listing: Listing, sample: Sample, count: int | None) -> Iterator[str]:
+    """That clips have fewer frames than the network takes."""
+    short = [index for index in sample.kept if count and len(list_frames(listing.files[index])) < count]
+    if short:
+        names = name_some([_relative(listing, index) for index in short])
+        yield f"{count_of(len(short), 'clip', 'has')} fewer than {count} frames, which are repeated: {names}"
+
+
 def _name_failure(listing: Listing, sample: Sample) -> str:
     index, reason = sample.failures[0]
     others = ", ..." if len(sample.failures) > 1 else ""
@@ -257,4 +279,5 @@ def _describe(listing: Listing, count: int) -> str:
     """One line on a folder's images."""
     kind = "unlabelled" if listing.class_names is None else f"in {len(listing.class_names)} classes"
     together = f" of {join_words(list(listing.splits))} together" if listing.splits else ""
-    return f"{count} of {len(listing.files)} images in {listing.folder}, {kind}{together}"
+    what = "clips" if listing.are_clips else "images"
+    return f"{count} of {len(listing.files)} {what} in {listing.folder}, {kind}{together}"

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.errors import InputError
+from compressor.process.memory import at_once
 
 OnStep = Callable[[int, int], None]
 """Called with the number of images done and of all."""
@@ -42,8 +43,9 @@ class ImageSet:
     """Inputs of a network, with labels where they are known.
 
     Attributes:
-        held: uint8 of shape (M, C, H, W) to be normalized by `mean` and `std`, or the network's inputs as float32 of
-            shape (M, ...), with `mean` and `std` empty; shared by the sets that a set is divided into.
+        held: uint8 of shape (M, C, H, W), or clips (M, C, T, H, W), to be normalized by `mean` and `std`, or the
+            network's inputs as float32 of shape (M, ...), with `mean` and `std` empty; shared by the sets that a set
+            is divided into.
         source: one line on where the images come from.
         mean: per channel, of pixels scaled to [0, 1].
         std: likewise.
@@ -58,6 +60,8 @@ class ImageSet:
             `compressor.data.labels`; None where there is no other.
         further: images of the same folder that are not held in memory.
         masks: uint8 of shape (N, H, W), the class of every pixel or VOID; None where there are none.
+        boxes: of each image rows (n, 6): left, top, right and bottom in pixels of the input, the label, and 1 where
+            detections count neither as right nor as wrong, else 0; None where there are none.
         chosen: int64 of shape (N,), which of those held are the set's; None for all, in their order.
     """
 
@@ -75,6 +79,7 @@ class ImageSet:
     other_order: tuple[int, ...] | None = None
     further: "Unread | None" = None
     masks: Tensor | None = None
+    boxes: tuple[Tensor, ...] | None = None
     chosen: Tensor | None = None
 
     def __len__(self) -> int:
@@ -96,14 +101,14 @@ class ImageSet:
 
     def fitting(self, most: int) -> int:
         """How many images a forward pass takes at once: `most`, or fewer where they are large."""
-        return max(1, min(most, MAX_BATCH_NUMBERS // max(1, prod(self.input_shape))))
+        return max(1, min(most, at_once(MAX_BATCH_NUMBERS) // max(1, prod(self.input_shape))))
 
     def batch(self, indices: Indices) -> Tensor:
         """The inputs at `indices`: float32 of shape (n, *input_shape), normalized for the network."""
         chosen = self.held[self._places(indices)]
         if not self.mean:
             return chosen
-        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (torch.tensor(values).view(-1, *[1] * (chosen.dim() - 2)) for values in (self.mean, self.std))
         return chosen.float().div_(255).sub_(mean).div_(std)
 
     def subset(self, indices: Indices) -> "ImageSet":
@@ -113,7 +118,8 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[index]
         masks = None if self.masks is None else self.masks[index]
         files = None if self.files is None else [self.files[i] for i in index.tolist()]
-        return replace(self, chosen=chosen, labels=labels, files=files, masks=masks)
+        boxes = None if self.boxes is None else tuple(self.boxes[i] for i in index.tolist())
+        return replace(self, chosen=chosen, labels=labels, files=files, masks=masks, boxes=boxes)
 
     def _places(self, indices: Indices) -> slice | Tensor:
         """Where the images at `indices` are held."""
@@ -122,7 +128,7 @@ class ImageSet:
 
     def without_labels(self, reason: str) -> "ImageSet":
         """The same images, with the reason why their labels, or masks, are not used."""
-        return replace(self, labels=None, masks=None, class_names=None, label_note=reason, other_order=None)
+        return replace(self, labels=None, masks=None, boxes=None, class_names=None, label_note=reason, other_order=None)
 
     def renumbered(self) -> "ImageSet":
         """The same images with classes numbered in the other usual order.

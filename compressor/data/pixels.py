@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from compressor.data.clips.frames import choose_frames, list_frames
 from compressor.data.resizing import REDUCING_GAP, fit_image, resized_size
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
@@ -79,9 +80,13 @@ def open_image(file: BinaryIO) -> Image.Image:
 def read_image(file: Path, transform: Transform) -> Bytes | Deep:
     """An image file, resized and cropped: uint8 of shape (height, width, channels), or one deep channel.
 
+    Where the network takes clips, the file is a folder, and its frames (frames, height, width, channels) are read.
+
     Raises:
         UnreadableError: it cannot be decoded, or its values are not those of an image.
     """
+    if transform.frames:
+        return _read_clip(file, transform.frames, replace(transform, frames=None))
     try:
         with open_regular(file) as opened, open_image(opened) as image:
             if image.format == "JPEG":
@@ -95,6 +100,18 @@ def read_image(file: Path, transform: Transform) -> Bytes | Deep:
         if shortage := explain_shortage(error):
             raise shortage from error
         raise UnreadableError(first_line(error)) from error
+
+
+def _read_clip(folder: Path, count: int, transform: Transform) -> Bytes:
+    """The clip's frames; those chosen more than once are read once."""
+    chosen = choose_frames(list_frames(folder), count)
+    frames: dict[Path, Bytes] = {}
+    for file in dict.fromkeys(chosen):
+        frame = read_image(file, transform)
+        if isinstance(frame, Deep):
+            raise UnreadableError(f"{file.name} has more than 8 bits, which frames of clips may not have")
+        frames[file] = frame
+    return np.stack([frames[file] for file in chosen])
 
 
 def read_images(files: Sequence[Path], transform: Transform) -> list[Bytes | Deep | UnreadableError]:
@@ -166,12 +183,13 @@ def to_bytes(images: Sequence[Bytes | Deep], channels: int, whites: Mapping[str,
 def stack_images(images: list[Bytes]) -> Tensor:
     """One tensor, uint8 of shape (N, channels, height, width), of images of shape (height, width, channels).
 
-    Each is taken off the list once it is copied, so that no more than one copy of all is held.
+    Clips (frames, height, width, channels) become (N, channels, frames, height, width). Each is taken off the list once
+    it is copied, so that no more than one copy of all is held.
     """
-    height, width, channels = images[0].shape
-    stacked = np.empty((len(images), channels, height, width), dtype=np.uint8)
+    *sides, channels = images[0].shape
+    stacked = np.empty((len(images), channels, *sides), dtype=np.uint8)
     for index in reversed(range(len(images))):
-        stacked[index] = images.pop().transpose(2, 0, 1)
+        stacked[index] = np.moveaxis(images.pop(), -1, 0)
     return torch.from_numpy(stacked)
 
 
@@ -212,10 +230,11 @@ def _scaled(image: Deep, whites: Mapping[str, float], channels: int) -> Bytes:
 
 def is_constant(image: Bytes) -> bool:
     """Whether an image, uint8 of shape (height, width, channels), has one colour throughout."""
-    return bool((image == image[:1, :1]).all())
+    colours = image.reshape(-1, image.shape[-1])
+    return bool((colours == colours[:1]).all())
 
 
 def is_black(image: Bytes) -> bool:
     """Whether an image of several colours, uint8 of shape (height, width, channels), comes out nearly black."""
-    colours = image[:, :, :3]
+    colours = image[..., :3]
     return not is_constant(image) and bool(np.quantile(colours, BRIGHT_SHARE, method="lower") <= MAX_BLACK)

@@ -39,6 +39,7 @@ PALETTE = np.array(
     dtype=np.float32,
 )
 MIN_SIDE = 64
+SCENE = 1.4  # side of what a clip's camera passes over, in sides of a frame
 # Radii of the shapes as shares of the image's side; density r^-3 makes the statistics the same at every scale.
 MIN_RADIUS, MAX_RADIUS = 0.012, 0.6
 NUM_SHAPES = 160
@@ -49,7 +50,7 @@ def synthetic_images(count: int, transform: Transform, seed: int, on_step: OnSte
     """Synthetic images, for users without images of their own.
 
     Shapes of all sizes occlude one another (the dead leaves model), shaded and textured with noise whose amplitude
-    falls as 1/f, in natural colours. Image i depends on `seed` and i only.
+    falls as 1/f, in natural colours. Image i depends on `seed` and i only. In clips the camera passes over one.
 
     Args:
         count: number of images.
@@ -64,20 +65,32 @@ def synthetic_images(count: int, transform: Transform, seed: int, on_step: OnSte
         raise InputError(f"{count} synthetic images were asked for: at least one is needed")
     require_channels(transform)
     size = max(transform.height, transform.width)
-    pixels = np.empty((count, transform.channels, transform.height, transform.width), dtype=np.uint8)
+    pixels = np.empty((count, *transform.shape), dtype=np.uint8)
     for index in range(count):
-        drawn = Image.fromarray(draw_image(max(MIN_SIDE, size), generator(seed, Stream.SYNTHETIC_IMAGES, index)))
-        fitted = fit_image(drawn.convert(MODES[transform.channels]), replace(transform, resize_size=size))
-        pixels[index] = fitted.reshape(transform.height, transform.width, transform.channels).transpose(2, 0, 1)
+        rng = generator(seed, Stream.SYNTHETIC_IMAGES, index)
+        frames = _draw_clip(size, transform.frames, rng) if transform.frames else [draw_image(max(MIN_SIDE, size), rng)]
+        whole = [Image.fromarray(frame).convert(MODES[transform.channels]) for frame in frames]
+        fitted = np.stack([fit_image(frame, replace(transform, resize_size=size)) for frame in whole])
+        channels_first = fitted.reshape(len(frames), *transform.shape[-2:], transform.channels).transpose(3, 0, 1, 2)
+        pixels[index] = channels_first.reshape(transform.shape)
         if on_step:
             on_step(index + 1, count)
     return ImageSet(
         held=torch.from_numpy(pixels),
-        source=f"{count} synthetic images",
+        source=f"{count} synthetic {'clips' if transform.frames else 'images'}",
         mean=transform.mean,
         std=transform.std,
         synthetic=True,
     )
+
+
+def _draw_clip(size: int, count: int, rng: np.random.Generator) -> list[NDArray[np.uint8]]:
+    """Frames (side, side, 3) of a camera that moves over an image along a straight line at constant speed."""
+    side = max(MIN_SIDE, size)
+    scene = draw_image(int(SCENE * side), rng)
+    first, last = rng.uniform(0, len(scene) - side, (2, 2))
+    corners = np.linspace(first, last, count).astype(int).tolist()
+    return [np.ascontiguousarray(scene[top : top + side, left : left + side]) for top, left in corners]
 
 
 def draw_image(size: int, rng: np.random.Generator) -> NDArray[np.uint8]:

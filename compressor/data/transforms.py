@@ -14,6 +14,7 @@ class Transform:
         std: per channel, by which they are then divided.
         interpolation: of resizing, "bilinear" or "bicubic".
         input_width: width in pixels of the cut where it is not a square.
+        frames: how many frames of a clip make an input; None where images do.
     """
 
     input_size: int = 224
@@ -22,11 +23,23 @@ class Transform:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: str = "bilinear"
     input_width: int | None = None
+    frames: int | None = None
 
     @property
     def channels(self) -> int:
         """Channels of an input: 1 for grey images, 3 for colours, 4 with opacity."""
         return len(self.mean)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of an input: (channels, height, width), or (channels, frames, height, width)."""
+        return (self.channels, *([self.frames] if self.frames else []), self.height, self.width)
+
+    @property
+    def described(self) -> str:
+        """'224 px', or '16 frames of 112 px'."""
+        clip = f"{self.frames} frames of " if self.frames else ""
+        return f"{clip}{self.input_size} px"
 
     @property
     def height(self) -> int:

@@ -1,17 +1,15 @@
-"""The interface of a layer's factors, and the pieces that all factorizations are built from."""
+"""The interface of a layer's factors, and the decompositions that they are made by."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from compressor.factorization.layers.kinds import Layer
 from compressor.factorization.moments import LayerMoments
-
-Layer = nn.Conv2d | nn.Linear
-L = TypeVar("L", nn.Conv2d, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -167,83 +165,3 @@ def tail_energy(squared_singular_values: Tensor) -> list[float]:
     energies = squared_singular_values.sum(0)
     tails = energies.flip(0).cumsum(0).flip(0)
     return [*tails.tolist(), 0.0]
-
-
-class _EmptyConv2d(nn.Conv2d):
-    """A convolution without initial values, whose weights follow at once.
-
-    To initialize them, even on the meta device, takes four times as long as all the rest, and a candidate network has
-    dozens.
-    """
-
-    def reset_parameters(self) -> None:
-        """Nothing to initialize."""
-
-
-class _EmptyLinear(nn.Linear):
-    """A linear layer without initial values."""
-
-    def reset_parameters(self) -> None:
-        """Nothing to initialize."""
-
-
-def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer around existing tensors: weight (Co, Ci) and bias (Co,), if there is one."""
-    layer = _EmptyLinear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    layer.__class__ = nn.Linear  # type: ignore[assignment]
-    return _adopt(layer, weight, bias)
-
-
-def make_conv(weight: Tensor, bias: Tensor | None, like: nn.Conv2d, groups: int, **geometry: Any) -> nn.Conv2d:
-    """A convolution around existing tensors.
-
-    Args:
-        weight: (Co, Ci/groups, kh, kw).
-        bias: (Co,), None for none.
-        like: the convolution whose padding mode it takes.
-        groups: its groups.
-        geometry: stride, padding and dilation.
-    """
-    layer = _EmptyConv2d(
-        weight.shape[1] * groups,
-        weight.shape[0],
-        (weight.shape[2], weight.shape[3]),
-        groups=groups,
-        bias=bias is not None,
-        padding_mode=like.padding_mode,
-        device="meta",
-        **geometry,
-    )
-    layer.__class__ = nn.Conv2d  # type: ignore[assignment]
-    return _adopt(layer, weight, bias)
-
-
-def _adopt(layer: L, weight: Tensor, bias: Tensor | None) -> L:
-    layer.weight = nn.Parameter(weight.detach().contiguous(), requires_grad=False)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return layer.eval()
-
-
-def chain(*layers: nn.Module) -> nn.Sequential:
-    """The factors in order, in eval mode as a whole."""
-    return nn.Sequential(*layers).eval()
-
-
-def untouched_geometry() -> dict[str, Any]:
-    """Stride, padding and dilation of a 1 x 1 convolution that keeps all positions."""
-    return {"stride": 1, "padding": 0, "dilation": 1}
-
-
-def one_axis_geometry(layer: nn.Conv2d, axis: int) -> dict[str, Any]:
-    """The layer's stride, padding and dilation along one axis (0: rows, 1: columns), and none along the other."""
-    padding = layer.padding
-    return {
-        "stride": _only(layer.stride, axis, 1),
-        "padding": padding if isinstance(padding, str) else _only(padding, axis, 0),
-        "dilation": _only(layer.dilation, axis, 1),
-    }
-
-
-def _only(values: Sequence[int], axis: int, neutral: int) -> tuple[int, int]:
-    return (values[0], neutral) if axis == 0 else (neutral, values[1])

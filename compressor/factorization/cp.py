@@ -30,7 +30,9 @@ from tensorly.tenalg import khatri_rao
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from compressor.factorization.base import Factors, chain, make_conv, one_axis_geometry, untouched_geometry
+from compressor.factorization.base import Factors
+from compressor.factorization.layers.kinds import weight_of
+from compressor.factorization.layers.making import chain, make_conv, make_pointwise, part_of_geometry
 from compressor.factorization.least_squares import NestedRefit, refit_layer, refit_of
 from compressor.factorization.moments import LayerMoments
 
@@ -67,10 +69,10 @@ class CpFactors(Factors):
         num_out, num_in, height, width = shape
         return min(num_out, num_in) * height * width
 
-    def __init__(self, layer: nn.Conv2d, moments: LayerMoments | None = None) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.ConvTranspose2d, moments: LayerMoments | None = None) -> None:
         self._layer = layer
         self._moments = moments
-        self._weight: Array = layer.weight.detach().double().cpu().numpy()
+        self._weight: Array = weight_of(layer).detach().double().cpu().numpy()
         self.max_rank = self.full_rank(self._weight.shape, layer.groups)
         self._break_even = self._weight.size // sum(self._weight.shape)
         self._ladder = _ladder_ranks(self._break_even)
@@ -87,10 +89,10 @@ class CpFactors(Factors):
         if self._moments is not None:
             out, bias = refit_layer(layer, self._moments, _features(parts), self._refit(step, rank))
         return chain(
-            make_conv(inside.T[:, :, None, None], None, layer, 1, **untouched_geometry()),
-            make_conv(rows.T[:, None, :, None], None, layer, rank, **one_axis_geometry(layer, axis=0)),
-            make_conv(columns.T[:, None, None, :], None, layer, rank, **one_axis_geometry(layer, axis=1)),
-            make_conv(out[:, :, None, None], bias, layer, 1, **untouched_geometry()),
+            make_pointwise(inside.T, None, layer),
+            make_conv(rows.T[:, None, :, None], None, layer, rank, **part_of_geometry(layer, axes=[0])),
+            make_conv(columns.T[:, None, None, :], None, layer, rank, **part_of_geometry(layer, axes=[1])),
+            make_pointwise(out, bias, layer),
         )
 
     def _as_tensor(self, part: Array) -> Tensor:

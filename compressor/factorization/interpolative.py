@@ -21,7 +21,9 @@ from scipy.linalg.lapack import dpstrf
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
-from compressor.factorization.base import Factors, Layer, make_conv, make_linear, tail_energy, untouched_geometry
+from compressor.factorization.base import Factors, tail_energy
+from compressor.factorization.layers.kinds import Layer, axes_of, weight_of
+from compressor.factorization.layers.making import make_like, make_pointwise
 from compressor.factorization.moments import LayerMoments
 
 # A pivot below this share of the first is rounding of a float32 weight: its row of W depends on those before it.
@@ -47,10 +49,10 @@ class Interpolated(nn.Module):
         self.rest = rest
         self.register_buffer("order", order)
         # Counted from the end, for any batch shape.
-        self._axis = -1 if isinstance(keep, nn.Linear) else -3
+        self._axis = -1 - axes_of(keep)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The layer's outputs for (..., Ci) or (..., Ci, height, width)."""
+        """The layer's outputs for (..., Ci), or (..., Ci) and the axes of images."""
         kept = self.keep(input)
         return torch.cat([kept, self.rest(kept)], self._axis).index_select(self._axis, self.order)
 
@@ -78,8 +80,8 @@ class InterpolativeFactors(Factors):
     def __init__(self, layer: Layer, moments: LayerMoments | None = None) -> None:
         self._layer = layer
         self._mean = None if moments is None else moments.mean[0]
-        self.max_rank = self.full_rank(layer.weight.shape, 1)
-        rows = layer.weight.detach().flatten(1).double().cpu()
+        rows = weight_of(layer).detach().flatten(1).double().cpu()
+        self.max_rank = self.full_rank(rows.shape, 1)
         weighted = rows if moments is None else rows @ moments.covariance[0]
         self._triangle, self._order = _pivoted_triangle((weighted @ rows.mT).numpy())
         self._tail = tail_energy(torch.from_numpy(np.square(self._triangle).sum(1))[None])
@@ -87,13 +89,14 @@ class InterpolativeFactors(Factors):
     def build(self, rank: int) -> nn.Module:
         """An `Interpolated`, or the layer itself at rank Co, where no output is left to combine."""
         self.check_rank(rank)
-        layer = self._layer
+        layer, weight = self._layer, weight_of(self._layer)
         if rank == len(self._order):
-            return _same_kind(layer, layer.weight, layer.bias)
+            return make_like(layer, weight, layer.bias)
         kept, others = (part.to(layer.weight.device) for part in (self._order[:rank], self._order[rank:]))
         coefficients = self._coefficients(rank).to(kept.device)
-        keep = _same_kind(layer, layer.weight[kept], None if layer.bias is None else layer.bias[kept])
-        rest = _combination(layer, coefficients, self._bias_left(kept, others, coefficients))
+        keep = make_like(layer, weight[kept], None if layer.bias is None else layer.bias[kept])
+        bias = self._bias_left(kept, others, coefficients)
+        rest = make_pointwise(coefficients.to(weight.dtype), bias, layer)
         return Interpolated(keep, rest, torch.cat([kept, others]).argsort()).eval()
 
     def _coefficients(self, rank: int) -> Tensor:
@@ -113,9 +116,8 @@ class InterpolativeFactors(Factors):
         layer = self._layer
         if layer.bias is None and self._mean is None:
             return None
-        means = torch.zeros(len(layer.weight), dtype=torch.float64, device=layer.weight.device)
-        if self._mean is not None:
-            means = layer.weight.detach().flatten(1).double() @ self._mean.to(means.device)
+        weight = weight_of(layer).detach().flatten(1).double()
+        means = weight.new_zeros(len(weight)) if self._mean is None else weight @ self._mean.to(weight.device)
         if layer.bias is not None:
             means = means + layer.bias.detach().double()
         return (means[others] - coefficients @ means[kept]).to(layer.weight.dtype)
@@ -142,17 +144,3 @@ def _pivoted_triangle(gram: Array) -> tuple[Array, Tensor]:
     triangle = np.triu(factor)
     triangle[rank:] = 0.0
     return triangle, torch.from_numpy(pivots.astype(np.int64) - 1)
-
-
-def _same_kind(layer: Layer, weight: Tensor, bias: Tensor | None) -> Layer:
-    """The layer with other rows."""
-    if isinstance(layer, nn.Linear):
-        return make_linear(weight, bias)
-    return make_conv(weight, bias, layer, 1, stride=layer.stride, padding=layer.padding, dilation=layer.dilation)
-
-
-def _combination(layer: Layer, coefficients: Tensor, bias: Tensor | None) -> Layer:
-    weight = coefficients.to(layer.weight.dtype)
-    if isinstance(layer, nn.Linear):
-        return make_linear(weight, bias)
-    return make_conv(weight[:, :, None, None], bias, layer, 1, **untouched_geometry())

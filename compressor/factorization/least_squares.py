@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, linalg
 
-from compressor.factorization.base import Layer
+from compressor.factorization.layers.kinds import Layer, weight_of
 from compressor.factorization.moments import LayerMoments
 
 # Added to the features' covariance as a share of its mean diagonal, as features may be (nearly) dependent.
@@ -79,7 +79,7 @@ def refit_of(layer: Layer, moments: LayerMoments, features: Tensor) -> NestedRef
         moments: of its inputs and outputs.
         features: T (F, n), each a combination of the n inputs.
     """
-    kernel = layer.weight.detach().flatten(1).double().cpu()
+    kernel = weight_of(layer).detach().flatten(1).double().cpu()
     return NestedRefit(kernel[None, :, :, None], moments, features[None])
 
 
@@ -95,7 +95,7 @@ def refit_layer(layer: Layer, moments: LayerMoments, features: Tensor, refit: Ne
     Returns:
         The factor (Co, F) and the bias (Co,), in the layer's type and on its device.
     """
-    weight = layer.weight.detach().flatten(1).double().cpu()
+    weight = weight_of(layer).detach().flatten(1).double().cpu()
     last = refit.second(len(features))[0, :, :, 0]
     bias = (weight - last @ features) @ moments.mean[0]
     if layer.bias is not None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from compressor.lazy import load_named
 
 if TYPE_CHECKING:
-    from compressor.factorization.base import Factors, Layer
+    from compressor.factorization.base import Factors
+    from compressor.factorization.layers.kinds import Layer
     from compressor.factorization.moments import LayerMoments
     from compressor.factorization.two_factor import TwoFactors
 
@@ -87,6 +88,12 @@ def is_pointwise(shape: Sequence[int]) -> bool:
     return prod(shape[2:]) == 1
 
 
+def has_two_axes(shape: Sequence[int]) -> bool:
+    """Whether a kernel can be split between its axes: that of an image, or of a clip with two axes above 1."""
+    kernel = shape[2:]
+    return not is_pointwise(shape) and (len(kernel) == 2 or sum(size > 1 for size in kernel) > 1)
+
+
 # In order: where the user chooses none, the first that applies is a layer's method.
 METHODS: dict[str, Factorization] = {
     entry.name: entry
@@ -94,14 +101,15 @@ METHODS: dict[str, Factorization] = {
         Factorization(
             name="svd",
             implementation="compressor.factorization.svd:SvdFactors",
-            applies_to=lambda shape, groups: is_pointwise(shape),
-            explanation="a linear or 1 × 1 layer in two, K features between them",
+            applies_to=lambda shape, groups: not has_two_axes(shape),
+            explanation="a linear or 1 × 1 layer, or one along a single axis, in two, K features between them",
         ),
         Factorization(
             name="spatial",
             implementation="compressor.factorization.spatial:SpatialFactors",
-            applies_to=lambda shape, groups: not is_pointwise(shape),
-            explanation="a k × k convolution in two, one along columns and one along rows",
+            applies_to=lambda shape, groups: has_two_axes(shape),
+            explanation="a k × k convolution in two, one along columns and one along rows; of clips, one along time "
+            "and one within frames",
             competes_under=("auto", "auto+cp"),
         ),
         Factorization(
@@ -114,7 +122,7 @@ METHODS: dict[str, Factorization] = {
         Factorization(
             name="cp",
             implementation="compressor.factorization.cp:CpFactors",
-            applies_to=lambda shape, groups: not is_pointwise(shape) and groups == 1,
+            applies_to=lambda shape, groups: len(shape) == 4 and not is_pointwise(shape) and groups == 1,
             explanation="two 1 × 1 convolutions round two that act on each channel alone, along columns and along rows",
             # Its four thin convolutions take up to twice the time of two with as many parameters (docs/results.md), so
             # it competes only where size alone matters.

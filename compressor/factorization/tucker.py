@@ -1,4 +1,4 @@
-"""Tucker-2 decomposition of k x k convolutions through TensorLy (Kim et al. 2016).
+"""Tucker-2 decomposition of convolutions through TensorLy (Kim et al. 2016), here of k x k; others alike.
 
 W (Co, Ci, kh, kw) becomes a 1 x 1 convolution to Rin channels, the kh x kw core to Rout, and a 1 x 1 to Co.
 One rank drives both: it counts the larger channel side, and the other side follows in proportion.
@@ -6,6 +6,7 @@ One rank drives both: it counts the larger channel side, and the other side foll
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import torch
@@ -13,17 +14,19 @@ from tensorly.decomposition import partial_tucker
 from torch import Tensor, linalg, nn
 
 from compressor.arrays import Array
-from compressor.factorization.base import Factors, chain, make_conv, svd_by_gram, untouched_geometry
+from compressor.factorization.base import Factors, svd_by_gram
+from compressor.factorization.layers.kinds import Convolution, weight_of
+from compressor.factorization.layers.making import chain, geometry_of, make_conv, make_pointwise
 from compressor.factorization.least_squares import refit_layer, refit_of
 from compressor.factorization.moments import LayerMoments
 
 
 def side_ranks(shape: Sequence[int], rank: int) -> tuple[int, int]:
-    """(Rout, Rin) of a weight of `shape` (Co, Ci, kh, kw) at `rank`, the rank of its larger channel side."""
-    num_out, num_in, height, width = shape
+    """(Rout, Rin) of a weight of `shape` (Co, Ci, ...) at `rank`, the rank of its larger channel side."""
+    num_out, num_in, positions = shape[0], shape[1], prod(shape[2:])
     larger = max(num_out, num_in)
     rank_out, rank_in = (max(1, round(rank * side / larger)) for side in (num_out, num_in))
-    return min(rank_out, num_in * height * width), min(rank_in, num_out * height * width)
+    return min(rank_out, num_in * positions), min(rank_in, num_out * positions)
 
 
 class TuckerFactors(Factors):
@@ -36,24 +39,23 @@ class TuckerFactors(Factors):
     @staticmethod
     def factor_params(shape: Sequence[int], groups: int, rank: int) -> tuple[int, ...]:
         """See `Factors.factor_params`."""
-        num_out, num_in, height, width = shape
         rank_out, rank_in = side_ranks(shape, rank)
-        return num_in * rank_in, rank_in * rank_out * height * width, rank_out * num_out
+        return shape[1] * rank_in, rank_in * rank_out * prod(shape[2:]), rank_out * shape[0]
 
     @staticmethod
     def full_rank(shape: Sequence[int], groups: int) -> int:
         """See `Factors.full_rank`."""
         return max(shape[0], shape[1])
 
-    def __init__(self, layer: nn.Conv2d, moments: LayerMoments | None = None) -> None:
+    def __init__(self, layer: Convolution, moments: LayerMoments | None = None) -> None:
         self._layer = layer
-        self._shape = tuple(layer.weight.shape)
+        weight = weight_of(layer).detach().double().cpu()
+        self._shape = tuple(weight.shape)
         # Kept for refits at any rank; single precision halves what is by far the largest matrix of a layer.
         self._moments = None if moments is None else replace(moments, covariance=moments.covariance.float())
         self.max_rank = self.full_rank(self._shape, layer.groups)
-        weight = layer.weight.detach().double().cpu()
         root_in, root_out = _roots(moments, self._shape)
-        whitened = torch.einsum("oihw,ij,op->pjhw", weight, root_in, root_out)
+        whitened = torch.einsum("oik,ij,op->pjk", weight.flatten(2), root_in, root_out)
         # TensorLy's default backend is NumPy, so no global state changes. At full rank its first core is exact, and
         # iterations would only rotate it.
         ranks = list(side_ranks(self._shape, self.max_rank))
@@ -74,20 +76,20 @@ class TuckerFactors(Factors):
         if (moments := self._double_moments()) is not None:
             features = self._features(rank)
             expand, bias = refit_layer(layer, moments, features, refit_of(layer, moments, features))
-        geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
+        core = core.unflatten(-1, self._shape[2:])
         return chain(
-            make_conv(reduce[..., None, None].to(layer.weight), None, layer, 1, **untouched_geometry()),
-            make_conv(core.to(layer.weight), None, layer, 1, **geometry),
-            make_conv(expand[..., None, None].to(layer.weight), bias, layer, 1, **untouched_geometry()),
+            make_pointwise(reduce.to(layer.weight), None, layer),
+            make_conv(core.to(layer.weight), None, layer, 1, **geometry_of(layer)),
+            make_pointwise(expand.to(layer.weight), bias, layer),
         )
 
     def _double_moments(self) -> LayerMoments | None:
         return self._moments and replace(self._moments, covariance=self._moments.covariance.double())
 
     def _features(self, rank: int) -> Tensor:
-        """The last factor's inputs as combinations of a patch, (Rout, Ci * kh * kw)."""
+        """The last factor's inputs as combinations of a patch, (Rout, n)."""
         rank_out, rank_in = side_ranks(self._shape, rank)
-        return torch.einsum("rshw,is->rihw", self._core[:rank_out, :rank_in], self._in[:, :rank_in]).flatten(1)
+        return torch.einsum("rsk,is->rik", self._core[:rank_out, :rank_in], self._in[:, :rank_in]).flatten(1)
 
     def squared_error(self, rank: int) -> float:
         """See `Factors.squared_error`."""
@@ -107,9 +109,8 @@ def _svd_of_unfolding(matrix: Array, n_eigenvecs: int, **_: Any) -> tuple[Array,
 
 def _roots(moments: LayerMoments | None, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Cholesky factors of the input channels' covariance (Ci, Ci) and of the output gradients' (Co, Co)."""
-    num_out, num_in, height, width = shape
+    num_out, num_in, positions = shape[0], shape[1], prod(shape[2:])
     if moments is None:
         return torch.eye(num_in, dtype=torch.float64), torch.eye(num_out, dtype=torch.float64)
-    positions = height * width
     covariance = moments.covariance[0].reshape(num_in, positions, num_in, positions)
     return linalg.cholesky(torch.einsum("ipjp->ij", covariance) / positions), linalg.cholesky(moments.outputs[0])

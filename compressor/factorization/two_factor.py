@@ -1,7 +1,8 @@
 """Methods of two factors, svd and spatial: the first computes K features per position, the second combines them.
 
 They treat a weight as a kernel (groups, Co/groups, a, kw): the first factor acts on the a = Ci/groups * kh inputs of
-one column, the second on the features of kw columns. For linear layers and 1 x 1 convolutions kw is 1.
+one column, the second on the features of kw columns. For linear layers and 1 x 1 convolutions kw is 1; of clips the
+first has the kt frames, and kw stands for the kh * kw columns of one frame.
 """
 
 from abc import abstractmethod
@@ -10,7 +11,8 @@ from typing import Self
 import torch
 from torch import Tensor, linalg, nn
 
-from compressor.factorization.base import Factors, Layer, NestedFactors, split_grouped_matrices, tail_energy
+from compressor.factorization.base import Factors, NestedFactors, split_grouped_matrices, tail_energy
+from compressor.factorization.layers.kinds import Layer, weight_of
 from compressor.factorization.least_squares import NestedRefit
 from compressor.factorization.moments import LayerMoments
 
@@ -151,6 +153,5 @@ def column_covariance(moments: LayerMoments, width: int) -> Tensor:
 
 def first_factor(module: nn.Sequential, groups: int) -> Tensor:
     """The first factor (groups, K, a) of a module that `TwoFactors.build` returned."""
-    weight = module[0].weight
-    assert isinstance(weight, Tensor)
+    weight = weight_of(module[0])
     return weight.detach().reshape(groups, -1, weight[0].numel())

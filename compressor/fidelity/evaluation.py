@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from compressor.fidelity.decisions import agreement, decide, share
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.fidelity.records import FidelityRecord, Metrics, SegmentationRecord
+from compressor.fidelity.records import DetectionRecord, FidelityRecord, Metrics, SegmentationRecord
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class TestOutputs:
         decides: whether outputs are scores of classes.
         labels: labels (N,) where there are labels that fit the outputs.
         segmentation: classes of pixels, where the networks give them.
+        detection: detections, where the networks are detectors.
     """
 
     targets: Tensor
@@ -29,6 +30,7 @@ class TestOutputs:
     labels: Tensor | None
     decides: bool = True
     segmentation: SegmentationRecord | None = None
+    detection: DetectionRecord | None = None
 
 
 def make_fidelity(

@@ -40,6 +40,15 @@ def require_labelled(images: ImageSet, kind: Fidelity) -> None:
     """
     if kind == "norm" or images.labels is not None:
         return
+    if images.masks is not None or images.boxes is not None:
+        what = (
+            "masks: mean IoU is in the report and by --max-drop"
+            if images.boxes is None
+            else "boxes: average precision is in the report"
+        )
+        raise InputError(
+            f"--fidelity {kind} needs a label for each image, and these have {what}; --fidelity norm searches without"
+        )
     why = "synthetic images have none" if images.synthetic else f"there are none with {images.source}"
     raise InputError(
         f"--fidelity {kind} needs labels, and {why}: give --data a folder with one subfolder for each class, "

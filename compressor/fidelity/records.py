@@ -85,6 +85,24 @@ class SegmentationRecord(Record):
     classes: list[ClassRecord] = Field(default_factory=list)
 
 
+class DetectionRecord(Record):
+    """Detections of two networks on the test images.
+
+    Of the `confident` ones of the original, with a score of 0.5 and more, `kept` is the share that the compressed
+    network has, too: of the same class, at an IoU of 0.5 and more and with a score of 0.25 and more. Where there are
+    `boxes`, the averages of precision are COCO's, over IoU thresholds of 0.5 to 0.95, and at 0.5. `note` says why they
+    are missing.
+    """
+
+    images: int
+    confident: int
+    kept: float | None = None
+    boxes: int = 0
+    average_precision: Pair[float] | None = None
+    average_precision_50: Pair[float] | None = None
+    note: str = ""
+
+
 class PairedChange(Record):
     """Top-1 decisions of two networks on the same images.
 

@@ -1,4 +1,4 @@
-"""torchvision's classifiers and segmentation networks: names, transforms, empty networks; which one a checkpoint is.
+"""torchvision's networks that are compressed: names, transforms, empty networks; which one a checkpoint is.
 
 torchvision is imported inside functions: if it was built for another torch, the user gets one
 sentence instead of a traceback.
@@ -36,9 +36,15 @@ TOKEN_TENSOR = "encoder.pos_embedding"
 CACHE_FORMAT = 3
 
 Task = Literal["classification", "segmentation", "detection", "video", "optical_flow", "quantization"]
-COMPRESSED: tuple[Task, ...] = ("classification", "segmentation")
+# Recognized by the shapes of all their tensors, where sizes that follow from the number of classes are free.
+FINGERPRINTED: tuple[Task, ...] = ("classification", "segmentation", "video")
+COMPRESSED: tuple[Task, ...] = (*FINGERPRINTED, "detection")
 AUXILIARY = "aux_classifier."  # tensors of the head that segmentation networks may have for training
 WITHOUT_AUXILIARY = "lraspp"  # never has it
+
+# Frames of the clips that published weights were trained with, by the beginning of a network's name.
+CLIP_FRAMES = {"s3d": 128, "swin3d": 32}
+NUM_FRAMES = 16  # of all others
 
 # Auxiliary heads are for training only, and slow to build and initialize.
 BUILD_ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -88,8 +94,13 @@ def known_architecture(arch: str) -> str:
 
 
 def list_architectures() -> list[str]:
-    """Names of torchvision's image classifiers and segmentation networks."""
+    """Names of torchvision's classifiers of images and clips, its segmentation networks and detectors."""
     return [arch for task in COMPRESSED for arch in list_task(task)]
+
+
+def list_fingerprinted() -> list[str]:
+    """Names of those that are recognized by their fingerprints: all but detectors."""
+    return [arch for task in FINGERPRINTED for arch in list_task(task)]
 
 
 def list_task(task: Task) -> list[str]:
@@ -111,10 +122,6 @@ def why_not(arch: str, task: Task) -> str:
         task: what it is for.
     """
     reasons: dict[Task, str] = {
-        "detection": "a detector, whose numbers of boxes depend on the image: its backbone alone, a function of yours "
-        "that returns the heads' raw outputs as tensors (batch, ...), can be compressed by --arch module:function",
-        "video": "a network for clips, and only images (batch, channels, height, width) are read; of its 3-d "
-        "convolutions none could be factorized",
         "optical_flow": "a network for pairs of images, and one input is expected: a function of yours that takes one "
         "tensor and splits it can be compressed by --arch module:function",
         "quantization": "quantized, and weights in floating point are compressed: give the network it was made from, "
@@ -130,11 +137,18 @@ def published_transform(arch: str, image_size: int | None = None) -> Transform:
         arch: torchvision's name.
         image_size: the only size in pixels that the network takes, if there is one; it selects the published weights.
     """
+    if arch in list_task("detection"):
+        from compressor.network.detection.building import build_detector  # which builds on this module
+
+        return build_detector(arch, num_classes=2)[1]
     models = import_torchvision().models
     published = models.get_model_weights(arch)
     if not len(published):
         return Transform()
     presets = [read_preset(entry.transforms()) for entry in (published.DEFAULT, *published)]
+    if arch in list_task("video"):
+        frames = next((count for start, count in CLIP_FRAMES.items() if arch.startswith(start)), NUM_FRAMES)
+        presets = [replace(preset, frames=frames) for preset in presets]
     if image_size is None:
         return presets[0]
     fitting = [preset for preset in presets if preset.input_size == image_size]
@@ -142,7 +156,7 @@ def published_transform(arch: str, image_size: int | None = None) -> Transform:
 
 
 def read_preset(preset: Any) -> Transform:
-    """The fields of torchvision's `ImageClassification` and `SemanticSegmentation` presets."""
+    """The fields of torchvision's presets for classification, of images and of clips, and for segmentation."""
     resized = preset.resize_size[0]
     return Transform(
         input_size=preset.crop_size[0] if hasattr(preset, "crop_size") else resized,  # whole images, cut to squares
@@ -221,7 +235,7 @@ def shapes_of(state: Mapping[str, Tensor]) -> Fingerprint:
 
 
 def registry_fingerprints(cache_dir: Path | None = None) -> dict[str, Fingerprint]:
-    """Fingerprints of all of torchvision's networks that can be compressed, by name.
+    """Fingerprints of torchvision's networks that can be compressed, by name, without detectors.
 
     Computing them takes seconds, so they are cached for each version of torchvision.
 
@@ -229,7 +243,7 @@ def registry_fingerprints(cache_dir: Path | None = None) -> dict[str, Fingerprin
         cache_dir: folder of the cache; by default the user's cache folder.
     """
     cache = cache_file(cache_dir)
-    names = list_architectures()
+    names = list_fingerprinted()
     cached = read_cache(cache, names)
     if cached is not None:
         return cached

@@ -1,8 +1,8 @@
 """Attention whose linear layers are called, so that they can be factorized like any other layer.
 
-`nn.MultiheadAttention` and torchvision's Swin attention hand the weights of their linear layers to a function. The
-modules here hold the same tensors and compute the same, but through layers that a network can have replaced.
-MaxViT's attention calls its layers already.
+`nn.MultiheadAttention` and torchvision's Swin attention, of images and clips, hand the weights of their linear layers
+to a function. The modules here hold the same tensors and compute the same, but through layers that a network can have
+replaced. MaxViT's attention calls its layers already.
 """
 
 import copy
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from compressor.network.clips import attention as clips
 from compressor.network.hooks import attached
 
 # By name: a torchvision that does not work with this torch is to be reported where it is imported, not here.
@@ -40,7 +41,12 @@ def open_attention(model: nn.Module, example: Tensor) -> nn.Module:
         The new network, or `model` itself where it has no such attention.
     """
     opened: dict[int, nn.Module] = {id(part): SelfAttention(part) for part in _plain_self_attention(model, example)}
-    opened |= {id(part): WindowAttention(part) for part in model.modules() if _is_window_attention(part)}
+    kinds = {(SWIN_MODULE, SWIN_V1): WindowAttention, (SWIN_MODULE, SWIN_V2): WindowAttention}
+    windows: dict[tuple[str, str], type[nn.Module]] = {**kinds, (clips.MODULE, clips.CLASS): clips.ClipWindowAttention}
+    for part in model.modules():
+        opener = windows.get((type(part).__module__, type(part).__name__))
+        if opener and _is_pristine(part) and _holds_its_weight(part.qkv) and _holds_its_weight(part.proj):
+            opened[id(part)] = opener(part)
     if not opened:
         return model
     tensors = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -213,13 +219,6 @@ def _has_plain_parts(attention: nn.MultiheadAttention) -> bool:
         and _is_pristine(attention)
         and _holds_its_weight(attention.out_proj)
     )
-
-
-def _is_window_attention(module: nn.Module) -> bool:
-    kind = type(module)
-    if kind.__module__ != SWIN_MODULE or kind.__name__ not in (SWIN_V1, SWIN_V2):
-        return False
-    return _is_pristine(module) and _holds_its_weight(module.qkv) and _holds_its_weight(module.proj)
 
 
 def _is_pristine(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
+from compressor.factorization.layers.kinds import KINDS
 from compressor.failures import blaming
 from compressor.network.architectures import known_architecture, published_transform, shapes_of
 from compressor.network.checkpoints.beside import describe_rest
@@ -43,6 +44,9 @@ from compressor.network.checkpoints.pickled import (
     without_wrappers,
 )
 from compressor.network.checkpoints.reading import read_checkpoint
+from compressor.network.detection.building import transform_of as detector_transform
+from compressor.network.detection.raw import RawDetector, is_detector
+from compressor.network.detection.recognition import detector_options
 from compressor.network.inputs import count_outputs, first_channels, run_outputs
 from compressor.text import first_line, join_words
 
@@ -194,6 +198,8 @@ def load_own(contents: Contents, path: Path, arch: str, weights: str | None, not
     notes += [*([] if uses_parts else remarks), *describe_rest(chosen, copies, tensors)]
     check_finite({name: chosen.tensors[name] for name in model.state_dict() if name in chosen.tensors}, path)
     fill(model, chosen.tensors, path, notes)
+    if is_detector(model):
+        return replace(adopt_detector(model, path, notes), arch=arch)
     transform = fit_channels(transform_of(model, notes), first_channels(model), notes)
     model = freeze(model.float())
     return LoadedModel(arch, run_outputs(model, transform, path), model, transform, notes)
@@ -309,7 +315,7 @@ def freeze(model: nn.Module) -> nn.Module:
 
 def has_layers(module: nn.Module) -> bool:
     """Whether there is a layer that could be compressed."""
-    return any(isinstance(layer, nn.Linear | nn.Conv2d) for layer in module.modules())
+    return any(isinstance(layer, KINDS) for layer in module.modules())
 
 
 def choose_module(contents: Contents, path: Path, weights: str | None, notes: list[str]) -> nn.Module:
@@ -342,6 +348,15 @@ def unwrap_module(module: nn.Module) -> nn.Module:
     return module
 
 
+def adopt_detector(module: nn.Module, path: Path, notes: list[str]) -> LoadedModel:
+    """A whole detector as the network of its raw outputs; the arguments are those of `load_weights`."""
+    transform = detector_transform(module)
+    model = freeze(RawDetector(module.float()))
+    classes = detector_options(shapes_of(state_of(model)))
+    count = count_outputs(model, path) if classes is None else classes["num_classes"]
+    return LoadedModel(type(module).__name__.lower(), count, model, transform, notes)
+
+
 def adopt_module(module: nn.Module, path: Path, arch: str | None, notes: list[str]) -> LoadedModel:
     """A whole network from a trusted pickle, unchanged.
 
@@ -353,6 +368,8 @@ def adopt_module(module: nn.Module, path: Path, arch: str | None, notes: list[st
     refuse_quantized_code((f"{type(part).__module__}.{type(part).__name__}" for part in module.modules()), str(path))
     weights = state_of(module)
     check_finite(weights, path)
+    if is_detector(module):
+        return adopt_detector(module, path, notes)
     model = freeze(module.float())
     matches = recognizer(arch)[0](shapes_of(weights))
     if arch is not None and not matches:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from compressor.data.images import ImageSet
+from compressor.factorization.layers.kinds import Convolution, axes_of
 from compressor.streams import Stream, derived_seed
 
 BATCH_SIZE = 32
@@ -25,17 +26,17 @@ class OutputPositions:
     """Some positions of a layer's output, the same for every output of that shape.
 
     Attributes:
-        indices: for a convolution's output (N, Co, H, W) image, row and column of each position; for others its index
-            in all but the last dimension, flattened.
+        indices: for a convolution's output (N, Co, H, W) image, row and column of each position, and for images of
+            other axes alike; for others its index in all but the last dimension, flattened.
     """
 
     indices: tuple[Tensor, ...]
 
     def of_output(self, output: Tensor) -> Tensor:
         """The outputs (rows, Co) at these positions."""
-        if len(self.indices) == 3:
-            image, row, column = self.indices
-            return (output if output.dim() == 4 else output[None])[image, :, row, column]
+        if len(self.indices) > 1:
+            image, *pixel = self.indices
+            return _batched(output, len(pixel)).movedim(1, -1)[(image, *pixel)]
         return output.reshape(-1, output.shape[-1])[self.indices[0]]
 
     def of_input(self, layer: nn.Module, value: Tensor) -> Tensor:
@@ -44,8 +45,8 @@ class OutputPositions:
         Returns:
             (rows, groups * n): patches in the order of the weight, group after group.
         """
-        if isinstance(layer, nn.Conv2d):
-            return _patches(layer, value if value.dim() == 4 else value[None], *self.indices)
+        if isinstance(layer, Convolution):
+            return _patches(layer, _batched(value, axes_of(layer)), *self.indices)
         return value.reshape(-1, value.shape[-1])[self.indices[0]]
 
 
@@ -58,11 +59,11 @@ def sample_positions(layer: nn.Module, output: Tensor, count: int, generator: to
         count: how many at most.
         generator: draws them, on the CPU.
     """
-    if isinstance(layer, nn.Conv2d):
-        num_images, (height, width) = output.shape[:-3].numel(), output.shape[-2:]  # the batch dimension may be missing
-        chosen = torch.randperm(num_images * height * width, generator=generator)[:count].to(output.device)
-        image, pixel = chosen // (height * width), chosen % (height * width)
-        return OutputPositions((image, pixel // width, pixel % width))
+    if axes := axes_of(layer):
+        batched = _batched(output, axes)
+        size = batched.shape[:1] + batched.shape[2:]
+        chosen = torch.randperm(size.numel(), generator=generator)[:count].to(output.device)
+        return OutputPositions(torch.unravel_index(chosen, size))
     total = output.shape[:-1].numel()
     return OutputPositions((torch.randperm(total, generator=generator)[:count].to(output.device),))
 
@@ -72,21 +73,47 @@ def position_generators(seed: int, count: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(derived_seed(seed, Stream.POSITIONS)) for _ in range(count)]
 
 
-def _patches(layer: nn.Conv2d, value: Tensor, image: Tensor, row: Tensor, column: Tensor) -> Tensor:
+def _batched(value: Tensor, axes: int) -> Tensor:
+    """Images (N, C, ...) of so many axes, also where the batch dimension is missing."""
+    return value if value.dim() == axes + 2 else value[None]
+
+
+def _patches(layer: Convolution, value: Tensor, image: Tensor, *pixel: Tensor) -> Tensor:
     """The patches (rows, C * kh * kw) that a convolution multiplies at these positions of its output."""
-    # nn.Conv2d keeps its padding for F.pad in this attribute for every mode, 'same' and 'valid' included.
+    padded, strides = _with_zeros_between(layer, value) if isinstance(layer, nn.ConvTranspose2d) else _pad(layer, value)
+    axes = len(pixel)
+    steps = [
+        (position[:, None] * stride + dilation * torch.arange(size, device=value.device)).view(
+            -1, *[size if other == axis else 1 for other in range(axes)]
+        )
+        for axis, (position, stride, dilation, size) in enumerate(
+            zip(pixel, strides, layer.dilation, layer.kernel_size, strict=True)
+        )
+    ]
+    gathered = padded.movedim(1, -1)[(image.view(-1, *[1] * axes), *steps)]  # (rows, kh, kw, C)
+    return gathered.movedim(-1, 1).flatten(1)
+
+
+def _pad(layer: Convolution, value: Tensor) -> tuple[Tensor, Sequence[int]]:
+    """The padded input, and by how many pixels patches of neighbors lie apart along each axis."""
+    # torch keeps a convolution's padding for F.pad in this attribute for every mode, 'same' and 'valid' included.
     padding = layer._reversed_padding_repeated_twice
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    padded = nn.functional.pad(value, padding, mode=mode) if any(padding) else value
-    rows, columns = (
-        position[:, None] * stride + dilation * torch.arange(size, device=value.device)
-        for position, stride, dilation, size in zip(
-            (row, column), layer.stride, layer.dilation, layer.kernel_size, strict=True
-        )
+    return nn.functional.pad(value, padding, mode=mode) if any(padding) else value, layer.stride
+
+
+def _with_zeros_between(layer: nn.ConvTranspose2d, value: Tensor) -> tuple[Tensor, Sequence[int]]:
+    """The input of the convolution that a transposed one is, as of `_pad`."""
+    *lead, height, width = value.shape
+    sparse = value.new_zeros(
+        *lead, *((side - 1) * step + 1 for side, step in zip((height, width), layer.stride, strict=True))
     )
-    # Indices split by a slice put the gathered dimensions first: (rows, kh, kw, C).
-    gathered = padded[image[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-    return gathered.permute(0, 3, 1, 2).flatten(1)
+    sparse[..., :: layer.stride[0], :: layer.stride[1]] = value
+    padding: list[int] = []
+    for axis in (1, 0):  # the last axis comes first, and padding may be negative
+        margin = layer.dilation[axis] * (layer.kernel_size[axis] - 1) - int(layer.padding[axis])
+        padding += [margin, margin + layer.output_padding[axis]]
+    return nn.functional.pad(sparse, padding), (1, 1)
 
 
 def batches(images: ImageSet, device: torch.device, size: int = BATCH_SIZE) -> Iterator[Tensor]:

@@ -7,14 +7,20 @@ from torch import nn
 
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
+from compressor.factorization.layers.kinds import KINDS
 from compressor.failures import explain_shortage
 from compressor.outputs.structure import named_tensors
 
 
 def first_channels(model: nn.Module) -> int:
     """How many channels the first convolution takes; 3 for networks without one."""
-    convs = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-    return next((conv.in_channels for conv in convs), 3)
+    conv = first_convolution(model)
+    return 3 if conv is None else conv.in_channels
+
+
+def first_convolution(model: nn.Module) -> nn.Conv2d | nn.Conv3d | None:
+    """The first convolution of images or clips in order of definition; None for networks without one."""
+    return next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv3d)), None)
 
 
 def run_outputs(model: nn.Module, transform: Transform, path: Path) -> int:
@@ -25,7 +31,7 @@ def run_outputs(model: nn.Module, transform: Transform, path: Path) -> int:
     Raises:
         InputError: it has no linear or convolutional layer.
     """
-    example = torch.zeros(1, len(transform.mean), transform.input_size, transform.input_size)
+    example = torch.zeros(1, *transform.shape)
     try:
         with torch.inference_mode():
             outputs = model(example)
@@ -48,7 +54,7 @@ def count_outputs(module: nn.Module, path: Path) -> int:
     widths = [
         layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
         for layer in module.modules()
-        if isinstance(layer, nn.Linear | nn.Conv2d)
+        if isinstance(layer, KINDS)
     ]
     if not widths:
         raise InputError(f"{path} holds a {type(module).__name__} without a linear or convolutional layer")

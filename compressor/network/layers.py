@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import InputError
+from compressor.factorization.layers.kinds import KINDS, OTHERS, Layer, computes_as_its_kind, groups_of, weight_of
 from compressor.factorization.records import Method, MethodChoice
 from compressor.factorization.registry import applicable_methods, find_break_even_rank, num_params_table
 from compressor.network.attention import fused_modules
@@ -65,13 +66,13 @@ class FoundLayer:
 
     @property
     def shape(self) -> list[int]:
-        """Shape of the weight, (Co, Ci/groups, ...)."""
-        return list(_weight(self.module).shape)
+        """Shape of the weight that multiplies a patch, (Co, Ci/groups, ...)."""
+        return list(weight_of(self.module).shape)
 
     @property
     def params(self) -> int:
         """Parameters of the weight, without the bias (factors fitted to images add one where there was none)."""
-        return _weight(self.module).numel()
+        return weight_of(self.module).numel()
 
     @property
     def num_groups(self) -> int:
@@ -79,9 +80,9 @@ class FoundLayer:
         return groups_of(self.module)
 
     @property
-    def weighted_module(self) -> nn.Conv2d | nn.Linear:
+    def weighted_module(self) -> Layer:
         """The module, for layers that can be compressed."""
-        assert isinstance(self.module, nn.Conv2d | nn.Linear)
+        assert isinstance(self.module, KINDS)
         return self.module
 
     def params_by_rank(self) -> list[int]:
@@ -134,7 +135,7 @@ def find_layers(
     found = [
         _describe(name, module, macs.get(name, 0), method, called)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        if isinstance(module, (KINDS, OTHERS))
     ]
     found = _mark_shared_weights(model, found)
     return _select(found, _expand_sets(include, arch), skip)
@@ -164,13 +165,13 @@ def with_method(layer: FoundLayer, method: Method) -> FoundLayer:
 def _describe(name: str, module: nn.Module, macs: int, choice: MethodChoice, called: set[nn.Module]) -> FoundLayer:
     kind: Kind = "linear" if isinstance(module, nn.Linear) else "conv"
     layer = FoundLayer(name, module, kind, macs)
-    if type(module) not in (nn.Linear, nn.Conv2d):
+    if not computes_as_its_kind(module):
         return replace(layer, skipped=f"{type(module).__name__} is not supported")
     if module not in called:
         return replace(layer, skipped="its forward is never called (unused, or its owner reads the weight)")
     possible = possible_methods(layer)
     layer = with_method(layer, next((method for method in possible if method == choice), possible[0]))
-    if isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1:
+    if groups_of(module) == getattr(module, "in_channels", 0) > 1:
         return replace(layer, skipped="depthwise: already thin, two thinner convolutions would only be slower")
     if layer.dense_rank < 2:
         return replace(layer, skipped=f"no rank makes it smaller (break-even rank {layer.break_even_rank})")
@@ -192,7 +193,7 @@ def _mark_shared_weights(model: nn.Module, layers: list[FoundLayer]) -> list[Fou
     occurrences = Counter(id(weight) for _, module in every_module for weight in module.parameters(recurse=False))
     return [
         replace(layer, skipped="shares its weight with another layer")
-        if occurrences[id(_weight(layer.module))] > 1
+        if occurrences[id(layer.module.weight)] > 1
         else layer
         for layer in layers
     ]
@@ -226,14 +227,3 @@ def _leave_out(layer: FoundLayer, include: Sequence[str], skip: Sequence[str]) -
     if any(fnmatchcase(layer.name, pattern) for pattern in skip):
         return replace(layer, skipped=layer.skipped or "left out by --skip", left_out=True)
     return layer
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight
-
-
-def groups_of(module: nn.Module) -> int:
-    """Groups of a convolution, 1 for any other layer."""
-    return module.groups if isinstance(module, nn.Conv2d) else 1

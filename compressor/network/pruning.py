@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from compressor.factorization.layers.kinds import KINDS, Layer, groups_of, set_weight, weight_of
 from compressor.network.surgery import detach_from_original
-
-Part = nn.Conv2d | nn.Linear
 
 
 def prune_smallest(model: nn.Module, fraction: float) -> nn.Module:
@@ -35,8 +34,8 @@ def count_prunable(model: nn.Module) -> int:
     return sum(layer.weight.numel() for layer in _prunable(model))
 
 
-def _prunable(model: nn.Module) -> list[nn.Conv2d | nn.Linear]:
-    return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+def _prunable(model: nn.Module) -> list[Layer]:
+    return [layer for layer in model.modules() if isinstance(layer, KINDS)]
 
 
 def equalize_factor_scales(network: nn.Module) -> nn.Module:
@@ -44,31 +43,35 @@ def equalize_factor_scales(network: nn.Module) -> nn.Module:
 
     In place, with new tensors for the weights; returns `network`.
     """
-    for chain in network.modules():
-        if isinstance(chain, nn.Sequential):
-            for first, second in zip(chain, list(chain)[1:], strict=False):
-                if isinstance(first, Part) and isinstance(second, Part) and first.bias is None:
-                    _equalize(first, second)
+    for first, second in factor_pairs(network):
+        before = weight_of(first).flatten(1).norm(dim=1)
+        after = _by_group(second).transpose(1, 2).flatten(2).norm(dim=2).flatten()
+        used = (before > 0) & (after > 0)
+        rescale(first, second, torch.where(used, after / before.where(used, torch.ones_like(before)), 1.0).sqrt())
     return network
 
 
-def _equalize(first: Part, second: Part) -> None:
-    """Scale both weights for each of the K channels between them."""
+def factor_pairs(network: nn.Module) -> list[tuple[Layer, Layer]]:
+    """Layers of which the second reads what the first gives, which has no bias, and nothing else does."""
+    return [
+        (first, second)
+        for chain in network.modules()
+        if isinstance(chain, nn.Sequential)
+        for first, second in zip(chain, list(chain)[1:], strict=False)
+        if isinstance(first, KINDS) and isinstance(second, KINDS) and first.bias is None
+    ]
+
+
+def rescale(first: Layer, second: Layer, scale: Tensor) -> None:
+    """Multiply each of the K channels between two layers by a number `scale` (K,) above 0, and take it back behind."""
     with torch.no_grad():
-        grouped = _by_group(second)
-        before, after = first.weight.flatten(1).norm(dim=1), grouped.transpose(1, 2).flatten(2).norm(dim=2).flatten()
-        used = (before > 0) & (after > 0)
-        scale = torch.where(used, after / before.where(used, torch.ones_like(before)), 1.0).sqrt()
-        first.weight = _parameter(first.weight * scale.view(-1, *[1] * (first.weight.dim() - 1)), first)
+        weight, grouped = weight_of(first), _by_group(second)
+        set_weight(first, weight * scale.view(-1, *[1] * (weight.dim() - 1)))
         divided = grouped / scale.view(len(grouped), 1, -1, *[1] * (grouped.dim() - 3))
-        second.weight = _parameter(divided.reshape(second.weight.shape), second)
+        set_weight(second, divided.flatten(0, 1))
 
 
-def _by_group(layer: Part) -> Tensor:
+def _by_group(layer: Layer) -> Tensor:
     """The weight as (groups, Co/groups, Ci/groups, ...)."""
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
-    return layer.weight.reshape(groups, -1, *layer.weight.shape[1:])
-
-
-def _parameter(value: Tensor, like: Part) -> nn.Parameter:
-    return nn.Parameter(value, requires_grad=like.weight.requires_grad)
+    weight = weight_of(layer)
+    return weight.reshape(groups_of(layer), -1, *weight.shape[1:])

@@ -1,8 +1,8 @@
 """A compressed network in a safetensors file: weights, and the modules that are not the original's as JSON.
 
-Factors consist of convolutions, linear layers, chains of them and `Interpolated`; where hidden channels were removed,
-batch norms and PReLU have fewer, too. Their constructors' arguments are stored, so that loading repeats no
-decomposition.
+Factors consist of convolutions of any kind, linear layers, chains of them and `Interpolated`; where hidden channels
+were removed, batch norms and PReLU have fewer, too. Their constructors' arguments are stored, so that loading repeats
+no decomposition.
 """
 
 import copy
@@ -16,6 +16,7 @@ from torch import nn
 
 from compressor.errors import InputError
 from compressor.factorization.interpolative import Interpolated
+from compressor.factorization.layers.kinds import Layer
 from compressor.failures import blaming
 from compressor.files.tensors import read_tensors, write_tensors
 from compressor.network.surgery import replace_layer
@@ -23,15 +24,27 @@ from compressor.network.surgery import replace_layer
 CONV = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 LINEAR = ("in_features", "out_features")
 NORM = ("num_features", "eps", "momentum", "affine", "track_running_stats")
-NORMS = ("norm 1d", "norm 2d")
-CHANGED = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)
+PRELU = ("num_parameters",)
+ARGUMENTS = {
+    "linear": LINEAR,
+    "prelu": PRELU,
+    "transposed": (*CONV, "output_padding"),
+    **dict.fromkeys(("conv", "conv 1d", "conv 3d"), CONV),
+    **dict.fromkeys(("norm 1d", "norm 2d", "norm 3d"), NORM),
+}
 KINDS: dict[str, type[nn.Module]] = {
     "linear": nn.Linear,
     "conv": nn.Conv2d,
     "norm 1d": nn.BatchNorm1d,
     "norm 2d": nn.BatchNorm2d,
     "prelu": nn.PReLU,
+    "conv 1d": nn.Conv1d,
+    "conv 3d": nn.Conv3d,
+    "transposed": nn.ConvTranspose2d,
+    "norm 3d": nn.BatchNorm3d,
 }
+NAMES = {kind: name for name, kind in KINDS.items()}
+CHANGED = tuple(NAMES)
 Description = dict[str, Any]
 
 
@@ -89,14 +102,10 @@ def describe_module(module: nn.Module) -> Description:
     if isinstance(module, Interpolated):
         parts = {"keep": describe_module(module.keep), "rest": describe_module(module.rest)}
         return {"interpolated": parts, "outputs": len(module.order)}
-    if isinstance(module, nn.Linear):
-        return {"linear": {name: getattr(module, name) for name in LINEAR} | {"bias": module.bias is not None}}
-    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        return {NORMS[isinstance(module, nn.BatchNorm2d)]: {name: getattr(module, name) for name in NORM}}
-    if isinstance(module, nn.PReLU):
-        return {"prelu": {"num_parameters": module.num_parameters}}
-    assert isinstance(module, nn.Conv2d)
-    return {"conv": {name: getattr(module, name) for name in CONV} | {"bias": module.bias is not None}}
+    name = next(name for kind, name in NAMES.items() if isinstance(module, kind))
+    arguments = {each: getattr(module, each) for each in ARGUMENTS[name]}
+    with_bias = ARGUMENTS[name] not in (NORM, PRELU)
+    return {name: arguments | ({"bias": module.bias is not None} if with_bias else {})}
 
 
 def build_module(description: Description) -> nn.Module:
@@ -106,8 +115,8 @@ def build_module(description: Description) -> nn.Module:
         return nn.Sequential(*(build_module(part) for part in options))
     if kind == "interpolated":
         keep, rest = build_module(options["keep"]), build_module(options["rest"])
-        assert isinstance(keep, nn.Conv2d | nn.Linear)
-        assert isinstance(rest, nn.Conv2d | nn.Linear)
+        assert isinstance(keep, Layer)
+        assert isinstance(rest, Layer)
         return Interpolated(keep, rest, torch.zeros(description["outputs"], dtype=torch.int64))
     # JSON has lists in place of torch's tuples.
     arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}

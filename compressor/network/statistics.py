@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
+from compressor.factorization.layers.kinds import axes_of
 from compressor.factorization.moments import INPUT_FLOOR, OUTPUT_FLOOR, LayerMoments, raise_floor_, with_floor
 from compressor.network.hooks import batches, fitting_with_gradients, position_generators, sample_positions, watching
 from compressor.network.layers import FoundLayer
+from compressor.process.memory import at_once
 from compressor.streams import Stream, derived_seed
 
 T = TypeVar("T")
@@ -184,7 +186,7 @@ def chunks(parts: Sequence[T], bytes_of: Callable[[T], int]) -> Iterator[list[T]
     chunk: list[T] = []
     used = 0
     for part in parts:
-        if chunk and used + bytes_of(part) > MEMORY_BYTES:
+        if chunk and used + bytes_of(part) > at_once(MEMORY_BYTES):
             yield chunk
             chunk, used = [], 0
         chunk.append(part)
@@ -304,7 +306,7 @@ def projected_gradients(
 
 
 def _as_rows(layer: nn.Module, output: Tensor) -> Tensor:
-    channels_last = output.movedim(-3, -1) if isinstance(layer, nn.Conv2d) else output
+    channels_last = output.movedim(-1 - axes_of(layer), -1)
     return channels_last.reshape(-1, channels_last.shape[-1])
 
 

@@ -108,7 +108,8 @@ def join(first: ImageSet, second: ImageSet) -> ImageSet:
     if first.masks is not None and second.masks is not None:
         masks = torch.cat([first.masks, second.masks])
     files = None if first.files is None or second.files is None else [*first.files, *second.files]
-    found = replace(first, labels=labels, files=files, masks=masks)
+    boxes = None if first.boxes is None or second.boxes is None else (*first.boxes, *second.boxes)
+    found = replace(first, labels=labels, files=files, masks=masks, boxes=boxes)
     if first.held is second.held and first.chosen is not None and second.chosen is not None:
         return replace(found, chosen=torch.cat([first.chosen, second.chosen]))
     return replace(found, held=torch.cat([first.data, second.data]), chosen=None)

@@ -20,6 +20,7 @@ PLANS = "plans"  # a folder
 PLAN = "plan.json"
 ORIGINAL, MODEL = "original.onnx", "model.onnx"
 SCRIPT = "infer.py"
+DETECTION_SCRIPT, ANCHORS = "detect.py", "anchors.npy"  # of one-stage detectors
 
 
 def precision_file(precision: Precision) -> str:
@@ -39,6 +40,8 @@ OUTPUTS = (
     "report.json",
     "report.html",
     SCRIPT,
+    DETECTION_SCRIPT,
+    ANCHORS,
     *(f"{name}{suffix}" for name in NETWORKS for suffix in ("", DATA_SUFFIX, ZIP_SUFFIX, DATA_SUFFIX + ZIP_SUFFIX)),
     *(f"{Path(name).stem}{suffix}" for name in NETWORKS for suffix in (ORT_SUFFIX, CONFIG_SUFFIX)),
 )

@@ -22,6 +22,7 @@ from compressor.fidelity.structured.outputs import give_rows
 from compressor.fidelity.structured.segmentation import class_map
 from compressor.files import check_folder
 from compressor.network.attention import open_attention
+from compressor.network.detection.raw import RawDetector, is_detector
 from compressor.network.layers import find_layers
 from compressor.outputs.auxiliary import drop_auxiliary
 from compressor.outputs.rows import view_of
@@ -65,7 +66,7 @@ def prepare(  # noqa: PLR0913
     _require_usable(image_set, settings)
     _require_folder(Path(out), resume, overwrite)
     parts = divide_images(image_set, settings)
-    original = copy.deepcopy(model).eval().requires_grad_(False).to(usable_device(settings.device))
+    original = _without_selection(copy.deepcopy(model)).eval().requires_grad_(False).to(usable_device(settings.device))
     progress = progress or Progress()
     original = _with_rows(_without_aux(original, settings, progress), parts[1], settings)
     checked = _check_labels(original, join(*parts[:2]), settings, progress)
@@ -98,6 +99,11 @@ def prepare(  # noqa: PLR0913
         training=training,
         resume=resume,
     )
+
+
+def _without_selection(original: nn.Module) -> nn.Module:
+    """The network; of a detector that of its heads' raw outputs."""
+    return RawDetector(original) if is_detector(original) else original
 
 
 def _without_aux(original: nn.Module, settings: Settings, progress: Progress) -> nn.Module:

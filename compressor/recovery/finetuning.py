@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
+from compressor.factorization.layers.kinds import KINDS
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.risk import cross_entropy
 from compressor.recovery.checkpoint import Checkpoint, read_progress
@@ -280,7 +281,7 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
 
 def _zero_masks(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Weights of convolutions and linear layers that have zeros, each with a mask: 0 at the zeros, else 1."""
-    weights = [layer.weight for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    weights = [layer.weight for layer in network.modules() if isinstance(layer, KINDS)]
     masks = [(weight, (weight.detach() != 0).to(weight.dtype)) for weight in weights]
     return [(weight, mask) for weight, mask in masks if not mask.all()]
 

@@ -20,11 +20,10 @@ import torch
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from torch import Tensor, nn
 
-from compressor.cost.memory import release_memory
 from compressor.data.images import ImageSet
 from compressor.factorization.alternating import alternate
-from compressor.factorization.base import Layer
 from compressor.factorization.interpolative import Interpolated
+from compressor.factorization.layers.kinds import Layer, groups_of, set_weight, weight_of
 from compressor.factorization.least_squares import NestedRefit
 from compressor.factorization.moments import INPUT_FLOOR, raise_floor_
 from compressor.factorization.registry import METHODS
@@ -38,7 +37,7 @@ from compressor.network.hooks import (
     sample_positions,
     watching,
 )
-from compressor.network.layers import FoundLayer, groups_of
+from compressor.network.layers import FoundLayer
 from compressor.network.replay import Cuts, Replay
 from compressor.network.statistics import (
     MAX_ROWS,
@@ -51,6 +50,7 @@ from compressor.network.statistics import (
     rows_of_batch,
 )
 from compressor.network.surgery import replace_layer
+from compressor.process.memory import release_memory
 from compressor.recovery.records import ReconstructionRecord, ReconstructionStep, StepKind
 
 CHECKED_TOGETHER = 3  # layers
@@ -233,7 +233,7 @@ class Reconstruction:
 
     def _refit_norms(self) -> None:
         """Set all batch-norm statistics to those of the compressed network's activations."""
-        norms = [m for m in self.network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+        norms = [m for m in self.network.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d)]
         norms = [norm for norm in norms if norm.track_running_stats]
         if not norms:
             return
@@ -250,7 +250,7 @@ class Reconstruction:
 def last_factor(module: nn.Module) -> tuple[nn.Module, Tensor | None]:
     """The last linear part of a factorized layer, and the indices of the layer's outputs it gives (None for all)."""
     if isinstance(module, Interpolated):
-        return module.rest, module.order.argsort()[len(module.keep.weight) :]
+        return module.rest, module.order.argsort()[len(weight_of(module.keep)) :]
     assert isinstance(module, nn.Sequential)
     return module[-1], None
 
@@ -294,9 +294,9 @@ def _with_last_refitted(module: nn.Module, moments: RunningMoments) -> nn.Module
     """A copy of the factorized layer whose last factor and bias are the least-squares ones."""
     changed = copy.deepcopy(module)
     final, _ = last_factor(changed)
-    weight, bias = solve(moments, final.weight, LAST_FLOOR)  # type: ignore[arg-type]
-    final.weight = _as_parameter(weight, final)
+    weight, bias = solve(moments, weight_of(final), LAST_FLOOR)
     final.bias = _as_parameter(bias, final)
+    set_weight(final, weight)
     return changed
 
 
@@ -312,8 +312,9 @@ def _with_both_refitted(layer: FoundLayer, module: nn.Module, moments: RunningMo
     assert factors is not None
     substitute: Layer = copy.deepcopy(layer.weighted_module)
     floor = INPUT_FLOOR + ROW_FLOOR * moments.num_inputs / moments.count
-    weight, bias = solve(moments, substitute.weight, floor)
-    substitute.weight, substitute.bias = _as_parameter(weight, layer.module), _as_parameter(bias, layer.module)
+    weight, bias = solve(moments, weight_of(substitute), floor)
+    substitute.bias = _as_parameter(bias, layer.module)
+    set_weight(substitute, weight)
     metric = make_moments(moments, outputs)
     kernel = factors.kernel(substitute).double().cpu()
     present = first_factor(module, layer.num_groups).double().cpu()

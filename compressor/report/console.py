@@ -14,7 +14,7 @@ from compressor.network.records import LayerRecord
 from compressor.recovery.records import ReconstructionRecord, TuneRecord
 from compressor.report.formatting import GAP
 from compressor.report.records import FileRecord, Report, StageRecord, VerdictRecord
-from compressor.report.structured.rows import output_rows, segmentation_rows
+from compressor.report.structured.rows import detection_rows, output_rows, segmentation_rows
 from compressor.report.verdict import describe_failure
 from compressor.report.wording import describe_difference, describe_outcome, describe_result
 from compressor.schema import Number, Pair
@@ -83,7 +83,8 @@ def _summary_table(report: Report) -> Table:
     table.add_row("function norm", "0", norm, f"{fidelity.relative:.4f}")
     if fidelity.top1_agreement is not None:
         table.add_row(_agreement_name(fidelity), "", _percent(fidelity.top1_agreement), "")
-    for cells in (*segmentation_rows(report.segmentation), *output_rows(fidelity.outputs)):
+    decided = (*segmentation_rows(report.segmentation), *detection_rows(report.detection))
+    for cells in (*decided, *output_rows(fidelity.outputs)):
         table.add_row(*cells)
     table.add_row("export check", "", f"{report.export_check.max_rel_error:.1e} relative", "")
     return table
@@ -121,6 +122,9 @@ def _precision_table(report: Report) -> Table:
         same = [_percent_or_dash(each.top1_agreement) for each in (fidelity, *(r.fidelity for r in others))]
         rows.append((_agreement_name(fidelity), ["", *same]))
         rows.append(("  as float32", ["", "", *(_percent_or_dash(record.agreement_to_float32) for record in others)]))
+    if report.segmentation and report.segmentation.mean_iou:
+        ious = [*_both(report.segmentation.mean_iou), *(record.mean_iou for record in others)]
+        rows.append(("mean IoU", [_percent_or_dash(iou) for iou in ious]))
     if report.top1:
         tops = [*_both(report.top1), *(record.top1 for record in others)]
         rows.append(("top-1", ["" if top is None else _percent(top) for top in tops]))
@@ -157,19 +161,19 @@ def _both(pair: Pair[Number]) -> tuple[Number, Number]:
     return pair.original, pair.compressed
 
 
-def print_layers(arch: str, num_classes: int, input_size: int, layers: Sequence[LayerRecord]) -> None:
+def print_layers(arch: str, num_classes: int, input_size: str, layers: Sequence[LayerRecord]) -> None:
     """Print the table of `bocompress inspect`.
 
     Args:
         arch: of the network.
         num_classes: its outputs.
-        input_size: height and width of its images, in pixels.
+        input_size: of its images or clips, in words.
         layers: all conv and linear layers, with what is known of each.
     """
     taken = [layer for layer in layers if layer.skipped is None]
     share = sum(layer.params for layer in taken) / max(1, sum(layer.params for layer in layers))
     title = (
-        f"{arch}, {num_classes} classes, {input_size} px: {len(taken)} of {len(layers)} layers can be compressed, with "
+        f"{arch}, {num_classes} classes, {input_size}: {len(taken)} of {len(layers)} layers can be compressed, with "
         f"{100 * share:.0f} % of their parameters"
     )
     names = dict.fromkeys(group for layer in layers for group in layer.groups)

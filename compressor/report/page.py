@@ -192,7 +192,11 @@ def _list_decision_rows(report: Report) -> list[Row]:
         rows.append(Row(name, "", show(report.fidelity.top1_agreement), "", part=report.top1 is not None))
     if report.risk is not None:
         rows.append(_compare_risk(report.risk))
-    extra = [*structured.segmentation_rows(report.segmentation), *structured.output_rows(report.fidelity.outputs)]
+    extra = [
+        *structured.segmentation_rows(report.segmentation),
+        *structured.detection_rows(report.detection),
+        *structured.output_rows(report.fidelity.outputs),
+    ]
     return rows + [Row(name[0].upper() + name[1:], old, new, change) for name, old, new, change in extra]
 
 

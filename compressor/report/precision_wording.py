@@ -55,6 +55,9 @@ def list_precision_rows(report: Report) -> list[PrecisionRow]:
             _row(same, [None, *(each.top1_agreement for each in every)], share),
             _row("as float32", [None, None, *(r.agreement_to_float32 for r in others)], share, part=True),
         ]
+    if report.segmentation is not None and report.segmentation.mean_iou is not None:
+        ious = [*_both(report.segmentation.mean_iou), *(record.mean_iou for record in others)]
+        rows.append(_row("Mean IoU", ious, share))
     if report.top1 is not None:
         rows.append(_row("Top-1 accuracy", [*_both(report.top1), *(record.top1 for record in others)], share))
     return rows

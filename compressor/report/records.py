@@ -3,7 +3,14 @@
 from pydantic import Field
 
 from compressor.cost.records import Cost, LatencyRecord, MachineRecord, StageCost
-from compressor.fidelity.records import Fidelity, FidelityRecord, Metrics, PairedChange, SegmentationRecord
+from compressor.fidelity.records import (
+    DetectionRecord,
+    Fidelity,
+    FidelityRecord,
+    Metrics,
+    PairedChange,
+    SegmentationRecord,
+)
 from compressor.network.records import LayerRecord
 from compressor.recovery.records import ReconstructionRecord, TuneRecord
 from compressor.schema import Pair, Record
@@ -26,6 +33,7 @@ class PrecisionRecord(Record):
     norm_to_float32: float = Field(ge=0)
     agreement_to_float32: float | None = Field(default=None, ge=0, le=1)
     top1: float | None = None
+    mean_iou: float | None = None
     latency: dict[str, LatencyRecord]
     latency_to_float32: dict[str, LatencyRecord]
     quantization: QuantizationRecord | None = None
@@ -106,7 +114,7 @@ class Report(Record):
     `ratio` is R, compressed over original `cost` of the searched layers, or of their weights that are not zero
     where `prune_searched`. `searched` is what L was in the search. `top1` is the share of correct decisions on the
     test images, `top1_change` how it changed, and `risk` their mean cross-entropy, all null without labels.
-    `segmentation` is null for networks that give no class to every pixel.
+    `segmentation` is null for networks that give no class to every pixel, `detection` for all but detectors.
     `precisions` holds the compressed network in precisions other than float32, `files` what was converted from its
     ONNX files. `stages` are those of a recipe, each with its own search and fine-tuning. `seconds` is the whole run's;
     `stage_costs` say where they went, up to the report itself, and `seconds_per_image` is what one image took the
@@ -144,6 +152,7 @@ class Report(Record):
     top1_change: PairedChange | None = None
     risk: Pair[float] | None = None
     segmentation: SegmentationRecord | None = None
+    detection: DetectionRecord | None = None
     precisions: list[PrecisionRecord] = Field(default_factory=list)
     files: list[FileRecord] = Field(default_factory=list)
     search: SearchRecord | None = None

@@ -9,7 +9,8 @@ from compressor.schema import Pair
 from compressor.search.records import TARGET_OPTIONS, Form, ParetoRecord, TargetRecord
 
 MAX_RELATIVE_NORM = 0.5  # of the output energy, that a network may lose and still be useful
-MIN_TOP1_SHARE = 0.5  # of the original's top-1; means of outputs can be large beside what tells classes apart
+TOP1, MEAN_IOU, MEAN_AP = "top-1", "mean IoU", "mean AP"
+MIN_ACCURACY_SHARE = 0.5  # of the original's; means of outputs can be large beside what tells classes apart
 MIN_LEFT = 0.95  # of operations and of time: a network that keeps as much gained little
 GOOD_SHARE = 0.1  # of what a network without outputs loses: L that a suggested gamma leads to
 STEPS = (1.0, 2.0, 5.0, 10.0)  # suggestions are rounded up to these
@@ -20,7 +21,8 @@ def reach_verdict(
     precisions: Sequence[PrecisionRecord],
     target: TargetRecord | None,
     advice: str,
-    top1: Pair[float] | None = None,
+    accuracy: Pair[float] | None = None,
+    name: str = TOP1,
 ) -> VerdictRecord:
     """The verdict on a finished run.
 
@@ -29,19 +31,22 @@ def reach_verdict(
         precisions: its files in other precisions.
         target: what was asked for in place of gamma, with what was reached.
         advice: what to do where the network is destroyed.
-        top1: of the original and of the network, where there are labels.
+        accuracy: of the original and of the network, where there are labels, masks or boxes.
+        name: of the accuracy.
     """
-    if is_destroyed(fidelity, top1):
-        reason = f"the network no longer computes what the original does ({_describe_loss(fidelity, top1)})"
+    if is_destroyed(fidelity, accuracy):
+        reason = f"the network no longer computes what the original does ({_describe_loss(fidelity, accuracy, name)})"
         return VerdictRecord(success=False, reason=reason, advice=advice)
     if target is not None and not target.met:
         return VerdictRecord(success=False, reason=describe_missed(target), advice=_advise_on_target(target))
     for record in precisions:
-        own = (
-            None if top1 is None or record.top1 is None else Pair[float](original=top1.original, compressed=record.top1)
-        )
+        reached = {TOP1: record.top1, MEAN_IOU: record.mean_iou}.get(name)
+        own = None
+        if accuracy is not None and reached is not None:
+            own = Pair[float](original=accuracy.original, compressed=reached)
         if is_destroyed(record.fidelity, own):
-            reason = f"{record.file} no longer computes what the original does ({_describe_loss(record.fidelity, own)})"
+            lost = _describe_loss(record.fidelity, own, name)
+            reason = f"{record.file} no longer computes what the original does ({lost})"
             return VerdictRecord(success=False, reason=reason, advice="use model.onnx, in float32, which is good")
     return VerdictRecord(success=True)
 
@@ -65,13 +70,13 @@ def describe_little(report: Report) -> str:
     )
 
 
-def is_destroyed(fidelity: FidelityRecord, top1: Pair[float] | None = None) -> bool:
-    """Whether more than half of the output energy is lost, or of the top-1 accuracy."""
-    return fidelity.relative > MAX_RELATIVE_NORM or _has_lost_top1(top1)
+def is_destroyed(fidelity: FidelityRecord, accuracy: Pair[float] | None = None) -> bool:
+    """Whether more than half of the output energy is lost, or of the accuracy."""
+    return fidelity.relative > MAX_RELATIVE_NORM or _is_lost(accuracy)
 
 
-def _has_lost_top1(top1: Pair[float] | None) -> bool:
-    return top1 is not None and top1.compressed < MIN_TOP1_SHARE * top1.original
+def _is_lost(accuracy: Pair[float] | None) -> bool:
+    return accuracy is not None and accuracy.compressed < MIN_ACCURACY_SHARE * accuracy.original
 
 
 def describe_missed(target: TargetRecord) -> str:
@@ -115,12 +120,12 @@ def round_up(value: float) -> float:
     return float(f"{step * 10.0**power:.0e}")
 
 
-def _describe_loss(fidelity: FidelityRecord, top1: Pair[float] | None) -> str:
+def _describe_loss(fidelity: FidelityRecord, accuracy: Pair[float] | None, name: str) -> str:
     parts = [f"relative function norm {fidelity.relative:.2f}"]
     if fidelity.relative > MAX_RELATIVE_NORM:
         parts.append(f"above {MAX_RELATIVE_NORM:g}")
-    if top1 is not None and _has_lost_top1(top1):
-        parts.append(f"top-1 {100 * top1.original:.0f} % before and {100 * top1.compressed:.0f} % after")
+    if accuracy is not None and _is_lost(accuracy):
+        parts.append(f"{name} {100 * accuracy.original:.0f} % before and {100 * accuracy.compressed:.0f} % after")
     if fidelity.top1_agreement is not None:
         parts.append(f"{100 * (1 - fidelity.top1_agreement):.0f} % of the decisions changed")
     return ", ".join(parts)

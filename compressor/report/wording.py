@@ -25,7 +25,7 @@ from compressor.report.formatting import (
     format_ratio,
 )
 from compressor.report.records import Report
-from compressor.report.structured.wording import describe_agreement, describe_segmentation
+from compressor.report.structured.wording import describe_agreement, describe_detection, describe_segmentation
 from compressor.report.verdict import describe_little
 from compressor.search.records import TARGET_OPTIONS, CertificateRecord, SearchRecord, TargetKind, TargetRecord
 
@@ -48,6 +48,8 @@ def describe_result(report: Report) -> str:
     float32 = [f"{describe_size(report)} ({_factor(compressed, original)})", *_speeds(report.latency)]
     pixels = report.segmentation
     same = [f"{format_percent(pixels.pixel_agreement)} of pixels keep their class"] if pixels else []
+    if report.detection is not None and report.detection.kept is not None:
+        same = [f"{format_percent(report.detection.kept)} of detections kept"]
     parts = [[*float32, *_agreements(report.fidelity), *same]]
     for record in report.precisions:
         size = f"{record.precision}: {format_bytes(record.onnx_bytes)} ({_factor(record.onnx_bytes, original)})"
@@ -80,6 +82,8 @@ def describe_decisions(report: Report) -> str:
     where = f"On {format_plural(images, 'test image' if outside else 'image')}{outside}"
     if report.segmentation is not None:
         return describe_segmentation(report.segmentation)
+    if report.detection is not None:
+        return describe_detection(report.detection)
     if fidelity.top1_agreement is None:
         share = f"{format_number(100 * fidelity.relative)}{GAP}%"
         return f"{where} the outputs moved by {share} of their energy; nothing is decided by them."

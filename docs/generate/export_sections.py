@@ -133,12 +133,13 @@ def coverage(study: Study) -> str:
     about = (
         f"{len(passed)} of {len(study['rows'])} architectures, the smallest first, inspected, compressed at half of "
         f"every break-even rank, exported and checked against torch; random weights, factors of the weights alone. "
-        f"MACs beside those that torchvision publishes with its weights, where these are for the same input size. "
+        f"MACs beside those that torchvision publishes with its weights, where these are for the same input size; "
+        f"px of clips are frames x pixels. "
         f"Export check: largest difference from torch as a share of the largest output. {machine(study)}"
     )
     columns = {
         "architecture": lambda r: r["arch"],
-        "px": lambda r: str(r["input_size"]),
+        "px": lambda r: f"{r['frames']} x {r['input_size']}" if "frames" in r else str(r["input_size"]),
         "compressed": lambda r: ", ".join(f"{count} {name}" for name, count in r["compressed"].items()),
         "skipped": lambda r: "; ".join(f"{count} {why.partition(':')[0]}" for why, count in r["skipped"].items()),
         "parameters": lambda r: f"{r['params'] / 1e6:.1f} M",
@@ -153,6 +154,7 @@ def coverage(study: Study) -> str:
         about,
         table(columns, passed),
         *_failures(study),
+        *([f"- Not run: {', '.join(study['not_run'])}"] if study.get("not_run") else []),
     )
 
 

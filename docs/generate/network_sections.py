@@ -154,3 +154,30 @@ def recipe(study: Study) -> str:
         "what": lambda r: r["what"],
     }
     return section(f"{study['study']}: the paper's stages on a small VGG", about, table(columns, study["rows"]))
+
+
+def structures(study: Study) -> str:
+    """Networks of other kinds at half their operations, beside uniform plans."""
+    about = (
+        f"Small networks of torchvision's kinds, trained here on {study['trained_on']:,} scenes of shapes cut from "
+        f"{study['shapes_of']}, or clips of digits that move, and compressed by `bocompress-export --target-macs` with "
+        f"half of their multiply-accumulates; uniform: every layer at the same share of its break-even rank, by "
+        f"`bocompress apply`. Figures on test images outside search and training, in %; outputs moved by a share of "
+        f"their energy. All files are verified. {machine(study)}"
+    )
+    columns = {
+        "network": lambda r: r["network"],
+        "figure": lambda r: r["metric"],
+        "images": lambda r: str(r["searched"]["test_images"]),
+        "original": lambda r: f"{100 * r['searched']['before']:.1f}",
+        "searched": lambda r: f"{100 * r['searched']['after']:.1f}",
+        "uniform": lambda r: f"{100 * r['uniform']['after']:.1f}",
+        "moved %": lambda r: f"{100 * r['searched']['moved']:.1f}",
+        "uniform moved %": lambda r: f"{100 * r['uniform']['moved']:.1f}",
+        "MACs": lambda r: f"{r['searched']['macs']:.3f}",
+        "uniform MACs": lambda r: f"{r['uniform']['macs']:.3f}",
+        "parameters": lambda r: f"{r['searched']['params']:.3f}",
+        "export check": lambda r: f"{r['searched']['export_check']:.0e}",
+    }
+    title = f"{study['study']}: segmentation, clips and detection at half the operations"
+    return section(title, about, table(columns, study["rows"]))

@@ -179,3 +179,14 @@ def _wrong(rows: list[Row]) -> str:
 
 def _short(study: Study) -> str:
     return str(study["network"]).partition(" ")[0]
+
+
+def structures(studies: list[Study]) -> str:
+    """What networks of other kinds lose at half their operations."""
+    rows = [row for study in studies for row in study["rows"]]
+    lost = [
+        f"{row['metric']} {100 * row['searched']['before']:.1f} to {100 * row['searched']['after']:.1f} "
+        f"({100 * row['uniform']['after']:.1f} at uniform ranks)"
+        for row in rows
+    ]
+    return f"**Segmentation, clips and detection** at half their operations, small networks: {'; '.join(lost)}."

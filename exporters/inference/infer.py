@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Classify images with an ONNX (or ORT) file: python infer.py PATH... [--model model.onnx] [--top 1].
 
-PATH is an image, or a folder, which is searched through. Each line printed is a file, a class and its probability,
-separated by tabs. Where the file gives a class to every pixel, it is the class's share of the pixels, and --masks
-FOLDER writes the numbers of the classes as PNG images of the input's size. Needs onnxruntime, numpy and Pillow. Size,
-resizing, mean, standard deviation and class names are read from the file's metadata.
+PATH is an image, or a folder, which is searched through; where the file takes clips, a folder of frames, or of such
+folders. Each line printed is a file, a class and its probability, separated by tabs. Where the file gives a class to
+every pixel, it is the class's share of the pixels, and --masks FOLDER writes the numbers of the classes as PNG images
+of the input's size. Needs onnxruntime, numpy and Pillow. Size, resizing, mean, standard deviation and class names are
+read from the file's metadata.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -45,11 +47,21 @@ class Model:
         self.input = self.session.get_inputs()[0]
         self.height, self.width = int(self.about["input_height"]), int(self.about["input_width"])
         self.mode = MODES[self.about["color_order"]]
+        self.frames = int(self.about.get("input_frames", 0))
         self.filter = FILTERS[self.about["interpolation"]]
         self.names = json.loads(self.about.get("class_names", "[]"))
         self.batch = self.input.shape[0] if isinstance(self.input.shape[0], int) else None
 
     def read(self, file: Path) -> Any:
+        """The image or clip, float32 of shape (channels, height, width) or (channels, frames, ...), as it is taken."""
+        if not self.frames:
+            return self.read_image(file)
+        found = sorted((one for one in file.iterdir() if is_image(one)), key=lambda one: natural(one.name))
+        chosen = [found[(2 * part + 1) * len(found) // (2 * self.frames)] for part in range(self.frames)]
+        read = {one: self.read_image(one) for one in set(chosen)}
+        return np.stack([read[one] for one in chosen], axis=1)
+
+    def read_image(self, file: Path) -> Any:
         """The image as float32 of shape (channels, height, width), as the file takes it."""
         with Image.open(file) as image:
             resized, _ = self.resized_size(image.size)
@@ -139,6 +151,29 @@ class Model:
         return str(self.names[index]) if len(self.names) == count else str(index)
 
 
+def is_image(file: Path) -> bool:
+    """Whether a file is an image by its suffix."""
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A name in parts that sort numbers by their value."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
+
+
+def list_clips(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yields the folders with frames among those given and below them.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    for path in paths:
+        if not path.is_dir():
+            raise ValueError(f"there is no folder {path}: the network takes clips, which are folders of frames")
+        inside = [path, *sorted(one for one in path.rglob("*") if one.is_dir())]
+        yield from (one for one in inside if any(is_image(file) for file in one.iterdir()))
+
+
 def list_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Yields the files given, and of folders the images in them at any depth.
 
@@ -147,7 +182,7 @@ def list_files(paths: Iterable[Path]) -> Iterator[Path]:
     """
     for path in paths:
         if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            yield from sorted(file for file in path.rglob("*") if is_image(file))
         elif path.exists():
             yield path
         else:
@@ -216,10 +251,11 @@ def main() -> None:
     parser.add_argument("--masks", type=Path, help="folder for the classes of pixels, where the file gives them")
     options = parser.parse_args()
     try:
-        files = list(list_files(options.paths))
+        model = Model(options.model)
+        files = list(list_clips(options.paths) if model.frames else list_files(options.paths))
         if not files:
             raise ValueError(f"no images in {', '.join(map(str, options.paths))}")
-        failed = classify(Model(options.model), files, max(options.top, 1), options.masks)
+        failed = classify(model, files, max(options.top, 1), options.masks)
     except BrokenPipeError:  # the reader of the output has left
         os._exit(1)  # without flushing what nobody reads
     except Exception as error:

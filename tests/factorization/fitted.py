@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from compressor.factorization.layers.kinds import weight_of
 from compressor.factorization.moments import LayerMoments
 
 
@@ -32,7 +33,7 @@ def spread(size: int, generator: torch.Generator, groups: int = 1) -> Tensor:
 def random_moments(layer: nn.Module, seed: int = 0) -> LayerMoments:
     generator = torch.Generator().manual_seed(seed)
     groups = getattr(layer, "groups", 1)
-    num_out, num_in = len(layer.weight) // groups, layer.weight[0].numel()
+    num_out, num_in = len(weight_of(layer)) // groups, weight_of(layer)[0].numel()
     mean = torch.randn(groups, num_in, generator=generator, dtype=torch.float64)
     return LayerMoments(spread(num_in, generator, groups), mean, spread(num_out, generator, groups))
 

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from compressor.factorization.base import Factors
-from compressor.factorization.registry import METHODS
+from compressor.factorization.layers.kinds import weight_of
+from compressor.factorization.registry import METHODS, applicable_methods
 from tests.factorization.fitted import EXACT, convolutions, random_moments
+from tests.factorization.kinds import inputs_of, plain, transposed
 
 
 def check_nested(layer: nn.Conv2d | nn.Linear, factors: Factors, inputs: Tensor) -> None:
@@ -25,7 +27,7 @@ def check_nested(layer: nn.Conv2d | nn.Linear, factors: Factors, inputs: Tensor)
                 by_group = features.unflatten(1, (layer.groups, -1))[:, :, :kept]
                 found = torch.einsum("bgs...,gso->bgo...", by_group, nested.outputs[:, :kept]).flatten(1, 2)
             if nested.bias is not None:
-                found = found + nested.bias.reshape(-1, *([1] * (0 if nested.channels_last else 2)))
+                found = found + nested.bias.reshape(-1, *([1] * (0 if nested.channels_last else inputs.dim() - 2)))
             assert float((found - truth).abs().max()) < EXACT * max(1.0, float(truth.abs().max()))
 
 
@@ -34,6 +36,13 @@ def check_nested(layer: nn.Conv2d | nn.Linear, factors: Factors, inputs: Tensor)
 def test_nested_ranks_of_a_convolution_are_those_built_one_by_one(layer: nn.Conv2d, fitted: bool) -> None:
     factors = METHODS["spatial"].factorize(layer, *([random_moments(layer)] if fitted else []))
     check_nested(layer, factors, torch.randn(2, layer.in_channels, 11, 12))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.one_of(plain(), transposed()), st.booleans())
+def test_nested_ranks_of_other_kinds_are_those_built_one_by_one(layer: nn.Module, fitted: bool) -> None:
+    method = METHODS[applicable_methods(weight_of(layer).shape, layer.groups)[0]]
+    check_nested(layer, method.factorize(layer, *([random_moments(layer)] if fitted else [])), inputs_of(layer))
 
 
 @pytest.mark.parametrize("fitted", [False, True])

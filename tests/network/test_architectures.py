@@ -23,7 +23,7 @@ def squeezenet():
 
 
 def test_every_architecture_is_recognized_and_no_two_are_alike(registry):
-    assert len(registry) == 86  # 80 classifiers, 6 segmentation networks
+    assert len(registry) == 95  # 80 classifiers, 6 segmentation networks, 9 for clips
     for arch, fingerprint in registry.items():
         values = {CLASSES: 7, TOKENS: 197}
         shapes = {name: tuple(values.get(n, n) for n in shape) for name, shape in fingerprint.items()}
@@ -115,7 +115,7 @@ def test_torchvision_missing(tmp_path, squeezenet, monkeypatch):
 
 @pytest.fixture
 def two_architectures(monkeypatch):
-    monkeypatch.setattr(architectures, "list_architectures", lambda: ["alexnet", "vgg11"])
+    monkeypatch.setattr(architectures, "list_fingerprinted", lambda: ["alexnet", "vgg11"])
 
 
 def test_cache_is_written_read_and_mended(tmp_path, two_architectures):

@@ -155,7 +155,7 @@ class Net(nn.Module):
         self.one = nn.Linear(10, 10)
         self.two = nn.Linear(10, 10)
         self.two.weight = self.one.weight
-        self.signal = nn.Conv1d(4, 4, 3, padding=1)
+        self.signal = nn.ConvTranspose1d(4, 4, 3, padding=1)
         self.thin = nn.Linear(10, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ def test_every_reason() -> None:
         "unused": NEVER_CALLED,
         "one": SHARED,
         "two": SHARED,
-        "signal": "Conv1d is not supported",
+        "signal": "ConvTranspose1d is not supported",
         "thin": "no rank makes it smaller (break-even rank 0)",
     }
 

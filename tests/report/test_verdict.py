@@ -95,3 +95,13 @@ def test_under_the_rate_form_the_size_counts_by_its_inverse() -> None:
 @pytest.mark.parametrize(("value", "rounded"), [(1.3e-4, 2e-4), (2.0, 2.0), (5.1, 10.0), (0.99, 1.0), (3e7, 5e7)])
 def test_suggestions_are_round(value: float, rounded: float) -> None:
     assert round_up(value) == rounded
+
+
+def test_pixels_and_boxes_have_an_accuracy_of_their_own() -> None:
+    lost = Pair[float](original=0.6, compressed=0.2)
+    for name in ("mean IoU", "mean AP"):
+        verdict = reach_verdict(make_fidelity(0.1), [], None, "try less", lost, name)
+        assert f"{name} 60 % before and 20 % after" in verdict.reason
+    assert reach_verdict(
+        make_fidelity(0.1), [], None, "", Pair[float](original=0.6, compressed=0.4), "mean IoU"
+    ).success

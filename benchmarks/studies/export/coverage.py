@@ -5,8 +5,9 @@
 With --channels every group of layers keeps seven tenths of its hidden channels instead, the counts are held against
 those that the search takes for exact, and the network is written and read again; images are smaller where they may be.
 
-Segmentation networks are at 96 px, without their auxiliary heads. Networks that cannot be compressed have a row with
-the sentence that says why.
+Segmentation networks are at 96 px, without their auxiliary heads, networks for clips at the smallest that they take,
+and so are detectors, of which everything up to their heads' raw outputs is meant. Networks that cannot be compressed
+have a row with the sentence that says why.
 
 Weights are random, since shapes are what is covered here, with batch-norm statistics of synthetic images, so that
 activations neither vanish nor explode. Weights that are initialized to zero (heads of ViT, scales of ConvNeXt's blocks)
@@ -22,6 +23,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,6 +37,7 @@ from compressor.channels.groups import find_groups, kept_in_front
 from compressor.channels.narrowing import narrow
 from compressor.cost.size import count_params
 from compressor.data.synthetic import synthetic_images
+from compressor.data.transforms import Transform
 from compressor.network.architectures import (
     COMPRESSED,
     Task,
@@ -46,6 +49,7 @@ from compressor.network.architectures import (
 )
 from compressor.network.attention import open_attention
 from compressor.network.checkpoint import load_model
+from compressor.network.detection.raw import RawDetector, is_detector
 from compressor.network.layers import compressible, find_layers
 from compressor.network.macs import count_macs
 from compressor.network.serialization import load_network, save_network
@@ -63,6 +67,9 @@ MAX_ZERO = 1e-3  # weights all below are taken for zero
 # vision transformers; and likewise for the one network that takes over an hour at its 384.
 SIZES = {"vit": 224, "regnet_y_128gf": 224}
 SMALL, WHOLE_ONLY = 96, ("vit", "swin", "maxvit")  # pixels with --channels, but for networks of one size
+CLIPS = {"mvit": (16, 224), "s3d": (16, 224), "swin3d": (8, 64)}  # frames, and pixels of their sides
+SMALL_CLIPS = 8, 64  # of all others
+DETECTORS = {"ssdlite320": 320, "ssd300": 300}  # of one size
 SHARE = 0.7  # of every group's units that are left
 
 
@@ -76,13 +83,14 @@ def cover(arch: str, channels: bool = False) -> dict[str, Any]:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "model.pt"
-        images = synthetic_images(NUM_IMAGES, published_transform(arch, size_for(arch, channels)), seed=0)
+        images = synthetic_images(NUM_IMAGES, transform_for(arch, channels), seed=0)
         batch = images.batch(slice(None))
         torch.save(initialize(make(arch), batch), checkpoint)
         loaded = load_model(checkpoint)
         model = loaded.model.eval().requires_grad_(False)
         drop_auxiliary(model)
         row: dict[str, Any] = {"arch": arch, "recognized": loaded.arch, "input_size": batch.shape[-1]}
+        row |= {"frames": batch.shape[2]} if batch.ndim > 4 else {}
         if channels:
             row |= narrow_all(model, batch, Path(folder))
         else:
@@ -92,26 +100,42 @@ def cover(arch: str, channels: bool = False) -> dict[str, Any]:
 
 
 def make(arch: str) -> nn.Module:
-    """The network with random weights; of segmentation networks the backbone's are, too."""
-    arguments = {"weights_backbone": None} if task_of(arch) == "segmentation" else {}
-    return import_torchvision().models.get_model(arch, weights=None, **arguments)
+    """The network with random weights; where there is a backbone, its are, too."""
+    arguments = {"weights_backbone": None} if task_of(arch) in ("segmentation", "detection") else {}
+    network = import_torchvision().models.get_model(arch, weights=None, **arguments)
+    return RawDetector(network) if is_detector(network) else network
+
+
+def transform_for(arch: str, channels: bool) -> Transform:
+    """How the images or clips are made, as small as the network takes them where that is not as published."""
+    transform = published_transform(arch, size_for(arch, channels))
+    if task_of(arch) == "detection":
+        side = size_for(arch, channels)
+        assert side is not None
+        return replace(transform, input_size=side, resize_size=side)
+    if transform.frames is None:
+        return transform
+    frames, side = next((size for start, size in CLIPS.items() if arch.startswith(start)), SMALL_CLIPS)
+    return replace(transform, frames=frames, input_size=side, resize_size=side)
 
 
 def size_for(arch: str, channels: bool) -> int | None:
     """Side of the images in pixels; None for that of the published weights."""
+    if task_of(arch) == "detection":
+        return next((size for start, size in DETECTORS.items() if arch.startswith(start)), SMALL)
     if task_of(arch) == "segmentation" or (channels and not arch.startswith(WHOLE_ONLY)):
         return SMALL
     return next((size for start, size in SIZES.items() if arch.startswith(start)), None)
 
 
 def initialize(model: nn.Module, images: Tensor) -> dict[str, Any]:
-    """The model's state with no weights next to zero, and with the batch-norm statistics of the images (n, 3, s, s)."""
+    """The model's state with no weights next to zero, and with the batch-norm statistics of the images (n, 3, ...)."""
     model.eval()
     for parameter in model.parameters():
         if parameter.ndim > 1 and float(parameter.abs().max()) < MAX_ZERO:
             nn.init.normal_(parameter, std=0.1)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             module.momentum = 1.0
             module.train()
     with torch.no_grad():
@@ -190,6 +214,8 @@ def published_macs(arch: str, input_size: int) -> int | None:
 
     torchvision rounds them to a million.
     """
+    if task_of(arch) == "detection":  # its boxes are others
+        return None
     weights = import_torchvision().models.get_model_weights(arch).DEFAULT
     if getattr(weights.transforms(), "crop_size", None) != [input_size]:
         return None

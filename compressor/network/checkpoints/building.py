@@ -7,12 +7,21 @@ from torch import Tensor, nn
 
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
-from compressor.network.architectures import AUXILIARY, TOKENS, build_model, published_transform
+from compressor.network.architectures import (
+    AUXILIARY,
+    TOKENS,
+    build_model,
+    list_task,
+    published_transform,
+    shapes_of,
+)
 from compressor.network.checkpoints.copies import WAYS_OUT
 from compressor.network.checkpoints.heads import Head, build_head
 from compressor.network.checkpoints.inert import Inert
 from compressor.network.checkpoints.matching import AUXILIARY_HEADS, SMALL_STEMS, Match, Stem
 from compressor.network.checkpoints.pickled import adopt_parts, describe_difference
+from compressor.network.detection.building import build_detector
+from compressor.network.detection.recognition import TWINS, detector_options
 
 SMALL_IMAGE = 32  # pixels
 IDLE = (nn.Linear, nn.Dropout, nn.Flatten, nn.LayerNorm, nn.AdaptiveAvgPool2d, nn.Identity)
@@ -33,6 +42,10 @@ def build_matched(
     Raises:
         InputError: a pickled module is not what the architecture has in its place.
     """
+    if match.arch in list_task("detection"):
+        if match.arch in TWINS:
+            notes.append(f"its tensors are those of {TWINS[match.arch]}, too: say so with --arch if it is that")
+        return _build_detector(match, weights, bool(pickled), source)
     size = image_size(match, weights)
     auxiliary = any(name.startswith(AUXILIARY) for name in match.left)
     network = build_model(match.arch, match.num_classes, size, auxiliary)
@@ -46,6 +59,19 @@ def build_matched(
     if match.stem:
         transform = _transform_of_stem(transform, match.stem, bool(pickled), notes)
     return network, transform
+
+
+def _build_detector(
+    match: Match, weights: dict[str, Tensor], is_pickled: bool, source: str
+) -> tuple[nn.Module, Transform]:
+    if is_pickled:
+        raise InputError(
+            f"{source} is a pickled {match.arch}, whose thresholds and anchors are not read without running its code: "
+            "save its state_dict, if they are torchvision's, or use --trust-pickle"
+        )
+    options = detector_options(shapes_of(weights))
+    assert options is not None
+    return build_detector(match.arch, **options)
 
 
 def image_size(match: Match, weights: dict[str, Tensor]) -> int | None:
@@ -81,11 +107,11 @@ def _replace_stem(network: nn.Module, match: Match) -> None:
     stem = match.stem
     assert stem is not None
     own = network.get_submodule(stem.name)
-    assert isinstance(own, nn.Conv2d)
+    assert isinstance(own, nn.Conv2d | nn.Conv3d)
     size: dict[str, Any] = {name: getattr(own, name) for name in ("kernel_size", "stride", "padding")}
     if stem.small:
         size = {"kernel_size": 3, "stride": 1, "padding": 1}
-    conv = nn.Conv2d(stem.channels, own.out_channels, **size, bias=stem.bias, device="meta")
+    conv = type(own)(stem.channels, own.out_channels, **size, bias=stem.bias, device="meta")
     network.set_submodule(stem.name, conv)
     if stem.small:
         network.set_submodule(SMALL_STEMS[f"{stem.name}.weight"], nn.Identity())

@@ -15,6 +15,7 @@ from compressor.network.architectures import Fingerprint
 from compressor.network.checkpoints.contents import WRAPPER_PARTS, shorten
 from compressor.network.checkpoints.matching import Match, match, match_any, modern_name, nearest, stem_tensor
 from compressor.network.checkpoints.others import recognize_other
+from compressor.network.detection.recognition import detector_prefixes, match_detector
 from compressor.text import join_words
 
 LIGHTNING_LIVE = "current_model_state"  # where a callback that averages weights keeps those in training
@@ -117,9 +118,21 @@ def find_copies(tensors: Mapping[str, Tensor], arch: str | None, source: str) ->
     Raises:
         InputError: one of them fits several architectures alike.
     """
-    recognize, stems = recognizer(arch)
     tensors = {modern_name(name): tensor for name, tensor in tensors.items()}
+    detectors = list(_detectors(tensors, arch, source))
+    if detectors or arch in architectures.list_task("detection"):
+        return detectors
+    recognize, stems = recognizer(arch)
     return list(_recognized(tensors, recognize, prefixes_before(tensors, stems), source))
+
+
+def _detectors(tensors: Mapping[str, Tensor], arch: str | None, source: str) -> Iterator[Copy]:
+    if arch is not None and arch not in architectures.list_task("detection"):
+        return
+    for prefix, family in detector_prefixes(tensors):
+        found = match_detector(architectures.shapes_of(under(tensors, prefix)), family, arch)
+        if not isinstance(found, str):
+            yield _only(tensors, prefix, found, source)
 
 
 def _recognized(
@@ -128,11 +141,15 @@ def _recognized(
     for prefix in prefixes:
         inside = under(tensors, prefix)
         matches = recognize(architectures.shapes_of(inside))
-        if len(matches) > 1:
-            names = [item.arch for item in matches]
-            raise InputError(f"{source} fits {join_words(names)} alike: say which with --arch")
         if matches:
-            yield make_copy(tensors, prefix, matches[0])
+            yield _only(tensors, prefix, matches, source)
+
+
+def _only(tensors: Mapping[str, Tensor], prefix: str, matches: list[Match], source: str) -> Copy:
+    if len(matches) > 1:
+        names = [item.arch for item in matches]
+        raise InputError(f"{source} fits {join_words(names)} alike: say which with --arch")
+    return make_copy(tensors, prefix, matches[0])
 
 
 def make_copy(tensors: Mapping[str, Tensor], prefix: str, found: Match | None) -> Copy:
@@ -231,6 +248,11 @@ def explain_misfit(tensors: Mapping[str, Tensor], arch: str | None, source: str)
         source: the file's name.
     """
     tensors = {modern_name(name): tensor for name, tensor in tensors.items()}
+    for prefix, family in detector_prefixes(tensors):
+        reason = match_detector(architectures.shapes_of(under(tensors, prefix)), family, arch)
+        return f"{source} fits none of torchvision's detectors: {reason}; {WAYS_OUT}"
+    if arch in architectures.list_task("detection"):
+        return f"{source} does not fit {arch}: it has no heads of a detector; {WAYS_OUT}"
     prefixes = prefixes_before(tensors, recognizer(arch)[1]) or [""]
     inside = max((architectures.shapes_of(under(tensors, prefix)) for prefix in prefixes), key=len)
     if arch is None:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
-from compressor.network.architectures import Fingerprint, shapes_of
+from compressor.network.architectures import NUM_FRAMES, Fingerprint, shapes_of
 from compressor.network.checkpoints.copies import Copy, make_copy, prefixes_before, under
 from compressor.network.checkpoints.matching import COUNTERS, lies_beside, tensor_difference
+from compressor.network.inputs import first_convolution
 from compressor.text import first_line, join_words
 
 TIMM = "timm:"
@@ -198,5 +199,11 @@ def transform_of(network: nn.Module, notes: list[str]) -> Transform:
             std=tuple(config["std"]),
             interpolation="bicubic" if config.get("interpolation") == "bicubic" else "bilinear",
         )
+    if isinstance(first_convolution(network), nn.Conv3d):
+        notes.append(
+            f"not a network of torchvision: clips of {NUM_FRAMES} frames of 112 pixels, unless --num-frames and "
+            "--input-size say otherwise"
+        )
+        return Transform(input_size=112, resize_size=128, frames=NUM_FRAMES)
     notes.append("not a network of torchvision: 224-pixel images, unless --input-size says otherwise")
     return Transform()

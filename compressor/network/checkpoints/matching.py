@@ -157,7 +157,7 @@ def head_slots(expected: Fingerprint) -> list[tuple[str, int]]:
 
 def stem_tensor(expected: Fingerprint) -> str:
     """The weight of the first convolution."""
-    return next(name for name, shape in expected.items() if len(shape) == 4)
+    return next(name for name, shape in expected.items() if len(shape) >= 4)
 
 
 def _plain_stem(name: str, expected: Fingerprint) -> tuple[int, bool, bool]:
@@ -166,7 +166,7 @@ def _plain_stem(name: str, expected: Fingerprint) -> tuple[int, bool, bool]:
 
 def _find_stem(shapes: Fingerprint, name: str, expected: Shape) -> Stem | None:
     shape = shapes.get(name, ())
-    if len(shape) != 4 or shape[0] != expected[0] or shape[1] < 1:
+    if len(shape) != len(expected) or shape[0] != expected[0] or shape[1] < 1:
         return None
     small = shape[2:] == (3, 3) and expected[2:] == (7, 7) and name in SMALL_STEMS
     bias = shapes.get(name.removesuffix("weight") + "bias")

@@ -2,17 +2,8 @@
 
 from compressor.network.architectures import Fingerprint, Task
 
-CLIP_AXES = 5  # of the weights of convolutions over time
 # Parts of tensors' names that no network of another family has; the first that is there decides.
-FAMILIES: tuple[tuple[str, str, Task], ...] = (
-    ("roi_heads.mask_predictor.", "Mask R-CNN", "detection"),
-    ("roi_heads.keypoint_predictor.", "Keypoint R-CNN", "detection"),
-    ("roi_heads.box_predictor.", "Faster R-CNN", "detection"),
-    ("head.regression_head.bbox_ctrness.", "FCOS", "detection"),
-    ("head.regression_head.bbox_reg.", "RetinaNet", "detection"),
-    ("head.classification_head.module_list.", "SSD", "detection"),
-    ("update_block.flow_head.", "RAFT", "optical_flow"),
-)
+FAMILIES: tuple[tuple[str, str, Task], ...] = (("update_block.flow_head.", "RAFT", "optical_flow"),)
 
 
 def recognize_other(shapes: Fingerprint) -> tuple[str, Task] | None:
@@ -24,6 +15,4 @@ def recognize_other(shapes: Fingerprint) -> tuple[str, Task] | None:
     for part, family, task in FAMILIES:
         if any(f".{part}" in f".{name}" for name in shapes):
             return family, task
-    if any(len(shape) == CLIP_AXES for shape in shapes.values()):
-        return "it", "video"
     return None

@@ -11,8 +11,9 @@ from compressor.fidelity.decisions import decide, share
 from compressor.fidelity.evaluation import TestOutputs, make_fidelity
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.intervals import paired_change
-from compressor.fidelity.records import PairedChange
+from compressor.fidelity.records import DetectionRecord, PairedChange
 from compressor.fidelity.risk import compare_risks
+from compressor.fidelity.structured.detection import DetectionEvaluation, detector_of
 from compressor.fidelity.structured.outputs import OutputLosses, run_whole
 from compressor.fidelity.structured.segmentation import PixelEvaluation
 from compressor.outputs.rows import gives_scores, view_of, whole
@@ -30,7 +31,8 @@ class Evaluate(Stage):
         """See `Stage.run`."""
         test = _evaluate(context, state.network)
         context.original.cpu()
-        state = replace(state, network=state.network.cpu(), test=test, segmentation=test.segmentation)
+        found = {"segmentation": test.segmentation, "detection": test.detection}
+        state = replace(state, network=state.network.cpu(), test=test, **found)  # type: ignore[arg-type]
         if test.labels is None:
             return state
         targets, outputs, labels = test.targets, test.outputs, test.labels
@@ -77,7 +79,18 @@ def _evaluate(context: Context, network: nn.Module) -> TestOutputs:
     if losses is not None:
         fidelity = fidelity.model_copy(update={"outputs": losses.records()})
     segmentation = None if pixels is None else pixels.record(context.source.class_names)
-    return TestOutputs(targets, outputs, fidelity, labels, decides, segmentation)
+    return TestOutputs(targets, outputs, fidelity, labels, decides, segmentation, _compare_detections(context, network))
+
+
+def _compare_detections(context: Context, network: nn.Module) -> DetectionRecord | None:
+    """Detections in the test images that are held, boxes of others are not read; None where nothing is detected."""
+    original, compressed = (detector_of(each) for each in (context.original, network))
+    if original is None or compressed is None:
+        return None
+    found = DetectionEvaluation()
+    with context.progress.stage(f"detecting in {len(context.test_images)} test images"):
+        found.add(original, compressed, context.test_images, context.device)
+        return found.record()
 
 
 def _add_whole(

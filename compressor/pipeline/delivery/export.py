@@ -4,14 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from safetensors.torch import save
 from torch import nn
 
 from compressor.errors import VerificationError
 from compressor.files import replace_files_when_whole, replace_when_whole, write_text
 from compressor.pipeline.context import Context
-from compressor.pipeline.delivery.interface import check_file, provenance, write_file
-from compressor.pipeline.outputs import MODEL, ORIGINAL, SCRIPT
+from compressor.pipeline.delivery.interface import check_file, provenance, selection_of, write_file
+from compressor.pipeline.outputs import ANCHORS, DETECTION_SCRIPT, MODEL, ORIGINAL, SCRIPT
 from compressor.pipeline.plan import Plan, write_plans
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import State, needed
@@ -55,7 +56,18 @@ def export_both(context: Context, original: nn.Module, network: nn.Module, plan:
         record = _export_verified(context, network, context.folder / MODEL, provenance(context, plan))
     if context.source.transform is not None:  # without one the script would not know how to read images
         write_text(context.folder / SCRIPT, feeding.SCRIPT.read_text(encoding="utf-8"))
+        _write_selection(context, original)
     return record
+
+
+def _write_selection(context: Context, original: nn.Module) -> None:
+    """What chooses boxes by a one-stage detector's outputs: the anchors, and a script."""
+    selection = selection_of(context, original)
+    if selection is None:
+        return
+    with replace_when_whole(context.folder / ANCHORS) as partial, partial.open("wb") as file:
+        np.save(file, selection[1])
+    write_text(context.folder / DETECTION_SCRIPT, feeding.DETECTION_SCRIPT.read_text(encoding="utf-8"))
 
 
 def _export_verified(

@@ -4,13 +4,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchvision.transforms import Normalize
 
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
+from compressor.network.detection.raw import RawDetector
+from compressor.network.detection.selection import describe_selection
 from compressor.outputs.rows import gives_scores, whole
 from compressor.pipeline.context import Context
 from compressor.pipeline.plan import Plan
@@ -52,9 +56,22 @@ def check_file(context: Context, network: nn.Module, path: Path) -> ExportCheckR
     """
     images, batch = context.test_images, context.settings.static_batch
     network = whole(network)
-    normalized = nn.Sequential(Normalize(images.mean, images.std), network) if in_graph(context) else network
+    normalized = nn.Sequential(Normalize(images), network) if in_graph(context) else network
     inputs = file_batch(context, images, slice(0, VERIFY_IMAGES))
     return verify_onnx(path, normalized.eval(), inputs, (batch,) if batch else DEFAULT_BATCH_SIZES)
+
+
+class Normalize(nn.Module):
+    """Pixels in [0, 1] of images or clips (N, C, ...), normalized as a set's are."""
+
+    def __init__(self, images: ImageSet) -> None:
+        super().__init__()
+        sides = [1] * (len(images.input_shape) - 1)
+        self.mean, self.std = (torch.tensor(values).view(-1, *sides) for values in (images.mean, images.std))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """As torchvision does."""
+        return (pixels - self.mean) / self.std
 
 
 def file_batch(context: Context, images: ImageSet, indices: slice) -> Tensor:
@@ -96,6 +113,8 @@ def provenance(context: Context, plan: Plan | None = None) -> dict[str, str]:
     """What files carry: how to feed them, and where they came from; those of the compressed network its plan, too."""
     feeding = feeding_metadata(context.source.transform, _class_names(context), in_graph(context))
     source = {"version": VERSION, "architecture": context.source.arch, **feeding}
+    if (selection := selection_of(context, context.original)) is not None:
+        source["detector"] = json.dumps(selection[0])
     if plan is None:
         return source
     ranks = {layer.name: layer.rank for layer in plan.layers if layer.rank is not None}
@@ -104,6 +123,14 @@ def provenance(context: Context, plan: Plan | None = None) -> dict[str, str]:
         "ranks": json.dumps(ranks),
         "prune_fraction": repr(plan.prune_fraction),
     }
+
+
+def selection_of(context: Context, network: nn.Module) -> tuple[dict[str, Any], NDArray[np.float32]] | None:
+    """What is known of how a one-stage detector chooses boxes, see `describe_selection`; None for other networks."""
+    if not isinstance(network, RawDetector):
+        return None
+    device = next(network.parameters()).device
+    return describe_selection(network, context.example.to(device))
 
 
 def _class_names(context: Context) -> list[str] | None:

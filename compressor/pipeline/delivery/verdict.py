@@ -6,7 +6,8 @@ from compressor.fidelity.risk import loss_of_guessing
 from compressor.pipeline.context import Context
 from compressor.pipeline.state import State, needed
 from compressor.report.records import VerdictRecord
-from compressor.report.verdict import reach_verdict, round_up, sufficient_gamma
+from compressor.report.verdict import MEAN_AP, MEAN_IOU, TOP1, reach_verdict, round_up, sufficient_gamma
+from compressor.schema import Pair
 from compressor.search.objective import default_gamma
 from compressor.search.records import TARGET_OPTIONS, SearchRecord
 
@@ -17,9 +18,20 @@ def make_verdict(context: Context, state: State) -> VerdictRecord:
     """The verdict on a run that is finished but for its report."""
     fidelity = needed(state.test, "test outputs").fidelity
     gamma = gamma_that_would_do(context, state)
-    verdict = reach_verdict(fidelity, state.precisions, state.target, _advise(context, state, gamma), state.top1)
+    verdict = reach_verdict(
+        fidelity, state.precisions, state.target, _advise(context, state, gamma), *accuracy_of(state)
+    )
     named = gamma is not None and f"{gamma:g}" in verdict.advice
     return verdict.model_copy(update={"gamma": gamma}) if named else verdict
+
+
+def accuracy_of(state: State) -> tuple[Pair[float] | None, str]:
+    """The accuracy that labels, masks or boxes give, of both networks, and its name; None where there are none."""
+    if state.segmentation is not None:
+        return state.segmentation.mean_iou, MEAN_IOU
+    if state.detection is not None:
+        return state.detection.average_precision, MEAN_AP
+    return state.top1, TOP1
 
 
 def gamma_that_would_do(context: Context, state: State) -> float | None:

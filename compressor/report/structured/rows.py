@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from compressor.fidelity.records import OutputRecord, SegmentationRecord
+from compressor.fidelity.records import DetectionRecord, OutputRecord, SegmentationRecord
 from compressor.report.formatting import format_number, format_percent, format_points
 from compressor.schema import Pair
 
@@ -28,6 +28,17 @@ def segmentation_rows(record: SegmentationRecord | None) -> Iterator[Cells]:
         if pair is not None:
             yield name, format_percent(pair.original), format_percent(pair.compressed), _points(pair)
     yield "same class of a pixel", "", format_percent(record.pixel_agreement), ""
+
+
+def detection_rows(record: DetectionRecord | None) -> Iterator[Cells]:
+    """Yields average precision, where there are boxes, and the share of confident detections that are kept."""
+    if record is None:
+        return
+    for name, pair in (("mean AP", record.average_precision), ("AP at IoU 0.5", record.average_precision_50)):
+        if pair is not None:
+            yield name, format_percent(pair.original), format_percent(pair.compressed), _points(pair)
+    if record.kept is not None:
+        yield "detections kept", str(record.confident), format_percent(record.kept), ""
 
 
 def _points(pair: Pair[float]) -> str:

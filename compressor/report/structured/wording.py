@@ -1,6 +1,6 @@
 """Sentences on outputs that are not one matrix of scores."""
 
-from compressor.fidelity.records import FidelityRecord, SegmentationRecord
+from compressor.fidelity.records import DetectionRecord, FidelityRecord, SegmentationRecord
 from compressor.report.formatting import GAP, format_number, format_percent, format_plural, format_points
 from compressor.text import join_words
 from exporters.records import Agreement, ExportCheckRecord
@@ -61,6 +61,25 @@ def describe_outputs(fidelity: FidelityRecord) -> str:
         how = " by weight" if weighted else ""
         rule += f", divided by its energy and added{how} over {join_words([output.name for output in counted])}"
     return f"{rule}. Of its own energy each output moved by: {join_words(shares)}."
+
+
+def describe_detection(record: DetectionRecord) -> str:
+    """How many detections are kept, and COCO's mean average precision where there are boxes."""
+    where = f"On {format_plural(record.images, 'test image')}"
+    count = format_plural(record.confident, "detection")
+    kept = (
+        "no detection of the original has a score of 0.5"
+        if record.kept is None
+        else (f"{format_percent(record.kept)} of the original’s {count} with a score of 0.5 and more are kept")
+    )
+    if record.average_precision is None:
+        return f"{where} {kept}.{f' {record.note}.' if record.note else ''}"
+    change = record.average_precision.compressed - record.average_precision.original
+    return (
+        f"{where} {kept}. Mean average precision went from {format_percent(record.average_precision.original)} to "
+        f"{format_percent(record.average_precision.compressed)}, {format_points(change)} points, over IoU thresholds "
+        f"of 0.5 to 0.95."
+    )
 
 
 def describe_segmentation(record: SegmentationRecord) -> str:

@@ -8,8 +8,10 @@ from compressor.network import architectures
 from compressor.network.architectures import build_model, known_architecture, list_task
 from compressor.network.checkpoints.building import build_matched
 from compressor.network.checkpoints.copies import explain_misfit, find_copies
+from compressor.network.detection.building import build_detector
 
-SOME = {"resnet18", "lraspp_mobilenet_v3_large", "fcn_resnet50", "deeplabv3_resnet50"}
+SEGMENTATION = {"lraspp_mobilenet_v3_large", "fcn_resnet50", "deeplabv3_resnet50"}
+SOME = {"resnet18", *SEGMENTATION, "r3d_18", "mc3_18"}
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +22,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("auxiliary", [False, True])
-@pytest.mark.parametrize("arch", sorted(SOME - {"resnet18"}))
+@pytest.mark.parametrize("arch", sorted(SEGMENTATION))
 def test_segmentation_networks(arch: str, auxiliary: bool) -> None:
     if auxiliary and arch.startswith("lraspp"):
         pytest.skip("has none")
@@ -33,15 +35,42 @@ def test_segmentation_networks(arch: str, auxiliary: bool) -> None:
     assert transform.input_size == transform.resize_size == 520
 
 
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("arch", ["r3d_18", "mc3_18"])
+def test_networks_for_clips(arch: str, channels: int) -> None:
+    state = build_model(arch, 5).state_dict()
+    state["stem.0.weight"] = state["stem.0.weight"][:, :channels]
+    (found,) = find_copies({f"net.{name}": value for name, value in state.items()}, None, "model.pt")
+    assert found.match is not None
+    assert (found.match.arch, found.match.num_classes, found.prefix) == (arch, 5, "net")
+    network, transform = build_matched(found.match, found.tensors, {}, "model.pt", [])
+    assert network.state_dict()["stem.0.weight"].shape[1] == transform.channels == channels
+    assert transform.shape == (channels, 16, 112, 112)
+
+
+@pytest.mark.parametrize("asked", [None, "ssdlite320_mobilenet_v3_large"])
+def test_detectors(asked: str | None) -> None:
+    arch = "ssdlite320_mobilenet_v3_large"
+    network, _ = build_detector(arch, 5)
+    state = {f"model.{name}": value for name, value in network.state_dict().items()}
+    (found,) = find_copies(state, asked, "model.pt")
+    assert found.match is not None
+    assert (found.match.arch, found.match.num_classes, found.prefix) == (arch, 5, "model")
+    rebuilt, transform = build_matched(found.match, found.tensors, {}, "model.pt", [])
+    assert rebuilt.state_dict().keys() == network.state_dict().keys()
+    assert (transform.shape, transform.mean) == ((3, 320, 320), (0.5, 0.5, 0.5))
+    with pytest.raises(InputError, match="save its state_dict"):
+        build_matched(found.match, found.tensors, {"": object()}, "model.pt", [])  # type: ignore[dict-item]
+    assert not find_copies(state, "retinanet_resnet50_fpn", "model.pt")
+    assert "does not fit" in explain_misfit({"conv.weight": torch.zeros(1)}, arch, "model.pt")
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "words"),
     [
-        ("roi_heads.mask_predictor.mask_fcn_logits.weight", (5, 256, 1, 1), "Mask R-CNN is a detector"),
-        ("roi_heads.box_predictor.cls_score.weight", (5, 1024), "Faster R-CNN is a detector"),
-        ("head.regression_head.bbox_reg.weight", (36, 256, 3, 3), "RetinaNet is a detector"),
-        ("head.classification_head.module_list.0.weight", (36, 256, 3, 3), "SSD is a detector"),
+        ("roi_heads.box_predictor.cls_score.weight", (5, 1024), "fits none of torchvision's detectors: fasterrcnn_"),
+        ("head.regression_head.bbox_reg.weight", (36, 256, 3, 3), "its heads give no number of classes"),
         ("update_block.flow_head.conv1.weight", (8, 8, 3, 3), "RAFT is a network for pairs of images"),
-        ("stem.0.weight", (64, 3, 3, 7, 7), "it is a network for clips"),
     ],
 )
 def test_other_networks_are_refused_with_the_reason(name: str, shape: tuple[int, ...], words: str) -> None:
@@ -49,7 +78,7 @@ def test_other_networks_are_refused_with_the_reason(name: str, shape: tuple[int,
     assert words in explain_misfit(state, None, "model.pt")
 
 
-@pytest.mark.parametrize("task", ["detection", "video", "optical_flow", "quantization"])
+@pytest.mark.parametrize("task", ["optical_flow", "quantization"])
 def test_every_other_builder_is_refused_by_name(task: architectures.Task) -> None:
     for arch in list_task(task):
         with pytest.raises(InputError, match=f"{arch} is ") as caught:

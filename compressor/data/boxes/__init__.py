@@ -1,0 +1,1 @@
+"""Boxes around objects, as COCO's annotations have them."""

@@ -1,0 +1,171 @@
+"""Photographs with boxes: JSON files as COCO has them (Lin et al. 2014), anywhere in the folder of the photographs."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.data.folders import Listing, as_set, load_folder, read_sample
+from compressor.data.images import ImageSet, OnStep
+from compressor.data.listing import scan
+from compressor.data.pixels import open_image, require_channels
+from compressor.data.resizing import resized_size
+from compressor.data.transforms import Transform
+from compressor.errors import InputError
+from compressor.failures import blaming
+from compressor.files import open_regular
+
+MAX_BYTES = 2**30  # of an annotation file
+MIN_VISIBLE = 0.5  # of a box's area; of what is cut off by more, detections count neither as right nor as wrong
+NONE_FOUND = "no COCO annotations (JSON with images, annotations and categories) lie among the photographs"
+
+
+@dataclass
+class Annotations:
+    """What annotation files say.
+
+    Attributes:
+        boxes: by name of the photograph rows x, y, width, height, category, and 1 for crowds, else 0.
+        sizes: width and height that the boxes are of, by name of the photograph.
+        categories: names by number.
+    """
+
+    boxes: dict[str, list[list[float]]] = field(default_factory=dict)
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    categories: dict[int, str] = field(default_factory=dict)
+
+
+def read_annotations(folder: Path) -> Annotations:
+    """All COCO files in a folder and below; files named instances* alone, where there are some.
+
+    Raises:
+        InputError: a file that has COCO's parts cannot be understood.
+    """
+    files = sorted(file for file in folder.rglob("*.json") if not file.name.startswith("."))
+    named = [file for file in files if file.name.startswith("instances")]
+    found = Annotations()
+    for file in named or files:
+        content = _read(file)
+        if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
+            _add_named(content, found, file)
+    return found
+
+
+def _add_named(content: Mapping[str, Any], found: Annotations, file: Path) -> None:
+    with blaming(lambda reason: InputError(f"{file} is no COCO annotation file ({reason})")):
+        _add(content, found)
+
+
+def _read(file: Path) -> Any:
+    with open_regular(file) as opened:
+        text = opened.read(MAX_BYTES)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _add(content: Mapping[str, Any], found: Annotations) -> None:
+    names = {}
+    for image in content["images"]:
+        name = names[image["id"]] = str(image["file_name"])
+        found.boxes.setdefault(name, [])
+        if "width" in image and "height" in image:
+            found.sizes[name] = int(image["width"]), int(image["height"])
+    for category in content["categories"]:
+        found.categories[int(category["id"])] = str(category["name"])
+    for one in content["annotations"]:
+        row = [*map(float, one["bbox"]), int(one["category_id"]), int(one.get("iscrowd", 0))]
+        if len(row) == 6 and row[2] > 0 and row[3] > 0:
+            found.boxes[names[one["image_id"]]].append(row)
+
+
+def load_with_boxes(
+    path: Path, transform: Transform, limit: int, seed: int, num_classes: int, on_step: OnStep | None = None
+) -> ImageSet:
+    """A random sample of at most `limit` annotated photographs with their boxes; without annotations, of all images.
+
+    Args:
+        path: the folder.
+        transform: how photographs are prepared; boxes are moved and cut with them.
+        limit: maximum number of images.
+        seed: of the sample.
+        num_classes: that the network tells apart, with the background.
+        on_step: called as images are read.
+
+    Raises:
+        InputError: as of `load_folder`, or annotations cannot be understood.
+    """
+    known = read_annotations(Path(path))
+    files = _find_files(Path(path), known)
+    if not files:
+        return load_folder(path, transform, limit, seed, on_step).without_labels(NONE_FOUND)
+    labels = number_categories(known.categories, num_classes)
+    if isinstance(labels, str):
+        return load_folder(path, transform, limit, seed, on_step).without_labels(labels)
+    require_channels(transform)
+    every = sorted(files)
+    listing = Listing(Path(path), every)
+    order = list(range(len(every)))
+    random.Random(seed).shuffle(order)
+    sample = read_sample(every, order, transform, limit, on_step)
+    if not sample.kept:
+        raise InputError(f"none of the {len(every)} photographs with annotations in {path} can be read")
+    kept = [every[index] for index in sample.kept]
+    boxes = tuple(_boxes_of(file, files[file], known, labels, transform) for file in kept)
+    images = as_set(listing, sample, transform)
+    return replace(images, boxes=boxes, source=images.source.replace("unlabelled", "with boxes"))
+
+
+def _find_files(folder: Path, known: Annotations) -> dict[Path, str]:
+    """The annotated photographs that are there, with their names: by path below the folder, else by their own."""
+    by_name: dict[str, Path] = {}
+    for file in scan(folder).walk():
+        by_name.setdefault(file.name, file)
+    for file in scan(folder).walk():
+        by_name[file.relative_to(folder).as_posix()] = file
+    return {by_name[key]: name for name in known.boxes for key in (name, Path(name).name) if key in by_name}
+
+
+def number_categories(categories: Mapping[int, str], num_classes: int) -> dict[int, int] | str:
+    """The network's label of each category, or why there is none.
+
+    The categories' own numbers where the network has as many classes, as torchvision's detectors of COCO; else 1, 2,
+    ... in the order of the numbers, since 0 is the background.
+
+    Args:
+        categories: names by number.
+        num_classes: of the network, with the background.
+    """
+    if categories and max(categories) < num_classes and min(categories) >= 0:
+        return {number: number for number in categories}
+    if len(categories) < num_classes:
+        return {number: label for label, number in enumerate(sorted(categories), 1)}
+    return f"the annotations have {len(categories)} categories, and the network {num_classes - 1} beside the background"
+
+
+def _boxes_of(file: Path, name: str, known: Annotations, labels: Mapping[int, int], transform: Transform) -> Tensor:
+    """Boxes of a photograph as they lie in the network's input; see `ImageSet.boxes`."""
+    with open_regular(file) as opened, open_image(opened) as image:
+        size = image.size
+    rows = torch.tensor(known.boxes[name], dtype=torch.float64).reshape(-1, 6)
+    corners = torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:4]], dim=1)
+    annotated = known.sizes.get(name, size)
+    resized, (left, top) = resized_size(size, transform)
+    scale = torch.tensor([resized[0] / annotated[0], resized[1] / annotated[1]] * 2, dtype=torch.float64)
+    moved = corners * scale - torch.tensor([left, top] * 2, dtype=torch.float64)
+    cut = moved.clamp(min=0).minimum(torch.tensor([transform.width, transform.height] * 2))
+    visible = _area(cut) / _area(moved).clamp_min(1e-9)
+    ignored = ((rows[:, 5] > 0) | (visible < MIN_VISIBLE)).double()
+    numbers = torch.tensor([labels[int(number)] for number in rows[:, 4]], dtype=torch.float64)
+    return torch.cat([cut, numbers[:, None], ignored[:, None]], dim=1)[visible > 0].float()
+
+
+def _area(corners: Tensor) -> Tensor:
+    sides: Sequence[Tensor] = (corners[:, 2:] - corners[:, :2]).clamp_min(0).unbind(1)
+    return sides[0] * sides[1]

@@ -1,0 +1,1 @@
+"""Clips: folders whose images are the frames, in the order of their names."""

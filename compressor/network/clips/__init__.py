@@ -1,0 +1,1 @@
+"""What networks of clips have that networks of images have not."""

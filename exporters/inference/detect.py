@@ -1,0 +1,167 @@
+#!/usr/bin/env python3
+"""Detect objects with an ONNX file of a detector's raw outputs: python detect.py PATH... [--model model.onnx].
+
+PATH is an image, or a folder, which is searched through. Each line printed is a file, a class, its score and the
+corners of its box in pixels of the file (left, top, right, bottom), separated by tabs. Needs onnxruntime, numpy and
+Pillow. model.onnx computes scores and box coordinates for every anchor; what is chosen of them is done here, as
+torchvision's detectors do it:
+
+1. scores: sigmoid for RetinaNet, its root of the product with centerness for FCOS, softmax for SSD;
+2. the best of each level, or of each class for SSD, above a threshold;
+3. boxes: the anchor (anchors.npy, corners in pixels of the input), moved and stretched by the coordinates;
+4. of boxes of one class that overlap, the best, and of all these the best.
+
+Thresholds and sizes are in the metadata property `detector` of the file, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MAX_STRETCH = np.log(1000 / 16)  # of a box beside its anchor, as in torchvision
+
+
+def load_infer(folder: Path) -> Any:
+    """infer.py beside this file, which reads images as the file takes them."""
+    spec = importlib.util.spec_from_file_location("infer", folder / "infer.py")
+    if spec is None or spec.loader is None:
+        raise ValueError(f"there is no infer.py in {folder}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["infer"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class Detector:
+    """What is chosen of a file's raw outputs.
+
+    Args:
+        about: the metadata property `detector`, read.
+        anchors: corners (A, 4) in pixels of the input.
+    """
+
+    def __init__(self, about: dict[str, Any], anchors: Any) -> None:
+        self.about, self.anchors = about, anchors.astype(np.float64)
+        self.ends = np.cumsum(about["anchors_per_level"])
+
+    def choose(self, outputs: dict[str, Any]) -> tuple[Any, Any, Any]:
+        """Corners (n, 4), scores (n,) and classes (n,), best first, of one image's outputs by name."""
+        picked = list(self._of_classes(outputs) if self.about["kind"] == "ssd" else self._of_levels(outputs))
+        boxes, scores, labels = (np.concatenate(parts) for parts in zip(*picked, strict=True))
+        kept = suppress(boxes, scores, labels, self.about["nms_thresh"])[: self.about["detections_per_img"]]
+        return boxes[kept], scores[kept], labels[kept]
+
+    def _of_levels(self, outputs: dict[str, Any]) -> Iterator[tuple[Any, Any, Any]]:
+        scores = sigmoid(outputs["cls_logits"].astype(np.float64))
+        if self.about["kind"] == "fcos":
+            scores = np.sqrt(scores * sigmoid(outputs["bbox_ctrness"].astype(np.float64)))
+        for start, end in zip([0, *self.ends[:-1]], self.ends, strict=True):
+            flat = scores[start:end].ravel()
+            best = self._best(flat)
+            anchors = start + best // scores.shape[1]
+            yield self._decode(outputs["bbox_regression"][anchors], anchors), flat[best], best % scores.shape[1]
+
+    def _of_classes(self, outputs: dict[str, Any]) -> Iterator[tuple[Any, Any, Any]]:
+        logits = outputs["cls_logits"].astype(np.float64)
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        scores = powers / powers.sum(axis=1, keepdims=True)
+        for label in range(1, scores.shape[1]):  # 0 is the background
+            best = self._best(scores[:, label])
+            boxes = self._decode(outputs["bbox_regression"][best], best)
+            yield boxes, scores[best, label], np.full(len(best), label)
+
+    def _best(self, scores: Any) -> Any:
+        above = np.flatnonzero(scores > self.about["score_thresh"])
+        return above[np.argsort(-scores[above], kind="stable")[: self.about["topk_candidates"]]]
+
+    def _decode(self, coordinates: Any, index: Any) -> Any:
+        """Corners (n, 4), within the image, by coordinates (n, 4) of the anchors at `index`."""
+        anchors, moves = self.anchors[index], coordinates.astype(np.float64)
+        sizes = anchors[:, 2:] - anchors[:, :2]
+        middles = anchors[:, :2] + 0.5 * sizes
+        if self.about["kind"] == "fcos":  # distances of the sides from the middle, in sizes of the anchor
+            corners = np.concatenate([middles - moves[:, :2] * sizes, middles + moves[:, 2:] * sizes], axis=1)
+        else:
+            moves = moves / np.array(self.about["box_weights"])
+            middles = middles + moves[:, :2] * sizes
+            sizes = sizes * np.exp(np.minimum(moves[:, 2:], MAX_STRETCH))
+            corners = np.concatenate([middles - 0.5 * sizes, middles + 0.5 * sizes], axis=1)
+        height, width = self.about["input_size"]
+        return corners.clip(0, [width, height, width, height])
+
+
+def sigmoid(values: Any) -> Any:
+    """1 / (1 + exp(-x)), without overflow."""
+    return np.where(values >= 0, 1, np.exp(np.minimum(values, 0))) / (1 + np.exp(-np.abs(values)))
+
+
+def suppress(boxes: Any, scores: Any, labels: Any, threshold: float) -> Any:
+    """Indices, best first, of boxes that no better one of their class overlaps by more than the IoU `threshold`."""
+    order, kept = np.argsort(-scores, kind="stable"), []
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    while len(order):
+        first, rest = order[0], order[1:]
+        kept.append(first)
+        low, high = np.maximum(boxes[first, :2], boxes[rest, :2]), np.minimum(boxes[first, 2:], boxes[rest, 2:])
+        shared = (high - low).clip(0).prod(axis=1)
+        overlap = shared / (areas[first] + areas[rest] - shared).clip(1e-12)
+        order = rest[(overlap <= threshold) | (labels[rest] != labels[first])]
+    return np.array(kept, dtype=np.int64)
+
+
+def detect(path: Path, paths: list[Path], threshold: float) -> int:
+    """Print the detections in the images; returns how many files could not be read."""
+    infer = load_infer(path.resolve().parent)
+    from PIL import Image, ImageOps
+
+    model = infer.Model(path)
+    detector = Detector(json.loads(model.about["detector"]), np.load(path.with_name("anchors.npy")))
+    names = [output.name for output in model.session.get_outputs()]
+    failed = 0
+    for file in infer.list_files(paths):
+        try:
+            inputs = model.read(file)[None]
+            with Image.open(file) as image:
+                size = ImageOps.exif_transpose(image).size
+        except Exception as error:
+            failed += 1
+            print(f"{file}: not an image that can be read ({error})", file=sys.stderr)
+            continue
+        inputs = np.repeat(inputs, model.batch or 1, axis=0)
+        found = model.session.run(names, {model.input.name: inputs})
+        outputs = {name: value[0] for name, value in zip(names, found, strict=True)}
+        resized, (left, top) = model.resized_size(size)
+        scale = np.array([size[0] / resized[0], size[1] / resized[1]] * 2)
+        cut = np.array([left, top, left, top])
+        for box, score, label in zip(*detector.choose(outputs), strict=True):
+            if score >= threshold:
+                corners = "\t".join(f"{value:.1f}" for value in (box + cut) * scale)
+                name = model.names[label] if label < len(model.names) else label
+                print(f"{file}\t{name}\t{score:.4f}\t{corners}")
+    return failed
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Detect objects with an ONNX file of a detector's raw outputs.")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="an image, or a folder of images")
+    parser.add_argument("--model", type=Path, default=Path(__file__).with_name("model.onnx"))
+    parser.add_argument("--threshold", type=float, default=0.5, help="smallest score that is printed")
+    options = parser.parse_args()
+    try:
+        failed = detect(options.model, options.paths, options.threshold)
+    except Exception as error:
+        sys.exit(f"error: {error}")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

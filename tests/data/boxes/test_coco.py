@@ -1,0 +1,93 @@
+"""COCO's annotations: boxes move and are cut with their photographs, and categories become the network's labels."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from compressor.data.boxes.coco import load_with_boxes, number_categories
+from compressor.data.images import ImageSet
+from compressor.data.transforms import Transform
+from compressor.errors import InputError
+
+TRANSFORM = Transform(input_size=50, resize_size=50)
+
+
+def write(folder: Path, boxes: list[list[float]], name: str = "instances.json", **changes: Any) -> None:
+    """Two photographs of 200 x 100 pixels, the first with boxes of category 7."""
+    folder.mkdir(exist_ok=True)
+    for file in ("a.jpg", "b.jpg"):
+        Image.new("RGB", (200, 100), (90, 120, 30)).save(folder / file)
+    content = {
+        "images": [{"id": number, "file_name": file} for number, file in enumerate(("a.jpg", "b.jpg", "gone.jpg"))],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}],
+        "annotations": [{"id": i, "image_id": 0, "category_id": 7, "bbox": box} for i, box in enumerate(boxes)],
+    }
+    (folder / name).write_text(json.dumps({**content, **changes}))
+
+
+def load(folder: Path, num_classes: int = 3) -> ImageSet:
+    return load_with_boxes(folder, TRANSFORM, 10, 0, num_classes)
+
+
+def test_boxes_lie_where_the_network_sees_them(tmp_path: Path) -> None:
+    """Half the size, and of the 100 x 50 pixels the middle 50."""
+    write(tmp_path / "data", [[80, 20, 40, 60], [0, 0, 40, 40], [10, 0, 60, 100], [50, 0, 100, 100]])
+    found = load(tmp_path / "data")
+    assert found.source == f"2 of 2 images in {tmp_path / 'data'}, with boxes"
+    assert found.boxes is not None
+    assert found.files is not None
+    boxes = dict(zip(found.files, found.boxes, strict=True))
+    expected = [[15, 10, 35, 40, 1, 0], [0, 0, 10, 50, 1, 1], [0, 0, 50, 50, 1, 0]]
+    torch.testing.assert_close(boxes["a.jpg"], torch.tensor(expected, dtype=torch.float32))
+    assert boxes["b.jpg"].shape == (0, 6)
+    part = found.subset([1, 0])
+    assert part.boxes is not None
+    assert [len(each) for each in part.boxes] == [len(found.boxes[1]), len(found.boxes[0])]
+    assert found.without_labels("because").boxes is None
+
+
+def test_sizes_in_the_file_count(tmp_path: Path) -> None:
+    images = [{"id": 0, "file_name": "sub/a.jpg", "width": 400, "height": 200}]
+    write(tmp_path / "data", [[160, 40, 80, 120]], images=images)
+    found = load(tmp_path / "data")
+    assert found.boxes is not None
+    assert found.boxes[0].tolist() == [[15, 10, 35, 40, 1, 0]]
+
+
+def test_crowds_and_boxes_without_size(tmp_path: Path) -> None:
+    rows = [
+        {"id": 0, "image_id": 0, "category_id": 9, "bbox": [80, 20, 40, 60], "iscrowd": 1},
+        {"id": 1, "image_id": 0, "category_id": 9, "bbox": [80, 20, 0, 60]},
+    ]
+    write(tmp_path / "data", [], annotations=rows)
+    found = load(tmp_path / "data")
+    assert found.boxes is not None
+    assert [each.tolist() for each in found.boxes if len(each)] == [[[15, 10, 35, 40, 2, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("count", "labels"),
+    [(10, {7: 7, 9: 9}), (9, {7: 1, 9: 2}), (3, {7: 1, 9: 2}), (2, "2 categories, and the network 1 beside")],
+)
+def test_categories_are_labels(count: int, labels: dict[int, int] | str) -> None:
+    found = number_categories({7: "cat", 9: "dog"}, count)
+    assert found == labels if isinstance(labels, dict) else labels in found
+
+
+def test_without_annotations_images_are_unlabelled(tmp_path: Path) -> None:
+    write(tmp_path / "data", [])
+    (tmp_path / "data" / "instances.json").write_text('{"something": "else"}')
+    found = load(tmp_path / "data")
+    assert found.boxes is None
+    assert "no COCO annotations" in found.label_note
+
+
+@pytest.mark.parametrize("annotations", [[{"image_id": 5}], [{"image_id": 0, "bbox": "no", "category_id": 7}], 3])
+def test_broken_annotations_are_one_sentence(tmp_path: Path, annotations: object) -> None:
+    write(tmp_path / "data", [], annotations=annotations)
+    with pytest.raises(InputError, match=r"instances\.json is no COCO annotation file"):
+        load(tmp_path / "data")
