@@ -25,9 +25,13 @@ TRAINED = $(if $(OTHER),,demo/resnet18-digits.pt)
 FRESH = $(if $(filter file,$(origin OUT)),rm -rf "$(OUT)")
 # A network of one's own is compressed first, unless its files are named.
 OWN = $(and $(OTHER),$(filter file,$(origin FILES)))
+PAPER_PARTS := table1 table3 table6 table2 norms samples switches table5
+PAPER = OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.studies.paper
+SUBJECT = "$(MODEL)" $(if $(and $(OTHER),$(filter file,$(origin DATA))),,"$(DATA)") \
+	$(if $(and $(OTHER),$(filter file,$(origin SIZE))),,--input-size $(SIZE)) $(ARGS)
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
 
-.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-hard test-oldest test-wheel audit lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-limits bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench-structures bench-job bench-channels bench bench-gpu bench-harness clean
+.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-hard test-oldest test-wheel audit lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-limits bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench-structures bench-job bench-channels bench bench-gpu bench-harness paper paper-table1 paper-table2 paper-table3 paper-table5 paper-table6 paper-norms paper-samples paper-switches clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,7 +79,7 @@ report: $(READY) $(TRAINED)  ## OUT: the page of a run anew; without one, of edg
 	$(BIN)/bocompress report "$(OUT)"
 
 test: $(READY) lint  ## the whole suite and lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-hard: $(READY)  ## thousands of hostile inputs, kills, faults, short memory, clusters; docs/results.md has the counts
 	$(BIN)/python -c 'import distributed, ray' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[ray,dask]'
@@ -86,7 +90,7 @@ test-oldest: pyproject.toml  ## the suite with the lowest version of each depend
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet uv
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct --editable '.[dev]'
-	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
+	$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # A wheel is what users have: it is built, installed with its own dependencies alone, and compresses the demo's network.
 test-wheel: $(READY)  ## build the wheel, install it into a clean environment, and run `bocompress demo` there
@@ -170,6 +174,35 @@ bench-job: $(READY)  ## MODEL, DATA (ResNet-18 at 64 px), PHOTOS, MOBILENET: tim
 bench-channels: $(READY)  ## MODEL, PHOTOS, OPERATIONS; SYNSETS; SIZE and TRAIN: hidden channels, low rank and torch-pruning at equal operations (an hour)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.studies.network.channels "$(MODEL)" "$(PHOTOS)" $(addprefix --operations ,$(OPERATIONS)) $(if $(SYNSETS),--synsets "$(SYNSETS)") $(if $(filter file,$(origin SIZE)),,--input-size $(SIZE)) $(if $(TRAIN),--train "$(TRAIN)") $(ARGS)
+
+paper: $(READY)  ## every table and figure of the paper, what is there already kept; then docs/paper.md (a night)
+	@failed=; for part in $(PAPER_PARTS); do $(MAKE) --no-print-directory paper-$$part || failed="$$failed $$part"; done; \
+	$(MAKE) --no-print-directory docs; test -z "$$failed" || { echo "not measured:$$failed" >&2; exit 1; }
+
+paper-table1: $(READY)  ## the paper's Table 1: layers and weights of its networks
+	$(PAPER).table1
+
+paper-table2: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE, ARGS: Table 2 and Fig. 1, random search, Fabolas and the paper's (hours)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(PAPER).table2 $(SUBJECT)
+
+paper-table3: $(READY)  ## Tables 3 and 4 on FC3, or MODEL, DATA, SIZE, ARGS: by the norm and by the error
+	$(PAPER).table3 $(if $(OTHER),$(SUBJECT),$(ARGS))
+
+paper-table5: $(READY)  ## Table 5 on a small VGG trained here, or TRAIN, DATA, ARGS="--model vgg16_bn.pth": stage by stage
+	$(PAPER).table5 $(if $(TRAIN),"$(TRAIN)" "$(DATA)") $(ARGS)
+
+paper-table6: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE, ARGS: Tables 6 and 7, Figs. 4 and 5, a sweep of gamma (hours)
+	$(PAPER).table6 $(SUBJECT)
+
+paper-norms: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE, ARGS: Figs. 2 and 3, and the supplement's bound
+	$(PAPER).norms $(SUBJECT)
+
+paper-samples: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE, ARGS: why 50 images per evaluation
+	$(PAPER).samples $(SUBJECT)
+
+paper-switches: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE, ARGS: what each departure from the paper does
+	$(PAPER).switches $(SUBJECT)
 
 bench: $(READY) $(if $(OWN),,$(FILES))  ## FILES="a.onnx b.onnx", or MODEL, DATA, SIZE, OUT: size, time, memory, operators side by side
 	$(if $(OWN),test -e "$(OUT)/model.onnx" || $(MAKE) edge-cpu OUT="$(OUT)")

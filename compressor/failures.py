@@ -11,7 +11,8 @@ from compressor.text import first_line
 # What allocators of torch, numpy, ONNX Runtime and the C library say, and the loader and threads without memory.
 SHORT = re.compile(
     r"DefaultCPUAllocator|not enough memory|out of memory|bad[_ ]alloc|bad_array_new_length|pthread_create failed|"
-    r"(can't|cannot|failed to|unable to) (allocate|map segment)|can't start new thread|temporarily unavailable",
+    r"(can't|cannot|failed to|unable to) (allocate|map segment)|can't start new thread|temporarily unavailable|"
+    r"could not create a primitive",  # oneDNN, whose kernels need room for their code and their copies
     re.IGNORECASE,
 )
 NO_MEMORY = (errno.ENOMEM, errno.EAGAIN)
@@ -37,7 +38,7 @@ def explain_shortage(error: BaseException) -> ShortageError | None:
     """The sentence for an error that comes from too little memory; None for all others."""
     if not is_shortage(error):
         return None
-    ways = "close other programs, or lower --max-images, --input-size or --workers"
+    ways = "close other programs, raise --max-memory if it was given, or lower --max-images, --input-size or --workers"
     return ShortageError(f"too little memory ({first_line(error)}): {ways}")
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import psutil
 
-from compressor.children import python_command
 from compressor.errors import InputError
 from compressor.failures import blaming, explain
 from compressor.files import open_regular
+from compressor.process.children import python_command
 
 try:
     import resource

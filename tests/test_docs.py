@@ -13,14 +13,14 @@ import click
 import pytest
 
 from compressor.cli.commands import export, main
-from docs.generate import options_page, results_page
+from docs.generate import options_page, paper_page, results_page
 from docs.generate.formatting import load
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = "https://github.com/bocompress/bocompress/blob/main/"
 PICTURES = "https://raw.githubusercontent.com/bocompress/bocompress/main/"
 UNIFORM = "uniform-resnet18-cifar10"
-GENERATED = {"docs/options.md", "docs/results.md", "docs/licences.md"}
+GENERATED = {"docs/options.md", "docs/results.md", "docs/licences.md", "docs/paper.md"}
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
@@ -43,6 +43,10 @@ def test_every_dependency_is_listed_with_its_licence() -> None:
 
 def test_the_results_page_is_what_the_studies_measured() -> None:
     assert (ROOT / "docs/results.md").read_text() == results_page()
+
+
+def test_the_paper_page_is_what_the_studies_measured() -> None:
+    assert (ROOT / "docs/paper.md").read_text() == paper_page()
 
 
 def test_results_begin_with_a_line_for_each_kind_of_study() -> None:

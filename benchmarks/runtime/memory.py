@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from compressor.children import python_command
 from compressor.errors import BocompressError, InputError
 from compressor.files import scratch_folder
+from compressor.process.children import python_command
 from exporters.providers import tiny_model
 from exporters.runtimes.registry import ONNX_RUNTIME, open_runtime
 

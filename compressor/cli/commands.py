@@ -31,8 +31,9 @@ from compressor.cli.options import (
     run_options,
     tune_options,
 )
+from compressor.cli.presets import preset_option
 from compressor.cli.search_options import search_options
-from compressor.cli.settings import choose_recipe, make_settings, split_patterns
+from compressor.cli.settings import choose_recipe, leave_to_stages, make_settings, split_patterns
 from compressor.cli.sweep.command import sweep
 from compressor.cli.types import MAX_FRAMES, MAX_INPUT, MAX_SEED, PATH, FiniteRange
 from compressor.errors import InputError, VerificationError
@@ -91,6 +92,7 @@ def main() -> None:
 @tune_options
 @run_options
 @config_options
+@preset_option
 @recipe_option
 @cloup.option(
     "--resume",
@@ -106,7 +108,7 @@ def export(**options: Any) -> None:
     measures size and latency. Writes plan.json, compressed.safetensors, original.onnx, model.onnx, report.json
     and report.html.
     """
-    options = without_replaced(options)
+    options = leave_to_stages(without_replaced(options))
     if options["print_config"]:
         click.echo(config_text(options))
         return

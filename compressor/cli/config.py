@@ -2,7 +2,9 @@
 
 import difflib
 import json
+import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,27 @@ from compressor.cli.types import PATH
 from compressor.errors import InputError
 
 NOT_IN_FILES = ("config", "print_config", "help", "help_all", "version")
+PRESET, CONFIG = "compressor.cli: values of --preset", "compressor.cli: values of --config"  # keys of click's meta
 # One of these replaces whichever of them a file gives.
 ALTERNATIVES = ("gamma", "gammas", "target_ratio", "target_bytes", "target_macs", "target_latency_ms", "max_drop")
 
 
-def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
-    """Make the file's values defaults; those that equal the option's own default are left out, as not given."""
-    if path is None or ctx.resilient_parsing:
-        return path
+@dataclass(frozen=True)
+class GivenValue:
+    """A value of a file: as the command line would give it, and whether it differs from the option's own default."""
+
+    typed: Any
+    differs: bool
+
+
+def read_options(ctx: click.Context, path: Path) -> dict[str, GivenValue]:
+    """The values of a TOML file with options of the command, by the names of their parameters.
+
+    Raises:
+        click.UsageError: no such file, or something in it that the command does not take.
+    """
     parameters = _parameters(ctx)
-    values: dict[str, Any] = {}
+    values: dict[str, GivenValue] = {}
     for key, value in _load(ctx, path).items():
         name = key.lstrip("-").replace("_", "-")
         if name not in parameters:
@@ -37,9 +50,39 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
             converted = parameter.type_cast_value(ctx, as_typed)
         except click.BadParameter as error:
             raise click.UsageError(f"{path}: {key}: {error.message}") from error
-        if converted != _own_default(ctx, parameter):
-            values[str(parameter.name)] = as_typed
-    ctx.default_map = {**(ctx.default_map or {}), **values}
+        values[str(parameter.name)] = GivenValue(as_typed, converted != own_default(ctx, parameter))
+    return values
+
+
+def set_defaults(ctx: click.Context, source: str, values: dict[str, GivenValue]) -> None:
+    """Make values defaults, those of --config above those of --preset; what an option has by itself is not given.
+
+    Args:
+        ctx: of the command.
+        source: PRESET or CONFIG.
+        values: by the names of parameters.
+    """
+    ctx.meta[source] = values
+    all_values = {**ctx.meta.get(PRESET, {}), **ctx.meta.get(CONFIG, {})}
+    ctx.default_map = {name: value.typed for name, value in all_values.items() if value.differs}
+
+
+def is_given(name: str) -> bool:
+    """Whether the option with this parameter name was typed or stands in --config.
+
+    What a preset says, or is left at its default, is not given.
+    """
+    ctx = click.get_current_context()
+    source = ctx.get_parameter_source(name)
+    if source is ParameterSource.DEFAULT_MAP:
+        return name in ctx.meta.get(CONFIG, {}) or name not in ctx.meta.get(PRESET, {})
+    return source is ParameterSource.COMMANDLINE
+
+
+def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """Make the file's values defaults."""
+    if path is not None and not ctx.resilient_parsing:
+        set_defaults(ctx, CONFIG, read_options(ctx, path))
     return path
 
 
@@ -106,6 +149,8 @@ def config_text(options: dict[str, Any]) -> str:
 def typed_options(leave_out: Sequence[str]) -> list[str]:
     """The options that were typed or stand in --config, as arguments of a command that has the same.
 
+    A preset is among them, its values are not.
+
     Args:
         leave_out: names of parameters that are not among them.
     """
@@ -113,10 +158,17 @@ def typed_options(leave_out: Sequence[str]) -> list[str]:
     arguments: list[str] = []
     for parameter in ctx.command.params:
         name = str(parameter.name)
-        given = ctx.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
-        if given and name not in leave_out and isinstance(parameter, click.Option):
+        if is_given(name) and name not in leave_out and isinstance(parameter, click.Option):
             arguments += _as_arguments(parameter, ctx.params[name])
     return arguments
+
+
+def preset_words(options: dict[str, Any]) -> str:
+    """What the preset stands for in this run, as a person would type it; empty without one."""
+    ctx = click.get_current_context()
+    of_preset = [name for name in ctx.meta.get(PRESET, {}) if not is_given(name)]
+    named = [row for row in ctx.command.params if row.name in of_preset and isinstance(row, click.Option)]
+    return shlex.join(word for option in named for word in _as_arguments(option, options[str(option.name)]))
 
 
 def _as_arguments(option: click.Option, value: Any) -> list[str]:
@@ -167,10 +219,12 @@ def _as_typed(parameter: click.Parameter, value: Any) -> Any:
     return texts if parameter.nargs == -1 or getattr(parameter, "multiple", False) else ",".join(texts)
 
 
-def _own_default(ctx: click.Context, parameter: click.Parameter) -> Any:
-    default = parameter.get_default(ctx)
-    known = isinstance(default, str | int | float | list | tuple)  # click has a sentinel for what has no default
-    return parameter.type_cast_value(ctx, default) if known else None
+def own_default(ctx: click.Context, parameter: click.Parameter) -> Any:
+    """What an option is where nothing gives it: neither a person, nor a file or a preset."""
+    default = parameter.default
+    if isinstance(default, str | int | float | list | tuple):  # click has a sentinel for what has no default
+        return parameter.type_cast_value(ctx, default)
+    return () if getattr(parameter, "multiple", False) else None
 
 
 def _spell(kind: click.ParamType, value: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from compressor.cli.config import preset_words
 from compressor.cli.settings import check_tuning
 from compressor.errors import InputError
 
@@ -304,4 +305,4 @@ def make_source(loaded: "LoadedModel", options: dict[str, Any]) -> "Source":
 
     notes = [*loaded.notes, *([SYNTHETIC_NOTE] if options["data"] is None else [])]
     names = None if loaded.class_names is None else tuple(loaded.class_names)
-    return Source(loaded.arch, notes, typed_command(), choose_transform(loaded, options), names)
+    return Source(loaded.arch, notes, typed_command(), choose_transform(loaded, options), names, preset_words(options))

@@ -9,6 +9,7 @@ import cloup
 from compressor.cli.completion import complete_architecture, complete_recipe
 from compressor.cli.config import require_unless_printing
 from compressor.cli.types import (
+    FILE_BYTES,
     MAX_BATCH,
     MAX_FRAMES,
     MAX_INPUT,
@@ -223,6 +224,13 @@ run_options: Decorator = cloup.option_group(
     cloup.option("--device", default="cpu", show_default=True, help="Where torch runs networks: cpu, cuda, cuda:1."),
     cloup.option(
         "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of everything random."
+    ),
+    cloup.option(
+        "--max-memory",
+        type=FILE_BYTES,
+        metavar="BYTES",
+        help="Memory that the process may hold, such as 2GB: work is done in smaller pieces, and on Linux the run ends "
+        "with a sentence rather than take more. Each of --workers may hold as much. Left out: no limit.",
     ),
     cloup.option(
         "--threads",

@@ -142,6 +142,35 @@ _search_group = cloup.option_group(
         "J).",
     ),
     cloup.option(
+        "--noise",
+        type=click.Choice(["pooled", "sample"]),
+        default="pooled",
+        show_default=True,
+        help="The known noise of evaluations. pooled: from all of them together, correlated where they share images. "
+        "sample: each one's own sample variance, independent, as in the paper.",
+    ),
+    cloup.option(
+        "--refit",
+        type=click.Choice(["growing", "stopping"]),
+        default="growing",
+        show_default=True,
+        help="When hyperparameters are fitted again. growing: with every tenth more evaluations. stopping: also before "
+        "the search may stop, so that its certificate rests on all evaluations.",
+    ),
+    cloup.option(
+        "--excess-noise/--no-excess-noise",
+        default=True,
+        show_default=True,
+        help="Fit a noise beside the one that is known of evaluations. The paper knows only the latter.",
+    ),
+    cloup.option(
+        "--remeasure/--no-remeasure",
+        default=True,
+        show_default=True,
+        help="Evaluate the best plan again, on other images, where that says more than a new plan would. The paper "
+        "always evaluates the plan proposed.",
+    ),
+    cloup.option(
         "--samples",
         type=click.IntRange(min=2),
         default=50,

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING, Any, cast
 
 import click
-from click.core import ParameterSource
 
+from compressor.cli.config import PRESET, is_given, own_default
 from compressor.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ SHARED_SETTINGS = (
 )
 SEARCH_SETTINGS = (
     *("epsilon", "certificate", "acquisition", "samples", "candidates", "start", "refine", "surrogate"),
+    *("noise", "refit", "excess_noise", "remeasure"),
     *("prior_mean", "coordinates", "max_evaluations", "max_seconds", "seed"),
 )
 TUNE_OPTIONS = ("train_data", "max_train_images", "finetune_by", "schedule", "learning_rate", "autocast")
@@ -28,6 +29,18 @@ STAGE_OPTIONS = (
     *("finetune", "finetune_by", "schedule", "learning_rate", "prune", "method", "layers", "skip"),
     *("target_ratio", "target_bytes", "target_macs", "target_latency_ms", "max_drop"),
 )
+
+
+def leave_to_stages(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without what a preset says of a recipe's stages, which name layers and methods themselves."""
+    ctx = click.get_current_context()
+    if options["recipe"] is None:
+        return options
+    preset = ctx.meta.get(PRESET, {})
+    taken = [name for name in STAGE_OPTIONS if name in preset and not is_given(name)]
+    return options | {
+        str(option.name): own_default(ctx, option) for option in ctx.command.params if option.name in taken
+    }
 
 
 def choose_recipe(options: dict[str, Any]) -> "Recipe | None":
@@ -84,12 +97,6 @@ def tune_settings(options: dict[str, Any]) -> "TuneSettings":
     )
 
 
-def is_given(name: str) -> bool:
-    """Whether the option with this parameter name was typed or stands in --config, rather than left at its default."""
-    source = click.get_current_context().get_parameter_source(name)
-    return source in (ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP)
-
-
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -120,6 +127,7 @@ def _as_settings(options: dict[str, Any]) -> "Settings":
     shared = {key: options[key] for key in SHARED_SETTINGS}
     shared["precisions"] = tuple(dict.fromkeys(name for names in options["precisions"] for name in names))
     shared["factors"] = None if options["factors"] == "plan" else options["factors"]
+    shared["max_memory_bytes"] = options["max_memory"]
     shared["output_weights"] = options["output_weights"] or ()
     shared["tune"] = tune_settings(options)
     shared["search"] = search_settings(options)

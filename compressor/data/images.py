@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from compressor.errors import InputError
+from compressor.process.memory import at_once
 
 OnStep = Callable[[int, int], None]
 """Called with the number of images done and of all."""
@@ -100,7 +101,7 @@ class ImageSet:
 
     def fitting(self, most: int) -> int:
         """How many images a forward pass takes at once: `most`, or fewer where they are large."""
-        return max(1, min(most, MAX_BATCH_NUMBERS // max(1, prod(self.input_shape))))
+        return max(1, min(most, at_once(MAX_BATCH_NUMBERS) // max(1, prod(self.input_shape))))
 
     def batch(self, indices: Indices) -> Tensor:
         """The inputs at `indices`: float32 of shape (n, *input_shape), normalized for the network."""

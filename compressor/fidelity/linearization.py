@@ -22,6 +22,7 @@ from compressor.fidelity.linear_model import LinearModel
 from compressor.network.hooks import fitting_with_gradients, watching
 from compressor.network.layers import Ranked, factorized_ranks
 from compressor.network.surgery import build_candidate, with_layer
+from compressor.process.memory import at_once
 from compressor.streams import Stream, generator
 
 BATCH_SIZE = 25
@@ -102,9 +103,9 @@ class Linearizer:
         directions = directions.to(outputs.device)
         values = torch.einsum("bk,bkp->bp", outputs, directions)
         flat = [output for layer in calls for _, output in layer]
-        at_once = max(1, MAX_GRADIENTS // sum(output.numel() for output in flat))
+        count = max(1, at_once(MAX_GRADIENTS) // sum(output.numel() for output in flat))
         parts: list[list[dict[int, np.ndarray]]] = []
-        for some in values.split(at_once, dim=1):
+        for some in values.split(count, dim=1):
             slopes = iter(_slopes(some, flat))
             pairs = iter(calls)
             with torch.no_grad():
@@ -175,7 +176,7 @@ class SingleLayerLosses:
         if not self._sizes:
             self._measure_sizes()
         chosen: list[str] = []
-        room, images = MAX_GRADIENTS, self._images_of(name)
+        room, images = at_once(MAX_GRADIENTS), self._images_of(name)
         for following in self._names[self._names.index(name) :]:
             room -= len(images) * self._sizes[following]
             if chosen and (room < 0 or len(self._images_of(following)) != len(images)):

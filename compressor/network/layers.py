@@ -207,7 +207,9 @@ def _expand_sets(include: Sequence[str], arch: str) -> list[str]:
             continue
         family = next((name for name in PAPER_LAYERS if arch.startswith(name)), None)
         if family is None:
-            raise InputError(f"the paper names no layer set for {arch or 'this network'}; give name patterns")
+            raise InputError(
+                f"the paper names no layer set for {arch or 'this network'}; give name patterns, or '*' for all layers"
+            )
         patterns.append(PAPER_LAYERS[family])
     return patterns
 

@@ -43,21 +43,29 @@ def equalize_factor_scales(network: nn.Module) -> nn.Module:
 
     In place, with new tensors for the weights; returns `network`.
     """
-    for chain in network.modules():
-        if isinstance(chain, nn.Sequential):
-            for first, second in zip(chain, list(chain)[1:], strict=False):
-                if isinstance(first, KINDS) and isinstance(second, KINDS) and first.bias is None:
-                    _equalize(first, second)
+    for first, second in factor_pairs(network):
+        before = weight_of(first).flatten(1).norm(dim=1)
+        after = _by_group(second).transpose(1, 2).flatten(2).norm(dim=2).flatten()
+        used = (before > 0) & (after > 0)
+        rescale(first, second, torch.where(used, after / before.where(used, torch.ones_like(before)), 1.0).sqrt())
     return network
 
 
-def _equalize(first: Layer, second: Layer) -> None:
-    """Scale both weights for each of the K channels between them."""
+def factor_pairs(network: nn.Module) -> list[tuple[Layer, Layer]]:
+    """Layers of which the second reads what the first gives, which has no bias, and nothing else does."""
+    return [
+        (first, second)
+        for chain in network.modules()
+        if isinstance(chain, nn.Sequential)
+        for first, second in zip(chain, list(chain)[1:], strict=False)
+        if isinstance(first, KINDS) and isinstance(second, KINDS) and first.bias is None
+    ]
+
+
+def rescale(first: Layer, second: Layer, scale: Tensor) -> None:
+    """Multiply each of the K channels between two layers by a number `scale` (K,) above 0, and take it back behind."""
     with torch.no_grad():
         weight, grouped = weight_of(first), _by_group(second)
-        before, after = weight.flatten(1).norm(dim=1), grouped.transpose(1, 2).flatten(2).norm(dim=2).flatten()
-        used = (before > 0) & (after > 0)
-        scale = torch.where(used, after / before.where(used, torch.ones_like(before)), 1.0).sqrt()
         set_weight(first, weight * scale.view(-1, *[1] * (weight.dim() - 1)))
         divided = grouped / scale.view(len(grouped), 1, -1, *[1] * (grouped.dim() - 3))
         set_weight(second, divided.flatten(0, 1))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
 from compressor.network.hooks import BATCH_SIZE, input_of, noting, output_of
+from compressor.process.memory import at_once
 
 MAX_KEPT_BYTES = 1 << 27  # of the outputs that are kept for one set of images
 
@@ -122,7 +123,7 @@ class Replay:
 
     def advance(self, network: nn.Module, layer: str) -> None:
         """Keep what the last cut before the layer returns, since nothing that is used before it will change."""
-        cut = self._cuts.before(layer, MAX_KEPT_BYTES // (4 * len(self._images)))
+        cut = self._cuts.before(layer, at_once(MAX_KEPT_BYTES) // (4 * len(self._images)))
         if cut is None or cut == self._cut:
             return
         kept = []

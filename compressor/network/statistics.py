@@ -12,6 +12,7 @@ from compressor.factorization.layers.kinds import axes_of
 from compressor.factorization.moments import INPUT_FLOOR, OUTPUT_FLOOR, LayerMoments, raise_floor_, with_floor
 from compressor.network.hooks import batches, fitting_with_gradients, position_generators, sample_positions, watching
 from compressor.network.layers import FoundLayer
+from compressor.process.memory import at_once
 from compressor.streams import Stream, derived_seed
 
 T = TypeVar("T")
@@ -185,7 +186,7 @@ def chunks(parts: Sequence[T], bytes_of: Callable[[T], int]) -> Iterator[list[T]
     chunk: list[T] = []
     used = 0
     for part in parts:
-        if chunk and used + bytes_of(part) > MEMORY_BYTES:
+        if chunk and used + bytes_of(part) > at_once(MEMORY_BYTES):
             yield chunk
             chunk, used = [], 0
         chunk.append(part)

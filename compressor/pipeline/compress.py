@@ -12,8 +12,10 @@ from typing import Any, TypedDict, Unpack
 
 from torch import nn
 
+from compressor.cost.size import count_params
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
+from compressor.factorization.layers.kinds import weight_of
 from compressor.files import claim_folder
 from compressor.outputs.rows import whole
 from compressor.pipeline.context import Context, Source
@@ -26,6 +28,7 @@ from compressor.pipeline.stage import Stage, run_stages
 from compressor.pipeline.stage_lists import default_stages, plan_stages, recipe_stages
 from compressor.pipeline.stages.finetune import FinetuneSpec
 from compressor.pipeline.state import CompressedModel, State, needed
+from compressor.process.memory import limited_memory
 from compressor.progress import Progress
 
 
@@ -98,8 +101,10 @@ def apply_plan(
 
 
 def _run(stages: Sequence[Stage], context: Context) -> CompressedModel:
+    weight_bytes, held_bytes = 4 * count_params(context.original), context.search_images.held.nbytes
     try:
-        state = run_stages(stages, context, State(context.original))
+        with limited_memory(context.settings.max_memory_bytes, weight_bytes, held_bytes + _moment_bytes(context)):
+            state = run_stages(stages, context, State(context.original))
     except InputError:
         # What cannot be had leaves nothing behind; an interrupted run leaves what it can go on from.
         if not context.resume and not (context.folder / JOURNAL).exists():
@@ -107,6 +112,12 @@ def _run(stages: Sequence[Stage], context: Context) -> CompressedModel:
         raise
     result, report = needed(state.result, "a plan"), needed(state.report, "a report")
     return CompressedModel(whole(state.network), result.plan, report, context.folder)
+
+
+def _moment_bytes(context: Context) -> int:
+    """The second moments of the largest layer's inputs, with their root, its inverse and room to find them."""
+    sizes = [weight_of(layer.module)[0].numel() for layer in context.layers]
+    return 5 * 8 * max(sizes, default=0) ** 2
 
 
 def _with_tuning(settings: Settings, recipe: Recipe) -> Settings:

@@ -36,6 +36,7 @@ class Source:
         command: as typed.
         transform: how an image becomes its input; None where the caller prepares inputs.
         class_names: of its outputs in order, where they are known.
+        preset: what --preset stands for in this run, as typed; empty without one.
     """
 
     arch: str
@@ -43,6 +44,7 @@ class Source:
     command: str = ""
     transform: Transform | None = None
     class_names: tuple[str, ...] | None = None
+    preset: str = ""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def prepare(  # noqa: PLR0913
     _require_usable(image_set, settings)
     _require_folder(Path(out), resume, overwrite)
     parts = divide_images(image_set, settings)
-    original = _without_selection(copy.deepcopy(model)).eval().requires_grad_(False).to(_device(settings.device))
+    original = _without_selection(copy.deepcopy(model)).eval().requires_grad_(False).to(usable_device(settings.device))
     progress = progress or Progress()
     original = _with_rows(_without_aux(original, settings, progress), parts[1], settings)
     checked = _check_labels(original, join(*parts[:2]), settings, progress)
@@ -213,7 +213,12 @@ def _as_image_set(images: ImageSet | Iterable[Any], limit: int) -> ImageSet:
     return images if isinstance(images, ImageSet) else from_batches(images, limit)
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        InputError: torch cannot use it here.
+    """
     try:
         device = torch.device(name)
         torch.ones(1, device=device).item()

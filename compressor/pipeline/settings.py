@@ -55,6 +55,7 @@ class Settings:
         workers, backend: evaluate that many candidates at once, through the backend of this name ("ray", "dask", or one
             of joblib's); neither changes what is found.
         cluster: address of a cluster of Ray or Dask that runs already; None starts one on this machine.
+        max_memory_bytes: what the process holds at most, in pieces of work that are smaller for it; None for no limit.
         search: of the Bayesian optimization.
         tune: of the fine-tuning, by default none.
     """
@@ -87,6 +88,7 @@ class Settings:
     workers: int = 1
     backend: str = DEFAULT_BACKEND
     cluster: str | None = None
+    max_memory_bytes: float | None = None
     search: SearchSettings = field(default_factory=SearchSettings)
     tune: TuneSettings = field(default_factory=TuneSettings)
 

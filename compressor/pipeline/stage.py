@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from pydantic import ConfigDict
 
-from compressor.cost.memory import own_peak_bytes, release_memory
 from compressor.cost.records import StageCost
 from compressor.pipeline.context import Context
 from compressor.pipeline.state import State
+from compressor.process.memory import own_peak_bytes, release_memory
 from compressor.schema import Record
 
 

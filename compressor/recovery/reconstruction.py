@@ -20,7 +20,6 @@ import torch
 from scipy.linalg import LinAlgError, cho_factor, cho_solve
 from torch import Tensor, nn
 
-from compressor.cost.memory import release_memory
 from compressor.data.images import ImageSet
 from compressor.factorization.alternating import alternate
 from compressor.factorization.interpolative import Interpolated
@@ -51,6 +50,7 @@ from compressor.network.statistics import (
     rows_of_batch,
 )
 from compressor.network.surgery import replace_layer
+from compressor.process.memory import release_memory
 from compressor.recovery.records import ReconstructionRecord, ReconstructionStep, StepKind
 
 CHECKED_TOGETHER = 3  # layers

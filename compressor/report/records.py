@@ -120,12 +120,13 @@ class Report(Record):
     `stage_costs` say where they went, up to the report itself, and `seconds_per_image` is what one image took the
     original, on average. `gamma` is null where a target was given and none leads to the plan. `verdict` says whether it
     is a success; null in reports of versions that gave none. `channel_groups` is null where nothing was searched, or
-    nothing but ranks.
+    nothing but ranks. `preset` is what --preset stands for in this run, as typed.
     """
 
     version: str
     created: str
     command: str
+    preset: str = ""
     seed: int
     seconds: float
     arch: str

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,10 +28,10 @@ RESTART_GROWTH = 1.5  # likewise from fixed starting points beside the last fit
 MAX_NORM_FACTOR, MIN_EVALUATIONS = 4.0, 5
 # Limits of the fit where the prior mean is that around a plan. On ResNet-18 L departs from the linear model's by 0.15
 # to 0.2 in its logarithm, and the noise of one evaluation is 0.1 to 0.15.
-LOCAL_LIMITS = {"least_signal": 2.0}
+LOCAL_LIMITS = gp.Limits(least_signal=2.0)
 # Likewise where the prior mean of a risk comes from the function norm: departures exist even where noise hides them,
 # and those of mild plans, which are known well, are no guide to others.
-RISK_LIMITS = {"least_signal": 0.1, "longest": 1.0}
+RISK_LIMITS = gp.Limits(least_signal=0.1, longest=1.0)
 
 
 class SurrogateFitter:
@@ -94,9 +95,18 @@ class SurrogateFitter:
             expected = around_plan(plan, step.norm, step.single_layer_norms, sensitivities)
             self._surrogate = self._make_surrogate(self._delivered(expected))
 
+    @property
+    def is_fitted_to_all(self) -> bool:
+        """Whether hyperparameters were fitted from fixed starting points to all evaluations so far."""
+        return self._restarted_at == len(self._informative_evaluations())
+
+    def forget_hyperparameters(self) -> None:
+        """Have them fitted from fixed starting points for the next posterior."""
+        self._hyper, self._restarted_at = None, 0
+
     def update_gain(self) -> None:
         """Take over the evaluator's gain after it has changed."""
-        self._hyper, self._restarted_at = None, 0
+        self.forget_hyperparameters()
 
     def _delivered(self, expected: ExpectedLoss) -> ExpectedLoss:
         """A prior mean of L as reconstruction is expected to leave it."""
@@ -113,7 +123,7 @@ class SurrogateFitter:
         """Take over the evaluator's objective after gamma has changed."""
         self._surrogate.objective = self._evaluator.objective
         if isinstance(self._surrogate, LossSurrogate):
-            self._hyper, self._restarted_at = None, 0  # its targets scale with gamma
+            self.forget_hyperparameters()  # its targets scale with gamma
 
     def posterior(self) -> Posterior:
         """The posterior given all evaluations so far; hyperparameters are fitted again where enough are new."""
@@ -122,13 +132,20 @@ class SurrogateFitter:
         per_norm = loss_per_norm(history.losses)
         is_due = self._hyper is None or len(informative) >= REFIT_GROWTH * self._fitted_at
         self._update_prior(ranks, function_norms, per_norm, is_due)
-        noise = evaluator.noise.covariance(function_norms)[np.ix_(informative, informative)]
+        noise = self._noise(function_norms)[np.ix_(informative, informative)]
         losses, levels = np.array(history.norms)[informative], per_norm * function_norms[informative]
         targets = self._surrogate.targets(ranks[informative], losses, noise, levels)
         thetas = evaluator.space.encode(ranks[informative])
         if self._hyper is None or is_due:
             self._hyper = self._fit(thetas, targets)
         return self._surrogate.posterior(gp.GaussianProcess(thetas, targets.values, targets.noise, self._hyper))
+
+    def _noise(self, function_norms: Array) -> Array:
+        """Covariance (n, n) of the estimates of L, given the function norms (n,) of their plans."""
+        evaluator = self._evaluator
+        if evaluator.settings.noise == "sample":
+            return np.diag([losses.variance for losses in evaluator.history.losses])
+        return evaluator.noise.covariance(function_norms)
 
     def _update_prior(self, ranks: Ranks, function_norms: Array, per_norm: float, is_due: bool) -> None:
         """Learn the prior mean anew where it depends on the evaluations: ranks (n, d) and their function norms (n,)."""
@@ -146,10 +163,12 @@ class SurrogateFitter:
         count, evaluator = len(thetas), self._evaluator
         restarts = count >= RESTART_GROWTH * self._restarted_at
         is_local = self._local_norm is not None and evaluator.settings.surrogate == "log"
-        limits = RISK_LIMITS if evaluator.noise_spec.floor else LOCAL_LIMITS if is_local else {}
+        limits = RISK_LIMITS if evaluator.noise_spec.floor else LOCAL_LIMITS if is_local else gp.NO_LIMITS
+        if not evaluator.settings.excess_noise:
+            limits = replace(limits, most_excess=gp.EXCESS_BOUNDS[0])
         self._fitted_at = count
         self._restarted_at = count if restarts else self._restarted_at
-        return gp.fit(thetas, targets.values, targets.noise, self._hyper, 2 if restarts else 0, **limits)
+        return gp.fit(thetas, targets.values, targets.noise, self._hyper, 2 if restarts else 0, limits)
 
     def _informative_evaluations(self) -> NDArray[np.int64]:
         """Indices (k,) of the evaluations that the process learns from.

@@ -237,16 +237,21 @@ class Search:
 
     def _test(self) -> StopTest:
         self._limits.update_if_due()
-        visited = np.array(self._evaluator.history.ranks)
-        return self._rule.test(self._fitter.posterior(), visited, self._may_stop())
+        visited, fitter = np.array(self._evaluator.history.ranks), self._fitter
+        test = self._rule.test(fitter.posterior(), visited, self._may_stop())
+        if test.met and self._settings.refit == "stopping" and not fitter.is_fitted_to_all:
+            fitter.forget_hyperparameters()
+            test = self._rule.test(fitter.posterior(), visited, self._may_stop())
+        return test
 
     def _next_evaluation(self, test: StopTest, pending: Sequence[Evaluation] = ()) -> Evaluation | None:
         """What to evaluate next, beside what is pending; None where every plan has been evaluated on all images."""
         candidate = self._candidate(test, pending)
-        proposals = [(REMEASURE, test.incumbent)]
+        proposals = [(REMEASURE, test.incumbent)] if self._settings.remeasure else []
         if candidate is not None:
-            again = should_remeasure(test.posterior, test.incumbent, candidate, self._expected_noise(test, candidate))
-            proposals.insert(int(again), (CANDIDATE, candidate))
+            noise = self._expected_noise(test, candidate)
+            again = proposals and should_remeasure(test.posterior, test.incumbent, candidate, noise)
+            proposals.insert(int(bool(again)), (CANDIDATE, candidate))
         for source, ranks in proposals:
             images = self._evaluator.images_for(ranks, pending)
             if len(images):

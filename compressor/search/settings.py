@@ -9,6 +9,8 @@ from compressor.search.dimension import Coordinates
 from compressor.search.records import Certificate, SurrogateChoice
 
 StartChoice = Literal["sensitivity", "random"]
+NoiseChoice = Literal["pooled", "sample"]
+RefitChoice = Literal["growing", "stopping"]
 PriorMeanChoice = Literal["measured", "energies", "none"]
 
 DEFAULT_EPSILON: dict[Certificate, float] = {"joint": 0.05, "pointwise": 0.005}
@@ -34,6 +36,11 @@ class SearchSettings:
         surrogate: what the Gaussian process models: log L, L or J.
         prior_mean: of L: from measured sensitivities and the linear model of the last Gauss-Newton step, from the
             energies that ranks give up, or none.
+        noise: the known noise of evaluations: "pooled" over all of them, correlated where they share images, or each
+            one's own sample variance, all independent.
+        refit: when hyperparameters are fitted again: with a tenth more evaluations, or also before the search may stop.
+        excess_noise: whether the process fits a noise beside the known one of the evaluations.
+        remeasure: whether the incumbent is evaluated again where that says more than the candidate would.
         refine: take Gauss-Newton steps by a linear model of the network.
         seed: of all random streams.
 
@@ -54,6 +61,10 @@ class SearchSettings:
     start: StartChoice = "sensitivity"
     surrogate: SurrogateChoice = "log"
     prior_mean: PriorMeanChoice = "measured"
+    noise: NoiseChoice = "pooled"
+    refit: RefitChoice = "growing"
+    excess_noise: bool = True
+    remeasure: bool = True
     refine: bool = True
     seed: int = 0
 

@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from compressor.children import SAFE_ENVIRONMENT, end_with_parent, python_command
 from compressor.errors import BocompressError
 from compressor.failures import explain
 from compressor.files import claim_folder, prepare_folder
+from compressor.process.children import SAFE_ENVIRONMENT, end_with_parent, python_command
 from compressor.sweep.jobs import LIST
 from compressor.version import VERSION
 

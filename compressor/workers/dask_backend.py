@@ -6,8 +6,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from compressor.children import safe_children
 from compressor.files import scratch_folder
+from compressor.process.children import safe_children
 from compressor.text import first_line
 from compressor.workers.backend import ClusterBackend, Prepare, Task, call, cannot_use, not_sendable, worker_died
 

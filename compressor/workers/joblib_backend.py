@@ -10,9 +10,9 @@ from typing import Any
 import cloudpickle
 from joblib import Parallel, delayed, parallel_config
 
-from compressor.children import end_with_parent, safe_children
 from compressor.errors import InputError
 from compressor.files import scratch_folder
+from compressor.process.children import end_with_parent, safe_children
 from compressor.text import first_line
 from compressor.workers.backend import Backend, Prepare, Task, cannot_use, not_sendable, worker_died
 

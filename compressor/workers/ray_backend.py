@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
-from compressor.children import safe_children
 from compressor.files import scratch_folder
+from compressor.process.children import safe_children
 from compressor.text import first_line
 from compressor.workers.backend import ClusterBackend, Prepare, Task, call, cannot_use, not_sendable, worker_died
 

@@ -1,4 +1,5 @@
-"""Write the generated pages: options.md from the commands, results.md from benchmarks/results, licences.md from pip's.
+"""Write the generated pages: options.md from the commands, results.md from benchmarks/results, licences.md from pip's,
+and paper.md from the studies of the paper's tables.
 
     python -m docs.generate
 
@@ -8,6 +9,7 @@ Tests hold both pages to what this gives. A new study is one function in a `*_se
 
 from docs.generate.licences import licences_page
 from docs.generate.options import options_page
+from docs.generate.paper import paper_page, write_paper_pictures
 from docs.generate.results import results_page, write_pictures
 
-__all__ = ["licences_page", "options_page", "results_page", "write_pictures"]
+__all__ = ["licences_page", "options_page", "paper_page", "results_page", "write_paper_pictures", "write_pictures"]

@@ -1,10 +1,12 @@
 """How studies' figures are written: tables, intervals, shares."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from benchmarks.studies.markdown import table as table
 
 Row = dict[str, Any]
 Study = dict[str, Any]
@@ -14,14 +16,6 @@ def load(path: Path) -> Study:
     """A study's JSON, with its name under `study`."""
     study: Study = json.loads(path.read_text(encoding="utf-8"))
     return study
-
-
-def table(columns: dict[str, Callable[[Any], str]], rows: Sequence[Any]) -> str:
-    """A Markdown table: each column's title and how it shows a row."""
-    head = "| " + " | ".join(columns) + " |"
-    rule = "|" + " --- |" * len(columns)
-    body = ["| " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows]
-    return "\n".join([head, rule, *body])
 
 
 def section(title: str, about: str, *parts: str) -> str:

@@ -10,8 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from compressor.cli.commands import export, main
-from compressor.cli.config import NOT_IN_FILES, config_text, without_replaced
-from compressor.cli.settings import is_given
+from compressor.cli.config import NOT_IN_FILES, config_text, is_given, without_replaced
 
 COMMANDS = {"export": export, "apply": main.commands["apply"]}
 # What each type is tried with; of choices the last is taken.

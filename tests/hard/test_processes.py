@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-from compressor.children import python_command
 from compressor.errors import InputError
 from compressor.files import claim_folder, scratch_folder
 from compressor.files.folders import remove_leftovers
 from compressor.pipeline.outputs import is_output
+from compressor.process.children import python_command
 from tests.hard.networks import make_network
 
 ROOT = Path(__file__).parent.parent.parent

@@ -263,3 +263,34 @@ def test_both_figures_are_recorded_whichever_stops(certificate: str) -> None:
     assert found.pointwise <= found.epsilon
     assert found.joint is not None
     assert found.joint.upper >= found.joint.estimate
+
+
+def test_without_remeasuring_only_proposed_plans_are_evaluated() -> None:
+    settings = {"delta": 0.001, "max_evaluations": 40, "start": "random", "refine": False}
+    sources = {
+        remeasure: {row.source for row in Problem().search(remeasure=remeasure, **settings)[1].history}
+        for remeasure in (True, False)
+    }
+    assert sources[True] - sources[False] == {"re-measure"}
+
+
+def test_noise_by_sample_takes_each_evaluations_own_variance() -> None:
+    problem, settings = Problem(), SearchSettings(max_evaluations=12, start="random", refine=False, noise="sample")
+    search = Search(problem.problem, settings, Journal())
+    search.run()
+    losses = search._evaluator.history.losses
+    noise = search._fitter.posterior().process.noise
+    assert np.count_nonzero(noise - np.diag(np.diag(noise))) == 0
+    relative = [row.variance / row.mean**2 for row in losses]
+    assert np.diag(noise) == pytest.approx(np.log1p(relative), rel=0.5)
+
+
+def test_a_certificate_can_be_made_to_rest_on_all_evaluations() -> None:
+    fitted = {}
+    for refit in ("growing", "stopping"):
+        settings = SearchSettings(start="random", refine=False, certificate="pointwise", refit=refit, seed=1)  # type: ignore[arg-type]
+        search = Search(Problem().problem, settings, Journal())
+        _, record = search.run()
+        assert record.stopped_because == "certificate met"
+        fitted[refit] = search._fitter.is_fitted_to_all
+    assert fitted == {"growing": False, "stopping": True}

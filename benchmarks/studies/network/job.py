@@ -27,7 +27,7 @@ from compressor.report.records import Report
 # What a process holds that has read its modules and does nothing yet.
 IDLE_PROGRAM = (
     "import torchvision, compressor.cli.commands, compressor.pipeline.compress; "
-    "from compressor.cost.memory import own_peak_bytes; print(own_peak_bytes())"
+    "from compressor.process.memory import own_peak_bytes; print(own_peak_bytes())"
 )
 DELIVERY = ("evaluate", "export", "measure latency", "quantize", "write formats", "write report")
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compressor.cli.config import ALTERNATIVES, config_text, typed_options, without_replaced
+from compressor.cli.config import ALTERNATIVES, config_text, is_given, typed_options, without_replaced
 from compressor.cli.errors import NO_SUCCESS, explain_errors, output_folder
 from compressor.cli.help import Command
 from compressor.cli.inputs import make_progress, typed_command
-from compressor.cli.settings import check_tuning, choose_recipe, is_given, make_settings
+from compressor.cli.settings import check_tuning, choose_recipe, make_settings
 from compressor.cli.sweep.options import sweep_options
 from compressor.cli.sweep.types import MAX_JOBS
 from compressor.errors import InputError

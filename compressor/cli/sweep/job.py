@@ -2,8 +2,8 @@
 
 import sys
 
-from compressor.children import end_with_parent
 from compressor.cli.commands import export
+from compressor.process.children import end_with_parent
 
 
 def main() -> None:

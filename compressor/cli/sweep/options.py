@@ -18,6 +18,7 @@ from compressor.cli.options import (
     run_options,
     tune_options,
 )
+from compressor.cli.presets import preset_option
 from compressor.cli.search_options import search_options
 from compressor.cli.sweep.types import Seeds, Several
 from compressor.cli.types import PATH
@@ -56,7 +57,7 @@ def sweep_options(command: Command) -> Command:
     )
     weighing = (layer_options, search_options, output_options)
     groups = (run_options, tune_options, factor_options(FACTOR_KINDS, "auto"), *weighing)
-    for decorate in (resume, recipe_option, config_options, *groups, image_options, model_group, models):
+    for decorate in (resume, recipe_option, preset_option, config_options, *groups, image_options, model_group, models):
         command = decorate(command)
     for param in command.__click_params__:  # type: ignore[attr-defined]
         _change(param)

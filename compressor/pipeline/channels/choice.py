@@ -13,7 +13,6 @@ import numpy as np
 from compressor.arrays import Array
 from compressor.channels.groups import ChannelGroup
 from compressor.channels.unfitted import unfitted_channels
-from compressor.cost.memory import release_memory
 from compressor.cost.size import count_params
 from compressor.cost.tables import FLOAT_BYTES
 from compressor.factorization.base import Factors, JointFactors
@@ -25,6 +24,7 @@ from compressor.pipeline.channels.factors import order_channels
 from compressor.pipeline.channels.found import groups_to_search
 from compressor.pipeline.context import Context
 from compressor.pipeline.state import Decomposed, OrderedGroup, Part
+from compressor.process.memory import release_memory
 
 # Channels are ordered and fitted where they lose at most so many times as much as ranks without that.
 PROMISING = 10.0

@@ -53,6 +53,7 @@ def make_report(context: Context, state: State) -> Report:
         version=VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=context.source.command,
+        preset=context.source.preset,
         seed=context.settings.search.seed,
         seconds=time.perf_counter() - context.began,
         arch=context.source.arch,
@@ -68,14 +69,10 @@ def make_report(context: Context, state: State) -> Report:
         params_compressible=params,
         macs=Pair[int](original=total_macs, compressed=compressed_macs),
         **_sizes(original, network, context.folder),
-        segmentation=state.segmentation,
-        detection=state.detection,
         latency=dict(needed(state.latency, "latency")),
         fidelity=test.fidelity,
         export_check=needed(state.export_check, "the export check"),
-        top1=state.top1,
-        top1_change=state.top1_change,
-        risk=state.risk,
+        **_accuracies(state),
         precisions=list(state.precisions),
         files=list(state.files),
         search=result.search,
@@ -94,7 +91,13 @@ def make_report(context: Context, state: State) -> Report:
     )
 
 
-def _sizes(original: nn.Module, network: nn.Module, folder: Path) -> dict[str, Pair[int]]:
+def _accuracies(state: State) -> dict[str, Any]:
+    """What labels say, by the report's fields; most are None, as each task has its own."""
+    names = ("top1", "top1_change", "risk", "segmentation", "detection")
+    return {name: getattr(state, name) for name in names}
+
+
+def _sizes(original: nn.Module, network: nn.Module, folder: Path) -> dict[str, Any]:
     files = folder / "original.onnx", folder / "model.onnx"
     return {
         "params": _pair(count_params, original, network),

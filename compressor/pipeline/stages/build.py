@@ -17,6 +17,7 @@ from compressor.pipeline.expected_costs import reconstruction_passes
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.stages.search_ranks import RankSearch
 from compressor.pipeline.state import BuiltNetwork, SearchResult, State, needed
+from compressor.recovery.ranges import equalize_ranges
 from compressor.recovery.reconstruction import Reconstruction
 from compressor.recovery.records import ReconstructionRecord, ReconstructionStep
 from compressor.search.objective import Objective
@@ -83,7 +84,9 @@ def build(context: Context, result: SearchResult, norm: FunctionNorm) -> BuiltNe
         network, reconstruction = _reconstruct(context, of_layers, network, check)
     if check is not None and steps:
         reconstruction = _record(context, check, steps, reconstruction, began)
-    return BuiltNetwork(result, prune_smallest(network, result.plan.prune_fraction), reconstruction)
+    images = context.calibration if len(context.calibration) else context.search_images
+    pruned = prune_smallest(network, result.plan.prune_fraction)
+    return BuiltNetwork(result, equalize_ranges(pruned, images, context.device), reconstruction)
 
 
 def _reconstruct(

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from compressor.cost.memory import release_memory
 from compressor.data.fingerprint import hash_images, hash_tensors
 from compressor.data.images import ImageSet
 from compressor.factorization.base import Factors
@@ -33,6 +32,7 @@ from compressor.pipeline.outputs import FACTORS, JOURNAL
 from compressor.pipeline.plan import Plan
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import Decomposed, Part, SearchResult, State, needed
+from compressor.process.memory import release_memory
 from compressor.search.records import SearchRecord
 
 TRIAL_SHARES = (0.1, 0.25, 0.5)  # of the layer's parameters, at which candidates are compared

@@ -266,7 +266,7 @@ def _fingerprint(context: Context, parts: Sequence[Part], gamma: float, costs: C
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
     return {
-        VERSION_KEY: 15,
+        VERSION_KEY: 16,
         "weights": hash_tensors(context.original.state_dict().values()),
         "images": hash_images(context.search_images),
         "calibration": hash_images(context.calibration),

@@ -31,6 +31,25 @@ LIKELIHOOD_TOLERANCE = 1e-6  # relative; a finer optimum does not change what is
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Limits of the fit.
+
+    Attributes:
+        least_signal: lower bound of the signal variance, as a share of the mean noise variance. Likelihood alone takes
+            a signal that drowns in noise for none, and the posterior is then certain of everything.
+        longest: upper bound of the length-scales.
+        most_excess: upper bound of the excess noise, relative to the variance of the targets.
+    """
+
+    least_signal: float = 0.0
+    longest: float = LENGTH_SCALE_BOUNDS[1]
+    most_excess: float = EXCESS_BOUNDS[1]
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
 class Hyperparameters:
     """Length-scales (d,), signal variance, excess noise variance and constant mean, in the targets' units."""
 
@@ -167,8 +186,7 @@ def fit(
     noise: Array,
     start: Hyperparameters | None = None,
     restarts: int = 2,
-    least_signal: float = 0.0,
-    longest: float = LENGTH_SCALE_BOUNDS[1],
+    limits: Limits = NO_LIMITS,
 ) -> Hyperparameters:
     """Hyperparameters of maximum likelihood (L-BFGS-B on their logarithms, analytic gradient).
 
@@ -180,16 +198,15 @@ def fit(
         noise: covariance of the noise (n, n).
         start: the last fit, a starting point beside the fixed ones.
         restarts: number of fixed starting points, at most three.
-        least_signal: lower bound of the signal variance, as a share of the mean noise variance. Likelihood alone takes
-            a signal that drowns in noise for none, and the posterior is then certain of everything.
-        longest: upper bound of the length-scales.
+        limits: of the fit.
     """
     scale = max(float(targets.var()), float(noise.diagonal().mean()), MIN_SCALE)
     num_dims = thetas.shape[1]
     standardized = (targets - targets.mean()) / np.sqrt(scale)
     scaled_noise = noise / scale
-    signal_bounds = np.maximum(SIGNAL_BOUNDS, least_signal * float(scaled_noise.diagonal().mean()))
-    bounds = [np.log((LENGTH_SCALE_BOUNDS[0], longest))] * num_dims + [np.log(signal_bounds), np.log(EXCESS_BOUNDS)]
+    signal_bounds = np.maximum(SIGNAL_BOUNDS, limits.least_signal * float(scaled_noise.diagonal().mean()))
+    variance_bounds = [signal_bounds, (EXCESS_BOUNDS[0], limits.most_excess)]
+    bounds = [np.log((LENGTH_SCALE_BOUNDS[0], limits.longest))] * num_dims + [np.log(pair) for pair in variance_bounds]
     low, high = np.transpose(bounds)
     results = [
         minimize(

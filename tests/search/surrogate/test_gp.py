@@ -144,3 +144,13 @@ def test_leave_one_out_is_leaving_one_out() -> None:
         mean, covariance = process.predict(thetas[[left]])
         assert means[left] == pytest.approx(mean[0], rel=1e-5)
         assert deviations[left] == pytest.approx(np.sqrt(covariance[0, 0] + variances[left]), rel=1e-4)
+
+
+def test_without_excess_noise_only_the_known_noise_is_left() -> None:
+    rng = np.random.default_rng(0)
+    thetas, noise = rng.random((40, 1)), 1e-6 * np.eye(40)
+    targets = np.sin(4.0 * thetas[:, 0]) + 0.3 * rng.standard_normal(40)
+    with_excess = gp.fit(thetas, targets, noise)
+    without = gp.fit(thetas, targets, noise, limits=gp.Limits(most_excess=gp.EXCESS_BOUNDS[0]))
+    assert with_excess.excess_noise > 0.01
+    assert without.excess_noise < 1e-6

@@ -7,7 +7,7 @@ is the dense network, whose J = -1 is known without an evaluation.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from compressor.arrays import Array, Ranks
 from compressor.fidelity.linear_model import Linearize, LinearModel
-from compressor.fidelity.losses import Losses
+from compressor.fidelity.losses import Losses, NoiseSpecification
 from compressor.fidelity.noise import ImageSampler
 from compressor.search.dimension import Coordinates
 from compressor.search.objective import Objective
@@ -37,21 +37,24 @@ class Problem:
     Attributes:
         names, params_by_rank: as `RankSpace` takes them.
         objective: J, to be maximized.
-        losses: per-image losses (m,) of the plan with ranks (d,) on the images with indices (m,).
+        losses: per-image losses (m,) of the plan with ranks (d,) on the images with indices (m,); of a risk with its
+            squared distances beside them.
         num_images: size of the pool that the indices point into.
         energies: for every layer the share of the weight's squared norm that each rank discards (break-even rank,).
         samples: images per evaluation of a plan.
         linearize: the linear model around a plan, where there is a network.
+        noise_spec: how the noise of losses depends on the function norm.
     """
 
     names: list[str]
     params_by_rank: list[list[int]]
     objective: Objective
-    losses: Callable[[Ranks, NDArray[np.int64]], Array]
+    losses: Callable[[Ranks, NDArray[np.int64]], Array | Losses]
     num_images: int
     energies: list[Array]
     samples: int = 50
     linearize: Linearize | None = None
+    noise_spec: NoiseSpecification = field(default_factory=NoiseSpecification)
 
     @cached_property
     def space(self) -> RankSpace:
@@ -103,11 +106,11 @@ class Attempt:
         if len(indices) > self.left:
             raise OutOfBudget
         began = time.process_time()
-        values = self.problem.losses(ranks, self._order[indices])
+        found = self.problem.losses(ranks, self._order[indices])
         self.evaluation_seconds += time.process_time() - began
         self.passes += len(indices)
         self.evaluations += 1
-        return Losses(indices, values)
+        return replace(found, indices=indices) if isinstance(found, Losses) else Losses(indices, found)
 
     def linearize(
         self, ranks: Ranks, others: Sequence[Sequence[int]], indices: NDArray[np.int64], directions: int

@@ -1,0 +1,47 @@
+"""Equal ranges of what factors hand on, so that one scale of an 8-bit tensor serves all of its channels.
+
+Components of a decomposition come by importance: the first may be hundreds of times as large as the last, of which 8
+bits would leave nothing. Scaling each channel and taking it back in the next factor changes no output (Nagel et al.
+2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", Sec. 4.1, with ranges of activations).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from compressor.data.images import ImageSet
+from compressor.factorization.layers.kinds import Convolution
+from compressor.network.hooks import batches, watching
+from compressor.network.pruning import factor_pairs, rescale
+
+MAX_IMAGES = 64
+LEAST = 1e-6  # of the largest range: a channel that is next to nothing is not blown up
+
+
+def equalize_ranges(network: nn.Module, images: ImageSet, device: torch.device) -> nn.Module:
+    """Scale every channel between factors to a largest absolute value of 1 on the images.
+
+    In place, with new tensors for the weights; returns `network`, which computes what it did, but for rounding.
+
+    Args:
+        network: in eval mode, on `device`.
+        images: the first MAX_IMAGES are used.
+        device: where it runs.
+    """
+    pairs = factor_pairs(network)
+    if not pairs:
+        return network
+    largest: list[Tensor] = [torch.zeros(())] * len(pairs)
+
+    def note(index: int, _: Tensor, output: Tensor) -> None:
+        channels = output.movedim(-pairs[index][0].weight.dim() + 1, -1) if is_map[index] else output
+        largest[index] = torch.maximum(largest[index].to(output.device), channels.abs().flatten(0, -2).amax(0))
+
+    is_map = [isinstance(first, Convolution) for first, _ in pairs]
+    with torch.inference_mode(), watching([first for first, _ in pairs], note):
+        for batch in batches(images.subset(range(min(MAX_IMAGES, len(images)))), device):
+            network(batch)
+    for (first, second), range_of in zip(pairs, largest, strict=True):
+        if range_of.dim():
+            floor = LEAST * range_of.max()
+            rescale(first, second, torch.where(range_of > floor, 1 / range_of.clamp_min(1e-30), 1.0).clone())
+    return network
