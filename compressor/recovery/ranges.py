@@ -2,7 +2,8 @@
 
 Components of a decomposition come by importance: the first may be hundreds of times as large as the last, of which 8
 bits would leave nothing. Scaling each channel and taking it back in the next factor changes no output (Nagel et al.
-2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", Sec. 4.1, with ranges of activations).
+2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", Sec. 4.1, with ranges of activations);
+by powers of two not even its rounding, and ranges within a factor of two of each other cost half a bit.
 """
 
 import torch
@@ -18,9 +19,9 @@ LEAST = 1e-6  # of the largest range: a channel that is next to nothing is not b
 
 
 def equalize_ranges(network: nn.Module, images: ImageSet, device: torch.device) -> nn.Module:
-    """Scale every channel between factors to a largest absolute value of 1 on the images.
+    """Scale every channel between factors, by a power of two, to a largest absolute value near 1 on the images.
 
-    In place, with new tensors for the weights; returns `network`, which computes what it did, but for rounding.
+    In place, with new tensors for the weights; returns `network`, which computes what it did.
 
     Args:
         network: in eval mode, on `device`.
@@ -43,5 +44,6 @@ def equalize_ranges(network: nn.Module, images: ImageSet, device: torch.device) 
     for (first, second), range_of in zip(pairs, largest, strict=True):
         if range_of.dim():
             floor = LEAST * range_of.max()
-            rescale(first, second, torch.where(range_of > floor, 1 / range_of.clamp_min(1e-30), 1.0).clone())
+            exponents = -range_of.clamp_min(1e-30).log2().round()
+            rescale(first, second, torch.where(range_of > floor, exponents.exp2(), 1.0).clone())
     return network

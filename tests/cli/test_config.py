@@ -32,6 +32,7 @@ TRIED = {
     "target_bytes": "4MB",
     "target_macs": "300M",
     "max_drop": "1.5",
+    "max_memory": "2GB",
     "precisions": "int8",
     "layers": "layer1*,layer2*",
     "skip": "fc",

@@ -163,8 +163,8 @@ def test_the_plan_keeps_the_share_and_apply_repeats_it(tmp_path: Path) -> None:
     assert "weights that are not zero" in (tmp_path / "found" / "report.html").read_text()
     applied = apply_plan(model, images, plan, tmp_path / "applied", Settings(factors=None, recalibrate=False))
     assert applied.plan.prune_fraction == plan.prune_fraction
-    for name, value in found.model.state_dict().items():
-        torch.testing.assert_close(applied.model.state_dict()[name], value)
+    inputs = images.batch(slice(None))  # scales between factors depend on the images that each was given
+    torch.testing.assert_close(applied.model(inputs), found.model(inputs))
     fixed = replace(settings, prune_fraction=0.1)
     with pytest.raises(InputError, match="other sparsity"):
         compress(model, images, tmp_path / "found", fixed, resume=True)

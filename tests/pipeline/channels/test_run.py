@@ -114,7 +114,9 @@ def test_a_resumed_search_keeps_the_groups_and_evaluates_nothing_again(network: 
     assert same(again.model, first.model)
 
 
-@pytest.mark.parametrize(("cost", "kind", "value"), [("macs", "macs", 0.7), ("bytes", "ratio", 0.6)])
+@pytest.mark.parametrize(
+    ("cost", "kind", "value"), [("macs", "macs", 0.7), pytest.param("bytes", "ratio", 0.6, marks=pytest.mark.hard)]
+)
 def test_other_targets_are_met(network: nn.Module, tmp_path: Path, cost: Any, kind: Any, value: float) -> None:
     example = make_images(1).batch([0])
     total = count_macs(network, example)[0]
@@ -148,6 +150,7 @@ def test_sparsity_is_searched_beside_channels(network: nn.Module, tmp_path: Path
     assert 0 < found.report.ratio <= 1
 
 
+@pytest.mark.hard
 def test_a_recipe_goes_on_with_a_narrowed_network(network: nn.Module, tmp_path: Path) -> None:
     text = """
     [[stage]]

@@ -79,7 +79,14 @@ def test_a_search_that_was_misled_is_said(destroyed: CompressedModel, gamma: flo
     misled = SimpleNamespace(gamma=gamma, search=search.model_copy(update={"pareto_front": good}))
     fidelity = destroyed.report.fidelity
     state: Any = SimpleNamespace(
-        result=misled, test=SimpleNamespace(fidelity=fidelity), precisions=(), target=None, top1=None, records=()
+        result=misled,
+        test=SimpleNamespace(fidelity=fidelity),
+        precisions=(),
+        target=None,
+        top1=None,
+        records=(),
+        segmentation=None,
+        detection=None,
     )
     context_of: Any = SimpleNamespace(settings=Settings(gamma=gamma, search=SEARCH))
     verdict = make_verdict(context_of, state)

@@ -170,7 +170,7 @@ def test_a_time_is_that_of_the_delivered_file(kind: TargetKind, cost: Cost, aske
     assert with_last_timing(before, "params", last) == before
 
 
-@pytest.mark.parametrize("refine", [True, False])
+@pytest.mark.parametrize("refine", [True, pytest.param(False, marks=pytest.mark.hard)])
 def test_a_drop_is_bounded_on_images_other_than_the_reports(refine, taught, pictures, tmp_path) -> None:
     search = replace(SEARCH, refine=refine)
     report = compressed(taught, pictures, tmp_path / "out", "drop", 12.0, search=search)
@@ -202,7 +202,9 @@ def test_biases_that_fitted_factors_gain_are_counted_in(pictures, tmp_path) -> N
     assert report.params.compressed <= 0.5 * count_params(network)
 
 
-@pytest.mark.parametrize(("kind", "asked", "other"), [("ratio", 0.4, 0.3), ("drop", 4.0, 3.0)])
+@pytest.mark.parametrize(
+    ("kind", "asked", "other"), [("ratio", 0.4, 0.3), pytest.param("drop", 4.0, 3.0, marks=pytest.mark.hard)]
+)
 def test_a_target_resumed_is_the_same(
     kind: TargetKind, asked: float, other: float, taught: nn.Module, pictures: ImageSet, tmp_path: Path
 ) -> None:
