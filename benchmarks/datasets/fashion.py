@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from benchmarks.demo.class_folders import write_class_folders
 from benchmarks.demo.training import OnStep, train_classifier
+from compressor.data.images import ImageSet
 from compressor.errors import InputError
 from compressor.files import replace_when_whole
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CACHE = Path("build/fc3-fashion.pt")
+FC3 = "fc3"  # in place of a checkpoint, in studies: the trained network with the test images
 EPOCHS, BATCH_SIZE, MAX_LR = 10, 256, 0.1
 PREFIXES = {True: "train", False: "t10k"}
 SIDE = 28
@@ -54,6 +56,16 @@ def load_fashion(train: bool, folder: Path = FOLDER) -> tuple[Tensor, Tensor]:
     labels = read_idx(folder / f"{PREFIXES[train]}-labels-idx1-ubyte.gz")
     inputs = torch.from_numpy(pixels.reshape(len(pixels), -1).astype(np.float32) / 255)
     return inputs, torch.from_numpy(labels.astype(np.int64))
+
+
+def load_test_images(folder: Path = FOLDER) -> ImageSet:
+    """The 10,000 test images as inputs (n, 784), with their labels.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    inputs, labels = load_fashion(train=False, folder=folder)
+    return ImageSet(inputs, "Fashion-MNIST's test images", labels=labels)
 
 
 def new_fc3() -> nn.Sequential:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
-from compressor.factorization.layers.kinds import Convolution
+from compressor.factorization.layers.kinds import axes_of
 from compressor.network.hooks import batches, watching
 from compressor.network.pruning import factor_pairs, rescale
 
@@ -34,10 +34,9 @@ def equalize_ranges(network: nn.Module, images: ImageSet, device: torch.device) 
     largest: list[Tensor] = [torch.zeros(())] * len(pairs)
 
     def note(index: int, _: Tensor, output: Tensor) -> None:
-        channels = output.movedim(-pairs[index][0].weight.dim() + 1, -1) if is_map[index] else output
+        channels = output.movedim(-axes_of(pairs[index][0]) - 1, -1)
         largest[index] = torch.maximum(largest[index].to(output.device), channels.abs().flatten(0, -2).amax(0))
 
-    is_map = [isinstance(first, Convolution) for first, _ in pairs]
     with torch.inference_mode(), watching([first for first, _ in pairs], note):
         for batch in batches(images.subset(range(min(MAX_IMAGES, len(images)))), device):
             network(batch)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from benchmarks.datasets.fashion import load_fashion, trained_fc3
+from benchmarks.datasets.fashion import FC3, load_test_images, trained_fc3
 from benchmarks.studies.search.baselines.problem import Problem
 from compressor.arrays import Ranks
 from compressor.data.folders import load_folder
@@ -33,7 +33,6 @@ from compressor.search.objective import Objective
 from compressor.search.records import Form
 from compressor.search.space import RankSpace
 
-FC3 = "fc3"
 POOL_IMAGES = 500
 TOP = 5
 # E||f*||^2 of MobileNetV2's published weights on photographs: what the paper's gammas are taken to be made for.
@@ -179,8 +178,7 @@ def load_subject(
     """
     where = usable_device(device)
     if model == FC3:
-        inputs, labels = load_fashion(train=False)
-        images = ImageSet(inputs, "Fashion-MNIST's test images", labels=labels)
+        images = load_test_images()
         name, arch, network = FC3, FC3, trained_fc3()
     elif data is None:
         raise InputError(f'{model} needs DATA, a folder with a subfolder per class (only "{FC3}" brings its own)')

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.datasets.fashion import load_fashion, trained_fc3
+from benchmarks.datasets.fashion import load_test_images, trained_fc3
 from benchmarks.studies.study import write_results
 from compressor.arrays import Ranks
 from compressor.data.images import ImageSet
@@ -67,11 +67,10 @@ class Bench:
 
 def make_bench() -> Bench:
     """FC3 as `benchmarks.datasets.fashion` trains it."""
-    inputs, labels = load_fashion(train=False)
-    images = ImageSet(inputs, "Fashion-MNIST's test images", labels=labels)
+    images = load_test_images()
     pool, test_images = images.split(SEARCH_IMAGES, seed=0)
     model = trained_fc3().requires_grad_(False)
-    layers = compressible(find_layers(model, inputs[:1]))
+    layers = compressible(find_layers(model, images.batch([0])))
     factors = {layer.name: weight_factors(layer) for layer in layers}
     return Bench(model, layers, factors, pool, test_images)
 

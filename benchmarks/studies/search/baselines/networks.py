@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.datasets.fashion import load_fashion, trained_fc3
+from benchmarks.datasets.fashion import FC3, load_test_images, trained_fc3
 from benchmarks.studies.loading import load_squares
 from benchmarks.studies.search.baselines.problem import Problem
 from compressor.arrays import Array, Ranks
@@ -27,7 +27,6 @@ from compressor.pipeline.stages.factorize import energies_of, weight_factors
 from compressor.search.objective import Objective
 from compressor.search.space import RankSpace
 
-FC3 = "fc3"
 POOL_IMAGES = 500  # as many as bocompress searches on
 CURVE_IMAGES = 500  # of the test images, for incumbents before the last
 
@@ -157,8 +156,7 @@ def load_network(
     """
     if model == FC3:
         name, network = "FC3 (784-1000-1000-10) on Fashion-MNIST", trained_fc3()
-        inputs, labels = load_fashion(train=False)
-        images = ImageSet(inputs, "Fashion-MNIST's test images", labels=labels)
+        images = load_test_images()
     elif data is None or input_size is None:
         raise InputError(f'{model} needs DATA and --input-size (only "{FC3}" brings its own)')
     else:
