@@ -22,6 +22,7 @@ MEMORY_BYTES = 1 << 28  # for the moments of one pass; more layers take more pas
 MAX_ROWS = 8192  # output positions per layer that enter its covariance
 GRADIENT_IMAGES = 64
 GRADIENT_BATCH_SIZE = 8
+SQUARE_BLOCK = 512  # rows of a covariance that are added up at once
 NUM_PROJECTIONS = 4  # random combinations of the network's outputs whose gradients are taken per image
 
 
@@ -50,11 +51,11 @@ class RunningMoments:
             x = self._from_origin("x", rows)
             self.count += len(rows)
             self._add("x", x.double().sum(1))
-            self._add_products("xx", x, x)
+            self._add_squares(x)
             if targets is not None:
                 y = self._from_origin("y", targets)
                 self._add("y", y.double().sum(1))
-                self._add_products("xy", x, y)
+                self._products("xy", x, y).baddbmm_(x.mT, y)
 
     @property
     def num_inputs(self) -> int:
@@ -74,10 +75,13 @@ class RunningMoments:
         mean = self.mean()
         return self.covariance() + mean[:, :, None] * mean[:, None, :]
 
-    def covariance(self) -> Tensor:
-        """Covariance of the rows, (groups, n, n)."""
-        shift = self._shift("x")
-        return self._mean_products("xx").baddbmm_(shift[:, :, None], -shift[:, None, :])
+    def covariance(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Covariance of the rows, (groups, n, n); in single precision it takes half the memory."""
+        shift = self._shift("x").to(dtype)
+        products = self._mean_products("xx", dtype)
+        for here, after in _row_blocks(products.shape[-1]):
+            products[:, after, here] = products[:, here, after].mT
+        return products.baddbmm_(shift[:, :, None], -shift[:, None, :])
 
     def cross_covariance(self) -> Tensor:
         """Covariance of rows and targets, (groups, n, m)."""
@@ -89,18 +93,26 @@ class RunningMoments:
     def _origin(self, name: str) -> Tensor:
         return self._origins[name][:, 0].double().cpu()
 
-    def _mean_products(self, name: str) -> Tensor:
-        return self._sums[name].cpu().to(torch.float64, copy=True).div_(self.count)
+    def _mean_products(self, name: str, dtype: torch.dtype = torch.float64) -> Tensor:
+        return self._sums[name].cpu().to(dtype, copy=True).div_(self.count)
 
     def _add(self, name: str, value: Tensor) -> None:
         value = value.double().cpu()
         self._sums[name] = self._sums[name] + value if name in self._sums else value
 
-    def _add_products(self, name: str, x: Tensor, y: Tensor) -> None:
-        """Add x^T y (groups, n, m) where it is, on the rows' device."""
+    def _products(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+        """The sum of x^T y (groups, n, m), on the rows' device."""
         if name not in self._sums:
             self._sums[name] = x.new_zeros(len(x), x.shape[-1], y.shape[-1])
-        self._sums[name].baddbmm_(x.mT, y)
+        return self._sums[name]
+
+    def _add_squares(self, x: Tensor) -> None:
+        """Add x^T x (groups, n, n), by blocks from the diagonal to the right: it is symmetric."""
+        total = self._products("xx", x, x)
+        for here, after in _row_blocks(x.shape[-1]):
+            total[:, here, here].baddbmm_(x[..., here].mT, x[..., here])
+            if after.start < after.stop:
+                total[:, here, after].baddbmm_(x[..., here].mT, x[..., after])
 
     def _from_origin(self, name: str, rows: Tensor) -> Tensor:
         """Rows by group (groups, rows, n) less the first row of all."""
@@ -109,6 +121,13 @@ class RunningMoments:
         if name not in self._origins:
             self._origins[name] = by_group[:, :1].clone()
         return by_group - self._origins[name]
+
+
+def _row_blocks(size: int) -> Iterator[tuple[slice, slice]]:
+    """Yields every block of SQUARE_BLOCK rows of a square matrix, and the columns to the right of its diagonal block."""
+    for begin in range(0, size, SQUARE_BLOCK):
+        end = min(begin + SQUARE_BLOCK, size)
+        yield slice(begin, end), slice(end, size)
 
 
 def has_moments(layer: FoundLayer) -> bool:
@@ -163,7 +182,7 @@ def rows_of_batch(batch_size: int, num_images: int, most: int | None = None) -> 
 
 def make_moments(moments: RunningMoments, outputs: Tensor) -> LayerMoments:
     """A layer's moments from sums over its inputs and the moments (groups, m, m) of its output gradients."""
-    covariance = moments.covariance()
+    covariance = moments.covariance(torch.float32)
     raise_floor_(covariance, INPUT_FLOOR)
     return LayerMoments(covariance, moments.mean(), outputs)
 

@@ -27,7 +27,7 @@ from compressor.factorization.layers.kinds import Layer, groups_of, set_weight, 
 from compressor.factorization.least_squares import NestedRefit
 from compressor.factorization.moments import INPUT_FLOOR, raise_floor_
 from compressor.factorization.registry import METHODS
-from compressor.factorization.two_factor import first_factor
+from compressor.factorization.two_factor import first_factor, leading_directions
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.hooks import (
     OutputPositions,
@@ -319,8 +319,8 @@ def _with_both_refitted(layer: FoundLayer, module: nn.Module, moments: RunningMo
     kernel = factors.kernel(substitute).double().cpu()
     present = first_factor(module, layer.num_groups).double().cpu()
     rank = present.shape[1]
-    starts = [present, factors(substitute, metric, limit=rank).first(rank)]
-    start = max(starts, key=lambda first: NestedRefit(kernel, metric, first.double()).kept(metric.outputs))
+    starts = [present, leading_directions(kernel, metric)[:, :rank]]
+    start = max(starts, key=lambda first: NestedRefit(kernel, metric, first).kept(metric.outputs))
     return factors.with_first(substitute, metric, alternate(kernel, metric, start)).build(rank)
 
 
@@ -335,11 +335,12 @@ def solve(moments: RunningMoments, present: Tensor, floor: float) -> tuple[Tenso
     Returns:
         The weight, of the shape of `present`, and the bias (Co,), both float64.
     """
-    covariance = moments.covariance()
+    # Above the floor of factors single precision is enough, and takes half the time and memory.
+    covariance = moments.covariance(torch.float32 if floor >= INPUT_FLOOR else torch.float64)
     ridge = raise_floor_(covariance, floor)
     weight = present.detach().double().cpu().reshape(moments.groups, -1, covariance.shape[-1])
-    cross = moments.cross_covariance() + ridge[:, None, None] * weight.mT
-    solution = torch.stack([_solve_in_place(*group) for group in zip(covariance, cross, strict=True)])
+    cross = (moments.cross_covariance() + ridge[:, None, None] * weight.mT).to(covariance)
+    solution = torch.stack([_solve_in_place(*group) for group in zip(covariance, cross, strict=True)]).double()
     bias = moments.target_mean() - (moments.mean()[:, None] @ solution)[:, 0]
     return solution.mT.reshape(present.shape), bias.flatten()
 

@@ -105,8 +105,8 @@ def test_every_layer_gets_its_moments_in_order(network: nn.Module) -> None:
         assert moments.covariance.shape == (groups, num_in, num_in)
         assert moments.mean.shape == (groups, num_in)
         assert moments.outputs.shape == (groups, num_out, num_out)
+        assert (moments.covariance.dtype, moments.outputs.dtype) == (torch.float32, torch.float64)
         for part in (moments.covariance, moments.outputs):
-            assert part.dtype == torch.float64
             torch.testing.assert_close(part, part.mT, rtol=1e-4, atol=1e-6)  # products are summed in float32
             assert float(torch.linalg.eigvalsh(part).min()) > 0
     assert not any(module._forward_hooks for module in network.modules())
@@ -129,7 +129,7 @@ def test_covariances_are_those_of_the_inputs(network: nn.Module) -> None:
         for group, part in enumerate(rows.chunk(len(moments.mean), 1)):
             torch.testing.assert_close(moments.mean[group], part.mean(0), rtol=1e-4, atol=1e-5)
             expected = with_floor(part.T.cov(correction=0)[None], INPUT_FLOOR)[0]
-            torch.testing.assert_close(moments.covariance[group], expected, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(moments.covariance[group].double(), expected, rtol=1e-3, atol=1e-5)
 
 
 def exact_weights(network: nn.Module, images: ImageSet, name: str) -> Tensor:
