@@ -139,7 +139,7 @@ def leading_directions(kernel: Tensor, moments: LayerMoments) -> Tensor:
         kernel: the weight as (groups, Co/groups, a, kw).
         moments: the layer's second moments.
     """
-    _, _, num_in, width = kernel.shape
+    width = kernel.shape[-1]
     root = linalg.cholesky(column_covariance(moments, width).double())
     outputs = linalg.cholesky(moments.outputs)
     weighted = root.mT @ torch.einsum("gop,goaw->gapw", outputs, kernel.double().cpu()).flatten(2)

@@ -29,6 +29,16 @@ from compressor.factorization.moments import INPUT_FLOOR, raise_floor_
 from compressor.factorization.registry import METHODS
 from compressor.factorization.two_factor import first_factor, leading_directions
 from compressor.fidelity.function_norm import FunctionNorm
+from compressor.network.calibration.gradients import OutputGradients
+from compressor.network.calibration.moments import (
+    MAX_ROWS,
+    RunningMoments,
+    chunks,
+    has_moments,
+    make_moments,
+    output_bytes,
+    rows_of_batch,
+)
 from compressor.network.hooks import (
     OutputPositions,
     batches,
@@ -39,16 +49,6 @@ from compressor.network.hooks import (
 )
 from compressor.network.layers import FoundLayer
 from compressor.network.replay import Cuts, Replay
-from compressor.network.statistics import (
-    MAX_ROWS,
-    RunningMoments,
-    chunks,
-    gradient_moments,
-    has_moments,
-    make_moments,
-    output_bytes,
-    rows_of_batch,
-)
 from compressor.network.surgery import replace_layer
 from compressor.process.memory import release_memory
 from compressor.recovery.records import ReconstructionRecord, ReconstructionStep, StepKind
@@ -66,7 +66,8 @@ class _Goal:
     Attributes:
         layer: the layer.
         rows: per batch the sampled output positions, and the original's outputs there (rows, Co).
-        weights: of these outputs in the loss (see `gradient_moments`); None where only the last factor is refitted.
+        weights: of these outputs in the loss (see `OutputGradients.by_position`); None where only the last factor is
+            refitted.
     """
 
     layer: FoundLayer
@@ -86,6 +87,7 @@ class Reconstruction:
         check: function norm on other images; steps that do not lower it are undone.
         device: where to compute.
         seed: seed of the output positions that are sampled.
+        gradients: of the original on the calibration images, for who has them already.
         on_step: called with the number of layers done and the progress in words.
         steps: the steps so far.
     """
@@ -97,6 +99,7 @@ class Reconstruction:
     check: FunctionNorm
     device: torch.device
     seed: int = 0
+    gradients: OutputGradients | None = None
     on_step: Callable[[int, str], None] = lambda count, text: None
     steps: list[ReconstructionStep] = field(default_factory=list)
 
@@ -136,9 +139,10 @@ class Reconstruction:
 
     def _goals(self, layers: Sequence[FoundLayer]) -> Iterator[_Goal]:
         """The goals of the layers; the original runs once for as many as fit into memory."""
+        gradients = self.gradients or OutputGradients(self.original, self.calibration, self.device, self.seed)
         for outer in chunks(layers, output_bytes):
             both = [layer for layer in outer if _has_both(layer)]
-            weights = gradient_moments(self.original, both, self.calibration, self.device, self.seed) if both else {}
+            weights = gradients.by_position([layer.name for layer in both])
             for chunk in chunks(outer, _row_bytes):
                 rows = self._outputs_of_original(chunk)
                 for layer in chunk:

@@ -9,7 +9,7 @@ from torch import nn
 
 from compressor.data.batches import from_batches
 from compressor.factorization.interpolative import Interpolated
-from compressor.network.statistics import RunningMoments
+from compressor.network.calibration.moments import RunningMoments
 from compressor.recovery import reconstruction
 from compressor.recovery.reconstruction import LAST_FLOOR, estimate_statistics, last_factor, solve
 from tests.recovery.subjects import CPU, Subject

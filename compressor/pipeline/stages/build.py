@@ -103,6 +103,7 @@ def _reconstruct(
             check=check,
             device=context.device,
             seed=context.settings.search.seed,
+            gradients=context.gradients,
             on_step=stage.update,
         )
         record = reconstruction.run()

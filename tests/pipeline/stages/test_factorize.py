@@ -13,7 +13,7 @@ from compressor.data.images import ImageSet
 from compressor.factorization.registry import METHODS, applicable_methods, competing_methods
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linearization import SingleLayerLosses
-from compressor.network import statistics as calibrate
+from compressor.network.calibration import moments as calibrate
 from compressor.network.layers import FoundLayer, compressible, find_layers, with_method
 from compressor.pipeline.stages import factorize as decompose
 from compressor.pipeline.stages.factorize import MARGIN, TRIAL_SHARES, Decomposed, Decomposer

@@ -1,29 +1,24 @@
-"""Second moments of layers from unlabelled calibration images: covariances of inputs, and output gradients."""
+"""Second moments of layers' inputs from unlabelled calibration images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from compressor.data.images import ImageSet
-from compressor.factorization.layers.kinds import axes_of
-from compressor.factorization.moments import INPUT_FLOOR, OUTPUT_FLOOR, LayerMoments, raise_floor_, with_floor
-from compressor.network.hooks import batches, fitting_with_gradients, position_generators, sample_positions, watching
+from compressor.factorization.moments import INPUT_FLOOR, LayerMoments, raise_floor_
+from compressor.network.calibration.gradients import OutputGradients
+from compressor.network.hooks import batches, position_generators, sample_positions, watching
 from compressor.network.layers import FoundLayer
 from compressor.process.memory import at_once
-from compressor.streams import Stream, derived_seed
 
 T = TypeVar("T")
 
 MAX_INPUTS = 5120  # of one output, and outputs of a group; wider layers are left out. A matrix takes 210 MB at most.
 MEMORY_BYTES = 1 << 28  # for the moments of one pass; more layers take more passes
 MAX_ROWS = 8192  # output positions per layer that enter its covariance
-GRADIENT_IMAGES = 64
-GRADIENT_BATCH_SIZE = 8
 SQUARE_BLOCK = 512  # rows of a covariance that are added up at once
-NUM_PROJECTIONS = 4  # random combinations of the network's outputs whose gradients are taken per image
 
 
 @dataclass
@@ -124,7 +119,7 @@ class RunningMoments:
 
 
 def _row_blocks(size: int) -> Iterator[tuple[slice, slice]]:
-    """Yields every block of SQUARE_BLOCK rows of a square matrix, and the columns to the right of its diagonal block."""
+    """Yields every SQUARE_BLOCK rows of a square matrix, and the columns to the right of their diagonal block."""
     for begin in range(0, size, SQUARE_BLOCK):
         end = min(begin + SQUARE_BLOCK, size)
         yield slice(begin, end), slice(end, size)
@@ -136,11 +131,8 @@ def has_moments(layer: FoundLayer) -> bool:
 
 
 def collect_moments(
-    model: nn.Module,
+    gradients: OutputGradients,
     layers: Sequence[FoundLayer],
-    images: ImageSet,
-    device: torch.device,
-    seed: int,
     on_step: Callable[[int, str], None] = lambda count, text: None,
 ) -> Iterator[tuple[FoundLayer, LayerMoments]]:
     """Yields the layers that have moments (see `has_moments`) with these, in order.
@@ -149,20 +141,17 @@ def collect_moments(
     the memory under MEMORY_BYTES (or one layer's).
 
     Args:
-        model: the original network on `device`, in eval mode.
-        layers: layers of `model`.
-        images: calibration images.
-        device: of the network.
-        seed: of the positions and of the combinations of outputs.
+        gradients: of the network, on the images that moments are wanted of.
+        layers: layers of the network.
         on_step: called with the number of layers done and a note.
     """
     done = 0
     for outer in chunks([layer for layer in layers if has_moments(layer)], output_bytes):
         on_step(done, f"gradients at {len(outer)} layers")
-        outputs = gradient_moments(model, outer, images, device, seed)
+        outputs = gradients.by_position([layer.name for layer in outer])
         for chunk in chunks(outer, _input_bytes):
             on_step(done, f"inputs of {len(chunk)} layers")
-            moments = _input_moments(model, chunk, images, device, seed)
+            moments = _input_moments(gradients, chunk)
             for layer in chunk:
                 done += 1
                 on_step(done, layer.name)
@@ -214,121 +203,17 @@ def chunks(parts: Sequence[T], bytes_of: Callable[[T], int]) -> Iterator[list[T]
         yield chunk
 
 
-def _input_moments(
-    model: nn.Module, layers: Sequence[FoundLayer], images: ImageSet, device: torch.device, seed: int
-) -> dict[str, RunningMoments]:
+def _input_moments(of: OutputGradients, layers: Sequence[FoundLayer]) -> dict[str, RunningMoments]:
     moments = {layer.name: RunningMoments(layer.num_groups) for layer in layers}
-    generators = position_generators(seed, len(layers))
+    generators = position_generators(of.seed, len(layers))
 
     def add(index: int, value: Tensor, output: Tensor) -> None:
         layer = layers[index]
-        count = rows_of_batch(len(batch), len(images))
+        count = rows_of_batch(len(batch), len(of.images))
         positions = sample_positions(layer.module, output, count, generators[index])
         moments[layer.name].add(positions.of_input(layer.module, value))
 
     with torch.inference_mode(), watching([layer.module for layer in layers], add):
-        for batch in batches(images, device):
-            model(batch)
+        for batch in batches(of.images, of.device):
+            of.model(batch)
     return moments
-
-
-def gradient_moments(
-    model: nn.Module, layers: Sequence[FoundLayer], images: ImageSet, device: torch.device, seed: int
-) -> dict[str, Tensor]:
-    """Second moments of the gradients at each layer's outputs, K-FAC's G: the mean over positions of J^T J.
-
-    J is the Jacobian of the network's outputs by the layer's; J^T J is estimated without bias from the gradients of
-    random +-1 combinations of the network's outputs, over all calls of the layer. With few gradients the estimate is
-    shrunk towards the identity. Where a network, or a part of it, has no gradients, it is the identity.
-
-    Args:
-        model: the network, on the device.
-        layers: whose outputs are meant.
-        images: to run it on.
-        device: where it runs.
-        seed: of the signs.
-
-    Returns:
-        By layer name (groups, m, m) with a mean diagonal of about 1, m = Co/groups; the blocks within groups alone.
-    """
-    try:
-        with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have no gradients in eval mode
-            sums = _sum_gradients(model, layers, images, device, seed)
-    except RuntimeError:
-        return {layer.name: _identity(layer) for layer in layers}
-    return {name: _shrunk(gradients) for name, gradients in sums.items()}
-
-
-def _shrunk(gradients: RunningMoments) -> Tensor:
-    """Their second moment, scaled, and shrunk towards the identity by outputs / rows."""
-    squares = _scaled(gradients.second_moment())
-    return with_floor(squares, OUTPUT_FLOOR + squares.shape[-1] / gradients.count)
-
-
-def _identity(layer: FoundLayer) -> Tensor:
-    size = layer.shape[0] // layer.num_groups
-    return torch.eye(size, dtype=torch.float64).repeat(layer.num_groups, 1, 1)
-
-
-def _sum_gradients(
-    model: nn.Module, layers: Sequence[FoundLayer], images: ImageSet, device: torch.device, seed: int
-) -> dict[str, RunningMoments]:
-    """Sums over the gradients of random combinations of the outputs at every position of the layers' outputs."""
-    sums = {layer.name: RunningMoments(layer.num_groups) for layer in layers}
-    modules = [layer.module for layer in layers]
-    for index, gradient in projected_gradients(model, modules, images, device, seed):
-        sums[layers[index].name].add(_as_rows(layers[index].module, gradient))
-    return sums
-
-
-def projected_gradients(
-    model: nn.Module, modules: Sequence[nn.Module], images: ImageSet, device: torch.device, seed: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Yields the gradients of random +-1 combinations of the network's outputs by the outputs of modules.
-
-    Args:
-        model: the network on `device`, in eval mode.
-        modules: parts of it.
-        images: of which GRADIENT_IMAGES are used, with NUM_PROJECTIONS combinations for each.
-        device: of the network.
-        seed: of the combinations.
-
-    Yields:
-        The index in `modules` and a gradient, in the shape of the output of one call.
-    """
-    some = images.subset(range(min(GRADIENT_IMAGES, len(images))))
-    size = fitting_with_gradients(model, some.batch([0]).to(device), GRADIENT_BATCH_SIZE)
-    generator = torch.Generator().manual_seed(derived_seed(seed, Stream.SIGNS))
-    calls: list[tuple[int, Tensor]] = []
-
-    def keep(index: int, _value: Tensor, output: Tensor) -> Tensor:
-        calls.append((index, output if output.requires_grad else torch.zeros_like(output).requires_grad_()))
-        return output.clone()  # the next module may change its input in place
-
-    for batch in batches(some, device, size):
-        with torch.enable_grad(), watching(modules, keep):
-            outputs = model(batch.requires_grad_().clone()).reshape(len(batch), -1)
-            outputs = outputs if outputs.requires_grad else outputs.clone() * batch.new_ones(1).requires_grad_()
-        for _ in range(NUM_PROJECTIONS):
-            signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
-            with torch.enable_grad():
-                combined = (outputs * signs).sum()
-            gradients = torch.autograd.grad(
-                combined,
-                [output for _, output in calls],
-                retain_graph=True,
-                materialize_grads=True,
-            )
-            yield from zip((index for index, _ in calls), gradients, strict=True)
-        calls.clear()
-        del outputs, combined, gradients  # free the graph before the next one
-
-
-def _as_rows(layer: nn.Module, output: Tensor) -> Tensor:
-    channels_last = output.movedim(-1 - axes_of(layer), -1)
-    return channels_last.reshape(-1, channels_last.shape[-1])
-
-
-def _scaled(squares: Tensor) -> Tensor:
-    """Scaled to a mean diagonal of 1, unless all is zero: only ratios matter, and gradients may be tiny."""
-    return squares / squares.diagonal(dim1=-2, dim2=-1).mean().clamp_min(1e-300)
