@@ -113,7 +113,7 @@ def test_trials_are_what_each_candidate_does_alone_at_the_shares_to_first_order(
             ranks = [largest_rank(alone.layer, share) for share in TRIAL_SHARES]
             losses = [first_order_loss(subject, name, alone.factors.build(rank)) for rank in ranks]
             trial = found[name].trials[f"{alone.layer.method}, {choice}"]
-            assert trial == pytest.approx(losses, rel=1e-3)
+            assert trial == pytest.approx(losses, rel=1e-2)  # gradients are rounded to 16 bits
 
 
 class Losses:
