@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from compressor.data.images import ImageSet
 from compressor.network.calibration.gradients import OutputGradients
 from compressor.network.calibration.moments import MAX_INPUTS, RunningMoments, rows_of_batch
-from compressor.network.hooks import OutputPositions, batches, position_generators, sample_positions, watching
+from compressor.network.hooks import OutputPositions, batches, position_generators, sample_positions, watch_batches
 
 MAX_ROWS = 32768  # output positions per layer that enter its moments
 MEAN_SHARE = 0.3  # of the images' means in the trace of the inputs' covariance; between 0.3 and 0.6 differ little
@@ -134,21 +134,17 @@ def _input_moments(
     generators = position_generators(seed, len(names))
     modules = [model.get_submodule(name) for name in names]
 
-    def add(index: int, value: Tensor, output: Tensor) -> None:
+    def add(index: int, value: Tensor, output: Tensor, size: int) -> None:
         name, module = names[index], modules[index]
-        positions = sample_positions(
-            module, output, rows_of_batch(len(batch), len(images), MAX_ROWS), generators[index]
-        )
+        positions = sample_positions(module, output, rows_of_batch(size, len(images), MAX_ROWS), generators[index])
         rows = positions.of_input(module, value)
         numbers = images_of(positions, output)
         if rows.shape[1] > MAX_INPUTS:
-            size = rows.shape[1] // readers[name]
-            rows, numbers = rows.reshape(len(rows), -1, size).mT.flatten(0, 1), numbers.repeat_interleave(size)
+            per_unit = rows.shape[1] // readers[name]
+            rows, numbers = rows.reshape(len(rows), -1, per_unit).mT.flatten(0, 1), numbers.repeat_interleave(per_unit)
         moments[name].add(rows, numbers)
 
-    with torch.inference_mode(), watching(modules, add):
-        for batch in batches(images, device):
-            model(batch)
+    watch_batches(model, modules, batches(images, device), add)
     return moments
 
 

@@ -53,13 +53,13 @@ class NestedRefit:
         """The features made orthonormal under the inputs' covariance, each from itself and those before it.
 
         Returns:
-            Coefficients (groups, rank * kw, rank * kw) of the new features, and what each adds to the outputs
-            (groups, rank * kw, Co/groups), the same at every rank; of the type of the moments' mean.
+            Coefficients (groups, rank * kw, rank * kw), float32, of the new features, and what each adds to the outputs
+            (groups, rank * kw, Co/groups), the same at every rank.
         """
         size = rank * self._width
         root = self._root[:, :size, :size]
         combine = linalg.solve_triangular(root, torch.eye(size, dtype=root.dtype).expand_as(root), upper=False)
-        return combine.to(self._projected), self._projected[:, :size]
+        return combine, self._projected[:, :size]
 
     def squared_error(self, rank: int) -> float:
         """Mean squared error of the layer's outputs about their mean, summed over outputs."""

@@ -113,7 +113,7 @@ class TwoFactors(Factors):
         else:
             combine, outputs = self._refit.orthonormal(limit)
             means = self._mean_features[:, :limit].flatten(1)
-            centre = -torch.einsum("gst,gt->gs", combine, means).flatten().to(layer.weight)
+            centre = -torch.einsum("gst,gt->gs", combine, means.to(combine)).flatten().to(layer.weight)
             bias = self._mean_outputs.flatten().to(layer.weight)
         first, combine, outputs = (part.to(layer.weight) for part in (first, combine, outputs))
         features = self.assemble(first, combine.unflatten(-1, (limit, width)), centre)

@@ -22,7 +22,7 @@ from compressor.fidelity.linear_model import LinearModel
 from compressor.network.hooks import fitting_with_gradients, watching
 from compressor.network.layers import Ranked, factorized_ranks
 from compressor.network.surgery import build_candidate, with_layer
-from compressor.process.memory import at_once
+from compressor.process.memory import at_once, release_memory
 from compressor.streams import Stream, generator
 
 BATCH_SIZE = 25
@@ -74,6 +74,7 @@ class Linearizer:
             {rank: np.concatenate([part[1][layer][rank] for part in parts]) for rank in ranks_of_layer}
             for layer, ranks_of_layer in enumerate(others)
         ]
+        release_memory()
         each = 1 + BACKWARD_PASSES * residuals.shape[1] + float(np.mean([len(row) for row in others]))
         return LinearModel(residuals, changes, round(each * len(indices)))
 

@@ -29,7 +29,7 @@ from compressor.factorization.moments import INPUT_FLOOR, raise_floor_
 from compressor.factorization.registry import METHODS
 from compressor.factorization.two_factor import first_factor, leading_directions
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.network.calibration.gradients import OutputGradients
+from compressor.network.calibration.gradients import KEPT_BYTES, OutputGradients
 from compressor.network.calibration.moments import (
     MAX_ROWS,
     RunningMoments,
@@ -45,7 +45,7 @@ from compressor.network.hooks import (
     in_order_of_use,
     position_generators,
     sample_positions,
-    watching,
+    watch_batches,
 )
 from compressor.network.layers import FoundLayer
 from compressor.network.replay import Cuts, Replay
@@ -140,7 +140,7 @@ class Reconstruction:
     def _goals(self, layers: Sequence[FoundLayer]) -> Iterator[_Goal]:
         """The goals of the layers; the original runs once for as many as fit into memory."""
         gradients = self.gradients or OutputGradients(self.original, self.calibration, self.device, self.seed)
-        for outer in chunks(layers, output_bytes):
+        for outer in chunks(layers, output_bytes, KEPT_BYTES):
             both = [layer for layer in outer if _has_both(layer)]
             weights = gradients.by_position([layer.name for layer in both])
             for chunk in chunks(outer, _row_bytes):
@@ -154,20 +154,21 @@ class Reconstruction:
         generators = position_generators(self.seed, len(layers))
         seen: set[int] = set()
 
-        def keep(number: int, _value: Tensor, output: Tensor) -> None:
+        def each() -> Iterator[Tensor]:
+            for batch in batches(self.calibration, self.device):
+                seen.clear()
+                yield batch
+
+        def keep(number: int, _value: Tensor, output: Tensor, size: int) -> None:
             layer = layers[number]
             if number in seen:  # a layer called twice is refitted on its first call
                 return
             seen.add(number)
-            count = rows_of_batch(len(batch), len(self.calibration))
+            count = rows_of_batch(size, len(self.calibration))
             positions = sample_positions(layer.module, output, count, generators[number])
             rows[layer.name].append((positions, positions.of_output(output)))
 
-        modules = [self.original.get_submodule(layer.name) for layer in layers]
-        with torch.inference_mode(), watching(modules, keep):
-            for batch in batches(self.calibration, self.device):
-                seen.clear()
-                self.original(batch)
+        watch_batches(self.original, [self.original.get_submodule(layer.name) for layer in layers], each(), keep)
         return rows
 
     def _refit_together(self, goals: Sequence[_Goal]) -> None:

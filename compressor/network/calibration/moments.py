@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from compressor.factorization.moments import INPUT_FLOOR, LayerMoments, raise_floor_
-from compressor.network.calibration.gradients import OutputGradients
-from compressor.network.hooks import batches, position_generators, sample_positions, watching
+from compressor.network.calibration.gradients import KEPT_BYTES, OutputGradients
+from compressor.network.hooks import batches, position_generators, sample_positions, watch_batches
 from compressor.network.layers import FoundLayer
 from compressor.process.memory import at_once
 
 T = TypeVar("T")
 
 MAX_INPUTS = 5120  # of one output, and outputs of a group; wider layers are left out. A matrix takes 210 MB at most.
-MEMORY_BYTES = 1 << 28  # for the moments of one pass; more layers take more passes
+MEMORY_BYTES = 1 << 27  # for the moments of one pass; more layers take more passes
 MAX_ROWS = 8192  # output positions per layer that enter its covariance
 SQUARE_BLOCK = 512  # rows of a covariance that are added up at once
 
@@ -146,7 +146,7 @@ def collect_moments(
         on_step: called with the number of layers done and a note.
     """
     done = 0
-    for outer in chunks([layer for layer in layers if has_moments(layer)], output_bytes):
+    for outer in chunks([layer for layer in layers if has_moments(layer)], output_bytes, KEPT_BYTES):
         on_step(done, f"gradients at {len(outer)} layers")
         outputs = gradients.by_position([layer.name for layer in outer])
         for chunk in chunks(outer, _input_bytes):
@@ -189,12 +189,18 @@ def output_bytes(layer: FoundLayer) -> int:
     return 8 * layer.num_groups * (layer.shape[0] // layer.num_groups) ** 2
 
 
-def chunks(parts: Sequence[T], bytes_of: Callable[[T], int]) -> Iterator[list[T]]:
-    """Yields layers, or groups of them, in order, in lists that take MEMORY_BYTES at most (or one part's bytes)."""
+def chunks(parts: Sequence[T], bytes_of: Callable[[T], int], most: int | None = None) -> Iterator[list[T]]:
+    """Yields layers, or groups of them, in order, in lists that take so many bytes at most (or one part's bytes).
+
+    Args:
+        parts: in the order of their use.
+        bytes_of: what one of them takes.
+        most: bytes; None for MEMORY_BYTES.
+    """
     chunk: list[T] = []
     used = 0
     for part in parts:
-        if chunk and used + bytes_of(part) > at_once(MEMORY_BYTES):
+        if chunk and used + bytes_of(part) > at_once(MEMORY_BYTES if most is None else most):
             yield chunk
             chunk, used = [], 0
         chunk.append(part)
@@ -207,13 +213,11 @@ def _input_moments(of: OutputGradients, layers: Sequence[FoundLayer]) -> dict[st
     moments = {layer.name: RunningMoments(layer.num_groups) for layer in layers}
     generators = position_generators(of.seed, len(layers))
 
-    def add(index: int, value: Tensor, output: Tensor) -> None:
+    def add(index: int, value: Tensor, output: Tensor, size: int) -> None:
         layer = layers[index]
-        count = rows_of_batch(len(batch), len(of.images))
+        count = rows_of_batch(size, len(of.images))
         positions = sample_positions(layer.module, output, count, generators[index])
         moments[layer.name].add(positions.of_input(layer.module, value))
 
-    with torch.inference_mode(), watching([layer.module for layer in layers], add):
-        for batch in batches(of.images, of.device):
-            of.model(batch)
+    watch_batches(of.model, [layer.module for layer in layers], batches(of.images, of.device), add)
     return moments
