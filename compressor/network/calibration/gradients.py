@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from compressor.data.images import ImageSet
 from compressor.factorization.layers.kinds import Layer, axes_of, groups_of
 from compressor.factorization.moments import OUTPUT_FLOOR, with_floor
+from compressor.failures import is_shortage
 from compressor.network.hooks import batches, fitting_with_gradients, watching
 from compressor.process.memory import at_once
 from compressor.streams import Stream, derived_seed
@@ -67,15 +69,17 @@ class OutputGradients:
         found = {name: self._kept[name] for name in names if name in self._kept}
         missing = [name for name in names if name not in found]
         if missing:
-            modules = {name: self.model.get_submodule(name) for name in missing}
-            sums = {name: _Sums(module) for name, module in modules.items()}  # type: ignore[arg-type]
+            modules: dict[str, Any] = {name: self.model.get_submodule(name) for name in missing}
+            sums = {name: _Sums(module) for name, module in modules.items()}
             try:
                 with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have no gradients in eval mode
                     parts = projected_gradients(self.model, list(modules.values()), self.images, self.device, self.seed)
                     for index, gradient in parts:
                         sums[missing[index]].add(gradient)
-            except RuntimeError:
-                sums = {name: _Sums(module) for name, module in modules.items()}  # type: ignore[arg-type]
+            except RuntimeError as error:
+                if is_shortage(error):
+                    raise
+                sums = {name: _Sums(module) for name, module in modules.items()}
             self._keep(sums)
             found |= sums
         return {name: found[name] for name in names}

@@ -1,6 +1,6 @@
 """Second moments of layers: sums against NumPy, gradients against one backward pass per output, in any passes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -368,3 +368,13 @@ def test_sums_by_image_weigh_what_positions_share(network: nn.Module, monkeypatc
         monkeypatch.setattr(gradients_module, "projected_gradients", lambda *_, given=given: given)
         found = OutputGradients(network, images_of(4, 3, 8, 8), CPU, 0).by_image(["0"])["0"]
         torch.testing.assert_close(found, torch.full((8, 8), expected, dtype=torch.float64))
+
+
+def test_short_memory_is_no_reason_to_go_without_gradients(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object) -> Iterator[tuple[int, torch.Tensor]]:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+        yield
+
+    monkeypatch.setattr(gradients_module, "projected_gradients", short)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        OutputGradients(network, images_of(4, 3, 8, 8), CPU, 0).by_position(["0"])
