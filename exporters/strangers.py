@@ -4,7 +4,7 @@ A graph may loop without end, ask for all memory or crash the runtime; in a proc
 
     python -m exporters.strangers FILE SIDE
 
-loads the file and runs it on one input of zeros, with SIDE pixels where it leaves its sides open.
+loads the file and runs it on one input of zeros and one of noise, with SIDE pixels where it leaves its sides open.
 """
 
 import os
@@ -94,8 +94,9 @@ def _run_once(path: Path, side: int) -> None:
         external_files(path)
     session = open_session(path, threads=1)
     feed = {each.name: _zeros(path, each, side) for each in session.get_inputs()}
-    with blaming(lambda reason: InputError(f"{path} does not run on zeros: {reason}")):
+    with blaming(lambda reason: InputError(f"{path} does not run on zeros or noise: {reason}")):
         session.run(None, feed)
+        session.run(None, {name: _noise(zeros) for name, zeros in feed.items()})  # what loops may depend on
 
 
 def _zeros(path: Path, given: Any, side: int) -> Any:
@@ -108,6 +109,13 @@ def _zeros(path: Path, given: Any, side: int) -> Any:
         raise InputError(f"{path} takes inputs of shape {given.shape}: such cannot be made")
     with blaming(lambda _: InputError(f"{path} takes {given.name} of {given.type}: only numbers can be fed")):
         return np.zeros(shape, np.dtype(kinds.get(name, name)))
+
+
+def _noise(zeros: Any) -> Any:
+    """Random numbers in place of an input of zeros, where these may be fractions."""
+    if zeros.dtype.kind != "f":
+        return zeros
+    return np.random.default_rng(0).standard_normal(zeros.shape, dtype=np.float32).astype(zeros.dtype)
 
 
 def _main(path: Path, side: int) -> str | int:
