@@ -1,5 +1,7 @@
 """Files of strangers beside others: outputs of all kinds, loops that depend on the input, metadata without sense."""
 
+import shlex
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from compressor.errors import InputError
+from compressor.errors import InputError, ShortageError
+from compressor.process.children import python_command
 from exporters import strangers
 from exporters.feeding import class_names_of, normalization_of, transform_of
 from exporters.session import open_session, run_within
@@ -113,3 +116,24 @@ def test_metadata_without_sense_are_none(key: str, values: list[str]) -> None:
 @pytest.mark.parametrize("names", ["[" * 100_000, "7", "{}", "", "[" + "9" * 5000 + "]"])
 def test_names_of_classes_without_sense_are_none(names: str) -> None:
     assert class_names_of({"class_names": names}) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (["Traceback", "MemoryError"], ShortageError),
+        (["ImportError: libopenblas.so: failed to map segment from shared object"], ShortageError),
+        (["too little memory (bad allocation): close other programs"], ShortageError),
+        (["a.onnx is not an ONNX network (cannot allocate memory for ants)"], InputError),
+        (["ValueError: nonsense"], InputError),
+    ],
+)
+def test_a_process_that_ended_for_want_of_memory_says_nothing_of_the_file(said: list[str], kind: type) -> None:
+    assert type(strangers._explain_end(Path("a.onnx"), said)) is kind
+
+
+def test_a_limit_of_memory_that_is_there_already_is_not_raised(tmp_path: Path) -> None:
+    path = make_file(tmp_path / "a.onnx", [FLATTEN], [value("y")])
+    limited = f"ulimit -v 4000000; exec {shlex.join(python_command('exporters.strangers', path, 8))}"
+    done = subprocess.run(["sh", "-c", limited], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
