@@ -220,7 +220,7 @@ def _forward(candidate: nn.Module, names: Sequence[str], inputs: Tensor) -> tupl
         return found.clone()  # the next layer may work in place
 
     with watching([candidate.get_submodule(name) for name in names], keep), torch.enable_grad():
-        outputs = candidate(inputs.clone().requires_grad_())
+        outputs = candidate(inputs.requires_grad_().clone())  # it may work in place
     return list(calls.values()), outputs.reshape(len(inputs), -1).float()
 
 

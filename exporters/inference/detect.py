@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -120,7 +121,7 @@ def suppress(boxes: Any, scores: Any, labels: Any, threshold: float) -> Any:
 def detect(path: Path, paths: list[Path], threshold: float) -> int:
     """Print the detections in the images; returns how many files could not be read."""
     infer = load_infer(path.resolve().parent)
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     model = infer.Model(path)
     detector = Detector(json.loads(model.about["detector"]), np.load(path.with_name("anchors.npy")))
@@ -129,7 +130,7 @@ def detect(path: Path, paths: list[Path], threshold: float) -> int:
     for file in infer.list_files(paths):
         try:
             inputs = model.read(file)[None]
-            with Image.open(file) as image:
+            with infer.open_image(file) as image:
                 size = ImageOps.exif_transpose(image).size
         except Exception as error:
             failed += 1
@@ -156,6 +157,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name("model.onnx"))
     parser.add_argument("--threshold", type=float, default=0.5, help="smallest score that is printed")
     options = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files as they are, UTF-8 or not
     try:
         failed = detect(options.model, options.paths, options.threshold)
     except Exception as error:
