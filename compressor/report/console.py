@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.cost.records import LatencyRecord
-from compressor.fidelity.records import FidelityRecord
+from compressor.fidelity.records import DetectorFileRecord, FidelityRecord
 from compressor.network.records import LayerRecord
 from compressor.recovery.records import ReconstructionRecord, TuneRecord
 from compressor.report.formatting import GAP
@@ -102,6 +102,8 @@ def _summary_lines(report: Report) -> Iterator[str]:
     for record in report.precisions:
         if record.quantization:
             yield _quantization_line(record.quantization)
+    if report.detection and report.detection.whole:
+        yield _detector_line(report.detection.whole)
     yield from map(_file_line, report.files)
     yield from (f"note: {warning}" for warning in report.warnings)
 
@@ -125,6 +127,9 @@ def _precision_table(report: Report) -> Table:
     if report.segmentation and report.segmentation.mean_iou:
         ious = [*_both(report.segmentation.mean_iou), *(record.mean_iou for record in others)]
         rows.append(("mean IoU", [_percent_or_dash(iou) for iou in ious]))
+    if report.detection and report.detection.average_precision:
+        found = [*_both(report.detection.average_precision), *(record.average_precision for record in others)]
+        rows.append(("mean AP", [_percent_or_dash(each) for each in found]))
     if report.top1:
         tops = [*_both(report.top1), *(record.top1 for record in others)]
         rows.append(("top-1", ["" if top is None else _percent(top) for top in tops]))
@@ -334,6 +339,13 @@ def _quantization_line(record: QuantizationRecord) -> str:
         f"int8: {record.calibration} ranges of {record.calibration_images} images; "
         f"{record.layers - len(record.float_layers)} of {record.layers} layers in int8"
         + (f"; kept in float32, with the function norm that each adds alone: {kept}" if kept else "")
+    )
+
+
+def _detector_line(record: DetectorFileRecord) -> str:
+    compared = f"{record.detections} detections in {record.images} images"
+    return (
+        f"{record.file}: {record.size_bytes:,} bytes, {compared} compared, scores within {record.max_score_error:.1e}"
     )
 
 

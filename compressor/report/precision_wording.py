@@ -58,6 +58,9 @@ def list_precision_rows(report: Report) -> list[PrecisionRow]:
     if report.segmentation is not None and report.segmentation.mean_iou is not None:
         ious = [*_both(report.segmentation.mean_iou), *(record.mean_iou for record in others)]
         rows.append(_row("Mean IoU", ious, share))
+    if report.detection is not None and report.detection.average_precision is not None:
+        found = [*_both(report.detection.average_precision), *(record.average_precision for record in others)]
+        rows.append(_row("Mean AP", found, share))
     if report.top1 is not None:
         rows.append(_row("Top-1 accuracy", [*_both(report.top1), *(record.top1 for record in others)], share))
     return rows

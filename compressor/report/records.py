@@ -34,6 +34,7 @@ class PrecisionRecord(Record):
     agreement_to_float32: float | None = Field(default=None, ge=0, le=1)
     top1: float | None = None
     mean_iou: float | None = None
+    average_precision: float | None = None
     latency: dict[str, LatencyRecord]
     latency_to_float32: dict[str, LatencyRecord]
     quantization: QuantizationRecord | None = None

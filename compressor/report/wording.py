@@ -107,6 +107,8 @@ def describe_intervals(report: Report) -> str:
     paired = ", of the change of top-1 Newcombe’s for paired shares" if report.top1_change is not None else ""
     if report.segmentation is not None and report.segmentation.change is not None:
         paired = ", of the change of mean IoU the delta method’s"
+    if report.detection is not None and report.detection.change is not None:
+        paired = ", of the change of mean AP a bootstrap’s over the images"
     return f"Brackets and small figures are 95{GAP}% intervals: of shares Wilson’s{paired}."
 
 

@@ -12,7 +12,9 @@ import numpy as np
 
 from compressor.fidelity.accuracy_drop import DEVIATIONS, DropCurve, DropEstimator, Measurement
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.fidelity.structured.drop import MeanIoUDrop
+from compressor.fidelity.structured.detection import detector_of
+from compressor.fidelity.structured.drop import AveragePrecisionDrop, MeanIoUDrop
+from compressor.fidelity.structured.precision import can_be_measured
 from compressor.pipeline.context import Context
 from compressor.pipeline.settings import Target
 from compressor.pipeline.stage import Stage
@@ -64,11 +66,14 @@ class MeetDrop(Stage):
 
 
 def _make_estimator(context: Context, norms: Sequence[FunctionNorm]) -> DropEstimator:
-    """Of mean IoU where all images have masks, of top-1 where they have labels, else of the function norm."""
-    output = context.class_map
-    if output is None or any(norm.images.masks is None for norm in norms):
-        return DropEstimator(norms)
-    return MeanIoUDrop(norms, context.original, output, context.device)
+    """Of mean IoU where all images have masks, of average precision where they have boxes and it can be measured, of
+    top-1 where they have labels, else of the function norm."""
+    output, detector = context.class_map, detector_of(context.original)
+    if output is not None and all(norm.images.masks is not None for norm in norms):
+        return MeanIoUDrop(norms, context.original, output, context.device)
+    if detector is not None and can_be_measured() and all(norm.images.boxes is not None for norm in norms):
+        return AveragePrecisionDrop(norms, detector, context.device)
+    return DropEstimator(norms)
 
 
 def _first_target(context: Context, wanted: Target, estimator: DropEstimator) -> SearchTarget:

@@ -74,11 +74,25 @@ def describe_detection(record: DetectionRecord) -> str:
     )
     if record.average_precision is None:
         return f"{where} {kept}.{f' {record.note}.' if record.note else ''}"
-    change = record.average_precision.compressed - record.average_precision.original
+    moved, pair = record.change, record.average_precision
+    change = pair.compressed - pair.original if moved is None else moved.change
+    interval = "" if moved is None else f" [{format_points(moved.low)}, {format_points(moved.high)}]"
     return (
-        f"{where} {kept}. Mean average precision went from {format_percent(record.average_precision.original)} to "
-        f"{format_percent(record.average_precision.compressed)}, {format_points(change)} points, over IoU thresholds "
-        f"of 0.5 to 0.95."
+        f"{where} {kept}. Mean average precision (mean AP) went from {format_percent(pair.original)} to "
+        f"{format_percent(pair.compressed)}, {format_points(change)} points{interval}, over IoU thresholds of 0.5 to "
+        f"0.95."
+    )
+
+
+def describe_whole(record: DetectionRecord) -> str:
+    """The check of a whole detector's file; empty where there is none."""
+    whole = record.whole
+    if whole is None:
+        return ""
+    return (
+        f"{whole.file} is the whole detector, for one image at a time: in ONNX Runtime it gives what torch does, "
+        f"{format_plural(whole.detections, 'detection')} in {format_plural(whole.images, 'image')} of which at least "
+        f"99{GAP}% are the same, with scores that differ by at most {format_number(whole.max_score_error)}."
     )
 
 
