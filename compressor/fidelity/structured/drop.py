@@ -20,9 +20,14 @@ from compressor.network.detection.raw import RawDetector
 from compressor.outputs.rows import whole
 from compressor.outputs.structure import Output
 
+MAX_LOST = 0.5  # of the original's accuracy, from which a measurement tells nothing of smaller drops
+
 
 class StructuredDrop(DropEstimator):
     """A drop on images that neither factors nor weights were fitted to; every image is evaluated in full.
+
+    Once half of an accuracy is lost, little is left to lose, and more L costs less: such measurements do not tell how
+    the drop grows.
 
     Args:
         norms: function norms on one or more sets of these images.
@@ -43,6 +48,15 @@ class StructuredDrop(DropEstimator):
         losses = [norm.losses(network, np.arange(len(norm.images))).values for norm in self._norms]
         loss = float(np.concatenate(losses).mean())
         return Measurement(max(loss, MIN_LOSS), -100.0 * self._changes(network))
+
+    def informative(self, measured: Sequence[Measurement]) -> list[Measurement]:
+        """Those that lost less than half of the accuracy, else the one that lost least."""
+        few = [each for each in measured if each.drop < 100.0 * MAX_LOST * self._accuracy()]
+        return few or [min(measured, key=lambda each: each.drop)]
+
+    def _accuracy(self) -> float:
+        """The original's, of 1."""
+        raise NotImplementedError
 
     def _changes(self, network: nn.Module) -> NDArray[np.float64]:
         """A number for each image, whose mean is the change and whose scatter gives its error."""
@@ -67,6 +81,9 @@ class MeanIoUDrop(StructuredDrop):
         super().__init__(norms, device)
         self._output = output
         self._before = self._run(original)
+
+    def _accuracy(self) -> float:
+        return self._before.mean_iou
 
     def _changes(self, network: nn.Module) -> NDArray[np.float64]:
         return segmentation.changes(self._before, self._run(network))
@@ -99,6 +116,14 @@ class AveragePrecisionDrop(StructuredDrop):
         super().__init__(norms, device)
         self._boxes: list[Tensor] = [boxes for norm in norms for boxes in norm.images.boxes or ()]
         self._before = self._run(original)
+
+    @property
+    def exponent(self) -> float:
+        """Twice what is measured for top-1: boxes move with the outputs, and so do scores, by which all are ranked."""
+        return 1.0
+
+    def _accuracy(self) -> float:
+        return self._before.average_precision
 
     def _changes(self, network: nn.Module) -> NDArray[np.float64]:
         detector = detector_of(network)

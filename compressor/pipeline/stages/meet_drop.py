@@ -80,7 +80,7 @@ def _first_target(context: Context, wanted: Target, estimator: DropEstimator) ->
     """The limit of L by what is known of networks at large."""
     gain = GAIN if context.settings.recalibrate and len(context.calibration) else 1.0
     asked = SHARE_OF_DROP * wanted.value
-    if estimator.is_labelled:
+    if estimator.is_labelled and estimator.of != "mean AP":
         target = drop_target(asked, estimator.energy, estimator.num_images, DEVIATIONS, gain)
         return target if estimator.of == "top-1" else SearchTarget("loss", target.upper)  # evaluations tell no more
     return SearchTarget("loss", asked / 100.0 * estimator.energy / gain)
@@ -126,7 +126,9 @@ class _Drop:
 
     def _learn(self, measured: Sequence[_Try]) -> DropCurve:
         """The curve through all that was measured; the last is logged."""
-        curve = DropCurve([one.measured for one in measured], self._estimator.is_labelled)
+        estimator = self._estimator
+        known = estimator.informative([one.measured for one in measured])
+        curve = DropCurve(known, estimator.is_labelled, estimator.exponent)
         self._log(measured[-1], curve)
         return curve
 

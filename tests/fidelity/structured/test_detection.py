@@ -1,5 +1,6 @@
 """Which of the original's detections are found again, what is made of boxes, and boxes that fit the detections."""
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -7,10 +8,14 @@ import torch
 from torch import Tensor
 
 from compressor.data.images import ImageSet
+from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.structured import detection, truth
 from compressor.fidelity.structured.detection import DetectionEvaluation, detect_all
+from compressor.fidelity.structured.drop import AveragePrecisionDrop
+from compressor.fidelity.structured.outputs import give_rows
 from compressor.fidelity.structured.truth import check_boxes, tells_accuracy
 from compressor.network.detection.raw import RawDetector
+from compressor.outputs.structure import find_outputs
 from tests.network.detection.networks import make_detector
 
 pytest.importorskip("pycocotools")
@@ -74,3 +79,17 @@ def test_boxes_tell_an_accuracy_with_pycocotools(boxes: tuple[Tensor, ...], monk
     assert not tells_accuracy(IMAGES)
     monkeypatch.setattr(truth, "can_be_measured", lambda: False)
     assert not tells_accuracy(replace(IMAGES, boxes=boxes))
+
+
+def test_the_drop_is_in_points_of_average_precision(boxes: tuple[Tensor, ...]) -> None:
+    images, network = replace(IMAGES, boxes=boxes), detector(0)
+    give_rows(network, find_outputs(network, IMAGES.batch([0])), IMAGES, CPU, {}, 0)
+    other = copy.deepcopy(network)
+    other.load_state_dict(detector(1).state_dict())
+    estimator = AveragePrecisionDrop([FunctionNorm(network, part, CPU) for part in images.split(3, 0)], network, CPU)
+    none, all_lost = estimator.measure(network), estimator.measure(other)
+    assert none.drop == pytest.approx(0)
+    assert 30 < all_lost.drop <= 100
+    assert estimator.exponent == 1
+    assert estimator.informative([none, all_lost]) == [none]
+    assert estimator.informative([all_lost]) == [all_lost]
