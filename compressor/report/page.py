@@ -108,8 +108,8 @@ def _draw_layers(report: Report) -> list[Markup]:
     """The pictures as Markup, which is not escaped again: matplotlib and `svg` escape what they are given."""
     if not figures.list_compressible(report.layers):
         return []
-    draws = (figures.draw_ranks, figures.draw_params, figures.draw_macs)
-    return [Markup(draw(report.layers)) for draw in draws]
+    pictures = figures.draw_ranks(report.layers), figures.draw_params(report.layers)
+    return [Markup(picture) for picture in (*pictures, figures.draw_macs(report.layers, report.images.noun))]
 
 
 def _draw_reconstruction(report: Report) -> Markup:
@@ -130,7 +130,7 @@ def _list_rows(report: Report) -> list[Row]:
     rows += _list_decision_rows(report)
     return [
         *rows,
-        _compare("MACs per image", report.macs, count, "fewer", "more"),
+        _compare(f"MACs per {report.images.noun}", report.macs, count, "fewer", "more"),
         _compare("Parameters", report.params, count, "fewer", "more"),
         _compare("in compressible layers", report.params_compressible, count, "fewer", "more", part=True),
         _compare("not zero", report.nonzero_params, count, "fewer", "more", part=True),
