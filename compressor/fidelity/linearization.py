@@ -127,8 +127,9 @@ class Linearizer:
 
 @dataclass(frozen=True)
 class _Held:
-    """What is kept of one call of a layer: the images (b,), its inputs (b, ...), the gradients (p, b, ...) of the
-    directions by its outputs, rounded to 16 bits, and their inner products (b, p) with the outputs."""
+    """What is kept of one call of a layer: the images (b,), its inputs (n, ...), the gradients (p, n, ...) of the
+    directions by its outputs, rounded to 16 bits, and their inner products (b, p) with the outputs; n is b, or a
+    multiple of it."""
 
     images: Tensor
     inputs: Tensor
@@ -171,7 +172,8 @@ class SingleLayerLosses:
         changes = torch.zeros(len(images), self._along.shape[-1], device=held[0].here.device)
         with torch.no_grad():
             for call in held:
-                changes[call.images] += _along(call.slope, substitute(call.inputs)) - call.here
+                there = _by_image(_along(call.slope, substitute(call.inputs)), len(call.images))
+                changes[call.images] += there - call.here
         return float(changes.double().square().sum(1).mean())
 
     def _hold(self, name: str) -> None:
@@ -195,7 +197,8 @@ class SingleLayerLosses:
             for following, calls in zip(chosen, all_calls, strict=True):
                 for given, output in calls:
                     slope = next(slopes)
-                    self._held[following].append(_Held(indices, given, slope, _along(slope, output.detach())))
+                    here = _by_image(_along(slope, output.detach()), len(indices))
+                    self._held[following].append(_Held(indices, given, slope, here))
 
     def _images_of(self, name: str) -> Tensor:
         """The images that substitutes of a layer are tried on."""
@@ -275,13 +278,18 @@ def _changes(move: _Move, calls: Calls, slopes: Iterator[Tensor], like: Tensor) 
             found |= _at_all_ranks(move.nested, move.together, inputs, slope)
         here = _along(slope, outputs)
         for rank, there in found.items():
-            totals[rank] += there - here
+            totals[rank] += _by_image(there - here, len(like))
     return totals
 
 
 def _along(slope: Tensor, outputs: Tensor) -> Tensor:
     """Inner products (b, p) of gradients (p, b, ...) with outputs (b, ...)."""
     return (slope.flatten(2) * outputs.flatten(1)).sum(-1).T
+
+
+def _by_image(rows: Tensor, count: int) -> Tensor:
+    """Sums (count, p) over each image's part of `rows` (count m, p): a layer may see several boxes of an image, say."""
+    return rows.unflatten(0, (count, -1)).sum(1) if len(rows) > count and len(rows) % count == 0 else rows
 
 
 def _at_all_ranks(nested: NestedFactors, ranks: Sequence[int], inputs: Tensor, slope: Tensor) -> dict[int, Tensor]:
