@@ -86,8 +86,9 @@ class QuantizationRecord(Record):
     """How an int8 file was made.
 
     Function norms are against the float32 file, on `check_images` of the search's images: `added_norm_all` with every
-    layer in int8, `added_norm` with `float_layers` (costliest first, of `layers` in all) left in float32 because
-    `allowed_norm` was exceeded. `trials` counts the int8 networks that were run for it.
+    layer in int8, `added_norm` with `float_layers` (costliest for their size first, of `layers` in all) left in float32
+    because `allowed_norm` was exceeded. `trials` counts the int8 networks that were run for it. `adjusted` is whether
+    channels were scaled to like ranges and biases corrected for rounded weights.
     """
 
     calibration: CalibrationName
@@ -99,3 +100,4 @@ class QuantizationRecord(Record):
     layers: int
     float_layers: list[FloatLayer]
     trials: int
+    adjusted: bool = False

@@ -7,7 +7,7 @@ safe, and give wrong results on the others.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,17 @@ from compressor.files import scratch_folder
 from compressor.text import first_line
 from exporters.onnx import needs_data_file, save_onnx, sign, write_with_data
 from exporters.opsets import silence
+from exporters.precision.bias_correction import bias_shifts, shift_biases
+from exporters.precision.equalization import equalize_channels
 from exporters.precision.int8_calibration import BATCH_SIZE, CALIBRATORS, activation_ranges
+from exporters.precision.layers import Array, GraphLayers, channel_statistics
 from exporters.precision.sensitivity import WEIGHTED, choose_float_groups, group_nodes
 from exporters.records import CalibrationName, FloatLayer, QuantizationRecord
 from exporters.session import Logits, Rows, open_session, run_batches
 
 CALIBRATION_IMAGES = 64  # 20, 100 and 400 gave ResNet-18 the same function norm within its error
 CHECK_IMAGES = 48
+STATISTICS_IMAGES = 32
 # What ONNX Runtime's CPU provider computes, or passes on, in int8. Softmax and normalizations stay in float: they would
 # only be surrounded by conversions. EfficientNet-B0 with Mul and Sigmoid in float ran slower than in float32.
 OPERATORS = (
@@ -70,7 +74,8 @@ def quantize_int8(
 
     Ranges of activations come from the calibration images, by the method (smallest and largest value, percentile,
     entropy) that adds the least function norm on the check images. Where all layers in int8 add more than
-    `allowed_norm`, each is quantized alone, and the costliest are left in float (see `choose_float_groups`).
+    `allowed_norm`, channels are scaled to like ranges and biases make up for rounded weights, if that helps; where they
+    still do, each is quantized alone, and the costliest are left in float (see `choose_float_groups`).
 
     Args:
         source: the float32 file.
@@ -113,8 +118,33 @@ class _Trials:
         _prepare(source, self.prepared, options)
         self.model = onnx.load(self.prepared)
         self.ranges: Any = None
+        self.shifts: dict[str, Array] = {}
         self.count = 0
         self._expected = self._run(source)
+
+    def adjusted(self, images: Tensor, method: CalibrationName) -> "_Trials | None":
+        """The same with channels scaled to like ranges, and biases that make up for rounded weights.
+
+        Args:
+            images: real inputs (N, ...), of which the first `STATISTICS_IMAGES` tell of the channels.
+            method: that gives the ranges of activations.
+
+        Returns:
+            None where the weights lie in a file of their own: these are not read.
+        """
+        if self._large:
+            return None
+        other, path = copy(self), self._folder / "channels.onnx"
+        other.model, other.prepared = deepcopy(self.model), self._folder / "adjusted.onnx"
+        names = sorted({layer.given for layer in GraphLayers(other.model).layers})
+        some = images[:STATISTICS_IMAGES]
+        found = channel_statistics(other.model, names, some, path)
+        equalize_channels(other.model, {name: largest for name, (largest, _) in found.items()})
+        onnx.save(other.model, other.prepared)
+        other.ranges = other.find_ranges(method, images)
+        found = channel_statistics(other.model, names, some, path)
+        other.shifts = bias_shifts(other.model, other.build(), {name: mean for name, (_, mean) in found.items()})
+        return other
 
     def find_ranges(self, method: CalibrationName, images: Tensor) -> TensorsData:
         """Ranges of all tensors that may be quantized, on the images (N, ...)."""
@@ -123,8 +153,11 @@ class _Trials:
 
     def build(self, exclude: Sequence[str] = (), only: Sequence[str] = ()) -> onnx.ModelProto:
         """The network in int8: the nodes of `only` (empty: all that can be), without those of `exclude`."""
+        model = deepcopy(self.model)
+        left = {name for name in self.shifts if name in exclude or (only and name not in only)}
+        shift_biases(model, {name: shift for name, shift in self.shifts.items() if name not in left})
         quantizer = QDQQuantizer(
-            deepcopy(self.model),
+            model,
             True,  # per channel
             True,  # seven bits for weights
             QuantType.QInt8,
@@ -163,6 +196,12 @@ def _search_int8(
 ) -> tuple[onnx.ModelProto, QuantizationRecord]:
     """The int8 network with the best ranges and the layers in float that the budget requires."""
     method, joint = _choose_ranges(trials, calibration)
+    adjusted = trials.adjusted(calibration, method) if joint > allowed_norm else None
+    if adjusted is not None:
+        norm = adjusted.added_norm(note="scaled channels, shifted biases")
+        trials.count = adjusted.count
+        if norm < joint:
+            trials, joint = adjusted, norm
     groups = group_nodes(trials.model, layers)
     float_layers, norm = _choose_float_layers(trials, groups, joint, allowed_norm)
     proto = trials.build(exclude=_nodes(groups, [layer.name for layer in float_layers]))
@@ -174,6 +213,7 @@ def _search_int8(
         check_images=len(trials.check),
         added_norm=norm,
         added_norm_all=min(joint, MAX_NORM),
+        adjusted=trials is adjusted,
         allowed_norm=allowed_norm,
         layers=len(groups),
         float_layers=float_layers,
@@ -235,9 +275,17 @@ def _choose_float_layers(
     def measure(names: Sequence[str]) -> float:
         return trials.added_norm(exclude=_nodes(groups, names), note=f"{len(names)} layers in float")
 
-    chosen, norm = choose_float_groups(sensitivity, joint, allowed, measure)
+    chosen, norm = choose_float_groups(sensitivity, joint, allowed, measure, _sizes(trials.model, groups))
     return [FloatLayer(name=name, added_norm=min(sensitivity[name], MAX_NORM)) for name in chosen], norm
 
 
 def _nodes(groups: Mapping[str, list[str]], names: Iterable[str]) -> list[str]:
     return [node for name in names for node in groups[name]]
+
+
+def _sizes(model: onnx.ModelProto, groups: Mapping[str, list[str]]) -> dict[str, float]:
+    """What each group gives up in float: its share of the weights, and one of as many groups, for its time."""
+    tensors = {tensor.name: float(np.prod(tensor.dims)) for tensor in model.graph.initializer}
+    nodes = {node.name: sum(tensors.get(name, 0.0) for name in node.input) for node in model.graph.node}
+    whole = max(1.0, sum(nodes.values()))
+    return {name: sum(nodes[node] for node in names) / whole + 1 / len(groups) for name, names in groups.items()}

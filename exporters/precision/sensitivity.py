@@ -1,4 +1,4 @@
-"""Which layers an int8 file keeps in float: those whose quantization costs most, and no more than needed."""
+"""Which layers an int8 file keeps in float: those that cost most in int8 for their size, and no more than needed."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -64,9 +64,13 @@ def _merge_neighbours(groups: Mapping[str, list[str]]) -> dict[str, list[str]]:
 
 
 def choose_float_groups(
-    sensitivity: Mapping[str, float], joint: float, allowed: float, measure: Callable[[Sequence[str]], float]
+    sensitivity: Mapping[str, float],
+    joint: float,
+    allowed: float,
+    measure: Callable[[Sequence[str]], float],
+    sizes: Mapping[str, float] | None = None,
 ) -> tuple[list[str], float]:
-    """The groups to leave in float, the costliest first.
+    """The groups to leave in float, the costliest for their size first.
 
     Rounding errors of different layers are nearly independent, so that their norms nearly add: this gives the first
     number of groups to leave in float. The result is measured, and more are left in float until the budget holds.
@@ -76,11 +80,12 @@ def choose_float_groups(
         joint: function norm that all groups add together.
         allowed: the budget, a function norm.
         measure: gives the function norm added with the given groups in float.
+        sizes: of each group, what it gives up in float; None where they are alike.
 
     Returns:
         The groups, and the function norm that the others then add.
     """
-    ranked = sorted(sensitivity, key=lambda name: -sensitivity[name])
+    ranked = sorted(sensitivity, key=lambda name: -sensitivity[name] / (1.0 if sizes is None else sizes[name]))
     most = int(MAX_FLOAT_SHARE * len(ranked))
     found = {0: joint}
     count = min(_first_guess([sensitivity[name] for name in ranked], joint, allowed), max(most, 1))
