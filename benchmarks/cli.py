@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 @click.option(
     "--input-size",
     type=click.IntRange(1, MAX_INPUT),
-    help="Side of the input, if the file leaves it open.",
+    help="Side of the input, if the file leaves it open. Left out, what the file's metadata say.",
 )
 @click.option("--profile", is_flag=True, help="Add the time by operator and by node.")
 @click.option(

@@ -23,6 +23,7 @@ class Stream(IntEnum):
     POSITIONS = 15
     SIGNS = 16
     OUTPUT_VALUES = 17
+    BOOTSTRAP = 18
 
 
 def generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compressor.errors import BocompressError, InputError
 from compressor.files import replace_when_whole
+from compressor.network.detection.proposals import without_proposals
 from compressor.outputs.rows import whole
 from compressor.outputs.structure import named_tensors
 from compressor.text import first_line
@@ -72,6 +73,13 @@ def export_onnx(
     outputs = _run(frozen, batch)
     interface = Interface(tuple(outputs), fixed=static_batch is not None)
     proto = _translate(frozen, batch, opset, interface, is_map=any(each.ndim > 3 for each in outputs.values()))
+    finish(proto, path, metadata, normalization)
+
+
+def finish(
+    proto: onnx.ModelProto, path: Path, metadata: Mapping[str, str], normalization: Normalization | None = None
+) -> None:
+    """Write a graph as it came from torch, without the exporter's traces; arguments and errors as of `export_onnx`."""
     if normalization is not None:
         _normalize_first(proto.graph, normalization)
     _strip_traces(proto)
@@ -97,8 +105,11 @@ def layer_bytes(layer: nn.Module, example: Tensor) -> bytes:
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy of the model on the CPU in eval mode, without gradients and with all outputs; the model is left alone."""
-    return whole(copy.deepcopy(model).cpu().eval().requires_grad_(False))
+    """A copy of the model on the CPU in eval mode, without gradients and with all outputs; the model is left alone.
+
+    A detector's second stage works on the same boxes in every image.
+    """
+    return whole(copy.deepcopy(without_proposals(model)).cpu().eval().requires_grad_(False))
 
 
 def _translate(

@@ -25,6 +25,7 @@ from compressor.cost.size import file_bytes, gzip_bytes
 from compressor.errors import InputError
 from compressor.report.formatting import format_percent, format_plural, format_provider
 from compressor.text import join_words
+from exporters.feeding import transform_of
 from exporters.providers import CPU, PROVIDERS, available_providers, explain_absence
 from exporters.runtimes.registry import ONNX_RUNTIME, open_runtime
 from exporters.session import open_session
@@ -317,16 +318,20 @@ def _describe_file(name: str, path: Path) -> BenchmarkedFile:
 
 
 def _input_shape(path: Path, settings: BenchmarkSettings) -> tuple[int, ...]:
-    """Shape of one input, without the batch."""
+    """Shape of one input, without the batch; open sides are --input-size, or what the file's metadata say."""
     require_sound(path, settings.input_size)
-    inputs = open_session(path, CPU, threads=1).get_inputs()
+    session = open_session(path, CPU, threads=1)
+    inputs, transform = session.get_inputs(), transform_of(session.get_modelmeta().custom_metadata_map)
     if len(inputs) != 1 or inputs[0].type != "tensor(float)":
         raise InputError(f"{path} must take one float32 input")
     batch, *rest = inputs[0].shape or [None]
     others = [size for size in settings.batch_sizes if isinstance(batch, int) and size != batch]
     if others:
         raise InputError(f"{path} takes batches of {batch} only, not of {others[0]}")
-    sides = [side if isinstance(side, int) else settings.input_size for side in rest]
+    usual = dict(zip(range(len(rest)), transform.shape, strict=False)) if transform else {}
+    sides = [
+        side if isinstance(side, int) else settings.input_size or usual.get(axis) for axis, side in enumerate(rest)
+    ]
     known = [side for side in sides if side is not None]
     if len(known) < len(sides):
         raise InputError(f"{path} leaves its input size open: give --input-size")

@@ -21,6 +21,7 @@ from exporters.runtimes.registry import open_runtime
 
 NONE = "—"
 MAX_TYPES = 8
+CLIP_AXES = 4  # channels, frames, height and width
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ def describe_noise(setting: SettingRecord) -> str:
 
 def list_notes(record: BenchmarkRecord) -> list[str]:
     """Notes on all figures of this run."""
-    inputs = f"inputs: random, {format_shape(record.input_shape)} per image"
+    kind = "clip" if len(record.input_shape) == CLIP_AXES else "image"
+    inputs = f"inputs: random, {format_shape(record.input_shape)} per {kind}"
     absent = [f"not available here: {join_words(record.skipped)}"] if record.skipped else []
     runtimes = {setting.runtime: bool(setting.profiles) for setting in record.settings}
     profiled = ["time by operator: from ONNX Runtime alone"] if len(set(runtimes.values())) > 1 else []

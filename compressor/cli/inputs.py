@@ -195,8 +195,8 @@ def _load_images(
         progress.log(f"note: {SYNTHETIC_NOTE}")
         with progress.stage("making synthetic images", num_synthetic) as stage:
             return synthetic_images(num_synthetic, transform, options["seed"], lambda done, _: stage.update(done))
-    max_images = image_limit(options)
-    with progress.stage("reading images", max_images) as stage:
+    max_images, clips = image_limit(options), choose_transform(loaded, options).frames is not None
+    with progress.stage("reading clips" if clips else "reading images", max_images) as stage:
         images = _read_folder(options["data"], loaded, options, max_images, stage)
     _log_images(images, progress)
     return images if options["max_images"] is None else replace(images, further=None)

@@ -62,6 +62,15 @@ class DropEstimator:
         self.energy = sum(norm.output_energy * len(norm.images) for norm in norms) / self.num_images
         self._weights = np.ones(self.num_images)
 
+    @property
+    def exponent(self) -> float:
+        """The power of the function norm by which the drop grows."""
+        return DROP_EXPONENT if self.is_labelled else 1.0
+
+    def informative(self, measured: Sequence[Measurement]) -> list[Measurement]:
+        """Those of the measurements that tell how the drop grows."""
+        return list(measured)
+
     def importance_sampled(self, loss: float, seed: int) -> "DropEstimator":
         """An estimator that evaluates fewer images; itself without labels.
 
@@ -127,11 +136,12 @@ class DropCurve:
 
     Args:
         measured: measurements of networks on the same images.
-        labelled: whether they are of top-1.
+        labelled: whether they are of an accuracy.
+        exponent: the power.
     """
 
-    def __init__(self, measured: Sequence[Measurement], labelled: bool) -> None:
-        self._exponent = DROP_EXPONENT if labelled else 1.0
+    def __init__(self, measured: Sequence[Measurement], labelled: bool, exponent: float = DROP_EXPONENT) -> None:
+        self._exponent = exponent if labelled else 1.0
         powers = [each.loss**self._exponent for each in measured]
         rows = np.mean([each.scores / power for each, power in zip(measured, powers, strict=True)], axis=0)
         if labelled:

@@ -22,12 +22,13 @@ from compressor.fidelity.linear_model import LinearModel
 from compressor.network.hooks import fitting_with_gradients, watching
 from compressor.network.layers import Ranked, factorized_ranks
 from compressor.network.surgery import build_candidate, with_layer
-from compressor.process.memory import at_once
+from compressor.process.memory import at_once, release_memory
 from compressor.streams import Stream, generator
 
 BATCH_SIZE = 25
 MAX_GRADIENTS = 2 * 10**7  # by layers' outputs, which are held at once: 80 MB
-MIN_IMAGES = 4  # on which a layer's substitutes are compared, however large it is
+# Substitutes of a layer are compared on as many images as keep what is held of it below this, and on four at least.
+MAX_TRIED, MIN_IMAGES = 12 * 10**6, 4
 # What a backward pass costs, in forward passes; the count then agrees with measured times, see
 # benchmarks/studies/search/evaluation_cost.py.
 BACKWARD_PASSES = 1.5
@@ -73,6 +74,7 @@ class Linearizer:
             {rank: np.concatenate([part[1][layer][rank] for part in parts]) for rank in ranks_of_layer}
             for layer, ranks_of_layer in enumerate(others)
         ]
+        release_memory()
         each = 1 + BACKWARD_PASSES * residuals.shape[1] + float(np.mean([len(row) for row in others]))
         return LinearModel(residuals, changes, round(each * len(indices)))
 
@@ -125,8 +127,9 @@ class Linearizer:
 
 @dataclass(frozen=True)
 class _Held:
-    """What is kept of one call of a layer: the images (b,), its inputs (b, ...), the gradients (p, b, ...) of the
-    directions by its outputs, and their inner products (b, p) with the outputs."""
+    """What is kept of one call of a layer: the images (b,), its inputs (n, ...), the gradients (p, n, ...) of the
+    directions by its outputs, rounded to 16 bits, and their inner products (b, p) with the outputs; n is b, or a
+    multiple of it."""
 
     images: Tensor
     inputs: Tensor
@@ -137,8 +140,9 @@ class _Held:
 class SingleLayerLosses:
     """The function norm with one layer alone replaced, to first order around the original; any number of substitutes.
 
-    Gradients are found for as many layers at once as MAX_GRADIENTS allow: ask for the layers in their order. A layer
-    whose own are more is tried on fewer images, MIN_IMAGES at least.
+    Gradients are found for as many layers at once as MAX_GRADIENTS allow: ask for the layers in their order. A large
+    layer is tried on fewer images. Gradients take half the memory, so that fewer passes do: substitutes are compared
+    by sums over thousands of numbers, which rounding to three digits hardly moves.
 
     Args:
         norm: the function norm on the images that losses are meant for.
@@ -168,7 +172,8 @@ class SingleLayerLosses:
         changes = torch.zeros(len(images), self._along.shape[-1], device=held[0].here.device)
         with torch.no_grad():
             for call in held:
-                changes[call.images] += _along(call.slope, substitute(call.inputs)) - call.here
+                there = _by_image(_along(call.slope, substitute(call.inputs)), len(call.images))
+                changes[call.images] += there - call.here
         return float(changes.double().square().sum(1).mean())
 
     def _hold(self, name: str) -> None:
@@ -188,24 +193,25 @@ class SingleLayerLosses:
             inputs, _ = self._norm.inputs_and_targets(indices)
             all_calls, outputs = _forward(self._original, chosen, inputs)
             values = torch.einsum("bk,bkp->bp", outputs, along.to(outputs.device))
-            slopes = _slopes(values, [output for calls in all_calls for _, output in calls])
+            slopes = _slopes(values, [output for calls in all_calls for _, output in calls], torch.bfloat16)
             for following, calls in zip(chosen, all_calls, strict=True):
                 for given, output in calls:
                     slope = next(slopes)
-                    self._held[following].append(_Held(indices, given, slope, _along(slope, output.detach())))
+                    here = _by_image(_along(slope, output.detach()), len(indices))
+                    self._held[following].append(_Held(indices, given, slope, here))
 
     def _images_of(self, name: str) -> Tensor:
         """The images that substitutes of a layer are tried on."""
-        return self._images[: max(MIN_IMAGES, MAX_GRADIENTS // max(1, self._sizes[name]))]
+        return self._images[: max(MIN_IMAGES, MAX_TRIED // max(1, self._sizes[name]))]
 
     def _measure_sizes(self) -> None:
-        """How many numbers are held for each layer and image."""
+        """How many numbers are held for each layer and image, gradients by halves."""
         example, _ = self._norm.inputs_and_targets(self._images[:1])
         self._batch_size = fitting_with_gradients(self._original, example, BATCH_SIZE)
         directions = self._along.shape[-1]
         all_calls, _ = _forward(self._original, self._names, example)
         for name, calls in zip(self._names, all_calls, strict=True):
-            self._sizes[name] = sum(given.numel() + directions * output.numel() for given, output in calls)
+            self._sizes[name] = sum(given.numel() + directions * output.numel() // 2 for given, output in calls)
 
 
 def _forward(candidate: nn.Module, names: Sequence[str], inputs: Tensor) -> tuple[list[Calls], Tensor]:
@@ -221,17 +227,21 @@ def _forward(candidate: nn.Module, names: Sequence[str], inputs: Tensor) -> tupl
     return list(calls.values()), outputs.reshape(len(inputs), -1).float()
 
 
-def _slopes(values: Tensor, outputs: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Gradients (p, b, ...) of values (b, p) with respect to each of the layers' outputs; zero where there are none."""
+def _slopes(values: Tensor, outputs: Sequence[Tensor], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+    """Gradients (p, b, ...) of values (b, p) with respect to each of the layers' outputs; zero where there are none.
+
+    They are of the outputs' type, or of `dtype`.
+    """
     count = values.shape[1]
     if not values.requires_grad:
-        return (output.new_zeros(count, *output.shape) for output in outputs)
+        return (output.new_zeros(count, *output.shape, dtype=dtype) for output in outputs)
     sums = values.sum(0)
-    rows = [torch.autograd.grad(sums[p], outputs, retain_graph=True, allow_unused=True) for p in range(count)]
-    return (
-        torch.stack([torch.zeros_like(output) if slope is None else slope for slope in slopes])
-        for output, *slopes in zip(outputs, *rows, strict=True)
-    )
+    found = [torch.empty(count, *output.shape, dtype=dtype or output.dtype, device=output.device) for output in outputs]
+    for number in range(count):
+        slopes = torch.autograd.grad(sums[number], outputs, retain_graph=True, allow_unused=True)
+        for kept, slope in zip(found, slopes, strict=True):
+            kept[number] = 0.0 if slope is None else slope
+    return iter(found)
 
 
 @dataclass(frozen=True)
@@ -268,13 +278,18 @@ def _changes(move: _Move, calls: Calls, slopes: Iterator[Tensor], like: Tensor) 
             found |= _at_all_ranks(move.nested, move.together, inputs, slope)
         here = _along(slope, outputs)
         for rank, there in found.items():
-            totals[rank] += there - here
+            totals[rank] += _by_image(there - here, len(like))
     return totals
 
 
 def _along(slope: Tensor, outputs: Tensor) -> Tensor:
     """Inner products (b, p) of gradients (p, b, ...) with outputs (b, ...)."""
     return (slope.flatten(2) * outputs.flatten(1)).sum(-1).T
+
+
+def _by_image(rows: Tensor, count: int) -> Tensor:
+    """Sums (count, p) over each image's part of `rows` (count m, p): a layer may see several boxes of an image, say."""
+    return rows.unflatten(0, (count, -1)).sum(1) if len(rows) > count and len(rows) % count == 0 else rows
 
 
 def _at_all_ranks(nested: NestedFactors, ranks: Sequence[int], inputs: Tensor, slope: Tensor) -> dict[int, Tensor]:

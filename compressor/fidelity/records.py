@@ -7,7 +7,7 @@ from pydantic import Field
 from compressor.schema import Pair, Record
 
 Fidelity = Literal["norm", "risk", "error"]
-DropUnit = Literal["top-1", "mean IoU"]
+DropUnit = Literal["top-1", "mean IoU", "mean AP"]
 """What points of a drop are of."""
 FIDELITY_WORDS: dict[Fidelity, str] = {
     "norm": "the function norm",
@@ -85,13 +85,24 @@ class SegmentationRecord(Record):
     classes: list[ClassRecord] = Field(default_factory=list)
 
 
+class DetectorFileRecord(Record):
+    """A whole detector's file: how many detections in how many images were compared with torch's, and by how much their
+    scores differ at most."""
+
+    file: str
+    size_bytes: int
+    images: int
+    detections: int
+    max_score_error: float = Field(ge=0)
+
+
 class DetectionRecord(Record):
     """Detections of two networks on the test images.
 
     Of the `confident` ones of the original, with a score of 0.5 and more, `kept` is the share that the compressed
     network has, too: of the same class, at an IoU of 0.5 and more and with a score of 0.25 and more. Where there are
-    `boxes`, the averages of precision are COCO's, over IoU thresholds of 0.5 to 0.95, and at 0.5. `note` says why they
-    are missing.
+    `boxes`, the averages of precision are COCO's, over IoU thresholds of 0.5 to 0.95, and at 0.5, with the `change` of
+    the former. `note` says why they are missing. `whole` is the file that gives detections; null where there is none.
     """
 
     images: int
@@ -100,7 +111,9 @@ class DetectionRecord(Record):
     boxes: int = 0
     average_precision: Pair[float] | None = None
     average_precision_50: Pair[float] | None = None
+    change: ChangeRecord | None = None
     note: str = ""
+    whole: DetectorFileRecord | None = None
 
 
 class PairedChange(Record):

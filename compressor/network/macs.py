@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from compressor.network.detection.proposals import without_proposals
 from compressor.network.hooks import noting
 
 FLOPS_PER_MAC = 2
@@ -29,6 +30,7 @@ def count_macs(model: nn.Module, example: Tensor) -> tuple[int, dict[str, int]]:
         left out. Attention that reads its children's weights itself (`nn.MultiheadAttention` and its
         `out_proj`) is charged to the attention, not to the child.
     """
+    model = without_proposals(model)  # finding a detector's proposals is no part of it
     names = {module: name for name, module in model.named_modules()}
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), _in_eval_mode(model), _countable_attention():

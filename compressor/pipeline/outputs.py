@@ -20,7 +20,8 @@ PLANS = "plans"  # a folder
 PLAN = "plan.json"
 ORIGINAL, MODEL = "original.onnx", "model.onnx"
 SCRIPT = "infer.py"
-DETECTION_SCRIPT, ANCHORS = "detect.py", "anchors.npy"  # of one-stage detectors
+DETECTION_SCRIPT, ANCHORS = "detect.py", "anchors.npy"  # the latter of one-stage detectors
+DETECTOR = "detector.onnx"  # of two-stage detectors
 
 
 def precision_file(precision: Precision) -> str:
@@ -28,7 +29,7 @@ def precision_file(precision: Precision) -> str:
     return f"model.{precision}.onnx"
 
 
-NETWORKS = (ORIGINAL, MODEL, precision_file("int8"), precision_file("fp16"))
+NETWORKS = (ORIGINAL, MODEL, DETECTOR, precision_file("int8"), precision_file("fp16"))
 OUTPUTS = (
     FACTORS,
     JOURNAL,

@@ -18,11 +18,14 @@ from compressor.failures import blaming
 from compressor.fidelity.accuracy_drop import DropCurve, Measurement
 from compressor.fidelity.label_check import LabelCheck, check_labels
 from compressor.fidelity.labels import require_labelled
-from compressor.fidelity.structured.drop import check_masks
+from compressor.fidelity.structured.detection import detector_of
 from compressor.fidelity.structured.outputs import give_rows
+from compressor.fidelity.structured.precision import can_be_measured
 from compressor.fidelity.structured.segmentation import class_map
+from compressor.fidelity.structured.truth import check_boxes, check_masks, tells_accuracy
 from compressor.files import check_folder
 from compressor.network.attention import open_attention
+from compressor.network.detection.proposals import with_proposals
 from compressor.network.detection.raw import RawDetector, is_detector
 from compressor.network.layers import find_layers
 from compressor.outputs.auxiliary import drop_auxiliary
@@ -71,7 +74,7 @@ def prepare(  # noqa: PLR0913
     progress = progress or Progress()
     original = _with_rows(_without_aux(original, settings, progress), parts[1], settings)
     checked = _check_labels(original, join(*parts[:2]), settings, progress)
-    calibration, search_images, outside = _check_masks(original, [checked.apply(part) for part in parts], progress)
+    calibration, search_images, outside = _check_truth(original, [checked.apply(part) for part in parts], progress)
     training = None
     if settings.tune.epochs:
         given = None if train_images is None else _training_set(original, train_images, settings, progress)
@@ -117,8 +120,8 @@ def _copied(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _without_selection(original: nn.Module) -> nn.Module:
-    """The network; of a detector that of its heads' raw outputs."""
-    return RawDetector(original) if is_detector(original) else original
+    """The network; of a detector that of its heads' raw outputs, on boxes that it proposes now."""
+    return with_proposals((RawDetector(original) if is_detector(original) else original).eval())
 
 
 def _without_aux(original: nn.Module, settings: Settings, progress: Progress) -> nn.Module:
@@ -156,8 +159,7 @@ def _require_folder(out: Path, resume: bool, overwrite: bool) -> None:
 
 def _require_enough_images(settings: Settings, search_images: ImageSet, validation: ImageSet | None) -> None:
     """Refuse a drop that labelled images are too few to tell from none, before minutes of search."""
-    is_labelled = search_images.labels is not None or search_images.masks is not None
-    if settings.target is None or validation is None or not is_labelled:
+    if settings.target is None or validation is None or not tells_accuracy(search_images):
         return
     count = len(search_images) + len(validation)
     unchanged = Measurement(1.0, np.zeros(count))
@@ -199,15 +201,18 @@ def _check_labels(original: nn.Module, images: ImageSet, settings: Settings, pro
     return checked
 
 
-def _check_masks(original: nn.Module, parts: Sequence[ImageSet], progress: Progress) -> list[ImageSet]:
-    """The parts, without masks where these are not of the network's pixels; said at once."""
-    fitted = join(*parts[:2])
-    if fitted.masks is None:
+def _check_truth(original: nn.Module, parts: Sequence[ImageSet], progress: Progress) -> list[ImageSet]:
+    """The parts, without masks or boxes where these are not of what the network says; said at once."""
+    fitted, device, detector = join(*parts[:2]), next(original.parameters()).device, detector_of(original)
+    if fitted.masks is not None:
+        output = class_map(view_of(original), fitted.input_shape[1:], has_masks=True)
+        checked = check_masks(original, output, fitted, device)
+    elif fitted.boxes is not None and detector is not None and can_be_measured():
+        with progress.stage("checking boxes"):
+            checked = check_boxes(detector, fitted, device)
+    else:
         return list(parts)
-    device = next(original.parameters()).device
-    output = class_map(view_of(original), fitted.input_shape[1:], has_masks=True)
-    checked = check_masks(original, output, fitted, device)
-    if checked.masks is not None:
+    if checked.masks is not None or checked.boxes is not None:
         return list(parts)
     progress.log(f"note: {checked.notes[-1]}")
     return [replace(part, notes=checked.notes).without_labels(checked.label_note) for part in parts]

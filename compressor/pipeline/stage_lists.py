@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from compressor.pipeline.delivery.detector import WriteDetector
 from compressor.pipeline.delivery.evaluate import Evaluate
 from compressor.pipeline.delivery.export import Export
 from compressor.pipeline.delivery.formats import WriteFormats
@@ -19,7 +20,15 @@ from compressor.pipeline.stages.finetune import Finetune
 from compressor.pipeline.stages.recorded import BeginRecipe, CombinePlans, Recorded
 from compressor.pipeline.stages.registry import RECIPE_STAGES
 
-DELIVERY: Sequence[Stage] = (Evaluate(), Export(), MeasureLatency(), Quantize(), WriteFormats(), WriteReport())
+DELIVERY: Sequence[Stage] = (
+    Evaluate(),
+    Export(),
+    WriteDetector(),
+    MeasureLatency(),
+    Quantize(),
+    WriteFormats(),
+    WriteReport(),
+)
 
 
 def default_stages(settings: Settings) -> list[Stage]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compressor.cost.records import LatencyRecord
-from compressor.fidelity.records import FidelityRecord
+from compressor.fidelity.records import DetectorFileRecord, FidelityRecord
 from compressor.network.records import LayerRecord
 from compressor.recovery.records import ReconstructionRecord, TuneRecord
 from compressor.report.formatting import GAP
@@ -92,16 +92,18 @@ def _summary_table(report: Report) -> Table:
 
 def _summary_lines(report: Report) -> Iterator[str]:
     if report.target:
-        yield _target_line(report.target)
+        yield _target_line(report.target, report.images.noun)
     if report.search:
         yield from _certificate_lines(report.search)
     if report.reconstruction:
-        yield _reconstruction_line(report.reconstruction)
+        yield _reconstruction_line(report.reconstruction, report.images.noun)
     if report.tuning:
-        yield _tuning_line(report.tuning)
+        yield _tuning_line(report.tuning, report.images.noun)
     for record in report.precisions:
         if record.quantization:
-            yield _quantization_line(record.quantization)
+            yield _quantization_line(record.quantization, report.images.noun)
+    if report.detection and report.detection.whole:
+        yield _detector_line(report.detection.whole)
     yield from map(_file_line, report.files)
     yield from (f"note: {warning}" for warning in report.warnings)
 
@@ -125,6 +127,9 @@ def _precision_table(report: Report) -> Table:
     if report.segmentation and report.segmentation.mean_iou:
         ious = [*_both(report.segmentation.mean_iou), *(record.mean_iou for record in others)]
         rows.append(("mean IoU", [_percent_or_dash(iou) for iou in ious]))
+    if report.detection and report.detection.average_precision:
+        found = [*_both(report.detection.average_precision), *(record.average_precision for record in others)]
+        rows.append(("mean AP", [_percent_or_dash(each) for each in found]))
     if report.top1:
         tops = [*_both(report.top1), *(record.top1 for record in others)]
         rows.append(("top-1", ["" if top is None else _percent(top) for top in tops]))
@@ -270,8 +275,8 @@ def _add_latency(table: Table, latency: dict[str, LatencyRecord]) -> None:
         )
 
 
-def _target_line(target: TargetRecord) -> str:
-    bound = f", at most {target.at_most:.4g} with 95 % confidence ({target.images} images)" if target.images else ""
+def _target_line(target: TargetRecord, noun: str) -> str:
+    bound = f", at most {target.at_most:.4g} with 95 % confidence ({target.images} {noun}s)" if target.images else ""
     verdict = "met" if target.met else "not met"
     lost = f"points of {target.of} lost" if target.labelled else "% of the output energy"
     unit = lost if target.kind == "drop" else ""
@@ -296,11 +301,11 @@ def _certificate_lines(search: SearchRecord) -> list[str]:
     ]
 
 
-def _reconstruction_line(record: ReconstructionRecord) -> str:
+def _reconstruction_line(record: ReconstructionRecord, noun: str) -> str:
     kept = sum(step.kept for step in record.steps)
     return (
         f"reconstruction: function norm {record.before:.4g} -> {record.after:.4g} on "
-        f"{record.check_images} check images, {kept} of {len(record.steps)} steps kept, {record.seconds:.0f} s"
+        f"{record.check_images} check {noun}s, {kept} of {len(record.steps)} steps kept, {record.seconds:.0f} s"
     )
 
 
@@ -318,22 +323,29 @@ def _stage_table(stages: Sequence[StageRecord]) -> Table:
     return table
 
 
-def _tuning_line(record: TuneRecord) -> str:
+def _tuning_line(record: TuneRecord, noun: str) -> str:
     """What fine-tuning changed on the test images."""
     parts = [f"fine-tuning: epoch {record.kept_epoch} of {record.epochs} kept"]
     if record.before and record.after:
         parts.append(f"function norm {record.before.function_norm:.4g} -> {record.after.function_norm:.4g}")
         if record.before.top1 is not None and record.after.top1 is not None:
             parts.append(f"top-1 {_percent(record.before.top1)} -> {_percent(record.after.top1)}")
-    return ", ".join([*parts, f"{record.train_images} images, {record.seconds:.0f} s"])
+    return ", ".join([*parts, f"{record.train_images} {noun}s, {record.seconds:.0f} s"])
 
 
-def _quantization_line(record: QuantizationRecord) -> str:
+def _quantization_line(record: QuantizationRecord, noun: str) -> str:
     kept = ", ".join(f"{layer.name} ({layer.added_norm:.2g})" for layer in record.float_layers)
     return (
-        f"int8: {record.calibration} ranges of {record.calibration_images} images; "
+        f"int8: {record.calibration} ranges of {record.calibration_images} {noun}s; "
         f"{record.layers - len(record.float_layers)} of {record.layers} layers in int8"
         + (f"; kept in float32, with the function norm that each adds alone: {kept}" if kept else "")
+    )
+
+
+def _detector_line(record: DetectorFileRecord) -> str:
+    compared = f"{record.detections} detections in {record.images} images"
+    return (
+        f"{record.file}: {record.size_bytes:,} bytes, {compared} compared, scores within {record.max_score_error:.1e}"
     )
 
 

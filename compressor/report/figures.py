@@ -61,10 +61,10 @@ def draw_params(layers: Sequence[LayerRecord]) -> str:
     return _draw_costs(layers, "Parameters", pairs)
 
 
-def draw_macs(layers: Sequence[LayerRecord]) -> str:
-    """A pair of bars per compressible layer: its multiply-accumulates for one image, before and after."""
+def draw_macs(layers: Sequence[LayerRecord], noun: str = "image") -> str:
+    """A pair of bars per compressible layer: its multiply-accumulates for one image, or clip, before and after."""
     pairs = [(layer.macs, layer.macs_compressed) for layer in list_compressible(layers)]
-    return _draw_costs(layers, "MACs per image", pairs)
+    return _draw_costs(layers, f"MACs per {noun}", pairs)
 
 
 def draw_reconstruction(record: ReconstructionRecord) -> str:

@@ -19,36 +19,36 @@ _SCHEDULES = {
 }
 
 
-def describe_tuning(record: TuneRecord) -> str:
-    """What was trained, how, and what that changed on the test images."""
+def describe_tuning(record: TuneRecord, noun: str = "image") -> str:
+    """What was trained, how, and what that changed on the test images, or what the noun says."""
     done = record.rows[-1].epoch
     how = (
         f"The weights of the compressed network were trained {_TARGETS[record.by]} for {format_plural(done, 'epoch')} "
-        f"of {format_plural(record.train_images, 'image')}, {format_duration(record.seconds)} in all, at learning "
+        f"of {format_plural(record.train_images, noun)}, {format_duration(record.seconds)} in all, at learning "
         f"rates of at most {record.learning_rate:g}, {_SCHEDULES[record.schedule]}"
         f"{', in bfloat16' if record.autocast else ''}. "
     )
     if record.kept_epoch == 0:
-        return f"{how}The loss on the check images did not fall, so the weights from before were kept."
-    return how + _describe_gain(record.before, record.after)
+        return f"{how}The loss on the check {noun}s did not fall, so the weights from before were kept."
+    return how + _describe_gain(record.before, record.after, noun)
 
 
-def _describe_gain(before: Metrics | None, after: Metrics | None) -> str:
+def _describe_gain(before: Metrics | None, after: Metrics | None, noun: str) -> str:
     if before is None or after is None:
         return ""
     norms = f"from L = {format_number(before.function_norm)} to {format_number(after.function_norm)}"
-    sentence = f"On the test images the function norm went {norms}"
+    sentence = f"On the test {noun}s the function norm went {norms}"
     if before.top1 is not None and after.top1 is not None:
         sentence += f", top-1 accuracy from {format_percent(before.top1)} to {format_percent(after.top1)}"
     return f"{sentence}."
 
 
-def describe_tuning_limits(record: TuneRecord) -> str:
+def describe_tuning_limits(record: TuneRecord, noun: str = "image") -> str:
     """Which epoch was kept and why, and what did not change."""
     which = "from before the training" if record.kept_epoch == 0 else f"of epoch {record.kept_epoch}"
     return (
-        f"After each epoch the loss was measured on {format_plural(record.check_images, 'check image')}, which are "
-        f"neither training nor test images; the weights {which} had the lowest. It stopped because of this: "
+        f"After each epoch the loss was measured on {format_plural(record.check_images, f'check {noun}')}, which are "
+        f"neither training nor test {noun}s; the weights {which} had the lowest. It stopped because of this: "
         f"{record.stopped_because}. Ranks, zeros and batch-norm statistics did not change. A search and its "
         "certificate are about the network before fine-tuning."
     )

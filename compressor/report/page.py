@@ -17,7 +17,7 @@ from compressor.report import finetuning_wording as tuning
 from compressor.report import precision_wording as precisions
 from compressor.report.records import Report
 from compressor.report.structured import rows as structured
-from compressor.report.structured.wording import describe_export_check
+from compressor.report.structured.wording import describe_export_check, describe_whole
 from compressor.report.templating import load_template
 from compressor.report.verdict import describe_failure
 from compressor.schema import Pair
@@ -84,6 +84,7 @@ def render_report(report: Report) -> str:
         latency_pictures=_draw_latency(report),
         words=wording,
         describe_export_check=describe_export_check,
+        describe_whole=describe_whole,
         light=svg.LIGHT,
         dark=svg.DARK,
     )
@@ -107,8 +108,8 @@ def _draw_layers(report: Report) -> list[Markup]:
     """The pictures as Markup, which is not escaped again: matplotlib and `svg` escape what they are given."""
     if not figures.list_compressible(report.layers):
         return []
-    draws = (figures.draw_ranks, figures.draw_params, figures.draw_macs)
-    return [Markup(draw(report.layers)) for draw in draws]
+    pictures = figures.draw_ranks(report.layers), figures.draw_params(report.layers)
+    return [Markup(picture) for picture in (*pictures, figures.draw_macs(report.layers, report.images.noun))]
 
 
 def _draw_reconstruction(report: Report) -> Markup:
@@ -129,7 +130,7 @@ def _list_rows(report: Report) -> list[Row]:
     rows += _list_decision_rows(report)
     return [
         *rows,
-        _compare("MACs per image", report.macs, count, "fewer", "more"),
+        _compare(f"MACs per {report.images.noun}", report.macs, count, "fewer", "more"),
         _compare("Parameters", report.params, count, "fewer", "more"),
         _compare("in compressible layers", report.params_compressible, count, "fewer", "more", part=True),
         _compare("not zero", report.nonzero_params, count, "fewer", "more", part=True),

@@ -58,20 +58,23 @@ def list_precision_rows(report: Report) -> list[PrecisionRow]:
     if report.segmentation is not None and report.segmentation.mean_iou is not None:
         ious = [*_both(report.segmentation.mean_iou), *(record.mean_iou for record in others)]
         rows.append(_row("Mean IoU", ious, share))
+    if report.detection is not None and report.detection.average_precision is not None:
+        found = [*_both(report.detection.average_precision), *(record.average_precision for record in others)]
+        rows.append(_row("Mean AP", found, share))
     if report.top1 is not None:
         rows.append(_row("Top-1 accuracy", [*_both(report.top1), *(record.top1 for record in others)], share))
     return rows
 
 
-def describe_quantization(record: QuantizationRecord) -> str:
+def describe_quantization(record: QuantizationRecord, noun: str = "image") -> str:
     """How the int8 file was quantized, and which layers stay in float32."""
     sources = {"min-max": "extremes", "percentile": "percentiles", "entropy": "least relative entropy"}
     left = len(record.float_layers)
     text = (
         f"int8: {record.layers - left} of {format_plural(record.layers, 'layer')} are quantized, weights per channel, "
         f"activation ranges by {sources[record.calibration]} on "
-        f"{format_plural(record.calibration_images, 'calibration image')}, the best of three methods on "
-        f"{record.check_images} check images. With every layer in int8, the function norm there grows by "
+        f"{format_plural(record.calibration_images, f'calibration {noun}')}, the best of three methods on "
+        f"{record.check_images} check {noun}s. With every layer in int8, the function norm there grows by "
         f"{format_number(record.added_norm_all)} over the float32 file’s; {format_number(record.allowed_norm)} was "
         f"allowed"
     )
@@ -88,8 +91,8 @@ def describe_columns(report: Report) -> str:
     files = join_words([f"{record.file}" for record in report.precisions])
     return (
         f"original.onnx, model.onnx (float32), {files}: each run in ONNX Runtime on "
-        f"{format_plural(report.fidelity.images, 'test image')}. Times are ratios to another file’s, measured in "
-        f"interleaved runs, with 95{GAP}% intervals."
+        f"{format_plural(report.fidelity.images, f'test {report.images.noun}')}. Times are ratios to another file’s, "
+        f"measured in interleaved runs, with 95{GAP}% intervals."
     )
 
 

@@ -17,6 +17,8 @@ from compressor.schema import Pair, Record
 from compressor.search.records import Form, SearchRecord, TargetRecord
 from exporters.records import ExportCheckRecord, Precision, QuantizationRecord
 
+CLIP_AXES = 4  # channels, frames, height and width
+
 
 class PrecisionRecord(Record):
     """The compressed network in another precision, evaluated in ONNX Runtime on the test images.
@@ -34,6 +36,7 @@ class PrecisionRecord(Record):
     agreement_to_float32: float | None = Field(default=None, ge=0, le=1)
     top1: float | None = None
     mean_iou: float | None = None
+    average_precision: float | None = None
     latency: dict[str, LatencyRecord]
     latency_to_float32: dict[str, LatencyRecord]
     quantization: QuantizationRecord | None = None
@@ -86,6 +89,11 @@ class ImagesRecord(Record):
     labelled: bool
     label_note: str = ""
     input_shape: list[int]
+
+    @property
+    def noun(self) -> str:
+        """What one of them is called."""
+        return "clip" if len(self.input_shape) == CLIP_AXES else "image"
 
 
 class VerdictRecord(Record):

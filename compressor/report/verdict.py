@@ -40,7 +40,7 @@ def reach_verdict(
     if target is not None and not target.met:
         return VerdictRecord(success=False, reason=describe_missed(target), advice=_advise_on_target(target))
     for record in precisions:
-        reached = {TOP1: record.top1, MEAN_IOU: record.mean_iou}.get(name)
+        reached = {TOP1: record.top1, MEAN_IOU: record.mean_iou, MEAN_AP: record.average_precision}.get(name)
         own = None
         if accuracy is not None and reached is not None:
             own = Pair[float](original=accuracy.original, compressed=reached)

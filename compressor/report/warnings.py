@@ -1,5 +1,6 @@
 """The text of every warning: one sentence each, printed and kept in the report."""
 
+from collections.abc import Sequence
 from math import ceil
 
 from compressor.fidelity.records import Fidelity
@@ -9,6 +10,7 @@ from compressor.report.records import PrecisionRecord
 from compressor.report.wording import describe_difference
 from compressor.search.objective import default_gamma
 from compressor.search.records import CertificateRecord, Form
+from compressor.text import join_words
 
 MIN_COST_OF_ALL = 0.05  # of R, that losing the whole output costs at a gamma without a warning
 WHOLE_OUTPUT: dict[Fidelity, str] = {"norm": "E||f*||^2", "risk": "log C", "error": "1 - 1 / C"}
@@ -90,12 +92,28 @@ def on_calibration(num_images: int, wanted: int, smallest: int, largest_share: f
     return [f"{num_images} images are too few to fit factors on: {without}; at least {needed} are needed"]
 
 
+def on_wide_layers(names: Sequence[str], limit: int) -> list[str]:
+    """About layers whose moments would take too much memory.
+
+    Args:
+        names: of the layers.
+        limit: numbers that one output is computed from, above which there are no moments.
+    """
+    if not names:
+        return []
+    are = "is too wide for its factors" if len(names) == 1 else "are too wide for their factors"
+    return [
+        f"{join_words(list(names))} {are} to be fitted to images (more than {limit:,} inputs to an output): they are "
+        "the best approximation of the weight"
+    ]
+
+
 def on_unlabelled_drop(label_note: str) -> list[str]:
-    """About a drop that was asked for where there are no labels, and why there are none."""
+    """About a drop that was asked for where no accuracy can be measured, and why it cannot."""
     why = f" ({label_note})" if label_note else ""
     return [
         f"without labels{why} --max-drop is held against the function norm, in per cent of the energy of the "
-        "original's outputs, not against points of top-1"
+        "original's outputs, not against points of an accuracy"
     ]
 
 

@@ -79,7 +79,8 @@ def describe_decisions(report: Report) -> str:
     """How decisions and accuracy changed, with intervals and counts, on how many images."""
     fidelity, images = report.fidelity, report.fidelity.images
     outside = _describe_unused(report)
-    where = f"On {format_plural(images, 'test image' if outside else 'image')}{outside}"
+    noun = report.images.noun
+    where = f"On {format_plural(images, f'test {noun}' if outside else noun)}{outside}"
     if report.segmentation is not None:
         return describe_segmentation(report.segmentation)
     if report.detection is not None:
@@ -107,6 +108,8 @@ def describe_intervals(report: Report) -> str:
     paired = ", of the change of top-1 Newcombe’s for paired shares" if report.top1_change is not None else ""
     if report.segmentation is not None and report.segmentation.change is not None:
         paired = ", of the change of mean IoU the delta method’s"
+    if report.detection is not None and report.detection.change is not None:
+        paired = ", of the change of mean AP a bootstrap’s over the images"
     return f"Brackets and small figures are 95{GAP}% intervals: of shares Wilson’s{paired}."
 
 
@@ -128,7 +131,8 @@ def describe_fidelity(report: Report) -> str:
     """How far the outputs are from the original's, and on how many images that was measured."""
     fidelity = report.fidelity
     outside = _describe_unused(report)
-    images = format_plural(fidelity.images, "test image" if outside else "image")
+    noun = report.images.noun
+    images = format_plural(fidelity.images, f"test {noun}" if outside else noun)
     share = f"{format_number(100 * fidelity.relative)}{GAP}%"
     return (
         f"On {images}{outside} the squared distance between the outputs of the two "
@@ -160,13 +164,13 @@ def describe_search(search: SearchRecord) -> str:
     )
 
 
-def describe_target(target: TargetRecord, cost: Cost) -> str:
+def describe_target(target: TargetRecord, cost: Cost, noun: str = "image") -> str:
     """The target, and whether it was met."""
     unit, show = _TARGET_UNITS[target.kind](target, cost), _TARGET_FORMATS[target.kind]
     reached = f"{show(target.reached)} {unit}"
     if target.kind == "drop":
         reached += (
-            f" on {format_plural(target.images, 'validation image')}, at most {show(target.at_most)} "
+            f" on {format_plural(target.images, f'validation {noun}')}, at most {show(target.at_most)} "
             f"with 95{GAP}% confidence"
         )
     return f"Target: {TARGET_OPTIONS[target.kind]} {target.asked:g}. {'Met' if target.met else 'Not met'}: {reached}."
@@ -258,19 +262,19 @@ def _describe_terms(report: Report) -> str:
     multiple = report.rank_multiple
     lattice = f" Ranks from {multiple} on are multiples of {multiple}." if multiple > 1 else ""
     return (
-        f"L is {FIDELITY_WORDS[report.searched]}, estimated on a few images at a time, and R the remaining share of "
-        f"the searched layers’ {_name_cost(report)}{measured}.{lattice}"
+        f"L is {FIDELITY_WORDS[report.searched]}, estimated on a few {report.images.noun}s at a time, and R the "
+        f"remaining share of the searched layers’ {_name_cost(report)}{measured}.{lattice}"
     )
 
 
-def describe_reconstruction(record: ReconstructionRecord) -> str:
-    """What was refitted on how many images, and what that gained."""
+def describe_reconstruction(record: ReconstructionRecord, noun: str = "image") -> str:
+    """What was refitted on how many images, or what the noun says, and what that gained."""
     kept = sum(step.kept for step in record.steps)
     before, after = format_number(record.before), format_number(record.after)
     change = f"fell from L = {before} to {after}" if after != before else f"stayed at L = {before}"
     return (
-        f"The layers were refitted front to back on {format_plural(record.calibration_images, 'calibration image')}: "
-        f"on {format_plural(record.check_images, 'check image')}, which took no part in the fit, the function norm "
+        f"The layers were refitted front to back on {format_plural(record.calibration_images, f'calibration {noun}')}: "
+        f"on {format_plural(record.check_images, f'check {noun}')}, which took no part in the fit, the function norm "
         f"{change}; {kept} of {format_plural(len(record.steps), 'step')} "
         f"{'was' if kept == 1 else 'were'} kept, in {format_duration(record.seconds)}."
     )
@@ -278,10 +282,11 @@ def describe_reconstruction(record: ReconstructionRecord) -> str:
 
 def describe_reconstruction_limits(report: Report) -> str:
     """Which images decided over the steps, and which network the search is about."""
-    rule = "A step is kept if it lowers the function norm on the check images"
+    nouns = f"{report.images.noun}s"
+    rule = f"A step is kept if it lowers the function norm on the check {nouns}"
     if report.search is None:
-        return f"{rule}, which are not test images."
-    return f"{rule}; these are some of the search images, not test images. {_describe_gain(report)}"
+        return f"{rule}, which are not test {nouns}."
+    return f"{rule}; these are some of the search {nouns}, not test {nouns}. {_describe_gain(report)}"
 
 
 def _describe_gain(report: Report) -> str:
@@ -306,7 +311,7 @@ def describe_images(report: Report) -> str:
         "unreadable": images.unreadable,
     }
     first, *others = [(use, count) for use, count in uses.items() if count]
-    parts = [f"{format_plural(first[1], 'image')} {first[0]}", *(f"{count} {use}" for use, count in others)]
+    parts = [f"{format_plural(first[1], images.noun)} {first[0]}", *(f"{count} {use}" for use, count in others)]
     why = f": {images.label_note}" if images.label_note else ""
     return f"{images.source} ({'labelled' if images.labelled else f'unlabelled{why}'}); {', '.join(parts)}"
 

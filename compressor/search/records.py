@@ -151,8 +151,8 @@ class TargetRecord(Record):
     """A target that was asked for in place of gamma, and what the result reaches, in one unit.
 
     The unit is the whole network's share of the original (of what `cost` counts), bytes of model.onnx, multiply-
-    accumulates, milliseconds, or a drop in points: of top-1 or mean IoU where `labelled`, else of the function norm in
-    per cent of the original's output energy.
+    accumulates, milliseconds, or a drop in points: of top-1, mean IoU or mean AP where `labelled`, else of the function
+    norm in per cent of the original's output energy.
 
     Attributes:
         kind: what is limited.

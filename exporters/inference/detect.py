@@ -1,10 +1,14 @@
 #!/usr/bin/env python3
-"""Detect objects with an ONNX file of a detector's raw outputs: python detect.py PATH... [--model model.onnx].
+"""Detect objects with an ONNX file of a detector: python detect.py PATH... [--model FILE] [--masks FOLDER].
 
 PATH is an image, or a folder, which is searched through. Each line printed is a file, a class, its score and the
-corners of its box in pixels of the file (left, top, right, bottom), separated by tabs. Needs onnxruntime, numpy and
-Pillow. model.onnx computes scores and box coordinates for every anchor; what is chosen of them is done here, as
-torchvision's detectors do it:
+corners of its box in pixels of the file (left, top, right, bottom), separated by tabs; where the detector finds
+keypoints, x and y of each follow. --masks FOLDER writes the masks of one that finds these as PNG images: every pixel
+has the number of the line, among those of its file, that it belongs to, and 0 where it belongs to none. infer.py has
+to lie beside the file. Needs onnxruntime, numpy and Pillow.
+
+detector.onnx (Faster, Mask and Keypoint R-CNN) gives detections. Of a one-stage detector model.onnx computes scores and
+box coordinates for every anchor; what is chosen of them is done here, as torchvision's detectors do it:
 
 1. scores: sigmoid for RetinaNet, its root of the product with centerness for FCOS, softmax for SSD;
 2. the best of each level, or of each class for SSD, above a threshold;
@@ -28,6 +32,7 @@ from typing import Any
 import numpy as np
 
 MAX_STRETCH = np.log(1000 / 16)  # of a box beside its anchor, as in torchvision
+MASKED = 0.5  # a mask's value from which a pixel belongs to an object
 
 
 def load_infer(folder: Path) -> Any:
@@ -118,49 +123,134 @@ def suppress(boxes: Any, scores: Any, labels: Any, threshold: float) -> Any:
     return np.array(kept, dtype=np.int64)
 
 
-def detect(path: Path, paths: list[Path], threshold: float) -> int:
-    """Print the detections in the images; returns how many files could not be read."""
+def find(model: Any, path: Path) -> Any:
+    """What gives detections, best first, of an input (1, 3, height, width): arrays by name, a row for each.
+
+    Args:
+        model: the file, opened by infer.py.
+        path: of the file.
+    """
+    about, names = json.loads(model.about.get("detector", "{}")), [each.name for each in model.session.get_outputs()]
+    if "kind" not in about:
+        raise ValueError(f"{path} does not say how boxes are chosen by its outputs: give detector.onnx, if it is there")
+    if about["kind"] == "whole":
+        return lambda inputs: dict(zip(names, model.session.run(names, {model.input.name: inputs}), strict=True))
+    detector = Detector(about, np.load(path.with_name("anchors.npy")))
+
+    def choose(inputs: Any) -> dict[str, Any]:
+        batch = np.repeat(inputs, model.batch or 1, axis=0)
+        found = model.session.run(names, {model.input.name: batch})
+        chosen = detector.choose({name: value[0] for name, value in zip(names, found, strict=True)})
+        return dict(zip(("boxes", "scores", "labels"), chosen, strict=True))
+
+    return choose
+
+
+class Place:
+    """Where the input lies in a picture of this size."""
+
+    def __init__(self, model: Any, size: tuple[int, int]) -> None:
+        resized, corner = model.resized_size(size)
+        self.size, self.scale = size, np.array([size[0] / resized[0], size[1] / resized[1]])
+        self.corner = np.array(corner)
+
+    def points(self, points: Any) -> Any:
+        """Points (..., 2) of the input, x and y, in pixels of the picture."""
+        return (points + self.corner) * self.scale
+
+    def paint(self, picture: Any, mask: Any, box: Any, number: int) -> None:
+        """Set the pixels of a picture (height, width) inside a box whose mask (rows, columns) is above a half."""
+        from PIL import Image
+
+        left, top = np.clip(np.floor(box[:2]), 0, None).astype(int)
+        right, bottom = np.minimum(np.ceil(box[2:]), self.size).astype(int)
+        if right > left and bottom > top:
+            fitted = Image.fromarray(mask.astype(np.float32)).resize(
+                (right - left, bottom - top), Image.Resampling.BILINEAR
+            )
+            inside = picture[top:bottom, left:right]
+            inside[(np.asarray(fitted) > MASKED) & (inside == 0)] = number
+
+
+def describe(model: Any, place: Place, found: dict[str, Any], index: int) -> str:
+    """Class, score, corners and keypoints of a detection, separated by tabs."""
+    label = int(found["labels"][index])
+    points = [found["boxes"][index].reshape(2, 2)]
+    points += [found["keypoints"][index][:, :2]] if "keypoints" in found else []
+    numbers = [f"{value:.1f}" for value in place.points(np.concatenate(points)).ravel()]
+    name = model.names[label] if label < len(model.names) else str(label)
+    return "\t".join([name, f"{found['scores'][index]:.4f}", *numbers])
+
+
+def write_mask(target: Path, picture: Any) -> None:
+    """Write numbers (height, width) as a PNG image.
+
+    Raises:
+        ValueError: there is such a file already.
+    """
+    from PIL import Image
+
+    if target.exists():
+        raise ValueError(f"{target} is there already: give another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(target)
+
+
+def detect(path: Path, paths: list[Path], threshold: float, masks: Path | None) -> int:
+    """Print the detections in the images; returns how many files could not be read.
+
+    Args:
+        path: the ONNX file.
+        paths: images and folders.
+        threshold: smallest score.
+        masks: folder for masks; None for none.
+    """
     infer = load_infer(path.resolve().parent)
     from PIL import ImageOps
 
     model = infer.Model(path)
-    detector = Detector(json.loads(model.about["detector"]), np.load(path.with_name("anchors.npy")))
-    names = [output.name for output in model.session.get_outputs()]
-    failed = 0
-    for file in infer.list_files(paths):
+    choose = find(model, path)
+    failed, files = 0, list(infer.list_files(paths))
+    if not files:
+        raise ValueError(f"no images in {', '.join(map(str, paths))}")
+    for file in files:
         try:
             inputs = model.read(file)[None]
             with infer.open_image(file) as image:
-                size = ImageOps.exif_transpose(image).size
+                place = Place(model, ImageOps.exif_transpose(image).size)
         except Exception as error:
             failed += 1
             print(f"{file}: not an image that can be read ({error})", file=sys.stderr)
             continue
-        inputs = np.repeat(inputs, model.batch or 1, axis=0)
-        found = model.session.run(names, {model.input.name: inputs})
-        outputs = {name: value[0] for name, value in zip(names, found, strict=True)}
-        resized, (left, top) = model.resized_size(size)
-        scale = np.array([size[0] / resized[0], size[1] / resized[1]] * 2)
-        cut = np.array([left, top, left, top])
-        for box, score, label in zip(*detector.choose(outputs), strict=True):
-            if score >= threshold:
-                corners = "\t".join(f"{value:.1f}" for value in (box + cut) * scale)
-                name = model.names[label] if label < len(model.names) else label
-                print(f"{file}\t{name}\t{score:.4f}\t{corners}")
+        found = choose(inputs)
+        if masks is not None and "masks" not in found:
+            raise ValueError(f"{path} gives no masks")
+        picture = np.zeros(place.size[::-1], np.uint8)
+        shown = np.flatnonzero(found["scores"] >= threshold).tolist()
+        for number, index in enumerate(shown, 1):
+            print(f"{file}\t{describe(model, place, found, index)}")
+            if masks is not None:
+                box = place.points(found["boxes"][index].reshape(2, 2)).ravel()
+                place.paint(picture, found["masks"][index][0], box, number)
+        if masks is not None:
+            write_mask(masks / f"{file.stem}.png", picture)
     return failed
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Detect objects with an ONNX file of a detector's raw outputs.")
+    folder = Path(__file__).parent
+    usual = next((file for file in (folder / "detector.onnx", folder / "model.onnx") if file.exists()), None)
+    parser = argparse.ArgumentParser(description="Detect objects with an ONNX file of a detector.")
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="an image, or a folder of images")
-    parser.add_argument("--model", type=Path, default=Path(__file__).with_name("model.onnx"))
+    parser.add_argument("--model", type=Path, default=usual or folder / "model.onnx")
     parser.add_argument("--threshold", type=float, default=0.5, help="smallest score that is printed")
+    parser.add_argument("--masks", type=Path, help="folder for the masks, where the file gives some")
     options = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files as they are, UTF-8 or not
     try:
-        failed = detect(options.model, options.paths, options.threshold)
+        failed = detect(options.model, options.paths, options.threshold, options.masks)
     except Exception as error:
         sys.exit(f"error: {error}")
     sys.exit(1 if failed else 0)

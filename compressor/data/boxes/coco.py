@@ -136,8 +136,8 @@ def load_with_boxes(
         raise InputError(f"none of the {len(every)} photographs with annotations in {path} can be read")
     kept = [every[index] for index in sample.kept]
     boxes = tuple(_boxes_of(file, files[file], known, labels, transform) for file in kept)
-    images = as_set(listing, sample, transform)
-    return replace(images, boxes=boxes, source=images.source.replace("unlabelled", "with boxes"))
+    images, names = as_set(listing, sample, transform), name_labels(known.categories, labels)
+    return replace(images, boxes=boxes, class_names=names, source=images.source.replace("unlabelled", "with boxes"))
 
 
 def _find_files(folder: Folder, known: Annotations) -> dict[Path, str]:
@@ -165,6 +165,17 @@ def number_categories(categories: Mapping[int, str], num_classes: int) -> dict[i
     if len(categories) < num_classes:
         return {number: label for label, number in enumerate(sorted(categories), 1)}
     return f"the annotations have {len(categories)} categories, and the network {num_classes - 1} beside the background"
+
+
+def name_labels(categories: Mapping[int, str], labels: Mapping[int, int]) -> list[str]:
+    """Names of the labels 0, 1, ...: the categories'; 0 is the background where it is none of them, others numbers.
+
+    Args:
+        categories: names by number.
+        labels: of each category, by number.
+    """
+    named = {0: "background"} | {label: categories[number] for number, label in labels.items()}
+    return [named.get(label, str(label)) for label in range(max(named) + 1)]
 
 
 def _boxes_of(file: Path, name: str, known: Annotations, labels: Mapping[int, int], transform: Transform) -> Tensor:

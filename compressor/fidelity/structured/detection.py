@@ -1,12 +1,9 @@
 """Detections of two networks: mean average precision where there are boxes, and which of the original's are kept.
 
-Average precision is pycocotools' (Lin et al. 2014), over IoU thresholds of 0.5 to 0.95. It needs no interval of its own
-here: it is a figure for the report, and nothing is chosen by it.
+The change of average precision has a bootstrap's interval: the same images are drawn for both networks.
 """
 
-import io
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,15 +12,21 @@ from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
 from compressor.fidelity.function_norm import BATCH_SIZE
-from compressor.fidelity.records import DetectionRecord
+from compressor.fidelity.records import ChangeRecord, DetectionRecord
+from compressor.fidelity.structured.precision import (
+    NEEDS,
+    Detections,
+    MatchedDetections,
+    bootstrap_changes,
+    can_be_measured,
+)
 from compressor.network.detection.raw import RawDetector
 from compressor.schema import Pair
+from compressor.streams import Stream, generator
 
 CONFIDENT = 0.5  # score from which a detection of the original should be found again
 SAME_BOX = 0.5  # IoU
-NEEDS = "mean average precision needs pycocotools: pip install 'bocompress[detection]'"
-
-Detections = dict[str, Tensor]
+BOOTSTRAP_SAMPLES = 400
 
 
 @dataclass
@@ -37,12 +40,15 @@ class DetectionEvaluation:
     def add(self, original: RawDetector, network: RawDetector, images: ImageSet, device: torch.device) -> None:
         """Add images; both networks are on the device."""
         for found, each in ((self.before, original), (self.after, network)):
-            for indices in torch.arange(len(images)).split(images.fitting(BATCH_SIZE)):
-                found += detect(each, images.batch(indices).to(device))
+            found += detect_all(each, images, device)
         self.boxes += [] if images.boxes is None else images.boxes
 
-    def record(self) -> DetectionRecord:
-        """The record; without average precision where there are no boxes, or no pycocotools."""
+    def record(self, seed: int) -> DetectionRecord:
+        """The record; without average precision where there are no boxes, or no pycocotools.
+
+        Args:
+            seed: of the bootstrap.
+        """
         pairs = list(zip(self.before, self.after, strict=True))
         kept = [_found_again(before, after) for before, after in pairs]
         confident = sum(len(each) for each in kept)
@@ -53,13 +59,22 @@ class DetectionEvaluation:
         )
         if len(self.boxes) != len(pairs) or not any(len(each) for each in self.boxes):
             return record
-        try:
-            found = [average_precision(self.boxes, each) for each in (self.before, self.after)]
-        except ImportError:
+        if not can_be_measured():
             return record.model_copy(update={"note": NEEDS})
-        whole, half = (Pair[float](original=one, compressed=two) for one, two in zip(*found, strict=True))
-        count = sum(len(each) for each in self.boxes)
-        return record.model_copy(update={"boxes": count, "average_precision": whole, "average_precision_50": half})
+        return record.model_copy(update=self._precisions(seed))
+
+    def _precisions(self, seed: int) -> dict[str, object]:
+        """Average precisions by the record's fields, with the interval of the change."""
+        before, after = (MatchedDetections(self.boxes, each) for each in (self.before, self.after))
+        moved = bootstrap_changes(before, after, generator(seed, Stream.BOOTSTRAP), BOOTSTRAP_SAMPLES)
+        low, high = np.quantile(moved, [0.025, 0.975])
+        change = after.average_precision - before.average_precision
+        return {
+            "boxes": sum(len(each) for each in self.boxes),
+            "average_precision": _pair(before.average_precision, after.average_precision),
+            "average_precision_50": _pair(before.average_precision_50, after.average_precision_50),
+            "change": ChangeRecord(change=change, low=min(float(low), change), high=max(float(high), change)),
+        }
 
 
 def detector_of(network: nn.Module) -> RawDetector | None:
@@ -67,11 +82,12 @@ def detector_of(network: nn.Module) -> RawDetector | None:
     return network if isinstance(network, RawDetector) else None
 
 
-def detect(network: RawDetector, inputs: Tensor) -> list[Detections]:
-    """Boxes, scores and labels of images (N, 3, H, W), on the CPU."""
-    with torch.inference_mode():
-        found = network.detector(list(inputs))
-    return [{name: each[name].cpu() for name in ("boxes", "scores", "labels")} for each in found]
+def detect_all(network: RawDetector, images: ImageSet, device: torch.device) -> Iterator[Detections]:
+    """Yields boxes, scores and labels in each of the images, on the CPU; the network is on the device."""
+    for indices in torch.arange(len(images)).split(images.fitting(BATCH_SIZE)):
+        with torch.inference_mode():  # which must not hold while others work
+            batch = network.detector(list(images.batch(indices).to(device)))
+        yield from ({name: each[name].cpu() for name in ("boxes", "scores", "labels")} for each in batch)
 
 
 def _found_again(before: Detections, after: Detections) -> Tensor:
@@ -84,55 +100,5 @@ def _found_again(before: Detections, after: Detections) -> Tensor:
     return (overlap & same & (after["scores"] >= CONFIDENT / 2)).any(1)
 
 
-def average_precision(boxes: Sequence[Tensor], found: Sequence[Detections]) -> tuple[float, float]:
-    """COCO's mean average precision, over IoU thresholds of 0.5 to 0.95, and at 0.5.
-
-    Args:
-        boxes: of each image rows as of `ImageSet.boxes`.
-        found: detections in the same images.
-
-    Raises:
-        ImportError: pycocotools is missing.
-    """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    rows = [[image, *box] for image, each in enumerate(boxes) for box in each.tolist()]
-    truth, guesses = COCO(), [_rows(image, each) for image, each in enumerate(found)]
-    labels = sorted({int(row[5]) for row in rows})
-    truth.dataset = {
-        "images": [{"id": image} for image in range(len(boxes))],
-        "categories": [{"id": label} for label in labels],
-        "annotations": [_annotation(number, *row) for number, row in enumerate(rows, 1)],
-    }
-    if not sum(map(len, guesses)):
-        return 0.0, 0.0
-    with redirect_stdout(io.StringIO()):  # it prints what it does
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(np.concatenate(guesses)), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return max(0.0, float(evaluation.stats[0])), max(0.0, float(evaluation.stats[1]))
-
-
-def _annotation(  # noqa: PLR0913
-    number: int, image: int, left: float, top: float, right: float, bottom: float, label: float, ignored: float
-) -> dict[str, object]:
-    """A box as COCO has it; the arguments are a row of numbers."""
-    width, height = right - left, bottom - top
-    return {
-        "id": number,
-        "image_id": image,
-        "bbox": [left, top, width, height],
-        "area": width * height,
-        "category_id": int(label),
-        "iscrowd": int(ignored),
-    }
-
-
-def _rows(image: int, found: Detections) -> np.ndarray:
-    """Detections as pycocotools takes them: image, x, y, width, height, score, label."""
-    boxes = found["boxes"].double().numpy()
-    columns = [np.full(len(boxes), image), *boxes[:, :2].T, *(boxes[:, 2:] - boxes[:, :2]).T]
-    return np.stack([*columns, found["scores"].double().numpy(), found["labels"].double().numpy()], axis=1)
+def _pair(before: float, after: float) -> Pair[float]:
+    return Pair[float](original=before, compressed=after)

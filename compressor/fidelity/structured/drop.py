@@ -1,27 +1,70 @@
-"""The drop in mean IoU of a compressed network, and masks that fit what the original says of the pixels."""
+"""The drop of a compressed network in mean IoU or in mean average precision, where all images count together."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from compressor.data.images import VOID, ImageSet
 from compressor.fidelity.accuracy_drop import DropEstimator, Measurement
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.losses import MIN_LOSS
 from compressor.fidelity.records import DropUnit
+from compressor.fidelity.structured import precision, segmentation
+from compressor.fidelity.structured.detection import detect_all, detector_of
 from compressor.fidelity.structured.outputs import run_whole
-from compressor.fidelity.structured.segmentation import Confusion, changes, decide_pixels
+from compressor.fidelity.structured.precision import MatchedDetections
+from compressor.fidelity.structured.segmentation import Confusion, decide_pixels
+from compressor.network.detection.raw import RawDetector
 from compressor.outputs.rows import whole
 from compressor.outputs.structure import Output
 
-CHECKED_IMAGES = 64
+MAX_LOST = 0.5  # of the original's accuracy, from which a measurement tells nothing of smaller drops
 
 
-class MeanIoUDrop(DropEstimator):
-    """The drop in points of mean IoU, on images with masks that neither factors nor weights were fitted to.
+class StructuredDrop(DropEstimator):
+    """A drop on images that neither factors nor weights were fitted to; every image is evaluated in full.
+
+    Once half of an accuracy is lost, little is left to lose, and more L costs less: such measurements do not tell how
+    the drop grows.
+
+    Args:
+        norms: function norms on one or more sets of these images.
+        device: where networks run.
+    """
+
+    def __init__(self, norms: Sequence[FunctionNorm], device: torch.device) -> None:
+        super().__init__(norms)
+        self.is_labelled = True
+        self._device = device
+
+    def importance_sampled(self, loss: float, seed: int) -> "StructuredDrop":
+        """This estimator: what masks and boxes say changes on every image."""
+        return self
+
+    def measure(self, network: nn.Module) -> Measurement:
+        """Function norm and drop of a network on these images."""
+        losses = [norm.losses(network, np.arange(len(norm.images))).values for norm in self._norms]
+        loss = float(np.concatenate(losses).mean())
+        return Measurement(max(loss, MIN_LOSS), -100.0 * self._changes(network))
+
+    def informative(self, measured: Sequence[Measurement]) -> list[Measurement]:
+        """Those that lost less than half of the accuracy, else the one that lost least."""
+        few = [each for each in measured if each.drop < 100.0 * MAX_LOST * self._accuracy()]
+        return few or [min(measured, key=lambda each: each.drop)]
+
+    def _accuracy(self) -> float:
+        """The original's, of 1."""
+        raise NotImplementedError
+
+    def _changes(self, network: nn.Module) -> NDArray[np.float64]:
+        """A number for each image, whose mean is the change and whose scatter gives its error."""
+        raise NotImplementedError
+
+
+class MeanIoUDrop(StructuredDrop):
+    """The drop in points of mean IoU, on images with masks.
 
     Args:
         norms: function norms on one or more sets of these images.
@@ -35,20 +78,15 @@ class MeanIoUDrop(DropEstimator):
     def __init__(
         self, norms: Sequence[FunctionNorm], original: nn.Module, output: Output, device: torch.device
     ) -> None:
-        super().__init__(norms)
-        self.is_labelled = True
-        self._output, self._device = output, device
+        super().__init__(norms, device)
+        self._output = output
         self._before = self._run(original)
 
-    def importance_sampled(self, loss: float, seed: int) -> "MeanIoUDrop":
-        """This estimator: classes change on every image."""
-        return self
+    def _accuracy(self) -> float:
+        return self._before.mean_iou
 
-    def measure(self, network: nn.Module) -> Measurement:
-        """Function norm and drop of a network on these images."""
-        losses = [norm.losses(network, np.arange(len(norm.images))).values for norm in self._norms]
-        loss = float(np.concatenate(losses).mean())
-        return Measurement(max(loss, MIN_LOSS), -100.0 * changes(self._before, self._run(network)))
+    def _changes(self, network: nn.Module) -> NDArray[np.float64]:
+        return segmentation.changes(self._before, self._run(network))
 
     def _run(self, network: nn.Module) -> Confusion:
         confusion = Confusion()
@@ -60,42 +98,38 @@ class MeanIoUDrop(DropEstimator):
         return confusion
 
 
-def check_masks(original: nn.Module, output: Output | None, images: ImageSet, device: torch.device) -> ImageSet:
-    """The images, without their masks where these are not of the network's pixels.
-
-    Each of a few images' masks is held against the original's classes, and so is that of another image: where its own
-    fits no better, the classes are in another order, or the images prepared otherwise.
+class AveragePrecisionDrop(StructuredDrop):
+    """The drop in points of COCO's mean average precision, on images with boxes.
 
     Args:
-        original: the network, on the device.
-        output: that gives classes to pixels; None where none does.
-        images: with masks.
-        device: where it runs.
+        norms: function norms on one or more sets of these images.
+        original: the detector before, on `device`.
+        device: where networks run.
+
+    Raises:
+        ImportError: pycocotools is missing.
     """
-    assert images.masks is not None
-    if output is None:
-        return _dropped(images, "the network gives no map of classes as large as its input")
-    highest = int(images.masks[images.masks != VOID].max()) if bool((images.masks != VOID).any()) else 0
-    if highest >= max(2, output.shape[0]):
-        return _dropped(images, f"they have classes up to {highest}, and the network {output.shape[0]}, from 0 on")
-    some = images.subset(range(min(CHECKED_IMAGES, len(images))))
-    assert some.masks is not None
-    own, others = Confusion(), Confusion()
-    shifted = some.masks.roll(1, 0)
-    for indices, tensors in run_whole(whole(original), some, device):
-        decided = decide_pixels(tensors[output.name])
-        own.add(decided, some.masks[indices], max(2, output.shape[0]))
-        others.add(decided, shifted[indices], max(2, output.shape[0]))
-    if not own.has_classes:
-        return _dropped(images, "all their pixels are void")
-    if own.accuracy > others.accuracy or torch.equal(shifted, some.masks):
-        return images
-    return _dropped(
-        images,
-        f"the original is right at {own.accuracy:.1%} of their pixels, and at {others.accuracy:.1%} with each image's "
-        "mask exchanged for another's: their classes may be in another order than its outputs",
-    )
 
+    of: DropUnit = "mean AP"
 
-def _dropped(images: ImageSet, reason: str) -> ImageSet:
-    return replace(images, notes=(*images.notes, f"masks are not used: {reason}")).without_labels(reason)
+    def __init__(self, norms: Sequence[FunctionNorm], original: RawDetector, device: torch.device) -> None:
+        super().__init__(norms, device)
+        self._boxes: list[Tensor] = [boxes for norm in norms for boxes in norm.images.boxes or ()]
+        self._before = self._run(original)
+
+    @property
+    def exponent(self) -> float:
+        """Twice what is measured for top-1: boxes move with the outputs, and so do scores, by which all are ranked."""
+        return 1.0
+
+    def _accuracy(self) -> float:
+        return self._before.average_precision
+
+    def _changes(self, network: nn.Module) -> NDArray[np.float64]:
+        detector = detector_of(network)
+        assert detector is not None
+        return precision.changes(self._before, self._run(detector))
+
+    def _run(self, network: RawDetector) -> MatchedDetections:
+        found = [each for norm in self._norms for each in detect_all(network, norm.images, self._device)]
+        return MatchedDetections(self._boxes, found)

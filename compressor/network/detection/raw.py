@@ -5,10 +5,12 @@ outputs, class scores and box coordinates for every anchor, are tensors of fixed
 weights, and the function norm needs no labels.
 
 The second stage of Faster, Mask and Keypoint R-CNN works on proposals that the first has chosen. Here it works on boxes
-that are spread over every image, as many as it would be given, so that its layers are fitted and counted, too.
+that do not depend on the first: on the original's proposals where these are given (see
+`compressor.network.detection.proposals`), else, as in files, on boxes that are spread over every image, as many as it
+would be given.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import log2
 from typing import Any
 
@@ -28,7 +30,7 @@ class RawDetector(nn.Module):
 
     One-stage detectors give `cls_logits` (N, anchors, classes) and `bbox_regression` (N, anchors, 4), FCOS
     `bbox_ctrness` (N, anchors, 1), too. The others give the first stage's `objectness` and `deltas` of each level, maps
-    of anchors, and on the boxes spread over the image `class_logits` (N, boxes, classes), `box_regression` (N, boxes,
+    of anchors, and on boxes `class_logits` (N, boxes, classes), `box_regression` (N, boxes,
     4 classes) and, as the detector has them, `mask_logits` and `keypoint_logits`.
 
     Args:
@@ -37,9 +39,11 @@ class RawDetector(nn.Module):
 
     Attributes:
         detector: from a list of images (3, H, W) to detections, with the layers of this network.
+        proposals: gives boxes (N, n, 4) for images (N, 3, H, W); None for boxes spread over the images.
     """
 
     detector: nn.Module
+    proposals: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, detector: Any) -> None:
         super().__init__()
@@ -69,15 +73,16 @@ class RawDetector(nn.Module):
     def _second_stage(self, features: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
         heads = self.roi_heads
         size = int(images.shape[2]), int(images.shape[3])
-        boxes = spread_boxes(self.rpn._post_nms_top_n["testing"], *size)
+        boxes: Array | Tensor = spread_boxes(self.rpn._post_nms_top_n["testing"], *size)
+        boxes = boxes if self.proposals is None else self.proposals(images)
         logits, regression = heads.box_predictor(heads.box_head(pool(heads.box_roi_pool, features, boxes, size)))
         found = {"class_logits": logits, "box_regression": regression}
-        counts = dict.fromkeys(found, len(boxes))
-        boxes = boxes[: heads.detections_per_img]
+        counts = dict.fromkeys(found, boxes.shape[-2])
+        boxes = boxes[..., : heads.detections_per_img, :]
         for name in ("mask", "keypoint"):
             if getattr(heads, f"{name}_predictor", None) is not None:
                 pooled = pool(getattr(heads, f"{name}_roi_pool"), features, boxes, size)
-                counts[f"{name}_logits"] = len(boxes)
+                counts[f"{name}_logits"] = boxes.shape[-2]
                 found[f"{name}_logits"] = getattr(heads, f"{name}_predictor")(getattr(heads, f"{name}_head")(pooled))
         return {name: values.reshape(-1, counts[name], *values.shape[1:]) for name, values in found.items()}
 
@@ -127,19 +132,22 @@ def halton(count: int, base: int) -> NDArray[np.float64]:
     return values
 
 
-def pool(pooling: Any, features: Mapping[str, Tensor], boxes: Array, size: tuple[int, int]) -> Tensor:
-    """Features (N boxes, C, size, size) of the same boxes in every image, as torchvision's `MultiScaleRoIAlign`.
+def pool(pooling: Any, features: Mapping[str, Tensor], boxes: Array | Tensor, size: tuple[int, int]) -> Tensor:
+    """Features (N boxes, C, size, size) of boxes in every image, as torchvision's `MultiScaleRoIAlign`.
 
-    The level of each box is known, so that nothing here depends on the images.
+    The level of boxes that are the same in every image is known, so that nothing here depends on the images.
 
     Args:
         pooling: torchvision's, whose settings are taken.
         features: of the levels, by name.
-        boxes: (n, 4), in pixels.
+        boxes: (n, 4), in pixels; or those of each image as a tensor (N, n, 4).
         size: height and width of the images.
     """
     from torchvision.ops import roi_align
 
+    if isinstance(boxes, Tensor):
+        pooled: Tensor = pooling(features, list(boxes), [size] * len(boxes))
+        return pooled
     used = [features[name] for name in pooling.featmap_names if name in features]
     scales = [2.0 ** round(log2(float(values.shape[2]) / size[0])) for values in used]
     levels = _levels(boxes, pooling, scales)

@@ -16,6 +16,7 @@ from compressor.fidelity.risk import compare_risks
 from compressor.fidelity.structured.detection import DetectionEvaluation, detector_of
 from compressor.fidelity.structured.outputs import OutputLosses, run_whole
 from compressor.fidelity.structured.segmentation import PixelEvaluation
+from compressor.network.detection.proposals import without_proposals
 from compressor.outputs.rows import gives_scores, view_of, whole
 from compressor.pipeline.context import Context
 from compressor.pipeline.stage import Stage
@@ -29,7 +30,8 @@ class Evaluate(Stage):
 
     def run(self, context: Context, state: State) -> State:
         """See `Stage.run`."""
-        test = _evaluate(context, state.network)
+        test = _compare_outputs(context, state.network)
+        test = replace(test, detection=_compare_detections(context, state.network))
         context.original.cpu()
         found = {"segmentation": test.segmentation, "detection": test.detection}
         state = replace(state, network=state.network.cpu(), test=test, **found)  # type: ignore[arg-type]
@@ -53,7 +55,23 @@ def iterate_test_images(context: Context) -> Iterator[ImageSet]:
         yield from further.batches(context.test_images)
 
 
-def _evaluate(context: Context, network: nn.Module) -> TestOutputs:
+def evaluate_as_in_files(context: Context, network: nn.Module, found: TestOutputs) -> TestOutputs:
+    """What files are compared with: `found`, or where files work on other boxes than the networks, that of those.
+
+    Args:
+        context: the original, on the CPU, and the test images.
+        network: the compressed network, likewise.
+        found: what was computed on the test images.
+    """
+    plain, original = without_proposals(network), without_proposals(context.original)
+    if plain is network:
+        return found
+    return _compare_outputs(
+        replace(context, original=original, settings=replace(context.settings, device="cpu")), plain
+    )
+
+
+def _compare_outputs(context: Context, network: nn.Module) -> TestOutputs:
     """Both networks' outputs and how far they are apart."""
     count, view = context.num_test_images, view_of(context.original)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []  # targets, outputs and squared distances of batches
@@ -79,7 +97,7 @@ def _evaluate(context: Context, network: nn.Module) -> TestOutputs:
     if losses is not None:
         fidelity = fidelity.model_copy(update={"outputs": losses.records()})
     segmentation = None if pixels is None else pixels.record(context.source.class_names)
-    return TestOutputs(targets, outputs, fidelity, labels, decides, segmentation, _compare_detections(context, network))
+    return TestOutputs(targets, outputs, fidelity, labels, decides, segmentation)
 
 
 def _compare_detections(context: Context, network: nn.Module) -> DetectionRecord | None:
@@ -90,7 +108,7 @@ def _compare_detections(context: Context, network: nn.Module) -> DetectionRecord
     found = DetectionEvaluation()
     with context.progress.stage(f"detecting in {len(context.test_images)} test images"):
         found.add(original, compressed, context.test_images, context.device)
-        return found.record()
+        return found.record(context.settings.search.seed)
 
 
 def _add_whole(

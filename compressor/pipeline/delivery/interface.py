@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
+from compressor.network.detection.proposals import without_proposals
 from compressor.network.detection.raw import RawDetector
 from compressor.network.detection.selection import describe_selection
 from compressor.outputs.rows import gives_scores, whole
@@ -55,7 +56,7 @@ def check_file(context: Context, network: nn.Module, path: Path) -> ExportCheckR
         VerificationError: it does not compute what the network computes.
     """
     images, batch = context.test_images, context.settings.static_batch
-    network = whole(network)
+    network = without_proposals(whole(network))
     normalized = nn.Sequential(Normalize(images), network) if in_graph(context) else network
     inputs = file_batch(context, images, slice(0, VERIFY_IMAGES))
     return verify_onnx(path, normalized.eval(), inputs, (batch,) if batch else DEFAULT_BATCH_SIZES)
@@ -134,10 +135,12 @@ def selection_of(context: Context, network: nn.Module) -> tuple[dict[str, Any], 
 
 
 def _class_names(context: Context) -> list[str] | None:
-    """The checkpoint's names of the classes, else the folder's where there are as many as outputs tell apart."""
+    """The checkpoint's names of the classes, else those of boxes, or of folders as many as outputs tell apart."""
     if context.source.class_names is not None:
         return list(context.source.class_names)
     names = context.test_images.class_names
+    if names is not None and context.test_images.boxes is not None:
+        return list(names)
     if names is None or not gives_scores(context.original):
         return None
     with torch.inference_mode():

@@ -13,10 +13,11 @@ from compressor.cost.size import file_bytes, gzip_bytes
 from compressor.errors import BocompressError, VerificationError
 from compressor.fidelity.decisions import agreement, decide, share
 from compressor.fidelity.evaluation import TestOutputs, make_fidelity, squared_distances
-from compressor.fidelity.structured.segmentation import Confusion, decide_pixels
 from compressor.files import replace_files_when_whole
 from compressor.outputs.rows import view_of
 from compressor.pipeline.context import Context
+from compressor.pipeline.delivery.accuracy_of_files import TEST_BATCH, average_precision_of, mean_iou_of
+from compressor.pipeline.delivery.evaluate import evaluate_as_in_files
 from compressor.pipeline.delivery.interface import file_batch, provenance
 from compressor.pipeline.delivery.measure import latency_beside
 from compressor.pipeline.outputs import MODEL, ORIGINAL, precision_file
@@ -26,13 +27,12 @@ from compressor.report.records import PrecisionRecord
 from exporters.precision.float16 import RANGE_IMAGES, convert_fp16
 from exporters.precision.int8 import CALIBRATION_IMAGES, CHECK_IMAGES, QuantizationImages, quantize_int8
 from exporters.records import Precision, QuantizationRecord
-from exporters.session import Rows, iterate_outputs, open_session, run_batches
+from exporters.session import Rows, open_session, run_batches
 
 # What int8 may add to the function norm before layers are left in float: a share of the compression's own, or of the
 # outputs' energy where compression itself cost next to nothing. ResNet-18 adds 0.1 % of its energy with all in int8.
 SHARE_OF_NORM = 0.05
 SHARE_OF_ENERGY = 0.002
-TEST_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,11 @@ class Quantize(Stage):
 
     def run(self, context: Context, state: State) -> State:
         """See `Stage.run`."""
-        plan = needed(state.result, "a plan").plan
-        records, failures = write_precisions(context, needed(state.test, "test outputs"), provenance(context, plan))
+        if set(context.settings.precisions) == {"fp32"}:
+            return state
+        plan, test = needed(state.result, "a plan").plan, needed(state.test, "test outputs")
+        test = evaluate_as_in_files(context, state.network, test)
+        records, failures = write_precisions(context, test, provenance(context, plan))
         return replace(state, precisions=records, failures=[*state.failures, *failures])
 
 
@@ -85,7 +88,7 @@ def _write_precision(
                 convert_fp16(context.folder / MODEL, partial, images, signed)
         with context.progress.stage(f"evaluating {path.name}"):
             outputs = _outputs(context, partial, path)
-            iou = _mean_iou(context, partial, path)
+            iou, average = (measure(context, partial, path) for measure in (mean_iou_of, average_precision_of))
     squares, energy = squared_distances(outputs, evaluated.targets), evaluated.fidelity.output_energy
     return PrecisionRecord(
         precision=precision,
@@ -97,6 +100,7 @@ def _write_precision(
         agreement_to_float32=agreement(outputs, evaluated.outputs) if evaluated.decides else None,
         top1=None if evaluated.labels is None else share(decide(outputs) == evaluated.labels),
         mean_iou=iou,
+        average_precision=average,
         latency=_measure(context, ORIGINAL, path),
         latency_to_float32=_measure(context, MODEL, path),
         quantization=quantization,
@@ -148,20 +152,6 @@ def _outputs(context: Context, partial: Path, path: Path) -> Tensor:
     if not torch.allclose(single, outputs[: len(single)], rtol=1e-3, atol=1e-3 * float(outputs.abs().max())):
         raise VerificationError("it computes something else for one image than for a batch")
     return outputs
-
-
-def _mean_iou(context: Context, partial: Path, path: Path) -> float | None:
-    """Of the file on the test images that are held; None where these have no masks, or pixels no classes."""
-    images, output = context.test_images, context.class_map
-    if output is None or images.masks is None:
-        return None
-    session, confusion, size = open_session(partial), Confusion(), images.fitting(TEST_BATCH)
-    for start in range(0, len(images), size):
-        some = slice(start, start + size)
-        parts = iterate_outputs(session, path, file_batch(context, images, some), size, [output.name])
-        scores = torch.from_numpy(np.concatenate([part[output.name] for part in parts]))
-        confusion.add(decide_pixels(scores), images.masks[some], max(2, output.shape[0]))
-    return confusion.mean_iou if confusion.has_classes else None
 
 
 def _measure(context: Context, against: str, path: Path) -> dict[str, LatencyRecord]:

@@ -12,7 +12,9 @@ import numpy as np
 
 from compressor.fidelity.accuracy_drop import DEVIATIONS, DropCurve, DropEstimator, Measurement
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.fidelity.structured.drop import MeanIoUDrop
+from compressor.fidelity.structured.detection import detector_of
+from compressor.fidelity.structured.drop import AveragePrecisionDrop, MeanIoUDrop
+from compressor.fidelity.structured.precision import can_be_measured
 from compressor.pipeline.context import Context
 from compressor.pipeline.settings import Target
 from compressor.pipeline.stage import Stage
@@ -64,18 +66,21 @@ class MeetDrop(Stage):
 
 
 def _make_estimator(context: Context, norms: Sequence[FunctionNorm]) -> DropEstimator:
-    """Of mean IoU where all images have masks, of top-1 where they have labels, else of the function norm."""
-    output = context.class_map
-    if output is None or any(norm.images.masks is None for norm in norms):
-        return DropEstimator(norms)
-    return MeanIoUDrop(norms, context.original, output, context.device)
+    """Of mean IoU where all images have masks, of average precision where they have boxes and it can be measured, of
+    top-1 where they have labels, else of the function norm."""
+    output, detector = context.class_map, detector_of(context.original)
+    if output is not None and all(norm.images.masks is not None for norm in norms):
+        return MeanIoUDrop(norms, context.original, output, context.device)
+    if detector is not None and can_be_measured() and all(norm.images.boxes is not None for norm in norms):
+        return AveragePrecisionDrop(norms, detector, context.device)
+    return DropEstimator(norms)
 
 
 def _first_target(context: Context, wanted: Target, estimator: DropEstimator) -> SearchTarget:
     """The limit of L by what is known of networks at large."""
     gain = GAIN if context.settings.recalibrate and len(context.calibration) else 1.0
     asked = SHARE_OF_DROP * wanted.value
-    if estimator.is_labelled:
+    if estimator.is_labelled and estimator.of != "mean AP":
         target = drop_target(asked, estimator.energy, estimator.num_images, DEVIATIONS, gain)
         return target if estimator.of == "top-1" else SearchTarget("loss", target.upper)  # evaluations tell no more
     return SearchTarget("loss", asked / 100.0 * estimator.energy / gain)
@@ -121,7 +126,9 @@ class _Drop:
 
     def _learn(self, measured: Sequence[_Try]) -> DropCurve:
         """The curve through all that was measured; the last is logged."""
-        curve = DropCurve([one.measured for one in measured], self._estimator.is_labelled)
+        estimator = self._estimator
+        known = estimator.informative([one.measured for one in measured])
+        curve = DropCurve(known, estimator.is_labelled, estimator.exponent)
         self._log(measured[-1], curve)
         return curve
 

@@ -15,6 +15,7 @@ from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linearization import Linearizer
 from compressor.fidelity.losses import MIN_LOSS, Losses
 from compressor.fidelity.risk import Risk
+from compressor.network.detection.proposals import without_proposals
 from compressor.network.layers import factorized_ranks
 from compressor.network.pruning import count_prunable, pruned_copy
 from compressor.network.surgery import Candidates
@@ -259,7 +260,7 @@ def _workers(settings: Settings) -> Workers:
 
 def _fingerprint(context: Context, parts: Sequence[Part], gamma: float, costs: Costs) -> dict[str, Any]:
     """What the search depends on; a journal with another fingerprint is refused."""
-    settings, labels, masks = context.settings, context.search_images.labels, context.search_images.masks
+    settings, labels = context.settings, context.search_images.labels
     by_drop = settings.target is not None and settings.target.kind == "drop"
     uses_labels = settings.fidelity != "norm" or by_drop
     searching = asdict(settings.search)
@@ -289,9 +290,21 @@ def _fingerprint(context: Context, parts: Sequence[Part], gamma: float, costs: C
         "milliseconds": costs.tables if settings.cost == "latency" else None,
         "shared milliseconds": _shared(costs) if settings.cost == "latency" else None,
         "search settings": searching,
-        **counted_outputs(context.original),
-        **({"masks": hash_tensors([masks])} if by_drop and masks is not None else {}),
+        **_structured(context, by_drop),
     }
+
+
+def _structured(context: Context, by_drop: bool) -> dict[str, Any]:
+    """What the search of a network depends on that does not return one matrix of scores."""
+    found: dict[str, Any] = dict(counted_outputs(context.original))
+    masks, boxes = context.search_images.masks, context.search_images.boxes
+    if by_drop and masks is not None:
+        found["masks"] = hash_tensors([masks])
+    if by_drop and boxes is not None:
+        found["boxes"] = hash_tensors(boxes)
+    if context.original is not without_proposals(context.original):
+        found["boxes of the second stage"] = "proposed"
+    return found
 
 
 def _shared(costs: Costs) -> list[list[Any]]:

@@ -6,15 +6,15 @@ from compressor.text import join_words
 from exporters.records import Agreement, ExportCheckRecord
 
 _SAME: dict[Agreement, str] = {
-    "top-1 class": "the most likely class is the same for {} of the images",
-    "sign": "the sign of the one output is the same for {} of the images",
+    "top-1 class": "the most likely class is the same for {} of the {}s",
+    "sign": "the sign of the one output is the same for {} of the {}s",
     "class of a pixel": "the class is the same at {} of the pixels",
-    "integers": "the whole numbers are the same for {} of the images",
+    "integers": "the whole numbers are the same for {} of the {}s",
 }
 
 
-def describe_export_check(export_check: ExportCheckRecord) -> str:
-    """The export check: the ONNX file compared with the torch network it came from."""
+def describe_export_check(export_check: ExportCheckRecord, noun: str = "image") -> str:
+    """The export check on images, or what the noun says: the ONNX file compared with the torch network it came from."""
     sizes = join_words([str(size) for size in export_check.batch_sizes])
     noun = "batch size" if len(export_check.batch_sizes) == 1 else "batch sizes"
     several = f"all {len(export_check.outputs)} outputs" if len(export_check.outputs) > 1 else "the outputs"
@@ -22,10 +22,10 @@ def describe_export_check(export_check: ExportCheckRecord) -> str:
     same = (
         ""
         if agreement is None or export_check.top1_agreement is None
-        else (f", and {agreement.format(format_percent(export_check.top1_agreement))}")
+        else (f", and {agreement.format(format_percent(export_check.top1_agreement), noun)}")
     )
     return (
-        f"The compressed ONNX file was run in ONNX Runtime on {format_plural(export_check.images, 'image')} at "
+        f"The compressed ONNX file was run in ONNX Runtime on {format_plural(export_check.images, noun)} at "
         f"{noun} {sizes}{_describe_sizes(export_check)} and compared with the compressed torch network: {several} "
         f"differ by at most {format_number(export_check.max_abs_error)}, which is "
         f"{format_number(export_check.max_rel_error)} of the largest output (tolerance {export_check.tolerance:g})"
@@ -74,11 +74,25 @@ def describe_detection(record: DetectionRecord) -> str:
     )
     if record.average_precision is None:
         return f"{where} {kept}.{f' {record.note}.' if record.note else ''}"
-    change = record.average_precision.compressed - record.average_precision.original
+    moved, pair = record.change, record.average_precision
+    change = pair.compressed - pair.original if moved is None else moved.change
+    interval = "" if moved is None else f" [{format_points(moved.low)}, {format_points(moved.high)}]"
     return (
-        f"{where} {kept}. Mean average precision went from {format_percent(record.average_precision.original)} to "
-        f"{format_percent(record.average_precision.compressed)}, {format_points(change)} points, over IoU thresholds "
-        f"of 0.5 to 0.95."
+        f"{where} {kept}. Mean average precision (mean AP) went from {format_percent(pair.original)} to "
+        f"{format_percent(pair.compressed)}, {format_points(change)} points{interval}, over IoU thresholds of 0.5 to "
+        f"0.95."
+    )
+
+
+def describe_whole(record: DetectionRecord) -> str:
+    """The check of a whole detector's file; empty where there is none."""
+    whole = record.whole
+    if whole is None:
+        return ""
+    return (
+        f"{whole.file} is the whole detector, for one image at a time: in ONNX Runtime it gives what torch does, "
+        f"{format_plural(whole.detections, 'detection')} in {format_plural(whole.images, 'image')} of which at least "
+        f"99{GAP}% are the same, with scores that differ by at most {format_number(whole.max_score_error)}."
     )
 
 

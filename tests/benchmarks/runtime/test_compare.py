@@ -24,8 +24,10 @@ from benchmarks.runtime.memory import peak_memory_bytes
 from benchmarks.runtime.page import OUTPUTS, describe_result, render_markdown, render_page, write_benchmark
 from benchmarks.runtime.profile import summarize_events
 from compressor.cost.records import RatioRecord
+from compressor.data.transforms import Transform
 from compressor.errors import BocompressError, InputError
 from exporters import providers as sessions
+from exporters.feeding import feeding_metadata
 from exporters.providers import CPU, CUDA, TENSORRT
 from exporters.runtimes.openvino import OpenVino
 from tests.browser import PHONE_WIDTH, on_a_phone
@@ -196,6 +198,10 @@ def test_files_that_cannot_be_compared_are_refused(files: list[Path], tmp_path: 
     with pytest.raises(InputError, match=r"free.onnx leaves its input size open: give --input-size"):
         benchmark_files([free], BenchmarkSettings(), Silent())
     assert compare.common_shape([files[0], free], BenchmarkSettings(input_size=SIDE)) == (3, SIDE, SIDE)
+    described = onnx.load(free)
+    onnx.helper.set_model_props(described, feeding_metadata(Transform(input_size=SIDE, resize_size=SIDE), None))
+    onnx.save(described, free)
+    assert compare.common_shape([files[0], free], BenchmarkSettings()) == (3, SIDE, SIDE)
     with pytest.raises(InputError, match="No such file or directory"):
         benchmark_files([tmp_path / "none.onnx"], BenchmarkSettings(), Silent())
     with pytest.raises(InputError, match="threads must be at least 1"):

@@ -1,69 +1,95 @@
-"""Average precision by COCO's rules, and which of the original's detections are found again."""
+"""Which of the original's detections are found again, what is made of boxes, and boxes that fit the detections."""
 
-import sys
+import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from compressor.data.images import ImageSet
-from compressor.fidelity.structured.detection import DetectionEvaluation, average_precision
+from compressor.fidelity.function_norm import FunctionNorm
+from compressor.fidelity.structured import detection, truth
+from compressor.fidelity.structured.detection import DetectionEvaluation, detect_all
+from compressor.fidelity.structured.drop import AveragePrecisionDrop
+from compressor.fidelity.structured.outputs import give_rows
+from compressor.fidelity.structured.truth import check_boxes, tells_accuracy
 from compressor.network.detection.raw import RawDetector
+from compressor.outputs.structure import find_outputs
 from tests.network.detection.networks import make_detector
 
 pytest.importorskip("pycocotools")
 
-BOXES = torch.tensor([[10.0, 10, 30, 30, 1, 0], [40, 40, 60, 60, 2, 0]])
+IMAGES = ImageSet(torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0)), "random")
+CPU = torch.device("cpu")
 
 
-def detections(boxes: Tensor, scores: list[float], labels: list[int]) -> dict[str, Tensor]:
-    return {"boxes": boxes, "scores": torch.tensor(scores), "labels": torch.tensor(labels)}
+def detector(seed: int) -> RawDetector:
+    return RawDetector(make_detector("retinanet", seed)).eval()
 
 
-def test_precision_of_what_is_right_half_right_and_wrong() -> None:
-    right = detections(BOXES[:, :4], [0.9, 0.8], [1, 2])
-    moved = detections(BOXES[:, :4] + torch.tensor([0.0, 0, 0, 5]), [0.9, 0.8], [1, 2])  # IoU 0.8
-    swapped = detections(BOXES[:, :4], [0.9, 0.8], [2, 1])
-    assert average_precision([BOXES], [right]) == pytest.approx((1, 1))
-    assert average_precision([BOXES], [moved]) == pytest.approx((0.7, 1), abs=0.01)
-    assert average_precision([BOXES], [swapped]) == pytest.approx((0, 0))
-    assert average_precision([BOXES], [detections(BOXES[:0, :4], [], [])]) == (0, 0)
-
-
-def test_what_is_cut_off_counts_neither_way() -> None:
-    ignored = BOXES.clone()
-    ignored[1, 5] = 1
-    only = detections(BOXES[:1, :4], [0.9], [1])
-    both = detections(BOXES[:, :4], [0.9, 0.8], [1, 2])
-    assert average_precision([ignored], [only]) == average_precision([ignored], [both]) == pytest.approx((1, 1))
-
-
-def evaluate(seed: int, boxes: tuple[Tensor, ...] | None = None) -> DetectionEvaluation:
-    images = ImageSet(torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)), "random", boxes=boxes)
-    networks = (RawDetector(make_detector("retinanet", each)).eval() for each in (0, seed))
+def evaluate(seed: int, images: ImageSet = IMAGES) -> DetectionEvaluation:
     found = DetectionEvaluation()
-    found.add(*networks, images, torch.device("cpu"))
+    found.add(detector(0), detector(seed), images, CPU)
     return found
 
 
+@pytest.fixture(scope="module")
+def boxes() -> tuple[Tensor, ...]:
+    """What a detector is surest of."""
+    rows = []
+    for each in detect_all(detector(0), IMAGES, CPU):
+        sure = each["scores"] > 0.6
+        columns = [each["boxes"], each["labels"][:, None], torch.zeros(len(sure), 1)]
+        rows.append(torch.cat(columns, dim=1)[sure])
+    return tuple(rows)
+
+
 def test_a_detector_against_itself_and_another() -> None:
-    same, other = evaluate(0).record(), evaluate(1).record()
-    assert (same.images, same.kept) == (4, 1)
+    same, other = evaluate(0).record(0), evaluate(1).record(0)
+    assert (same.images, same.kept) == (6, 1)
     assert same.confident > 10
     assert other.kept is not None
     assert other.kept < 0.9
     assert same.average_precision is None
 
 
-def test_with_boxes_there_is_average_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = evaluate(0)
-    sure = [each["scores"] > 0.6 for each in found.before]
-    found.boxes = [
-        torch.cat([each["boxes"], each["labels"][:, None], torch.zeros(len(each["labels"]), 1)], dim=1)[keep]
-        for each, keep in zip(found.before, sure, strict=True)
-    ]
-    record = found.record()
+def test_with_boxes_there_is_average_precision(boxes: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    found = evaluate(1, replace(IMAGES, boxes=boxes))
+    record = found.record(0)
     assert record.average_precision is not None
-    assert record.average_precision.original == record.average_precision.compressed > 0.3
-    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    assert "needs pycocotools" in found.record().note
+    assert record.change is not None
+    assert record.average_precision.original > 0.3 > record.average_precision.compressed
+    assert record.change.low < record.change.change < record.change.high < 0
+    monkeypatch.setattr(detection, "can_be_measured", lambda: False)
+    assert "needs pycocotools" in found.record(0).note
+
+
+def test_boxes_of_other_images_or_classes_are_not_used(boxes: tuple[Tensor, ...]) -> None:
+    network, fitting = detector(0), replace(IMAGES, boxes=boxes)
+    assert check_boxes(network, fitting, CPU) is fitting
+    shifted = replace(IMAGES, boxes=(*boxes[1:], boxes[0]))
+    assert check_boxes(network, shifted, CPU).boxes is None
+    none = check_boxes(network, replace(IMAGES, boxes=tuple(each[:0] for each in boxes)), CPU)
+    assert none.notes[-1] == "boxes are not used: there are none in these images"
+
+
+def test_boxes_tell_an_accuracy_with_pycocotools(boxes: tuple[Tensor, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tells_accuracy(replace(IMAGES, boxes=boxes))
+    assert not tells_accuracy(IMAGES)
+    monkeypatch.setattr(truth, "can_be_measured", lambda: False)
+    assert not tells_accuracy(replace(IMAGES, boxes=boxes))
+
+
+def test_the_drop_is_in_points_of_average_precision(boxes: tuple[Tensor, ...]) -> None:
+    images, network = replace(IMAGES, boxes=boxes), detector(0)
+    give_rows(network, find_outputs(network, IMAGES.batch([0])), IMAGES, CPU, {}, 0)
+    other = copy.deepcopy(network)
+    other.load_state_dict(detector(1).state_dict())
+    estimator = AveragePrecisionDrop([FunctionNorm(network, part, CPU) for part in images.split(3, 0)], network, CPU)
+    none, all_lost = estimator.measure(network), estimator.measure(other)
+    assert none.drop == pytest.approx(0)
+    assert 30 < all_lost.drop <= 100
+    assert estimator.exponent == 1
+    assert estimator.informative([none, all_lost]) == [none]
+    assert estimator.informative([all_lost]) == [all_lost]

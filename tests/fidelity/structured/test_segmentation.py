@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from compressor.data.batches import from_batches
 from compressor.data.images import VOID, ImageSet
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.fidelity.structured.drop import MeanIoUDrop, check_masks
+from compressor.fidelity.structured.drop import MeanIoUDrop
 from compressor.fidelity.structured.outputs import give_rows
 from compressor.fidelity.structured.segmentation import Confusion, PixelEvaluation, changes, class_map, decide_pixels
+from compressor.fidelity.structured.truth import check_masks
 from compressor.outputs.rows import view_of, whole
 from compressor.outputs.structure import Output, find_outputs
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -50,7 +52,9 @@ def make_detector(kind: str, seed: int = 0) -> nn.Module:
     else:
         pooling = [MultiScaleRoIAlign(["0", "1"], size, 2) for size in (5, 8)]
         detector = MaskRCNN(
-            Levels(), 4, rpn_anchor_generator=few, box_roi_pool=pooling[0], mask_roi_pool=pooling[1],
+            Levels(), rpn_anchor_generator=few, box_roi_pool=pooling[0], mask_roi_pool=pooling[1],
+            box_head=TwoMLPHead(25 * CHANNELS, 48), box_predictor=FastRCNNPredictor(48, 4),
+            mask_head=MaskRCNNHeads(CHANNELS, (CHANNELS,), 1), mask_predictor=MaskRCNNPredictor(CHANNELS, CHANNELS, 4),
             rpn_post_nms_top_n_test=40, box_detections_per_img=12, box_score_thresh=0.2, **sizes,
         )  # fmt: skip
     with torch.no_grad():
@@ -61,3 +65,8 @@ def make_detector(kind: str, seed: int = 0) -> nn.Module:
             elif name.endswith("cls_logits.bias"):
                 parameter.zero_()
     return detector.eval()
+
+
+def tiny_maskrcnn() -> nn.Module:
+    """A detector of two stages, for `--arch`."""
+    return make_detector("maskrcnn")
