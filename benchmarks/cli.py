@@ -76,10 +76,11 @@ def benchmark(**options: Any) -> None:
     """
     from benchmarks.runtime.compare import BenchmarkSettings, benchmark_files
     from benchmarks.runtime.page import OUTPUTS, write_benchmark
-    from compressor.files import check_folder
+    from compressor.files import check_folder, require_writable
 
     if options["out"]:
         check_folder(options["out"], keep=OUTPUTS)
+        require_writable(options["out"])
     names = ("runtimes", "providers", "threads", "batch_sizes", "input_size", "profile", "seed")
     settings = BenchmarkSettings(**{name: options[name] for name in names})
     record = benchmark_files(options["files"], settings, make_progress(), typed_command())

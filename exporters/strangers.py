@@ -77,15 +77,19 @@ def require_sound(path: Path, side: int | None = None) -> None:
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
             raise InputError(f"{path} is larger than an ONNX file can be")
-    command = python_command("exporters.strangers", path, side or MAX_SIDE)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS_ALLOWED)
+        done = _run_apart(path, side or MAX_SIDE)
     except subprocess.TimeoutExpired as error:
         raise InputError(f"{path} does not run to its end within {SECONDS_ALLOWED} seconds") from error
     if done.returncode < 0:
         raise InputError(f"{path} crashes ONNX Runtime (signal {-done.returncode})")
     if done.returncode:
         raise _explain_end(path, done.stderr.strip().splitlines() or [f"ONNX Runtime ends with {done.returncode}"])
+
+
+def _run_apart(path: Path, side: int) -> "subprocess.CompletedProcess[str]":
+    command = python_command("exporters.strangers", path, side)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS_ALLOWED)
 
 
 def _explain_end(path: Path, said: list[str]) -> BocompressError:

@@ -22,10 +22,13 @@ from torch import nn
 from benchmarks.demo.digits import as_inputs, load_digits_images, save_checkpoint, train_resnet18, write_image_folder
 from compressor.cli.commands import export, main
 from compressor.cost import latency
+from compressor.errors import BocompressError
 from compressor.network import architectures
+from exporters import strangers
 
 NUM_IMAGES = 120
 ABOUT_LATENCY = {"test_latency", "test_compare", "test_sessions"}
+ABOUT_STRANGERS = {"test_strangers", "test_onnx"}
 COMMANDS = {"bocompress": main, "bocompress-export": export}
 
 
@@ -68,6 +71,24 @@ def operators_read_once() -> Iterator[None]:
     registry = pytest.importorskip("torch.onnx._internal.exporter._registration").ONNXRegistry
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
+        yield
+
+
+def run_within(path: Path, side: int) -> "subprocess.CompletedProcess[str]":
+    """What `exporters.strangers` does in a process of its own, in this one: another loads ONNX Runtime for seconds."""
+    try:
+        strangers._run_once(path, side)
+    except BocompressError as error:
+        return subprocess.CompletedProcess([], 1, "", str(error))
+    return subprocess.CompletedProcess([], 0, "", "")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def strangers_within(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Files are checked in this process, but where that is what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.module.__name__.rpartition(".")[2] not in ABOUT_STRANGERS:
+            patch.setattr(strangers, "_run_apart", run_within)
         yield
 
 

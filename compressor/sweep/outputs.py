@@ -102,7 +102,7 @@ def write_jobs(out: Path, jobs: Mapping[str, Job], labels: Mapping[Path, str]) -
         if models.setdefault(str(path.absolute()), found) != found:
             raise InputError(f"{path} has changed since the sweep in {out} began: choose another --out")
     listed = _JobList(version=VERSION, models=models, jobs=list(jobs.values()))
-    write_sealed(out / LIST, listed.model_dump(mode="json"))
+    write_sealed(out / LIST, listed.model_dump())  # as JSON, keys that are no UTF-8 would be lost
 
 
 def _describe_model(model: Path, label: str) -> ModelFile:

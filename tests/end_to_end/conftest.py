@@ -14,21 +14,22 @@ from tests.end_to_end.runs import SEED, Run, tiny_arguments
 
 
 @pytest.fixture(scope="session")
-def run(digits, run_command, tmp_path_factory) -> Run:
-    """The command that the README promises, on the digits, in a process of its own.
+def run(digits, invoke, tmp_path_factory) -> Run:
+    """The command that the README promises, on the digits.
 
     With the weights' own factors: those fitted to images take a minute for layers of this width, and are tested on
     small networks.
     """
     folder = tmp_path_factory.mktemp("run") / "out"
-    done = run_command(
-        "bocompress-export",
-        digits.checkpoint,
-        *("--data", digits.images, "--input-size", 32, "--layers", "layer4.1*,*downsample*,fc", "--samples", 20),
-        *("--max-evaluations", 20, "--epsilon", 0.02, "--seed", SEED, "--out", folder),
-        *("--method", "spatial", "--factors", "weight", "--no-recalibrate"),
-    )
-    assert done.returncode == 0, done.stderr
+    words = [
+        *("bocompress-export", digits.checkpoint, "--data", digits.images, "--input-size", 32, "--samples", 20),
+        *("--layers", "layer4.1*,*downsample*,fc", "--max-evaluations", 20, "--epsilon", 0.02, "--seed", SEED),
+        *("--out", folder, "--method", "spatial", "--factors", "weight", "--no-recalibrate"),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [*map(str, words)])  # the report quotes what was typed
+        done = invoke(*words)
+    assert done.exit_code == 0, done.stderr
     report = Report.model_validate_json((folder / "report.json").read_text())
     plan = Plan.model_validate_json((folder / "plan.json").read_text())
     return Run(done.stdout, done.stderr, folder, report, plan)

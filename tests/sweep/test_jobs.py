@@ -1,10 +1,12 @@
 """Names of jobs: readable, different, and the same when a sweep goes on."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from compressor.sweep.jobs import label_models, name_job
+from compressor.sweep.jobs import Job, label_models, name_job
+from compressor.sweep.outputs import read_jobs, read_models, write_jobs
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,13 @@ def test_a_label_stays_when_another_model_joins() -> None:
 def test_names_say_what_was_asked() -> None:
     assert name_job("resnet18", "gamma 0.01", 3) == "resnet18-gamma-0.01-seed-3"
     assert name_job("resnet18", "", 0) == "resnet18-seed-0"
+
+
+def test_models_whose_names_are_no_utf8_are_found_again(tmp_path: Path) -> None:
+    model = tmp_path / os.fsdecode(b"m\xff.pt")
+    model.touch()
+    job = Job("m_-seed-0", str(model), ("--seed", "0"), "", 0)
+    for _ in range(2):
+        write_jobs(tmp_path / "out", {job.name: job}, {model: "m_"})
+        assert read_jobs(tmp_path / "out") == {job.name: job}
+        assert [*read_models(tmp_path / "out")] == [str(model)]
