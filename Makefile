@@ -82,8 +82,8 @@ test: $(READY) lint  ## the whole suite and lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-hard: $(READY)  ## thousands of hostile inputs, kills, faults, short memory, clusters; docs/results.md has the counts
-	$(BIN)/python -c 'import distributed, ray' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[ray,dask]'
-	OMP_NUM_THREADS=1 HARD_RESULTS=benchmarks/results/hard.json $(BIN)/python -m pytest -m hard
+	$(BIN)/python -c 'import distributed, pycocotools, ray' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[ray,dask,detection]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.plugins.counting --hard-results benchmarks/results/hard.json -m hard -n 2 --dist loadfile
 
 # uv resolves downwards, which pip cannot. Formatters and type checkers are held to their newest versions only.
 test-oldest: pyproject.toml  ## the suite with the lowest version of each dependency that pyproject.toml allows

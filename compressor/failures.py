@@ -16,6 +16,7 @@ SHORT = re.compile(
     re.IGNORECASE,
 )
 NO_MEMORY = (errno.ENOMEM, errno.EAGAIN)
+NO_NAME = (errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def is_shortage(error: BaseException) -> bool:
@@ -52,7 +53,8 @@ def explain(error: BaseException) -> BocompressError | None:
         return InputError("something given is nested too deeply to be read")
     if isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename is not None else ""
-        return BocompressError(f"{name}{error.strerror or error}")
+        kind = InputError if error.errno in NO_NAME else BocompressError
+        return kind(f"{name}{error.strerror or error}")
     return None
 
 

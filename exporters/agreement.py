@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ MAP_AXES = 4  # (N, classes, height, width)
 
 def decided_by(values: Values) -> Agreement:
     """What outputs (N, ...) decide, by their shape and type."""
+    if not values.size:
+        return "nothing"
     if values.dtype in DECIDED:  # as of ArgMax; bytes are quantized numbers
         return "integers"
     if values.ndim == 2:
@@ -50,7 +53,7 @@ class OutputDifference:
     def add(self, found: Values, expected: Values) -> None:
         """Add a batch (n, ...) of each, of one shape."""
         differences = np.abs(found.astype(np.float64) - expected).reshape(len(expected), -1)
-        positions = expected[0, 0].size if expected.ndim >= MAP_AXES else 1
+        positions = max(1, prod(expected.shape[2:])) if expected.ndim >= MAP_AXES else 1
         self.scale = max(self.scale, float(np.abs(expected).max(initial=0)))
         self.errors += np.nan_to_num(differences.max(axis=1, initial=0), nan=np.inf).tolist()
         self.squares += np.nan_to_num(np.square(differences).sum(axis=1) / positions, nan=np.inf).tolist()

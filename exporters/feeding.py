@@ -4,14 +4,19 @@
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from compressor.data.resizing import FILTERS
 from compressor.data.transforms import Transform
+from compressor.text import well_formed
 
 LAYOUT, CLIP_LAYOUT = "NCHW", "NCTHW"
 COLORS = {1: "gray", 3: "RGB", 4: "RGBA"}
+UNREADABLE = (KeyError, TypeError, ValueError, OverflowError, RecursionError)  # what strange metadata raise
+MAX_SIDE = 8192  # pixels, or frames
 
 IN_GRAPH, OUTSIDE = "in-graph", "outside"
 SCRIPT = Path(__file__).parent / "inference" / "infer.py"
@@ -38,7 +43,7 @@ def feeding_metadata(
     """
     found = {"input_layout": LAYOUT}
     if class_names is not None:
-        found["class_names"] = json.dumps(list(class_names), ensure_ascii=False)
+        found["class_names"] = json.dumps([*map(well_formed, class_names)], ensure_ascii=False)
     if transform is None:
         return found
     clip = {"input_layout": CLIP_LAYOUT, "input_frames": str(transform.frames)} if transform.frames else {}
@@ -64,18 +69,22 @@ def transform_of(metadata: Mapping[str, str]) -> Transform | None:
     """The transform that a file's metadata describe; None where they do not, or not so that it can be read."""
     try:
         mean, std = _numbers(metadata["mean"]), _numbers(metadata["std"])
-        height, width = int(metadata["input_height"]), int(metadata["input_width"])
-        return Transform(
-            input_size=height,
-            resize_size=int(metadata["resize_size"]),
-            interpolation=metadata["interpolation"],
-            input_width=None if width == height else width,
-            mean=mean,
-            std=std,
-            frames=int(metadata["input_frames"]) if "input_frames" in metadata else None,
-        )
-    except (KeyError, TypeError, ValueError):
+        height, width, resized = (int(metadata[key]) for key in ("input_height", "input_width", "resize_size"))
+        frames, interpolation = int(metadata.get("input_frames", 1)), metadata["interpolation"]
+    except UNREADABLE:
         return None
+    sides = height, width, resized, frames
+    if interpolation not in FILTERS or min(sides) < 1 or max(sides) > MAX_SIDE or not mean or min(std, default=0) <= 0:
+        return None
+    return Transform(
+        input_size=height,
+        resize_size=resized,
+        interpolation=interpolation,
+        input_width=None if width == height else width,
+        mean=mean,
+        std=std,
+        frames=frames if "input_frames" in metadata else None,
+    )
 
 
 def normalization_of(metadata: Mapping[str, str]) -> Normalization | None:
@@ -90,7 +99,7 @@ def normalization_of(metadata: Mapping[str, str]) -> Normalization | None:
         low, high = _numbers(metadata.get("value_range", "[0, 1]"))
         in_graph = metadata.get("normalization") == IN_GRAPH
         mean, std = ((0.0,), (1.0,)) if in_graph else (_numbers(metadata["mean"]), _numbers(metadata["std"]))
-    except (KeyError, TypeError, ValueError):
+    except UNREADABLE:
         return None
     if high <= low or len(mean) != len(std) or min(std, default=0.0) <= 0:
         return None
@@ -99,13 +108,17 @@ def normalization_of(metadata: Mapping[str, str]) -> Normalization | None:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(map(float, json.loads(text)))
+    """A list of finite numbers; raises one of UNREADABLE for all else."""
+    numbers = tuple(map(float, json.loads(text)))
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(text)
+    return numbers
 
 
 def class_names_of(metadata: Mapping[str, str]) -> list[str] | None:
     """The class names in a file's metadata, None where there are none."""
     try:
         names = json.loads(metadata["class_names"])
-    except (KeyError, ValueError):
+    except UNREADABLE:
         return None
     return [str(name) for name in names] if isinstance(names, list) else None

@@ -25,6 +25,8 @@ def available_providers() -> list[str]:
 
 def explain_absence(asked: Sequence[str]) -> str | None:
     """What is missing to run on the providers asked for by short name; None where nothing is."""
+    if unknown := [name for name in asked if name not in PROVIDERS]:
+        return f"there is no provider {unknown[0]!r}; choices are {', '.join(PROVIDERS)}"
     if set(asked) <= {"cpu"}:
         return None  # opens no session on any other
     usable = available_providers()

@@ -4,6 +4,7 @@ Nothing here imports torch: `bocompress benchmark` measures the memory of proces
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,7 +129,7 @@ def describe_input(path: Path) -> ModelInput:
     require_sound(path)
     session = open_session(Path(path), threads=1)
     kind = session.get_outputs()[0].type
-    if not kind.startswith("tensor(") or kind == "tensor(string)":
+    if not is_numbers(kind):
         raise InputError(f"{path} gives {kind} as its first output, where a tensor of numbers can be compared")
     inputs = session.get_inputs()
     if len(inputs) != 1 or len(inputs[0].shape) not in (4, 5) or inputs[0].type not in DTYPES:
@@ -145,6 +146,11 @@ def describe_input(path: Path) -> ModelInput:
             f"{path} takes {channels} channels, and images have {join_words([str(count) for count in CHANNELS], 'or')}"
         )
     return ModelInput(np.dtype(DTYPES[inputs[0].type]), shape, session.get_modelmeta().custom_metadata_map)
+
+
+def is_numbers(kind: str) -> bool:
+    """Whether an output's type, as ONNX Runtime names it, is a tensor of numbers; there are sequences, maps, texts."""
+    return kind.startswith("tensor(") and kind != "tensor(string)"
 
 
 def fixed_batch(session: ort.InferenceSession) -> int | None:
@@ -189,8 +195,36 @@ def _made_rows(rows: Rows, outputs: Mapping[str, NDArray[Any]]) -> Logits:
     return made
 
 
+def run_within(
+    session: ort.InferenceSession, names: Sequence[str] | None, feed: Mapping[str, NDArray[Any]], seconds: float
+) -> list[Any]:
+    """`session.run`, ended after some seconds: a graph of a stranger may loop without end on what it is fed.
+
+    Raises:
+        TimeoutError: it did not come to its end; ONNX Runtime looks at the clock between operators.
+    """
+    options = ort.RunOptions()
+    stop = threading.Timer(seconds, setattr, (options, "terminate", True))
+    stop.daemon = True
+    stop.start()
+    try:
+        found: list[Any] = session.run(names, feed, options)
+        return found
+    except Exception as error:
+        if options.terminate:
+            raise TimeoutError(f"no end came within {seconds:g} seconds") from error
+        raise
+    finally:
+        stop.cancel()
+
+
 def iterate_outputs(
-    session: ort.InferenceSession, path: Path, images: "Tensor", size: int, names: Sequence[str]
+    session: ort.InferenceSession,
+    path: Path,
+    images: "Tensor",
+    size: int,
+    names: Sequence[str],
+    seconds: float | None = None,
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """Yields outputs by name, batch by batch, each with a row for every image.
 
@@ -203,6 +237,7 @@ def iterate_outputs(
         images: (N, ...).
         size: of the batches, where the file does not fix it.
         names: of the outputs to compute.
+        seconds: that an image may take, of a file that a stranger may have made.
 
     Raises:
         VerificationError: the network does not run on them.
@@ -211,7 +246,8 @@ def iterate_outputs(
     for batch in split_batches(images, size):
         try:
             fed = fit_batch(session, batch)
-            outputs = [np.asarray(output) for output in session.run(list(names), fed)]
+            found = run_within(session, list(names), fed, seconds * size) if seconds else session.run(list(names), fed)
+            outputs = [np.asarray(output) for output in found]
         except Exception as error:
             if shortage := explain_shortage(error):
                 raise shortage from error

@@ -4,7 +4,7 @@ A graph may loop without end, ask for all memory or crash the runtime; in a proc
 
     python -m exporters.strangers FILE SIDE
 
-loads the file and runs it on one input of zeros, with SIDE pixels where it leaves its sides open.
+loads the file and runs it on one input of zeros and one of noise, with SIDE pixels where it leaves its sides open.
 """
 
 import os
@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import psutil
 
-from compressor.errors import InputError
-from compressor.failures import blaming, explain
+from compressor.errors import BocompressError, InputError, ShortageError
+from compressor.failures import SHORT, blaming, explain
 from compressor.files import open_regular
 from compressor.process.children import python_command
+from compressor.text import first_line
 
 try:
     import resource
@@ -71,6 +72,7 @@ def require_sound(path: Path, side: int | None = None) -> None:
     Raises:
         InputError: there is no such file, it refers to files elsewhere, does not load or run, or not within
             SECONDS_ALLOWED, or crashes the runtime.
+        ShortageError: there was too little memory.
     """
     with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
@@ -83,8 +85,16 @@ def require_sound(path: Path, side: int | None = None) -> None:
     if done.returncode < 0:
         raise InputError(f"{path} crashes ONNX Runtime (signal {-done.returncode})")
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"ONNX Runtime ends with {done.returncode}"]
-        raise InputError(lines[-1] if lines[-1].startswith(str(path)) else f"{path} cannot be run: {lines[-1]}")
+        raise _explain_end(path, done.stderr.strip().splitlines() or [f"ONNX Runtime ends with {done.returncode}"])
+
+
+def _explain_end(path: Path, said: list[str]) -> BocompressError:
+    """Why the process ended, by its last line: that the file is at fault, or that there was too little memory."""
+    if said[-1].startswith(str(path)):
+        return InputError(said[-1])
+    if SHORT.search(said[-1]) or any(words in said[-1] for words in ("MemoryError", "too little memory")):
+        return ShortageError(f"there is too little memory to run {path} ({first_line(Exception(said[-1]))})")
+    return InputError(f"{path} cannot be run: {said[-1]}")
 
 
 def _run_once(path: Path, side: int) -> None:
@@ -94,8 +104,9 @@ def _run_once(path: Path, side: int) -> None:
         external_files(path)
     session = open_session(path, threads=1)
     feed = {each.name: _zeros(path, each, side) for each in session.get_inputs()}
-    with blaming(lambda reason: InputError(f"{path} does not run on zeros: {reason}")):
+    with blaming(lambda reason: InputError(f"{path} does not run on zeros or noise: {reason}")):
         session.run(None, feed)
+        session.run(None, {name: _noise(zeros) for name, zeros in feed.items()})  # what loops may depend on
 
 
 def _zeros(path: Path, given: Any, side: int) -> Any:
@@ -110,11 +121,20 @@ def _zeros(path: Path, given: Any, side: int) -> Any:
         return np.zeros(shape, np.dtype(kinds.get(name, name)))
 
 
+def _noise(zeros: Any) -> Any:
+    """Random numbers in place of an input of zeros, where these may be fractions."""
+    if zeros.dtype.kind != "f":
+        return zeros
+    return np.random.default_rng(0).standard_normal(zeros.shape, dtype=np.float32).astype(zeros.dtype)
+
+
 def _main(path: Path, side: int) -> str | int:
     """Run the file; the sentence that says why it cannot be, or 0."""
     if resource is not None:  # more than there is would end other processes
+        present, hard = resource.getrlimit(resource.RLIMIT_AS)
         most = max(MIN_MEMORY_BYTES, psutil.virtual_memory().available)
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        if present == resource.RLIM_INFINITY or present > most:
+            resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     try:
         _run_once(path, side)
     except Exception as error:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from compressor.files import write_text
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery import export, measure, report
 from exporters.records import ExportCheckRecord
@@ -12,7 +13,7 @@ from exporters.records import ExportCheckRecord
 
 def write_nothing(context: Context, *_: object) -> ExportCheckRecord:
     for name in ("original.onnx", "model.onnx"):
-        (context.folder / name).write_bytes(b"no network")
+        write_text(context.folder / name, "no network")
     return ExportCheckRecord(max_abs_error=0, max_rel_error=0, top1_agreement=1, images=2, batch_sizes=[1], tolerance=1)
 
 

@@ -42,7 +42,10 @@ def peak_memory_bytes(
         BocompressError: the process failed.
     """
     program = python_command(__name__, runtime, path, provider, threads, *shape)
-    done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=SECONDS_ALLOWED)
+    try:
+        done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=SECONDS_ALLOWED)
+    except subprocess.TimeoutExpired as error:
+        raise BocompressError(f"measuring the memory of {path} came to no end in {SECONDS_ALLOWED} seconds") from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
         raise BocompressError(f"measuring the memory of {path} failed: {reason}")

@@ -64,8 +64,8 @@ def read_results(name: str, folder: Path = RESULTS) -> dict[str, Any]:
 
 
 def earlier_rows(name: str, add: bool, began: float) -> tuple[list[dict[str, Any]], float]:
-    """Rows of an earlier run to keep, none unless `add`, and `began` moved back by the time they took."""
-    if not add:
+    """Rows of an earlier run to keep, if `add` and there are any, and `began` moved back by the time they took."""
+    if not add or not (RESULTS / f"{name}.json").exists():
         return [], began
     earlier = read_results(name)
     return earlier["rows"], began - earlier["seconds"]

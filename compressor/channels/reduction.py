@@ -29,8 +29,8 @@ from compressor.channels.refitting import (
 from compressor.channels.statistics import MAX_ROWS, SplitMoments
 from compressor.data.images import ImageSet
 from compressor.fidelity.function_norm import FunctionNorm
+from compressor.network.calibration.moments import chunks
 from compressor.network.replay import Cuts, Replay
-from compressor.network.statistics import chunks
 
 # Pull towards the present weight, as a share of the inputs' mean variance: a weak one where images tell the weights, a
 # strong one in late layers, where a few hundred images have too few positions; the last leaves little but a new bias.

@@ -22,6 +22,7 @@ from compressor.channels.statistics import MAX_ROWS, SplitMoments, images_of
 from compressor.channels.tracing import plain_name, tensors_in
 from compressor.data.images import ImageSet
 from compressor.factorization.moments import raise_floor_
+from compressor.network.calibration.moments import rows_of_batch
 from compressor.network.hooks import (
     Captured,
     OutputPositions,
@@ -31,7 +32,6 @@ from compressor.network.hooks import (
     sample_positions,
     watching,
 )
-from compressor.network.statistics import rows_of_batch
 
 MIN_SCALE = 1e-3  # of a batch norm's channel, below which it does not pass on what is added
 

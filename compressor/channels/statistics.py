@@ -8,20 +8,15 @@ Eschenhagen et al. 2023), the second one per position ("expand"). By the gradien
 the means'; with a few hundred images, however, these give too few samples, and the deviations regularize them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
-from compressor.network.hooks import OutputPositions, batches, position_generators, sample_positions, watching
-from compressor.network.statistics import (
-    MAX_INPUTS,
-    RunningMoments,
-    projected_gradients,
-    rows_of_batch,
-)
+from compressor.network.calibration.gradients import OutputGradients
+from compressor.network.calibration.moments import MAX_INPUTS, RunningMoments, rows_of_batch
+from compressor.network.hooks import OutputPositions, batches, position_generators, sample_positions, watch_batches
 
 MAX_ROWS = 32768  # output positions per layer that enter its moments
 MEAN_SHARE = 0.3  # of the images' means in the trace of the inputs' covariance; between 0.3 and 0.6 differ little
@@ -102,22 +97,18 @@ class ReaderMoments:
         return (by_input.mT @ self.gradients @ by_input).sum(0)
 
 
-def reader_moments(
-    model: nn.Module, readers: dict[str, int], images: ImageSet, device: torch.device, seed: int
-) -> dict[str, ReaderMoments]:
+def reader_moments(gradients: OutputGradients, readers: dict[str, int]) -> dict[str, ReaderMoments]:
     """The moments of layers that read hidden channels.
 
     Args:
-        model: the original network on `device`, in eval mode.
+        gradients: of the original network, on the calibration images.
         readers: by layer name the number of units it reads.
-        images: calibration images.
-        device: of the network.
-        seed: of the positions and of the combinations of outputs.
     """
-    inputs = _input_moments(model, readers, images, device, seed)
-    gradients = output_gradients(model, list(readers), images, device, seed)
+    inputs = _input_moments(gradients.model, readers, gradients.images, gradients.device, gradients.seed)
+    weights = gradients.by_image(list(readers))
     return {
-        name: ReaderMoments(moments.covariance(), moments.mean(), gradients[name]) for name, moments in inputs.items()
+        name: ReaderMoments(moments.covariance(), moments.mean(), _with_identity(weights[name]))
+        for name, moments in inputs.items()
     }
 
 
@@ -143,65 +134,21 @@ def _input_moments(
     generators = position_generators(seed, len(names))
     modules = [model.get_submodule(name) for name in names]
 
-    def add(index: int, value: Tensor, output: Tensor) -> None:
+    def add(index: int, value: Tensor, output: Tensor, size: int) -> None:
         name, module = names[index], modules[index]
-        positions = sample_positions(
-            module, output, rows_of_batch(len(batch), len(images), MAX_ROWS), generators[index]
-        )
+        positions = sample_positions(module, output, rows_of_batch(size, len(images), MAX_ROWS), generators[index])
         rows = positions.of_input(module, value)
         numbers = images_of(positions, output)
         if rows.shape[1] > MAX_INPUTS:
-            size = rows.shape[1] // readers[name]
-            rows, numbers = rows.reshape(len(rows), -1, size).mT.flatten(0, 1), numbers.repeat_interleave(size)
+            per_unit = rows.shape[1] // readers[name]
+            rows, numbers = rows.reshape(len(rows), -1, per_unit).mT.flatten(0, 1), numbers.repeat_interleave(per_unit)
         moments[name].add(rows, numbers)
 
-    with torch.inference_mode(), watching(modules, add):
-        for batch in batches(images, device):
-            model(batch)
+    watch_batches(model, modules, batches(images, device), add)
     return moments
 
 
-def output_gradients(
-    model: nn.Module, names: Sequence[str], images: ImageSet, device: torch.device, seed: int
-) -> dict[str, Tensor]:
-    """Second moments of the gradients at layers' outputs, from random +-1 combinations of the network's outputs.
-
-    Args:
-        model: the network, on the device.
-        names: of the layers.
-        images: to run it on.
-        device: where it runs.
-        seed: of the signs.
-
-    Returns:
-        By layer the second moments (Co, Co), with a share of the identity mixed in.
-    """
-    modules = [model.get_submodule(name) for name in names]
-    sums = {name: _GradientSums() for name in names}
-    for index, gradient in projected_gradients(model, modules, images, device, seed):
-        sums[names[index]].add(gradient, 1 if isinstance(modules[index], nn.Conv2d) else gradient.dim() - 1)
-    return {name: total.finish() for name, total in sums.items()}
-
-
-@dataclass
-class _GradientSums:
-    """Sums over gradients, of the sums over positions and of the deviations from the mean position."""
-
-    parts: list[Tensor] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, gradient: Tensor, axis: int) -> None:
-        """Add gradients (N, ...) with outputs along `axis`."""
-        rows = gradient.movedim(axis, -1).flatten(1, -2) if gradient.dim() > 2 else gradient[:, None]
-        sums = rows.sum(1)
-        flat = rows.flatten(0, 1)
-        common = (sums.mT @ sums).double().cpu()
-        apart = (flat.mT @ flat).double().cpu() - common / rows.shape[1]
-        self.parts = [common, apart] if not self.parts else [self.parts[0] + common, self.parts[1] + apart]
-        self.count += len(rows)
-
-    def finish(self) -> Tensor:
-        """The second moments, mixed with the identity; their trace stays."""
-        total = (self.parts[0] + self.parts[1]) / self.count
-        level = GRADIENT_FLOOR * total.diagonal().mean()
-        return (total + level * torch.eye(len(total), dtype=total.dtype)) / (1 + GRADIENT_FLOOR)
+def _with_identity(moments: Tensor) -> Tensor:
+    """Second moments (Co, Co) of gradients, mixed with the identity; their trace stays."""
+    level = GRADIENT_FLOOR * moments.diagonal().mean()
+    return (moments + level * torch.eye(len(moments), dtype=moments.dtype)) / (1 + GRADIENT_FLOOR)

@@ -16,7 +16,7 @@ from compressor.data.images import ImageSet
 from compressor.factorization.base import JointFactors, NestedFactors
 from compressor.factorization.layers.kinds import Layer
 from compressor.factorization.layers.making import make_like
-from compressor.network.hooks import batches, watching
+from compressor.network.hooks import batches, watch_batches
 
 Spread = tuple[Tensor, Tensor]
 """Mean and variance (n,) of a layer's inputs, by channel."""
@@ -75,7 +75,7 @@ def unfitted_channels(
     sums = {name: torch.zeros(2, module.weight.shape[1], dtype=torch.float64) for name, module in modules.items()}
     counts = dict.fromkeys(names, 0)
 
-    def add(number: int, value: Tensor, _output: Tensor) -> None:
+    def add(number: int, value: Tensor, _output: Tensor, _size: int) -> None:
         name, axis = names[number], -1 if isinstance(modules[names[number]], nn.Linear) else -3
         rows = value.movedim(axis, -1).reshape(len(value), -1, value.shape[axis])
         counts[name] += rows.shape[0] * rows.shape[1]
@@ -83,9 +83,7 @@ def unfitted_channels(
         for image in rows:
             sums[name] += torch.stack([image.sum(0), image.square().sum(0)]).double().cpu()
 
-    with torch.inference_mode(), watching(list(modules.values()), add):
-        for batch in batches(images, device):
-            model(batch)
+    watch_batches(model, list(modules.values()), batches(images, device), add)
     spreads: dict[str, Spread] = {}
     for name, (first, second) in sums.items():
         mean = first / max(1, counts[name])

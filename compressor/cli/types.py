@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-PATH = click.Path(path_type=Path)
 PROVIDER_NAMES = ("cpu", "cuda", "tensorrt")
 PRECISION_NAMES = ("fp32", "fp16", "int8")
 MAX_INPUT = 4096
@@ -15,7 +14,24 @@ MAX_BATCH = 1024
 MAX_THREADS = 1024
 MAX_SEED = 2**32 - 1
 MAX_MULTIPLE = 256
+MAX_DIGITS = 20  # Python refuses to read thousands
 MIN_GAMMA, MAX_GAMMA = 1e-12, 1e12
+
+
+class AnyPath(click.Path):
+    """A path; one with a zero byte, which a file can hold, is refused rather than handed to the system."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See `click.ParamType.convert`."""
+        if "\0" in str(value):
+            self.fail(f"{value!r} is no path: it holds a zero byte", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = AnyPath()
 
 
 class OrAuto(click.ParamType):
@@ -199,7 +215,7 @@ class Numbers(click.ParamType):
         if isinstance(value, tuple):
             return value
         parts = [part.strip() for part in str(value).split(",")]
-        numbers = [int(part) for part in parts if part.isdecimal() and 1 <= int(part) <= self._largest]
+        numbers = [number for part in parts if 1 <= (number := parse_whole(part)) <= self._largest]
         if len(numbers) < len(parts):
             self.fail(f"{value!r} is not a list of whole numbers from 1 to {self._largest:,}, such as 1,8", param, ctx)
         return tuple(dict.fromkeys(numbers))
@@ -224,6 +240,11 @@ class Words(click.ParamType):
         if not set(words) <= set(self._offered):
             self.fail(f"{value!r} is not a list of these: {', '.join(self._offered)}", param, ctx)
         return tuple(dict.fromkeys(words))
+
+
+def parse_whole(text: str) -> int:
+    """A whole number in decimal digits; -1 for all else, and for more digits than any number here has."""
+    return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else -1
 
 
 def _parse_float(value: Any) -> float | None:

@@ -26,6 +26,8 @@ def from_batches(batches: Iterable[object], limit: int) -> ImageSet:
     inputs: list[Tensor] = []
     labels: list[Tensor | None] = []
     taken = 0
+    if not isinstance(batches, Iterable):
+        raise InputError(f"inputs must be an iterable of batches, not {type(batches).__name__}")
     for batch in [batches] if isinstance(batches, Tensor) else batches:
         x, y = split_batch(batch)
         if inputs and x.shape[1:] != inputs[0].shape[1:]:
@@ -70,9 +72,10 @@ def split_batch(batch: object) -> tuple[Tensor, Tensor | None]:
             "batches must be floating-point tensors of shape (n, ...) as the network takes them, "
             f"not {kind} of shape {tuple(first.shape)}"
         )
-    if not bool(first.isfinite().all()):
-        raise InputError("a batch has NaN or infinite values")
-    return first.detach().to("cpu", torch.float32), labels_of(others, first)
+    inputs = first.detach().to("cpu", torch.float32)
+    if not bool(inputs.isfinite().all()):
+        raise InputError("a batch has NaN or infinite values, or some beyond what float32 holds")
+    return inputs, labels_of(others, first)
 
 
 def labels_of(others: Sequence[object], inputs: Tensor) -> Tensor | None:

@@ -106,9 +106,10 @@ class ImageSet:
 
     def batch(self, indices: Indices) -> Tensor:
         """The inputs at `indices`: float32 of shape (n, *input_shape), normalized for the network."""
-        chosen = self.held[self._places(indices)]
+        places = self._places(indices)
+        chosen = self.held[places]
         if not self.mean:
-            return chosen
+            return chosen.clone() if isinstance(places, slice) else chosen  # networks may work in place
         mean, std = (torch.tensor(values).view(-1, *[1] * (chosen.dim() - 2)) for values in (self.mean, self.std))
         return chosen.float().div_(255).sub_(mean).div_(std)
 

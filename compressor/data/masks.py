@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from compressor.data.folders import Listing, as_set, further_images, load_folder, read_sample
@@ -23,8 +23,9 @@ from compressor.data.pixels import DECODING_THREADS, UnreadableError, open_image
 from compressor.data.resizing import resized_size
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
+from compressor.failures import explain_shortage
 from compressor.files import open_regular
-from compressor.text import first_line
+from compressor.text import count_of, first_line
 
 PHOTOGRAPHS = ("jpegimages", "images", "image", "imgs", "img", "photos", "pictures", "inputs", "input", "rgb")
 MASKS = (
@@ -125,7 +126,7 @@ def load_with_masks(
 
 def _note_on_others(folder: Folder, pairs: dict[Path, Path]) -> tuple[str, ...]:
     others = folder.count - len(set(pairs) | set(pairs.values()))
-    return (f"{others} images without a mask left out",) if others else ()
+    return (f"{count_of(others, 'image')} without a mask left out",) if others else ()
 
 
 def with_masks(images: ImageSet, masks: Sequence[Tensor | UnreadableError], num_classes: int) -> ImageSet:
@@ -141,7 +142,7 @@ def with_masks(images: ImageSet, masks: Sequence[Tensor | UnreadableError], num_
     if not kept:
         return images.without_labels(f"no mask can be used ({failed[0]})")
     if failed:
-        note = f"{len(failed)} images left out, since their masks cannot be used ({failed[0]})"
+        note = f"{count_of(len(failed), 'image')} left out, for want of a mask that can be used ({failed[0]})"
         images = replace(images.subset(kept), notes=(*images.notes, note))
     stacked = torch.stack([mask for mask in masks if isinstance(mask, Tensor)])
     values = stacked.unique().tolist()
@@ -167,7 +168,11 @@ def read_masks(
         except UnreadableError as error:
             return error
         except Exception as error:  # decoders raise any error on broken files
-            return UnreadableError(f"{pair[0].name}: {first_line(error)}")
+            if shortage := explain_shortage(error):
+                raise shortage from error
+            unknown = isinstance(error, UnidentifiedImageError)
+            reason = "not an image that can be decoded" if unknown else first_line(error)
+            return UnreadableError(f"{pair[0].name}: {reason}")
 
     with ThreadPoolExecutor(DECODING_THREADS) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")

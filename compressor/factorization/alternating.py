@@ -35,7 +35,7 @@ def alternate(kernel: Tensor, moments: LayerMoments, first: Tensor, sweeps: int 
     """
     kernel, first = kernel.float(), first.float()
     moments = LayerMoments(moments.covariance.float(), moments.mean.float(), moments.outputs.float())
-    crossed = (kernel.flatten(2) @ moments.covariance).reshape(kernel.shape)
+    crossed = moments.crossed(kernel).reshape(kernel.shape)
     for _ in range(sweeps):
         second = NestedRefit(kernel, moments, _orthonormal(first)).second(first.shape[1])
         first = _best_first(crossed, moments, _orthonormal(first), second)

@@ -145,7 +145,7 @@ def svd_by_gram(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     side's vectors are orthonormal above that; the product is exact at full rank all the same.
 
     Args:
-        matrices: (..., H, W), float64.
+        matrices: (..., H, W), float64; in float32 the limit is 3e-4 of the largest.
 
     Returns:
         left (..., H, K), the singular values (..., K), largest first, and right (..., K, W); K = min(H, W).
@@ -157,7 +157,7 @@ def svd_by_gram(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     left = left.flip(-1)
     right = left.mT @ matrices
     values = right.norm(dim=-1)
-    return left, values, right / values.clamp_min(1e-300).unsqueeze(-1)
+    return left, values, right / values.clamp_min(torch.finfo(values.dtype).tiny).unsqueeze(-1)
 
 
 def tail_energy(squared_singular_values: Tensor) -> list[float]:

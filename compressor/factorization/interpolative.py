@@ -82,7 +82,7 @@ class InterpolativeFactors(Factors):
         self._mean = None if moments is None else moments.mean[0]
         rows = weight_of(layer).detach().flatten(1).double().cpu()
         self.max_rank = self.full_rank(rows.shape, 1)
-        weighted = rows if moments is None else rows @ moments.covariance[0]
+        weighted = rows if moments is None else moments.crossed(rows[None])[0].double()
         self._triangle, self._order = _pivoted_triangle((weighted @ rows.mT).numpy())
         self._tail = tail_energy(torch.from_numpy(np.square(self._triangle).sum(1))[None])
 

@@ -19,28 +19,31 @@ class NestedRefit:
     a run's memory, and its rounding is far below the floor under the covariance.
 
     Args:
-        kernel: the weight, (groups, Co/groups, a, kw), float64.
+        kernel: the weight, (groups, Co/groups, a, kw).
         moments: with the covariance of the patches, (groups, a * kw, a * kw).
-        first: the first factor, (groups, K, a), float64.
+        first: the first factor, (groups, K, a).
     """
 
     def __init__(self, kernel: Tensor, moments: LayerMoments, first: Tensor) -> None:
-        groups, _num_out, num_in, self._width = kernel.shape
+        groups, num_out, num_in, self._width = kernel.shape
         self.max_rank = first.shape[1]
         size = self.max_rank * self._width
-        covariance = moments.covariance.reshape(groups, num_in, self._width, -1)
-        crossed = torch.einsum("gka,gawn->gkwn", first, covariance)
-        patches = crossed.reshape(groups, size, num_in, self._width)
+        large, exact = moments.covariance.dtype, moments.mean.dtype
+        first = first.to(large)
+        mixed = torch.einsum("gka,gawn->gkwn", first, moments.covariance.reshape(groups, num_in, self._width, -1))
+        patches = mixed.reshape(groups, size, num_in, self._width)
         features = torch.einsum("gsbv,glb->gslv", patches, first).reshape(groups, size, size)
-        products = crossed.reshape(groups, size, -1) @ kernel.flatten(2).mT
-        root = linalg.cholesky(regular(features))
+        del mixed, patches
+        crossed = moments.crossed(kernel)
+        columns = crossed.reshape(groups, num_out, num_in, self._width)
+        products = torch.einsum("gka,goaw->gkwo", first, columns).reshape(groups, size, num_out)
+        root = linalg.cholesky(regular(features).to(exact))
         self._root = root.float()
-        self._projected = linalg.solve_triangular(root, products, upper=False)
-        flat = kernel.flatten(2)
-        self._energy = float(((flat @ moments.covariance) * flat).sum())
+        self._projected = linalg.solve_triangular(root, products.to(exact), upper=False)
+        self._energy = float((crossed * kernel.flatten(2).to(large)).sum(dtype=exact))
 
     def second(self, rank: int) -> Tensor:
-        """Second factors (groups, Co/groups, rank, kw), of the moments' type."""
+        """Second factors (groups, Co/groups, rank, kw), of the type of their mean."""
         size = rank * self._width
         root, projected = self._root[:, :size, :size], self._projected[:, :size].float()
         solution = linalg.solve_triangular(root.mT, projected, upper=True).to(self._projected)
@@ -50,13 +53,13 @@ class NestedRefit:
         """The features made orthonormal under the inputs' covariance, each from itself and those before it.
 
         Returns:
-            Coefficients (groups, rank * kw, rank * kw) of the new features, and what each adds to the outputs
-            (groups, rank * kw, Co/groups), the same at every rank; of the moments' type.
+            Coefficients (groups, rank * kw, rank * kw), float32, of the new features, and what each adds to the outputs
+            (groups, rank * kw, Co/groups), the same at every rank.
         """
         size = rank * self._width
         root = self._root[:, :size, :size]
         combine = linalg.solve_triangular(root, torch.eye(size, dtype=root.dtype).expand_as(root), upper=False)
-        return combine.to(self._projected), self._projected[:, :size]
+        return combine, self._projected[:, :size]
 
     def squared_error(self, rank: int) -> float:
         """Mean squared error of the layer's outputs about their mean, summed over outputs."""

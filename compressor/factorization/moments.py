@@ -6,7 +6,7 @@ weight W is tr(G (W~ - W) C (W~ - W)^T): the mean squared change of the network'
 and G taken as independent.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,11 +19,12 @@ OUTPUT_FLOOR = 0.01
 
 @dataclass(frozen=True)
 class LayerMoments:
-    """Second moments of a layer, per group, float64.
+    """Second moments of a layer, per group, float64 but for the covariance.
 
     Attributes:
         covariance: of the inputs of one output position, (groups, n, n) with n = Ci/groups * kh * kw in the order of
-            the weight; positive definite. K-FAC's A, about the mean.
+            the weight; positive definite. K-FAC's A, about the mean. In single precision: it is by far the largest
+            matrix of a layer, and what its rounding changes is far below the floor.
         mean: of these inputs, (groups, n); factors can make up for it by their bias.
         outputs: of the gradients of the network's outputs at the layer's outputs, (groups, Co/groups, Co/groups);
             positive definite. K-FAC's G.
@@ -32,6 +33,18 @@ class LayerMoments:
     covariance: Tensor
     mean: Tensor
     outputs: Tensor
+    _crossed: list[Tensor] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def crossed(self, kernel: Tensor) -> Tensor:
+        """W C (groups, Co/groups, n), in the covariance's precision; kept, as every method asks for it.
+
+        Args:
+            kernel: the weight W (groups, Co/groups, ...) with n numbers an output.
+        """
+        weight = kernel.detach().flatten(2).to(self.covariance)
+        if not self._crossed or not torch.equal(self._crossed[0], weight):
+            self._crossed[:] = weight, weight @ self.covariance
+        return self._crossed[1]
 
 
 def with_floor(matrices: Tensor, share: float) -> Tensor:

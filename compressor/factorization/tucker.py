@@ -5,7 +5,6 @@ One rank drives both: it counts the larger channel side, and the other side foll
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -51,8 +50,7 @@ class TuckerFactors(Factors):
         self._layer = layer
         weight = weight_of(layer).detach().double().cpu()
         self._shape = tuple(weight.shape)
-        # Kept for refits at any rank; single precision halves what is by far the largest matrix of a layer.
-        self._moments = None if moments is None else replace(moments, covariance=moments.covariance.float())
+        self._moments = moments  # kept for refits at any rank
         self.max_rank = self.full_rank(self._shape, layer.groups)
         root_in, root_out = _roots(moments, self._shape)
         whitened = torch.einsum("oik,ij,op->pjk", weight.flatten(2), root_in, root_out)
@@ -73,18 +71,15 @@ class TuckerFactors(Factors):
         rank_out, rank_in = side_ranks(self._shape, rank)
         core, reduce = self._core[:rank_out, :rank_in], self._in[:, :rank_in].T
         expand, bias = self._out[:, :rank_out], layer.bias
-        if (moments := self._double_moments()) is not None:
+        if self._moments is not None:
             features = self._features(rank)
-            expand, bias = refit_layer(layer, moments, features, refit_of(layer, moments, features))
+            expand, bias = refit_layer(layer, self._moments, features, refit_of(layer, self._moments, features))
         core = core.unflatten(-1, self._shape[2:])
         return chain(
             make_pointwise(reduce.to(layer.weight), None, layer),
             make_conv(core.to(layer.weight), None, layer, 1, **geometry_of(layer)),
             make_pointwise(expand.to(layer.weight), bias, layer),
         )
-
-    def _double_moments(self) -> LayerMoments | None:
-        return self._moments and replace(self._moments, covariance=self._moments.covariance.double())
 
     def _features(self, rank: int) -> Tensor:
         """The last factor's inputs as combinations of a patch, (Rout, n)."""
@@ -93,8 +88,9 @@ class TuckerFactors(Factors):
 
     def squared_error(self, rank: int) -> float:
         """See `Factors.squared_error`."""
-        if (moments := self._double_moments()) is not None:
-            return refit_of(self._layer, moments, self._features(rank)).squared_error(side_ranks(self._shape, rank)[0])
+        if self._moments is not None:
+            refit = refit_of(self._layer, self._moments, self._features(rank))
+            return refit.squared_error(side_ranks(self._shape, rank)[0])
         # The side factors are orthonormal, so the error is the energy outside the kept core.
         rank_out, rank_in = side_ranks(self._shape, rank)
         squares = self._core.square()
@@ -113,4 +109,5 @@ def _roots(moments: LayerMoments | None, shape: Sequence[int]) -> tuple[Tensor, 
     if moments is None:
         return torch.eye(num_in, dtype=torch.float64), torch.eye(num_out, dtype=torch.float64)
     covariance = moments.covariance[0].reshape(num_in, positions, num_in, positions)
-    return linalg.cholesky(torch.einsum("ipjp->ij", covariance) / positions), linalg.cholesky(moments.outputs[0])
+    of_inputs = torch.einsum("ipjp->ij", covariance).double() / positions
+    return linalg.cholesky(of_inputs), linalg.cholesky(moments.outputs[0])

@@ -22,12 +22,13 @@ from compressor.fidelity.linear_model import LinearModel
 from compressor.network.hooks import fitting_with_gradients, watching
 from compressor.network.layers import Ranked, factorized_ranks
 from compressor.network.surgery import build_candidate, with_layer
-from compressor.process.memory import at_once
+from compressor.process.memory import at_once, release_memory
 from compressor.streams import Stream, generator
 
 BATCH_SIZE = 25
 MAX_GRADIENTS = 2 * 10**7  # by layers' outputs, which are held at once: 80 MB
-MIN_IMAGES = 4  # on which a layer's substitutes are compared, however large it is
+# Substitutes of a layer are compared on as many images as keep what is held of it below this, and on four at least.
+MAX_TRIED, MIN_IMAGES = 12 * 10**6, 4
 # What a backward pass costs, in forward passes; the count then agrees with measured times, see
 # benchmarks/studies/search/evaluation_cost.py.
 BACKWARD_PASSES = 1.5
@@ -73,6 +74,7 @@ class Linearizer:
             {rank: np.concatenate([part[1][layer][rank] for part in parts]) for rank in ranks_of_layer}
             for layer, ranks_of_layer in enumerate(others)
         ]
+        release_memory()
         each = 1 + BACKWARD_PASSES * residuals.shape[1] + float(np.mean([len(row) for row in others]))
         return LinearModel(residuals, changes, round(each * len(indices)))
 
@@ -126,7 +128,8 @@ class Linearizer:
 @dataclass(frozen=True)
 class _Held:
     """What is kept of one call of a layer: the images (b,), its inputs (n, ...), the gradients (p, n, ...) of the
-    directions by its outputs, and their inner products (b, p) with the outputs; n is b, or a multiple of it."""
+    directions by its outputs, rounded to 16 bits, and their inner products (b, p) with the outputs; n is b, or a
+    multiple of it."""
 
     images: Tensor
     inputs: Tensor
@@ -137,8 +140,9 @@ class _Held:
 class SingleLayerLosses:
     """The function norm with one layer alone replaced, to first order around the original; any number of substitutes.
 
-    Gradients are found for as many layers at once as MAX_GRADIENTS allow: ask for the layers in their order. A layer
-    whose own are more is tried on fewer images, MIN_IMAGES at least.
+    Gradients are found for as many layers at once as MAX_GRADIENTS allow: ask for the layers in their order. A large
+    layer is tried on fewer images. Gradients take half the memory, so that fewer passes do: substitutes are compared
+    by sums over thousands of numbers, which rounding to three digits hardly moves.
 
     Args:
         norm: the function norm on the images that losses are meant for.
@@ -189,7 +193,7 @@ class SingleLayerLosses:
             inputs, _ = self._norm.inputs_and_targets(indices)
             all_calls, outputs = _forward(self._original, chosen, inputs)
             values = torch.einsum("bk,bkp->bp", outputs, along.to(outputs.device))
-            slopes = _slopes(values, [output for calls in all_calls for _, output in calls])
+            slopes = _slopes(values, [output for calls in all_calls for _, output in calls], torch.bfloat16)
             for following, calls in zip(chosen, all_calls, strict=True):
                 for given, output in calls:
                     slope = next(slopes)
@@ -198,16 +202,16 @@ class SingleLayerLosses:
 
     def _images_of(self, name: str) -> Tensor:
         """The images that substitutes of a layer are tried on."""
-        return self._images[: max(MIN_IMAGES, MAX_GRADIENTS // max(1, self._sizes[name]))]
+        return self._images[: max(MIN_IMAGES, MAX_TRIED // max(1, self._sizes[name]))]
 
     def _measure_sizes(self) -> None:
-        """How many numbers are held for each layer and image."""
+        """How many numbers are held for each layer and image, gradients by halves."""
         example, _ = self._norm.inputs_and_targets(self._images[:1])
         self._batch_size = fitting_with_gradients(self._original, example, BATCH_SIZE)
         directions = self._along.shape[-1]
         all_calls, _ = _forward(self._original, self._names, example)
         for name, calls in zip(self._names, all_calls, strict=True):
-            self._sizes[name] = sum(given.numel() + directions * output.numel() for given, output in calls)
+            self._sizes[name] = sum(given.numel() + directions * output.numel() // 2 for given, output in calls)
 
 
 def _forward(candidate: nn.Module, names: Sequence[str], inputs: Tensor) -> tuple[list[Calls], Tensor]:
@@ -219,21 +223,25 @@ def _forward(candidate: nn.Module, names: Sequence[str], inputs: Tensor) -> tupl
         return found.clone()  # the next layer may work in place
 
     with watching([candidate.get_submodule(name) for name in names], keep), torch.enable_grad():
-        outputs = candidate(inputs.clone().requires_grad_())
+        outputs = candidate(inputs.requires_grad_().clone())  # it may work in place
     return list(calls.values()), outputs.reshape(len(inputs), -1).float()
 
 
-def _slopes(values: Tensor, outputs: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Gradients (p, b, ...) of values (b, p) with respect to each of the layers' outputs; zero where there are none."""
+def _slopes(values: Tensor, outputs: Sequence[Tensor], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+    """Gradients (p, b, ...) of values (b, p) with respect to each of the layers' outputs; zero where there are none.
+
+    They are of the outputs' type, or of `dtype`.
+    """
     count = values.shape[1]
     if not values.requires_grad:
-        return (output.new_zeros(count, *output.shape) for output in outputs)
+        return (output.new_zeros(count, *output.shape, dtype=dtype) for output in outputs)
     sums = values.sum(0)
-    rows = [torch.autograd.grad(sums[p], outputs, retain_graph=True, allow_unused=True) for p in range(count)]
-    return (
-        torch.stack([torch.zeros_like(output) if slope is None else slope for slope in slopes])
-        for output, *slopes in zip(outputs, *rows, strict=True)
-    )
+    found = [torch.empty(count, *output.shape, dtype=dtype or output.dtype, device=output.device) for output in outputs]
+    for number in range(count):
+        slopes = torch.autograd.grad(sums[number], outputs, retain_graph=True, allow_unused=True)
+        for kept, slope in zip(found, slopes, strict=True):
+            kept[number] = 0.0 if slope is None else slope
+    return iter(found)
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,8 @@ def prepare_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot create the folder {folder}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError for names with a zero byte
+        raise InputError(f"cannot create the folder {folder}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def require_writable(folder: Path) -> None:
@@ -63,7 +63,7 @@ def require_writable(folder: Path) -> None:
     Raises:
         InputError: the disk is full or read-only, or the folder is not ours to write into.
     """
-    place = next((above for above in (folder, *folder.absolute().parents) if above.is_dir()), folder)
+    place = next((above for above in (folder, *folder.absolute().parents) if os.path.isdir(above)), folder)
     try:
         with tempfile.TemporaryFile(dir=place) as probe:
             probe.write(b"0")
@@ -86,7 +86,7 @@ def claim_folder(folder: Path, wait_seconds: float = 0.0) -> Iterator[None]:
     Raises:
         InputError: another run holds it for longer, or it cannot be created or written into.
     """
-    missing = [above for above in (folder, *folder.absolute().parents) if not above.exists()]
+    missing = [above for above in (folder, *folder.absolute().parents) if not os.path.exists(above)]
     prepare_folder(folder)
     lock = _lock(folder, time.monotonic() + wait_seconds)
     try:

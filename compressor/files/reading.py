@@ -75,7 +75,7 @@ def parse_toml(text: str, source: str, what: str) -> dict[str, Any]:
     """
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOML's own, and Python's of numbers with thousands of digits
         raise InputError(f"{source} is not a {what}: no TOML ({error})") from error
     except RecursionError as error:
         raise InputError(f"{source} is not a {what}: TOML nested too deeply") from error

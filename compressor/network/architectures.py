@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
+from compressor.failures import explain_shortage
 from compressor.files import read_sealed, user_cache_dir, write_sealed
 from compressor.text import first_line, join_words
 
@@ -69,6 +70,8 @@ def import_torchvision() -> ModuleType:
             raise
         raise InputError("torchvision is not installed: pip install torch torchvision") from error
     except Exception as error:  # RuntimeError on its operators, OSError on its libraries, AttributeError after
+        if shortage := explain_shortage(error):
+            raise shortage from error
         raise InputError(
             f"torch {torch.__version__} and the installed torchvision do not belong together "
             f"({first_line(error)}): pip install --upgrade --force-reinstall torch torchvision"

@@ -227,6 +227,39 @@ def watching(modules: Sequence[nn.Module], on_call: Callable[[int, Tensor, Tenso
         yield
 
 
+def watch_batches(
+    network: nn.Module,
+    modules: Sequence[nn.Module],
+    batches: Iterable[Tensor],
+    on_call: Callable[[int, Tensor, Tensor, int], None],
+) -> None:
+    """Run the network on batches, and tell of every call of the modules.
+
+    A pass ends with the last of these calls: how many there are is seen in the first one, which runs to its end.
+
+    Args:
+        network: that runs.
+        modules: parts of it, or itself.
+        batches: inputs of the network (N, ...), which it may change.
+        on_call: given the module's index in `modules`, its input and output, and the number of images N.
+    """
+    calls, most, size = 0, 0, 0
+
+    def note(index: int, value: Tensor, output: Tensor) -> None:
+        nonlocal calls
+        on_call(index, value, output, size)
+        calls += 1
+        if calls == most:
+            raise Captured
+
+    with torch.inference_mode(), watching(modules, note):
+        for batch in batches:
+            calls, size = 0, len(batch)
+            with suppress(Captured):
+                network(batch)
+            most = most or calls
+
+
 @contextmanager
 def noting(
     modules: Iterable[nn.Module],

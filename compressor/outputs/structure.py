@@ -103,12 +103,11 @@ def find_outputs(network: nn.Module, example: Tensor) -> list[Output]:
         returned = network(example)
     tensors = named_tensors(returned)
     _require_tensors(returned, tensors)
-    if not isinstance(returned, Tensor) or returned.ndim != 2:
-        both = torch.cat([example, example])
-        alone = "the network takes one image, but not two"
-        with blaming(lambda reason: InputError(f"{alone} ({reason})")), torch.inference_mode():
-            tensors = named_tensors(network(both))
-        _require_rows(tensors, len(both))
+    both = torch.cat([example, example])
+    alone = "the network takes one image, but not two"
+    with blaming(lambda reason: InputError(f"{alone} ({reason})")), torch.inference_mode():
+        tensors = named_tensors(network(both))
+    _require_rows(tensors, len(both))
     return [Output(name, tuple(each.shape[1:]), each.is_floating_point()) for name, each in tensors.items()]
 
 

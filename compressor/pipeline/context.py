@@ -13,6 +13,7 @@ from compressor.channels.groups import ChannelGroup, find_groups
 from compressor.data.images import ImageSet, Unread
 from compressor.data.transforms import Transform
 from compressor.fidelity.structured.segmentation import class_map
+from compressor.network.calibration.gradients import OutputGradients
 from compressor.network.layers import FoundLayer
 from compressor.outputs.rows import view_of
 from compressor.outputs.structure import Output
@@ -109,6 +110,11 @@ class Context:
     def channel_groups(self) -> list[ChannelGroup]:
         """All groups of the original's layers with hidden channels between them; finding them takes up to a second."""
         return find_groups(self.original, self.example.to(self.device))
+
+    @cached_property
+    def gradients(self) -> OutputGradients:
+        """Of the original, on the calibration images."""
+        return OutputGradients(self.original, self.calibration, self.device, self.settings.search.seed)
 
     @property
     def class_map(self) -> Output | None:

@@ -14,6 +14,7 @@ from torch import nn
 from compressor.data.batches import from_batches
 from compressor.data.images import MAX_IMAGES, ImageSet
 from compressor.errors import InputError
+from compressor.failures import blaming
 from compressor.fidelity.accuracy_drop import DropCurve, Measurement
 from compressor.fidelity.label_check import LabelCheck, check_labels
 from compressor.fidelity.labels import require_labelled
@@ -45,7 +46,7 @@ from compressor.pipeline.settings import Settings, require_compatible
 from compressor.progress import Progress
 from compressor.report.verdict import at_least
 from compressor.search.evaluation.parallel import Workers
-from compressor.text import join_words
+from compressor.text import join_words, well_formed
 from exporters.providers import explain_absence
 from exporters.verify import require_opset
 
@@ -69,7 +70,7 @@ def prepare(  # noqa: PLR0913
     _require_usable(image_set, settings)
     _require_folder(Path(out), resume, overwrite)
     parts = divide_images(image_set, settings)
-    original = _without_selection(copy.deepcopy(model)).eval().requires_grad_(False).to(usable_device(settings.device))
+    original = _copied(model, usable_device(settings.device))
     progress = progress or Progress()
     original = _with_rows(_without_aux(original, settings, progress), parts[1], settings)
     checked = _check_labels(original, join(*parts[:2]), settings, progress)
@@ -102,6 +103,20 @@ def prepare(  # noqa: PLR0913
         training=training,
         resume=resume,
     )
+
+
+def _copied(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of the network that is ready for inference, on the device.
+
+    Raises:
+        InputError: it cannot be copied, as scripted and half-made ones, or has names that no file can hold.
+    """
+    with blaming(lambda reason: InputError(f"the network cannot be copied to {device} ({reason})")):
+        strange = [name for name in model.state_dict() if well_formed(name) != name]
+        original = _without_selection(copy.deepcopy(model)).eval().requires_grad_(False).to(device)
+    if strange:
+        raise InputError(f"the network's parameter {strange[0]!r} has a name that is not Unicode")
+    return original
 
 
 def _without_selection(original: nn.Module) -> nn.Module:

@@ -1,14 +1,17 @@
 """What a person may choose."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from compressor.cost.records import Cost
 from compressor.errors import InputError
 from compressor.factorization.records import FactorChoice, MethodChoice
 from compressor.fidelity.records import Fidelity
 from compressor.recovery.settings import TuneSettings
+from compressor.schema import Count, Natural, Positive
 from compressor.search.optimizer import SearchSettings
 from compressor.search.records import Form, TargetKind
 from compressor.workers.registry import DEFAULT_BACKEND, require_cluster
@@ -22,7 +25,7 @@ class Target:
     """What the result may cost or lose at most, in the units of `TargetRecord`."""
 
     kind: TargetKind
-    value: float
+    value: Positive
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Settings:
         tune: of the fine-tuning, by default none.
     """
 
-    gamma: float | None = None
+    gamma: Positive | None = None
     target: Target | None = None
     form: Form = "ratio"
     fidelity: Fidelity = "norm"
@@ -70,25 +73,25 @@ class Settings:
     provider: str = "cpu"
     method: MethodChoice = "auto"
     factors: FactorChoice | None = "auto"
-    calibration: int = 400
+    calibration: Natural = 400
     recalibrate: bool = True
-    rank_multiple: int | None = 1
+    rank_multiple: Count | None = 1
     layers: Sequence[str] = ()
     skip: Sequence[str] = ()
-    prune_fraction: float | None = 0.0
+    prune_fraction: Annotated[float, Field(ge=0, lt=1)] | None = 0.0
     device: str = "cpu"
-    threads: int = 1
-    batch_size: int = 1
+    threads: Count = 1
+    batch_size: Count = 1
     precisions: Sequence[Precision] = ("fp32",)
     formats: Sequence[FileFormat] = ("onnx",)
     zip: bool = False
-    opset: int | None = None
-    static_batch: int | None = None
+    opset: Count | None = None
+    static_batch: Count | None = None
     normalize: Literal["outside", "in-graph"] = "outside"
-    workers: int = 1
+    workers: Count = 1
     backend: str = DEFAULT_BACKEND
     cluster: str | None = None
-    max_memory_bytes: float | None = None
+    max_memory_bytes: Positive | None = None
     search: SearchSettings = field(default_factory=SearchSettings)
     tune: TuneSettings = field(default_factory=TuneSettings)
 
@@ -103,12 +106,27 @@ class Settings:
         return self.calibration if self.factors != "weight" or self.recalibrate else 0
 
 
+def require_known(settings: Settings) -> None:
+    """Check that each choice is one that there is; the command line has done so for its own.
+
+    Raises:
+        InputError: one is not; the sentence names the setting.
+    """
+    try:
+        TypeAdapter(Settings).validate_python(asdict(settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
+        raise InputError(f"the setting {name} cannot be {first['input']!r}: {first['msg']}") from error
+
+
 def require_compatible(settings: Settings) -> None:
-    """Check that choices go together.
+    """Check that choices are known, and go together.
 
     Raises:
         InputError: they do not; the sentence names the options.
     """
+    require_known(settings)
     if settings.opset is not None and settings.opset < MIN_INT8_OPSET and "int8" in settings.precisions:
         raise InputError(
             f"--precision int8 needs --opset {MIN_INT8_OPSET} or above, where a weight can have one scale per channel"

@@ -27,28 +27,28 @@ from compressor.factorization.layers.kinds import Layer, groups_of, set_weight, 
 from compressor.factorization.least_squares import NestedRefit
 from compressor.factorization.moments import INPUT_FLOOR, raise_floor_
 from compressor.factorization.registry import METHODS
-from compressor.factorization.two_factor import first_factor
+from compressor.factorization.two_factor import first_factor, leading_directions
 from compressor.fidelity.function_norm import FunctionNorm
+from compressor.network.calibration.gradients import KEPT_BYTES, OutputGradients
+from compressor.network.calibration.moments import (
+    MAX_ROWS,
+    RunningMoments,
+    chunks,
+    has_moments,
+    make_moments,
+    output_bytes,
+    rows_of_batch,
+)
 from compressor.network.hooks import (
     OutputPositions,
     batches,
     in_order_of_use,
     position_generators,
     sample_positions,
-    watching,
+    watch_batches,
 )
 from compressor.network.layers import FoundLayer
 from compressor.network.replay import Cuts, Replay
-from compressor.network.statistics import (
-    MAX_ROWS,
-    RunningMoments,
-    chunks,
-    gradient_moments,
-    has_moments,
-    make_moments,
-    output_bytes,
-    rows_of_batch,
-)
 from compressor.network.surgery import replace_layer
 from compressor.process.memory import release_memory
 from compressor.recovery.records import ReconstructionRecord, ReconstructionStep, StepKind
@@ -66,7 +66,8 @@ class _Goal:
     Attributes:
         layer: the layer.
         rows: per batch the sampled output positions, and the original's outputs there (rows, Co).
-        weights: of these outputs in the loss (see `gradient_moments`); None where only the last factor is refitted.
+        weights: of these outputs in the loss (see `OutputGradients.by_position`); None where only the last factor is
+            refitted.
     """
 
     layer: FoundLayer
@@ -86,6 +87,7 @@ class Reconstruction:
         check: function norm on other images; steps that do not lower it are undone.
         device: where to compute.
         seed: seed of the output positions that are sampled.
+        gradients: of the original on the calibration images, for who has them already.
         on_step: called with the number of layers done and the progress in words.
         steps: the steps so far.
     """
@@ -97,6 +99,7 @@ class Reconstruction:
     check: FunctionNorm
     device: torch.device
     seed: int = 0
+    gradients: OutputGradients | None = None
     on_step: Callable[[int, str], None] = lambda count, text: None
     steps: list[ReconstructionStep] = field(default_factory=list)
 
@@ -136,9 +139,10 @@ class Reconstruction:
 
     def _goals(self, layers: Sequence[FoundLayer]) -> Iterator[_Goal]:
         """The goals of the layers; the original runs once for as many as fit into memory."""
-        for outer in chunks(layers, output_bytes):
+        gradients = self.gradients or OutputGradients(self.original, self.calibration, self.device, self.seed)
+        for outer in chunks(layers, output_bytes, KEPT_BYTES):
             both = [layer for layer in outer if _has_both(layer)]
-            weights = gradient_moments(self.original, both, self.calibration, self.device, self.seed) if both else {}
+            weights = gradients.by_position([layer.name for layer in both])
             for chunk in chunks(outer, _row_bytes):
                 rows = self._outputs_of_original(chunk)
                 for layer in chunk:
@@ -150,20 +154,21 @@ class Reconstruction:
         generators = position_generators(self.seed, len(layers))
         seen: set[int] = set()
 
-        def keep(number: int, _value: Tensor, output: Tensor) -> None:
+        def each() -> Iterator[Tensor]:
+            for batch in batches(self.calibration, self.device):
+                seen.clear()
+                yield batch
+
+        def keep(number: int, _value: Tensor, output: Tensor, size: int) -> None:
             layer = layers[number]
             if number in seen:  # a layer called twice is refitted on its first call
                 return
             seen.add(number)
-            count = rows_of_batch(len(batch), len(self.calibration))
+            count = rows_of_batch(size, len(self.calibration))
             positions = sample_positions(layer.module, output, count, generators[number])
             rows[layer.name].append((positions, positions.of_output(output)))
 
-        modules = [self.original.get_submodule(layer.name) for layer in layers]
-        with torch.inference_mode(), watching(modules, keep):
-            for batch in batches(self.calibration, self.device):
-                seen.clear()
-                self.original(batch)
+        watch_batches(self.original, [self.original.get_submodule(layer.name) for layer in layers], each(), keep)
         return rows
 
     def _refit_together(self, goals: Sequence[_Goal]) -> None:
@@ -319,8 +324,8 @@ def _with_both_refitted(layer: FoundLayer, module: nn.Module, moments: RunningMo
     kernel = factors.kernel(substitute).double().cpu()
     present = first_factor(module, layer.num_groups).double().cpu()
     rank = present.shape[1]
-    starts = [present, factors(substitute, metric, limit=rank).first(rank)]
-    start = max(starts, key=lambda first: NestedRefit(kernel, metric, first.double()).kept(metric.outputs))
+    starts = [present, leading_directions(kernel, metric)[:, :rank]]
+    start = max(starts, key=lambda first: NestedRefit(kernel, metric, first).kept(metric.outputs))
     return factors.with_first(substitute, metric, alternate(kernel, metric, start)).build(rank)
 
 
@@ -335,11 +340,12 @@ def solve(moments: RunningMoments, present: Tensor, floor: float) -> tuple[Tenso
     Returns:
         The weight, of the shape of `present`, and the bias (Co,), both float64.
     """
-    covariance = moments.covariance()
+    # Above the floor of factors single precision is enough, and takes half the time and memory.
+    covariance = moments.covariance(torch.float32 if floor >= INPUT_FLOOR else torch.float64)
     ridge = raise_floor_(covariance, floor)
     weight = present.detach().double().cpu().reshape(moments.groups, -1, covariance.shape[-1])
-    cross = moments.cross_covariance() + ridge[:, None, None] * weight.mT
-    solution = torch.stack([_solve_in_place(*group) for group in zip(covariance, cross, strict=True)])
+    cross = (moments.cross_covariance() + ridge[:, None, None] * weight.mT).to(covariance)
+    solution = torch.stack([_solve_in_place(*group) for group in zip(covariance, cross, strict=True)]).double()
     bias = moments.target_mean() - (moments.mean()[:, None] @ solution)[:, 0]
     return solution.mT.reshape(present.shape), bias.flatten()
 

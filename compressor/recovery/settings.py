@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from compressor.recovery.records import Schedule, TuneTarget
+from compressor.schema import Count, Natural, Positive
 
 PAPER_RATE = 1e-4
 # Rates at which the schedules did best on ResNet-18 at 5 % of its weights, see docs/results.md.
@@ -25,12 +26,12 @@ class TuneSettings:
             check images, stay in float32.
     """
 
-    epochs: int = 0
+    epochs: Natural = 0
     by: TuneTarget = "teacher"
     schedule: Schedule = "cosine"
-    learning_rate: float | None = None
-    batch_size: int = 32
-    patience: int = 3
+    learning_rate: Positive | None = None
+    batch_size: Count = 32
+    patience: Count = 3
     autocast: bool = False
 
     @property

@@ -1,9 +1,12 @@
 """Settings of the search."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from compressor.errors import InputError
+from compressor.schema import Count, Natural, Positive
 from compressor.search.acquisition.registry import ACQUISITIONS, PAC
 from compressor.search.dimension import Coordinates
 from compressor.search.records import Certificate, SurrogateChoice
@@ -48,15 +51,15 @@ class SearchSettings:
         InputError: no such acquisition function.
     """
 
-    delta: float = 0.05
+    delta: Positive = 0.05
     delta_is_relative: bool = True
-    epsilon: float | None = None
+    epsilon: Annotated[float, Field(gt=0, lt=1)] | None = None
     certificate: Certificate = "joint"
     acquisition: str = PAC
-    samples: int = 50
-    candidates: int = 1
-    max_evaluations: int = 200
-    max_seconds: float | None = None
+    samples: Annotated[int, Field(ge=2)] = 50
+    candidates: Count = 1
+    max_evaluations: Count = 200
+    max_seconds: Positive | None = None
     coordinates: Coordinates = "log"
     start: StartChoice = "sensitivity"
     surrogate: SurrogateChoice = "log"
@@ -66,7 +69,7 @@ class SearchSettings:
     excess_noise: bool = True
     remeasure: bool = True
     refine: bool = True
-    seed: int = 0
+    seed: Natural = 0
 
     def __post_init__(self) -> None:
         if self.acquisition not in ACQUISITIONS:

@@ -1,15 +1,17 @@
 """What a sweep leaves in its folder: the list of jobs, a folder and a log of each, the table and the page."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+
+from pydantic import ValidationError, field_validator
 
 from compressor.errors import InputError
 from compressor.files import check_folder, prepare_folder, read_sealed, remove_leftovers, write_sealed
 from compressor.files.writing import PARTIAL
 from compressor.pipeline.outputs import remove_outputs, require_replaceable
+from compressor.schema import Record
 from compressor.sweep.jobs import LIST, Job
 from compressor.version import VERSION
 
@@ -17,6 +19,7 @@ LOGS = "logs"  # a folder
 TABLE, RECORD, PAGE = "sweep.csv", "sweep.json", "sweep.html"
 FILES = (LIST, TABLE, RECORD, PAGE)
 WHAT = "list of a sweep's jobs"
+FOLDER = re.compile(r"[\w+][\w.+-]*")
 
 
 def log_of(out: Path, job: str) -> Path:
@@ -24,24 +27,61 @@ def log_of(out: Path, job: str) -> Path:
     return out / LOGS / f"{job}.log"
 
 
-def read_jobs(out: Path) -> dict[str, Job]:
-    """The jobs of a sweep by their names; none where there is no list of them.
+class ModelFile(Record):
+    """What tells that a model is still the same file; reading thousands of them whole would take long."""
+
+    label: str
+    bytes: int
+    modified_ns: int
+
+
+class _JobList(Record):
+    """What `jobs.json` holds beside its checksum."""
+
+    version: str
+    models: dict[str, ModelFile]
+    jobs: list[Job]
+
+    @field_validator("jobs")
+    @classmethod
+    def _name_folders(cls, jobs: list[Job]) -> list[Job]:
+        """A job's name is that of its folder, which --overwrite removes: it must not lead elsewhere."""
+        for job in jobs:
+            if not FOLDER.fullmatch(job.name) or job.name in (*FILES, LOGS):
+                raise ValueError(f"{job.name!r} is no name of a job")
+        return jobs
+
+
+def _read_list(out: Path) -> _JobList:
+    """The list of a sweep's jobs, empty where there is none.
 
     Raises:
-        InputError: the list was altered, or is another version's.
+        InputError: it was altered, or is another version's.
     """
     if not (out / LIST).exists():
-        return {}
+        return _JobList(version=VERSION, models={}, jobs=[])
     content = read_sealed(out / LIST, WHAT)
     version = content.get("version")
     if version != VERSION:
         raise InputError(f"{out} holds a sweep of bocompress {version}, this is {VERSION}: choose another --out")
-    return {job["name"]: Job(**{**job, "arguments": tuple(job["arguments"])}) for job in content["jobs"]}
+    try:
+        return _JobList.model_validate(content)
+    except ValidationError as error:
+        raise InputError(f"{out / LIST} is not a {WHAT}: {error.errors()[0]['msg']}") from error
 
 
-def read_models(out: Path) -> dict[str, Any]:
-    """Label, size and time of every model of a sweep, by its absolute path."""
-    return dict(read_sealed(out / LIST, WHAT)["models"]) if (out / LIST).exists() else {}
+def read_jobs(out: Path) -> dict[str, Job]:
+    """The jobs of a sweep by their names; none where there is no list of them; errors as of `read_models`."""
+    return {job.name: job for job in _read_list(out).jobs}
+
+
+def read_models(out: Path) -> dict[str, ModelFile]:
+    """Label, size and time of every model of a sweep, by its absolute path.
+
+    Raises:
+        InputError: the list of jobs was altered, or is another version's.
+    """
+    return _read_list(out).models
 
 
 def write_jobs(out: Path, jobs: Mapping[str, Job], labels: Mapping[Path, str]) -> None:
@@ -61,14 +101,13 @@ def write_jobs(out: Path, jobs: Mapping[str, Job], labels: Mapping[Path, str]) -
         found = _describe_model(path, label)
         if models.setdefault(str(path.absolute()), found) != found:
             raise InputError(f"{path} has changed since the sweep in {out} began: choose another --out")
-    listed = [asdict(job) for job in jobs.values()]
-    write_sealed(out / LIST, {"version": VERSION, "models": models, "jobs": listed})
+    listed = _JobList(version=VERSION, models=models, jobs=list(jobs.values()))
+    write_sealed(out / LIST, listed.model_dump(mode="json"))
 
 
-def _describe_model(model: Path, label: str) -> dict[str, Any]:
-    """What tells that a model is still the same file; reading thousands of them whole would take long."""
+def _describe_model(model: Path, label: str) -> ModelFile:
     status = os.stat(model)
-    return {"label": label, "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
+    return ModelFile(label=label, bytes=status.st_size, modified_ns=status.st_mtime_ns)
 
 
 def require_sweep_folder(out: Path, resume: bool, overwrite: bool) -> None:

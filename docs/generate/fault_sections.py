@@ -9,7 +9,7 @@ def hard(study: Study) -> str:
     about = (
         "`make test-hard` makes them at random from good ones, by a seed. Refused: in one sentence, with nothing "
         "changed. Right: read as what they say, or ended as an undisturbed run does. There is no third outcome, or "
-        f"the test fails. {machine(study)}"
+        f"the test fails. {machine(study)} The tests take {study['processor_seconds']:,.0f} s of processor time."
     )
     columns = {
         "what": lambda r: r["kind"],

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -205,7 +206,7 @@ def detect(path: Path, paths: list[Path], threshold: float, masks: Path | None) 
         masks: folder for masks; None for none.
     """
     infer = load_infer(path.resolve().parent)
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     model = infer.Model(path)
     choose = find(model, path)
@@ -215,7 +216,7 @@ def detect(path: Path, paths: list[Path], threshold: float, masks: Path | None) 
     for file in files:
         try:
             inputs = model.read(file)[None]
-            with Image.open(file) as image:
+            with infer.open_image(file) as image:
                 place = Place(model, ImageOps.exif_transpose(image).size)
         except Exception as error:
             failed += 1
@@ -246,6 +247,8 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, default=0.5, help="smallest score that is printed")
     parser.add_argument("--masks", type=Path, help="folder for the masks, where the file gives some")
     options = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files as they are, UTF-8 or not
     try:
         failed = detect(options.model, options.paths, options.threshold, options.masks)
     except Exception as error:

@@ -11,6 +11,7 @@ read from the file's metadata.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -28,6 +29,7 @@ ort.disable_telemetry_events()
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 MODES = {"gray": "L", "RGB": "RGB", "RGBA": "RGBA"}
 SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".pnm", ".tif", ".tiff", ".webp", ".avif"}
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000", "TGA")
 FREE_BATCH = 8
 REDUCING_GAP = 4.0
 MAX_ASPECT = 4.0
@@ -63,7 +65,7 @@ class Model:
 
     def read_image(self, file: Path) -> Any:
         """The image as float32 of shape (channels, height, width), as the file takes it."""
-        with Image.open(file) as image:
+        with open_image(file) as image:
             resized, _ = self.resized_size(image.size)
             if image.format == "JPEG":  # decodes large pictures at a half, a quarter or an eighth
                 image.draft(None, (round(REDUCING_GAP * resized[0]), round(REDUCING_GAP * resized[1])))
@@ -149,6 +151,18 @@ class Model:
     def name(self, index: int, count: int) -> str:
         """The class of this index, by its name where the file has as many names as there are outputs, `count`."""
         return str(self.names[index]) if len(self.names) == count else str(index)
+
+
+def open_image(file: Path) -> Image.Image:
+    """An image, not decoded yet, of one of the formats that Pillow decodes by itself: for PostScript it runs a program.
+
+    Raises:
+        ValueError: the file is a pipe or a device, whose end may never come.
+    """
+    if not file.is_file():
+        raise ValueError("no regular file")
+    Image.init()
+    return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def is_image(file: Path) -> bool:
@@ -250,6 +264,8 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=1, help="classes to print for each image")
     parser.add_argument("--masks", type=Path, help="folder for the classes of pixels, where the file gives them")
     options = parser.parse_args()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files as they are, UTF-8 or not
     try:
         model = Model(options.model)
         files = list(list_clips(options.paths) if model.frames else list_files(options.paths))

@@ -11,7 +11,8 @@ from compressor.errors import BocompressError
 from compressor.failures import blaming
 from exporters.providers import available_providers
 from exporters.runtimes.base import OpenedModel, Run
-from exporters.session import CPU, model_name, open_session
+from exporters.session import CPU, model_name, open_session, run_within
+from exporters.strangers import SECONDS_ALLOWED
 
 
 class OnnxRuntime:
@@ -31,8 +32,12 @@ class OnnxRuntime:
         load_ms = (time.perf_counter_ns() - began) / 1e6
         what = f"{model_name(model)} does not run on inputs of shape {list(batch.shape)}"
         with blaming(lambda reason: BocompressError(f"{what}: {reason}")):
-            run = _bind_on_host(session, batch) if provider == CPU else _bind_on_device(session, batch)
-            run()
+            if provider == CPU:
+                run = _bind_on_host(session, batch)
+                run_within(session, None, {session.get_inputs()[0].name: batch}, SECONDS_ALLOWED * len(batch))
+            else:
+                run = _bind_on_device(session, batch)
+                run()
         return OpenedModel(run, load_ms)
 
 

@@ -18,6 +18,7 @@ from compressor.channels.refitting import moments_of, readers_in_order, wanted_r
 from compressor.channels.statistics import reader_moments
 from compressor.data.batches import from_batches
 from compressor.fidelity.function_norm import FunctionNorm
+from compressor.network.calibration.gradients import OutputGradients
 from compressor.network.macs import count_macs
 
 CPU = torch.device("cpu")
@@ -58,7 +59,7 @@ class Subject:
     @cached_property
     def factors(self) -> list[ChannelFactors]:
         readers = {name: group.num_units for group in self.groups for name in group.reader_names}
-        moments = reader_moments(self.model, readers, self.fit, CPU, 0)
+        moments = reader_moments(OutputGradients(self.model, self.fit, CPU, 0), readers)
         return [
             ChannelFactors(group, {name: self.model.get_submodule(name) for name in group.reader_names}, moments)
             for group in self.groups

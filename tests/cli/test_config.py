@@ -153,6 +153,7 @@ def test_options_that_are_left_out_stand_there_as_comments() -> None:
         ("data = {a = 1}", ["data: {'a': 1} is neither"]),
         ("form = 'product'", ["form: 'product' is not one of"]),
         ("no toml", ["no TOML"]),
+        (f"samples = {'9' * 5000}", ["no TOML"]),
         ("config = 'other.toml'", ["no option 'config'"]),
     ],
 )

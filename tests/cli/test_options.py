@@ -23,7 +23,7 @@ from tests.cli.outcomes import SMALL
         ("--max-evaluations", ["0"]),
         ("--max-seconds", ["0", "-1"]),
         ("--seed", ["-1", "x"]),
-        ("--threads", ["0"]),
+        ("--threads", ["0", "9" * 5000]),
         ("--batch-size", ["0"]),
         ("--form", ["product"]),
         ("--method", ["svd", ""]),

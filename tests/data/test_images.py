@@ -296,6 +296,7 @@ def test_targets_that_are_no_labels_are_left_out():
     [
         ([], "hold no inputs"),
         ([torch.ones(0, 3)], "hold no inputs"),
+        (7, "iterable of batches, not int"),
         (["cat.jpg"], "not str"),
         ([{"pixels": torch.ones(1, 2)}], "not dict"),
         ([[]], "not list"),
@@ -303,6 +304,7 @@ def test_targets_that_are_no_labels_are_left_out():
         ([torch.ones(2, 3, dtype=torch.uint8)], "not uint8"),
         ([torch.ones(3)], r"of shape \(3,\)"),
         ([torch.tensor([[1.0], [float("nan")]])], "NaN or infinite"),
+        ([torch.tensor([[1.0, 1e300]], dtype=torch.float64)], "beyond what float32 holds"),
     ],
 )
 def test_bad_batches(batches, words):

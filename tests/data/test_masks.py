@@ -13,6 +13,7 @@ from compressor.data.images import VOID, ImageSet
 from compressor.data.listing import scan
 from compressor.data.masks import find_masks, load_with_masks
 from compressor.data.transforms import Transform
+from compressor.errors import ShortageError
 
 TRANSFORM = Transform(16, 16)
 
@@ -104,7 +105,7 @@ def test_photographs_without_masks_are_left_out(tmp_path: Path) -> None:
     mask(tmp_path / "masks" / "0.png", (50, 24))
     images = load(tmp_path)
     assert len(images) == 3
-    assert any("1 images without a mask" in note for note in images.notes)
+    assert any("1 image without a mask" in note for note in images.notes)
     assert any("0.png has 24 x 50 pixels" in note for note in images.notes)
 
 
@@ -145,3 +146,13 @@ def test_batches_from_python_may_hold_masks() -> None:
     assert images.masks is not None
     assert int(images.masks[0, 0, 0]) == VOID
     assert torch.equal(images.masks[1:].long(), given[1:])
+
+
+def test_short_memory_is_not_blamed_on_a_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object) -> np.ndarray:
+        raise MemoryError
+
+    pairs(tmp_path)
+    monkeypatch.setattr("compressor.data.masks._class_numbers", short)
+    with pytest.raises(ShortageError):
+        load(tmp_path)

@@ -8,10 +8,10 @@ from torch import nn
 
 from compressor.factorization.layers.kinds import groups_of, set_weight, weight_of
 from compressor.factorization.registry import METHODS, applicable_methods
+from compressor.network.calibration.moments import RunningMoments, make_moments
 from compressor.network.hooks import sample_positions
 from compressor.network.layers import find_layers
 from compressor.network.macs import count_macs
-from compressor.network.statistics import RunningMoments, make_moments
 from tests.factorization.kinds import inputs_of, plain, transposed
 
 EXACT = 1e-4

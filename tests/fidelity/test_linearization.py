@@ -117,6 +117,7 @@ def test_losses_of_a_linear_network_with_one_layer_replaced_are_exact(
     limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linearize, "MAX_GRADIENTS", limit)
+    monkeypatch.setattr(linearize, "MAX_TRIED", limit)
     net = Net(linear_net())
     names = [layer.name for layer in net.layers]
     alone = SingleLayerLosses(net.norm, net.network, names, 10)
@@ -126,7 +127,7 @@ def test_losses_of_a_linear_network_with_one_layer_replaced_are_exact(
             substitute = net.factors[name].build(rank)
             found = alone(name, substitute)
             truth = net.norm.losses(with_layer(net.network, name, substitute), images).mean
-            assert found == pytest.approx(truth, rel=1e-4)
+            assert found == pytest.approx(truth, rel=1e-2)  # gradients are rounded to 16 bits
         assert len(alone._held) == (1 if limit == 1 else len(names))
 
 

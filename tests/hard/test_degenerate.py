@@ -1,6 +1,8 @@
 """Networks that are broken in themselves: a run ends with a plan or one sentence, and its search goes past NaN."""
 
 import copy
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from compressor import InputError, Settings, compress
 from compressor.errors import ShortageError
@@ -85,6 +88,67 @@ def test_a_degenerate_network_ends_in_a_plan_or_a_sentence(name: str, tmp_path: 
     assert result.report.search.evaluations >= 1
     with torch.inference_mode():
         assert result.model(make_images(2).data).shape == (2, CLASSES)
+
+
+class Odd(nn.Module):
+    """The network, whose outputs, or inputs, something is done to."""
+
+    def __init__(self, change: Callable[[torch.Tensor, torch.Tensor], object]) -> None:
+        super().__init__()
+        self.network, self.change = make_network(), change
+
+    def forward(self, x: torch.Tensor) -> object:
+        return self.change(self.network(x), x)
+
+
+def locked() -> nn.Module:
+    network = make_network()
+    vars(network)["lock"] = threading.Lock()
+    return network
+
+
+def half_pruned() -> nn.Module:
+    network = make_network()
+    prune.l1_unstructured(network[0], "weight", 0.5)
+    return network
+
+
+ODD: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "one row": (lambda: Odd(lambda y, x: y[:1]), r"shape \[1, 5\] for a batch of 2"),
+    "rows as columns": (lambda: Odd(lambda y, x: y.T), r"shape \[5, 2\] for a batch of 2"),
+    "a lock": (locked, "cannot be copied to cpu"),
+    "no weights yet": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(CLASSES)), "cannot be copied to cpu"),
+    "no values": (lambda: make_network().to("meta"), "cannot be copied to cpu"),
+    "scripted": (lambda: torch.jit.script(make_network()), "cannot be copied to cpu"),
+    "half pruned": (half_pruned, "cannot be copied to cpu"),
+    "no Unicode": (lambda: nn.Sequential(OrderedDict({"\udcff": make_network()})), "a name that is not Unicode"),
+}
+
+
+@pytest.mark.parametrize("name", [*ODD])
+def test_a_network_that_cannot_be_compressed_is_refused_in_a_sentence(name: str, tmp_path: Path) -> None:
+    make, reason = ODD[name]
+    with pytest.raises(InputError, match=reason):
+        compress(make(), make_images(IMAGES), tmp_path / "out")
+    assert not [*tmp_path.iterdir()]
+
+
+def tied() -> nn.Module:
+    first, second = nn.Linear(3 * 12 * 12, 32), nn.Linear(32, 32)
+    third = nn.Linear(32, 32)
+    third.weight = second.weight
+    return nn.Sequential(nn.Flatten(), first, second, third, nn.Linear(32, CLASSES))
+
+
+@pytest.mark.parametrize("make", [tied, lambda: Odd(lambda y, x: (y, x.zero_())[0])])
+def test_networks_that_share_weights_or_write_into_their_inputs_are_compressed(
+    make: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    settings, images = Settings(search=SearchSettings(max_evaluations=2, samples=4), calibration=8), make_images(IMAGES)
+    with without_measuring():
+        result = compress(make(), images, tmp_path / "out", settings)
+    assert result.report.search is not None
+    assert torch.equal(images.held, make_images(IMAGES).held)
 
 
 class NotANumber(nn.Module):

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ import torch
 from PIL import Image
 from torchvision.models import squeezenet1_1
 
+from compressor.cli.commands import export
+from compressor.data.boxes.coco import load_with_boxes
 from compressor.data.folders import load_folder
 from compressor.data.transforms import Transform
 from compressor.errors import BocompressError, InputError
@@ -26,8 +29,12 @@ from compressor.pipeline.plan import Plan, read_plan
 from compressor.pipeline.recipe import Recipe, load_recipe, recipe_text
 from compressor.report.page import read_report, render_report
 from compressor.search.evaluation.journal import Journal
+from compressor.sweep.jobs import Job
+from compressor.sweep.outputs import read_jobs
 from compressor.text import printable
-from tests.hard.mutations import json_texts, mutate_bytes, mutate_lines, mutate_value
+from compressor.version import VERSION
+from exporters.feeding import class_names_of, transform_of
+from tests.hard.mutations import VALUES, json_texts, mutate_bytes, mutate_lines, mutate_value
 from tests.report.examples import make_report
 
 FEW, CLASSES = 6, 4
@@ -99,6 +106,84 @@ def test_recipes(count: int, tmp_path: Path, tally: Callable[..., None]) -> None
         return isinstance(load_recipe(str(path)), Recipe)
 
     tally("recipes", **try_all(recipes(count), tmp_path / "recipe.toml", read))
+
+
+TOML_VALUES = (
+    *("nan", "inf", "-1", "0", "1e400", "2024-01-01", "[]", "[[]]", "{}", "''", "true", "9" * 5000, "[1, 2, 3]"),
+    *(r'"\u0000"', r'"\u001b[31m"', "'auto'", "1.5", "0x10", "['a', 'b']", "'" + "a" * 5000 + "'", "'\u0663'"),
+)
+
+
+@counts(300)
+def test_configurations(count: int, tmp_path: Path, invoke: Callable[..., Any], tally: Callable[..., None]) -> None:
+    """Options of a file that hold what nobody would type: printed as they are understood, or refused."""
+    rng, path, found = random.Random(13), tmp_path / "run.toml", {0: 0, 2: 0}
+    names = [max(option.opts, key=len).lstrip("-") for option in export.params]
+    for _ in range(count):
+        path.write_text("".join(f"{name} = {rng.choice(TOML_VALUES)}\n" for name in rng.sample(names, 2)))
+        found[invoke("bocompress-export", "model.pt", "--config", path, "--print-config").exit_code] += 1
+    tally("options in files", tried=count, refused=found[2], right=found[0])
+
+
+COCO = {
+    "images": [{"id": 0, "file_name": "0.png", "width": 40, "height": 30}],
+    "categories": [{"id": 1, "name": "cat"}],
+    "annotations": [{"image_id": 0, "category_id": 1, "bbox": [4, 3, 20, 9], "iscrowd": 0}],
+}
+
+
+@counts(200)
+def test_annotations(count: int, tmp_path: Path, tally: Callable[..., None]) -> None:
+    Image.new("RGB", (40, 30), (9, 90, 200)).save(tmp_path / "0.png")
+
+    def read(path: Path) -> bool:
+        found = load_with_boxes(path.parent, Transform(16, 16), 4, 0, 3)
+        return found.boxes is None or all(bool(each.isfinite().all()) for each in found.boxes)
+
+    tally("annotations of boxes", **try_all(json_texts(COCO, count, 14), tmp_path / "instances.json", read))
+
+
+JOBS = {"version": VERSION, "models": {"/a.pt": {"label": "a", "bytes": 9, "modified_ns": 9}}, "jobs": [
+    {"name": "a-seed-0", "model": "a.pt", "arguments": ["--seed", "0"], "asked": "", "seed": 0},
+]}  # fmt: skip
+
+
+@counts(200)
+def test_lists_of_jobs(count: int, tmp_path: Path, tally: Callable[..., None]) -> None:
+    """Altered by one who also makes the checksum anew."""
+    rng = random.Random(15)
+
+    def forged() -> Iterator[bytes]:
+        for _ in range(count):
+            changed = mutate_value(JOBS, rng)
+            with suppress(RecursionError):  # deeper than JSON can be written
+                write_sealed(tmp_path / "jobs.json", changed if isinstance(changed, dict) else {"jobs": changed})
+            yield (tmp_path / "jobs.json").read_bytes()
+
+    def read(path: Path) -> bool:
+        return all("/" not in name and isinstance(job, Job) for name, job in read_jobs(path.parent).items())
+
+    tally("lists of a sweep's jobs", **try_all(forged(), tmp_path / "jobs.json", read))
+
+
+METADATA = {
+    **{"input_height": "8", "input_width": "8", "resize_size": "9", "interpolation": "bilinear", "input_frames": "4"},
+    **{"mean": "[0.5]", "std": "[0.5]", "value_range": "[0, 1]", "normalization": "outside", "class_names": '["a"]'},
+}
+
+
+@counts(300)
+def test_metadata(count: int, tally: Callable[..., None]) -> None:
+    """What an ONNX file says of its input: understood, or taken as if it said nothing."""
+    rng, right = random.Random(16), 0
+    for _ in range(count):
+        key = rng.choice([*METADATA])
+        value = mutate_bytes(METADATA[key].encode(), rng).decode("utf-8", errors="replace")
+        found = transform_of({**METADATA, key: rng.choice((value, str(rng.choice(VALUES))))})
+        assert found is None or (min(found.std) > 0 and min(found.shape) > 0)
+        class_names_of({"class_names": value})
+        right += found is not None
+    tally("metadata of ONNX files", tried=count, refused=count - right, right=right)
 
 
 HEADER = {"journal_version": 1, "weights": "abc", "layers": [["fc", "svd", 9]]}

@@ -19,6 +19,7 @@ from compressor.network.hooks import (
     noting,
     output_of,
     sample_positions,
+    watch_batches,
     watching,
 )
 
@@ -216,3 +217,16 @@ def test_hooks_are_removed_also_where_registering_one_fails() -> None:
     with attached([layer.register_forward_hook(lambda *_: None)]):
         assert len(layer._forward_hooks) == 1
     assert not layer._forward_hooks
+
+
+def test_passes_end_with_the_last_call_of_what_is_watched() -> None:
+    """The first runs to its end, since only that shows how many calls there are: here two of one module."""
+    torch.manual_seed(0)
+    first, shared, last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+    network, found = nn.Sequential(first, shared, shared, last), []
+    ends: list[int] = []
+    last.register_forward_hook(lambda _module, args, _output: ends.append(len(args[0])))
+    given = list(torch.randn(7, 4).split(3))
+    watch_batches(network, [first, shared], given, lambda number, value, _output, size: found.append((number, size)))
+    assert found == [(number, size) for size in (3, 3, 1) for number in (0, 1, 1)]
+    assert ends == [3]

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from compressor.cli.commands import export
+from compressor.files import write_sealed
 from compressor.sweep import run_job as run_job_module
 from compressor.sweep.jobs import Job
 from compressor.sweep.outputs import read_jobs
@@ -104,6 +105,7 @@ def test_going_on_repeats_no_finished_job(swept: Swept, invoke: Invoke) -> None:
         (["--resume", "--overwrite"], "--resume and --overwrite contradict each other"),
         (["--gammas", "0.5", "--max-drop", "1"], "--gammas and --max-drop contradict each other"),
         (["--target-ratio", "0.5,1.5"], r"'--target-ratio': 1\.5 is not in the range"),
+        (["--seeds", "9" * 5000], "is neither a seed nor a range of them"),
         (["--seeds", "5:5"], "'5:5' is neither a seed nor a range of them"),
         (["--seeds", "0:99999", "--gammas", "1,2"], "199,998 jobs are more than 100,000"),
         (["--gammas", ""], "'' is neither a positive number nor 'auto'"),
@@ -141,6 +143,29 @@ def test_a_model_that_changed_is_refused(swept: Swept, invoke: Invoke) -> None:
     broken.write_bytes(b"no checkpoint")
     assert result.exit_code == 2
     assert "broken.pt has changed since the sweep in" in result.stderr
+
+
+def test_a_list_of_jobs_that_leads_elsewhere_is_refused(swept: Swept, invoke: Invoke, tmp_path: Path) -> None:
+    """Whoever makes a checksum anew may name any folder, which --overwrite would empty."""
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "plan.json").write_bytes(
+        (swept.folder / "tiny-gamma-0.5-seed-1" / "plan.json").read_bytes()
+    )
+    (tmp_path / "out").mkdir()
+    job = {"name": "../precious", "model": "a.pt", "arguments": [], "asked": "", "seed": 0}
+    for changes in (
+        {"jobs": [job]},
+        {"jobs": [{**job, "name": "logs"}]},
+        {"jobs": [7]},
+        {"jobs": None},
+        {"models": []},
+    ):
+        write_sealed(tmp_path / "out" / "jobs.json", {"version": VERSION, "models": {}, "jobs": [], **changes})
+        for more in ("--resume", "--overwrite"):
+            result = invoke("bocompress", "sweep", swept.models[0], *OPTIONS, more, "--out", tmp_path / "out")
+            assert result.exit_code == 2
+            assert "jobs.json is not a list of a sweep's jobs: " in result.stderr
+    assert (tmp_path / "precious" / "plan.json").exists()
 
 
 def test_options_of_the_file_and_of_the_line_reach_the_jobs(

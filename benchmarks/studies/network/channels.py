@@ -41,6 +41,7 @@ from compressor.data.images import ImageSet
 from compressor.data.transforms import Transform
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.attention import open_attention
+from compressor.network.calibration.gradients import OutputGradients
 from compressor.network.checkpoint import load_model
 from compressor.network.macs import count_macs
 from compressor.recovery.finetuning import FineTuning
@@ -115,7 +116,7 @@ class Study:
     def moments(self) -> dict[str, ReaderMoments]:
         """Of the groups' readers."""
         readers = {name: group.num_units for group in self.groups for name in group.reader_names}
-        return reader_moments(self.model, readers, self.fit, CPU, 0)
+        return reader_moments(OutputGradients(self.model, self.fit, CPU, 0), readers)
 
     @cached_property
     def factors(self) -> list[ChannelFactors]:

@@ -66,7 +66,7 @@ def sweep(**options: Any) -> None:
     from compressor.sweep.jobs import label_models
     from compressor.sweep.outputs import read_models
 
-    known = {path: model["label"] for path, model in read_models(out).items()} if options["resume"] else {}
+    known = {path: model.label for path, model in read_models(out).items()} if options["resume"] else {}
     labels = label_models(models, known)
     jobs = list(_jobs(labels, options))
     settings = SweepSettings(

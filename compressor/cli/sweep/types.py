@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from compressor.cli.types import MAX_SEED
+from compressor.cli.types import MAX_SEED, parse_whole
 
 MAX_JOBS = 100_000
 
@@ -49,7 +49,7 @@ class Seeds(click.ParamType):
         seeds: list[int] = []
         for part in str(value).split(","):
             first, colon, end = (piece.strip() for piece in part.partition(":"))
-            numbers = [int(piece) if piece.isdecimal() else -1 for piece in (first, end if colon else first)]
+            numbers = [parse_whole(piece) for piece in (first, end if colon else first)]
             last = numbers[1] - 1 if colon else numbers[1]
             if min(numbers) < 0 or last < numbers[0] or last > MAX_SEED or last - numbers[0] >= MAX_JOBS:
                 self.fail(f"{part.strip()!r} is neither a seed nor a range of them such as 0:5", param, ctx)

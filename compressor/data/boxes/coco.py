@@ -1,6 +1,7 @@
 """Photographs with boxes: JSON files as COCO has them (Lin et al. 2014), anywhere in the folder of the photographs."""
 
 import json
+import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from compressor.data.folders import Listing, as_set, load_folder, read_sample
 from compressor.data.images import ImageSet, OnStep
-from compressor.data.listing import scan
+from compressor.data.listing import Folder, scan
 from compressor.data.pixels import open_image, require_channels
 from compressor.data.resizing import resized_size
 from compressor.data.transforms import Transform
@@ -21,6 +22,7 @@ from compressor.failures import blaming
 from compressor.files import open_regular
 
 MAX_BYTES = 2**30  # of an annotation file
+MAX_NUMBER = 2**31  # of a category
 MIN_VISIBLE = 0.5  # of a box's area; of what is cut off by more, detections count neither as right nor as wrong
 NONE_FOUND = "no COCO annotations (JSON with images, annotations and categories) lie among the photographs"
 
@@ -46,7 +48,7 @@ def read_annotations(folder: Path) -> Annotations:
     Raises:
         InputError: a file that has COCO's parts cannot be understood.
     """
-    files = sorted(file for file in folder.rglob("*.json") if not file.name.startswith("."))
+    files = list_json(folder)
     named = [file for file in files if file.name.startswith("instances")]
     found = Annotations()
     for file in named or files:
@@ -61,11 +63,19 @@ def _add_named(content: Mapping[str, Any], found: Annotations, file: Path) -> No
         _add(content, found)
 
 
+def list_json(folder: Path) -> list[Path]:
+    """JSON files in a folder and below, sorted; links to folders are not followed."""
+    files = (Path(parent) / name for parent, _, names in os.walk(folder) for name in names)
+    return sorted(file for file in files if file.suffix == ".json" and file.name[0] != "." and file.is_file())
+
+
 def _read(file: Path) -> Any:
-    with open_regular(file) as opened:
-        text = opened.read(MAX_BYTES)
+    """What a JSON file holds; None for one that cannot be read, which is no annotation file."""
     try:
-        return json.loads(text)
+        with open_regular(file) as opened:
+            return json.loads(opened.read(MAX_BYTES))
+    except InputError:
+        return None
     except (ValueError, RecursionError):
         return None
 
@@ -76,11 +86,18 @@ def _add(content: Mapping[str, Any], found: Annotations) -> None:
         name = names[image["id"]] = str(image["file_name"])
         found.boxes.setdefault(name, [])
         if "width" in image and "height" in image:
-            found.sizes[name] = int(image["width"]), int(image["height"])
+            found.sizes[name] = size = int(image["width"]), int(image["height"])
+            if min(size) < 1:
+                raise ValueError(f"{name} is said to have {size[0]} x {size[1]} pixels")
     for category in content["categories"]:
-        found.categories[int(category["id"])] = str(category["name"])
+        number = int(category["id"])
+        if abs(number) > MAX_NUMBER:
+            raise ValueError(f"a category has the number {number:g}")
+        found.categories[number] = str(category["name"])
     for one in content["annotations"]:
-        row = [*map(float, one["bbox"]), int(one["category_id"]), int(one.get("iscrowd", 0))]
+        if int(one["category_id"]) not in found.categories:
+            raise ValueError(f"an annotation has the category {one['category_id']}, which is not among the categories")
+        row = [*map(float, (*one["bbox"], int(one["category_id"]), int(one.get("iscrowd", 0))))]
         if len(row) == 6 and row[2] > 0 and row[3] > 0:
             found.boxes[names[one["image_id"]]].append(row)
 
@@ -101,8 +118,9 @@ def load_with_boxes(
     Raises:
         InputError: as of `load_folder`, or annotations cannot be understood.
     """
-    known = read_annotations(Path(path))
-    files = _find_files(Path(path), known)
+    tree = scan(Path(path))
+    known = read_annotations(tree.path)
+    files = _find_files(tree, known)
     if not files:
         return load_folder(path, transform, limit, seed, on_step).without_labels(NONE_FOUND)
     labels = number_categories(known.categories, num_classes)
@@ -122,13 +140,13 @@ def load_with_boxes(
     return replace(images, boxes=boxes, class_names=names, source=images.source.replace("unlabelled", "with boxes"))
 
 
-def _find_files(folder: Path, known: Annotations) -> dict[Path, str]:
+def _find_files(folder: Folder, known: Annotations) -> dict[Path, str]:
     """The annotated photographs that are there, with their names: by path below the folder, else by their own."""
     by_name: dict[str, Path] = {}
-    for file in scan(folder).walk():
+    for file in folder.walk():
         by_name.setdefault(file.name, file)
-    for file in scan(folder).walk():
-        by_name[file.relative_to(folder).as_posix()] = file
+    for file in folder.walk():
+        by_name[file.relative_to(folder.path).as_posix()] = file
     return {by_name[key]: name for name in known.boxes for key in (name, Path(name).name) if key in by_name}
 
 

@@ -24,6 +24,7 @@ SYNSETS, KERAS = "*synset*.txt", "*class_index.json"  # ImageNet's lists, named 
 SYNSET = re.compile(r"n\d{8}\b")
 MAX_DEPTH = 6
 MAX_BYTES = 10_000_000
+MAX_DIGITS = 20  # Python refuses to read thousands
 
 
 def find_class_names(content: object, path: Path, num_classes: int) -> tuple[list[str], str] | None:
@@ -94,7 +95,9 @@ def _of_object(value: object, num_classes: int) -> list[str] | None:
 
 
 def _is_number(value: object) -> bool:
-    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, str) and value.isdecimal())
+    if isinstance(value, str):
+        return value.isdecimal() and len(value) <= MAX_DIGITS
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _different(names: list[str]) -> list[str] | None:

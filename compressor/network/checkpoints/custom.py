@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
+from compressor.failures import explain_shortage
 from compressor.network.architectures import NUM_FRAMES, Fingerprint, shapes_of
 from compressor.network.checkpoints.copies import Copy, make_copy, prefixes_before, under
 from compressor.network.checkpoints.matching import COUNTERS, lies_beside, tensor_difference
@@ -81,6 +82,8 @@ def _import(name: str, arch: str) -> Any:
     except (ModuleNotFoundError, FileNotFoundError) as error:
         raise InputError(f"--arch {arch}: {first_line(error)}; it is looked for from {Path.cwd()}") from error
     except (Exception, SystemExit) as error:  # the user's own code
+        if shortage := explain_shortage(error):
+            raise shortage from error
         raise InputError(f"--arch {arch}: importing it fails ({type(error).__name__}: {first_line(error)})") from error
     if file.suffix == ".py" or str(getattr(module, "__file__", "")).startswith(folder):
         cloudpickle.register_pickle_by_value(module)  # workers may have no such file
@@ -110,6 +113,8 @@ def _call(function: Callable[[], Any], arch: str) -> Any:
     try:
         return function()
     except (Exception, SystemExit) as error:  # the user's own code
+        if shortage := explain_shortage(error):
+            raise shortage from error
         raise InputError(f"--arch {arch} raises {type(error).__name__}: {first_line(error)}") from error
 
 

@@ -100,19 +100,19 @@ def read_pickle(path: Path, trust_pickle: bool) -> object:
             return torch.load(file, map_location="cpu", weights_only=not trust_pickle)
     except Exception as error:  # a damaged or hostile pickle can raise anything
         if trust_pickle:
-            raise explain_unpickling(path, error) from error
+            raise explain_unpickling(error, _describe_trusted(path, error)) from error
     try:
         return read_tensors_only(path)
     except Exception as error:
-        raise explain_unpickling(path, error) from error
+        raise explain_unpickling(error, _describe_damage(path, error)) from error
 
 
-def explain_unpickling(path: Path, error: Exception) -> BocompressError:
-    """Why the file could not be read."""
-    return explain_shortage(error) or InputError(_describe_damage(path, error))
+def explain_unpickling(error: Exception, sentence: str) -> BocompressError:
+    """Why a file could not be read: for want of memory, or as the sentence says."""
+    return explain_shortage(error) or InputError(sentence)
 
 
-def _describe_damage(path: Path, error: Exception) -> str:
+def _describe_trusted(path: Path, error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError | AttributeError):
         return (
             f"{path} was pickled with code that cannot be found here ({first_line(error)}): "
@@ -120,6 +120,10 @@ def _describe_damage(path: Path, error: Exception) -> str:
         )
     if "magic number" in str(error):
         return f"{path} is a plain pickle, not a file of torch.save: leave out --trust-pickle to read its tensors alone"
+    return _describe_damage(path, error)
+
+
+def _describe_damage(path: Path, error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError):  # torch's message advises to turn off the safety
         return f"{path} is damaged, or not a file of torch.save"
     return f"{path} is damaged, or not a file of torch.save ({first_line(error)})"

@@ -7,7 +7,7 @@ from typing import Any
 from compressor.channels.factors import ChannelFactors
 from compressor.channels.groups import ChannelGroup
 from compressor.channels.statistics import reader_moments
-from compressor.network.statistics import MAX_INPUTS, chunks
+from compressor.network.calibration.moments import MAX_INPUTS, chunks
 from compressor.pipeline.context import Context
 
 BYTES_PER_PRODUCT = 8  # of images' means and of deviations from them, in single precision
@@ -22,8 +22,7 @@ def order_channels(context: Context, groups: Sequence[ChannelGroup]) -> dict[str
     with context.progress.stage("ordering channels", len(groups)) as stage:
         for chunk in chunks(groups, partial(_group_bytes, context)):
             units = {name: group.num_units for group in chunk for name in group.reader_names}
-            seed = context.settings.search.seed
-            moments = reader_moments(context.original, units, context.calibration, context.device, seed)
+            moments = reader_moments(context.gradients, units)
             for group in chunk:
                 stage.update(len(found), group.name)
                 readers: dict[str, Any] = {name: context.original.get_submodule(name) for name in group.reader_names}

@@ -2,8 +2,8 @@
 
 from compressor.fidelity.structured.precision import NEEDS
 from compressor.fidelity.structured.truth import tells_accuracy
+from compressor.network.calibration.moments import MAX_INPUTS, has_moments
 from compressor.network.layers import FoundLayer
-from compressor.network.statistics import MAX_INPUTS, has_moments
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.verdict import loss_when_lost
 from compressor.pipeline.image_splits import MAX_CALIBRATION_SHARE, MIN_CALIBRATION_IMAGES

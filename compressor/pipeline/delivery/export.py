@@ -33,8 +33,8 @@ class Export(Stage):
         result = needed(state.result, "a plan")
         write_plans(context.folder, result.plan, result.pareto_front)
         with replace_when_whole(context.folder / "compressed.safetensors") as partial:
-            weights = {name: value.contiguous() for name, value in state.network.state_dict().items()}
-            partial.write_bytes(save(weights))
+            weights = state.network.state_dict().items()  # tied ones share memory, which safetensors refuses
+            partial.write_bytes(save({name: value.clone().contiguous() for name, value in weights}))
         return replace(state, export_check=export_both(context, context.original, state.network, result.plan))
 
 

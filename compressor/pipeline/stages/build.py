@@ -17,6 +17,7 @@ from compressor.pipeline.expected_costs import reconstruction_passes
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.stages.search_ranks import RankSearch
 from compressor.pipeline.state import BuiltNetwork, SearchResult, State, needed
+from compressor.process.memory import release_memory
 from compressor.recovery.ranges import equalize_ranges
 from compressor.recovery.reconstruction import Reconstruction
 from compressor.recovery.records import ReconstructionRecord, ReconstructionStep
@@ -71,6 +72,7 @@ def build(context: Context, result: SearchResult, norm: FunctionNorm) -> BuiltNe
         result: the plan and its factors.
         norm: the function norm on the search images.
     """
+    release_memory()
     ranks = factorized_ranks(result.layers, result.ranks)
     of_layers = [layer for layer in result.layers if isinstance(layer, FoundLayer) and layer.name in ranks]
     of_layers_alone = {layer.name: ranks[layer.name] for layer in of_layers}
@@ -103,6 +105,7 @@ def _reconstruct(
             check=check,
             device=context.device,
             seed=context.settings.search.seed,
+            gradients=context.gradients,
             on_step=stage.update,
         )
         record = reconstruction.run()

@@ -24,8 +24,9 @@ from compressor.factorization.records import FactorChoice, FactorKind, Method
 from compressor.factorization.registry import CHANNELS, METHODS, competing_methods
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linearization import SingleLayerLosses
+from compressor.network.calibration.gradients import OutputGradients
+from compressor.network.calibration.moments import collect_moments
 from compressor.network.layers import FoundLayer, compressible, possible_methods, with_method
-from compressor.network.statistics import collect_moments
 from compressor.pipeline.channels.choice import choose_groups, compare_with_channels, in_order, outside
 from compressor.pipeline.context import Context
 from compressor.pipeline.outputs import FACTORS, JOURNAL
@@ -68,6 +69,7 @@ class Decomposer:
         competitors: methods that compete for k x k convolutions; none leaves each layer its own.
         decided: names of layers that keep their method whatever competes.
         seed: of the positions and directions that are sampled.
+        gradients: of the model on the calibration images, for who has them already.
         on_step: called with the number of layers done and the next one's name.
         on_choice: called with every layer that was chosen for, once it is.
     """
@@ -81,6 +83,7 @@ class Decomposer:
     competitors: tuple[Method, ...] = ()
     decided: frozenset[str] = frozenset()
     seed: int = 0
+    gradients: OutputGradients | None = None
     on_step: Callable[[int, str], None] = lambda count, text: None
     on_choice: Callable[[Decomposed], None] = lambda part: None
     _alone: SingleLayerLosses | None = field(default=None, init=False)
@@ -103,7 +106,8 @@ class Decomposer:
         left = {layer.name: layer for layer in layers}
         wanting = [layer for layer in layers if self.kinds.get(layer.name, self.choice) != "weight"]
         if wanting and len(self.calibration):
-            for layer, moments in collect_moments(self.model, wanting, self.calibration, self.device, self.seed):
+            gradients = self.gradients or OutputGradients(self.model, self.calibration, self.device, self.seed)
+            for layer, moments in collect_moments(gradients, wanting):
                 del left[layer.name]
                 yield layer, moments
         for layer in left.values():
@@ -252,6 +256,7 @@ def decompose_layers(
             competitors=competitors,
             decided=frozenset(known),
             seed=context.settings.search.seed,
+            gradients=context.gradients,
             on_step=stage.update,
             on_choice=keep,
         )

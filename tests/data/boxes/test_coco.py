@@ -1,6 +1,7 @@
 """COCO's annotations: boxes move and are cut with their photographs, and categories become the network's labels."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,36 @@ def test_without_annotations_images_are_unlabelled(tmp_path: Path) -> None:
     assert "no COCO annotations" in found.label_note
 
 
-@pytest.mark.parametrize("annotations", [[{"image_id": 5}], [{"image_id": 0, "bbox": "no", "category_id": 7}], 3])
-def test_broken_annotations_are_one_sentence(tmp_path: Path, annotations: object) -> None:
-    write(tmp_path / "data", [], annotations=annotations)
+BOX = {"image_id": 0, "bbox": [0, 0, 9, 9]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"annotations": [{"image_id": 5}]},
+        {"annotations": [{"image_id": 0, "bbox": "no", "category_id": 7}]},
+        {"annotations": 3},
+        {"annotations": [{**BOX, "category_id": 8}]},
+        {"annotations": [{**BOX, "category_id": 10**30}]},
+        {"annotations": [{**BOX, "category_id": 7, "bbox": [10**400, 0, 9, 9]}]},
+        {"annotations": [{**BOX, "category_id": 7, "iscrowd": []}]},
+        {"categories": [{"id": 10**30, "name": "cat"}]},
+        {"images": [{"id": 0, "file_name": "a.jpg", "width": 0, "height": 100}]},
+        {"images": [{"id": 0, "file_name": "a.jpg", "width": 200, "height": -1}]},
+        {"images": [{"id": [], "file_name": "a.jpg"}]},
+    ],
+)
+def test_broken_annotations_are_one_sentence(tmp_path: Path, changes: dict[str, object]) -> None:
+    write(tmp_path / "data", [], **changes)
     with pytest.raises(InputError, match=r"instances\.json is no COCO annotation file"):
         load(tmp_path / "data")
+
+
+def test_what_is_named_like_annotations_and_is_no_file_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "data", [[80, 20, 40, 60]])
+    (tmp_path / "data" / "a.json").mkdir()
+    os.mkfifo(tmp_path / "data" / "instances_pipe.json")
+    (tmp_path / "data" / "instances_deep.json").write_text("[" * 100_000)
+    found = load(tmp_path / "data")
+    assert found.boxes is not None
+    assert sum(map(len, found.boxes)) == 1

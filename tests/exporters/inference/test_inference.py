@@ -1,5 +1,7 @@
 """infer.py: what it prints is what the network says of the library's own pixels."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +57,8 @@ def probabilities(logits: Tensor) -> Tensor:
 
 def infer(model: Path, *paths: Path, top: int = 1) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *map(str, paths), "--model", str(model), "--top", str(top)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    pipes = {"capture_output": True, "text": True, "errors": "surrogateescape"}
+    return subprocess.run(command, **pipes, check=False, timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -98,12 +101,17 @@ def test_what_cannot_be_run_is_one_sentence(folder: Path, tmp_path: Path) -> Non
     assert infer(tmp_path / "mute.onnx", folder).stderr.startswith("error: ")
     assert "does not say how to feed it" in infer(tmp_path / "mute.onnx", folder).stderr
     (tmp_path / "broken.png").write_bytes(b"no image")
+    (tmp_path / "script.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    os.mkfifo(tmp_path / "pipe.png")
+    strange = tmp_path / os.fsdecode(b"\xff.png")
+    shutil.copy(folder / "plain.png", strange)
+    refused = [tmp_path / f"{name}.png" for name in ("broken", "script", "pipe")]
     metadata = feeding_metadata(COLOUR, None)
     export_onnx(make_network(3, 3), torch.zeros(2, 3, 24, 24), tmp_path / "model.onnx", metadata, 11)
-    done = infer(tmp_path / "model.onnx", tmp_path / "broken.png", folder / "plain.png", top=2)
+    done = infer(tmp_path / "model.onnx", *refused, strange, top=2)
     assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert len(done.stdout.splitlines()) == 2
+    assert [line.split(": ")[0] for line in done.stderr.splitlines()] == [*map(str, refused)]
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(strange)] * 2
     assert infer(tmp_path / "model.onnx", tmp_path / "none").stderr == f"error: there is no {tmp_path / 'none'}\n"
 
 

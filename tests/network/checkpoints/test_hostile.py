@@ -120,3 +120,14 @@ def test_short_memory_is_no_damage(error: Exception, tmp_path: Path, monkeypatch
     monkeypatch.setattr(torch, "load", fail)
     with pytest.raises(ShortageError, match="too little memory"):
         load_model(path)
+
+
+def test_a_pickle_that_changes_what_cannot_be_changed_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"\x80\x02}}b.")  # the state of a dict
+    with pytest.raises(InputError, match=r"model\.pt is damaged, or not a file of torch\.save"):
+        load_model(tmp_path / "model.pt")
+
+
+def test_class_numbers_of_thousands_of_digits_are_no_classes(weights: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    names = {"9" * 5000: "a", "1": "b", "2": "c", "3": "d"}
+    assert load_model(saved({"model": weights, "idx_to_class": names}, tmp_path)).class_names is None

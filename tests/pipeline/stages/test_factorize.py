@@ -13,7 +13,7 @@ from compressor.data.images import ImageSet
 from compressor.factorization.registry import METHODS, applicable_methods, competing_methods
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linearization import SingleLayerLosses
-from compressor.network import statistics as calibrate
+from compressor.network.calibration import moments as calibrate
 from compressor.network.layers import FoundLayer, compressible, find_layers, with_method
 from compressor.pipeline.stages import factorize as decompose
 from compressor.pipeline.stages.factorize import MARGIN, TRIAL_SHARES, Decomposed, Decomposer
@@ -113,7 +113,7 @@ def test_trials_are_what_each_candidate_does_alone_at_the_shares_to_first_order(
             ranks = [largest_rank(alone.layer, share) for share in TRIAL_SHARES]
             losses = [first_order_loss(subject, name, alone.factors.build(rank)) for rank in ranks]
             trial = found[name].trials[f"{alone.layer.method}, {choice}"]
-            assert trial == pytest.approx(losses, rel=1e-3)
+            assert trial == pytest.approx(losses, rel=1e-2)  # gradients are rounded to 16 bits
 
 
 class Losses:

@@ -1,6 +1,6 @@
 """Second moments of layers: sums against NumPy, gradients against one backward pass per output, in any passes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from compressor.data.batches import from_batches
 from compressor.data.images import ImageSet
 from compressor.factorization.moments import INPUT_FLOOR, OUTPUT_FLOOR, LayerMoments, with_floor
-from compressor.network import statistics as calibrate
+from compressor.network.calibration import gradients as gradients_module
+from compressor.network.calibration import moments as calibrate
+from compressor.network.calibration.gradients import NUM_PROJECTIONS, OutputGradients
+from compressor.network.calibration.moments import RunningMoments, chunks, collect_moments
 from compressor.network.layers import FoundLayer, compressible, find_layers
-from compressor.network.statistics import NUM_PROJECTIONS, RunningMoments, chunks, collect_moments, gradient_moments
 
 CPU = torch.device("cpu")
 
@@ -28,7 +30,7 @@ def layers_of(model: nn.Module, images: ImageSet) -> list[FoundLayer]:
 
 
 def moments_of(model: nn.Module, images: ImageSet, seed: int = 0) -> dict[str, LayerMoments]:
-    found = collect_moments(model, layers_of(model, images), images, CPU, seed)
+    found = collect_moments(OutputGradients(model, images, CPU, seed), layers_of(model, images))
     return {layer.name: moments for layer, moments in found}
 
 
@@ -97,7 +99,7 @@ def network() -> nn.Module:
 def test_every_layer_gets_its_moments_in_order(network: nn.Module) -> None:
     images = images_of(40, 3, 8, 8)
     layers = layers_of(network, images)
-    found = list(collect_moments(network, layers, images, CPU, 0))
+    found = list(collect_moments(OutputGradients(network, images, CPU, 0), layers))
     assert [layer.name for layer, _ in found] == ["0", "2", "5", "9"]
     for layer, moments in found:
         groups, num_in = layer.num_groups, torch.Size(layer.shape[1:]).numel()
@@ -105,8 +107,8 @@ def test_every_layer_gets_its_moments_in_order(network: nn.Module) -> None:
         assert moments.covariance.shape == (groups, num_in, num_in)
         assert moments.mean.shape == (groups, num_in)
         assert moments.outputs.shape == (groups, num_out, num_out)
+        assert (moments.covariance.dtype, moments.outputs.dtype) == (torch.float32, torch.float64)
         for part in (moments.covariance, moments.outputs):
-            assert part.dtype == torch.float64
             torch.testing.assert_close(part, part.mT, rtol=1e-4, atol=1e-6)  # products are summed in float32
             assert float(torch.linalg.eigvalsh(part).min()) > 0
     assert not any(module._forward_hooks for module in network.modules())
@@ -129,7 +131,7 @@ def test_covariances_are_those_of_the_inputs(network: nn.Module) -> None:
         for group, part in enumerate(rows.chunk(len(moments.mean), 1)):
             torch.testing.assert_close(moments.mean[group], part.mean(0), rtol=1e-4, atol=1e-5)
             expected = with_floor(part.T.cov(correction=0)[None], INPUT_FLOOR)[0]
-            torch.testing.assert_close(moments.covariance[group], expected, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(moments.covariance[group].double(), expected, rtol=1e-3, atol=1e-5)
 
 
 def exact_weights(network: nn.Module, images: ImageSet, name: str) -> Tensor:
@@ -152,10 +154,9 @@ def exact_weights(network: nn.Module, images: ImageSet, name: str) -> Tensor:
 def test_gradient_moments_are_those_of_the_jacobian(
     network: nn.Module, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibrate, "NUM_PROJECTIONS", 300)
+    monkeypatch.setattr(gradients_module, "NUM_PROJECTIONS", 300)
     images = images_of(6, 3, 8, 8)
-    layers = [layer for layer in layers_of(network, images) if layer.name == name]
-    found = gradient_moments(network, layers, images, CPU, 0)[name]
+    found = OutputGradients(network, images, CPU, 0).by_position([name])[name]
     expected = exact_weights(network, images, name).double()
     expected = expected + OUTPUT_FLOOR * torch.diag_embed(
         expected.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True).expand(expected.shape[:2])
@@ -168,7 +169,7 @@ def test_gradient_moments_of_a_linear_network_with_one_output_are_exact() -> Non
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4, bias=False), nn.Linear(4, 1))
     images = images_of(20, 6)
-    found = gradient_moments(network, layers_of(network, images)[:2], images, CPU, 0)
+    found = OutputGradients(network, images, CPU, 0).by_position(["0", "1"])
     for name, jacobian in (("0", network[2].weight @ network[1].weight), ("1", network[2].weight)):
         exact = (jacobian.T @ jacobian).double().detach()
         shrinkage = OUTPUT_FLOOR + len(exact) / (20 * NUM_PROJECTIONS)
@@ -217,7 +218,7 @@ def test_chunks_keep_to_the_memory_and_the_order(network: nn.Module, monkeypatch
 def test_a_limited_number_of_positions_enters(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "MAX_ROWS", 100)
     images = images_of(40, 3, 8, 8)
-    moments = calibrate._input_moments(network, layers_of(network, images), images, CPU, 0)
+    moments = calibrate._input_moments(OutputGradients(network, images, CPU, 0), layers_of(network, images))
     assert [part.count for part in moments.values()] == [100, 100, 100, 40]
     assert moments_of(network, images)["0"].covariance.equal(moments_of(network, images)["0"].covariance)
     assert not moments_of(network, images)["0"].covariance.equal(moments_of(network, images, 1)["0"].covariance)
@@ -324,7 +325,7 @@ def awkward_images(*shape: int) -> ImageSet:
 def test_unusual_calls_are_counted() -> None:
     model, images = Awkward().eval().requires_grad_(False), awkward_images(3, 6, 6)
     layers = compressible(find_layers(model, images.batch([0])))
-    found = [layer.name for layer, _ in collect_moments(model, layers, images, torch.device("cpu"), 0)]
+    found = [layer.name for layer, _ in collect_moments(OutputGradients(model, images, CPU, 0), layers)]
     assert found == [layer.name for layer in layers] == ["conv", "twice", "last"]
 
 
@@ -333,7 +334,7 @@ def test_a_network_without_gradients_gets_the_identity() -> None:
     with torch.inference_mode():
         model(images.batch([0]))  # the tensor it keeps cannot be used by autograd any more
     layers = compressible(find_layers(model, images.batch([0])))
-    weights = gradient_moments(model, layers, images, torch.device("cpu"), 0)
+    weights = OutputGradients(model, images, CPU, 0).by_position([layer.name for layer in layers])
     assert all(torch.equal(weight[0], torch.eye(weight.shape[-1], dtype=weight.dtype)) for weight in weights.values())
 
 
@@ -343,3 +344,37 @@ def test_autocast_inside_a_network_does_not_round_the_sums() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         sums.add(rows)
     np.testing.assert_allclose(sums.covariance()[0], np.cov(rows.double().numpy().T, bias=True), atol=1e-5)
+
+
+def test_sums_of_gradients_are_found_once_for_all_who_ask(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = images_of(10, 3, 8, 8)
+    kept = OutputGradients(network, images, CPU, 0)
+    first = kept.by_position(["0", "2"])
+    with monkeypatch.context() as patch:
+        patch.setattr(gradients_module, "projected_gradients", lambda *_: pytest.fail("a second pass"))
+        torch.testing.assert_close(kept.by_position(["2"])["2"], first["2"])
+        of_images = kept.by_image(["0"])["0"]
+    monkeypatch.setattr(gradients_module, "KEPT_BYTES", 0)
+    again = OutputGradients(network, images, CPU, 0)
+    torch.testing.assert_close(again.by_image(["0"])["0"], of_images)
+    assert not again._kept
+
+
+def test_sums_by_image_weigh_what_positions_share(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients that are the same at all P positions count P^2 times, those that cancel P times in all."""
+    same, opposite = torch.ones(2, 8, 3, 3), torch.ones(2, 8, 1, 2) * torch.tensor([1.0, -1.0])
+    for gradient, expected in ((same, 81.0), (opposite, 2.0)):
+        given = iter([(0, gradient)])
+        monkeypatch.setattr(gradients_module, "projected_gradients", lambda *_, given=given: given)
+        found = OutputGradients(network, images_of(4, 3, 8, 8), CPU, 0).by_image(["0"])["0"]
+        torch.testing.assert_close(found, torch.full((8, 8), expected, dtype=torch.float64))
+
+
+def test_short_memory_is_no_reason_to_go_without_gradients(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: object) -> Iterator[tuple[int, torch.Tensor]]:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+        yield
+
+    monkeypatch.setattr(gradients_module, "projected_gradients", short)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        OutputGradients(network, images_of(4, 3, 8, 8), CPU, 0).by_position(["0"])

@@ -1,0 +1,194 @@
+"""Gradients of the network's outputs by the outputs of its layers, and their second moments, each found once a run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.data.images import ImageSet
+from compressor.factorization.layers.kinds import Layer, axes_of, groups_of
+from compressor.factorization.moments import OUTPUT_FLOOR, with_floor
+from compressor.failures import is_shortage
+from compressor.network.hooks import batches, fitting_with_gradients, watching
+from compressor.process.memory import at_once
+from compressor.streams import Stream, derived_seed
+
+GRADIENT_IMAGES = 64
+GRADIENT_BATCH_SIZE = 8
+NUM_PROJECTIONS = 4  # random combinations of the network's outputs whose gradients are taken per image
+KEPT_BYTES = 1 << 28  # of sums that are kept for whoever asks next
+
+
+@dataclass
+class OutputGradients:
+    """Second moments of the gradients at layers' outputs, found once for all who ask.
+
+    They are estimated without bias from the gradients of random +-1 combinations of the network's outputs, over all
+    calls of a layer. Passes of gradients are the dearest that a run makes, so that sums are kept as far as memory goes.
+
+    Args:
+        model: the original network on `device`, in eval mode.
+        images: calibration images, of which GRADIENT_IMAGES are used.
+        device: of the network.
+        seed: of the combinations.
+    """
+
+    model: nn.Module
+    images: ImageSet
+    device: torch.device
+    seed: int
+    _kept: dict[str, "_Sums"] = field(default_factory=dict, init=False, repr=False)
+
+    def by_position(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """K-FAC's G: the mean over positions of J^T J, J the Jacobian of the network's outputs by the layer's.
+
+        With few gradients the estimate is shrunk towards the identity. Where a network, or a part of it, has no
+        gradients, it is the identity.
+
+        Args:
+            names: of the layers.
+
+        Returns:
+            By name (groups, m, m), float64, with a mean diagonal of about 1, m = Co/groups; the blocks within groups
+            alone.
+        """
+        return {name: sums.by_position() for name, sums in self._find(names).items()}
+
+    def by_image(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """Second moments (Co, Co), float64, of the gradients' sums over an image's positions and of the deviations.
+
+        Args:
+            names: of the layers.
+        """
+        return {name: sums.by_image() for name, sums in self._find(names).items()}
+
+    def _find(self, names: Sequence[str]) -> dict[str, "_Sums"]:
+        """The sums of these layers: the kept ones, and the others by one run of the images."""
+        found = {name: self._kept[name] for name in names if name in self._kept}
+        missing = [name for name in names if name not in found]
+        if missing:
+            modules: dict[str, Any] = {name: self.model.get_submodule(name) for name in missing}
+            sums = {name: _Sums(module) for name, module in modules.items()}
+            try:
+                with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have no gradients in eval mode
+                    parts = projected_gradients(self.model, list(modules.values()), self.images, self.device, self.seed)
+                    for index, gradient in parts:
+                        sums[missing[index]].add(gradient)
+            except RuntimeError as error:
+                if is_shortage(error):
+                    raise
+                sums = {name: _Sums(module) for name, module in modules.items()}
+            self._keep(sums)
+            found |= sums
+        return {name: found[name] for name in names}
+
+    def _keep(self, found: dict[str, "_Sums"]) -> None:
+        room = at_once(KEPT_BYTES) - sum(sums.num_bytes for sums in self._kept.values())
+        for name, sums in found.items():
+            if sums.num_bytes <= room:
+                self._kept[name] = sums
+                room -= sums.num_bytes
+
+
+class _Sums:
+    """Sums over the gradients at a layer's outputs, in single precision.
+
+    `within` are those of products within groups (groups, m, m), `across` (Co, Co) of all, the same for one group, and
+    `common` (Co, Co) of the products of sums over positions, less what these have of `across`.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        self._layer = layer
+        self._groups = groups_of(layer)
+        self._rows = self._images = 0
+        self._within: Tensor | None = None
+        self._across: Tensor | None = None
+        self._common: Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take."""
+        parts = [self._within, self._common, self._across if self._groups > 1 else None]
+        return sum(4 * part.numel() for part in parts if part is not None)
+
+    def add(self, gradient: Tensor) -> None:
+        """Add the gradients of one call's outputs (N, ...)."""
+        axis = -1 - axes_of(self._layer)
+        rows = gradient.movedim(axis, -1).flatten(1, -2) if gradient.dim() > 2 else gradient[:, None]
+        with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):  # autocast would round products
+            rows = rows.float()
+            flat, sums = rows.flatten(0, 1), rows.sum(1)
+            by_group = flat.reshape(len(flat), self._groups, -1).transpose(0, 1)
+            within, common = by_group.mT @ by_group, sums.mT @ sums
+            across = within[0] if self._groups == 1 else flat.mT @ flat
+            common -= common / rows.shape[1]
+        self._within = _plus(self._within, within)
+        self._across = self._within[0] if self._groups == 1 else _plus(self._across, across)
+        self._common = _plus(self._common, common)
+        self._rows += len(flat)
+        self._images += len(rows)
+
+    def by_position(self) -> Tensor:
+        """See `OutputGradients`."""
+        if self._within is None:
+            size = len(self._layer.weight) // self._groups
+            return torch.eye(size, dtype=torch.float64).repeat(self._groups, 1, 1)
+        squares = self._within.double().cpu() / self._rows
+        # Only ratios matter, and gradients may be tiny.
+        squares /= squares.diagonal(dim1=-2, dim2=-1).mean().clamp_min(1e-300)
+        return with_floor(squares, OUTPUT_FLOOR + squares.shape[-1] / self._rows)
+
+    def by_image(self) -> Tensor:
+        """See `OutputGradients`."""
+        if self._across is None or self._common is None:
+            return torch.eye(len(self._layer.weight), dtype=torch.float64)
+        return (self._across.double() + self._common.double()).cpu() / self._images
+
+
+def _plus(total: Tensor | None, part: Tensor) -> Tensor:
+    return part if total is None else total.add_(part)
+
+
+def projected_gradients(
+    model: nn.Module, modules: Sequence[nn.Module], images: ImageSet, device: torch.device, seed: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Yields the gradients of random +-1 combinations of the network's outputs by the outputs of modules.
+
+    Args:
+        model: the network on `device`, in eval mode.
+        modules: parts of it.
+        images: of which GRADIENT_IMAGES are used, with NUM_PROJECTIONS combinations for each.
+        device: of the network.
+        seed: of the combinations.
+
+    Yields:
+        The index in `modules` and a gradient, in the shape of the output of one call.
+    """
+    some = images.subset(range(min(GRADIENT_IMAGES, len(images))))
+    size = fitting_with_gradients(model, some.batch([0]).to(device), GRADIENT_BATCH_SIZE)
+    generator = torch.Generator().manual_seed(derived_seed(seed, Stream.SIGNS))
+    calls: list[tuple[int, Tensor]] = []
+
+    def keep(index: int, _value: Tensor, output: Tensor) -> Tensor:
+        calls.append((index, output if output.requires_grad else torch.zeros_like(output).requires_grad_()))
+        return output.clone()  # the next module may change its input in place
+
+    for batch in batches(some, device, size):
+        with torch.enable_grad(), watching(modules, keep):
+            outputs = model(batch.requires_grad_().clone()).reshape(len(batch), -1)
+            outputs = outputs if outputs.requires_grad else outputs.clone() * batch.new_ones(1).requires_grad_()
+        for _ in range(NUM_PROJECTIONS):
+            signs = torch.randint(0, 2, outputs.shape, generator=generator).to(outputs) * 2 - 1
+            with torch.enable_grad():
+                combined = (outputs * signs).sum()
+            gradients = torch.autograd.grad(
+                combined,
+                [output for _, output in calls],
+                retain_graph=True,
+                materialize_grads=True,
+            )
+            yield from zip((index for index, _ in calls), gradients, strict=True)
+        calls.clear()
+        del outputs, combined, gradients  # free the graph before the next one
