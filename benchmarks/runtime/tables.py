@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from benchmarks.records import BenchmarkRecord, OperatorRecord, ProfileRecord, SettingRecord, TimingRecord
 from benchmarks.runtime.compare import describe_setting
 from compressor.cost.records import RatioRecord
+from compressor.data.images import CLIP_AXES
 from compressor.report.formatting import (
     GAP,
     TIMES,
@@ -21,7 +22,6 @@ from exporters.runtimes.registry import open_runtime
 
 NONE = "—"
 MAX_TYPES = 8
-CLIP_AXES = 4  # channels, frames, height and width
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import nn
 
-from compressor.data.images import ImageSet
+from compressor.data.images import CLIP_AXES, ImageSet
 from compressor.fidelity.decisions import count_classes, decide
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.labels import misfit
@@ -64,7 +64,7 @@ def check_labels(original: nn.Module, images: ImageSet, device: torch.device) ->
     if images.labels is None or len(images) < 2:
         return LabelCheck()
     images = images.subset(range(min(MAX_CHECKED_IMAGES, len(images))))
-    norm = FunctionNorm(original, images, device)
+    norm, nouns = FunctionNorm(original, images, device), "clips" if len(images.input_shape) == CLIP_AXES else "images"
     num_outputs = norm.targets.shape[1]
     if not norm.decides:
         return _dropped("the network does not give one score for each class of an image")
@@ -81,14 +81,14 @@ def check_labels(original: nn.Module, images: ImageSet, device: torch.device) ->
     if _chance(labels, labels, num_classes) < SIGNIFICANCE <= _chance(decided, labels, num_classes):
         hits = int((decided == labels).sum())
         return _dropped(
-            f"the original decides as they say on {hits} of {len(labels)} images, no more than chance gives: they may "
-            "be in another order than its outputs, or its images be prepared otherwise (--input-size, --mean, --std)"
+            f"the original decides as they say on {hits} of {len(labels)} {nouns}, no more than chance gives: they may "
+            f"be in another order than its outputs, or its {nouns} be prepared otherwise (--input-size, --mean, --std)"
         )
-    return LabelCheck(finding=_finding(decided, labels))
+    return LabelCheck(finding=_finding(decided, labels, nouns))
 
 
-def _finding(decided: Labels, labels: Labels) -> str:
-    return f"the original decides as the labels say on {(decided == labels).mean():.1%} of {len(labels)} images"
+def _finding(decided: Labels, labels: Labels, nouns: str) -> str:
+    return f"the original decides as the labels say on {(decided == labels).mean():.1%} of {len(labels)} {nouns}"
 
 
 def _dropped(reason: str) -> LabelCheck:

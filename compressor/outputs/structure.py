@@ -4,6 +4,7 @@ torch registers neither dataclasses nor the output classes of other packages wit
 """
 
 import dataclasses
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -93,9 +94,10 @@ def find_outputs(network: nn.Module, example: Tensor) -> list[Output]:
         example: one input (1, ...), on its device.
 
     Raises:
-        InputError: the network fails on it, returns no tensor of numbers with a distance, or one that has not as many
-            rows as there are images.
+        InputError: the network needs several inputs, fails on this one, returns no tensor of numbers with a distance,
+            or one that has not as many rows as there are images.
     """
+    _require_one_input(network)
     what = f"the network cannot take inputs of shape {' x '.join(map(str, example.shape))}"
     with blaming(lambda reason: InputError(f"{what} ({reason}): see --input-size")), torch.inference_mode():
         returned = network(example)
@@ -107,6 +109,18 @@ def find_outputs(network: nn.Module, example: Tensor) -> list[Output]:
         tensors = named_tensors(network(both))
     _require_rows(tensors, len(both))
     return [Output(name, tuple(each.shape[1:]), each.is_floating_point()) for name, each in tensors.items()]
+
+
+def _require_one_input(network: nn.Module) -> None:
+    """Refuse a network that needs several inputs, with what can be done."""
+    values = (each for each in inspect.signature(network.forward).parameters.values() if each.default is each.empty)
+    needed = [each.name for each in values if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+    if len(needed) > 1:
+        raise InputError(
+            f"the network needs {len(needed)} inputs ({', '.join(needed)}), and one tensor is given to it: wrap it in "
+            "a module whose forward takes one, cuts the others out of its channels or holds them fixed, and give that "
+            "by --arch module:function, or in Python"
+        )
 
 
 def _require_tensors(returned: object, tensors: Mapping[str, Tensor]) -> None:

@@ -17,7 +17,7 @@ from compressor.report import finetuning_wording as tuning
 from compressor.report import precision_wording as precisions
 from compressor.report.records import Report
 from compressor.report.structured import rows as structured
-from compressor.report.structured.wording import describe_export_check, describe_whole
+from compressor.report.structured.wording import describe_export_check
 from compressor.report.templating import load_template
 from compressor.report.verdict import describe_failure
 from compressor.schema import Pair
@@ -84,7 +84,6 @@ def render_report(report: Report) -> str:
         latency_pictures=_draw_latency(report),
         words=wording,
         describe_export_check=describe_export_check,
-        describe_whole=describe_whole,
         light=svg.LIGHT,
         dark=svg.DARK,
     )

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from compressor.cost.records import Cost, LatencyRecord, MachineRecord, StageCost
+from compressor.data.images import CLIP_AXES
 from compressor.fidelity.records import (
     DetectionRecord,
     Fidelity,
@@ -16,8 +17,6 @@ from compressor.recovery.records import ReconstructionRecord, TuneRecord
 from compressor.schema import Pair, Record
 from compressor.search.records import Form, SearchRecord, TargetRecord
 from exporters.records import ExportCheckRecord, Precision, QuantizationRecord
-
-CLIP_AXES = 4  # channels, frames, height and width
 
 
 class PrecisionRecord(Record):

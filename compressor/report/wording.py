@@ -25,7 +25,12 @@ from compressor.report.formatting import (
     format_ratio,
 )
 from compressor.report.records import Report
-from compressor.report.structured.wording import describe_agreement, describe_detection, describe_segmentation
+from compressor.report.structured.wording import (
+    describe_agreement,
+    describe_detection,
+    describe_segmentation,
+    describe_whole,
+)
 from compressor.report.verdict import describe_little
 from compressor.search.records import TARGET_OPTIONS, CertificateRecord, SearchRecord, TargetKind, TargetRecord
 
@@ -84,7 +89,7 @@ def describe_decisions(report: Report) -> str:
     if report.segmentation is not None:
         return describe_segmentation(report.segmentation)
     if report.detection is not None:
-        return describe_detection(report.detection)
+        return " ".join(filter(None, [describe_detection(report.detection), describe_whole(report.detection)]))
     if fidelity.top1_agreement is None:
         share = f"{format_number(100 * fidelity.relative)}{GAP}%"
         return f"{where} the outputs moved by {share} of their energy; nothing is decided by them."
@@ -138,7 +143,7 @@ def describe_fidelity(report: Report) -> str:
         f"On {images}{outside} the squared distance between the outputs of the two "
         f"networks is L = {format_number(fidelity.function_norm)} on average (the function norm), with a standard "
         f"error of {format_number(fidelity.stderr)}. That is {share} of the energy of the original outputs, "
-        f"E‖f*‖² = {format_number(fidelity.output_energy)}. {describe_agreement(fidelity)}"
+        f"E‖f*‖² = {format_number(fidelity.output_energy)}. {describe_agreement(fidelity, noun)}"
     )
 
 

@@ -64,3 +64,15 @@ def test_a_structure_that_holds_itself_ends() -> None:
     loop: dict[str, Any] = {"a": torch.zeros(2, 3)}
     loop["loop"] = loop
     assert list(named_tensors(loop)) == ["a"]
+
+
+class TwoInputs(nn.Module):
+    def forward(self, image: Tensor, vector: Tensor, scale: float = 1.0) -> Tensor:
+        return scale * image.mean((2, 3)) + vector
+
+
+def test_a_network_of_two_inputs_is_refused_with_what_can_be_done() -> None:
+    with pytest.raises(
+        InputError, match=r"needs 2 inputs \(image, vector\).*wrap it in a module whose forward takes one"
+    ):
+        find_outputs(TwoInputs(), torch.zeros(1, 3, 8, 8))

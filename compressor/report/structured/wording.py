@@ -38,14 +38,14 @@ def _describe_sizes(export_check: ExportCheckRecord) -> str:
     return f" and of {join_words(sizes)} pixels, since it takes images of any size," if sizes else ""
 
 
-def describe_agreement(fidelity: FidelityRecord) -> str:
+def describe_agreement(fidelity: FidelityRecord, noun: str = "image") -> str:
     """How many decisions are the same, or why none are compared."""
     if fidelity.outputs and fidelity.top1_agreement is None:
         return describe_outputs(fidelity)
     if fidelity.top1_agreement is None:
         return "The one output never changes its sign on them: it is taken for a quantity, and no decision is compared."
     same = "sign of the one output" if fidelity.by_sign else "most likely class"
-    return f"The {same} is the same for {format_percent(fidelity.top1_agreement)} of the images."
+    return f"The {same} is the same for {format_percent(fidelity.top1_agreement)} of the {noun}s."
 
 
 def describe_outputs(fidelity: FidelityRecord) -> str:
