@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 MAX_REASON_LENGTH = 200  # characters
+CLIP_AXES = 4
 PLURALS = {"is": "are", "was": "were", "has": "have"}
 SURROGATES = re.compile("[\ud800-\udfff]")
 # Control characters, and those that turn the direction of what follows.
@@ -52,3 +53,8 @@ def count_of(count: int, noun: str, verb: str = "") -> str:
     """
     words = [str(count), noun, verb] if count == 1 else [str(count), f"{noun}s", PLURALS.get(verb, verb)]
     return " ".join(filter(None, words))
+
+
+def input_noun(shape: Sequence[int]) -> str:
+    """What an input of this shape is called: a clip has channels, frames, height and width."""
+    return "clip" if len(shape) == CLIP_AXES else "image"

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from benchmarks.records import BenchmarkRecord, OperatorRecord, ProfileRecord, SettingRecord, TimingRecord
 from benchmarks.runtime.compare import describe_setting
 from compressor.cost.records import RatioRecord
-from compressor.data.images import CLIP_AXES
 from compressor.report.formatting import (
     GAP,
     TIMES,
@@ -17,7 +16,7 @@ from compressor.report.formatting import (
     format_plural,
     format_shape,
 )
-from compressor.text import join_words
+from compressor.text import input_noun, join_words
 from exporters.runtimes.registry import open_runtime
 
 NONE = "—"
@@ -118,7 +117,7 @@ def describe_noise(setting: SettingRecord) -> str:
 
 def list_notes(record: BenchmarkRecord) -> list[str]:
     """Notes on all figures of this run."""
-    kind = "clip" if len(record.input_shape) == CLIP_AXES else "image"
+    kind = input_noun(record.input_shape)
     inputs = f"inputs: random, {format_shape(record.input_shape)} per {kind}"
     absent = [f"not available here: {join_words(record.skipped)}"] if record.skipped else []
     runtimes = {setting.runtime: bool(setting.profiles) for setting in record.settings}

@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import nn
 
-from compressor.data.images import CLIP_AXES, ImageSet
+from compressor.data.images import ImageSet
 from compressor.fidelity.decisions import count_classes, decide
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.labels import misfit
+from compressor.text import input_noun
 
 Labels = NDArray[np.int64]
 
@@ -64,7 +65,7 @@ def check_labels(original: nn.Module, images: ImageSet, device: torch.device) ->
     if images.labels is None or len(images) < 2:
         return LabelCheck()
     images = images.subset(range(min(MAX_CHECKED_IMAGES, len(images))))
-    norm, nouns = FunctionNorm(original, images, device), "clips" if len(images.input_shape) == CLIP_AXES else "images"
+    norm, nouns = FunctionNorm(original, images, device), f"{input_noun(images.input_shape)}s"
     num_outputs = norm.targets.shape[1]
     if not norm.decides:
         return _dropped("the network does not give one score for each class of an image")

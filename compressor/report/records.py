@@ -3,7 +3,6 @@
 from pydantic import Field
 
 from compressor.cost.records import Cost, LatencyRecord, MachineRecord, StageCost
-from compressor.data.images import CLIP_AXES
 from compressor.fidelity.records import (
     DetectionRecord,
     Fidelity,
@@ -16,6 +15,7 @@ from compressor.network.records import LayerRecord
 from compressor.recovery.records import ReconstructionRecord, TuneRecord
 from compressor.schema import Pair, Record
 from compressor.search.records import Form, SearchRecord, TargetRecord
+from compressor.text import input_noun
 from exporters.records import ExportCheckRecord, Precision, QuantizationRecord
 
 
@@ -92,7 +92,7 @@ class ImagesRecord(Record):
     @property
     def noun(self) -> str:
         """What one of them is called."""
-        return "clip" if len(self.input_shape) == CLIP_AXES else "image"
+        return input_noun(self.input_shape)
 
 
 class VerdictRecord(Record):
