@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from benchmarks.records import BenchmarkRecord, OperatorRecord, ProfileRecord, SettingRecord, TimingRecord
 from benchmarks.runtime.compare import describe_setting
 from compressor.cost.records import RatioRecord
-from compressor.data.images import CLIP_AXES
+from compressor.data.transforms import CLIP_AXES
 from compressor.report.formatting import (
     GAP,
     TIMES,

@@ -21,7 +21,6 @@ OnStep = Callable[[int, int], None]
 Indices = slice | Tensor | Sequence[int]
 Array = NDArray[np.float32]
 
-CLIP_AXES = 4  # of a clip: channels, frames, height and width
 VOID = 255  # in masks, a pixel without a class
 MAX_IMAGES = 1500  # of a run, by default
 MAX_BATCH_NUMBERS = 10**6  # of a batch's inputs; activations are several times as many

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+CLIP_AXES = 4  # of a clip: channels, frames, height and width
+
 
 @dataclass(frozen=True)
 class Transform:

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from torch import nn
 
-from compressor.data.images import CLIP_AXES, ImageSet
+from compressor.data.images import ImageSet
+from compressor.data.transforms import CLIP_AXES
 from compressor.fidelity.decisions import count_classes, decide
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.labels import misfit

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from compressor.cost.records import Cost, LatencyRecord, MachineRecord, StageCost
-from compressor.data.images import CLIP_AXES
+from compressor.data.transforms import CLIP_AXES
 from compressor.fidelity.records import (
     DetectionRecord,
     Fidelity,
