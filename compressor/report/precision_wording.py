@@ -70,11 +70,12 @@ def describe_quantization(record: QuantizationRecord, noun: str = "image") -> st
     """How the int8 file was quantized, and which layers stay in float32."""
     sources = {"min-max": "extremes", "percentile": "percentiles", "entropy": "least relative entropy"}
     left = len(record.float_layers)
+    adjusted = ", channels scaled to like ranges and biases corrected for rounding" if record.adjusted else ""
     text = (
         f"int8: {record.layers - left} of {format_plural(record.layers, 'layer')} are quantized, weights per channel, "
         f"activation ranges by {sources[record.calibration]} on "
         f"{format_plural(record.calibration_images, f'calibration {noun}')}, the best of three methods on "
-        f"{record.check_images} check {noun}s. With every layer in int8, the function norm there grows by "
+        f"{record.check_images} check {noun}s{adjusted}. With every layer in int8, the function norm there grows by "
         f"{format_number(record.added_norm_all)} over the float32 file’s; {format_number(record.allowed_norm)} was "
         f"allowed"
     )
