@@ -21,15 +21,18 @@ MAX_POWER = 8  # of two
 BALANCE = 0.5  # between activations, which 1 makes alike, and weights; 0.35 and 0.65 added more to MobileNetV2
 
 
-def equalize_channels(model: onnx.ModelProto, largest: Mapping[str, Array]) -> None:
+def equalize_channels(model: onnx.ModelProto, largest: Mapping[str, Array]) -> dict[str, Array]:
     """Scale the channels of a graph, in place.
 
     Args:
         model: in float32, with batch norms folded and shapes inferred.
         largest: magnitudes of the channels (C,) of the tensors that its layers read.
+
+    Returns:
+        The scales (C,) of those of these tensors whose channels were scaled, by name.
     """
     if has_subgraphs(model):
-        return
+        return {}
     streams = _Streams(model)
     scales = streams.scales(largest)
     for layer in streams.layers.layers:
@@ -41,6 +44,7 @@ def equalize_channels(model: onnx.ModelProto, largest: Mapping[str, Array]) -> N
             weight = weight * after.reshape(layer.groups, -1, 1, 1)
             streams.layers.change_bias(layer, after, 0.0)
         streams.layers.set_weight(layer, weight)
+    return {name: scales[streams.root(name)] for name in largest if streams.root(name) in scales}
 
 
 class _Streams:
@@ -58,9 +62,10 @@ class _Streams:
         self._parents: dict[str, str] = {}
         self._limits: dict[str, float] = {}
         fixed = [value.name for value in (*graph.input, *graph.output)]
+        of_layers = {layer.returned for layer in self.layers.layers}
         for node in graph.node:
             names = [name for name in (*node.input, *node.output) if name and name not in self.layers.tensors]
-            if self.layers.as_layer(node):
+            if of_layers.intersection(node.output):
                 continue
             if not self._passes(node):
                 fixed += names

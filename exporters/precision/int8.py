@@ -134,16 +134,15 @@ class _Trials:
         """
         if self._large:
             return None
-        other, path = copy(self), self._folder / "channels.onnx"
+        other = copy(self)
         other.model, other.prepared = deepcopy(self.model), self._folder / "adjusted.onnx"
         names = sorted({layer.given for layer in GraphLayers(other.model).layers})
-        some = images[:STATISTICS_IMAGES]
-        found = channel_statistics(other.model, names, some, path)
-        equalize_channels(other.model, {name: largest for name, (largest, _) in found.items()})
+        found = channel_statistics(other.model, names, images[:STATISTICS_IMAGES], self._folder / "channels.onnx")
+        scales = equalize_channels(other.model, {name: largest for name, (largest, _) in found.items()})
         onnx.save(other.model, other.prepared)
         other.ranges = other.find_ranges(method, images)
-        found = channel_statistics(other.model, names, some, path)
-        other.shifts = bias_shifts(other.model, other.build(), {name: mean for name, (_, mean) in found.items()})
+        means = {name: mean * scales.get(name, 1.0) for name, (_, mean) in found.items()}
+        other.shifts = bias_shifts(other.model, other.build(), means)
         return other
 
     def find_ranges(self, method: CalibrationName, images: Tensor) -> TensorsData:

@@ -47,7 +47,7 @@ class GraphLayers:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         self._uses = Counter(name for node in model.graph.node for name in node.input)
-        found = (self.as_layer(node) for node in model.graph.node)
+        found = (self._as_layer(node) for node in model.graph.node)
         self.layers = [layer for layer in found if layer is not None]
 
     def weight(self, layer: GraphLayer) -> Array:
@@ -71,7 +71,7 @@ class GraphLayers:
         if layer.bias:
             self._set(layer.bias, numpy_helper.to_array(self.tensors[layer.bias]) * factor + shift)
 
-    def as_layer(self, node: onnx.NodeProto) -> GraphLayer | None:
+    def _as_layer(self, node: onnx.NodeProto) -> GraphLayer | None:
         """The node as a layer with parameters of its own, in single precision; None for all others."""
         names = [name for name in node.input[1:] if name]
         if node.op_type not in ("Conv", "Gemm") or node.input[0] in self.tensors or not all(map(self._is_own, names)):
