@@ -11,9 +11,8 @@ the means'; with a few hundred images, however, these give too few samples, and 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from compressor.data.images import ImageSet
 from compressor.network.calibration.gradients import OutputGradients
 from compressor.network.calibration.moments import MAX_INPUTS, RunningMoments, rows_of_batch
 from compressor.network.hooks import OutputPositions, batches, position_generators, sample_positions, watch_batches
@@ -104,7 +103,7 @@ def reader_moments(gradients: OutputGradients, readers: dict[str, int]) -> dict[
         gradients: of the original network, on the calibration images.
         readers: by layer name the number of units it reads.
     """
-    inputs = _input_moments(gradients.model, readers, gradients.images, gradients.device, gradients.seed)
+    inputs = _input_moments(gradients, readers)
     weights = gradients.by_image(list(readers))
     return {
         name: ReaderMoments(moments.covariance(), moments.mean(), _with_identity(weights[name]))
@@ -126,17 +125,15 @@ def _means_of(rows: Tensor, images: Tensor) -> Tensor:
     return sums / counts[:, None]
 
 
-def _input_moments(
-    model: nn.Module, readers: dict[str, int], images: ImageSet, device: torch.device, seed: int
-) -> dict[str, SplitMoments]:
+def _input_moments(of: OutputGradients, readers: dict[str, int]) -> dict[str, SplitMoments]:
     names = list(readers)
     moments = {name: SplitMoments() for name in names}
-    generators = position_generators(seed, len(names))
-    modules = [model.get_submodule(name) for name in names]
+    generators = position_generators(of.seed, len(names))
+    modules = [of.model.get_submodule(name) for name in names]
 
     def add(index: int, value: Tensor, output: Tensor, size: int) -> None:
         name, module = names[index], modules[index]
-        positions = sample_positions(module, output, rows_of_batch(size, len(images), MAX_ROWS), generators[index])
+        positions = sample_positions(module, output, rows_of_batch(size, len(of.images), MAX_ROWS), generators[index])
         rows = positions.of_input(module, value)
         numbers = images_of(positions, output)
         if rows.shape[1] > MAX_INPUTS:
@@ -144,7 +141,7 @@ def _input_moments(
             rows, numbers = rows.reshape(len(rows), -1, per_unit).mT.flatten(0, 1), numbers.repeat_interleave(per_unit)
         moments[name].add(rows, numbers)
 
-    watch_batches(model, modules, batches(images, device), add)
+    watch_batches(of.model, modules, batches(of.images, of.device), add)
     return moments
 
 

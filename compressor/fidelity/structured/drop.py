@@ -1,5 +1,6 @@
 """The drop of a compressed network in mean IoU or in mean average precision, where all images count together."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,7 +24,7 @@ from compressor.outputs.structure import Output
 MAX_LOST = 0.5  # of the original's accuracy, from which a measurement tells nothing of smaller drops
 
 
-class StructuredDrop(DropEstimator):
+class StructuredDrop(DropEstimator, ABC):
     """A drop on images that neither factors nor weights were fitted to; every image is evaluated in full.
 
     Once half of an accuracy is lost, little is left to lose, and more L costs less: such measurements do not tell how
@@ -54,13 +55,13 @@ class StructuredDrop(DropEstimator):
         few = [each for each in measured if each.drop < 100.0 * MAX_LOST * self._accuracy()]
         return few or [min(measured, key=lambda each: each.drop)]
 
+    @abstractmethod
     def _accuracy(self) -> float:
         """The original's, of 1."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _changes(self, network: nn.Module) -> NDArray[np.float64]:
         """A number for each image, whose mean is the change and whose scatter gives its error."""
-        raise NotImplementedError
 
 
 class MeanIoUDrop(StructuredDrop):
