@@ -80,12 +80,12 @@ report: $(READY) $(TRAINED)  ## OUT: the page of a run anew; without one, of edg
 	test -e "$(OUT)/report.json" || $(MAKE) edge-cpu OUT="$(OUT)"
 	$(BIN)/bocompress report "$(OUT)"
 
-test: $(READY) lint  ## the whole suite and lint
+test: $(READY) lint  ## lint, and the suite but for what is hard or slow (five minutes on two cores)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-hard: $(READY)  ## thousands of hostile inputs, kills, faults, short memory, clusters; docs/results.md has the counts
+test-hard: $(READY)  ## thousands of hostile inputs, kills, faults, clusters, and whole jobs too slow for `make test`; docs/results.md has the counts
 	$(BIN)/python -c 'import distributed, pycocotools, ray' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[ray,dask,detection]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.plugins.counting --hard-results benchmarks/results/hard.json -m hard -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p tests.plugins.counting --hard-results benchmarks/results/hard.json -m "hard or slow" -n 2 --dist loadfile
 
 # uv resolves downwards, which pip cannot. Formatters and type checkers are held to their newest versions only.
 test-oldest: pyproject.toml  ## the suite with the lowest version of each dependency that pyproject.toml allows

@@ -83,7 +83,7 @@ def unread(model: nn.Module, groups: list[ChannelGroup], kept: dict[str, torch.T
         ("regnet_y_400mf", 64),
         ("squeezenet1_1", 64),
         ("shufflenet_v2_x0_5", 64),
-        ("vgg11_bn", 32),
+        pytest.param("vgg11_bn", 32, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_not_read_can_be_removed(arch: str, side: int) -> None:

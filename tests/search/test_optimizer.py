@@ -220,7 +220,7 @@ class WideProblem(Problem):
         )
 
 
-@pytest.mark.parametrize("num_dims", [1, 54])
+@pytest.mark.parametrize("num_dims", [1, pytest.param(54, marks=pytest.mark.slow)])
 def test_few_and_many_layers(num_dims: int) -> None:
     problem = WideProblem(num_dims)
     ranks, record = problem.search(max_evaluations=75)

@@ -308,6 +308,7 @@ def test_the_page_fits_a_phone(record: BenchmarkRecord, tmp_path: Path) -> None:
     assert found["scroll"] <= found["inner"] == PHONE_WIDTH
 
 
+@pytest.mark.slow
 def test_runtimes_have_the_same_table(files: list[Path]) -> None:
     pytest.importorskip("openvino")
     settings = BenchmarkSettings(runtimes=("onnxruntime", "openvino"), profile=True, min_rounds=5, max_seconds=0.5)

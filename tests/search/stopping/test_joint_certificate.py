@@ -142,8 +142,8 @@ def exact_probability(pac: Pac, count: int = 20_000) -> float:
         ("log", 2, 0.1, None),
         ("log", 2, 0.2, None),
         ("loss", 2, 0.2, 0.4),
-        ("log", 2, 0.3, 0.4),
-        ("log", 2, 0.25, 0.6),
+        pytest.param("log", 2, 0.3, 0.4, marks=pytest.mark.slow),
+        pytest.param("log", 2, 0.25, 0.6, marks=pytest.mark.slow),
     ],
 )
 def test_the_share_of_failing_paths_is_the_probability_by_enumeration(
