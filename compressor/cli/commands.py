@@ -184,7 +184,7 @@ def inspect(**options: Any) -> None:
     if options["as_json"]:
         click.echo(TypeAdapter(list[LayerRecord]).dump_json(records, indent=2))
     else:
-        print_layers(loaded.arch, name_outputs(loaded), transform.described, records)
+        print_layers(loaded.arch, name_outputs(loaded, transform), transform.described, records)
 
 
 @main.command(cls=Command)

@@ -148,7 +148,9 @@ def load_network_and_images(
     with progress.stage("loading the network"):
         loaded = load_model(options["model"], options["arch"], options["trust_pickle"], options["weights"])
     transform = choose_transform(loaded, options)
-    progress.log(f"{options['model']}: {loaded.arch} with {name_outputs(loaded)}, input of {transform.described}")
+    progress.log(
+        f"{options['model']}: {loaded.arch} with {name_outputs(loaded, transform)}, input of {transform.described}"
+    )
     if options["data"] is not None and transform.frames:
         clips = list_images(options["data"], transform=transform).files
         files = clips if transform.adjacent else [list_frames(clip)[0] for clip in clips[:NUM_SIZES]]
@@ -159,12 +161,22 @@ def load_network_and_images(
     return loaded, _load_images(options, loaded, num_images, progress)
 
 
-def name_outputs(loaded: "LoadedModel") -> str:
-    """What the network gives for an image, or a pair of frames, in words."""
+def name_outputs(loaded: "LoadedModel", transform: "Transform") -> str:
+    """What the network gives for an image of this transform, or a pair of frames, in words."""
+    import torch
+
+    from compressor.network.architectures import task_of
     from compressor.network.clips.flow import FlowNetwork
+    from compressor.outputs.structure import find_outputs
 
     if isinstance(loaded.model, FlowNetwork):
         return "a flow"
+    if task_of(loaded.arch) is None and not is_detection(loaded):
+        outputs = find_outputs(loaded.model, torch.zeros(1, *transform.shape))
+        if len(outputs) > 1:
+            return f"{len(outputs)} outputs"
+        if len(outputs[0].shape) > 1:
+            return f"an output of {' x '.join(map(str, outputs[0].shape))}"
     return "one output" if loaded.num_classes == 1 else f"{loaded.num_classes} classes"
 
 

@@ -42,7 +42,7 @@ FLOAT_WHITES = (1.0, 255.0, 1000.0, 4095.0, 10000.0, 65535.0)
 class Model:
     """An ONNX file and what its metadata say of its input."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, output: str | None = None) -> None:
         self.session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         self.about = self.session.get_modelmeta().custom_metadata_map
         missing = [key for key in ("input_height", "input_width", "mean", "std") if key not in self.about]
@@ -56,6 +56,22 @@ class Model:
         self.filter = FILTERS[self.about["interpolation"]]
         self.names = json.loads(self.about.get("class_names", "[]"))
         self.batch = self.input.shape[0] if isinstance(self.input.shape[0], int) else None
+        self.output = self.choose_output(output)
+
+    def choose_output(self, asked: str | None) -> str:
+        """The output that is asked for; else "out", as segmentation networks have it, or the only one, or only matrix.
+
+        Raises:
+            ValueError: there is none such.
+        """
+        shapes = {output.name: output.shape for output in self.session.get_outputs()}
+        matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+        for names in [[asked]] if asked else [["out"], list(shapes), matrices]:
+            if len(names) == 1 and names[0] in shapes:
+                return names[0]
+        raise ValueError(
+            f"say which output has the scores by --output: {', '.join(shapes)} (detect.py is for detectors)"
+        )
 
     def read(self, file: Path) -> Any:
         """The image or clip, float32 of shape (channels, height, width) or (channels, frames, ...), as it is taken."""
@@ -136,11 +152,11 @@ class Model:
         batch = np.stack(inputs)
         if self.batch:  # filled up with copies
             batch = batch[np.arange(self.batch) % len(batch)]
-        names = [output.name for output in self.session.get_outputs()]
-        wanted = "out" if "out" in names else names[0]
-        outputs = np.asarray(self.session.run([wanted], {self.input.name: batch})[0])
+        outputs = np.asarray(self.session.run([self.output], {self.input.name: batch})[0])
         if outputs.ndim not in (2, 4):
-            raise ValueError(f"the output {wanted!r} has shape {list(outputs.shape)}: these are no scores of classes")
+            raise ValueError(
+                f"the output {self.output!r} has shape {list(outputs.shape)}: these are no scores of classes"
+            )
         return outputs.astype(np.float64)[: len(inputs)]
 
     def probabilities(self, logits: Any) -> Any:
@@ -153,7 +169,7 @@ class Model:
     @property
     def gives_flow(self) -> bool:
         """Whether outputs are the flow between frames."""
-        return self.session.get_outputs()[0].name == "flow"
+        return self.output == "flow"
 
     def classes(self, scores: Any) -> Any:
         """The class (n, height, width) of every pixel; a single map decides by its sign."""
@@ -328,13 +344,14 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="an image, or a folder of images")
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name("model.onnx"))
     parser.add_argument("--top", type=int, default=1, help="classes to print for each image")
+    parser.add_argument("--output", help="the output that has the scores, where the file gives several")
     parser.add_argument("--masks", type=Path, help="folder for the classes of pixels, where the file gives them")
     parser.add_argument("--flow", type=Path, help="folder for flows, where the file gives them")
     options = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files as they are, UTF-8 or not
     try:
-        model = Model(options.model)
+        model = Model(options.model, options.output)
         files = list(list_inputs(model, options.paths))
         if not files:
             raise ValueError(f"no images in {', '.join(map(str, options.paths))}")
