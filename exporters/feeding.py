@@ -14,6 +14,7 @@ from compressor.data.transforms import Transform
 from compressor.text import well_formed
 
 LAYOUT, CLIP_LAYOUT = "NCHW", "NCTHW"
+ADJACENT = "adjacent"  # frames; else they are spread over a clip
 COLORS = {1: "gray", 3: "RGB", 4: "RGBA"}
 UNREADABLE = (KeyError, TypeError, ValueError, OverflowError, RecursionError)  # what strange metadata raise
 MAX_SIDE = 8192  # pixels, or frames
@@ -47,6 +48,7 @@ def feeding_metadata(
     if transform is None:
         return found
     clip = {"input_layout": CLIP_LAYOUT, "input_frames": str(transform.frames)} if transform.frames else {}
+    clip |= {"frame_choice": ADJACENT} if transform.adjacent else {}
     return (
         found
         | clip
@@ -84,6 +86,7 @@ def transform_of(metadata: Mapping[str, str]) -> Transform | None:
         mean=mean,
         std=std,
         frames=frames if "input_frames" in metadata else None,
+        adjacent="input_frames" in metadata and metadata.get("frame_choice") == ADJACENT,
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from compressor.errors import BocompressError, InputError
 from compressor.files import replace_when_whole
+from compressor.network.clips.flow import FlowNetwork
 from compressor.network.detection.proposals import without_proposals
 from compressor.outputs.rows import whole
 from compressor.outputs.structure import named_tensors
@@ -126,13 +127,19 @@ def _translate(
         forward = model.forward
         # Exporters know tuples, but not every structure; a wrapper around the network would rename its weights.
         model.forward = lambda images: tuple(named_tensors(forward(images)).values())
-    if getattr(model, "has_proposals", False):  # whose pooling the older exporter writes as one operator, in no time
+    if _is_for_older(model):
         with contextlib.suppress(Exception), silence():
             return translate_older(model, batch, opset, interface)
     if is_map and batch.ndim == 4:
         with contextlib.suppress(BocompressError):
             return translate(model, batch, opset, replace(interface, free_size=True))
     return translate(model, batch, opset, interface)
+
+
+def _is_for_older(model: nn.Module) -> bool:
+    """Whether torch's older exporter is tried first: for what the newer takes minutes for, poolings of boxes that the
+    older one writes as one operator, and graphs of a hundred layers' calls."""
+    return isinstance(model, FlowNetwork) or getattr(model, "has_proposals", False)
 
 
 def _export_batch(example: Tensor, size: int) -> Tensor:

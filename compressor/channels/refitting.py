@@ -27,7 +27,7 @@ from compressor.network.hooks import (
     Captured,
     OutputPositions,
     batches,
-    in_order_of_use,
+    count_calls,
     position_generators,
     sample_positions,
     watching,
@@ -74,7 +74,7 @@ def readers_in_order(network: nn.Module, groups: Sequence[ChannelGroup], example
         example: one input (1, ...), on the network's device.
     """
     readers = {reader.name: reader for group in groups for reader in group.readers}
-    return [readers[name] for name in in_order_of_use(network, list(readers), example)]
+    return [readers[name] for name in count_calls(network, list(readers), example)]
 
 
 def wanted_rows(

@@ -19,6 +19,7 @@ from compressor.cli.inputs import (
     load_train_images,
     make_progress,
     make_source,
+    name_outputs,
 )
 from compressor.cli.options import (
     FACTOR_KINDS,
@@ -183,7 +184,7 @@ def inspect(**options: Any) -> None:
     if options["as_json"]:
         click.echo(TypeAdapter(list[LayerRecord]).dump_json(records, indent=2))
     else:
-        print_layers(loaded.arch, loaded.num_classes, transform.described, records)
+        print_layers(loaded.arch, name_outputs(loaded, transform), transform.described, records)
 
 
 @main.command(cls=Command)

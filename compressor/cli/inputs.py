@@ -107,6 +107,8 @@ def adapt_transform(transform: "Transform", options: dict[str, Any]) -> "Transfo
     if options.get("std"):
         transform = replace(transform, std=options["std"])
     if options.get("num_frames"):
+        if transform.adjacent:
+            raise InputError("--num-frames is of networks that take clips, and this one takes pairs: leave it out")
         if transform.frames is None:
             raise InputError("--num-frames is of networks that take clips, and this one takes images: leave it out")
         transform = replace(transform, frames=options["num_frames"])
@@ -145,16 +147,37 @@ def load_network_and_images(
         num_images = min(num_images, len(files))
     with progress.stage("loading the network"):
         loaded = load_model(options["model"], options["arch"], options["trust_pickle"], options["weights"])
-    outputs = "one output" if loaded.num_classes == 1 else f"{loaded.num_classes} classes"
     transform = choose_transform(loaded, options)
-    progress.log(f"{options['model']}: {loaded.arch} with {outputs}, input of {transform.described}")
+    progress.log(
+        f"{options['model']}: {loaded.arch} with {name_outputs(loaded, transform)}, input of {transform.described}"
+    )
     if options["data"] is not None and transform.frames:
-        clips = list_images(options["data"], clips=True).files
-        files, num_images = [list_frames(clip)[0] for clip in clips[:NUM_SIZES]], min(num_images, len(clips))
+        clips = list_images(options["data"], transform=transform).files
+        files = clips if transform.adjacent else [list_frames(clip)[0] for clip in clips[:NUM_SIZES]]
+        num_images = min(num_images, len(clips))
     for note in (*loaded.notes, *([] if options["input_size"] else note_on_size(files, transform, loaded.arch))):
         progress.log(f"note: {note}")
     require_memory(num_images, transform)
     return loaded, _load_images(options, loaded, num_images, progress)
+
+
+def name_outputs(loaded: "LoadedModel", transform: "Transform") -> str:
+    """What the network gives for an image of this transform, or a pair of frames, in words."""
+    import torch
+
+    from compressor.network.architectures import task_of
+    from compressor.network.clips.flow import FlowNetwork
+    from compressor.outputs.structure import find_outputs
+
+    if isinstance(loaded.model, FlowNetwork):
+        return "a flow"
+    if task_of(loaded.arch) is None and not is_detection(loaded):
+        outputs = find_outputs(loaded.model, torch.zeros(1, *transform.shape))
+        if len(outputs) > 1:
+            return f"{len(outputs)} outputs"
+        if len(outputs[0].shape) > 1:
+            return f"an output of {' x '.join(map(str, outputs[0].shape))}"
+    return "one output" if loaded.num_classes == 1 else f"{loaded.num_classes} classes"
 
 
 def note_on_size(files: Sequence[Path], transform: "Transform", arch: str) -> list[str]:
@@ -280,7 +303,7 @@ def load_train_images(loaded: "LoadedModel", options: dict[str, Any], progress: 
     if options["train_data"] is None:
         return None
     transform, count = choose_transform(loaded, options), options["max_train_images"]
-    count = min(count, len(list_images(options["train_data"], clips=transform.frames is not None).files))
+    count = min(count, len(list_images(options["train_data"], transform=transform).files))
     require_memory(count, transform)
     with progress.stage("reading training images", count) as stage:
         images = _read_folder(options["train_data"], loaded, options, count, stage)

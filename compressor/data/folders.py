@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from compressor.data.classes import Classes, find_classes, name_some
-from compressor.data.clips.folders import FFMPEG, VIDEOS, clips_as_files
+from compressor.data.clips.folders import FFMPEG, VIDEOS, clips_as_files, starts_as_files
 from compressor.data.clips.frames import list_frames
 from compressor.data.further import FurtherImages
 from compressor.data.images import ImageSet, OnStep
 from compressor.data.labels import Numbering, number_classes
-from compressor.data.listing import SUFFIXES, scan
+from compressor.data.listing import SUFFIXES, Folder, scan
 from compressor.data.pixels import (
     Bytes,
     Deep,
@@ -32,6 +32,7 @@ from compressor.errors import InputError
 from compressor.text import count_of, join_words
 
 CHUNK = 64  # files decoded between two steps of progress
+PAIRS = "pairs of frames"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Listing:
         other_order: see `ImageSet`.
         splits: the splits of a data set that hold the classes.
         notes: what was left out, one sentence each.
-        are_clips: whether the files are folders of frames.
+        noun: what is read for each file: "images"; "clips" for folders of frames, "pairs of frames" for first ones.
     """
 
     folder: Path
@@ -58,7 +59,7 @@ class Listing:
     other_order: tuple[int, ...] | None = None
     splits: Sequence[str] = ()
     notes: tuple[str, ...] = ()
-    are_clips: bool = False
+    noun: str = "images"
 
 
 @dataclass
@@ -102,7 +103,7 @@ def load_folder(
     if limit < 1:
         raise InputError(f"{limit} images were asked for: at least one is needed")
     require_channels(transform)
-    listing = list_images(path, class_names, num_classes, clips=transform.frames is not None)
+    listing = list_images(path, class_names, num_classes, transform)
     order = list(range(len(listing.files)))
     random.Random(seed).shuffle(order)
     sample = read_sample(listing.files, order, transform, limit, on_step)
@@ -111,7 +112,7 @@ def load_folder(
         raise InputError(f"none of the {len(order)} image files in {path} can be read ({why})")
     further = further_images(listing, order, sample, transform)
     images = as_set(listing, sample, transform)
-    return replace(images, further=further, notes=(*images.notes, *_notes_on_clips(listing, sample, transform.frames)))
+    return replace(images, further=further, notes=(*images.notes, *_notes_on_clips(listing, sample, transform)))
 
 
 def as_set(listing: Listing, sample: Sample, transform: Transform) -> ImageSet:
@@ -158,22 +159,26 @@ def further_images(
 
 
 def list_images(
-    path: Path, class_names: Sequence[str] | None = None, num_classes: int | None = None, clips: bool = False
+    path: Path,
+    class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
+    transform: Transform | None = None,
 ) -> Listing:
-    """The image files in a folder, and their classes if it has any.
+    """The image files in a folder, and their classes if it has any; adjacent frames have none.
 
     Args:
         path: as of `load_folder`.
         class_names: as of `load_folder`.
         num_classes: as of `load_folder`.
-        clips: whether folders of frames are sought in place of files.
+        transform: says whether folders of frames are sought in place of files, or frames that others follow; None for
+            images.
 
     Raises:
         InputError: not a folder that can be read, no image files in it, or images where clips are expected.
     """
     if num_classes is not None and len(class_names or ()) != num_classes:
         class_names = None
-    folder = clips_as_files(scan(Path(path))) if clips else scan(Path(path))
+    folder, noun = _scan_for(Path(path), transform or Transform())
     others = folder.count_others()
     left = [f"{count} {suffix}" for suffix, count in others.most_common()]
     if not folder.count:
@@ -181,9 +186,21 @@ def list_images(
         instead += f", of which {FFMPEG}" if VIDEOS & set(others) else ""
         raise InputError(f"no image files in {path} ({', '.join(sorted(SUFFIXES))}){instead}")
     note = f"{count_of(others.total(), 'file', 'was')} left out by suffix: {name_some(left)}" if left else ""
+    if noun == PAIRS:
+        return Listing(Path(path), sorted(folder.walk()), noun=noun, notes=(note,) if note else ())
     classes = find_classes(folder, class_names or (), num_classes)
     listing = _labelled(Path(path), classes, class_names or (), num_classes)
-    return replace(listing, are_clips=clips, notes=(*listing.notes, *classes.notes, *([note] if note else [])))
+    return replace(listing, noun=noun, notes=(*listing.notes, *classes.notes, *([note] if note else [])))
+
+
+def _scan_for(path: Path, transform: Transform) -> tuple[Folder, str]:
+    """The tree of what the network takes for one input, and what that is called."""
+    folder = scan(path)
+    if transform.frames is None:
+        return folder, "images"
+    if transform.adjacent:
+        return starts_as_files(folder, transform.frames), PAIRS
+    return clips_as_files(folder), "clips"
 
 
 def _labelled(path: Path, classes: Classes, known: Sequence[str], num_classes: int | None) -> Listing:
@@ -257,8 +274,9 @@ def _notes_on_pixels(listing: Listing, sample: Sample, pixels: Sequence[Bytes]) 
             yield f"{count_of(len(names), 'image', 'is')} {what}: {name_some(names)}"
 
 
-def _notes_on_clips(listing: Listing, sample: Sample, count: int | None) -> Iterator[str]:
+def _notes_on_clips(listing: Listing, sample: Sample, transform: Transform) -> Iterator[str]:
     """That clips have fewer frames than the network takes."""
+    count = None if transform.adjacent else transform.frames
     short = [index for index in sample.kept if count and len(list_frames(listing.files[index])) < count]
     if short:
         names = name_some([_relative(listing, index) for index in short])
@@ -279,5 +297,4 @@ def _describe(listing: Listing, count: int) -> str:
     """One line on a folder's images."""
     kind = "unlabelled" if listing.class_names is None else f"in {len(listing.class_names)} classes"
     together = f" of {join_words(list(listing.splits))} together" if listing.splits else ""
-    what = "clips" if listing.are_clips else "images"
-    return f"{count} of {len(listing.files)} {what} in {listing.folder}, {kind}{together}"
+    return f"{count} of {len(listing.files)} {listing.noun} in {listing.folder}, {kind}{together}"

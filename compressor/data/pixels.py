@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from compressor.data.clips.frames import choose_frames, list_frames
+from compressor.data.clips.frames import choose_frames, frames_from, list_frames
 from compressor.data.resizing import REDUCING_GAP, fit_image, resized_size
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
@@ -80,13 +80,16 @@ def open_image(file: BinaryIO) -> Image.Image:
 def read_image(file: Path, transform: Transform) -> Bytes | Deep:
     """An image file, resized and cropped: uint8 of shape (height, width, channels), or one deep channel.
 
-    Where the network takes clips, the file is a folder, and its frames (frames, height, width, channels) are read.
+    Where the network takes clips, the file is a folder, whose frames (frames, height, width, channels) are read; where
+    it takes adjacent ones, the file is the first of them.
 
     Raises:
         UnreadableError: it cannot be decoded, or its values are not those of an image.
     """
     if transform.frames:
-        return _read_clip(file, transform.frames, replace(transform, frames=None))
+        count = transform.frames
+        chosen = frames_from(file, count) if transform.adjacent else choose_frames(list_frames(file), count)
+        return _read_frames(chosen, replace(transform, frames=None))
     try:
         with open_regular(file) as opened, open_image(opened) as image:
             if image.format == "JPEG":
@@ -102,9 +105,8 @@ def read_image(file: Path, transform: Transform) -> Bytes | Deep:
         raise UnreadableError(first_line(error)) from error
 
 
-def _read_clip(folder: Path, count: int, transform: Transform) -> Bytes:
-    """The clip's frames; those chosen more than once are read once."""
-    chosen = choose_frames(list_frames(folder), count)
+def _read_frames(chosen: Sequence[Path], transform: Transform) -> Bytes:
+    """Frames of a clip; those chosen more than once are read once."""
     frames: dict[Path, Bytes] = {}
     for file in dict.fromkeys(chosen):
         frame = read_image(file, transform)

@@ -15,6 +15,7 @@ class Transform:
         interpolation: of resizing, "bilinear" or "bicubic".
         input_width: width in pixels of the cut where it is not a square.
         frames: how many frames of a clip make an input; None where images do.
+        adjacent: whether these follow one another, so that a clip gives many inputs; else they are spread over it.
     """
 
     input_size: int = 224
@@ -24,6 +25,7 @@ class Transform:
     interpolation: str = "bilinear"
     input_width: int | None = None
     frames: int | None = None
+    adjacent: bool = False
 
     @property
     def channels(self) -> int:

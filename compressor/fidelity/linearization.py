@@ -19,7 +19,7 @@ from compressor.arrays import Ranks
 from compressor.factorization.base import Factors, JointFactors, NestedFactors
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linear_model import LinearModel
-from compressor.network.hooks import fitting_with_gradients, watching
+from compressor.network.hooks import differentiable, fitting_with_gradients, watching
 from compressor.network.layers import Ranked, factorized_ranks
 from compressor.network.surgery import build_candidate, with_layer
 from compressor.process.memory import at_once, release_memory
@@ -219,6 +219,7 @@ def _forward(candidate: nn.Module, names: Sequence[str], inputs: Tensor) -> tupl
     calls: dict[str, Calls] = {name: [] for name in names}
 
     def keep(index: int, given: Tensor, found: Tensor) -> Tensor:
+        found = differentiable(found)
         calls[names[index]].append((given.detach().clone(), found))
         return found.clone()  # the next layer may work in place
 

@@ -21,6 +21,8 @@ from compressor.data.transforms import Transform
 from compressor.errors import InputError
 from compressor.failures import explain_shortage
 from compressor.files import read_sealed, user_cache_dir, write_sealed
+from compressor.network.clips.flow import NUM_FRAMES as PAIR
+from compressor.network.clips.flow import FlowNetwork
 from compressor.text import first_line, join_words
 
 Shape = tuple[int, ...]
@@ -39,7 +41,7 @@ CACHE_FORMAT = 3
 
 Task = Literal["classification", "segmentation", "detection", "video", "optical_flow", "quantization"]
 # Recognized by the shapes of all their tensors, where sizes that follow from the number of classes are free.
-FINGERPRINTED: tuple[Task, ...] = ("classification", "segmentation", "video")
+FINGERPRINTED: tuple[Task, ...] = ("classification", "segmentation", "video", "optical_flow")
 COMPRESSED: tuple[Task, ...] = (*FINGERPRINTED, "detection")
 AUXILIARY = "aux_classifier."  # tensors of the head that segmentation networks may have for training
 WITHOUT_AUXILIARY = "lraspp"  # never has it
@@ -47,6 +49,7 @@ WITHOUT_AUXILIARY = "lraspp"  # never has it
 # Frames of the clips that published weights were trained with, by the beginning of a network's name.
 CLIP_FRAMES = {"s3d": 128, "swin3d": 32}
 NUM_FRAMES = 16  # of all others
+FLOW_TRANSFORM = Transform(256, 256, mean=(0.5,) * 3, std=(0.5,) * 3, frames=PAIR, adjacent=True)
 
 # Auxiliary heads are for training only, and slow to build and initialize.
 BUILD_ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -89,16 +92,15 @@ def known_architecture(arch: str) -> str:
     names = list_architectures()
     if arch.lower() in names:
         return arch.lower()
-    task = task_of(arch.lower())
-    if task is not None:
-        raise InputError(why_not(arch.lower(), task))
+    if task_of(arch.lower()) is not None:
+        raise InputError(why_not(arch.lower()))
     near = difflib.get_close_matches(arch.lower(), names, n=3, cutoff=0.3)
     hint = f"did you mean {join_words(near, 'or')}?" if near else "see torchvision.models for the names"
     raise InputError(f"torchvision has no network named {arch!r}: {hint}")
 
 
 def list_architectures() -> list[str]:
-    """Names of torchvision's classifiers of images and clips, its segmentation networks and detectors."""
+    """Names of torchvision's networks in floating point."""
     return [arch for task in COMPRESSED for arch in list_task(task)]
 
 
@@ -118,20 +120,12 @@ def task_of(arch: str) -> Task | None:
     return next((task for task in get_args(Task) if arch in list_task(task)), None)
 
 
-def why_not(arch: str, task: Task) -> str:
-    """Why a network cannot be compressed, in one sentence.
-
-    Args:
-        arch: its name.
-        task: what it is for.
-    """
-    reasons: dict[Task, str] = {
-        "optical_flow": "a network for pairs of images, and one input is expected: a function of yours that takes one "
-        "tensor and splits it can be compressed by --arch module:function",
-        "quantization": "quantized, and weights in floating point are compressed: give the network it was made from, "
-        "and --precision int8",
-    }
-    return f"{arch} is {reasons.get(task, 'no network that can be compressed')}"
+def why_not(arch: str) -> str:
+    """Why one of torchvision's networks that are not compressed, the quantized ones, cannot be; one sentence."""
+    return (
+        f"{arch} is quantized, and weights in floating point are compressed: give the network it was made from, and "
+        "--precision int8"
+    )
 
 
 def published_transform(arch: str, image_size: int | None = None) -> Transform:
@@ -146,6 +140,8 @@ def published_transform(arch: str, image_size: int | None = None) -> Transform:
 
         return build_detector(arch, num_classes=2)[1]
     models = import_torchvision().models
+    if arch in list_task("optical_flow"):  # whose weights are for frames of any size
+        return FLOW_TRANSFORM
     published = models.get_model_weights(arch)
     if not len(published):
         return Transform()
@@ -214,6 +210,8 @@ def build_model(arch: str, num_classes: int, image_size: int | None = None, auxi
         arguments["image_size"] = image_size
     # A few small parameters are still initialized, which must not change the caller's random numbers.
     with SkipParameterData(), torch.random.fork_rng(devices=[]):
+        if arch in list_task("optical_flow"):
+            return FlowNetwork(models.get_model(arch, weights=None))
         model: nn.Module = models.get_model(arch, weights=None, num_classes=num_classes, **arguments)
     return model
 

@@ -12,7 +12,7 @@ from compressor.data.transforms import Transform
 from compressor.errors import InputError
 from compressor.factorization.layers.kinds import KINDS
 from compressor.failures import blaming
-from compressor.network.architectures import known_architecture, published_transform, shapes_of
+from compressor.network.architectures import FLOW_TRANSFORM, known_architecture, published_transform, shapes_of
 from compressor.network.checkpoints.beside import describe_rest
 from compressor.network.checkpoints.building import build_matched, fit_channels, image_size
 from compressor.network.checkpoints.class_names import find_class_names
@@ -44,6 +44,7 @@ from compressor.network.checkpoints.pickled import (
     without_wrappers,
 )
 from compressor.network.checkpoints.reading import read_checkpoint
+from compressor.network.clips.flow import NUM_CHANNELS, FlowNetwork, flow_network
 from compressor.network.detection.building import transform_of as detector_transform
 from compressor.network.detection.raw import RawDetector, is_detector
 from compressor.network.detection.recognition import detector_options
@@ -200,6 +201,8 @@ def load_own(contents: Contents, path: Path, arch: str, weights: str | None, not
     fill(model, chosen.tensors, path, notes)
     if is_detector(model):
         return replace(adopt_detector(model, path, notes), arch=arch)
+    if (flow := flow_network(model)) is not None:
+        return adopt_flow(flow, arch)
     transform = fit_channels(transform_of(model, notes), first_channels(model), notes)
     model = freeze(model.float())
     return LoadedModel(arch, run_outputs(model, transform, path), model, transform, notes)
@@ -357,6 +360,11 @@ def adopt_detector(module: nn.Module, path: Path, notes: list[str]) -> LoadedMod
     return LoadedModel(type(module).__name__.lower(), count, model, transform, notes)
 
 
+def adopt_flow(network: FlowNetwork, arch: str) -> LoadedModel:
+    """The network of clips of two frames, by the name that it is to have."""
+    return LoadedModel(arch, NUM_CHANNELS, freeze(network.float()), FLOW_TRANSFORM, [])
+
+
 def adopt_module(module: nn.Module, path: Path, arch: str | None, notes: list[str]) -> LoadedModel:
     """A whole network from a trusted pickle, unchanged.
 
@@ -370,6 +378,8 @@ def adopt_module(module: nn.Module, path: Path, arch: str | None, notes: list[st
     check_finite(weights, path)
     if is_detector(module):
         return adopt_detector(module, path, notes)
+    if (flow := flow_network(module)) is not None:
+        return adopt_flow(flow, arch or "raft")
     model = freeze(module.float())
     matches = recognizer(arch)[0](shapes_of(weights))
     if arch is not None and not matches:

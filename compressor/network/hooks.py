@@ -1,5 +1,6 @@
 """Inputs and outputs of modules in a running network, and patches of convolutions as rows of a matrix."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -150,6 +151,11 @@ def fitting_with_gradients(network: nn.Module, example: Tensor, most: int) -> in
     return max(1, min(most, MAX_ACTIVATIONS // max(count, 1)))
 
 
+def differentiable(output: Tensor) -> Tensor:
+    """A module's output, for gradients by it, also where it does not depend on the network's input."""
+    return output if output.requires_grad else output.detach().requires_grad_()
+
+
 @contextmanager
 def attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
     """Removes the hooks at the end of a with-block, also where registering one of them fails.
@@ -163,24 +169,29 @@ def attached(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
         yield
 
 
-def input_of(network: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
-    """The first input of a module in a running network; the pass ends there.
+def inputs_of(network: nn.Module, module: nn.Module, batch: Tensor, calls: int = 1) -> list[Tensor]:
+    """The first inputs of a module in its first calls in a running network; the pass ends there.
 
     Args:
         network: that runs.
         module: a part of it, or itself.
         batch: inputs of the network (N, ...).
+        calls: how many.
     """
     found: list[Tensor] = []
 
     def keep(_module: nn.Module, args: Sequence[Tensor], kwargs: Mapping[str, Tensor]) -> None:
-        found.append(_first(args, kwargs))
+        value = _first(args, kwargs)
+        if len(found) + 1 < calls:
+            found.append(value.clone())  # later modules may change it in place
+            return
+        found.append(value)
         raise Captured
 
     hook = module.register_forward_pre_hook(keep, with_kwargs=True)
     with attached([hook]), suppress(Captured), torch.inference_mode():
         network(batch)
-    return found[0]
+    return found
 
 
 def output_of(network: nn.Module, module: nn.Module, batch: Tensor) -> Tensor:
@@ -283,8 +294,8 @@ def noting(
         yield
 
 
-def in_order_of_use(network: nn.Module, names: Sequence[str], example: Tensor) -> list[str]:
-    """The names in the order in which a forward pass of `example` first calls the modules; without uncalled ones.
+def count_calls(network: nn.Module, names: Sequence[str], example: Tensor) -> dict[str, int]:
+    """How often a forward pass of `example` calls the modules, in the order of first calls; without uncalled ones.
 
     Args:
         network: that runs.
@@ -298,4 +309,4 @@ def in_order_of_use(network: nn.Module, names: Sequence[str], example: Tensor) -
 
     with torch.inference_mode(), watching([network.get_submodule(name) for name in names], note):
         network(example)
-    return list(dict.fromkeys(order))
+    return dict(Counter(order))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
-from compressor.network.hooks import BATCH_SIZE, input_of, noting, output_of
+from compressor.network.hooks import BATCH_SIZE, inputs_of, noting, output_of
 from compressor.process.memory import at_once
 
 MAX_KEPT_BYTES = 1 << 27  # of the outputs that are kept for one set of images
@@ -133,12 +133,12 @@ class Replay:
                 self._kept[number] = kept[-1][:0]  # no two sets at once
         self._cut, self._kept = cut, kept
 
-    def inputs(self, network: nn.Module, layer: str) -> Iterator[Tensor]:
-        """What the layer receives, batch by batch."""
+    def inputs(self, network: nn.Module, layer: str, calls: int = 1) -> Iterator[list[Tensor]]:
+        """What the layer receives in its first calls, batch by batch."""
         module = network.get_submodule(layer)
         for number in range(len(self._parts)):
             with self._resumed(network, number) as batch:
-                given = input_of(network, module, batch)
+                given = inputs_of(network, module, batch, calls)
             yield given
 
     def outputs(self, network: nn.Module) -> Tensor:

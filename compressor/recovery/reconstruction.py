@@ -42,7 +42,7 @@ from compressor.network.calibration.moments import (
 from compressor.network.hooks import (
     OutputPositions,
     batches,
-    in_order_of_use,
+    count_calls,
     position_generators,
     sample_positions,
     watch_batches,
@@ -59,19 +59,22 @@ UNSOLVABLE = (torch.linalg.LinAlgError, LinAlgError)
 LAST_FLOOR = 1e-3  # ridge over the mean variance of the last factor's inputs: where these hardly vary, weights stay
 
 
+Rows = list[tuple[OutputPositions, Tensor]]
+
+
 @dataclass(frozen=True)
 class _Goal:
     """The outputs that one layer is refitted to.
 
     Attributes:
         layer: the layer.
-        rows: per batch the sampled output positions, and the original's outputs there (rows, Co).
+        rows: per batch and call the sampled output positions, and the original's outputs there (rows, Co).
         weights: of these outputs in the loss (see `OutputGradients.by_position`); None where only the last factor is
             refitted.
     """
 
     layer: FoundLayer
-    rows: list[tuple[OutputPositions, Tensor]]
+    rows: list[Rows]
     weights: Tensor | None
 
 
@@ -135,7 +138,8 @@ class Reconstruction:
     def _in_order(self) -> list[FoundLayer]:
         """The layers in order of use."""
         by_name = {layer.name: layer for layer in self.layers}
-        return [by_name[name] for name in in_order_of_use(self.network, list(by_name), self._example())]
+        self._calls = count_calls(self.original, list(by_name), self._example())
+        return [by_name[name] for name in self._calls]
 
     def _goals(self, layers: Sequence[FoundLayer]) -> Iterator[_Goal]:
         """The goals of the layers; the original runs once for as many as fit into memory."""
@@ -148,25 +152,22 @@ class Reconstruction:
                 for layer in chunk:
                     yield _Goal(layer, rows.pop(layer.name), weights.pop(layer.name, None))
 
-    def _outputs_of_original(self, layers: Sequence[FoundLayer]) -> dict[str, list[tuple[OutputPositions, Tensor]]]:
-        """For every layer and batch the sampled positions, and the original layer's outputs there (rows, Co)."""
-        rows: dict[str, list[tuple[OutputPositions, Tensor]]] = {layer.name: [] for layer in layers}
+    def _outputs_of_original(self, layers: Sequence[FoundLayer]) -> dict[str, list[Rows]]:
+        """For every layer, batch and call the sampled positions, and the original layer's outputs there (rows, Co)."""
+        rows: dict[str, list[Rows]] = {layer.name: [] for layer in layers}
         generators = position_generators(self.seed, len(layers))
-        seen: set[int] = set()
 
         def each() -> Iterator[Tensor]:
             for batch in batches(self.calibration, self.device):
-                seen.clear()
+                for of_layer in rows.values():
+                    of_layer.append([])
                 yield batch
 
         def keep(number: int, _value: Tensor, output: Tensor, size: int) -> None:
             layer = layers[number]
-            if number in seen:  # a layer called twice is refitted on its first call
-                return
-            seen.add(number)
-            count = rows_of_batch(size, len(self.calibration))
+            count = rows_of_batch(size, len(self.calibration), -(-MAX_ROWS // self._calls[layer.name]))
             positions = sample_positions(layer.module, output, count, generators[number])
-            rows[layer.name].append((positions, positions.of_output(output)))
+            rows[layer.name][-1].append((positions, positions.of_output(output)))
 
         watch_batches(self.original, [self.original.get_submodule(layer.name) for layer in layers], each(), keep)
         return rows
@@ -222,13 +223,14 @@ class Reconstruction:
         original, module = goal.layer.module, self.network.get_submodule(goal.layer.name)
         final, outputs = last_factor(module)
         last, whole = RunningMoments(groups_of(final)), RunningMoments(groups_of(original))
-        inputs = self._fitted.inputs(self.network, goal.layer.name)
-        for given, (positions, targets) in zip(inputs, goal.rows, strict=True):
-            with torch.inference_mode():
-                features = _before_last(module, given)
-            last.add(positions.of_input(final, features), targets if outputs is None else targets[:, outputs])
-            if goal.weights is not None:
-                whole.add(positions.of_input(original, given), targets)
+        inputs = self._fitted.inputs(self.network, goal.layer.name, self._calls[goal.layer.name])
+        for received, rows in zip(inputs, goal.rows, strict=True):
+            for given, (positions, targets) in zip(received, rows, strict=False):
+                with torch.inference_mode():
+                    features = _before_last(module, given)
+                last.add(positions.of_input(final, features), targets if outputs is None else targets[:, outputs])
+                if goal.weights is not None:
+                    whole.add(positions.of_input(original, given), targets)
         return last, whole
 
     def _note(self, changes: Sequence[tuple[StepKind, str]], after: float, kept: bool) -> None:

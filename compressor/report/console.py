@@ -166,19 +166,19 @@ def _both(pair: Pair[Number]) -> tuple[Number, Number]:
     return pair.original, pair.compressed
 
 
-def print_layers(arch: str, num_classes: int, input_size: str, layers: Sequence[LayerRecord]) -> None:
+def print_layers(arch: str, outputs: str, input_size: str, layers: Sequence[LayerRecord]) -> None:
     """Print the table of `bocompress inspect`.
 
     Args:
         arch: of the network.
-        num_classes: its outputs.
+        outputs: what it gives, in words.
         input_size: of its images or clips, in words.
         layers: all conv and linear layers, with what is known of each.
     """
     taken = [layer for layer in layers if layer.skipped is None]
     share = sum(layer.params for layer in taken) / max(1, sum(layer.params for layer in layers))
     title = (
-        f"{arch}, {num_classes} classes, {input_size}: {len(taken)} of {len(layers)} layers can be compressed, with "
+        f"{arch}, {outputs}, {input_size}: {len(taken)} of {len(layers)} layers can be compressed, with "
         f"{100 * share:.0f} % of their parameters"
     )
     names = dict.fromkeys(group for layer in layers for group in layer.groups)

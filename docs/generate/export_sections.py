@@ -182,4 +182,10 @@ def coverage_channels(study: Study) -> str:
 
 def _failures(study: Study) -> list[str]:
     failed = [f"- {row['arch']} failed: {row['failed']}" for row in study["rows"] if "failed" in row]
-    return failed + [f"- Not compressed: {row['refused']}" for row in study["rows"] if "refused" in row]
+    refused: dict[str, list[str]] = {}
+    for row in study["rows"]:
+        if "refused" in row:
+            refused.setdefault(row["refused"].removeprefix(row["arch"]), []).append(row["arch"])
+    return failed + [
+        f"- Not compressed: {', '.join(sorted(names))}: each{reason}." for reason, names in refused.items()
+    ]

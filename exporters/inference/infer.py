@@ -4,8 +4,10 @@
 PATH is an image, or a folder, which is searched through; where the file takes clips, a folder of frames, or of such
 folders. Each line printed is a file, a class and its probability, separated by tabs. Where the file gives a class to
 every pixel, it is the class's share of the pixels, and --masks FOLDER writes the numbers of the classes as PNG images
-of the input's size. Needs onnxruntime, numpy and Pillow. Size, resizing, mean, standard deviation and class names are
-read from the file's metadata.
+of the input's size. Where it gives the flow from each frame to the next, a line is the first frame and the mean flow,
+in pixels of the input to the right and down, and --flow FOLDER writes .flo files as of Middlebury's benchmark. Needs
+onnxruntime, numpy and Pillow. Size, resizing, mean, standard deviation and class names are read from the file's
+metadata.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ FLOAT_WHITES = (1.0, 255.0, 1000.0, 4095.0, 10000.0, 65535.0)
 class Model:
     """An ONNX file and what its metadata say of its input."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, output: str | None = None) -> None:
         self.session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         self.about = self.session.get_modelmeta().custom_metadata_map
         missing = [key for key in ("input_height", "input_width", "mean", "std") if key not in self.about]
@@ -50,18 +52,42 @@ class Model:
         self.height, self.width = int(self.about["input_height"]), int(self.about["input_width"])
         self.mode = MODES[self.about["color_order"]]
         self.frames = int(self.about.get("input_frames", 0))
+        self.adjacent = self.about.get("frame_choice") == "adjacent"
         self.filter = FILTERS[self.about["interpolation"]]
         self.names = json.loads(self.about.get("class_names", "[]"))
         self.batch = self.input.shape[0] if isinstance(self.input.shape[0], int) else None
+        self.output = self.choose_output(output)
+
+    def choose_output(self, asked: str | None) -> str:
+        """The output that is asked for; else "out", as segmentation networks have it, or the only one, or only matrix.
+
+        Raises:
+            ValueError: there is none such.
+        """
+        shapes = {output.name: output.shape for output in self.session.get_outputs()}
+        matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+        for names in [[asked]] if asked else [["out"], list(shapes), matrices]:
+            if len(names) == 1 and names[0] in shapes:
+                return names[0]
+        raise ValueError(
+            f"say which output has the scores by --output: {', '.join(shapes)} (detect.py is for detectors)"
+        )
 
     def read(self, file: Path) -> Any:
         """The image or clip, float32 of shape (channels, height, width) or (channels, frames, ...), as it is taken."""
         if not self.frames:
             return self.read_image(file)
-        found = sorted((one for one in file.iterdir() if is_image(one)), key=lambda one: natural(one.name))
-        chosen = [found[(2 * part + 1) * len(found) // (2 * self.frames)] for part in range(self.frames)]
+        chosen = self.choose_frames(file)
         read = {one: self.read_image(one) for one in set(chosen)}
         return np.stack([read[one] for one in chosen], axis=1)
+
+    def choose_frames(self, file: Path) -> list[Path]:
+        """The frames of a clip, spread over it; or one, and those that follow it."""
+        if self.adjacent:
+            found = list_frames(file.parent)
+            return found[found.index(file) :][: self.frames]
+        found = list_frames(file)
+        return [found[(2 * part + 1) * len(found) // (2 * self.frames)] for part in range(self.frames)]
 
     def read_image(self, file: Path) -> Any:
         """The image as float32 of shape (channels, height, width), as the file takes it."""
@@ -126,11 +152,11 @@ class Model:
         batch = np.stack(inputs)
         if self.batch:  # filled up with copies
             batch = batch[np.arange(self.batch) % len(batch)]
-        names = [output.name for output in self.session.get_outputs()]
-        wanted = "out" if "out" in names else names[0]
-        outputs = np.asarray(self.session.run([wanted], {self.input.name: batch})[0])
+        outputs = np.asarray(self.session.run([self.output], {self.input.name: batch})[0])
         if outputs.ndim not in (2, 4):
-            raise ValueError(f"the output {wanted!r} has shape {list(outputs.shape)}: these are no scores of classes")
+            raise ValueError(
+                f"the output {self.output!r} has shape {list(outputs.shape)}: these are no scores of classes"
+            )
         return outputs.astype(np.float64)[: len(inputs)]
 
     def probabilities(self, logits: Any) -> Any:
@@ -139,6 +165,11 @@ class Model:
             logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
+
+    @property
+    def gives_flow(self) -> bool:
+        """Whether outputs are the flow between frames."""
+        return self.output == "flow"
 
     def classes(self, scores: Any) -> Any:
         """The class (n, height, width) of every pixel; a single map decides by its sign."""
@@ -175,6 +206,17 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
 
 
+def list_frames(folder: Path) -> list[Path]:
+    """The images of a clip in the order of their names, numbers by their value."""
+    return sorted((one for one in folder.iterdir() if is_image(one)), key=lambda one: natural(one.name))
+
+
+def list_starts(paths: Iterable[Path], count: int) -> Iterator[Path]:
+    """Yields the frames that `count` - 1 others follow, in the folders given and below them."""
+    for clip in list_clips(paths):
+        yield from list_frames(clip)[: 1 - count]
+
+
 def list_clips(paths: Iterable[Path]) -> Iterator[Path]:
     """Yields the folders with frames among those given and below them.
 
@@ -186,6 +228,13 @@ def list_clips(paths: Iterable[Path]) -> Iterator[Path]:
             raise ValueError(f"there is no folder {path}: the network takes clips, which are folders of frames")
         inside = [path, *sorted(one for one in path.rglob("*") if one.is_dir())]
         yield from (one for one in inside if any(is_image(file) for file in one.iterdir()))
+
+
+def list_inputs(model: Model, paths: Iterable[Path]) -> Iterator[Path]:
+    """What the model takes: images, folders of frames, or frames that others follow."""
+    if model.adjacent:
+        return list_starts(paths, model.frames)
+    return list_clips(paths) if model.frames else list_files(paths)
 
 
 def list_files(paths: Iterable[Path]) -> Iterator[Path]:
@@ -219,14 +268,50 @@ def write_masks(folder: Path, files: Iterable[Path], classes: Any) -> None:
         Image.fromarray(numbers.astype(np.uint8)).save(target)
 
 
-def classify(model: Model, paths: Iterable[Path], top: int, masks: Path | None = None) -> int:
+def write_flow(folder: Path, files: Iterable[Path], flows: Any) -> None:
+    """Write each file's flow (n, 2, height, width) as CLIP/NAME.flo, in the format of Middlebury's benchmark.
+
+    Raises:
+        ValueError: the folder has one of this name already.
+    """
+    for file, flow in zip(files, flows.astype("<f4"), strict=True):
+        target = folder / file.parent.name / f"{file.stem}.flo"
+        if target.exists():
+            raise ValueError(f"{target} is there already: give another folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        size = np.array(flow.shape[:0:-1], "<i4")
+        target.write_bytes(b"PIEH" + size.tobytes() + flow.transpose(1, 2, 0).tobytes())
+
+
+def show_maps(model: Model, files: list[Path], maps: Any, folder: Path | None) -> Any:
+    """What is printed of maps (n, channels, height, width): the share of each class; of flows nothing is left to print.
+
+    Args:
+        model: that gave them.
+        files: of the inputs.
+        maps: scores of classes, or flows, whose means are printed here.
+        folder: where the maps themselves are written; None for none.
+    """
+    if model.gives_flow:
+        for file, (right, down) in zip(files, maps.mean(axis=(2, 3)), strict=True):
+            print(f"{file}\t{right:.2f}\t{down:.2f}")
+        if folder is not None:
+            write_flow(folder, files, maps)
+        return []
+    classes = model.classes(maps)
+    if folder is not None:
+        write_masks(folder, files, classes)
+    return model.shares(classes, maps.shape[1])
+
+
+def classify(model: Model, paths: Iterable[Path], top: int, folder: Path | None = None) -> int:
     """Print a line for each of the best classes of each file; returns how many files could not be read.
 
     Args:
         model: classifies the images.
         paths: of the images.
         top: how many classes of each.
-        masks: the folder of the pixels' classes; None for none.
+        folder: for the pixels' classes, or the flows; None for none.
     """
     failed = 0
     pending: list[tuple[Path, Any]] = []
@@ -242,10 +327,7 @@ def classify(model: Model, paths: Iterable[Path], top: int, masks: Path | None =
         if pending and (file is None or len(pending) == (model.batch or FREE_BATCH)):
             rows = model.logits([values for _, values in pending])
             if rows.ndim == 4:
-                classes, count = model.classes(rows), rows.shape[1]
-                rows = model.shares(classes, count)
-                if masks is not None:
-                    write_masks(masks, [path for path, _ in pending], classes)
+                rows = show_maps(model, [path for path, _ in pending], rows, folder)
             else:
                 rows = model.probabilities(rows)
             for number, row in enumerate(rows):
@@ -262,16 +344,19 @@ def main() -> None:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="an image, or a folder of images")
     parser.add_argument("--model", type=Path, default=Path(__file__).with_name("model.onnx"))
     parser.add_argument("--top", type=int, default=1, help="classes to print for each image")
+    parser.add_argument("--output", help="the output that has the scores, where the file gives several")
     parser.add_argument("--masks", type=Path, help="folder for the classes of pixels, where the file gives them")
+    parser.add_argument("--flow", type=Path, help="folder for flows, where the file gives them")
     options = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files as they are, UTF-8 or not
     try:
-        model = Model(options.model)
-        files = list(list_clips(options.paths) if model.frames else list_files(options.paths))
+        model = Model(options.model, options.output)
+        files = list(list_inputs(model, options.paths))
         if not files:
             raise ValueError(f"no images in {', '.join(map(str, options.paths))}")
-        failed = classify(model, files, max(options.top, 1), options.masks)
+        folder = options.flow if model.gives_flow else options.masks
+        failed = classify(model, files, max(options.top, 1), folder)
     except BrokenPipeError:  # the reader of the output has left
         os._exit(1)  # without flushing what nobody reads
     except Exception as error:

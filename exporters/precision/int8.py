@@ -27,6 +27,7 @@ from exporters.precision.bias_correction import bias_shifts, shift_biases
 from exporters.precision.equalization import equalize_channels
 from exporters.precision.int8_calibration import BATCH_SIZE, CALIBRATORS, activation_ranges
 from exporters.precision.layers import Array, GraphLayers, channel_statistics
+from exporters.precision.places import place_nodes
 from exporters.precision.sensitivity import WEIGHTED, choose_float_groups, group_nodes
 from exporters.records import CalibrationName, FloatLayer, QuantizationRecord
 from exporters.session import Logits, Rows, open_session, run_batches
@@ -151,7 +152,7 @@ class _Trials:
         return activation_ranges(self.prepared, images, method, OPERATORS, self._folder, self._large)
 
     def build(self, exclude: Sequence[str] = (), only: Sequence[str] = ()) -> onnx.ModelProto:
-        """The network in int8: the nodes of `only` (empty: all that can be), without those of `exclude`."""
+        """The network in int8: the nodes of `only` (empty: all that can be), without those of `exclude` and places."""
         model = deepcopy(self.model)
         left = {name for name in self.shifts if name in exclude or (only and name not in only)}
         shift_biases(model, {name: shift for name, shift in self.shifts.items() if name not in left})
@@ -163,7 +164,7 @@ class _Trials:
             QuantType.QUInt8,
             self.ranges,
             list(only),
-            list(exclude),
+            [*exclude, *place_nodes(model)],
             list(OPERATORS),
             {},
         )

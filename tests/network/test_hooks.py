@@ -14,8 +14,8 @@ from compressor.data.images import ImageSet
 from compressor.network.hooks import (
     attached,
     batches,
-    in_order_of_use,
-    input_of,
+    count_calls,
+    inputs_of,
     noting,
     output_of,
     sample_positions,
@@ -125,9 +125,9 @@ def test_the_input_ends_the_pass_and_leave_no_hooks() -> None:
     network, batch = armed(), torch.randn(6, 4)
     with torch.inference_mode():
         hidden = network[:2](batch)
-        torch.testing.assert_close(input_of(network, network[2], batch), hidden)
-        assert torch.equal(input_of(network, network[3], batch), network[2](hidden))
-        assert torch.equal(input_of(network, network, batch), batch)
+        torch.testing.assert_close(inputs_of(network, network[2], batch), [hidden])
+        assert torch.equal(inputs_of(network, network[3], batch)[0], network[2](hidden))
+        assert torch.equal(inputs_of(network, network, batch)[0], batch)
     assert hooks(network) == 0
 
 
@@ -144,7 +144,7 @@ def test_the_output_is_a_copy_and_ends_the_pass() -> None:
 def test_an_error_on_the_way_is_not_swallowed_and_leaves_no_hooks() -> None:
     network = nn.Sequential(Bomb(), nn.Linear(4, 5))
     with pytest.raises(AssertionError, match="the pass went on"):
-        input_of(network, network[1], torch.randn(2, 4))
+        inputs_of(network, network[1], torch.randn(2, 4))
     assert hooks(network) == 0
 
 
@@ -189,8 +189,19 @@ class Crossed(nn.Module):
 
 def test_the_order_of_use_is_that_of_the_first_calls() -> None:
     network = Crossed()
-    assert in_order_of_use(network, ["last", "twice", "first"], torch.zeros(1, 4)) == ["twice", "first", "last"]
-    assert in_order_of_use(network, ["last", "first"], torch.zeros(1, 4)) == ["first", "last"]
+    found = count_calls(network, ["last", "twice", "first"], torch.zeros(1, 4))
+    assert list(found.items()) == [("twice", 2), ("first", 1), ("last", 1)]
+    assert list(count_calls(network, ["last", "first"], torch.zeros(1, 4))) == ["first", "last"]
+    assert hooks(network) == 0
+
+
+def test_inputs_of_several_calls_end_with_the_last_that_is_asked_for() -> None:
+    network, batch = nn.Sequential(Crossed(), Bomb()), torch.randn(5, 4)
+    inner = network[0]
+    with torch.inference_mode():
+        expected = [batch, inner.first(inner.twice(batch))]
+        torch.testing.assert_close(inputs_of(network, inner.twice, batch, 2), expected)
+        torch.testing.assert_close(inputs_of(network, inner.twice, batch), expected[:1])
     assert hooks(network) == 0
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
 from compressor.network import replay
-from compressor.network.hooks import in_order_of_use, input_of, watching
+from compressor.network.hooks import count_calls, inputs_of, watching
 from compressor.network.replay import Cuts, Replay
 
 CPU = torch.device("cpu")
@@ -44,8 +44,8 @@ def test_inputs_and_outputs_are_those_of_whole_passes(arch: str, monkeypatch: py
     runs = Replay(Cuts(network, layers, images.batch([0])), images, CPU)
     for layer in layers:
         runs.advance(network, layer)
-        given = torch.cat(list(runs.inputs(network, layer)))
-        torch.testing.assert_close(given, input_of(network, network.get_submodule(layer), images.data))
+        given = torch.cat([value for values in runs.inputs(network, layer) for value in values])
+        torch.testing.assert_close(given, inputs_of(network, network.get_submodule(layer), images.data)[0])
         torch.testing.assert_close(runs.outputs(network), whole)
     assert all("forward" not in vars(module) for module in network.modules())
 
@@ -56,7 +56,7 @@ def test_nothing_before_the_cut_runs(arch: str) -> None:
     network, images = make(arch, side)
     runs = Replay(Cuts(network, layers, images.batch([0])), images, CPU)
     leaves = [name for name, module in network.named_modules() if not list(module.children())]
-    order = in_order_of_use(network, leaves, images.batch([0]))
+    order = list(count_calls(network, leaves, images.batch([0])))
     for layer in layers:
         runs.advance(network, layer)
         assert runs._cut is not None

@@ -26,6 +26,25 @@ class Tokens(nn.Module):
         return x.flatten(2).transpose(1, 2)
 
 
+class Recurrent(nn.Module):
+    """Layers that are called four times, each time on what they gave before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.again = nn.Conv2d(3, 12, 3, padding=1), nn.Conv2d(24, 12, 3, padding=1)
+        self.step, self.last = nn.Conv2d(12, 12, 1), nn.Conv2d(12, 2, 3, padding=1)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A matrix (N, 2 * 8 * 8)."""
+        context = self.first(x).relu()
+        state = torch.zeros_like(context)
+        for _ in range(4):
+            state = state + self.step(self.again(torch.cat([context, state], dim=1)).relu()).tanh()
+        return self.last(state).flatten(1)
+
+
 def small_network() -> nn.Module:
     """Batch norm with statistics that fit, groups, a 1 x 1, linear layers on sequences and on vectors."""
     torch.manual_seed(0)

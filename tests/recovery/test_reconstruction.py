@@ -12,7 +12,7 @@ from compressor.data.batches import from_batches
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.recovery.reconstruction import Reconstruction
 from compressor.recovery.records import ReconstructionRecord
-from tests.recovery.subjects import CPU, Subject, small_network, subject_with, synthetic
+from tests.recovery.subjects import CPU, Recurrent, Subject, small_network, subject_with, synthetic
 
 METHODS = ["spatial", "tucker", "cp", "interpolative"]
 
@@ -108,6 +108,20 @@ def test_the_network_is_left_in_eval_mode_without_hooks_and_gradients(subject: S
         assert not module._forward_pre_hooks
     assert not any(parameter.requires_grad for parameter in network.parameters())
     assert all(norm.momentum == 0.1 for norm in network.modules() if isinstance(norm, nn.BatchNorm2d))
+
+
+def test_layers_that_are_called_several_times_are_refitted_to_all_calls() -> None:
+    subject = Subject(Recurrent(), synthetic(64, 3), synthetic(32, 4), choice="activation")
+    record, network = subject.run()
+    assert_recorded_as_it_was(record, subject, network)
+    assert record.after < 0.9 * record.before
+    job = Reconstruction(subject.original, network, subject.layers, subject.calibration, subject.check, CPU)
+    calls = {layer.name: job._calls[layer.name] for layer in job._in_order()}
+    assert calls == {"first": 1, "again": 4, "step": 4, "last": 1}
+    rows = job._outputs_of_original(job._in_order())
+    assert {name: {len(of_batch) for of_batch in of_layer} for name, of_layer in rows.items()} == {
+        name: {count} for name, count in calls.items()
+    }
 
 
 class Worse(FunctionNorm):

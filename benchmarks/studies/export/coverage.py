@@ -5,9 +5,9 @@
 With --channels every group of layers keeps seven tenths of its hidden channels instead, the counts are held against
 those that the search takes for exact, and the network is written and read again; images are smaller where they may be.
 
-Segmentation networks are at 96 px, without their auxiliary heads, networks for clips at the smallest that they take,
-and so are detectors, of which everything up to their heads' raw outputs is meant. Networks that cannot be compressed
-have a row with the sentence that says why.
+Segmentation networks are at 96 px, without their auxiliary heads; networks for clips and pairs of frames are at the
+smallest that they take, and so are detectors, of which everything up to their heads' raw outputs is meant. What
+cannot be compressed has a row with the sentence that says why.
 
 Weights are random, since shapes are what is covered here, with batch-norm statistics of synthetic images, so that
 activations neither vanish nor explode. Weights that are initialized to zero (heads of ViT, scales of ConvNeXt's blocks)
@@ -49,6 +49,7 @@ from compressor.network.architectures import (
 )
 from compressor.network.attention import open_attention
 from compressor.network.checkpoint import load_model
+from compressor.network.clips.flow import flow_network
 from compressor.network.detection.raw import RawDetector, is_detector
 from compressor.network.layers import compressible, find_layers
 from compressor.network.macs import count_macs
@@ -70,6 +71,7 @@ SMALL, WHOLE_ONLY = 96, ("vit", "swin", "maxvit")  # pixels with --channels, but
 CLIPS = {"mvit": (16, 224), "s3d": (16, 224), "swin3d": (8, 64)}  # frames, and pixels of their sides
 SMALL_CLIPS = 8, 64  # of all others
 DETECTORS = {"ssdlite320": 320, "ssd300": 300}  # of one size
+PAIRS = 128  # pixels of the sides of frames, of which optical flow takes two
 SHARE = 0.7  # of every group's units that are left
 
 
@@ -79,7 +81,7 @@ def cover(arch: str, channels: bool = False) -> dict[str, Any]:
     task = task_of(arch)
     if task not in COMPRESSED:
         assert task is not None
-        return {"arch": arch, "task": task, "refused": why_not(arch, task)}
+        return {"arch": arch, "task": task, "refused": why_not(arch)}
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "model.pt"
@@ -103,7 +105,7 @@ def make(arch: str) -> nn.Module:
     """The network with random weights; where there is a backbone, its are, too."""
     arguments = {"weights_backbone": None} if task_of(arch) in ("segmentation", "detection") else {}
     network = import_torchvision().models.get_model(arch, weights=None, **arguments)
-    return RawDetector(network) if is_detector(network) else network
+    return RawDetector(network) if is_detector(network) else flow_network(network) or network
 
 
 def transform_for(arch: str, channels: bool) -> Transform:
@@ -113,6 +115,8 @@ def transform_for(arch: str, channels: bool) -> Transform:
         side = size_for(arch, channels)
         assert side is not None
         return replace(transform, input_size=side, resize_size=side)
+    if transform.adjacent:
+        return replace(transform, input_size=PAIRS, resize_size=PAIRS)
     if transform.frames is None:
         return transform
     frames, side = next((size for start, size in CLIPS.items() if arch.startswith(start)), SMALL_CLIPS)
@@ -214,7 +218,7 @@ def published_macs(arch: str, input_size: int) -> int | None:
 
     torchvision rounds them to a million.
     """
-    if task_of(arch) == "detection":  # its boxes are others
+    if task_of(arch) in ("detection", "optical_flow"):  # its boxes are others, and so are its sides
         return None
     weights = import_torchvision().models.get_model_weights(arch).DEFAULT
     if getattr(weights.transforms(), "crop_size", None) != [input_size]:

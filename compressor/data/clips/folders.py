@@ -1,7 +1,8 @@
-"""A folder of clips as the folder of images that it would be, had every clip been one file."""
+"""A folder of clips as the folder of images that it would be, had every clip, or part of one, been one file."""
 
 from dataclasses import replace
 
+from compressor.data.clips.frames import natural
 from compressor.data.listing import Folder
 from compressor.errors import InputError
 
@@ -19,6 +20,27 @@ def clips_as_files(folder: Folder) -> Folder:
     if _is_clip(folder):
         raise InputError(f"{folder.path} holds images, and the network takes clips: {HOW}")
     return _inside(folder)
+
+
+def starts_as_files(folder: Folder, count: int) -> Folder:
+    """The tree of those frames alone that `count` - 1 others follow.
+
+    Raises:
+        InputError: there are none.
+    """
+    starts = _starts(folder, count)
+    if folder.count and not starts.count:
+        raise InputError(
+            f"no folder in {folder.path} has {count} frames, and the network takes {count} that follow one another: "
+            "frames are the images of a folder in the order of their names, DATA/CLIP/00001.jpg"
+        )
+    return starts
+
+
+def _starts(folder: Folder, count: int) -> Folder:
+    frames = sorted(folder.images, key=lambda file: natural(file.name))
+    starts = frames[: max(0, len(frames) - count + 1)]
+    return replace(folder, images=starts, folders=[_starts(inside, count) for inside in folder.folders])
 
 
 def _inside(folder: Folder) -> Folder:

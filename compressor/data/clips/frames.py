@@ -1,4 +1,4 @@
-"""Which frames of a clip a network sees: as many as it takes, evenly over the whole clip."""
+"""Which frames of a clip a network sees: as many as it takes, evenly over the whole clip, or in a row."""
 
 import re
 from collections.abc import Sequence
@@ -13,6 +13,13 @@ T = TypeVar("T")
 def choose_frames(frames: Sequence[T], count: int) -> list[T]:
     """The middle frame of each of `count` equal parts of the clip; frames repeat where there are fewer."""
     return [frames[(2 * part + 1) * len(frames) // (2 * count)] for part in range(count)]
+
+
+def frames_from(first: Path, count: int) -> list[Path]:
+    """A frame of a clip and those that follow it, `count` in all."""
+    frames = list_frames(first.parent)
+    start = frames.index(first)
+    return frames[start : start + count]
 
 
 def list_frames(clip: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from compressor.data.images import ImageSet
 from compressor.factorization.layers.kinds import Layer, axes_of, groups_of
 from compressor.factorization.moments import OUTPUT_FLOOR, with_floor
 from compressor.failures import is_shortage
-from compressor.network.hooks import batches, fitting_with_gradients, watching
+from compressor.network.hooks import batches, differentiable, fitting_with_gradients, watching
 from compressor.process.memory import at_once
 from compressor.streams import Stream, derived_seed
 
@@ -172,7 +172,8 @@ def projected_gradients(
     calls: list[tuple[int, Tensor]] = []
 
     def keep(index: int, _value: Tensor, output: Tensor) -> Tensor:
-        calls.append((index, output if output.requires_grad else torch.zeros_like(output).requires_grad_()))
+        output = differentiable(output)
+        calls.append((index, output))
         return output.clone()  # the next module may change its input in place
 
     for batch in batches(some, device, size):

@@ -14,7 +14,6 @@ from compressor.network import architectures
 from compressor.network.architectures import Fingerprint
 from compressor.network.checkpoints.contents import WRAPPER_PARTS, shorten
 from compressor.network.checkpoints.matching import Match, match, match_any, modern_name, nearest, stem_tensor
-from compressor.network.checkpoints.others import recognize_other
 from compressor.network.detection.recognition import detector_prefixes, match_detector
 from compressor.text import join_words
 
@@ -257,8 +256,6 @@ def explain_misfit(tensors: Mapping[str, Tensor], arch: str | None, source: str)
     inside = max((architectures.shapes_of(under(tensors, prefix)) for prefix in prefixes), key=len)
     if arch is None:
         reason = nearest(inside, architectures.registry_fingerprints())
-        if (known := recognize_other(architectures.shapes_of(tensors))) is not None:
-            return f"{source} cannot be compressed: {architectures.why_not(*known)}"
         return f"{source} fits none of torchvision's networks: {reason}; {WAYS_OUT}"
     reason = str(match(inside, arch, architectures.architecture_fingerprint(arch)))
     return f"{source} does not fit {arch}: {reason}; {WAYS_OUT}"

@@ -1,5 +1,6 @@
 """Clips as folders of frames: which frames are seen, in which order, with which labels."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,29 @@ def test_videos_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"")
     with pytest.raises(InputError, match=r"there are 1 \.mp4, of which `ffmpeg -i clip\.mp4 clip/%05d\.jpg` makes"):
         load_folder(tmp_path, TRANSFORM, 3, seed=0)
+
+
+def test_pairs_are_frames_that_follow_one_another(tmp_path: Path) -> None:
+    write_clip(tmp_path / "left" / "day", 11)
+    write_clip(tmp_path / "night", 3, 100)
+    write_clip(tmp_path / "single", 1)
+    transform = replace(TRANSFORM, frames=2, adjacent=True)
+    found = load_folder(tmp_path, transform, 20, seed=0, num_classes=2)
+    assert (found.source, found.labels, found.input_shape) == (
+        f"12 of 12 pairs of frames in {tmp_path}, unlabelled",
+        None,
+        (3, 2, 8, 8),
+    )
+    assert not any("frames" in note for note in found.notes)
+    first, second = found.data[:, 0, :, 4, 4].long().T.tolist()
+    assert sorted(first) == [*range(10), 100, 101]
+    assert second == [each + 1 for each in first]
+    assert found.files is not None
+    assert found.files[first.index(9)] == "left/day/frame_9.png"
+    inside = load_folder(tmp_path / "night", transform, 20, seed=0)  # a clip by itself
+    assert len(inside) == 2
+    with pytest.raises(InputError, match="has 2 frames, and the network takes 2 that follow one another"):
+        load_folder(tmp_path / "single", transform, 20, seed=0)
 
 
 def test_synthetic_clips_move() -> None:

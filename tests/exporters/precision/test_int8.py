@@ -11,11 +11,15 @@ from torch import Tensor, nn
 from compressor.errors import BocompressError
 from compressor.factorization.interpolative import Interpolated
 from compressor.network.attention import open_attention
+from compressor.network.detection.raw import RawDetector
 from exporters.onnx import export_onnx
 from exporters.precision.float16 import convert_fp16
 from exporters.precision.int8 import QuantizationImages, function_norm, quantize_int8
+from exporters.precision.places import LOOKUPS
 from exporters.precision.sensitivity import choose_float_groups, group_nodes
 from exporters.session import open_session, run_batches
+from tests.network.detection.networks import SIDE, make_detector
+from tests.network.raft import two_updates
 
 
 class Attention(nn.Module):
@@ -186,3 +190,25 @@ def test_what_cannot_be_quantized_is_an_error_in_one_sentence(images: Tensor, tm
     with pytest.raises(BocompressError, match=r"^the network cannot be quantized to int8"):
         quantize(tmp_path / "mean.onnx", tmp_path / "int8.onnx", images, 1.0)
     assert not (tmp_path / "int8.onnx").exists()
+
+
+@pytest.mark.parametrize("name", ["maskrcnn", pytest.param("raft", marks=pytest.mark.hard)])
+def test_places_that_features_are_looked_up_at_stay_in_float(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(2)
+    network, many = RawDetector(make_detector("maskrcnn")).eval(), torch.randn(12, 3, SIDE, SIDE)
+    if name == "raft":
+        network, many = two_updates(), torch.rand(4, 3, 2, 128, 128) * 2 - 1
+    export_onnx(network, many[:2], tmp_path / "float.onnx", {})
+    chosen = QuantizationImages(many[:2], many[2:4])
+    quantize_int8(tmp_path / "float.onnx", tmp_path / "int8.onnx", chosen, 1e9, [], {})
+    float32, int8 = (open_session(tmp_path / f"{kind}.onnx") for kind in ("float", "int8"))
+    expected, found = (session.run(None, {session.get_inputs()[0].name: many.numpy()}) for session in (float32, int8))
+    for target, output in zip(expected, found, strict=True):
+        moved = np.square(output - target).mean(axis=tuple(range(1, target.ndim)))
+        assert moved.max() < 0.05 * np.square(target).mean()
+    ends = {node.output[0]: node for node in onnx.load(tmp_path / "int8.onnx").graph.node}
+    lookups = [node for node in ends.values() if node.op_type in LOOKUPS]
+    assert lookups
+    assert all(
+        ends[place].op_type != "DequantizeLinear" for node in lookups for place in node.input[1:] if place in ends
+    )
