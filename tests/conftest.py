@@ -11,30 +11,23 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
 from benchmarks.demo.digits import as_inputs, load_digits_images, save_checkpoint, train_resnet18, write_image_folder
-from compressor.arrays import Ranks
 from compressor.cli.commands import export, main
 from compressor.cost import latency
 from compressor.errors import BocompressError
 from compressor.network import architectures
-from compressor.search.stopping import criterion
-from compressor.search.stopping.joint_certificate import Failure, JointTest, Schedule, certify_jointly
 from exporters import strangers
 
 NUM_IMAGES = 120
 ABOUT_LATENCY = {"test_latency", "test_compare", "test_sessions"}
-ABOUT_CERTIFICATES = {"test_joint_certificate", "test_optimizer"}
-BRIEF_PATHS = 64
 ABOUT_STRANGERS = {"test_strangers", "test_onnx"}
 COMMANDS = {"bocompress": main, "bocompress-export": export}
 
@@ -69,24 +62,6 @@ def brief_latency(request: pytest.FixtureRequest) -> Iterator[None]:
         if request.module.__name__.rpartition(".")[2] not in ABOUT_LATENCY:
             patch.setattr(latency, "EXTRA_SECONDS", 0.1)
             patch.setattr(latency, "SESSIONS", 2)
-        yield
-
-
-def certify_briefly(
-    failure: Failure, anchors: Ranks, schedule: Schedule, rng: np.random.Generator, in_full: bool = False
-) -> JointTest:
-    """Fewer sample paths, only for the record, where no number of them could meet the certificate."""
-    if in_full and schedule.max_failures < 0:
-        schedule = replace(schedule, stages=[min(schedule.stages[0], BRIEF_PATHS)])
-    return certify_jointly(failure, anchors, schedule, rng, in_full)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def brief_certificates(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Searches by Eq. (12) spend most of a small run's time on the joint probability, which only the report has."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.module.__name__.rpartition(".")[2] not in ABOUT_CERTIFICATES:
-            patch.setattr(criterion, "certify_jointly", certify_briefly)
         yield
 
 

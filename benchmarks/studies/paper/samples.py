@@ -50,7 +50,8 @@ def main(subject: Subject, results: Results, runs: tuple[int, ...], gamma: float
     for samples in SAMPLES:
         if not results.has({"what": "estimates", "samples": samples}):
             results.add(estimates(subject, samples))
-    results.fill(subject, [Job(OURS, gamma or subject.middle_gamma, seed, samples=samples) for seed in runs for samples in SAMPLES])
+    gamma = gamma or subject.middle_gamma
+    results.fill(subject, [Job(OURS, gamma, seed, samples=samples) for seed in runs for samples in SAMPLES])
 
 
 if __name__ == "__main__":

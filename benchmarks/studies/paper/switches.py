@@ -19,7 +19,8 @@ SWITCHES = (OURS, "rate", "pooled-noise", "no-excess-noise", "no-remeasure", "li
 @click.option("--fidelity", type=click.Choice(["norm", "risk", "error"]), default="norm", show_default=True)
 def main(subject: Subject, results: Results, runs: tuple[int, ...], gamma: float | None, fidelity: Fidelity) -> None:
     """Measure the paper's search with each of its switches for MODEL with the images in DATA."""
-    results.fill(subject, [Job(way, gamma or subject.middle_gamma, seed, fidelity) for seed in runs for way in choose_ways(",".join(SWITCHES))])
+    gamma, ways = gamma or subject.middle_gamma, choose_ways(",".join(SWITCHES))
+    results.fill(subject, [Job(way, gamma, seed, fidelity) for seed in runs for way in ways])
 
 
 if __name__ == "__main__":

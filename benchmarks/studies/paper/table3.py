@@ -8,7 +8,6 @@ paper's gammas are taken as they are. Another MODEL with DATA works as well: gam
 
 import click
 
-from benchmarks.datasets.fashion import FC3
 from benchmarks.studies.paper.report import tables
 from benchmarks.studies.paper.rows import Results, table_command
 from benchmarks.studies.paper.subject import Subject
