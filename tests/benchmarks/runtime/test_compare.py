@@ -137,6 +137,7 @@ def test_the_profile_says_where_the_time_goes(record: BenchmarkRecord) -> None:
     assert [node.median_ms for node in large.nodes] == sorted((n.median_ms for n in large.nodes), reverse=True)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_file_alone(tmp_path: Path) -> None:
     """40 MB of weights and inputs of 24 MB show, whatever this process holds."""
     ballast = np.ones(30_000_000)

@@ -59,6 +59,7 @@ def test_gamma_is_that_at_which_the_best_plan_has_the_loss() -> None:
     assert least_loss(problem, smaller) > loss
 
 
+@pytest.mark.slow
 def test_a_loss_gives_a_limit_of_size_from_a_random_start_too() -> None:
     problem = Problem()
     done = search(problem, SearchTarget("loss", 0.2), start="random")
