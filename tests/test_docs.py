@@ -119,7 +119,8 @@ def _of_file(options: str, row: dict[str, float], size: str, time: str, top1: st
 def test_pages_name_only_options_that_exist(page: str) -> None:
     text = re.sub(r"^    (?:ray|dask) .*$", "", (ROOT / page).read_text(), flags=re.MULTILINE)  # others' commands
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
-    assert named - {"--torch-backend", "--masks"} <= all_options()  # of uv, and of the scripts beside a model
+    others = {"--torch-backend", "--masks", "--flow", "--output"}  # of uv, and of the scripts beside a model
+    assert named - others <= all_options()
 
 
 @pytest.mark.parametrize("page", PAGES)
