@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import onnx
 import onnx.version_converter
@@ -168,8 +169,8 @@ def translate_older(model: nn.Module, batch: Tensor, opset: int | None, interfac
     """
     axes = {INPUT_NAME: interface.free_axes}
     axes |= {name: {} if interface.fixed else {0: BATCH_NAME} for name in interface.outputs}
-    torch._C._jit_set_onnx_log_enabled(False)  # it would print the graph that failed
-    with scratch_folder() as folder:
+    # It would print the graph that failed, and switches that on by itself.
+    with scratch_folder() as folder, patch.object(torch._C, "_jit_onnx_log", lambda *_texts: None):
         path = Path(folder) / "network.onnx"
         torch.onnx.export(
             model,

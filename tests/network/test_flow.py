@@ -69,7 +69,11 @@ def test_gradients_are_found_at_all_calls_also_where_the_input_is_constant() -> 
 
 @pytest.mark.parametrize(
     ("shape", "words"),
-    [((1, 3, 3, 128, 128), "flow is between 2 frames, not 3"), ((1, 3, 2, 130, 128), "multiples of 8, not 130 x 128")],
+    [
+        ((1, 3, 3, 128, 128), "flow is between 2 frames, not 3"),
+        ((1, 3, 2, 130, 128), "multiples of 8 from 128 on, not 130 x 128"),
+        ((1, 3, 2, 128, 64), "multiples of 8 from 128 on, not 128 x 64"),
+    ],
 )
 def test_other_clips_are_refused(shape: tuple[int, ...], words: str) -> None:
     with pytest.raises(InputError, match=words):

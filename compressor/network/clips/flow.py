@@ -12,6 +12,7 @@ from torch import Tensor, nn
 NUM_FRAMES = 2
 NUM_CHANNELS = 2  # of a flow: to the right and down
 NUM_UPDATES = 12  # as torchvision's
+STRIDE = 8  # pixels between the places at which features are compared
 OUTPUT = "flow"
 
 
@@ -41,7 +42,7 @@ class FlowNetwork(nn.Module):
         """
         from torchvision.models.optical_flow.raft import make_coords_grid, upsample_flow
 
-        _require_pairs(clips)
+        self._require_pairs(clips)
         context, correlations = self.context_encoder(clips[:, :, 0]), self._correlations(clips)
         size = self.update_block.hidden_state_size
         state, context = context[:, :size].tanh(), context[:, size:].relu()
@@ -61,6 +62,16 @@ class FlowNetwork(nn.Module):
         block.build_pyramid(first, second)
         return block
 
+    def _require_pairs(self, clips: Tensor) -> None:
+        frames, height, width = (int(size) for size in clips.shape[2:])
+        if frames != NUM_FRAMES:
+            raise ValueError(f"flow is between {NUM_FRAMES} frames, not {frames}")
+        least = (
+            2 * STRIDE * 2 ** (self.corr_block.num_levels - 1)
+        )  # the last level of the pyramid has two places a side
+        if height % STRIDE or width % STRIDE or min(height, width) < least:
+            raise ValueError(f"sides must be multiples of {STRIDE} from {least} on, not {height} x {width}")
+
 
 def flow_network(module: nn.Module) -> FlowNetwork | None:
     """The network of a module that is one, or torchvision's RAFT, or of a class made from that; None for others."""
@@ -68,10 +79,3 @@ def flow_network(module: nn.Module) -> FlowNetwork | None:
         return module
     names = [f"{kind.__module__}.{kind.__name__}" for kind in type(module).__mro__]
     return FlowNetwork(module) if "torchvision.models.optical_flow.raft.RAFT" in names else None
-
-
-def _require_pairs(clips: Tensor) -> None:
-    if clips.shape[2] != NUM_FRAMES:
-        raise ValueError(f"flow is between {NUM_FRAMES} frames, not {clips.shape[2]}")
-    if clips.shape[3] % 8 or clips.shape[4] % 8:
-        raise ValueError(f"sides must be multiples of 8, not {clips.shape[3]} x {clips.shape[4]}")
