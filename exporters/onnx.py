@@ -108,9 +108,15 @@ def layer_bytes(layer: nn.Module, example: Tensor) -> bytes:
 def frozen_copy(model: nn.Module) -> nn.Module:
     """A copy of the model on the CPU in eval mode, without gradients and with all outputs; the model is left alone.
 
-    A detector's second stage works on the same boxes in every image.
+    A detector's second stage works on the same boxes in every image. Activations do not work in place, which takes the
+    exporter twice the time (MobileNetV2: 17.6 s of processor time instead of 9.6).
     """
-    return whole(copy.deepcopy(without_proposals(model)).cpu().eval().requires_grad_(False))
+    frozen = whole(copy.deepcopy(without_proposals(model)).cpu().eval().requires_grad_(False))
+    modules: Iterable[Any] = frozen.modules()
+    for module in modules:
+        if getattr(module, "inplace", False) is True:
+            module.inplace = False
+    return frozen
 
 
 def _translate(

@@ -67,9 +67,12 @@ def brief_latency(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def operators_read_once() -> Iterator[None]:
-    """torch.onnx parses the sources of its 500 operators anew for every export: a third of a small run's time."""
+    """torch.onnx parses the sources of its 500 operators anew for every export, and torch.export asks for all names of
+    its own once per namespace: half of a small run's time."""
     registry = pytest.importorskip("torch.onnx._internal.exporter._registration").ONNXRegistry
+    names = pytest.importorskip("torch._export.utils")
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(names, "_materialize_cpp_cia_ops", functools.cache(names._materialize_cpp_cia_ops))
         patch.setattr(registry, "from_torchlib", staticmethod(functools.cache(registry.from_torchlib)))
         yield
 

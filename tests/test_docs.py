@@ -150,6 +150,7 @@ def test_every_option_has_help_and_every_command_says_what_it_does() -> None:
     find_spec("material") is None or find_spec("mkdocstrings") is None,
     reason="no mkdocs-material with mkdocstrings here: pip install '.[docs]'",
 )
+@pytest.mark.slow
 def test_the_website_builds_without_warnings_and_documents_the_public_face(tmp_path: Path) -> None:
     site = tmp_path / "site"
     run = subprocess.run(

@@ -1,6 +1,7 @@
 """What must hold of the house as a whole: import order, sizes, and what loads without torch."""
 
 import ast
+import functools
 import io
 import keyword
 import re
@@ -54,8 +55,11 @@ TEXTS = {name: path.read_text(encoding="utf-8") for name, path in TESTS.items()}
 FOLDERS = sorted({path.parent for path in (*FILES.values(), *TESTS.values())})
 
 
+parse = functools.cache(ast.parse)
+
+
 def functions(source: str) -> Iterator[tuple[str, int]]:
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
             yield node.name, node.end_lineno - node.lineno + 1
 
@@ -72,27 +76,25 @@ def test_imports_are_absolute() -> None:
     relative = [
         name
         for name, source in SOURCES.items()
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(parse(source))
         if isinstance(node, ast.ImportFrom) and node.level
     ]
     assert relative == []
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
-def test_no_folder_is_too_full(folder: Path) -> None:
-    modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
-    assert len(modules) <= MAX_MODULES, modules
+def test_no_folder_is_too_full() -> None:
+    counts = [(str(folder), len({*folder.glob("*.py")} - {folder / "__init__.py"})) for folder in FOLDERS]
+    assert [row for row in counts if row[-1] > MAX_MODULES] == []
 
 
-@pytest.mark.parametrize("name", sorted(TEXTS))
-def test_no_file_is_too_long(name: str) -> None:
-    assert len(TEXTS[name].splitlines()) <= MAX_FILE_LINES
+def test_no_file_is_too_long() -> None:
+    lines = {name: len(text.splitlines()) for name, text in TEXTS.items()}
+    assert {name: count for name, count in lines.items() if count > MAX_FILE_LINES} == {}
 
 
-@pytest.mark.parametrize("name", sorted(TEXTS))
-def test_no_function_is_too_long(name: str) -> None:
-    too_long = {function: lines for function, lines in functions(TEXTS[name]) if lines > MAX_FUNCTION_LINES}
-    assert too_long == {}
+def test_no_function_is_too_long() -> None:
+    lines = [(name, *found) for name, text in TEXTS.items() for found in functions(text)]
+    assert [row for row in lines if row[-1] > MAX_FUNCTION_LINES] == []
 
 
 def test_what_needs_no_torch_does_not_load_it() -> None:
@@ -122,14 +124,15 @@ def names_in(source: str) -> set[str]:
     return {part for name in names for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
 
 
-@pytest.mark.parametrize("name", sorted(FILES))
-def test_names_are_the_fields_own(name: str) -> None:
-    assert [part for part in names_in(SOURCES[name]) if OLD_WORDS.fullmatch(part)] == []
+def test_names_are_the_fields_own() -> None:
+    found = {name: [part for part in names_in(source) if OLD_WORDS.fullmatch(part)] for name, source in SOURCES.items()}
+    assert {name: parts for name, parts in found.items() if parts} == {}
 
 
-@pytest.mark.parametrize("path", [*FILES.values(), *PROSE], ids=lambda path: str(path.relative_to(ROOT)))
-def test_spelling_is_one(path: Path) -> None:
-    assert [found.group() for found in BRITISH.finditer(path.read_text(encoding="utf-8"))] == []
+def test_spelling_is_one() -> None:
+    texts = SOURCES | {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PROSE}
+    found = {name: [word.group() for word in BRITISH.finditer(text)] for name, text in texts.items()}
+    assert {name: words for name, words in found.items() if words} == {}
 
 
 def test_the_makefile_speaks_as_the_docs_do() -> None:

@@ -27,7 +27,10 @@ def digest(text: bytes) -> str:
 
 def checksum_of(content: object) -> str:
     """The checksum of JSON values, however they are laid out."""
-    values = json.loads(json.dumps(content))  # keys are texts there, and are sorted as such
+    return _checksum_of_json(json.loads(json.dumps(content)))  # keys are texts there, and are sorted as such
+
+
+def _checksum_of_json(values: object) -> str:
     return digest(json.dumps(values, sort_keys=True).encode())
 
 
@@ -46,7 +49,7 @@ def read_sealed(path: Path, what: str) -> dict[str, Any]:
         InputError: it cannot be read, or was altered since.
     """
     content = read_json(path, what)
-    if not isinstance(content, dict) or content.pop(KEY, None) != checksum_of(content):
+    if not isinstance(content, dict) or content.pop(KEY, None) != _checksum_of_json(content):
         raise InputError(f"{path} is not a {what} as it was written: it was altered, or is of another version")
     return content
 

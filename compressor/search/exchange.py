@@ -89,12 +89,13 @@ class Moves:
 
     def _apart(self, pairs: Indices) -> Indices:
         """Those of the pairs (p, 2), in their order, that change layers of their own and fit together."""
-        used, room, kept = np.zeros(1 + self.layers.max(initial=0), dtype=bool), self.room, []
-        for pair in pairs:
-            cost = self.costs[np.unique(pair)].sum()
-            if cost <= room and not used[self.layers[pair]].any():
+        room, kept = self.room, []
+        left = set(self.layers.tolist())
+        costs = self.costs[pairs[:, 0]] + np.where(pairs[:, 0] == pairs[:, 1], 0.0, self.costs[pairs[:, 1]])
+        for pair, cost, layers in zip(pairs, costs.tolist(), self.layers[pairs].tolist(), strict=True):
+            if cost <= room and left.issuperset(layers):
                 kept.append(pair)
-                used[self.layers[pair]] = True
+                left.difference_update(layers)
                 room -= cost
         return np.array(kept, dtype=np.int64).reshape(-1, 2)
 

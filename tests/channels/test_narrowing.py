@@ -34,6 +34,7 @@ SOME = [
 # All 80 take some minutes.
 EVERY = bool(os.environ.get("BOCOMPRESS_EVERY_ARCHITECTURE"))
 ARCHITECTURES = list_models(module=models) if EVERY else SOME
+SLOW = ("inception_v3", "swin_t")
 
 
 def widths_at(groups: list[ChannelGroup], share: float) -> list[int]:
@@ -44,7 +45,9 @@ def num_params(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "arch", [pytest.param(arch, marks=[pytest.mark.slow] if arch in SLOW else []) for arch in ARCHITECTURES]
+)
 def test_counts_are_exact_at_seven_tenths_of_every_group(arch: str) -> None:
     """On the meta device, where tensors have shapes alone."""
     model = build_model(arch, 10, 224 if arch.startswith("vit") else None).to("meta").eval()
@@ -83,7 +86,7 @@ def unread(model: nn.Module, groups: list[ChannelGroup], kept: dict[str, torch.T
         ("regnet_y_400mf", 64),
         ("squeezenet1_1", 64),
         ("shufflenet_v2_x0_5", 64),
-        ("vgg11_bn", 32),
+        pytest.param("vgg11_bn", 32, marks=pytest.mark.slow),
     ],
 )
 def test_what_is_not_read_can_be_removed(arch: str, side: int) -> None:

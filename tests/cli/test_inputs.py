@@ -93,6 +93,7 @@ def test_trusted_code_runs_only_when_asked_for(invoke, bad_checkpoints):
     assert (bad_checkpoints / "touched").exists()
 
 
+@pytest.mark.slow
 def test_a_bad_checkpoint_in_a_process_of_its_own(run_command, bad_checkpoints):
     before = listing(bad_checkpoints)
     done = run_command("bocompress-export", "code.pt", cwd=bad_checkpoints)

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from compressor.report.records import Report
+from compressor.search.optimizer import Search
 from tests.end_to_end.runs import tiny_arguments
 
 
@@ -59,6 +60,22 @@ def test_an_unknown_backend_is_refused_before_the_search(tiny_checkpoint, digit_
     assert not (tmp_path / "out").exists()
 
 
+def test_an_interrupted_search_says_how_to_go_on(tiny_checkpoint, digit_images, invoke, tmp_path, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    words = ["bocompress-export", *map(str, tiny_arguments(tiny_checkpoint, digit_images, tmp_path / "out"))]
+    monkeypatch.setattr(Search, "_test", stop)
+    monkeypatch.setattr("sys.argv", words)
+    result = invoke(*words)
+    assert (result.exit_code, result.stdout) == (130, "")
+    first, second = result.stderr.splitlines()[-2:]
+    assert first == f"stopped; {tmp_path / 'out' / 'search.jsonl'} is kept, go on with:"
+    assert shlex.split(second) == [*words, "--resume"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"search.jsonl", "factors.jsonl"}
+
+
+@pytest.mark.slow
 def test_ctrl_c_says_how_to_go_on(tiny_checkpoint, digit_images, start_command, tmp_path):
     journal = tmp_path / "out" / "search.jsonl"
     arguments = tiny_arguments(tiny_checkpoint, digit_images, tmp_path / "out")

@@ -73,6 +73,7 @@ def test_attention_that_was_opened_has_operator_set_17(transformer: nn.Module, i
     assert verify_onnx(tmp_path / "a.onnx", transformer, images).max_rel_error < 1e-5
 
 
+@pytest.mark.slow
 def test_below_its_lowest_operator_set_a_network_names_that(transformer: nn.Module, images: Tensor) -> None:
     with pytest.raises(InputError, match=r"--opset 11: .* set 11: the lowest that it can have is 1[3-7]$"):
         require_opset(transformer, images[:2], 11)

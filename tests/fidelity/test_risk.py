@@ -226,7 +226,7 @@ def unmeasured() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("unmeasured")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["risk", pytest.param("error", marks=pytest.mark.slow)])
 def test_a_search_by_risk_from_the_command_line(
     invoke: Invoke, fitted_checkpoint: Path, digit_images: Path, tmp_path: Path, kind: Fidelity
 ) -> None:

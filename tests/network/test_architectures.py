@@ -128,6 +128,13 @@ def test_cache_is_written_read_and_mended(tmp_path, two_architectures):
         assert set(read_sealed(cache, "cache")) == {"alexnet", "vgg11"}
 
 
+def test_the_cache_is_parsed_once(tmp_path, two_architectures, monkeypatch):
+    architectures.registry_fingerprints(tmp_path)
+    first = architectures.registry_fingerprints(tmp_path)
+    monkeypatch.setattr(architectures, "read_sealed", None)
+    assert architectures.registry_fingerprints(tmp_path) is first
+
+
 def test_cache_that_cannot_be_written(tmp_path, two_architectures):
     (tmp_path / "file").write_text("in the way")
     assert set(architectures.registry_fingerprints(tmp_path / "file")) == {"alexnet", "vgg11"}

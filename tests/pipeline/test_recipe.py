@@ -128,7 +128,7 @@ def test_the_page_has_every_stage_and_fits_a_phone(run: CompressedModel, tmp_pat
     ("at", "owner", "name", "call"),
     [
         pytest.param("1-convs", Search, "_test", 2, marks=pytest.mark.hard),
-        ("2-tune", FineTuning, "_epoch", 2),
+        pytest.param("2-tune", FineTuning, "_epoch", 2, marks=pytest.mark.slow),
         pytest.param("3-linears", build, "build", 2, marks=pytest.mark.hard),
         pytest.param("4-tune-again", FineTuning, "_epoch", 3, marks=pytest.mark.hard),
         pytest.param("5-prune", prune, "prune_smallest", 1, marks=pytest.mark.hard),

@@ -45,6 +45,7 @@ class Segmenter(nn.Module):
         return {"out": self.out(features), "aux": self.aux(features)}
 
 
+@pytest.mark.slow
 def test_a_matrix_in_a_structure_is_searched_as_by_itself(network: nn.Module, images: ImageSet, tmp_path: Path) -> None:
     settings = Settings(search=SEARCH, target=Target("ratio", 0.5))
     alone = compress(network, images, tmp_path / "a", settings)

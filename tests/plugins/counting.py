@@ -1,6 +1,6 @@
 """A plugin of `make test-hard`: what its tests tried, and the processor time that they took, in all of its processes.
 
-    python -m pytest -p tests.plugins.counting --hard-results benchmarks/results/hard.json -m hard -n 2
+    python -m pytest -p tests.plugins.counting --hard-results benchmarks/results/hard.json -m "hard or slow" -n 2
 
 Tests hand on their counts by the fixture `tally`. Those of several processes come together in the one that started
 them, which writes the file when all tests passed; docs make a table of it.

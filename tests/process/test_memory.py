@@ -21,6 +21,7 @@ print(before, during, own_peak_bytes())
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getrusage")
+@pytest.mark.slow
 def test_peak_memory_grows_with_what_is_held_and_stays() -> None:
     """In a process of its own: the tests' has held gigabytes."""
     done = subprocess.run([sys.executable, "-c", HOLDING], capture_output=True, text=True, check=True)

@@ -92,6 +92,7 @@ def test_the_plan_is_best_after_reconstruction(least: float) -> None:
     assert worth(ranks, gain) > 1.05 * best(gain)  # both are negative
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_by_what_a_network_showed() -> None:
     """A gain far from the guess makes another plan better; one like it keeps the plan."""
     guess, shown = ExpectedGain(1.0, LOST), ExpectedGain(0.2, LOST)

@@ -53,7 +53,7 @@ def test_the_best_plan_within_a_limit_is_that_of_enumeration(seed: int, limit: f
     assert value >= 1.01 * best  # negative: within a hundredth
 
 
-@pytest.mark.parametrize("num_dims", [16, 54])
+@pytest.mark.parametrize("num_dims", [16, pytest.param(54, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("limit", [0.15, 0.4])
 def test_in_many_dimensions_it_beats_random_plans_at_the_limit(num_dims: int, limit: float) -> None:
     loss, rng = NegativeLoss(num_dims, 20, 200, num_dims), np.random.default_rng(3)

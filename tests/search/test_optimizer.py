@@ -88,23 +88,27 @@ def test_finds_the_optimum_within_delta_and_certifies_it(seed: int) -> None:
     assert record.objective == pytest.approx(problem.value(ranks[None])[0], abs=4 * record.objective_sd + 1e-3)
 
 
+MODES: list[dict[str, object]] = [
+    {"certificate": "pointwise"},
+    {"acquisition": "ei", "surrogate": "objective"},
+    {"surrogate": "loss", "coordinates": "linear", "start": "random", "delta_is_relative": False},
+    {"prior_mean": "energies"},
+]
+FURTHER_MODES: list[dict[str, object]] = [
+    {"acquisition": "pac-ei"},
+    {"acquisition": "ei"},
+    {"acquisition": "pi"},
+    {"acquisition": "ucb"},
+    {"surrogate": "objective"},
+    {"prior_mean": "none"},
+    {"prior_mean": "energies", "surrogate": "loss"},
+    {"prior_mean": "energies", "start": "random"},
+    {"surrogate": "log", "start": "random"},
+]
+
+
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {"certificate": "pointwise"},
-        {"acquisition": "pac-ei"},
-        {"acquisition": "ei"},
-        {"acquisition": "pi"},
-        {"acquisition": "ucb"},
-        {"acquisition": "ei", "surrogate": "objective"},
-        {"surrogate": "objective"},
-        {"surrogate": "loss", "coordinates": "linear", "start": "random", "delta_is_relative": False},
-        {"prior_mean": "none"},
-        {"prior_mean": "energies"},
-        {"prior_mean": "energies", "surrogate": "loss"},
-        {"prior_mean": "energies", "start": "random"},
-        {"surrogate": "log", "start": "random"},
-    ],
+    "settings", [*MODES, *(pytest.param(settings, marks=pytest.mark.slow) for settings in FURTHER_MODES)]
 )
 def test_every_mode_beats_the_best_of_as_many_random_plans(settings: dict[str, object]) -> None:
     problem = Problem()
@@ -220,7 +224,7 @@ class WideProblem(Problem):
         )
 
 
-@pytest.mark.parametrize("num_dims", [1, 54])
+@pytest.mark.parametrize("num_dims", [1, pytest.param(54, marks=pytest.mark.slow)])
 def test_few_and_many_layers(num_dims: int) -> None:
     problem = WideProblem(num_dims)
     ranks, record = problem.search(max_evaluations=75)

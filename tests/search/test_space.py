@@ -112,7 +112,9 @@ def test_a_dimension_alone_is_sampled_like_the_space(coordinates: Coordinates, b
 
 
 @both
-@pytest.mark.parametrize("minimize", [gp_minimize, forest_minimize])  # dummy_minimize needs an older scikit-learn
+@pytest.mark.parametrize(
+    "minimize", [pytest.param(gp_minimize, marks=pytest.mark.slow), forest_minimize]
+)  # dummy_minimize needs an older scikit-learn
 def test_skopts_own_optimizers_search_the_space(coordinates: Coordinates, minimize: Callable[..., Any]) -> None:
     tables = [[7.0 * rank for rank in range(1, last + 1)] for last in (30, 1, 17)]
     space = SparsitySpace(RankSpace(["a", "b", "c"], tables, coordinates, multiple=4), 50)

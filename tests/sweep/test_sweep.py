@@ -60,6 +60,7 @@ def swept(tiny_checkpoint: Path, invoke: Invoke, tmp_path_factory: pytest.TempPa
     return Swept(folder / "out", (tiny_checkpoint, broken), result)
 
 
+@pytest.mark.slow
 def test_a_job_is_what_the_export_command_gives_alone(swept: Swept, invoke: Invoke, tmp_path: Path) -> None:
     arguments = [swept.models[0], *OPTIONS, "--gamma", "0.5", "--seed", 1, "--out", tmp_path / "alone"]
     with without_measuring():

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from benchmarks.datasets.fashion import FC3
 from benchmarks.studies.paper.subject import Subject, load_subject
 from benchmarks.studies.paper.ways import Job, run
 from benchmarks.studies.study import RESULTS, read_results, write_results
@@ -79,7 +80,7 @@ def is_same(value: Any, earlier: Any) -> bool:
 
 
 def table_command(
-    table: str, show: Callable[[Row], str], model: str = "demo/resnet18-digits.pt"
+    table: str, show: Callable[[Row], str], model: str = FC3
 ) -> Callable[[Callable[..., None]], click.Command]:
     """A command that measures one table: MODEL, DATA and the options that all have in common.
 
@@ -88,7 +89,7 @@ def table_command(
     Args:
         table: part of the name of the results file, paper-TABLE-MODEL.json.
         show: what is printed of the file at the end, beside the paper's figures.
-        model: the default for MODEL; "fc3" brings its own images.
+        model: the default for MODEL; FC3 brings its own images.
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:

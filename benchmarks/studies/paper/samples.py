@@ -44,12 +44,13 @@ def estimates(subject: Subject, samples: int) -> dict[str, Any]:
 
 
 @table_command("samples", tables.table_of_samples)
-@click.option("--gamma", default=0.0001, show_default=True, help="One of the paper's, scaled as its tables are.")
-def main(subject: Subject, results: Results, runs: tuple[int, ...], gamma: float) -> None:
+@click.option("--gamma", type=float, help="One of the paper's, scaled as its tables are; left out: a middle one.")
+def main(subject: Subject, results: Results, runs: tuple[int, ...], gamma: float | None) -> None:
     """Measure what the number of images per evaluation does, for MODEL with the images in DATA."""
     for samples in SAMPLES:
         if not results.has({"what": "estimates", "samples": samples}):
             results.add(estimates(subject, samples))
+    gamma = gamma or subject.middle_gamma
     results.fill(subject, [Job(OURS, gamma, seed, samples=samples) for seed in runs for samples in SAMPLES])
 
 

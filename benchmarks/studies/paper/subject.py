@@ -38,6 +38,7 @@ TOP = 5
 # E||f*||^2 of MobileNetV2's published weights on photographs: what the paper's gammas are taken to be made for.
 OUTPUT_ENERGY_OF_1000_CLASSES = 9171.0
 CLASSES_OF_IMAGENET = 1000
+MIDDLE_GAMMA, MIDDLE_GAMMA_OF_FC3 = 0.0001, 0.01  # of Tables 6 and 3
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Subject:
     def num_classes(self) -> int:
         """Outputs of the network."""
         return int(self.norm.targets.shape[1])
+
+    @property
+    def middle_gamma(self) -> float:
+        """Where a study has one gamma alone."""
+        return MIDDLE_GAMMA_OF_FC3 if self.name == FC3 else MIDDLE_GAMMA
 
     @property
     def weights(self) -> int:

@@ -15,11 +15,12 @@ SWITCHES = (OURS, "rate", "pooled-noise", "no-excess-noise", "no-remeasure", "li
 
 
 @table_command("switches", tables.table_of_switches)
-@click.option("--gamma", default=0.0001, show_default=True, help="One of the paper's, scaled as its tables are.")
+@click.option("--gamma", type=float, help="One of the paper's, scaled as its tables are; left out: a middle one.")
 @click.option("--fidelity", type=click.Choice(["norm", "risk", "error"]), default="norm", show_default=True)
-def main(subject: Subject, results: Results, runs: tuple[int, ...], gamma: float, fidelity: Fidelity) -> None:
+def main(subject: Subject, results: Results, runs: tuple[int, ...], gamma: float | None, fidelity: Fidelity) -> None:
     """Measure the paper's search with each of its switches for MODEL with the images in DATA."""
-    results.fill(subject, [Job(way, gamma, seed, fidelity) for seed in runs for way in choose_ways(",".join(SWITCHES))])
+    gamma, ways = gamma or subject.middle_gamma, choose_ways(",".join(SWITCHES))
+    results.fill(subject, [Job(way, gamma, seed, fidelity) for seed in runs for way in ways])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ paper's gammas are taken as they are. Another MODEL with DATA works as well: gam
 
 import click
 
-from benchmarks.datasets.fashion import FC3
 from benchmarks.studies.paper.report import tables
 from benchmarks.studies.paper.rows import Results, table_command
 from benchmarks.studies.paper.subject import Subject
@@ -19,7 +18,7 @@ from compressor.fidelity.records import Fidelity
 GAMMAS: dict[Fidelity, tuple[float, ...]] = {"norm": (0.001, 0.002, 0.005, 0.01, 0.02), "error": (0.9, 1.0, 1.1)}
 
 
-@table_command("table3", tables.tables_3_and_4, FC3)
+@table_command("table3", tables.tables_3_and_4)
 @click.option("--ways", default=f"{OURS},random,{DEFAULT},default-to-its-end", show_default=True, help="Searches.")
 def main(subject: Subject, results: Results, runs: tuple[int, ...], ways: str) -> None:
     """Measure the rows of Tables 3 and 4, by default for FC3 on Fashion-MNIST."""

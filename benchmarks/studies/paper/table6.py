@@ -17,7 +17,7 @@ from benchmarks.studies.search.baselines import DEFAULT
 GAMMAS = (0.00006, 0.00008, 0.0001, 0.0003, 0.0005)
 
 
-@table_command("table6", tables.tables_6)
+@table_command("table6", tables.tables_6, "demo/resnet18-digits.pt")
 @click.option("--ways", default=f"{OURS},random,{DEFAULT},default-to-its-end", show_default=True, help="Searches.")
 def main(subject: Subject, results: Results, runs: tuple[int, ...], ways: str) -> None:
     """Measure the rows of Table 6, or 7, for MODEL with the images in DATA."""

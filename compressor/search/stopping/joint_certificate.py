@@ -35,6 +35,7 @@ from compressor.search.surrogate.posterior import Posterior
 ALPHA_SHARE = 0.1  # of epsilon, for the Monte Carlo error of all tests together
 NUM_STAGES, STAGE_GROWTH = 4, 1.5  # numbers of paths at which the bound is computed
 MAX_PATHS = 1024  # in one test: an epsilon that needs more is never met
+RECORD_PATHS = 128  # for the record of a certificate that is never met
 BATCH_PATHS = 64  # drawn together, with the same features
 PILOT_PATHS, PILOT_CHUNK = 32, 8  # searched a chunk at a time; one failure, and there is no test
 # A test ends when the share of failures exceeds what its last stage allows, at this one-sided significance level.
@@ -179,7 +180,8 @@ def certify_jointly(
         anchors: good plans (k, d) to search around, the pointwise maximizer among them.
         schedule: when the bound is computed.
         rng: draws the paths and the points where searches start.
-        in_full: complete the first stage in any case, without a pilot, for the record.
+        in_full: complete the first stage in any case, without a pilot, for the record; RECORD_PATHS where the schedule
+            cannot be met.
     """
     counter = _FailureCounter(failure, anchors, rng)
     if not in_full:
@@ -190,6 +192,8 @@ def certify_jointly(
     if schedule.max_failures < 0 and not in_full:
         return JointTest(counter.failures, counter.paths, 1.0, 0.0, schedule.risk, False)
     stages, alpha, risk = schedule.stages, schedule.alpha, schedule.risk
+    if schedule.max_failures < 0:
+        stages = [RECORD_PATHS]
     upper, allowed = 1.0, schedule.max_failures / stages[-1]
     while counter.paths < stages[-1] and not upper <= risk:
         following = next(stage for stage in stages if stage > counter.paths)

@@ -137,6 +137,7 @@ def test_the_profile_says_where_the_time_goes(record: BenchmarkRecord) -> None:
     assert [node.median_ms for node in large.nodes] == sorted((n.median_ms for n in large.nodes), reverse=True)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_file_alone(tmp_path: Path) -> None:
     """40 MB of weights and inputs of 24 MB show, whatever this process holds."""
     ballast = np.ones(30_000_000)
@@ -308,6 +309,7 @@ def test_the_page_fits_a_phone(record: BenchmarkRecord, tmp_path: Path) -> None:
     assert found["scroll"] <= found["inner"] == PHONE_WIDTH
 
 
+@pytest.mark.slow
 def test_runtimes_have_the_same_table(files: list[Path]) -> None:
     pytest.importorskip("openvino")
     settings = BenchmarkSettings(runtimes=("onnxruntime", "openvino"), profile=True, min_rounds=5, max_seconds=0.5)

@@ -1,5 +1,6 @@
 """The searches that bocompress is compared with, on problems with a known optimum, and the study's rows."""
 
+from collections.abc import Iterable
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -25,6 +26,13 @@ NUM_IMAGES = 200
 BREAK_EVEN_RANKS = (12, 9, 12)
 STRENGTHS = np.array([1.0, 4.0, 0.3])
 PARAMS = (100, 60, 200)  # per rank
+OTHERS = ("botorch", "optuna-gp", "skopt", "tpe")  # packages of others, which `make test-hard` runs
+
+
+def of_searches(names: Iterable[str]) -> pytest.MarkDecorator:
+    """A test for each of these searches."""
+    cases = [pytest.param(name, marks=pytest.mark.slow) if name.startswith(OTHERS) else name for name in names]
+    return pytest.mark.parametrize("name", cases)
 
 
 def single_losses(ranks: Ranks) -> NDArray[np.float64]:
@@ -80,7 +88,7 @@ def run(name: str, problem: Problem, budget: int = 1200, seed: int = 0) -> tuple
     return attempt, steps
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@of_searches(SEARCHES)
 def test_a_search_keeps_to_its_budget_and_to_the_lattice_and_finds_something(name: str) -> None:
     problem = make_problem(noise=0.3, interaction=0.3)
     attempt, steps = run(name, problem, budget=300)
@@ -96,7 +104,7 @@ def test_a_search_keeps_to_its_budget_and_to_the_lattice_and_finds_something(nam
     assert true_objective(problem, steps[-1][1]) > DENSE_OBJECTIVE
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@of_searches(SEARCHES)
 def test_a_search_says_the_same_twice(name: str) -> None:
     problem = make_problem(noise=0.3)
     first, steps = run(name, problem, budget=120 if name == "botorch" else 240)
@@ -118,7 +126,7 @@ def test_where_losses_add_up_and_all_ranks_are_measured_the_optimum_is_found(nam
     assert found >= objectives.max() - 0.02
 
 
-@pytest.mark.parametrize("name", [DEFAULT, "plain", "tpe", "optuna-gp", "skopt", "botorch", "lagrange", "aimet"])
+@of_searches([DEFAULT, "plain", "tpe", "optuna-gp", "skopt", "botorch", "lagrange", "aimet"])
 def test_searches_that_learn_beat_random_plans_or_come_close_to_the_optimum(name: str) -> None:
     problem = make_problem(noise=0.2, interaction=0.3)
     _, objectives = true_objectives(problem)

@@ -128,6 +128,7 @@ def test_other_targets_are_met(network: nn.Module, tmp_path: Path, cost: Any, ki
     assert found.report.target.met
 
 
+@pytest.mark.slow
 def test_a_drop_is_kept(network: nn.Module, tmp_path: Path) -> None:
     found = compress(network, make_images(), tmp_path / "out", make_settings(target=Target("drop", 5.0)))
     assert found.report.target is not None

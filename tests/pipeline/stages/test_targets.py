@@ -132,6 +132,7 @@ def test_milliseconds_are_measured_until_they_are_kept(tiny, pictures, tmp_path,
     assert target.reached == pytest.approx(1.0 + 1e-4 * report.params.compressed)
 
 
+@pytest.mark.slow
 def test_times_are_those_of_the_provider_asked_for(tiny, pictures, tmp_path, monkeypatch) -> None:
     """Whatever is timed for the search is timed there; a byte of a file takes a nanosecond in place of a GPU."""
     asked = []

@@ -47,7 +47,7 @@ def run_search(
     return ranks, [row.source for row in record.history], record.image_passes
 
 
-@pytest.mark.parametrize("asked", [(0.1, 0.01), (0.1, 0.3)])
+@pytest.mark.parametrize("asked", [(0.1, 0.01), pytest.param((0.1, 0.3), marks=pytest.mark.slow)])
 def test_another_target_is_reached_by_gauss_newton_steps(asked: tuple[float, float]) -> None:
     net = Net(compressible_net(), num_images=200)
     first, then = (SearchTarget("loss", share * net.norm.output_energy) for share in asked)
@@ -59,6 +59,7 @@ def test_another_target_is_reached_by_gauss_newton_steps(asked: tuple[float, flo
     assert [row.source for row in record.history].count("refinement") > 1
 
 
+@pytest.mark.slow
 def test_steps_lead_to_plans_that_are_no_worse_on_average() -> None:
     """Delta is 0.1, and a search sees eight images at a time: single ones may well be worse by half of that."""
     net = Net(compressible_net())

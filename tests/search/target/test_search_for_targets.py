@@ -59,6 +59,7 @@ def test_gamma_is_that_at_which_the_best_plan_has_the_loss() -> None:
     assert least_loss(problem, smaller) > loss
 
 
+@pytest.mark.slow
 def test_a_loss_gives_a_limit_of_size_from_a_random_start_too() -> None:
     problem = Problem()
     done = search(problem, SearchTarget("loss", 0.2), start="random")
@@ -83,6 +84,7 @@ def test_a_loss_nearby_is_landed_on_with_two_looks() -> None:
     assert not done.target.is_near
 
 
+@pytest.mark.slow
 def test_going_on_for_another_target_uses_the_looks_already_made() -> None:
     problem = Problem()
     both = search(problem, SearchTarget("ratio", 0.3))
@@ -101,7 +103,9 @@ def the_front_holds_what_nothing_else_beats(done: Search) -> None:
     assert len(pareto_front) >= 5
 
 
-@pytest.mark.parametrize("surrogate", ["log", "loss", "objective"])
+@pytest.mark.parametrize(
+    "surrogate", ["log", *(pytest.param(name, marks=pytest.mark.slow) for name in ("loss", "objective"))]
+)
 def test_a_resumed_search_for_a_target_goes_on_as_if_nothing_had_happened(tmp_path: Path, surrogate: str) -> None:
     problem, path, target = Problem(), tmp_path / "search.jsonl", SearchTarget("ratio", 0.25)
     settings = {"max_evaluations": 25, "surrogate": surrogate}
