@@ -26,6 +26,7 @@ from exporters.session import open_session
 DEFAULT_OPSET = 17  # which the exporter is tested with
 MIN_SAME = 0.99  # of the detections
 SAME_SCORE, SAME_BOX = 1e-3, 0.95  # a score's difference and an IoU of two detections that are the same
+SAME_INSIDE = {"masks": 0.01, "keypoints": 0.5}  # medians of differences: of probabilities, and in pixels
 
 Array = NDArray[Any]
 Found = dict[str, Array]
@@ -116,20 +117,19 @@ def _run_file(session: ort.InferenceSession, path: Path, inputs: Tensor) -> Foun
 
 def _differences(expected: Found, found: Found) -> Iterator[float]:
     """Yields how far the score of each expected detection is from that of the one found that is the same."""
+    from torchvision.ops import box_iou
+
+    if not len(found["scores"]):
+        return
     free = np.ones(len(found["scores"]), bool)
-    for box, label, score in zip(expected["boxes"], expected["labels"], expected["scores"], strict=True):
+    overlaps = box_iou(*(torch.from_numpy(each["boxes"]) for each in (expected, found))).numpy()
+    for number, (label, score) in enumerate(zip(expected["labels"], expected["scores"], strict=True)):
         apart = np.abs(found["scores"] - score)
-        alike = free & (found["labels"] == label) & (apart <= SAME_SCORE) & (_overlaps(box, found["boxes"]) >= SAME_BOX)
+        alike = free & (found["labels"] == label) & (apart <= SAME_SCORE) & (overlaps[number] >= SAME_BOX)
+        for name in SAME_INSIDE.keys() & expected.keys():
+            moved = np.abs(found[name] - expected[name][number])
+            alike &= np.median(moved, axis=tuple(range(1, moved.ndim))) <= SAME_INSIDE[name]
         if alike.any():
             best = int(np.where(alike, apart, np.inf).argmin())
             free[best] = False
             yield float(apart[best])
-
-
-def _overlaps(box: Array, boxes: Array) -> Array:
-    """IoU of a box with each of others (n, 4)."""
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    shared = (high - low).clip(0).prod(axis=1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) + (box[2:] - box[:2]).prod()
-    overlaps: Array = shared / np.maximum(areas - shared, 1e-9)
-    return overlaps

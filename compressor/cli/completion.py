@@ -20,7 +20,8 @@ def registered_architectures() -> list[str]:
     if spec is None or spec.origin is None:
         return []
     models = Path(spec.origin).parent / "models"
-    sources = [file for task in ("", "segmentation", "video", "detection", "optical_flow") for file in (models / task).glob("*.py")]
+    tasks = ("", "segmentation", "video", "detection", "optical_flow")
+    sources = [file for task in tasks for file in (models / task).glob("*.py")]
     return sorted(name for source in sources for name in REGISTERED.findall(source.read_text(encoding="utf-8")))
 
 

@@ -1,5 +1,6 @@
 """A whole detector of two stages in one file, which detects what torch detects, and the script that runs it."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -52,6 +53,13 @@ def test_it_detects_what_torch_detects(network: RawDetector, folder: Path) -> No
 def test_another_network_is_found_out(folder: Path) -> None:
     other = RawDetector(make_detector("maskrcnn", seed=1)).eval()
     with pytest.raises(VerificationError, match="detections of the torch network"):
+        verify_detector(folder / "detector.onnx", other, IMAGES, PIXELS)
+
+
+def test_other_masks_are_found_out(network: RawDetector, folder: Path) -> None:
+    other = copy.deepcopy(network)
+    torch.nn.init.normal_(other.roi_heads.mask_predictor.mask_fcn_logits.weight)
+    with pytest.raises(VerificationError, match="has 0 of"):
         verify_detector(folder / "detector.onnx", other, IMAGES, PIXELS)
 
 
