@@ -19,6 +19,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,10 @@ class Model:
         self.filter = FILTERS[self.about["interpolation"]]
         self.names = json.loads(self.about.get("class_names", "[]"))
         self.batch = self.input.shape[0] if isinstance(self.input.shape[0], int) else None
-        self.output = self.choose_output(output)
+        self.asked = output
 
-    def choose_output(self, asked: str | None) -> str:
+    @cached_property
+    def output(self) -> str:
         """The output that is asked for; else "out", as segmentation networks have it, or the only one, or only matrix.
 
         Raises:
@@ -66,7 +68,7 @@ class Model:
         """
         shapes = {output.name: output.shape for output in self.session.get_outputs()}
         matrices = [name for name, shape in shapes.items() if len(shape) == 2]
-        for names in [[asked]] if asked else [["out"], list(shapes), matrices]:
+        for names in [[self.asked]] if self.asked else [["out"], list(shapes), matrices]:
             if len(names) == 1 and names[0] in shapes:
                 return names[0]
         raise ValueError(
