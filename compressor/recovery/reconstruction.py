@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -135,10 +136,14 @@ class Reconstruction:
     def _example(self) -> Tensor:
         return self.calibration.batch([0]).to(self.device)
 
+    @cached_property
+    def _calls(self) -> dict[str, int]:
+        """How often the original calls each layer, in order of use."""
+        return count_calls(self.original, [layer.name for layer in self.layers], self._example())
+
     def _in_order(self) -> list[FoundLayer]:
         """The layers in order of use."""
         by_name = {layer.name: layer for layer in self.layers}
-        self._calls = count_calls(self.original, list(by_name), self._example())
         return [by_name[name] for name in self._calls]
 
     def _goals(self, layers: Sequence[FoundLayer]) -> Iterator[_Goal]:

@@ -66,9 +66,7 @@ class FlowNetwork(nn.Module):
         frames, height, width = (int(size) for size in clips.shape[2:])
         if frames != NUM_FRAMES:
             raise ValueError(f"flow is between {NUM_FRAMES} frames, not {frames}")
-        least = (
-            2 * STRIDE * 2 ** (self.corr_block.num_levels - 1)
-        )  # the last level of the pyramid has two places a side
+        least = STRIDE * 2**self.corr_block.num_levels  # the pyramid's last level then has two places a side
         if height % STRIDE or width % STRIDE or min(height, width) < least:
             raise ValueError(f"sides must be multiples of {STRIDE} from {least} on, not {height} x {width}")
 
