@@ -44,11 +44,11 @@ from compressor.network.checkpoints.pickled import (
     without_wrappers,
 )
 from compressor.network.checkpoints.reading import read_checkpoint
-from compressor.network.clips.flow import NUM_CHANNELS, FlowNetwork, flow_network
+from compressor.network.clips.flow import NUM_CHANNELS, FlowNetwork
 from compressor.network.detection.building import transform_of as detector_transform
-from compressor.network.detection.raw import RawDetector, is_detector
+from compressor.network.detection.raw import RawDetector
 from compressor.network.detection.recognition import detector_options
-from compressor.network.inputs import count_outputs, first_channels, run_outputs
+from compressor.network.inputs import count_outputs, first_channels, of_one_input, run_outputs
 from compressor.text import first_line, join_words
 
 IMAGENET_CLASSES = 1000
@@ -199,10 +199,8 @@ def load_own(contents: Contents, path: Path, arch: str, weights: str | None, not
     notes += [*([] if uses_parts else remarks), *describe_rest(chosen, copies, tensors)]
     check_finite({name: chosen.tensors[name] for name in model.state_dict() if name in chosen.tensors}, path)
     fill(model, chosen.tensors, path, notes)
-    if is_detector(model):
-        return replace(adopt_detector(model, path, notes), arch=arch)
-    if (flow := flow_network(model)) is not None:
-        return adopt_flow(flow, arch)
+    if (adopted := adopt_wrapped(model, path, arch, notes)) is not None:
+        return adopted
     transform = fit_channels(transform_of(model, notes), first_channels(model), notes)
     model = freeze(model.float())
     return LoadedModel(arch, run_outputs(model, transform, path), model, transform, notes)
@@ -351,18 +349,21 @@ def unwrap_module(module: nn.Module) -> nn.Module:
     return module
 
 
-def adopt_detector(module: nn.Module, path: Path, notes: list[str]) -> LoadedModel:
-    """A whole detector as the network of its raw outputs; the arguments are those of `load_weights`."""
+def adopt_wrapped(module: nn.Module, path: Path, arch: str | None, notes: list[str]) -> LoadedModel | None:
+    """A detector or RAFT as its network of one input, by the name `arch` or its own; None for other networks.
+
+    The arguments are those of `load_weights`.
+    """
+    wrapped = of_one_input(module.float())
+    if isinstance(wrapped, FlowNetwork):
+        return LoadedModel(arch or "raft", NUM_CHANNELS, freeze(wrapped), FLOW_TRANSFORM, [])
+    if not isinstance(wrapped, RawDetector):
+        return None
     transform = detector_transform(module)
-    model = freeze(RawDetector(module.float()))
+    model = freeze(wrapped)
     classes = detector_options(shapes_of(state_of(model)))
     count = count_outputs(model, path) if classes is None else classes["num_classes"]
-    return LoadedModel(type(module).__name__.lower(), count, model, transform, notes)
-
-
-def adopt_flow(network: FlowNetwork, arch: str) -> LoadedModel:
-    """The network of clips of two frames, by the name that it is to have."""
-    return LoadedModel(arch, NUM_CHANNELS, freeze(network.float()), FLOW_TRANSFORM, [])
+    return LoadedModel(arch or type(module).__name__.lower(), count, model, transform, notes)
 
 
 def adopt_module(module: nn.Module, path: Path, arch: str | None, notes: list[str]) -> LoadedModel:
@@ -376,10 +377,8 @@ def adopt_module(module: nn.Module, path: Path, arch: str | None, notes: list[st
     refuse_quantized_code((f"{type(part).__module__}.{type(part).__name__}" for part in module.modules()), str(path))
     weights = state_of(module)
     check_finite(weights, path)
-    if is_detector(module):
-        return adopt_detector(module, path, notes)
-    if (flow := flow_network(module)) is not None:
-        return adopt_flow(flow, arch or "raft")
+    if (adopted := adopt_wrapped(module, path, arch, notes)) is not None:
+        return adopted
     model = freeze(module.float())
     matches = recognizer(arch)[0](shapes_of(weights))
     if arch is not None and not matches:

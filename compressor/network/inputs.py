@@ -1,4 +1,4 @@
-"""How many channels a network takes, and how many outputs it gives."""
+"""What a network takes and gives: one input, so many channels, so many outputs."""
 
 from pathlib import Path
 
@@ -9,7 +9,14 @@ from compressor.data.transforms import Transform
 from compressor.errors import InputError
 from compressor.factorization.layers.kinds import KINDS
 from compressor.failures import explain_shortage
+from compressor.network.clips.flow import flow_network
+from compressor.network.detection.raw import RawDetector, is_detector
 from compressor.outputs.structure import named_tensors
+
+
+def of_one_input(network: nn.Module) -> nn.Module:
+    """A detector as the network of its raw outputs, RAFT as the one of clips of two frames, any other as it is."""
+    return RawDetector(network) if is_detector(network) else flow_network(network) or network
 
 
 def first_channels(model: nn.Module) -> int:

@@ -25,9 +25,8 @@ from compressor.fidelity.structured.segmentation import class_map
 from compressor.fidelity.structured.truth import check_boxes, check_masks, tells_accuracy
 from compressor.files import check_folder
 from compressor.network.attention import open_attention
-from compressor.network.clips.flow import flow_network
 from compressor.network.detection.proposals import with_proposals
-from compressor.network.detection.raw import RawDetector, is_detector
+from compressor.network.inputs import of_one_input
 from compressor.network.layers import find_layers
 from compressor.outputs.auxiliary import drop_auxiliary
 from compressor.outputs.rows import view_of
@@ -114,16 +113,10 @@ def _copied(model: nn.Module, device: torch.device) -> nn.Module:
     """
     with blaming(lambda reason: InputError(f"the network cannot be copied to {device} ({reason})")):
         strange = [name for name in model.state_dict() if well_formed(name) != name]
-        original = _with_one_input(copy.deepcopy(model)).eval().requires_grad_(False).to(device)
+        original = with_proposals(of_one_input(copy.deepcopy(model)).eval()).requires_grad_(False).to(device)
     if strange:
         raise InputError(f"the network's parameter {strange[0]!r} has a name that is not Unicode")
     return original
-
-
-def _with_one_input(original: nn.Module) -> nn.Module:
-    """The network of one input: of a detector's raw outputs, on boxes that it proposes now, and of RAFT's last flow."""
-    original = flow_network(original) or original
-    return with_proposals((RawDetector(original) if is_detector(original) else original).eval())
 
 
 def _without_aux(original: nn.Module, settings: Settings, progress: Progress) -> nn.Module:

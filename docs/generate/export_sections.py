@@ -1,5 +1,7 @@
 """Sections of results.md on delivered files: sizes, latencies, coverage, the benchmark itself."""
 
+from statistics import mean
+
 from docs.generate.formatting import (
     Row,
     Study,
@@ -43,11 +45,13 @@ def edge(study: Study) -> str:
     about = (
         f"{study['network']} by `bocompress-export --precision int8`: with `--rank-multiple auto --gamma`, and the "
         f"plan applied again at another input size, or with `--rank-multiple 8 --cost macs --target-ratio`. All are "
-        f"shares of the original's; latency in ONNX Runtime on the CPU, one thread, with 95 % interval. Top-1: "
-        f"original, float32, int8, on test images. {machine(study)}"
+        f"shares of the original's, L of its output's energy; latency in ONNX Runtime on the CPU, one thread, with "
+        f"95 % interval. Top-1: original, float32, int8, on test images{_lost_over_seeds(study['rows'])}. "
+        f"{machine(study)}"
     )
     columns = {
         "asked for": asked_for,
+        **({"seed": lambda r: str(r["seed"])} if "seed" in study["rows"][0] else {}),
         "input px": lambda r: str(r["side"]),
         "bytes": lambda r: f"{r['bytes']:.3f}",
         "MACs": lambda r: f"{r['macs']:.3f}",
@@ -56,12 +60,23 @@ def edge(study: Study) -> str:
         "int8 bytes": lambda r: f"{r['int8_bytes']:.3f}" if "int8_bytes" in r else "",
         "int8 latency": lambda r: flat_interval(r, "int8_latency"),
         "int8 over float32": lambda r: flat_interval(r, "int8_to_float32"),
+        "L %": lambda r: f"{100 * r['relative_norm']:.2f}" if "relative_norm" in r else "",
         "top-1": _three_accuracies,
         "whole run s": lambda r: f"{r['seconds']:.0f}",
     }
     return section(
         f"{study['study']}: bytes, time and accuracy of what is delivered", about, table(columns, study["rows"])
     )
+
+
+def _lost_over_seeds(rows: list[Row]) -> str:
+    """What float32 files lose of top-1 at each share, as a mean over seeds; empty where there is one seed."""
+    parts = []
+    for share in grouped([row for row in rows if "seed" in row], "operations"):
+        lost = [100 * (row["top1_original"] - row["top1"]) for row in share]
+        if len(lost) > 1:
+            parts.append(f"{mean(lost):.1f} points at {share[0]['operations']:g} ({len(lost)} seeds)")
+    return f", which other seeds draw anew; lost on average {', '.join(parts)}" if parts else ""
 
 
 def _three_accuracies(row: Row) -> str:

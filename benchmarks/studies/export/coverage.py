@@ -2,8 +2,9 @@
 
     python -m benchmarks.studies.export.coverage [--channels]
 
-With --channels every group of layers keeps seven tenths of its hidden channels instead, the counts are held against
-those that the search takes for exact, and the network is written and read again; images are smaller where they may be.
+With --channels every group of a classifier's layers keeps seven tenths of its hidden channels instead, the counts are
+held against those that the search takes for exact, and the network is written and read again; images are smaller where
+they may be.
 
 Segmentation networks are at 96 px, without their auxiliary heads; networks for clips and pairs of frames are at the
 smallest that they take, and so are detectors, of which everything up to their heads' raw outputs is meant. What
@@ -23,6 +24,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -31,7 +33,7 @@ import click
 import torch
 from torch import Tensor, nn
 
-from benchmarks.studies.study import read_results, write_results
+from benchmarks.studies.study import earlier_rows, write_results
 from compressor.channels.costs import ChannelCosts
 from compressor.channels.groups import find_groups, kept_in_front
 from compressor.channels.narrowing import narrow
@@ -49,8 +51,7 @@ from compressor.network.architectures import (
 )
 from compressor.network.attention import open_attention
 from compressor.network.checkpoint import load_model
-from compressor.network.clips.flow import flow_network
-from compressor.network.detection.raw import RawDetector, is_detector
+from compressor.network.inputs import of_one_input
 from compressor.network.layers import compressible, find_layers
 from compressor.network.macs import count_macs
 from compressor.network.serialization import load_network, save_network
@@ -104,8 +105,7 @@ def cover(arch: str, channels: bool = False) -> dict[str, Any]:
 def make(arch: str) -> nn.Module:
     """The network with random weights; where there is a backbone, its are, too."""
     arguments = {"weights_backbone": None} if task_of(arch) in ("segmentation", "detection") else {}
-    network = import_torchvision().models.get_model(arch, weights=None, **arguments)
-    return RawDetector(network) if is_detector(network) else flow_network(network) or network
+    return of_one_input(import_torchvision().models.get_model(arch, weights=None, **arguments))
 
 
 def transform_for(arch: str, channels: bool) -> Transform:
@@ -227,7 +227,9 @@ def published_macs(arch: str, input_size: int) -> int | None:
 
 
 def run_alone(arch: str, channels: bool) -> dict[str, Any]:
-    """`cover` in a process of its own."""
+    """`cover` in a process of its own, where there is anything to run."""
+    if task_of(arch) not in COMPRESSED:
+        return cover(arch)
     command = [sys.executable, "-m", "benchmarks.studies.export.coverage", "--only", arch]
     command += ["--channels"] if channels else []
     began = time.perf_counter()
@@ -256,8 +258,9 @@ def size_of(arch: str) -> int:
 @click.option("--only", help="One architecture; prints its row.")
 @click.option("--channels", is_flag=True, help="Hidden channels in place of ranks.")
 @click.option("--add", is_flag=True, help="Keep the rows of the results file that passed.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Networks at a time.")
 @click.option("--name", help="Name of the results file; coverage or coverage-channels if not given.")
-def main(only: str | None, channels: bool, add: bool, name: str | None) -> None:
+def main(only: str | None, channels: bool, add: bool, jobs: int, name: str | None) -> None:
     """Run the study, small networks first, and write benchmarks/results/NAME.json after each."""
     if only:
         try:
@@ -266,16 +269,17 @@ def main(only: str | None, channels: bool, add: bool, name: str | None) -> None:
             traceback.print_exc()
             raise SystemExit(1) from error
         return
-    began = time.perf_counter()
     name = name or ("coverage-channels" if channels else "coverage")
     left = f"{SHARE} of every group's hidden channels" if channels else "half of every break-even rank"
-    rows = [row for row in read_results(name)["rows"] if "failed" not in row] if add else []
-    known = {row["arch"] for row in rows}
-    every = [arch for task in (COMPRESSED if channels else get_args(Task)) for arch in list_task(task)]
-    for arch in sorted(set(every) - known, key=size_of):
-        rows.append(run_alone(arch, channels) if task_of(arch) in COMPRESSED else cover(arch))
-        click.echo(json.dumps(rows[-1]), err=True)
-        write_results(name, {"about": f"every network of torchvision at {left}"}, rows, began)
+    rows, began = earlier_rows(name, add, time.perf_counter())
+    rows = [row for row in rows if "failed" not in row]
+    every = [arch for task in get_args(Task) if not channels or task == "classification" for arch in list_task(task)]
+    left_out = sorted(set(every) - {row["arch"] for row in rows}, key=size_of)
+    with ThreadPoolExecutor(jobs) as pool:
+        for row in pool.map(lambda arch: run_alone(arch, channels), left_out):
+            rows.append(row)
+            click.echo(json.dumps(row), err=True)
+            write_results(name, {"about": f"every network of torchvision at {left}"}, rows, began)
     refused = sum("refused" in row for row in rows)
     passed = sum("failed" not in row for row in rows) - refused
     click.echo(f"{passed} of {len(rows)} passed, {refused} cannot be compressed")

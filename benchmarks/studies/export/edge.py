@@ -4,13 +4,14 @@
 
 On the command line: `bocompress-export` with ranks that suit the machine and int8 (as `make edge-int8`), and its plan
 applied again at a larger input size, where operations and not calls take the time. With --operations, targets in place
-of gammas, for networks that lose hidden channels. Latency is ONNX Runtime's on the CPU, one thread, in interleaved runs
-with the original's.
+of gammas, for networks that lose hidden channels; where the images are few, --seeds draws other ones to evaluate on.
+Latency is ONNX Runtime's on the CPU, one thread, in interleaved runs with the original's.
 """
 
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +65,26 @@ def _times(name: str, record: LatencyRecord) -> dict[str, float]:
 @click.option("--large", default=224, show_default=True, help="The larger input size.")
 @click.option("--gammas", default="0.03,0.5,5", show_default=True, help="Separated by commas.")
 @click.option("--operations", help="Shares of the multiply-accumulates, separated by commas, in place of gammas.")
+@click.option("--seeds", default="0", show_default=True, help="Of the runs at --operations, separated by commas.")
 @click.option("--name", default="edge", show_default=True, help="Name of the results file.")
 @click.option("--add", is_flag=True, help="Keep the rows of an earlier run.")
 def main(
-    model: Path, data: Path, input_size: int, large: int, gammas: str, operations: str | None, name: str, add: bool
+    model: Path,
+    data: Path,
+    input_size: int,
+    large: int,
+    gammas: str,
+    operations: str | None,
+    seeds: str,
+    name: str,
+    add: bool,
 ) -> None:
     """Run the study and write benchmarks/results/NAME.json, anew after every run."""
     rows, began = earlier_rows(name, add, time.perf_counter())
     typed = (model, "--data", data, "--input-size", input_size, "--precision", "int8")
     with tempfile.TemporaryDirectory() as folder:
         if operations:
-            runs = _at_operations(typed, operations, input_size, Path(folder))
+            runs = _at_operations(typed, operations, seeds, input_size, Path(folder))
         else:
             runs = _at_gammas(model, typed, gammas, (input_size, large), Path(folder))
         for asked, side, report in runs:
@@ -82,10 +92,11 @@ def main(
             write_results(name, {"network": report.arch}, rows, began)
 
 
-def _at_operations(typed: tuple[Any, ...], operations: str, side: int, folder: Path) -> Iterator[Run]:
-    for share in map(float, operations.split(",")):
-        words = ("--cost", "macs", "--target-ratio", share, "--rank-multiple", MULTIPLE, "--out", folder / str(share))
-        yield {"operations": share}, side, run_reported(EXPORT_PROGRAM, *typed, *words)
+def _at_operations(typed: tuple[Any, ...], operations: str, seeds: str, side: int, folder: Path) -> Iterator[Run]:
+    for share, seed in product(map(float, operations.split(",")), map(int, seeds.split(","))):
+        words = ("--cost", "macs", "--target-ratio", share, "--rank-multiple", MULTIPLE, "--seed", seed)
+        out = ("--out", folder / f"{share} {seed}")
+        yield {"operations": share, "seed": seed}, side, run_reported(EXPORT_PROGRAM, *typed, *words, *out)
 
 
 def _at_gammas(model: Path, typed: tuple[Any, ...], gammas: str, sides: tuple[int, int], folder: Path) -> Iterator[Run]:
