@@ -95,12 +95,12 @@ def _load_template() -> Template:
 
 
 def _describe_first(error: ValidationError) -> str:
-    """The first error and its field: 'field fidelity.images: Field required'."""
+    """The first error and its field, and what may be the reason."""
     first = error.errors()[0]
     if first["type"] == "json_invalid":
         return f"it does not hold JSON ({first['msg'].removeprefix('Invalid JSON: ')})"
     field = ".".join(str(part) for part in first["loc"]) or "at the top"
-    return f"field {field}: {first['msg']}"
+    return f"field {field}: {first['msg']} (is it of another version of bocompress?)"
 
 
 def _draw_layers(report: Report) -> list[Markup]:

@@ -122,7 +122,7 @@ def test_an_edited_plan_is_not_replaced(run: Path, name: str) -> None:
     content = json.loads((run / name).read_text())
     content["layers"][0]["rank"] = 7
     (run / name).write_text(json.dumps(content))
-    with pytest.raises(InputError, match="was edited, and this run would replace it"):
+    with pytest.raises(InputError, match="was edited, or is of another version, and this run would replace it"):
         prepare_resumption(run)
 
 
