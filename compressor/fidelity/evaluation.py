@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from compressor.fidelity.decisions import agreement, decide, share
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.fidelity.records import DetectionRecord, FidelityRecord, Metrics, SegmentationRecord
+from compressor.fidelity.records import DetectionRecord, FidelityRecord, FlowRecord, Metrics, SegmentationRecord
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class TestOutputs:
         labels: labels (N,) where there are labels that fit the outputs.
         segmentation: classes of pixels, where the networks give them.
         detection: detections, where the networks are detectors.
+        flow: how far flows are apart, where the networks give them.
     """
 
     targets: Tensor
@@ -31,6 +32,7 @@ class TestOutputs:
     decides: bool = True
     segmentation: SegmentationRecord | None = None
     detection: DetectionRecord | None = None
+    flow: FlowRecord | None = None
 
 
 def make_fidelity(

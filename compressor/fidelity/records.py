@@ -85,6 +85,19 @@ class SegmentationRecord(Record):
     classes: list[ClassRecord] = Field(default_factory=list)
 
 
+class FlowRecord(Record):
+    """Optical flow of two networks on the test pairs of frames, in pixels.
+
+    `length` is how long the original's flow is, and `moved` how far its ends are from the compressed network's, both on
+    average over all pixels; `near` is the share of pixels where that is at most one.
+    """
+
+    images: int
+    length: float = Field(ge=0)
+    moved: float = Field(ge=0)
+    near: float = Field(ge=0, le=1)
+
+
 class DetectorFileRecord(Record):
     """A whole detector's file: how many detections in how many images were compared with torch's, and by how much their
     scores differ at most."""

@@ -100,7 +100,10 @@ def prepare_resumption(folder: Path) -> None:
     remove_leftovers(folder, is_output)
     for path in (folder / PLAN, *written_plans(folder)):
         if path.exists() and not is_sealed(path):
-            raise InputError(f"{path} was edited, or is of another version, and this run would replace it: move it, and apply it elsewhere")
+            raise InputError(
+                f"{path} was edited, or is of another version, and this run would replace it: move it, and apply it "
+                "elsewhere"
+            )
 
 
 def written_plans(folder: Path) -> list[Path]:

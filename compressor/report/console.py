@@ -14,7 +14,7 @@ from compressor.network.records import LayerRecord
 from compressor.recovery.records import ReconstructionRecord, TuneRecord
 from compressor.report.formatting import GAP
 from compressor.report.records import FileRecord, Report, StageRecord, VerdictRecord
-from compressor.report.structured.rows import detection_rows, output_rows, segmentation_rows
+from compressor.report.structured.rows import detection_rows, flow_rows, output_rows, segmentation_rows
 from compressor.report.verdict import describe_failure
 from compressor.report.wording import describe_difference, describe_outcome, describe_result
 from compressor.schema import Number, Pair
@@ -84,7 +84,7 @@ def _summary_table(report: Report) -> Table:
     if fidelity.top1_agreement is not None:
         table.add_row(_agreement_name(fidelity), "", _percent(fidelity.top1_agreement), "")
     decided = (*segmentation_rows(report.segmentation), *detection_rows(report.detection))
-    for cells in (*decided, *output_rows(fidelity.outputs)):
+    for cells in (*decided, *flow_rows(report.flow), *output_rows(fidelity.outputs)):
         table.add_row(*cells)
     table.add_row("export check", "", f"{report.export_check.max_rel_error:.1e} relative", "")
     return table

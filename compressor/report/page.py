@@ -195,6 +195,7 @@ def _list_decision_rows(report: Report) -> list[Row]:
     extra = [
         *structured.segmentation_rows(report.segmentation),
         *structured.detection_rows(report.detection),
+        *structured.flow_rows(report.flow),
         *structured.output_rows(report.fidelity.outputs),
     ]
     return rows + [Row(name[0].upper() + name[1:], old, new, change) for name, old, new, change in extra]

@@ -7,6 +7,7 @@ from compressor.fidelity.records import (
     DetectionRecord,
     Fidelity,
     FidelityRecord,
+    FlowRecord,
     Metrics,
     PairedChange,
     SegmentationRecord,
@@ -121,7 +122,8 @@ class Report(Record):
     `ratio` is R, compressed over original `cost` of the searched layers, or of their weights that are not zero
     where `prune_searched`. `searched` is what L was in the search. `top1` is the share of correct decisions on the
     test images, `top1_change` how it changed, and `risk` their mean cross-entropy, all null without labels.
-    `segmentation` is null for networks that give no class to every pixel, `detection` for all but detectors.
+    `segmentation` is null for networks that give no class to every pixel, `detection` for all but detectors, `flow` for
+    all but optical flow.
     `precisions` holds the compressed network in precisions other than float32, `files` what was converted from its
     ONNX files. `stages` are those of a recipe, each with its own search and fine-tuning. `seconds` is the whole run's;
     `stage_costs` say where they went, up to the report itself, and `seconds_per_image` is what one image took the
@@ -160,6 +162,7 @@ class Report(Record):
     risk: Pair[float] | None = None
     segmentation: SegmentationRecord | None = None
     detection: DetectionRecord | None = None
+    flow: FlowRecord | None = None
     precisions: list[PrecisionRecord] = Field(default_factory=list)
     files: list[FileRecord] = Field(default_factory=list)
     search: SearchRecord | None = None

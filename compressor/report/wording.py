@@ -25,12 +25,7 @@ from compressor.report.formatting import (
     format_ratio,
 )
 from compressor.report.records import Report
-from compressor.report.structured.wording import (
-    describe_agreement,
-    describe_detection,
-    describe_segmentation,
-    describe_whole,
-)
+from compressor.report.structured.wording import describe_agreement, describe_kept, describe_task
 from compressor.report.verdict import describe_little
 from compressor.search.records import TARGET_OPTIONS, CertificateRecord, SearchRecord, TargetKind, TargetRecord
 
@@ -51,11 +46,8 @@ def describe_result(report: Report) -> str:
     """The headline: size, speed and agreement of decisions in one sentence, then those of each other precision."""
     original, compressed = report.onnx_bytes.original, report.onnx_bytes.compressed
     float32 = [f"{describe_size(report)} ({_factor(compressed, original)})", *_speeds(report.latency)]
-    pixels = report.segmentation
-    same = [f"{format_percent(pixels.pixel_agreement)} of pixels keep their class"] if pixels else []
-    if report.detection is not None and report.detection.kept is not None:
-        same = [f"{format_percent(report.detection.kept)} of detections kept"]
-    parts = [[*float32, *_agreements(report.fidelity), *same]]
+    same = describe_kept(report.segmentation, report.detection, report.flow)
+    parts = [[*float32, *_agreements(report.fidelity), *([same] if same else [])]]
     for record in report.precisions:
         size = f"{record.precision}: {format_bytes(record.onnx_bytes)} ({_factor(record.onnx_bytes, original)})"
         share = record.fidelity.top1_agreement
@@ -86,10 +78,8 @@ def describe_decisions(report: Report) -> str:
     outside = _describe_unused(report)
     noun = report.images.noun
     where = f"On {format_plural(images, f'test {noun}' if outside else noun)}{outside}"
-    if report.segmentation is not None:
-        return describe_segmentation(report.segmentation)
-    if report.detection is not None:
-        return " ".join(filter(None, [describe_detection(report.detection), describe_whole(report.detection)]))
+    if of_task := describe_task(report.segmentation, report.detection, report.flow):
+        return of_task
     if fidelity.top1_agreement is None:
         share = f"{format_number(100 * fidelity.relative)}{GAP}%"
         return f"{where} the outputs moved by {share} of their energy; nothing is decided by them."

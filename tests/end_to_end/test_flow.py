@@ -45,3 +45,6 @@ def test_it_is_compressed(tmp_path: Path, invoke) -> None:
     assert report.ratio < 0.51
     assert report.export_check.max_rel_error < 1e-4
     assert report.fidelity.function_norm > 0
+    assert report.flow is not None
+    assert 0 < report.flow.moved < report.flow.length + report.flow.moved
+    assert "flow within 1 px at " in done.output

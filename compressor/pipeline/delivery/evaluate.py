@@ -14,8 +14,11 @@ from compressor.fidelity.intervals import paired_change
 from compressor.fidelity.records import DetectionRecord, PairedChange
 from compressor.fidelity.risk import compare_risks
 from compressor.fidelity.structured.detection import DetectionEvaluation, detector_of
+from compressor.fidelity.structured.flow import FlowEvaluation
 from compressor.fidelity.structured.outputs import OutputLosses, run_whole
 from compressor.fidelity.structured.segmentation import PixelEvaluation
+from compressor.network.clips.flow import OUTPUT as FLOW
+from compressor.network.clips.flow import FlowNetwork
 from compressor.network.detection.proposals import without_proposals
 from compressor.outputs.rows import gives_scores, view_of, whole
 from compressor.pipeline.context import Context
@@ -33,7 +36,7 @@ class Evaluate(Stage):
         test = _compare_outputs(context, state.network)
         test = replace(test, detection=_compare_detections(context, state.network))
         context.original.cpu()
-        found = {"segmentation": test.segmentation, "detection": test.detection}
+        found = {"segmentation": test.segmentation, "detection": test.detection, "flow": test.flow}
         state = replace(state, network=state.network.cpu(), test=test, **found)  # type: ignore[arg-type]
         if test.labels is None:
             return state
@@ -78,6 +81,7 @@ def _compare_outputs(context: Context, network: nn.Module) -> TestOutputs:
     all_labels: list[Tensor] = []
     losses = None if view is None else OutputLosses(view)
     pixels = None if context.class_map is None else PixelEvaluation(context.class_map)
+    flow = FlowEvaluation() if isinstance(context.original, FlowNetwork) else None
     with context.progress.stage(f"evaluating on {count} test images", count) as stage:
         for images in iterate_test_images(context):
             norm, every = FunctionNorm(context.original, images, context.device), torch.arange(len(images))
@@ -86,7 +90,7 @@ def _compare_outputs(context: Context, network: nn.Module) -> TestOutputs:
             parts.append((norm.targets.cpu(), outputs.cpu(), squares))
             all_labels += [] if norm.labels is None else [norm.labels]
             if losses is not None:
-                _add_whole(losses, pixels, context, network, images)
+                _add_whole(losses, pixels, flow, context, network, images)
             stage.update(sum(len(part[0]) for part in parts))
     targets, outputs, squares = (torch.cat(column) for column in zip(*parts, strict=True))
     energy, decides = float(targets.double().square().sum(1).mean()), gives_scores(context.original)
@@ -97,7 +101,8 @@ def _compare_outputs(context: Context, network: nn.Module) -> TestOutputs:
     if losses is not None:
         fidelity = fidelity.model_copy(update={"outputs": losses.records()})
     segmentation = None if pixels is None else pixels.record(context.source.class_names)
-    return TestOutputs(targets, outputs, fidelity, labels, decides, segmentation)
+    flows = None if flow is None else flow.record()
+    return TestOutputs(targets, outputs, fidelity, labels, decides, segmentation, flow=flows)
 
 
 def _compare_detections(context: Context, network: nn.Module) -> DetectionRecord | None:
@@ -112,14 +117,21 @@ def _compare_detections(context: Context, network: nn.Module) -> DetectionRecord
 
 
 def _add_whole(
-    losses: OutputLosses, pixels: PixelEvaluation | None, context: Context, network: nn.Module, images: ImageSet
+    losses: OutputLosses,
+    pixels: PixelEvaluation | None,
+    flow: FlowEvaluation | None,
+    context: Context,
+    network: nn.Module,
+    images: ImageSet,
 ) -> None:
-    """Add what all outputs lost on these images, at all positions, and the classes of their pixels."""
+    """Add what all outputs lost on these images, at all positions, and the classes or flows of their pixels."""
     runs = (run_whole(whole(each), images, context.device) for each in (context.original, network))
     for (indices, targets), (_, outputs) in zip(*runs, strict=True):
         losses.add(targets, outputs)
         if pixels is not None:
             pixels.add(targets, outputs, None if images.masks is None else images.masks[indices])
+        if flow is not None:
+            flow.add(targets[FLOW], outputs[FLOW])
 
 
 def _change(before: Tensor, after: Tensor) -> PairedChange:

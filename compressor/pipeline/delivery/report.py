@@ -93,7 +93,7 @@ def make_report(context: Context, state: State) -> Report:
 
 def _accuracies(state: State) -> dict[str, Any]:
     """What labels say, by the report's fields; most are None, as each task has its own."""
-    names = ("top1", "top1_change", "risk", "segmentation", "detection")
+    names = ("top1", "top1_change", "risk", "segmentation", "detection", "flow")
     return {name: getattr(state, name) for name in names}
 
 

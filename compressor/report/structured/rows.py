@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from compressor.fidelity.records import DetectionRecord, OutputRecord, SegmentationRecord
+from compressor.fidelity.records import DetectionRecord, FlowRecord, OutputRecord, SegmentationRecord
 from compressor.report.formatting import format_number, format_percent, format_points
 from compressor.schema import Pair
 
@@ -39,6 +39,15 @@ def detection_rows(record: DetectionRecord | None) -> Iterator[Cells]:
             yield name, format_percent(pair.original), format_percent(pair.compressed), _points(pair)
     if record.kept is not None:
         yield "detections kept", str(record.confident), format_percent(record.kept), ""
+
+
+def flow_rows(record: FlowRecord | None) -> Iterator[Cells]:
+    """Yields how long flows are and how far their ends are apart, and at how many pixels that is little."""
+    if record is None:
+        return
+    yield "length of the flow, px", format_number(record.length), "", ""
+    yield "its end moved by, px", "", format_number(record.moved), ""
+    yield "moved by at most 1 px", "", format_percent(record.near), ""
 
 
 def _points(pair: Pair[float]) -> str:

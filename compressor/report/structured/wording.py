@@ -1,6 +1,6 @@
 """Sentences on outputs that are not one matrix of scores."""
 
-from compressor.fidelity.records import DetectionRecord, FidelityRecord, SegmentationRecord
+from compressor.fidelity.records import DetectionRecord, FidelityRecord, FlowRecord, SegmentationRecord
 from compressor.report.formatting import GAP, format_number, format_percent, format_plural, format_points
 from compressor.text import join_words
 from exporters.records import Agreement, ExportCheckRecord
@@ -63,6 +63,28 @@ def describe_outputs(fidelity: FidelityRecord) -> str:
     return f"{rule}. Of its own energy each output moved by: {join_words(shares)}."
 
 
+def describe_kept(
+    segmentation: SegmentationRecord | None, detection: DetectionRecord | None, flow: FlowRecord | None
+) -> str:
+    """The headline's words on what is no classifier's; empty where nothing is known."""
+    if detection is not None and detection.kept is not None:
+        return f"{format_percent(detection.kept)} of detections kept"
+    if flow is not None:
+        return f"flow within 1 px at {format_percent(flow.near)} of pixels"
+    return f"{format_percent(segmentation.pixel_agreement)} of pixels keep their class" if segmentation else ""
+
+
+def describe_task(
+    segmentation: SegmentationRecord | None, detection: DetectionRecord | None, flow: FlowRecord | None
+) -> str:
+    """How classes of pixels, detections or flows changed; empty where there are none."""
+    if segmentation is not None:
+        return describe_segmentation(segmentation)
+    if detection is not None:
+        return " ".join(filter(None, [describe_detection(detection), describe_whole(detection)]))
+    return "" if flow is None else describe_flow(flow)
+
+
 def describe_detection(record: DetectionRecord) -> str:
     """How many detections are kept, and COCO's mean average precision where there are boxes."""
     where = f"On {format_plural(record.images, 'test image')}"
@@ -93,6 +115,15 @@ def describe_whole(record: DetectionRecord) -> str:
         f"{whole.file} is the whole detector, for one image at a time: in ONNX Runtime it gives what torch does, "
         f"{format_plural(whole.detections, 'detection')} in {format_plural(whole.images, 'image')} of which at least "
         f"99{GAP}% are the same, with scores that differ by at most {format_number(whole.max_score_error)}."
+    )
+
+
+def describe_flow(record: FlowRecord) -> str:
+    """How far the ends of the flow are apart."""
+    return (
+        f"On {format_plural(record.images, 'test pair')} of frames the end of the flow moved by "
+        f"{format_number(record.moved)} pixels on average, where the original’s is {format_number(record.length)} "
+        f"long, and by at most one at {format_percent(record.near)} of the pixels."
     )
 
 
