@@ -145,6 +145,7 @@ def runtimes(study: Study) -> str:
 def coverage(study: Study) -> str:
     """Which of torchvision's networks can be compressed and exported."""
     passed = [row for row in study["rows"] if not {"failed", "refused"} & row.keys()]
+    passed.sort(key=lambda row: row["params"])
     about = (
         f"{len(passed)} of {len(study['rows'])} architectures, the smallest first, inspected, compressed at half of "
         f"every break-even rank, exported and checked against torch; random weights, factors of the weights alone. "
