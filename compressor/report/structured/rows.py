@@ -46,7 +46,7 @@ def flow_rows(record: FlowRecord | None) -> Iterator[Cells]:
     if record is None:
         return
     yield "length of the flow, px", format_number(record.length), "", ""
-    yield "its end moved by, px", "", format_number(record.moved), ""
+    yield "end of the flow moved, px", "", format_number(record.moved), ""
     yield "moved by at most 1 px", "", format_percent(record.near), ""
 
 
