@@ -12,13 +12,16 @@ import numpy as np
 from compressor.arrays import Array
 from compressor.channels.groups import ChannelGroup
 
-SHARES = np.array([0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0])
+SHARES = np.array([0.02, 0.05, 0.1, 0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0])
 MAX_SWEEPS = 20
 PRICES, PRICE_STEP, BISECTIONS = (1e-9, 1e9), 1.5, 40
 # Fewer channels than ranks take longer to find. They are left out where the search's own price would have to be so many
 # times as high for them to pay, or where all of them together bring less than this share of loss + price * size.
 MAX_RAISE, MIN_GAIN = 3.0, 0.01
 WHOLE = 1e-6  # rounding of a size
+# Below so many times what all layers keep at the least share of ranks, shares do not tell: that of two groups in one
+# layer multiply, and are the last ones that keep to a limit, whatever they lose.
+REACHED = 2.0
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ def choose(
         is_settled: whether the search will weigh size by this price; it may be any other where not.
     """
     if limit is not None:
-        price = _price_within(blocks, limit)
+        least = sum(block.by_ranks(PRICES[1]).size for block in blocks)
+        price = _price_within(blocks, max(limit, REACHED * least))
     if not is_settled:
         return [block.choose(price) for block in blocks]
     if limit is None and _gain(blocks, price) < MIN_GAIN:

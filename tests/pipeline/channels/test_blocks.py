@@ -108,6 +108,18 @@ def test_layers_in_no_group_take_their_part_of_a_limit() -> None:
     assert choose([block], 1.0, 0.1) == [[FIRST]]
 
 
+def test_a_limit_below_the_least_share_is_no_reason_for_channels() -> None:
+    """Shares of two groups multiply in the layer that both have: at any price that is the smallest size."""
+    block = Block(
+        [FIRST, SECOND],
+        {"a": 0.3, "b": 0.4, "c": 0.3},
+        {"a": STEEP, "b": STEEP},
+        {"a": GENTLE, "b": GENTLE, "c": GENTLE},
+    )
+    assert block.divide(1e9).groups == [FIRST, SECOND]
+    assert choose([block], 1.0, 1e-3) == [[]]
+
+
 def test_layers_without_ranks_stay_whole() -> None:
     block = Block([], {"a": 0.4}, {}, {})
     assert (block.divide(1e6).loss, block.divide(1e6).size) == (0.0, 0.4)
