@@ -46,7 +46,7 @@ from compressor.network.checkpoints.pickled import (
 from compressor.network.checkpoints.reading import read_checkpoint
 from compressor.network.clips.flow import NUM_CHANNELS, FlowNetwork
 from compressor.network.detection.building import transform_of as detector_transform
-from compressor.network.detection.raw import RawDetector
+from compressor.network.detection.raw import is_detector
 from compressor.network.detection.recognition import detector_options
 from compressor.network.inputs import count_outputs, first_channels, of_one_input, run_outputs
 from compressor.text import first_line, join_words
@@ -354,13 +354,12 @@ def adopt_wrapped(module: nn.Module, path: Path, arch: str | None, notes: list[s
 
     The arguments are those of `load_weights`.
     """
-    wrapped = of_one_input(module.float())
-    if isinstance(wrapped, FlowNetwork):
-        return LoadedModel(arch or "raft", NUM_CHANNELS, freeze(wrapped), FLOW_TRANSFORM, [])
-    if not isinstance(wrapped, RawDetector):
+    transform = detector_transform(module) if is_detector(module) else None  # wrapping removes what it is read from
+    model = freeze(of_one_input(module.float()))
+    if isinstance(model, FlowNetwork):
+        return LoadedModel(arch or "raft", NUM_CHANNELS, model, FLOW_TRANSFORM, [])
+    if transform is None:
         return None
-    transform = detector_transform(module)
-    model = freeze(wrapped)
     classes = detector_options(shapes_of(state_of(model)))
     count = count_outputs(model, path) if classes is None else classes["num_classes"]
     return LoadedModel(arch or type(module).__name__.lower(), count, model, transform, notes)

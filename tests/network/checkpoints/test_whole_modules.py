@@ -4,11 +4,15 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
+from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.transforms import Normalize
 
 from compressor.network.checkpoint import load_model
+from compressor.network.clips.flow import FlowNetwork
+from compressor.network.detection.raw import RawDetector
 from tests.network.checkpoints.kinds import Around, network, same_outputs
+from tests.network.raft import tiny_raft
 from tests.network.saved import refusal, save
 
 # --- Whole modules, of which nothing is loaded -------------------------------------------------------------
@@ -165,3 +169,13 @@ def test_quantization_aware_training_is_named(tmp_path):
 def test_tensors_that_are_no_weights(tmp_path, small, strange, words):
     state = small | {"classifier.1.weight": strange(small["classifier.1.weight"])}
     assert words in refusal(save({"model": state, "again": dict(state)}, tmp_path / "m.pt"))
+
+
+def test_a_trusted_detector_and_raft_become_networks_of_one_input(tmp_path):
+    detector = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5)
+    loaded = load_model(save(detector, tmp_path / "detector.pt"), trust_pickle=True)
+    assert isinstance(loaded.model, RawDetector)
+    assert (loaded.arch, loaded.num_classes, loaded.transform.shape) == ("ssd", 5, (3, 320, 320))
+    loaded = load_model(save(tiny_raft(), tmp_path / "raft.pt"), trust_pickle=True)
+    assert isinstance(loaded.model, FlowNetwork)
+    assert (loaded.arch, loaded.transform.frames) == ("raft", 2)
