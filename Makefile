@@ -27,11 +27,11 @@ FRESH = $(if $(filter file,$(origin OUT)),rm -rf "$(OUT)")
 OWN = $(and $(OTHER),$(filter file,$(origin FILES)))
 PAPER_PARTS := table1 table3 table6 table2 norms samples switches table5
 PAPER = OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.studies.paper
-SOME = $(if $(RUNS),--runs $(RUNS)) $(ARGS)
+PAPER_ARGS = $(if $(RUNS),--runs $(RUNS)) $(ARGS)
 SUBJECT = "$(MODEL)" $(if $(and $(OTHER),$(filter file,$(origin DATA))),,"$(DATA)") \
-	$(if $(and $(OTHER),$(filter file,$(origin SIZE))),,--input-size $(SIZE)) $(SOME)
+	$(if $(and $(OTHER),$(filter file,$(origin SIZE))),,--input-size $(SIZE)) $(PAPER_ARGS)
 # Studies of the paper take FC3 on Fashion-MNIST unless a network is named.
-FC3_OR_OTHER = $(if $(OTHER),$(SUBJECT),$(SOME))
+FC3_OR_OTHER = $(if $(OTHER),$(SUBJECT),$(PAPER_ARGS))
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
 
 .PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-hard test-oldest test-wheel audit lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-limits bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench-structures bench-job bench-channels bench bench-gpu bench-harness paper paper-table1 paper-table2 paper-table3 paper-table5 paper-table6 paper-norms paper-samples paper-switches clean

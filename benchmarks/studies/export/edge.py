@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from benchmarks.studies.study import APPLY_PROGRAM, EXPORT_PROGRAM, earlier_rows, run_reported, write_results
+from compressor.cli.sweep.types import Seeds
 from compressor.cost.records import LatencyRecord
 from compressor.report.records import Report
 from exporters.providers import CPU
@@ -65,7 +66,7 @@ def _times(name: str, record: LatencyRecord) -> dict[str, float]:
 @click.option("--large", default=224, show_default=True, help="The larger input size.")
 @click.option("--gammas", default="0.03,0.5,5", show_default=True, help="Separated by commas.")
 @click.option("--operations", help="Shares of the multiply-accumulates, separated by commas, in place of gammas.")
-@click.option("--seeds", default="0", show_default=True, help="Of the runs at --operations, separated by commas.")
+@click.option("--seeds", type=Seeds(), default="0", show_default=True, help="Of the runs at --operations.")
 @click.option("--name", default="edge", show_default=True, help="Name of the results file.")
 @click.option("--add", is_flag=True, help="Keep the rows of an earlier run.")
 def main(
@@ -75,7 +76,7 @@ def main(
     large: int,
     gammas: str,
     operations: str | None,
-    seeds: str,
+    seeds: tuple[int, ...],
     name: str,
     add: bool,
 ) -> None:
@@ -92,8 +93,10 @@ def main(
             write_results(name, {"network": report.arch}, rows, began)
 
 
-def _at_operations(typed: tuple[Any, ...], operations: str, seeds: str, side: int, folder: Path) -> Iterator[Run]:
-    for share, seed in product(map(float, operations.split(",")), map(int, seeds.split(","))):
+def _at_operations(
+    typed: tuple[Any, ...], operations: str, seeds: tuple[int, ...], side: int, folder: Path
+) -> Iterator[Run]:
+    for share, seed in product(map(float, operations.split(",")), seeds):
         words = ("--cost", "macs", "--target-ratio", share, "--rank-multiple", MULTIPLE, "--seed", seed)
         out = ("--out", folder / f"{share} {seed}")
         yield {"operations": share, "seed": seed}, side, run_reported(EXPORT_PROGRAM, *typed, *words, *out)
