@@ -32,7 +32,9 @@ random plans to begin with; PAC (Eq. 11); stopped by Eq. (12) with delta 0.05 an
 evaluation; truncated weights, nothing refitted or fine-tuned.
 
 `make paper` runs everything and keeps what is there; `make paper-table6 MODEL=net.pth DATA=photos/` runs one table on a
-network of one's own, with `RUNS=0:3` a part of it. All studies resume.
+network of one's own, with `RUNS=0:3` a part of it. All studies resume. Networks that are trained here (FC3, the digits'
+ResNet-18) come out otherwise on another kind of machine: there their tables are measured anew, and the files that were
+there are kept as `.earlier-1`.
 
 Accuracies, ratios and times are means over runs, with their standard deviation after ±; where there are fewer than the
 paper's ten runs, the table says how many. Time: processor seconds of one thread; the paper's are seconds on its desktop

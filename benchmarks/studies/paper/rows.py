@@ -1,6 +1,7 @@
 """Results files of the paper's tables, row by row: what is there already is not measured again."""
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from compressor.cli.sweep.types import Seeds
 from compressor.errors import InputError
 
 SAME = 1e-5  # relative: another network differs by more
+OF_WEIGHTS = {"output_energy", "original"}  # what another training of the same network changes, and no setting
 Row = dict[str, Any]
 
 
@@ -43,9 +45,21 @@ class Results:
             return
         earlier = read_results(self.name, self.folder)
         different = [key for key, value in self.about.items() if not is_same(value, earlier.get(key))]
-        if different:
+        if set(different) - OF_WEIGHTS:
             raise InputError(f"{self.name} was measured with other {', '.join(different)}: choose another --name")
-        self.rows, self._began = earlier["rows"], self._began - earlier["seconds"]
+        if different:
+            self._begin_anew()
+        else:
+            self.rows, self._began = earlier["rows"], self._began - earlier["seconds"]
+
+    def _begin_anew(self) -> None:
+        """Put the earlier file aside: networks that are trained here come out otherwise on every kind of machine."""
+        path = self.folder / f"{self.name}.json"
+        aside = next(
+            other for number in itertools.count(1) if not (other := path.with_suffix(f".earlier-{number}")).exists()
+        )
+        path.rename(aside)
+        click.echo(f"{self.name} was measured on other weights: kept as {aside.name}, measured anew", err=True)
 
     def has(self, key: Row) -> bool:
         """Whether there is a row with these values."""

@@ -91,6 +91,19 @@ def test_rows_that_are_there_are_kept_and_those_of_another_network_refused(subje
         Results("trial", {**subject.about(), "weights": 1}, tmp_path)
 
 
+def test_rows_of_another_training_are_put_aside(
+    subject: Subject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = Results("trial", subject.about(), tmp_path)
+    for number in (1, 2):
+        first.add({"way": OURS, "number": number})
+        trained_again = Results("trial", {**subject.about(), "output_energy": number}, tmp_path)
+        assert trained_again.rows == []
+        assert f"kept as trial.earlier-{number}, measured anew" in capsys.readouterr().err
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["trial.earlier-1", "trial.earlier-2"]
+    assert [row["number"] for row in json.loads((tmp_path / "trial.earlier-2").read_text())["rows"]] == [1, 2]
+
+
 def test_gammas_are_scaled_by_the_output_energy_unless_the_paper_means_them(subject: Subject) -> None:
     other = replace(subject, name="another")
     assert subject.gamma(0.001, "norm") == other.gamma(0.001, "error") == 0.001
