@@ -14,7 +14,7 @@ from compressor.factorization.base import Factors, JointFactors
 from compressor.factorization.records import FactorKind
 from compressor.fidelity.evaluation import TestEvaluator, TestOutputs
 from compressor.fidelity.function_norm import FunctionNorm
-from compressor.fidelity.records import DetectionRecord, FlowRecord, PairedChange, SegmentationRecord
+from compressor.fidelity.records import PairedChange
 from compressor.fidelity.risk import Risk
 from compressor.network.layers import FoundLayer
 from compressor.pipeline.plan import Plan
@@ -127,8 +127,7 @@ class State:
         reconstruction, target, tuning: what stages found, for the report.
         outcome: what the last stage of a recipe did.
         records, plans, evaluator: of the recipe's stages so far.
-        test: outputs on the test images; `top1`, its `top1_change` and `risk` on them where there are labels,
-            `segmentation` where pixels have classes, `detection` of detectors, `flow` of optical flow.
+        test: outputs on the test images; `top1`, its `top1_change` and `risk` on them where there are labels.
         export_check, latency, precisions, files, failures: of the files written.
         stage_costs: what the stages so far cost; `seconds_per_image` is what one image takes the original.
         report: the last stage's.
@@ -152,9 +151,6 @@ class State:
     top1: Pair[float] | None = None
     top1_change: PairedChange | None = None
     risk: Pair[float] | None = None
-    segmentation: SegmentationRecord | None = None
-    detection: DetectionRecord | None = None
-    flow: FlowRecord | None = None
     export_check: ExportCheckRecord | None = None
     latency: Mapping[str, LatencyRecord] | None = None
     precisions: Sequence[PrecisionRecord] = ()

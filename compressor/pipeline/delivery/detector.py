@@ -22,12 +22,12 @@ from exporters.verify import VERIFY_IMAGES
 
 @dataclass(frozen=True)
 class WriteDetector(Stage):
-    """Writes detector.onnx and the script that runs it, and says so in `detection`; in `failures` why it could not."""
+    """Writes detector.onnx and the script that runs it, as the record of detections says; in `failures` why not."""
 
     def run(self, context: Context, state: State) -> State:
         """See `Stage.run`."""
-        network = state.network
-        if not isinstance(network, RawDetector) or not network.has_proposals or state.detection is None:
+        network, test = state.network, needed(state.test, "test outputs")
+        if not isinstance(network, RawDetector) or not network.has_proposals or test.detection is None:
             return state
         metadata = provenance(context, needed(state.result, "a plan").plan)
         try:
@@ -37,7 +37,8 @@ class WriteDetector(Stage):
             failure = f"no {DETECTOR}: {error}; model.onnx is not affected"
             context.progress.log(f"note: {failure}")
             return replace(state, failures=[*state.failures, failure])
-        return replace(state, detection=state.detection.model_copy(update={"whole": record}))
+        detection = test.detection.model_copy(update={"whole": record})
+        return replace(state, test=replace(test, detection=detection))
 
 
 def _write(context: Context, network: RawDetector, metadata: Mapping[str, str]) -> DetectorFileRecord:

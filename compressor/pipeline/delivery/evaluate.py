@@ -15,12 +15,11 @@ from compressor.fidelity.records import DetectionRecord, PairedChange
 from compressor.fidelity.risk import compare_risks
 from compressor.fidelity.structured.detection import DetectionEvaluation, detector_of
 from compressor.fidelity.structured.flow import FlowEvaluation
-from compressor.fidelity.structured.outputs import OutputLosses, run_whole
 from compressor.fidelity.structured.segmentation import PixelEvaluation
-from compressor.network.clips.flow import OUTPUT as FLOW
+from compressor.fidelity.structured.whole import WholeEvaluation
 from compressor.network.clips.flow import FlowNetwork
 from compressor.network.detection.proposals import without_proposals
-from compressor.outputs.rows import gives_scores, view_of, whole
+from compressor.outputs.rows import gives_scores, view_of
 from compressor.pipeline.context import Context
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import State
@@ -36,8 +35,7 @@ class Evaluate(Stage):
         test = _compare_outputs(context, state.network)
         test = replace(test, detection=_compare_detections(context, state.network))
         context.original.cpu()
-        found = {"segmentation": test.segmentation, "detection": test.detection, "flow": test.flow}
-        state = replace(state, network=state.network.cpu(), test=test, **found)  # type: ignore[arg-type]
+        state = replace(state, network=state.network.cpu(), test=test)
         if test.labels is None:
             return state
         targets, outputs, labels = test.targets, test.outputs, test.labels
@@ -76,12 +74,9 @@ def evaluate_as_in_files(context: Context, network: nn.Module, found: TestOutput
 
 def _compare_outputs(context: Context, network: nn.Module) -> TestOutputs:
     """Both networks' outputs and how far they are apart."""
-    count, view = context.num_test_images, view_of(context.original)
+    count, everything = context.num_test_images, _whole_evaluation(context)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []  # targets, outputs and squared distances of batches
     all_labels: list[Tensor] = []
-    losses = None if view is None else OutputLosses(view)
-    pixels = None if context.class_map is None else PixelEvaluation(context.class_map)
-    flow = FlowEvaluation() if isinstance(context.original, FlowNetwork) else None
     with context.progress.stage(f"evaluating on {count} test images", count) as stage:
         for images in iterate_test_images(context):
             norm, every = FunctionNorm(context.original, images, context.device), torch.arange(len(images))
@@ -89,20 +84,27 @@ def _compare_outputs(context: Context, network: nn.Module) -> TestOutputs:
             squares = torch.from_numpy(norm.compare(outputs, every))
             parts.append((norm.targets.cpu(), outputs.cpu(), squares))
             all_labels += [] if norm.labels is None else [norm.labels]
-            if losses is not None:
-                _add_whole(losses, pixels, flow, context, network, images)
+            if everything is not None:
+                everything.add(context.original, network, images, context.device)
             stage.update(sum(len(part[0]) for part in parts))
     targets, outputs, squares = (torch.cat(column) for column in zip(*parts, strict=True))
     energy, decides = float(targets.double().square().sum(1).mean()), gives_scores(context.original)
-    if losses is not None:
-        squares, energy = losses.squares(), losses.energy()
     labels = torch.cat(all_labels) if len(all_labels) == len(parts) else None
-    fidelity = make_fidelity(squares, energy, outputs, targets, decides)
-    if losses is not None:
-        fidelity = fidelity.model_copy(update={"outputs": losses.records()})
-    segmentation = None if pixels is None else pixels.record(context.source.class_names)
-    flows = None if flow is None else flow.record()
-    return TestOutputs(targets, outputs, fidelity, labels, decides, segmentation, flow=flows)
+    if everything is None:
+        return TestOutputs(targets, outputs, make_fidelity(squares, energy, outputs, targets, decides), labels, decides)
+    fidelity = make_fidelity(everything.squares(), everything.energy(), outputs, targets, decides)
+    fidelity = fidelity.model_copy(update={"outputs": everything.outputs()})
+    segmentation, flow = everything.segmentation(context.source.class_names), everything.flow()
+    return TestOutputs(targets, outputs, fidelity, labels, decides, segmentation, flow=flow)
+
+
+def _whole_evaluation(context: Context) -> WholeEvaluation | None:
+    """What compares whole outputs; None where they are one matrix."""
+    view = view_of(context.original)
+    if view is None:
+        return None
+    pixels = None if context.class_map is None else PixelEvaluation(context.class_map)
+    return WholeEvaluation(view, pixels, FlowEvaluation() if isinstance(context.original, FlowNetwork) else None)
 
 
 def _compare_detections(context: Context, network: nn.Module) -> DetectionRecord | None:
@@ -114,24 +116,6 @@ def _compare_detections(context: Context, network: nn.Module) -> DetectionRecord
     with context.progress.stage(f"detecting in {len(context.test_images)} test images"):
         found.add(original, compressed, context.test_images, context.device)
         return found.record(context.settings.search.seed)
-
-
-def _add_whole(
-    losses: OutputLosses,
-    pixels: PixelEvaluation | None,
-    flow: FlowEvaluation | None,
-    context: Context,
-    network: nn.Module,
-    images: ImageSet,
-) -> None:
-    """Add what all outputs lost on these images, at all positions, and the classes or flows of their pixels."""
-    runs = (run_whole(whole(each), images, context.device) for each in (context.original, network))
-    for (indices, targets), (_, outputs) in zip(*runs, strict=True):
-        losses.add(targets, outputs)
-        if pixels is not None:
-            pixels.add(targets, outputs, None if images.masks is None else images.masks[indices])
-        if flow is not None:
-            flow.add(targets[FLOW], outputs[FLOW])
 
 
 def _change(before: Tensor, after: Tensor) -> PairedChange:

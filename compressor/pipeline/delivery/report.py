@@ -93,8 +93,8 @@ def make_report(context: Context, state: State) -> Report:
 
 def _accuracies(state: State) -> dict[str, Any]:
     """What labels say, by the report's fields; most are None, as each task has its own."""
-    names = ("top1", "top1_change", "risk", "segmentation", "detection", "flow")
-    return {name: getattr(state, name) for name in names}
+    of_labels = {name: getattr(state, name) for name in ("top1", "top1_change", "risk")}
+    return of_labels | {name: getattr(state.test, name) for name in ("segmentation", "detection", "flow")}
 
 
 def _sizes(original: nn.Module, network: nn.Module, folder: Path) -> dict[str, Any]:

@@ -27,10 +27,11 @@ def make_verdict(context: Context, state: State) -> VerdictRecord:
 
 def accuracy_of(state: State) -> tuple[Pair[float] | None, str]:
     """The accuracy that labels, masks or boxes give, of both networks, and its name; None where there are none."""
-    if state.segmentation is not None:
-        return state.segmentation.mean_iou, MEAN_IOU
-    if state.detection is not None:
-        return state.detection.average_precision, MEAN_AP
+    test = needed(state.test, "test outputs")
+    if test.segmentation is not None:
+        return test.segmentation.mean_iou, MEAN_IOU
+    if test.detection is not None:
+        return test.detection.average_precision, MEAN_AP
     return state.top1, TOP1
 
 

@@ -80,13 +80,11 @@ def test_a_search_that_was_misled_is_said(destroyed: CompressedModel, gamma: flo
     fidelity = destroyed.report.fidelity
     state: Any = SimpleNamespace(
         result=misled,
-        test=SimpleNamespace(fidelity=fidelity),
+        test=SimpleNamespace(fidelity=fidelity, segmentation=None, detection=None),
         precisions=(),
         target=None,
         top1=None,
         records=(),
-        segmentation=None,
-        detection=None,
     )
     context_of: Any = SimpleNamespace(settings=Settings(gamma=gamma, search=SEARCH))
     verdict = make_verdict(context_of, state)
