@@ -138,7 +138,8 @@ bench-objectives: $(READY)  ## FC3 on Fashion-MNIST by function norm, risk and e
 bench-targets: $(READY)  ## MODEL, DATA, SIZE: whether targets hold outside the run (an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.search.targets $(MODEL) $(DATA) --input-size $(SIZE)
 
-bench-limits: $(READY)  ## MODEL, DATA, SIZE: the search within a limit of size beside other plans of that size
+bench-limits: $(READY)  ## MODEL, DATA, SIZE: the search within a limit of size beside other plans of that size (an hour)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.search.limits $(MODEL) $(DATA) --input-size $(SIZE)
 
 bench-certificates: $(READY)  ## how often stopped searches are wrong where the Gaussian process is right (an hour)

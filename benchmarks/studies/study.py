@@ -1,6 +1,7 @@
 """The files of the studies, `benchmarks/results/NAME.json`: machine, versions, seconds, and a row per run."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from compressor.report.records import Report
 EXPORT_PROGRAM = "from compressor.cli.commands import export; export()"
 APPLY_PROGRAM = "from compressor.cli.commands import main; main()"
 RESULTS = Path(__file__).parents[1] / "results"
+SAME = 1e-5  # relative: another network differs by more
 
 
 def run_reported(program: str, *words: object) -> Report:
@@ -69,3 +71,16 @@ def earlier_rows(name: str, add: bool, began: float) -> tuple[list[dict[str, Any
         return [], began
     earlier = read_results(name)
     return earlier["rows"], began - earlier["seconds"]
+
+
+def changed(about: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
+    """Settings of a study that are other than in an earlier run's file, beyond rounding on another machine."""
+    return [key for key, value in about.items() if not _is_same(value, earlier.get(key))]
+
+
+def _is_same(value: Any, earlier: Any) -> bool:
+    if isinstance(value, dict) and isinstance(earlier, dict):
+        return value.keys() == earlier.keys() and all(_is_same(value[key], earlier[key]) for key in value)
+    if isinstance(value, float) and isinstance(earlier, float):
+        return math.isclose(value, earlier, rel_tol=SAME)
+    return bool(value == earlier)

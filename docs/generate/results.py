@@ -35,6 +35,7 @@ STUDIES = (
     StudyPages("exported*.json", export_sections.exported, summary.exported),
     StudyPages("edge*.json", export_sections.edge, summary.edge),
     StudyPages("targets*.json", search_sections.targets, summary.targets),
+    StudyPages("limits*.json", search_sections.limits, summary.limits),
     StudyPages("certificates.json", search_sections.certificates, summary.certificates),
     StudyPages("overhead.json", search_sections.overhead, summary.overhead),
     StudyPages("candidates*.json", search_sections.candidates, summary.candidates),

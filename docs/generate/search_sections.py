@@ -1,4 +1,7 @@
-"""Sections of results.md on the search: comparisons, fidelities, targets, certificates, costs."""
+"""Sections of results.md on the search: comparisons, fidelities, targets, limits, certificates, costs."""
+
+from collections.abc import Callable
+from statistics import mean
 
 from benchmarks.studies.search.baselines import DEFAULT, SEARCHES
 from docs.generate.formatting import (
@@ -166,6 +169,46 @@ def targets(study: Study) -> str:
         f"{_against_sweeps(rows, study['drop'])}",
         table(columns, rows),
     )
+
+
+def limits(study: Study) -> str:
+    """Plans within a limit of size, by this project's search and by others."""
+    about = (
+        f"{study['network']}, {study['layers']} layers, factors of the weights alone. Relative L on "
+        f"{study['evaluated_on']:,} images outside the search: mean over the seeds (lowest to highest). Plans without "
+        f"image passes are by rule; the others got as many as bocompress's search spent with the same seed, "
+        f"50 an evaluation. Searches that know no limit have each plan moved to it, all layers by the same step. "
+        f"{machine(study)}"
+    )
+    rows = [
+        within
+        for limit in sorted({row["limit"] for row in study["rows"]}, reverse=True)
+        for within in sorted(plans_within(study, limit), key=lambda plans: mean(row["relative"] for row in plans))
+    ]
+    columns: dict[str, Callable[[list[Row]], str]] = {
+        "R at most": lambda r: f"{r[0]['limit']:g}",
+        "plan by": lambda r: SEARCHES[r[0]["search"]].about if r[0]["search"] in SEARCHES else r[0]["search"],
+        "R": lambda r: f"{mean(row['ratio'] for row in r):.4f}",
+        "relative L": lambda r: _mean_and_range([row["relative"] for row in r]),
+        "image passes": lambda r: f"{mean(row['passes'] for row in r):,.0f}" if "passes" in r[0] else "none",
+        "certificate met": lambda r: (
+            f"{sum(row['certificate_met'] for row in r)} of {len(r)}" if "certificate_met" in r[0] else ""
+        ),
+    }
+    return section(f"{study['study']}: plans within a limit of size", about, table(columns, rows))
+
+
+def plans_within(study: Study, limit: float) -> list[list[Row]]:
+    """The rows at one limit of R, by search."""
+    rows = [row for row in study["rows"] if row["limit"] == limit]
+    names = dict.fromkeys(row["search"] for row in rows)
+    return [[row for row in rows if row["search"] == name] for name in names]
+
+
+def _mean_and_range(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
 
 
 def met_outside(drops: list[Row]) -> int:

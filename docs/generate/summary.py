@@ -1,9 +1,11 @@
 """The lines at the top of results.md: of each kind of study one sentence, what, its figure, against what."""
 
+from statistics import mean
+
 from benchmarks.studies.search.baselines import DEFAULT
 from docs.generate.formatting import Row, Study, accuracy_change, asked_for, median_of, signed_percent
 from docs.generate.network_sections import recovered_share
-from docs.generate.search_sections import met_outside
+from docs.generate.search_sections import met_outside, plans_within
 
 FRACTION = 0.3  # of every break-even rank, where kinds of factors are compared
 
@@ -75,6 +77,18 @@ def targets(studies: list[Study]) -> str:
         f"**Targets**: a drop of at most {studies[0]['drop']:g} point of top-1 holds outside the run in "
         f"{met_outside(drops)} of {len(drops)} seeds, at a median ratio of {median_of(drops, 'ratio'):.3f}."
     )
+
+
+def limits(studies: list[Study]) -> str:
+    """L within each limit of size against the best of the others."""
+    parts = []
+    for study in studies:
+        for limit in sorted({row["limit"] for row in study["rows"]}, reverse=True):
+            losses = {rows[0]["search"]: mean(row["relative"] for row in rows) for rows in plans_within(study, limit)}
+            ours = losses.pop(DEFAULT)
+            best = min(losses, key=lambda name: losses[name])
+            parts.append(f"R at most {limit:g} {ours:.3f} against {losses[best]:.3f} ({best})")
+    return f"**Limits of size**: relative L, mean over the seeds, against the best of the others: {'; '.join(parts)}."
 
 
 def certificates(studies: list[Study]) -> str:

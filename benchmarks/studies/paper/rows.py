@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,10 @@ import click
 from benchmarks.datasets.fashion import FC3
 from benchmarks.studies.paper.subject import Subject, load_subject
 from benchmarks.studies.paper.ways import Job, run
-from benchmarks.studies.study import RESULTS, read_results, write_results
+from benchmarks.studies.study import RESULTS, changed, read_results, write_results
 from compressor.cli.sweep.types import Seeds
 from compressor.errors import InputError
 
-SAME = 1e-5  # relative: another network differs by more
 OF_WEIGHTS = {"output_energy", "original"}  # what another training of the same network changes, and no setting
 Row = dict[str, Any]
 
@@ -44,7 +42,7 @@ class Results:
         if not (self.folder / f"{self.name}.json").exists():
             return
         earlier = read_results(self.name, self.folder)
-        different = [key for key, value in self.about.items() if not is_same(value, earlier.get(key))]
+        different = changed(self.about, earlier)
         if set(different) - OF_WEIGHTS:
             raise InputError(f"{self.name} was measured with other {', '.join(different)}: choose another --name")
         if different:
@@ -82,15 +80,6 @@ class Results:
         for number, job in enumerate(missing, 1):
             click.echo(f"{self.name}: {number} of {len(missing)}, {len(jobs) - len(missing)} were there", err=True)
             self.add(run(subject, job, self.rows))
-
-
-def is_same(value: Any, earlier: Any) -> bool:
-    """Whether two settings are the same, up to rounding on another machine."""
-    if isinstance(value, dict) and isinstance(earlier, dict):
-        return value.keys() == earlier.keys() and all(is_same(value[key], earlier[key]) for key in value)
-    if isinstance(value, float) and isinstance(earlier, float):
-        return math.isclose(value, earlier, rel_tol=SAME)
-    return bool(value == earlier)
 
 
 def table_command(

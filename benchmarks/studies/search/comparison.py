@@ -17,7 +17,6 @@ function norm of 0.05 to 0.1, by `--searches lagrange-cheap --seeds 1` alone. Re
 this gamma, 0.05 at three times; so twice. FC3 (3,000 passes): 0.17 at 0.05, 0.05 at 0.1, 0.02 from 0.25 to 2; so 0.1.
 """
 
-import math
 import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -41,10 +40,9 @@ from benchmarks.studies.search.baselines.scoring import (
     score,
 )
 from benchmarks.studies.search.baselines.summary import best_baseline, summarize
-from benchmarks.studies.study import RESULTS, read_results, write_results
+from benchmarks.studies.study import RESULTS, changed, read_results, write_results
 from compressor.errors import InputError
 
-SAME = 1e-5  # relative: another network differs by more
 BASELINES = ("optuna", "botorch", "gpytorch")  # beside those that every results file names
 
 
@@ -99,18 +97,10 @@ def keep_earlier(study: Study) -> None:
     if not (RESULTS / f"{study.name}.json").exists():
         return
     earlier = read_results(study.name)
-    different = [key for key, value in study.about.items() if not _is_same(value, earlier.get(key))]
-    if different:
+    if different := changed(study.about, earlier):
         raise InputError(f"{study.name} was measured with other {', '.join(different)}: choose another --name")
     study.rows += earlier["rows"]
     study.began -= earlier["seconds"]
-
-
-def _is_same(value: Any, earlier: Any) -> bool:
-    """Whether two settings are the same, up to rounding on another machine."""
-    if isinstance(value, float) and isinstance(earlier, float):
-        return math.isclose(value, earlier, rel_tol=SAME)
-    return bool(value == earlier)
 
 
 def choose_searches(names_given: str) -> list[str]:

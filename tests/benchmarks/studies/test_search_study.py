@@ -1,7 +1,7 @@
 """The searches that bocompress is compared with, on problems with a known optimum, and the study's rows."""
 
 from collections.abc import Iterable
-from itertools import pairwise
+from itertools import pairwise, product
 from statistics import median
 from typing import Any
 
@@ -10,12 +10,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.studies.search.baselines import DEFAULT, SEARCHES, networks
+from benchmarks.studies.search.baselines import DEFAULT, SEARCHES, networks, within
 from benchmarks.studies.search.baselines.networks import POOL_IMAGES, Network, PlanEvaluator, gamma_of
 from benchmarks.studies.search.baselines.picture import draw, spread
 from benchmarks.studies.search.baselines.problem import DENSE_OBJECTIVE, Attempt, OutOfBudget, Problem, Step
 from benchmarks.studies.search.baselines.scoring import check_certificates, checkpoints_of, follow, held_at
 from benchmarks.studies.search.baselines.summary import best_baseline, median_or_never, p_value, summarize
+from benchmarks.studies.search.limits import LAYER_BY_LAYER, search_within
 from compressor.arrays import Ranks
 from compressor.data.images import ImageSet
 from compressor.factorization.registry import METHODS
@@ -233,6 +234,25 @@ def test_the_best_evaluation_of_a_search_counts_before_its_first_certificate() -
     inputs = sum(min(8, break_even_rank - 1) for break_even_rank in BREAK_EVEN_RANKS) * 5
     assert steps[1][0] <= inputs + problem.samples
     assert attempt.certificate["delta"] > 0
+
+
+@pytest.mark.parametrize("limit", [0.5, 0.25])
+def test_plans_within_a_limit_keep_to_it_and_use_it(limit: float) -> None:
+    problem, passes = make_problem(noise=0.05), 4000
+    space = problem.space
+    plans = within.plans_without_evaluation(problem, limit)
+    plans["random"] = within.search_moved(SEARCHES["random"], problem, limit, seed=0, passes=passes)
+    plans[LAYER_BY_LAYER] = within.layer_by_layer(problem, limit, seed=0, passes=passes)
+    plans[DEFAULT], found = search_within(problem, limit, seed=0)
+    ratios = {name: space.ratio(ranks[None])[0] for name, ranks in plans.items()}
+    assert all(0.5 * limit < ratio <= limit for ratio in ratios.values()), ratios
+    lattice = np.array(list(product(*(range(1, rank + 1) for rank in BREAK_EVEN_RANKS))))
+    best = min(single_losses(ranks).sum() for ranks in lattice[space.ratio(lattice) <= limit])
+    losses = {name: single_losses(ranks).sum() for name, ranks in plans.items()}
+    assert losses[LAYER_BY_LAYER] == pytest.approx(best, rel=0.05)
+    assert losses[DEFAULT] <= 1.1 * best
+    assert losses["random"] < losses["energy threshold"]
+    assert found["certificate_met"]
 
 
 def test_the_picture_shows_every_search_and_is_the_same_twice() -> None:

@@ -54,19 +54,23 @@ def aimet_thresholds(attempt: Attempt) -> Iterator[Step]:
 
 def lagrange_linear(attempt: Attempt) -> Iterator[Step]:
     """Lagrangian allocation on twelve ranks per layer, spaced evenly from 1 to the break-even rank."""
+    yield from _allocate(attempt, linear_tables(attempt))
+
+
+def linear_tables(attempt: Attempt) -> list[Array]:
+    """Function norms (break-even rank,) of every layer alone, measured at twelve ranks and interpolated."""
     grids = [
         choices[:-1][
             np.unique(np.linspace(0, len(choices) - 2, min(LINEAR_RANKS, len(choices) - 1)).round().astype(int))
         ]
         for choices in attempt.space.choices
     ]
-    tables = [
+    return [
         interpolate_table(grid, norms, int(break_even_rank))
         for grid, norms, break_even_rank in zip(
             grids, measure_layers(attempt, grids), attempt.space.break_even_ranks, strict=True
         )
     ]
-    yield from _allocate(attempt, tables)
 
 
 def lagrange_cheap(attempt: Attempt) -> Iterator[Step]:
