@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from compressor.errors import InputError as InputError
     from compressor.pipeline.compress import apply_plan as apply_plan
     from compressor.pipeline.compress import compress as compress
+    from compressor.pipeline.delivery.weights import load_compressed as load_compressed
     from compressor.pipeline.plan import Plan as Plan
     from compressor.pipeline.recipe import Recipe as Recipe
     from compressor.pipeline.settings import Settings as Settings
@@ -29,6 +30,7 @@ __all__ = [
     "__version__",
     "apply_plan",
     "compress",
+    "load_compressed",
 ]
 
 _HOMES = {
@@ -41,6 +43,7 @@ _HOMES = {
     "Target": "compressor.pipeline.settings",
     "apply_plan": "compressor.pipeline.compress",
     "compress": "compressor.pipeline.compress",
+    "load_compressed": "compressor.pipeline.delivery.weights",
 }
 
 

@@ -8,11 +8,12 @@ no decomposition.
 import copy
 import json
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.errors import InputError
 from compressor.factorization.interpolative import Interpolated
@@ -48,17 +49,18 @@ CHANGED = tuple(NAMES)
 Description = dict[str, Any]
 
 
-def save_network(original: nn.Module, network: nn.Module, path: Path) -> None:
+def save_network(original: nn.Module, network: nn.Module, path: Path, about: Mapping[str, str] | None = None) -> None:
     """Write a compressed network atomically, with what its changed layers are.
 
     Args:
         original: the network before.
         network: the same with some layers factorized or narrower.
         path: a safetensors file.
+        about: further texts of its metadata.
     """
     layers = {name: describe_module(network.get_submodule(name)) for name in changed_names(original, network)}
     weights = {name: value.detach().cpu().clone().contiguous() for name, value in network.state_dict().items()}
-    write_tensors(path, weights, {"layers": json.dumps(layers)})
+    write_tensors(path, weights, {"layers": json.dumps(layers), **(about or {})})
 
 
 def load_network(original: nn.Module, path: Path) -> nn.Module:
@@ -67,18 +69,30 @@ def load_network(original: nn.Module, path: Path) -> nn.Module:
     Raises:
         InputError: the file cannot be read, or is not of a network compressed from `original`.
     """
-    network = copy.deepcopy(original)
     weights, texts = read_tensors(path, "compressed network")
     with blaming(
         lambda _: InputError(f"{path} does not hold a network compressed from this one; choose another --out")
     ):
-        for name, description in json.loads(texts["layers"]).items():
-            network = replace_layer(network, name, build_module(description))
-        state = OrderedDict(weights)
-        state._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]  # MNASNet asks for its version
-        network.load_state_dict(state)
+        network = put_together(copy.deepcopy(original), weights, texts)
     device = next((value.device for value in original.parameters()), torch.device("cpu"))
-    return network.to(device).eval().requires_grad_(False)
+    return network.to(device).requires_grad_(False)
+
+
+def put_together(original: nn.Module, weights: Mapping[str, Tensor], texts: Mapping[str, str]) -> nn.Module:
+    """The network of a file that `save_network` wrote, in eval mode.
+
+    Args:
+        original: the network before, changed in place.
+        weights: of the compressed one.
+        texts: the file's metadata.
+    """
+    network = original
+    for name, description in json.loads(texts["layers"]).items():
+        network = replace_layer(network, name, build_module(description))
+    state = OrderedDict(weights)
+    state._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]  # MNASNet asks for its version
+    network.load_state_dict(state)
+    return network.eval()
 
 
 def changed_names(original: nn.Module, network: nn.Module) -> list[str]:

@@ -21,6 +21,7 @@ PLAN = "plan.json"
 ORIGINAL, MODEL = "original.onnx", "model.onnx"
 SCRIPT = "infer.py"
 DETECTION_SCRIPT, ANCHORS = "detect.py", "anchors.npy"  # the latter of one-stage detectors
+WEIGHTS = "compressed.safetensors"
 DETECTOR = "detector.onnx"  # of two-stage detectors
 
 
@@ -37,7 +38,7 @@ OUTPUTS = (
     STAGES,
     PLAN,
     PLANS,
-    "compressed.safetensors",
+    WEIGHTS,
     "report.json",
     "report.html",
     SCRIPT,

@@ -1,14 +1,11 @@
 """The whole job for networks of signals, of clips, and of maps that transposed convolutions make large again."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor import CompressedModel, compress
+from compressor import CompressedModel, compress, load_compressed
 from compressor.network.macs import count_macs
-from compressor.network.serialization import load_network, save_network
 from compressor.pipeline.settings import Settings, Target
 from compressor.recovery.settings import TuneSettings
 from compressor.search.settings import SearchSettings
@@ -105,10 +102,8 @@ def test_its_costs_are_counted(done: CompressedModel) -> None:
     assert done.report.params.compressed == sum(value.numel() for value in done.model.parameters())
 
 
-def test_it_is_saved_and_loaded(done: CompressedModel, tmp_path: Path) -> None:
-    original = {"Signals": Signals, "Clips": Clips, "Maps": Maps}[done.report.arch]().eval()
-    save_network(original, done.model, tmp_path / "network.safetensors")
-    loaded = load_network(original, tmp_path / "network.safetensors")
+def test_it_is_loaded_from_the_run(done: CompressedModel) -> None:
+    loaded = load_compressed({"Signals": Signals, "Clips": Clips, "Maps": Maps}[done.report.arch](), done.folder)
     inputs = torch.randn(2, *done.report.images.input_shape)
     with torch.inference_mode():
         torch.testing.assert_close(loaded(inputs), done.model(inputs))

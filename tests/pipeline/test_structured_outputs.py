@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor import CompressedModel, compress
+from compressor import CompressedModel, compress, load_compressed
 from compressor.data.batches import from_batches
 from compressor.data.images import ImageSet
 from compressor.errors import InputError
@@ -87,6 +87,14 @@ def test_segmentation_has_mean_iou_and_its_drop(segmented: CompressedModel, caps
         assert "utput aux" in text
         assert "op-1" not in text.replace("top-1 decisions", "")
     assert "of the pixels keep their class" in page
+
+
+def test_a_network_of_several_outputs_is_loaded_from_the_run(segmented: CompressedModel) -> None:
+    loaded, inputs = load_compressed(Segmenter(), segmented.folder), torch.randn(2, 3, 12, 12)
+    with torch.inference_mode():
+        found, expected = loaded(inputs), segmented.model(inputs)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_labels_of_images_are_not_those_of_maps(tmp_path: Path) -> None:

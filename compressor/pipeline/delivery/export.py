@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors.torch import save
 from torch import nn
 
 from compressor.errors import VerificationError
 from compressor.files import replace_files_when_whole, replace_when_whole, write_text
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.interface import check_file, provenance, selection_of, write_file
+from compressor.pipeline.delivery.weights import save_compressed
 from compressor.pipeline.outputs import ANCHORS, DETECTION_SCRIPT, MODEL, ORIGINAL, SCRIPT
 from compressor.pipeline.plan import Plan, write_plans
 from compressor.pipeline.stage import Stage
@@ -32,9 +32,7 @@ class Export(Stage):
         """See `Stage.run`."""
         result = needed(state.result, "a plan")
         write_plans(context.folder, result.plan, result.pareto_front)
-        with replace_when_whole(context.folder / "compressed.safetensors") as partial:
-            weights = state.network.state_dict().items()  # tied ones share memory, which safetensors refuses
-            partial.write_bytes(save({name: value.clone().contiguous() for name, value in weights}))
+        save_compressed(context.original, state.network, context.example, context.folder)
         return replace(state, export_check=export_both(context, context.original, state.network, result.plan))
 
 

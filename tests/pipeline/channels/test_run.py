@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from compressor import apply_plan, compress
+from compressor import apply_plan, compress, load_compressed
 from compressor.cost.size import count_params
 from compressor.errors import InputError
 from compressor.network.macs import count_macs
-from compressor.network.serialization import changed_names, load_network, save_network
+from compressor.network.serialization import changed_names
 from compressor.pipeline.plan import Plan
 from compressor.pipeline.recipe import parse_recipe
 from compressor.pipeline.settings import Target
@@ -95,9 +95,8 @@ def test_a_plan_applied_again_gives_the_same_network(run: CompressedModel, netwo
     assert same(again.model, run.model)
 
 
-def test_a_narrowed_network_is_saved_and_loaded(run: CompressedModel, network: nn.Module, tmp_path: Path) -> None:
-    save_network(network, run.model, tmp_path / "network.safetensors")
-    found = load_network(network, tmp_path / "network.safetensors")
+def test_a_narrowed_network_is_loaded_from_the_run(run: CompressedModel, network: nn.Module) -> None:
+    found = load_compressed(network, run.folder)
     assert same(found, run.model)
     images = make_images(4).batch(slice(None))
     torch.testing.assert_close(found(images), run.model(images))
