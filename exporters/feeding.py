@@ -22,6 +22,7 @@ MAX_SIDE = 8192  # pixels, or frames
 IN_GRAPH, OUTSIDE = "in-graph", "outside"
 SCRIPT = Path(__file__).parent / "inference" / "infer.py"
 DETECTION_SCRIPT = Path(__file__).parent / "inference" / "detect.py"
+TIMING_SCRIPT = Path(__file__).parent / "inference" / "measure.py"
 
 
 @dataclass(frozen=True)

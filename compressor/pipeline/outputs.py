@@ -19,7 +19,7 @@ STAGES = "stages"  # a folder
 PLANS = "plans"  # a folder
 PLAN = "plan.json"
 ORIGINAL, MODEL = "original.onnx", "model.onnx"
-SCRIPT = "infer.py"
+SCRIPT, TIMING_SCRIPT = "infer.py", "measure.py"
 DETECTION_SCRIPT, ANCHORS = "detect.py", "anchors.npy"  # the latter of one-stage detectors
 WEIGHTS = "compressed.safetensors"
 DETECTOR = "detector.onnx"  # of two-stage detectors
@@ -42,6 +42,7 @@ OUTPUTS = (
     "report.json",
     "report.html",
     SCRIPT,
+    TIMING_SCRIPT,
     DETECTION_SCRIPT,
     ANCHORS,
     *(f"{name}{suffix}" for name in NETWORKS for suffix in ("", DATA_SUFFIX, ZIP_SUFFIX, DATA_SUFFIX + ZIP_SUFFIX)),

@@ -13,6 +13,7 @@ ALL_FILES = {
     "report.json",
     "factors.jsonl",
     "infer.py",
+    "measure.py",
     "search.jsonl",
 }
 

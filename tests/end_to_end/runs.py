@@ -11,7 +11,15 @@ from torch import nn
 from compressor.pipeline.plan import Plan
 from compressor.report.records import Report
 
-FILES = {"compressed.safetensors", "model.onnx", "original.onnx", "plan.json", "report.html", "report.json"}
+FILES = {
+    "compressed.safetensors",
+    "measure.py",
+    "model.onnx",
+    "original.onnx",
+    "plan.json",
+    "report.html",
+    "report.json",
+}
 SEED = 3
 # A delta and an epsilon so small that only the number of evaluations ends the search.
 LONG = ("--max-evaluations", 30, "--samples", 6, "--candidates", 2, "--delta", 1e-6, "--epsilon", 1e-9)

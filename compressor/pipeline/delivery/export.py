@@ -1,4 +1,4 @@
-"""plan.json, the weights, both networks as verified ONNX files, and the script that runs them."""
+"""plan.json, the weights, both networks as verified ONNX files, and the scripts that time and run them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from compressor.files import replace_files_when_whole, replace_when_whole, write
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.interface import check_file, provenance, selection_of, write_file
 from compressor.pipeline.delivery.weights import save_compressed
-from compressor.pipeline.outputs import ANCHORS, DETECTION_SCRIPT, MODEL, ORIGINAL, SCRIPT
+from compressor.pipeline.outputs import ANCHORS, DETECTION_SCRIPT, MODEL, ORIGINAL, SCRIPT, TIMING_SCRIPT
 from compressor.pipeline.plan import Plan, write_plans
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import State, needed
@@ -22,7 +22,7 @@ from exporters.records import ExportCheckRecord
 
 @dataclass(frozen=True)
 class Export(Stage):
-    """Writes plans, weights, ONNX files and the script that runs them, and fills in `export_check`.
+    """Writes plans, weights, ONNX files and the scripts that time and run them, and fills in `export_check`.
 
     Raises:
         VerificationError: an exported file does not compute what its network computes.
@@ -52,6 +52,7 @@ def export_both(context: Context, original: nn.Module, network: nn.Module, plan:
         _export_verified(context, original, context.folder / ORIGINAL, provenance(context))
         stage.update(1)
         record = _export_verified(context, network, context.folder / MODEL, provenance(context, plan))
+    write_text(context.folder / TIMING_SCRIPT, feeding.TIMING_SCRIPT.read_text(encoding="utf-8"))
     if context.source.transform is not None:  # without one the script would not know how to read images
         write_text(context.folder / SCRIPT, feeding.SCRIPT.read_text(encoding="utf-8"))
         _write_selection(context, original)
