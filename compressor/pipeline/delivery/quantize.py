@@ -17,7 +17,7 @@ from compressor.files import replace_files_when_whole
 from compressor.outputs.rows import view_of
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.accuracy_of_files import TEST_BATCH, average_precision_of, mean_iou_of
-from compressor.pipeline.delivery.evaluate import evaluate_as_in_files
+from compressor.pipeline.delivery.evaluate import evaluate_as_in_files, iterate_test_images
 from compressor.pipeline.delivery.interface import file_batch, provenance
 from compressor.pipeline.delivery.measure import latency_beside
 from compressor.pipeline.outputs import MODEL, ORIGINAL, precision_file
@@ -135,15 +135,16 @@ def _rows(context: Context) -> Rows | None:
 
 
 def _outputs(context: Context, partial: Path, path: Path) -> Tensor:
-    """Outputs of the file on the images outside the search, checked at two batch sizes."""
-    session, test_images, rows = open_session(partial), context.test_images, _rows(context)
-    size = test_images.fitting(TEST_BATCH)
+    """Outputs of the file on all test images, checked at two batch sizes."""
+    session, rows = open_session(partial), _rows(context)
+    size = context.test_images.fitting(TEST_BATCH)
     parts = [
-        run_batches(session, path, file_batch(context, test_images, slice(start, start + size)), size, rows)
-        for start in range(0, len(test_images), size)
+        run_batches(session, path, file_batch(context, images, slice(start, start + size)), size, rows)
+        for images in iterate_test_images(context)
+        for start in range(0, len(images), size)
     ]
     outputs = torch.from_numpy(np.concatenate(parts)).float()
-    first = file_batch(context, test_images, slice(0, 2))
+    first = file_batch(context, context.test_images, slice(0, 2))
     single = torch.from_numpy(run_batches(session, path, first, 1, rows)).float()
     for found in (outputs, single):
         if not torch.isfinite(found).all():

@@ -13,6 +13,8 @@ from torch import nn
 
 from compressor import apply_plan
 from compressor.data.batches import from_batches
+from compressor.data.folders import load_folder
+from compressor.data.transforms import Transform
 from compressor.errors import BocompressError
 from compressor.pipeline.delivery import measure, quantize
 from compressor.pipeline.plan import Plan
@@ -59,6 +61,17 @@ def result(inputs: tuple[torch.Tensor, torch.Tensor], tmp_path_factory: pytest.T
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (quantize, measure):
         monkeypatch.setattr(module, "latency_beside", lambda *_: {})
+
+
+@pytest.mark.usefixtures("untimed")
+def test_images_beyond_those_held_judge_files_as_they_judge_the_network(digit_images: Path, tmp_path: Path) -> None:
+    held = load_folder(digit_images, Transform(12, 12), 60, seed=0)
+    settings = Settings(precisions=("fp32", "fp16"), **QUICK)  # type: ignore[arg-type]
+    report = apply_plan(network(), held, Plan.model_validate(PLAN), tmp_path / "out", settings).report
+    (float16,) = report.precisions
+    assert report.images.test_images > 60
+    assert float16.fidelity.images == report.fidelity.images == report.images.test_images
+    assert float16.fidelity.function_norm == pytest.approx(report.fidelity.function_norm, rel=0.01)
 
 
 def infer(path: Path, images: np.ndarray) -> np.ndarray:
