@@ -158,6 +158,7 @@ class Search:
         evaluator = self._evaluator
         evaluator.use_gain(gain)
         self._fitter.update_gain()
+        self._initial_design.use_gain(gain)
         self._limits.rule = self._rule_for(None)
         evaluator.max_evaluations = min(evaluator.count + MAX_EVALUATIONS_FAR_AWAY, self._settings.max_evaluations)
         with threadpool_limits(limits=1, user_api="blas"):
@@ -166,10 +167,13 @@ class Search:
             if not test.met:
                 with suppress(BudgetSpent):
                     self._initial_best = self._initial_design.refine(test.incumbent)
-            found, record = self._iterate()
-        values, delta = self._fitter.posterior().mean(np.stack([found, plan])), self._settings.delta
-        smallest = delta * abs(float(values[1])) if self._settings.delta_is_relative else delta
-        return (found if values[0] - values[1] > smallest else plan), record
+            test, found, reason = self._search_on()
+            values, delta = self._fitter.posterior().mean(np.stack([found, plan])), self._settings.delta
+            smallest = delta * abs(float(values[1])) if self._settings.delta_is_relative else delta
+            if values[0] - values[1] <= smallest and not np.array_equal(found, plan):
+                test = self._rule.certify(test, plan, np.array(evaluator.history.ranks), self._may_stop())
+                found, reason = plan, reason if test.met else "no plan was found that is better by more than delta"
+            return found, self._record(test, found, reason)
 
     def _rule_for(self, target: SearchTarget | None) -> StopRule:
         return StopRule(self._settings, target, self._evaluator.noise_spec.floor)
@@ -194,6 +198,11 @@ class Search:
             return self._iterate()
 
     def _iterate(self) -> tuple[Ranks, SearchRecord]:
+        test, final, reason = self._search_on()
+        return final, self._record(test, final, reason)
+
+    def _search_on(self) -> tuple[StopTest, Ranks, str]:
+        """Evaluate, fit, propose and test until there is a reason to stop: the last test, the plan (d,), the reason."""
         evaluator, timed = self._evaluator, self._fitter.timed
         while True:
             with timed():
@@ -213,7 +222,7 @@ class Search:
         final = self._final_plan(test)
         if self._initial_best is not None:
             self._on_incumbent(evaluator.image_passes, final)
-        return final, self._record(test, final, reason)
+        return test, final, reason
 
     def _final_plan(self, test: StopTest) -> Ranks:
         """The winner (d,) of the racing between the best initial plan, the incumbent and plans of high posterior mean.

@@ -1,6 +1,7 @@
 """What reconstruction is expected to leave, and searches that weigh plans by it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from compressor.arrays import Ranks
+from compressor.fidelity.linear_model import LinearModel
 from compressor.fidelity.losses import Losses
 from compressor.search.evaluation.journal import Journal
 from compressor.search.expected_gain import MIN_LEAST, ExpectedGain
@@ -111,6 +113,47 @@ def test_a_search_goes_on_by_what_a_network_showed() -> None:
     same, after = running.continue_with(guess, first)
     assert same.tolist() == first.tolist()
     assert after.evaluations - before.evaluations <= 20
+
+
+VECTORS = np.random.default_rng(0).standard_normal((4, 200, 8)) * np.array([0.6, 1.0, 0.4, 1.4])[:, None, None]
+
+
+def vectors_at(ranks: Ranks, images: np.ndarray) -> np.ndarray:
+    """By how much outputs (m, 8) move: losses of layers add up as vectors."""
+    return np.einsum("l,lmp->mp", ranks**-0.7 - 40**-0.7, VECTORS[:, images])
+
+
+def linear_model(ranks: Ranks, others: Sequence[Sequence[int]], images: np.ndarray, _: int) -> LinearModel:
+    here = vectors_at(ranks, images)
+
+    def change(layer: int, other: int) -> np.ndarray:
+        return vectors_at(np.concatenate([ranks[:layer], [other], ranks[layer + 1 :]]), images) - here
+
+    changes = [{other: change(layer, other) for other in row} for layer, row in enumerate(others)]
+    return LinearModel(here, changes, 10)
+
+
+def test_record_and_steps_are_by_the_gain_that_was_shown() -> None:
+    """What is recorded is of the plan that is delivered, and steps compare losses by one gain alone."""
+    space = RankSpace(list("abcd"), [np.arange(1, 41) * 100.0] * 4)
+    guess, shown = ExpectedGain(0.6, 20.0), ExpectedGain(0.95, 20.0)
+
+    def losses(ranks: Ranks, indices: np.ndarray) -> Losses:
+        return Losses(indices, np.square(vectors_at(ranks, indices)).sum(1))
+
+    problem = SearchProblem(space, Objective(0.15), losses, 200, linearize=linear_model, gain=guess)
+    running = Search(problem, SearchSettings(max_evaluations=40, samples=30), Journal())
+    first, _ = running.run()
+    plan, record = running.continue_with(shown, first)
+    assert record.objective == pytest.approx(float(running._fitter.posterior().mean(plan[None])[0]))
+    refinement = running._initial_design._refinement
+    assert refinement is not None
+    assert refinement.gain == shown
+    assert refinement._losses
+    for key, known in refinement._losses.items():
+        raw = losses(np.frombuffer(key, dtype=np.int64), known.indices).values
+        np.testing.assert_allclose(known.values / raw, (known.values / raw)[0], rtol=0.05)
+        assert (known.values / raw).min() > 0.9
 
 
 def test_the_journal_keeps_losses_as_they_were_and_resumes_both_parts(tmp_path: Path) -> None:

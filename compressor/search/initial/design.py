@@ -9,6 +9,7 @@ from compressor.fidelity.linear_model import Linearize
 from compressor.fidelity.losses import Losses
 from compressor.search.evaluation.evaluator import Evaluator
 from compressor.search.evaluation.history import INITIAL, REFINEMENT, SENSITIVITY, Evaluation
+from compressor.search.expected_gain import ExpectedGain
 from compressor.search.fitting import SurrogateFitter
 from compressor.search.initial import allocation
 from compressor.search.initial.refinement import Refinement
@@ -115,6 +116,11 @@ class InitialDesign:
         with self._fitter.timed():
             if better is None or not may_keep or not self._limits.keep(better):
                 self._limits.update()
+
+    def use_gain(self, gain: ExpectedGain) -> None:
+        """Take over what reconstruction is found to leave of losses."""
+        if self._refinement is not None:
+            self._refinement.use_gain(gain)
 
     @property
     def fitted_images(self) -> np.ndarray:

@@ -90,6 +90,11 @@ class Refinement:
         chosen = plans[int(np.argmax([value.mean() for value in values]))]
         return chosen, self._losses[chosen.tobytes()]
 
+    def use_gain(self, gain: ExpectedGain) -> None:
+        """Take over another gain; losses by the one before are forgotten."""
+        self.gain = gain
+        self._losses.clear()
+
     def _divide(self, plan: Ranks) -> tuple[np.ndarray, np.ndarray]:
         """Indices of images for the linear model and for the line search, which first gets those new to the plan."""
         images = generator(self.seed, Stream.REFINEMENT, self._count).permutation(self.num_images)

@@ -156,9 +156,28 @@ class StopRule:
             test = replace(test, joint=joint, met=test.met or suffices)
         return test
 
+    def certify(self, test: StopTest, plan: Ranks, visited: Ranks, may_stop: bool) -> StopTest:
+        """The last test with both probabilities, of a plan that is delivered though another may be a little better.
+
+        Args:
+            test: the last one.
+            plan: the plan (d,), in the incumbent's place.
+            visited: the plans evaluated so far (n, d).
+            may_stop: whether the initial design is complete.
+        """
+        best = np.concatenate([plan[None], self.rank(test.posterior, visited)])
+        test = self.complete(self._against(test.posterior, best), visited, may_stop)
+        assert test.pointwise is not None
+        holds = self._settings.certificate == "pointwise" and test.pointwise <= self._settings.failure_probability
+        return replace(test, met=test.met or (may_stop and holds))
+
     def _incumbent(self, posterior: Posterior, visited: Ranks) -> StopTest:
         """The best plan, and by how much another must be better: in J, or where L is limited in R."""
-        best, settings = self.rank(posterior, visited), self._settings
+        return self._against(posterior, self.rank(posterior, visited))
+
+    def _against(self, posterior: Posterior, best: Ranks) -> StopTest:
+        """The test of the first of some plans (n, d), best first."""
+        settings = self._settings
         ratio = float(posterior.space.ratio(best[:1])[0])
         of_objective, of_ratio = abs(float(posterior.mean(best[:1])[0])), ratio
         if self.target is not None:
