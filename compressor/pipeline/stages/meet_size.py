@@ -92,7 +92,7 @@ class _Size:
         return replace(built, target=record)
 
     def _search(self, asked: float) -> tuple[SearchResult, list[TargetStep]]:
-        """The best plan that keeps to `asked`, last; times are measured, other costs known."""
+        """The best plan that keeps to `asked`, or the nearest to it, last; times are measured, other costs known."""
         found: list[tuple[SearchResult, TargetStep]] = []
         for _ in range(MAX_STEPS):
             ratios, costs = np.array(sorted(self.points)).T
@@ -104,7 +104,7 @@ class _Size:
             if GOOD_SHARE_OF_TIME * asked <= cost <= asked or self.context.settings.cost != "latency":
                 break
             self.points = _rising([*self.points, (ratio, cost)])
-        found.sort(key=lambda row: (row[1].measured <= asked, row[1].measured))
+        found.sort(key=lambda row: _worth(row[1].measured, asked))
         return found[-1][0], [step for _, step in found]
 
     def _line(self, ratio: float) -> float:
@@ -163,6 +163,11 @@ def _num_new_biases(part: Part, original: nn.Module) -> int:
         return part.layer.shape[0] if part.layer.module.bias is None else 0
     readers: list[Any] = [original.get_submodule(row.name) for row in part.layer.readers if row.norm is None]
     return sum(len(reader.weight) for reader in readers if reader.bias is None)
+
+
+def _worth(measured: float, asked: float) -> tuple[bool, float]:
+    """By what plans are compared: the largest that keeps to the target, else the one that misses it least."""
+    return measured <= asked, measured if measured <= asked else -measured
 
 
 def _rising(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -130,6 +131,16 @@ def test_milliseconds_are_measured_until_they_are_kept(tiny, pictures, tmp_path,
     assert target.met
     assert 1.85 <= target.reached <= 2.0
     assert target.reached == pytest.approx(1.0 + 1e-4 * report.params.compressed)
+
+
+@pytest.mark.parametrize(("times", "delivered"), [((5.6, 5.3, 5.1, 5.05), 5.05), ((5.6, 4.2, 4.4, 5.2), 4.4)])
+def test_of_times_the_nearest_is_delivered(times: Sequence[float], delivered: float) -> None:
+    measured, ratios = iter(times), iter((0.5, 0.45, 0.42, 0.41))
+    search: Any = SimpleNamespace(run=lambda _: SimpleNamespace(gamma=1.0, ratio=next(ratios), ranks=[1]))
+    context: Any = SimpleNamespace(settings=Settings(cost="latency"))
+    size = meet_size._Size(context, search, Target("latency", 5.0), [(0.1, 1.0), (1.0, 10.0)])
+    size._time = lambda _: next(measured)  # type: ignore[method-assign]
+    assert size._search(5.0)[1][-1].measured == delivered
 
 
 @pytest.mark.slow
