@@ -1,10 +1,13 @@
 """Global magnitude pruning (Sec. 4.3; Han et al. 2015), after equalizing the scales of factors."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from compressor.factorization.layers.kinds import KINDS, Layer, groups_of, set_weight, weight_of
+from compressor.factorization.layers.making import is_chain
 from compressor.network.surgery import detach_from_original
 
 
@@ -52,12 +55,12 @@ def equalize_factor_scales(network: nn.Module) -> nn.Module:
 
 
 def factor_pairs(network: nn.Module) -> list[tuple[Layer, Layer]]:
-    """Layers of which the second reads what the first gives, which has no bias, and nothing else does."""
+    """Factors of which the second reads what the first gives, which has no bias, and nothing else does."""
     return [
         (first, second)
         for chain in network.modules()
-        if isinstance(chain, nn.Sequential)
-        for first, second in zip(chain, list(chain)[1:], strict=False)
+        if is_chain(chain)
+        for first, second in pairwise(chain.children())
         if isinstance(first, KINDS) and isinstance(second, KINDS) and first.bias is None
     ]
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from compressor.errors import InputError
 from compressor.factorization.interpolative import Interpolated
 from compressor.factorization.layers.kinds import Layer
+from compressor.factorization.layers.making import chain
 from compressor.failures import blaming
 from compressor.files.tensors import read_tensors, write_tensors
 from compressor.network.surgery import replace_layer
@@ -126,7 +127,7 @@ def build_module(description: Description) -> nn.Module:
     """The module of a description, with weights yet to be loaded."""
     kind, options = next(iter(description.items()))
     if kind == "chain":
-        return nn.Sequential(*(build_module(part) for part in options))
+        return chain(*(build_module(part) for part in options))
     if kind == "interpolated":
         keep, rest = build_module(options["keep"]), build_module(options["rest"])
         assert isinstance(keep, Layer)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from compressor.factorization.layers.making import chain
 from compressor.factorization.records import Method
 from compressor.factorization.registry import METHODS
 from compressor.network.layers import compressible, find_layers, with_method
@@ -22,10 +23,10 @@ def factorized(method: Method, groups: int = 1) -> nn.Module:
     factors = {layer.name: METHODS[layer.method or "svd"].factorize(layer.module) for layer in layers}
     made = detach_from_original(build_candidate(network, factors, {first.name: 4, last.name: 6}))
     for name in (first.name, last.name):
-        chain = made.get_submodule(name)
-        assert isinstance(chain, nn.Sequential)
-        chain[0].weight.mul_(1e-3)
-        chain[-1].weight.mul_(1e3)
+        made_of = made.get_submodule(name)
+        assert isinstance(made_of, nn.Sequential)
+        made_of[0].weight.mul_(1e-3)
+        made_of[-1].weight.mul_(1e3)
     return made
 
 
@@ -53,20 +54,26 @@ def test_pruning_no_longer_removes_a_whole_factor(method: Method) -> None:
 
 
 def test_a_channel_with_a_zero_weight_before_or_after_is_unchanged() -> None:
-    chain = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(3, 5)).requires_grad_(False)
-    chain[0].weight[1] = 0.0
-    chain[1].weight[:, 2] = 0.0
+    factors = chain(nn.Linear(4, 3, bias=False), nn.Linear(3, 5)).requires_grad_(False)
+    factors[0].weight[1] = 0.0
+    factors[1].weight[:, 2] = 0.0
     inputs = torch.randn(7, 4)
-    before = chain(inputs)
-    equalize_factor_scales(chain)
-    assert torch.allclose(chain(inputs), before, atol=1e-5)
-    assert torch.isfinite(chain[0].weight).all()
-    assert torch.equal(chain[0].weight[1], torch.zeros(4))
+    before = factors(inputs)
+    equalize_factor_scales(factors)
+    assert torch.allclose(factors(inputs), before, atol=1e-5)
+    assert torch.isfinite(factors[0].weight).all()
+    assert torch.equal(factors[0].weight[1], torch.zeros(4))
 
 
 def test_layers_that_are_no_factors_stay() -> None:
-    """A bias between two layers shows that they are layers of a network and no factors."""
-    chain = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 5, bias=False), nn.ReLU())
-    before = copy.deepcopy(chain.state_dict())
-    equalize_factor_scales(chain)
-    assert all(torch.equal(value, before[name]) for name, value in chain.state_dict().items())
+    """A network's own sequence may have a forward of its own, as here, or parts that are called alone."""
+
+    class Perceptron(nn.Sequential):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            outputs: torch.Tensor = self[1](nn.functional.silu(self[0](inputs)))
+            return outputs
+
+    network = nn.Sequential(Perceptron(nn.Linear(4, 3, bias=False), nn.Linear(3, 5)), nn.Linear(5, 2))
+    before = copy.deepcopy(network.state_dict())
+    equalize_factor_scales(network)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())

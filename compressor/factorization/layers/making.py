@@ -10,6 +10,7 @@ from compressor.factorization.layers.kinds import Convolution, Layer, adjoint
 PLAIN: dict[int, type[Convolution]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 NEUTRAL = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0}
 Geometry = dict[str, Any]
+MARK = "is_chain_of_factors"  # an attribute: a class of ours would be needed wherever a pickled network is read
 
 
 class _Empty:
@@ -90,7 +91,17 @@ def make_like(layer: Layer, weight: Tensor, bias: Tensor | None) -> Layer:
 
 def chain(*layers: nn.Module) -> nn.Sequential:
     """The factors in order, in eval mode as a whole."""
-    return nn.Sequential(*layers).eval()
+    made = nn.Sequential(*layers).eval()
+    setattr(made, MARK, True)
+    return made
+
+
+def is_chain(module: nn.Module) -> bool:
+    """Whether a module is factors in order: each reads what the one before gives, and nothing else does.
+
+    Of a network's own sequences that is not known: a forward of theirs may come between, or call a part alone.
+    """
+    return isinstance(module, nn.Sequential) and getattr(module, MARK, False)
 
 
 def untouched_geometry() -> Geometry:
