@@ -260,7 +260,7 @@ class _Additions(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if plain_name(func) == "add" and any(True for _ in tensors_in(list(args))):
-            self._on_addition(self._count, args)
+        if plain_name(func) == "add" and any(True for _ in tensors_in([list(args), kwargs or {}])):
+            self._on_addition(self._count, [*args, *(kwargs or {}).values()])
             self._count += 1
         return func(*args, **(kwargs or {}))

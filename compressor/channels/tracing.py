@@ -108,6 +108,8 @@ class Tracer(TorchFunctionMode):
         result = func(*args, **kwargs)
         if any(True for _ in tensors_in(result)):
             self._follow(plain_name(func), [*args, *kwargs.values()], tags, result)
+        elif plain_name(func) == "setitem":  # channels are changed by their place
+            self.block(given)
         return result
 
     def tag(self, tensor: Tensor) -> Tag | None:
@@ -122,11 +124,15 @@ class Tracer(TorchFunctionMode):
                 tag.bundle.blocked = True
 
     def bundles(self) -> list[Bundle]:
-        """All bundles found; those of layers that are called twice or share their weights are blocked."""
+        """All bundles found; those of layers that are called twice or share their weights are blocked.
+
+        What follows on a reader is not refitted through a batch norm that others use as well.
+        """
         for name, touched in self._touched.items():
             if self._calls[name] > 1 or name in self._shared:
                 for bundle in touched:
                     bundle.root().blocked = True
+                    bundle.root().is_plain &= name not in bundle.root().norms
         return [bundle for bundle in self._created if bundle.root() is bundle]
 
     def _follow(self, name: str, args: list[Any], tags: list[Tag], result: Any) -> None:
@@ -226,10 +232,11 @@ class Tracer(TorchFunctionMode):
         found = self._broadcast(args, result)
         if name == "add":
             number, self._num_additions = self._num_additions, self._num_additions + 1
+            is_plain = all(value == 1 for value in args[2:] if isinstance(value, int | float))  # alpha
             for position, tag in enumerate(tags):
                 other = args[1 - position]
                 earlier = isinstance(other, Tensor) and self._time(other) < (tag.bundle.created if tag else 0)
-                if found is None and tag is not None and tag.bundle.addition is None and earlier:
+                if found is None and tag is not None and tag.bundle.addition is None and earlier and is_plain:
                     tag.bundle.addition = (number, position == 1)
         return found
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from compressor.channels.groups import ChannelGroup, Reader, find_groups
+from compressor.channels.refitting import calls_of
 from compressor.network.architectures import build_model
 
 EXAMPLE = torch.zeros(1, 3, 64, 64)
@@ -140,6 +141,53 @@ def test_layers_that_run_twice_or_share_a_weight_keep_all() -> None:
     shared[1].weight = shared[2].weight
     shared(EXAMPLE)
     assert [group.name for group in find_groups(shared, EXAMPLE)] == ["3"]
+
+
+def write_to_some(channels: Tensor) -> Tensor:
+    channels[:, 6:] = 0
+    return channels
+
+
+def test_channels_that_are_written_to_by_their_place_keep_all() -> None:
+    model = chain(Applied(write_to_some))
+    model(EXAMPLE)
+    assert [group.name for group in find_groups(model, EXAMPLE)] == ["2"]
+
+
+class Residual(nn.Module):
+    """A block of two layers, which adds its input in one way or another, perhaps behind a norm that both use."""
+
+    def __init__(self, add: Callable[[Tensor, Tensor], Tensor], with_norm: bool = False) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 1), nn.Conv2d(16, 8, 1)
+        self.norm = nn.BatchNorm2d(8) if with_norm else nn.Identity()
+        self.add = add
+
+    def forward(self, images: Tensor) -> Tensor:
+        stem = self.stem(images)
+        return self.add(self.norm(self.second(self.first(stem).relu())), self.norm(stem)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("add", "is_known"),
+    [
+        (lambda block, stem: block + stem, True),
+        (lambda block, stem: block.add(other=stem), True),
+        (lambda block, stem: torch.add(stem, block, alpha=0.1), False),
+    ],
+)
+def test_what_is_added_behind_a_reader_is_known_where_it_is_a_plain_sum(
+    add: Callable[[Tensor, Tensor], Tensor], is_known: bool
+) -> None:
+    model = Residual(add).eval()
+    readers = find_groups(model, EXAMPLE)[-1].readers
+    assert [reader.addition is not None for reader in readers] == [is_known]
+    assert [call.other is not None for _, call in calls_of(model, readers, EXAMPLE)] == [is_known]
+
+
+def test_a_norm_of_several_branches_is_no_part_of_what_a_reader_gives() -> None:
+    groups = find_groups(Residual(lambda block, stem: block + stem, with_norm=True).eval(), EXAMPLE)
+    assert [(group.name, group.readers) for group in groups] == [("first", (Reader("second"),))]
 
 
 def test_a_network_that_counts_on_its_channels_keeps_those() -> None:
