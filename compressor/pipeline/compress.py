@@ -79,6 +79,8 @@ def compress(
     settings = settings or Settings()
     stages = default_stages(settings) if recipe is None else recipe_stages(recipe)
     if recipe is not None:
+        if settings.layers or settings.skip or settings.target or settings.method != "auto":
+            raise InputError("a recipe's stages have their own layers, method and target: leave them out of Settings")
         settings = _with_tuning(settings, recipe)
     with claim_folder(Path(out)):
         return _run(stages, prepare(model, images, out, settings, **options))

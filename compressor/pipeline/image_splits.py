@@ -96,12 +96,6 @@ def _require_labels(images: TrainingImages, num_outputs: int) -> None:
                 f"--finetune-by labels learns one class for each image, and these have {what}: --finetune-by teacher "
                 "learns the original's outputs instead"
             )
-        if part.masks is not None or part.boxes is not None:
-            what = "boxes" if part.masks is None else "masks"
-            raise InputError(
-                f"--finetune-by labels learns one class for each image, and these have {what}: --finetune-by teacher "
-                "learns the original's outputs instead"
-            )
         if part.labels is None:
             raise InputError(f"--finetune-by labels: no labels ({part.source}): --finetune-by teacher needs none")
         why = misfit(part, num_outputs)

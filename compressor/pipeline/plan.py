@@ -164,13 +164,18 @@ def planned_layers(
     has_groups = any(row.method == CHANNELS for row in plan.layers)
     groups = {group.name: group for group in find_groups()} if has_groups else {}
     chosen = [_find_group(row, groups) if row.method == CHANNELS else _find(row, by_name) for row in plan.layers]
-    _require_apart(chosen)
+    _require_apart(chosen, plan)
     ranks = [row.rank or layer.dense_rank for row, layer in zip(plan.layers, chosen, strict=True)]
     return chosen, ranks
 
 
-def _require_apart(chosen: Sequence[FoundLayer | ChannelGroup]) -> None:
-    groups = {name: group.name for group in chosen if isinstance(group, ChannelGroup) for name in group.layers}
+def _require_apart(chosen: Sequence[FoundLayer | ChannelGroup], plan: Plan) -> None:
+    groups = {
+        name: group.name
+        for row, group in zip(plan.layers, chosen, strict=True)
+        if isinstance(group, ChannelGroup) and row.rank is not None
+        for name in group.layers
+    }
     for layer in chosen:
         if isinstance(layer, FoundLayer) and layer.name in groups:
             raise InputError(

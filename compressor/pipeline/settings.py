@@ -101,6 +101,11 @@ class Settings:
         return self.static_batch or self.batch_size
 
     @property
+    def timing(self) -> list[str | int]:
+        """What times depend on beside the machine: provider, threads, images in one run."""
+        return [self.provider, self.threads, self.timed_batch]
+
+    @property
     def num_calibration(self) -> int:
         """Images to fit on, if there are enough; none where nothing is fitted."""
         return self.calibration if self.factors != "weight" or self.recalibrate else 0
@@ -133,6 +138,8 @@ def require_compatible(settings: Settings) -> None:
         )
     if settings.static_batch is not None and settings.batch_size not in (1, settings.static_batch):
         raise InputError("--static-batch and --batch-size contradict each other: files of one batch size run only that")
+    if settings.target is not None:
+        _require_suited(settings.target, settings)
     require_cluster(settings.backend, settings.cluster)
     if settings.cluster is not None and settings.workers == 1:
         raise InputError("--cluster needs --workers above 1: a single worker is this process")
@@ -153,3 +160,11 @@ def require_compatible(settings: Settings) -> None:
             f"--max-drop measures the drop of finished networks and searches by the function norm: leave out "
             f"--fidelity {settings.fidelity}"
         )
+
+
+def _require_suited(target: Target, settings: Settings) -> None:
+    """Raises InputError if a target is of another cost than the settings, or the objective has no limit."""
+    if target.kind not in ("ratio", "drop", settings.cost):
+        raise InputError(f"a target in {target.kind} needs the cost {target.kind}, not {settings.cost}")
+    if settings.form == "rate":
+        raise InputError("a target needs the form ratio: Eq. (2) has no limit of size")

@@ -10,7 +10,9 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from compressor.channels.groups import find_groups
 from compressor.errors import InputError
 from compressor.factorization.records import FactorKind
 from compressor.factorization.registry import find_break_even_rank
@@ -192,3 +194,19 @@ def test_a_plan_for_another_network(tmp_path: Path) -> None:
     layers = find_layers(model, torch.zeros(1, 3, 64, 64, device="meta"))
     with pytest.raises(InputError, match=r"layer1\.0\.conv1' that this network does not have"):
         planned_layers(PLAN, layers)
+
+
+def test_a_group_that_keeps_its_channels_leaves_its_layers_to_others() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 1)).eval()
+    example = torch.zeros(1, 3, 8, 8)
+    layers, groups = find_layers(network, example), find_groups(network, example)
+    rows = [
+        {"name": "0", "method": "channels", "rank": None, "break_even_rank": 15},
+        {"name": "2", "method": "spatial", "rank": 3, "break_even_rank": 20},
+    ]
+    chosen, ranks = planned_layers(Plan.model_validate({"arch": "toy", "layers": rows}), layers, lambda: groups)
+    assert [layer.name for layer in chosen] == ["0", "2"]
+    assert ranks[0] == groups[0].num_units
+    rows[0]["rank"] = 8
+    with pytest.raises(InputError, match="the plan names 2, which is also in the group 0 that loses channels"):
+        planned_layers(Plan.model_validate({"arch": "toy", "layers": rows}), layers, lambda: groups)

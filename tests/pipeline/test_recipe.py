@@ -184,6 +184,12 @@ def test_a_recipe_is_not_resumed_with_another(
         compress(network, images.subset(range(100)), run.folder, SETTINGS, commented, resume=True)
     with pytest.raises(InputError, match="was written with other settings"):
         compress(network, images, run.folder, replace(SETTINGS, gamma=2.0), commented, resume=True)
+    with pytest.raises(InputError, match="was written with other labels, settings"):
+        compress(network, images, run.folder, replace(SETTINGS, fidelity="risk"), commented, resume=True)
+    with pytest.raises(InputError, match="was written with other settings, timed with"):
+        compress(network, images, run.folder, replace(SETTINGS, rank_multiple=None), commented, resume=True)
+    with pytest.raises(InputError, match="stages have their own layers, method and target"):
+        compress(network, images, run.folder, replace(SETTINGS, layers=("0",)), commented, resume=True)
     assert listing(run.folder / "stages") == before
 
 

@@ -39,6 +39,19 @@ def test_what_is_no_choice_is_named(changes: dict[str, Any]) -> None:
         require_compatible(replace(Settings(), **changes))
 
 
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (Settings(target=Target("bytes", 4e6)), "a target in bytes needs the cost bytes, not params"),
+        (Settings(target=Target("macs", 1e6), cost="bytes"), "a target in macs needs the cost macs, not bytes"),
+        (Settings(target=Target("ratio", 0.5), form="rate"), "a target needs the form ratio"),
+    ],
+)
+def test_a_target_goes_with_the_cost_and_the_form(settings: Settings, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        require_compatible(settings)
+
+
 def test_defaults_are_choices() -> None:
     require_compatible(Settings())
     require_compatible(Settings(target=Target("drop", 0.5), factors=None, prune_fraction=0.5, layers=["a*"]))

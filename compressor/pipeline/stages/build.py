@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import nn
 
 from compressor.fidelity.function_norm import FunctionNorm
@@ -50,18 +51,27 @@ class SearchAndBuild(Stage):
         with RankSearch(context, state) as search:
             built = build(context, search.run(), norm)
             following = search.continue_after(built.reconstruction)
-        if following is not None and following.ranks != built.result.ranks:
-            other = build(context, following, norm)
-            built = max(built, other, key=lambda network: _worth(network, objective))
+        if following is not None and _is_another(following, built.result):
+            other, check = build(context, following, norm), _check_norm(context, norm)
+            built = max(built, other, key=lambda network: _worth(network, objective, check))
         elif following is not None:
             built = replace(built, result=following)
         return state.with_built(built)
 
 
-def _worth(built: BuiltNetwork, objective: Objective) -> float:
-    """J of a network that was built, on the images that its reconstruction was checked on."""
-    loss = built.reconstruction.after if built.reconstruction else 0.0
+def _is_another(following: SearchResult, before: SearchResult) -> bool:
+    """Whether the plans make other networks: by their ranks, or by what is pruned of them."""
+    return following.ranks != before.ranks or following.plan.prune_fraction != before.plan.prune_fraction
+
+
+def _worth(built: BuiltNetwork, objective: Objective, check: FunctionNorm) -> float:
+    """J of a network that was built, on the images that reconstruction is checked on."""
+    loss = check.of_outputs(check.outputs(built.network, torch.arange(len(check.images))))
     return float(objective.value(np.array(loss), np.array(needed(built.result.ratio, "the ratio"))))
+
+
+def _check_norm(context: Context, norm: FunctionNorm) -> FunctionNorm:
+    return norm.subset(min(MAX_CHECK_IMAGES, len(context.search_images)))
 
 
 def build(context: Context, result: SearchResult, norm: FunctionNorm) -> BuiltNetwork:
@@ -78,7 +88,7 @@ def build(context: Context, result: SearchResult, norm: FunctionNorm) -> BuiltNe
     of_layers_alone = {layer.name: ranks[layer.name] for layer in of_layers}
     network = detach_from_original(build_candidate(context.original, result.factors, of_layers_alone))
     refits = context.settings.recalibrate and ranks and len(context.calibration)
-    check = norm.subset(min(MAX_CHECK_IMAGES, len(context.search_images))) if refits else None
+    check = _check_norm(context, norm) if refits else None
     began = time.perf_counter()
     network, steps = remove_channels(context, network, result.factors, ranks, check)
     reconstruction = None

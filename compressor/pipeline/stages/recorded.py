@@ -30,7 +30,7 @@ from compressor.pipeline.plan import LayerPlan, Plan, planned_layers
 from compressor.pipeline.recipe import Recipe, recipe_content
 from compressor.pipeline.settings import Settings
 from compressor.pipeline.stage import RecipeStage, Stage
-from compressor.pipeline.stages.compress_layers import CompressLayers
+from compressor.pipeline.stages.compress_layers import CompressLayers, CompressSpec
 from compressor.pipeline.stages.evaluate_original import function_norm
 from compressor.pipeline.stages.prune import PruneSpec
 from compressor.pipeline.state import Outcome, SearchResult, State
@@ -38,7 +38,7 @@ from compressor.report.records import StageRecord
 from compressor.search.objective import default_gamma
 
 ABOUT, STAGE, NETWORK = "recipe.json", "stage.json", "network.safetensors"
-ON_STAGES = ("gamma", "form", "cost", "factors", "calibration", "recalibrate", "rank_multiple")
+ON_STAGES = ("gamma", "form", "fidelity", "cost", "factors", "calibration", "recalibrate", "rank_multiple")
 BUDGETS = ("max_evaluations", "max_seconds")
 
 
@@ -123,12 +123,15 @@ class CombinePlans(Stage):
 
 def _keep_about(context: Context, recipe: Recipe) -> None:
     """Write what the stages depend on, or hold what an earlier run wrote against it."""
+    labels = context.search_images.labels
     about = {
         "recipe": recipe_content(recipe),
         "weights": hash_tensors(context.original.state_dict().values()),
         "images": [hash_images(images) for images in (context.calibration, context.search_images, context.test_images)],
         "images to train on": hash_images(context.training.train) if context.training else None,
         "settings": _chosen(context.settings),
+        "timed with": context.settings.timing if _uses_times(context.settings, recipe) else None,
+        "labels": None if labels is None or context.settings.fidelity == "norm" else labels.tolist(),
         **counted_outputs(context.original),
     }
     path = context.folder / STAGES / ABOUT
@@ -149,6 +152,13 @@ def _chosen(settings: Settings) -> dict[str, Any]:
     """The settings that stages depend on: not budgets, nor how files are made, which may differ when a run goes on."""
     searching = {key: value for key, value in asdict(settings.search).items() if key not in BUDGETS}
     return {name: getattr(settings, name) for name in ON_STAGES} | searching | {"autocast": settings.tune.autocast}
+
+
+def _uses_times(settings: Settings, recipe: Recipe) -> bool:
+    """Whether any stage weighs times, of layers or of ranks."""
+    specs = [spec for spec in recipe.stage if isinstance(spec, CompressSpec)]
+    costs = {settings.cost, *(spec.cost for spec in specs)}
+    return "latency" in costs or settings.rank_multiple is None
 
 
 def _restored(context: Context, state: State) -> State:

@@ -267,7 +267,7 @@ def _fingerprint(context: Context, parts: Sequence[Part], gamma: float, costs: C
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
     return {
-        VERSION_KEY: 16,
+        VERSION_KEY: 17,
         "weights": hash_tensors(context.original.state_dict().values()),
         "images": hash_images(context.search_images),
         "calibration": hash_images(context.calibration),
@@ -286,7 +286,7 @@ def _fingerprint(context: Context, parts: Sequence[Part], gamma: float, costs: C
         "validation images": hash_images(context.validation) if by_drop and context.validation is not None else None,
         "labels": labels.tolist() if uses_labels and labels is not None else None,
         "cost": settings.cost,
-        "provider": settings.provider if settings.cost == "latency" or settings.rank_multiple is None else None,
+        "timed with": settings.timing if settings.cost == "latency" or settings.rank_multiple is None else None,
         "milliseconds": costs.tables if settings.cost == "latency" else None,
         "shared milliseconds": _shared(costs) if settings.cost == "latency" else None,
         "search settings": searching,
