@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     type=Words(*RUNTIMES),
     default=ONNX_RUNTIME,
     show_default=True,
-    help="What runs the files, a list. openvino, on the CPU, needs the extra bocompress[openvino].",
+    help="What runs the files, a list. openvino, on the CPU, needs pip install openvino.",
 )
 @click.option(
     "--provider",

@@ -142,7 +142,7 @@ def choose_places(runtimes: Sequence[str], providers: Sequence[str]) -> list[tup
     for name in runtimes:
         usable = open_runtime(name).providers()
         if not usable:
-            raise InputError(f"{open_runtime(name).label} is not installed here: pip install 'bocompress[{name}]'")
+            raise InputError(f"{open_runtime(name).label} is not installed here: pip install {name}")
         common = [provider for provider in providers if provider in usable]
         if not common:
             has, asked = (join_words([*map(format_provider, each)]) for each in (usable, providers))

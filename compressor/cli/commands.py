@@ -105,9 +105,9 @@ def main() -> None:
 def export(**options: Any) -> None:
     """Compress the torchvision checkpoint MODEL into a verified ONNX file.
 
-    Finds a rank for every layer by Bayesian optimization, prunes, exports, checks the file against torch and
-    measures size and latency. Writes plan.json, compressed.safetensors, original.onnx, model.onnx, report.json
-    and report.html.
+    Finds by Bayesian optimization how much rank, or how many hidden channels, each layer can lose, exports, checks
+    the file against torch and measures size and latency. Writes original.onnx, model.onnx, infer.py, measure.py,
+    plan.json, plans/, compressed.safetensors, report.json and report.html.
     """
     options = leave_to_stages(without_replaced(options))
     if options["print_config"]:

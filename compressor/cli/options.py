@@ -76,14 +76,15 @@ image_options: Decorator = cloup.option_group(
     cloup.option(
         "--data",
         type=PATH,
-        help="Folder of images, with one subfolder per class if labelled; for networks that take clips, folders of "
-        "frames in place of images. Left out: synthetic images.",
+        help="Folder of images, with one subfolder per class if labelled; with masks, boxes or frames for networks "
+        "that segment, detect, or take clips or pairs of frames. Left out: synthetic images.",
     ),
     cloup.option(
         "--input-size",
         type=click.IntRange(8, MAX_INPUT),
         help="Side of the network's square input in pixels; the short side of an image is resized to it. "
-        "Left out: the architecture's published transform (for most: resize to 256, crop 224).",
+        "Left out: what an ONNX file says, or the architecture's published transform (for most: resize to 256, crop "
+        "224).",
     ),
     cloup.option(
         "--num-frames",
@@ -95,10 +96,9 @@ image_options: Decorator = cloup.option_group(
     cloup.option(
         "--max-images",
         type=click.IntRange(min=4),
-        help="Use at most this many images. --calibration of them fit factors; up to half of the others, and at most "
-        "500 (2,000 by risk or error), are for the search; the rest are validation and test images. Left out: 1,500, "
-        "or 10,000 with --max-drop, whose bound tightens with their number; those beyond are read for the test alone, "
-        "up to 10,000, or as many as the network takes in a few minutes.",
+        help="Use at most this many images. Left out: 1,500, or 10,000 where a drop is limited, whose bound tightens "
+        "with their number; those beyond are read for the test alone, up to 10,000, or as many as the network takes in "
+        "a few minutes.",
     ),
 )
 
@@ -271,8 +271,8 @@ run_options: Decorator = cloup.option_group(
     cloup.option(
         "--opset",
         type=click.IntRange(min=1),
-        help="ONNX operator set of the files, for older compilers and runtimes: convolutional networks from 11, "
-        "transformers from 17. Left out: the exporter's own choice.",
+        help="ONNX operator set of the files, for older compilers and runtimes: convolutional networks from 9, Swin "
+        "from 13, ViT from 14; int8 needs 13. Left out: the exporter's own choice.",
     ),
     cloup.option(
         "--static-batch",

@@ -161,7 +161,7 @@ _search_group = cloup.option_group(
         "--excess-noise/--no-excess-noise",
         default=True,
         show_default=True,
-        help="Fit a noise beside the one that is known of evaluations. The paper knows only the latter.",
+        help="Also fit noise that the sampling of images does not explain. The paper has none.",
     ),
     cloup.option(
         "--remeasure/--no-remeasure",
@@ -203,7 +203,8 @@ _search_group = cloup.option_group(
         type=RankMultiple(),
         default="1",
         show_default=True,
-        help="Ranks from this number on are multiples of it. auto: what ONNX Runtime runs fastest here, measured.",
+        help="Round ranks of at least this number to multiples of it, since kernels work in blocks. auto: what ONNX "
+        "Runtime runs fastest here, measured.",
     ),
     cloup.option(
         "--max-evaluations",
@@ -239,8 +240,8 @@ _process_group = cloup.option_group(
         "--backend",
         default=DEFAULT_BACKEND,
         show_default=True,
-        help="What runs the workers: loky or threading on this machine, ray or dask (with bocompress[ray] or "
-        "bocompress[dask]) here or on a cluster, or another backend that is registered with joblib.",
+        help="What runs the workers: loky or threading on this machine, ray or dask (pip install 'ray[default]' or "
+        "'dask[distributed]') here or on a cluster, or another backend that is registered with joblib.",
     ),
     cloup.option(
         "--cluster",

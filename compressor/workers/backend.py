@@ -118,6 +118,6 @@ def not_sendable(error: BaseException) -> InputError:
 def cannot_use(backend: str, reason: str) -> InputError:
     """The sentence for a backend that is not there."""
     return InputError(
-        f"--backend {backend} cannot be used ({reason}): loky and threading come with joblib, ray and dask with the "
-        "extras bocompress[ray] and bocompress[dask], others must be installed and registered with joblib"
+        f"--backend {backend} cannot be used ({reason}): loky and threading come with joblib, ray and dask "
+        "with pip install 'ray[default]' and 'dask[distributed]', others must be installed and registered with joblib"
     )

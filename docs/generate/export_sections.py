@@ -22,8 +22,9 @@ def exported(study: Study) -> str:
     """Whole runs of the command line by each fidelity."""
     about = (
         f"{study['network']} by `bocompress-export`, with factors fitted and reconstructed; medians over "
-        f"{study['seeds']} seeds on {study['rows'][0]['evaluated_on']:,} test images. In brackets: gamma over the "
-        f"fidelity's default. Whole run: with export, verification, latency and report. {machine(study)}"
+        f"{study['seeds']} seeds on {study['rows'][0]['evaluated_on']:,} test images. In brackets: gamma times the "
+        "loss of a network without outputs, 4 by default. Whole run: with export, verification, latency and report. "
+        f"{machine(study)}"
     )
     columns = {
         "fidelity": lambda r: r[0]["fidelity"],

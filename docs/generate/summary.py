@@ -47,14 +47,14 @@ def search(studies: list[Study]) -> str:
 
 
 def exported(studies: list[Study]) -> str:
-    """Whole runs by each fidelity at its default gamma."""
+    """Whole runs by each fidelity at a quarter of its default gamma."""
     study = studies[0]
     parts = []
     for fidelity in dict.fromkeys(row["fidelity"] for row in study["rows"]):
         rows = [row for row in study["rows"] if row["fidelity"] == fidelity and row["factor"] == 1]
         change = accuracy_change(rows[0]["top1_original"], median_of(rows, "top1"))
         parts.append(f"{fidelity} {100 * median_of(rows, 'ratio'):.1f} % of the parameters, top-1 {change}")
-    return f"**Fidelity**, {_short(study)}, default gamma: {'; '.join(parts)}."
+    return f"**Fidelity**, {_short(study)}, a quarter of the default gamma: {'; '.join(parts)}."
 
 
 def edge(studies: list[Study]) -> str:

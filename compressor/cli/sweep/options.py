@@ -34,8 +34,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "the cluster has room for. The same job gives the same plan however many run beside it.",
     },
     "backend": {
-        "help": "What runs the jobs: loky or threading on this machine, ray or dask (with bocompress[ray] or "
-        "bocompress[dask]) here or on a cluster, or another backend that is registered with joblib.",
+        "help": "What runs the jobs: loky or threading on this machine, ray or dask (pip install 'ray[default]' "
+        "or 'dask[distributed]') here or on a cluster, or another backend that is registered with joblib.",
     },
     "out": {"help": "Folder to write, new or empty; each job has a folder in it. Left out: sweep."},
     "overwrite": {

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-NEEDS = "mean average precision needs pycocotools: pip install 'bocompress[detection]'"
+NEEDS = "mean average precision needs pycocotools: pip install pycocotools"
 RECALLS = np.linspace(0, 1, 101)  # at which precision is averaged
 AT_HALF = 0  # among the IoU thresholds 0.5, 0.55 to 0.95
 

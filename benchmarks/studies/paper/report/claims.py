@@ -19,6 +19,7 @@ STRONG, CLEAR = 0.95, 0.6  # rank correlations that hold, and that hold in part
 MIN_RUNS, TOO_FEW = 3, "too few runs to say"
 MINUTE = 60.0
 MANY_TIMES = 10.0  # an order of magnitude
+ALLOWED_WRONG = 0.005  # epsilon of Eq. (12)
 SIGNIFICANT = 0.05
 K = 2.0**0.5  # Lipschitz constant of cross-entropy: the gradient is a difference of two distributions
 
@@ -209,25 +210,25 @@ def of_gammas(study: Study, fidelity: str = "norm") -> Iterator[Claim]:
         len(times),
     )
     if len(study["layers"]) > 3:
-        yield from _of_blocks(study, [row for own in runs for row in own])
+        yield from _of_blocks(study, [row for own in runs for row in own], count)
 
 
-def _of_blocks(study: Study, rows: list[dict[str, Any]]) -> Iterator[Claim]:
+def _of_blocks(study: Study, rows: list[dict[str, Any]], count: int) -> Iterator[Claim]:
     by_block = list(zip(*(row["blocks"] for row in rows), strict=True))
     depth = list(range(len(by_block)))
     means = correlation(depth, [mean(block) for block in by_block])
     figure = f"rank correlation of depth and mean ratio {means:.2f}"
     verdict = verdict_of(means <= -STRONG, means <= -CLEAR)
-    yield Claim("deeper blocks compress more (Fig. 5)", study["network"], verdict, figure, len(rows))
+    yield Claim("deeper blocks compress more (Fig. 5)", study["network"], verdict, figure, count)
     if len(rows) > 2:
         spreads = correlation(depth, [stdev(block) for block in by_block])
         figure = f"rank correlation of depth and deviation {spreads:.2f}"
         verdict = verdict_of(spreads <= -STRONG, spreads <= -CLEAR)
-        yield Claim("deeper blocks vary less (Fig. 5)", study["network"], verdict, figure, len(rows))
+        yield Claim("deeper blocks vary less (Fig. 5)", study["network"], verdict, figure, count)
 
 
-def of_certificates(study: Study, fidelity: str) -> Iterator[Claim]:
-    """Eq. (6): with the same gamma no search finds a plan that is better by more than delta = 0.05."""
+def of_certificates(study: Study, fidelity: str, where: str = "") -> Iterator[Claim]:
+    """Eq. (6): with the same gamma no search of the table finds a plan that is better by more than delta = 0.05."""
     rows = runs_of(study, fidelity=fidelity)
     certified = [row for row in rows if row["way"] == OURS and row["certified"]]
     if not certified or all(row["way"] == OURS for row in rows):
@@ -239,9 +240,11 @@ def of_certificates(study: Study, fidelity: str) -> Iterator[Claim]:
     wrong = sum(best[row["paper_gamma"]] > row["objective"] + 0.05 for row in certified)
     figure = f"{wrong} of {len(certified)} certified plans are beaten by more than 0.05 (allowed: 0.5 %)"
     yield Claim(
-        "what Eq. (12) certifies is within δ of the best, in J by the " + ("norm" if fidelity == "norm" else "error"),
+        "what Eq. (12) certifies is within δ of the best, in J by the "
+        + ("norm" if fidelity == "norm" else "error")
+        + where,
         study["network"],
-        verdict_of(wrong <= 0.005 * len(certified), wrong < len(certified) / 2),
+        verdict_of(wrong <= ALLOWED_WRONG * len(certified), wrong <= MANY_TIMES * ALLOWED_WRONG * len(certified)),
         figure,
         len(certified),
     )
