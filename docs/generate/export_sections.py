@@ -1,5 +1,6 @@
 """Sections of results.md on delivered files: sizes, latencies, coverage, the benchmark itself."""
 
+from collections.abc import Callable
 from statistics import mean
 
 from docs.generate.formatting import (
@@ -141,6 +142,31 @@ def runtimes(study: Study) -> str:
     }
     title = f"{study['study']}: files for old runtimes and for others"
     return section(title, about, table(columns, passed), *_failures(study))
+
+
+def job(study: Study) -> str:
+    """Time and memory of whole jobs."""
+    about = (
+        "Each job is a process of its own with the defaults, two threads. A unit is one pass of the original over the "
+        "images that the job was given, timed in the same process; export counts what evaluates, writes and times the "
+        "result. Peak: of the process, "
+        f"{study['idle_bytes'] / 1e9:.2f} GB of which it holds once its modules are read. Networks with random weights "
+        f"show time and memory alone. {machine(study)}"
+    )
+    columns: dict[str, Callable[[Row], str]] = {
+        "network": lambda r: r["case"] + (", random weights" if r["random"] else ""),
+        "images": lambda r: f"{r['images']:,}",
+        "seconds": lambda r: f"{r['seconds']:.0f}",
+        "seconds of a unit": lambda r: f"{r['unit_seconds']:.1f}",
+        "units": lambda r: f"{r['units']:.1f}",
+        "factorizing": lambda r: f"{r['units_by_stage']['factorize']:.1f}",
+        "searching, building": lambda r: f"{r['units_by_stage']['search and build']:.1f}",
+        "export besides": lambda r: f"{r['delivery_units']:.1f}",
+        "peak GB": lambda r: f"{r['peak_bytes'] / 1e9:.2f}",
+        "weights MB": lambda r: f"{r['weight_bytes'] / 1e6:.0f}",
+        "R": lambda r: f"{r['ratio']:.3f}",
+    }
+    return section("job: what whole runs take", about, table(columns, study["rows"]))
 
 
 def coverage(study: Study) -> str:

@@ -44,6 +44,7 @@ STUDIES = (
     StudyPages("channels*.json", network_sections.channels, summary.channels),
     StudyPages("recipe*.json", network_sections.recipe, summary.recipe),
     StudyPages("structures*.json", network_sections.structures, summary.structures),
+    StudyPages("job.json", export_sections.job, summary.job),
     StudyPages("coverage.json", export_sections.coverage, summary.coverage),
     StudyPages("coverage-channels.json", export_sections.coverage_channels, summary.coverage_channels),
     StudyPages("runtimes.json", export_sections.runtimes),

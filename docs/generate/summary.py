@@ -7,6 +7,7 @@ from docs.generate.formatting import Row, Study, accuracy_change, asked_for, med
 from docs.generate.network_sections import recovered_share
 from docs.generate.search_sections import met_outside, plans_within
 
+DELIVERED = ("bytes", "latency", "int8_bytes", "int8_latency", "top1_original", "top1", "int8_top1")
 FRACTION = 0.3  # of every break-even rank, where kinds of factors are compared
 
 
@@ -61,13 +62,27 @@ def edge(studies: list[Study]) -> str:
     """The int8 files against the originals."""
     parts = []
     for study in studies:
-        row = study["rows"][0]
+        first = study["rows"][0]
+        rows = [row for row in study["rows"] if asked_for(row) == asked_for(first) and row["side"] == first["side"]]
+        figures = {name: mean(row[name] for row in rows) for name in DELIVERED}
+        over = f", mean of {len(rows)} seeds" if len(rows) > 1 else ""
         parts.append(
-            f"{study['network']} at {asked_for(row)}, float32 {row['bytes']:.3f} of the original's bytes and "
-            f"{row['latency']:.2f} of its latency, int8 {row['int8_bytes']:.3f} and {row['int8_latency']:.2f}, top-1 "
-            f"{100 * row['top1_original']:.1f}, {100 * row['top1']:.1f}, {100 * row['int8_top1']:.1f}"
+            f"{study['network']} at {asked_for(first)}{over}, float32 {figures['bytes']:.3f} of the original's bytes "
+            f"and {figures['latency']:.2f} of its latency, int8 {figures['int8_bytes']:.3f} and "
+            f"{figures['int8_latency']:.2f}, top-1 {100 * figures['top1_original']:.1f}, {100 * figures['top1']:.1f}, "
+            f"{100 * figures['int8_top1']:.1f}"
         )
     return f"**Delivered files**: {'; '.join(parts)}."
+
+
+def job(studies: list[Study]) -> str:
+    """What whole jobs take."""
+    parts = [
+        f"{row['case']} {row['units']:.1f} passes of the original over the images, {row['peak_bytes'] / 1e9:.1f} GB"
+        for study in studies
+        for row in study["rows"]
+    ]
+    return f"**Whole jobs**, defaults, without export: {'; '.join(parts)}."
 
 
 def targets(studies: list[Study]) -> str:
