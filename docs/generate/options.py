@@ -1,5 +1,6 @@
 """options.md: every command with its options, from the commands' own help."""
 
+import re
 from collections.abc import Collection
 
 import click
@@ -28,8 +29,8 @@ def _command_section(name: str, command: click.Command, known: Collection[str] =
     every = _rows(command, name)
     rows, same = ([row for row in every if (row in known) == is_known] for is_known in (False, True))
     table = ["| option | default | meaning |", "| --- | --- | --- |", *rows] if rows else []
-    names = ", ".join(row.split(" | ")[0].removeprefix("| ") for row in same)
-    above = f"As above: {names}." if same else ""
+    names = [found.group() for row in same if (found := re.search(r"--[a-z-]+", row))]
+    above = f"As above: {', '.join(map(_code, names))}." if same else ""
     return "\n\n".join(filter(None, [f"## {name}", f"    {usage}", about, "\n".join(table), above]))
 
 
