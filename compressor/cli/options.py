@@ -230,7 +230,7 @@ run_options: Decorator = cloup.option_group(
         type=FILE_BYTES,
         metavar="BYTES",
         help="Memory that the process may hold, such as 2GB: work is done in smaller pieces, and on Linux the run ends "
-        "with a sentence rather than take more. Each of --workers may hold as much. Left out: no limit.",
+        "with a sentence rather than take more. Each worker may hold as much. Left out: no limit.",
     ),
     cloup.option(
         "--threads",
