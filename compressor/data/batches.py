@@ -9,6 +9,8 @@ from torch import Tensor
 from compressor.data.images import VOID, ImageSet
 from compressor.errors import InputError
 
+NOT_USED = "targets beside the inputs are not integers of shape (n,) or (n, H, W) in all batches"
+
 
 def from_batches(batches: Iterable[object], limit: int) -> ImageSet:
     """The first `limit` inputs of batches that are prepared for the network.
@@ -25,7 +27,7 @@ def from_batches(batches: Iterable[object], limit: int) -> ImageSet:
     """
     inputs: list[Tensor] = []
     labels: list[Tensor | None] = []
-    taken = 0
+    taken, has_targets = 0, False
     if not isinstance(batches, Iterable):
         raise InputError(f"inputs must be an iterable of batches, not {type(batches).__name__}")
     for batch in [batches] if isinstance(batches, Tensor) else batches:
@@ -36,6 +38,7 @@ def from_batches(batches: Iterable[object], limit: int) -> ImageSet:
             )
         inputs.append(x[: limit - taken])
         labels.append(None if y is None else y[: limit - taken])
+        has_targets |= isinstance(batch, tuple | list) and len(batch) > 1
         taken += len(inputs[-1])
         if taken >= limit:
             break
@@ -43,14 +46,16 @@ def from_batches(batches: Iterable[object], limit: int) -> ImageSet:
         raise InputError("the batches hold no inputs")
     known = [y for y in labels if y is not None]
     found = ImageSet(torch.cat(inputs), source=f"{taken} inputs given from Python")
-    return _with_targets(found, known) if len(known) == len(labels) else found
+    if len(known) == len(labels):
+        return _with_targets(found, known)
+    return found.without_labels(NOT_USED) if has_targets else found
 
 
 def _with_targets(images: ImageSet, known: Sequence[Tensor]) -> ImageSet:
     """The images with the labels, or masks, of all batches; without any where they are of both kinds."""
     axes = {each.dim() for each in known}
     if len(axes) != 1:
-        return images
+        return images.without_labels(NOT_USED)
     targets = torch.cat(list(known))
     if axes == {1}:
         return replace(images, labels=targets)

@@ -24,6 +24,8 @@ class FurtherImages:
         transform: how images are prepared.
         whites: what white is in deep images of the folder, see `to_bytes`.
         masks: of each file, or None where there are none.
+        num_classes: that masks may show.
+        has_white_masks: whether masks are black and white, white being class 1.
     """
 
     files: tuple[Path, ...]
@@ -31,6 +33,8 @@ class FurtherImages:
     transform: Transform
     whites: Mapping[str, float]
     masks: tuple[Path, ...] | None = None
+    num_classes: int = VOID
+    has_white_masks: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -83,4 +87,10 @@ class FurtherImages:
         files, masks = ([each[index] for index in kept] for each in (self.files, self.masks))
         read = read_masks(masks, files, self.transform)
         void = torch.full_like(like[0], VOID)
-        return torch.stack([mask if isinstance(mask, torch.Tensor) else void for mask in read])
+        usable = (self._as_held(mask) if isinstance(mask, torch.Tensor) else None for mask in read)
+        return torch.stack([void if mask is None else mask for mask in usable])
+
+    def _as_held(self, mask: torch.Tensor) -> torch.Tensor | None:
+        """A mask numbered as those of the images held are; None where it shows other classes."""
+        mask = mask.clamp_max(1) if self.has_white_masks else mask
+        return None if ((mask >= self.num_classes) & (mask != VOID)).any() else mask

@@ -17,9 +17,10 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from compressor.data.folders import Listing, as_set, further_images, load_folder, read_sample
+from compressor.data.further import FurtherImages
 from compressor.data.images import VOID, ImageSet, OnStep
 from compressor.data.listing import Folder, scan
-from compressor.data.pixels import DECODING_THREADS, UnreadableError, open_image, require_channels
+from compressor.data.pixels import DECODING_THREADS, UnreadableError, open_image, require_channels, upright_size
 from compressor.data.resizing import resized_size
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
@@ -147,14 +148,17 @@ def with_masks(images: ImageSet, masks: Sequence[Tensor | UnreadableError], num_
     stacked = torch.stack([mask for mask in masks if isinstance(mask, Tensor)])
     values = stacked.unique().tolist()
     classes = max(2, num_classes)  # a single map tells two apart by its sign
-    notes = images.notes
-    if values == [0, VOID] and classes == 2:
+    notes, is_white = images.notes, values == [0, VOID] and classes == 2
+    if is_white:
         stacked = stacked.clamp_max(1)
         notes = (*notes, "masks of black and white: white is class 1")
     highest = max((value for value in values if value != VOID), default=0)
     if highest >= classes:
         return images.without_labels(f"masks have classes up to {highest}, and the network {classes}, from 0 on")
-    return replace(images, masks=stacked, notes=notes)
+    further = images.further
+    if isinstance(further, FurtherImages):
+        further = replace(further, num_classes=classes, has_white_masks=is_white)
+    return replace(images, masks=stacked, notes=notes, further=further)
 
 
 def read_masks(
@@ -181,8 +185,7 @@ def read_masks(
 
 def _read_mask(file: Path, photograph: Path, transform: Transform) -> np.ndarray:
     with open_regular(photograph) as opened, open_image(opened) as image:
-        turned = image.getexif().get(ORIENTATION, 1) in TURNED
-        size = image.size[::-1] if turned else image.size
+        size = upright_size(image)
     with open_regular(file) as opened, open_image(opened) as image:
         values = _class_numbers(image, file.name)
     aspect = values.shape[1] / values.shape[0] * size[1] / size[0]
@@ -197,9 +200,6 @@ def _read_mask(file: Path, photograph: Path, transform: Transform) -> np.ndarray
         )
     )
     return values[rows[:, None], columns[None, :]]
-
-
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF: width and height change places
 
 
 def _class_numbers(image: Image.Image, name: str) -> np.ndarray:

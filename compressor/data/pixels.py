@@ -34,6 +34,7 @@ SLACK = 0.05  # of a full scale, that interpolation and noise go beyond it, or b
 BRIGHT_SHARE = 0.999  # of a file's pixels are no brighter than its peak; a few hot ones say nothing of the scale
 MIN_FILLED = 0.28  # of a full scale reach up to the peak, or it is not the file's; of 12 bits, 10 bits are 0.25
 SEPARATE_UNITS = 100.0  # floats up to 1 beside others up to this have a scale of their own
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # of EXIF: width and height change places
 MAX_BLACK = 8  # of 255 levels, up to which an image shows nothing
 
 
@@ -69,6 +70,11 @@ def require_channels(transform: Transform) -> None:
             f"image files have 1, 3 or 4 channels, and the network takes {transform.channels}: "
             "call compressor.compress from Python, with batches of its own inputs"
         )
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image, not decoded yet, after the camera's orientation is applied."""
+    return image.size[::-1] if image.getexif().get(ORIENTATION, 1) in TURNED else image.size
 
 
 def open_image(file: BinaryIO) -> Image.Image:

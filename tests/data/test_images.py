@@ -288,7 +288,12 @@ def test_no_more_batches_are_asked_for_than_needed():
 def test_targets_that_are_no_labels_are_left_out():
     x = torch.ones(2, 3)
     for target in (torch.ones(2), torch.ones(2, 4, dtype=torch.int64), "cat"):
-        assert from_batches([(x, target)], limit=2).labels is None
+        images = from_batches([(x, target)], limit=2)
+        assert images.labels is None
+        assert "targets beside the inputs are not integers" in images.label_note
+    labelled = (x, torch.zeros(2, dtype=torch.int64))
+    assert "in all batches" in from_batches([labelled, x], limit=4).label_note
+    assert from_batches([x], limit=2).label_note == ImageSet(x, "").label_note
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Masks beside photographs: which belong together, and the numbers they hold."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from compressor.data.batches import from_batches
+from compressor.data.further import FurtherImages
 from compressor.data.images import VOID, ImageSet
 from compressor.data.listing import scan
 from compressor.data.masks import find_masks, load_with_masks
@@ -136,6 +138,21 @@ def test_images_beyond_those_held_have_masks_too(tmp_path: Path) -> None:
     assert batch.masks is not None
     assert batch.masks.unique().tolist() == [0, 2]
     assert len(batch.masks) == len(batch) == 5
+
+
+@pytest.mark.parametrize(("value", "num_classes", "expected"), [(VOID, 1, [0, 1]), (7, 3, [VOID])])
+def test_masks_beyond_are_numbered_as_those_held(
+    tmp_path: Path, value: int, num_classes: int, expected: list[int]
+) -> None:
+    """White is class 1 there, too; a mask of other classes, all of it, says nothing."""
+    pairs(tmp_path, 9, value=value)
+    images = load_with_masks(tmp_path, TRANSFORM, 4, 0, max(num_classes, 8 if value == 7 else 0))
+    assert images.masks is not None
+    assert isinstance(images.further, FurtherImages)
+    further = replace(images.further, num_classes=num_classes) if value == 7 else images.further
+    (batch,) = further.batches(images)
+    assert batch.masks is not None
+    assert batch.masks.unique().tolist() == expected
 
 
 def test_batches_from_python_may_hold_masks() -> None:

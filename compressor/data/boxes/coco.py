@@ -3,10 +3,10 @@
 import json
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from compressor.data.folders import Listing, as_set, load_folder, read_sample
 from compressor.data.images import ImageSet, OnStep
 from compressor.data.listing import Folder, scan
-from compressor.data.pixels import open_image, require_channels
+from compressor.data.pixels import open_image, require_channels, upright_size
 from compressor.data.resizing import resized_size
 from compressor.data.transforms import Transform
 from compressor.errors import InputError
@@ -27,18 +27,30 @@ MIN_VISIBLE = 0.5  # of a box's area; of what is cut off by more, detections cou
 NONE_FOUND = "no COCO annotations (JSON with images, annotations and categories) lie among the photographs"
 
 
+class Named(NamedTuple):
+    """A photograph as a file of annotations names it.
+
+    Attributes:
+        place: of that file, below the folder of the photographs; files of one place mean the same photographs.
+        name: of the photograph, perhaps with folders.
+    """
+
+    place: PurePosixPath
+    name: str
+
+
 @dataclass
 class Annotations:
     """What annotation files say.
 
     Attributes:
-        boxes: by name of the photograph rows x, y, width, height, category, and 1 for crowds, else 0.
-        sizes: width and height that the boxes are of, by name of the photograph.
+        boxes: of every photograph rows x, y, width, height, category, and 1 for crowds, else 0.
+        sizes: width and height that the boxes are of.
         categories: names by number.
     """
 
-    boxes: dict[str, list[list[float]]] = field(default_factory=dict)
-    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    boxes: dict[Named, list[list[float]]] = field(default_factory=dict)
+    sizes: dict[Named, tuple[int, int]] = field(default_factory=dict)
     categories: dict[int, str] = field(default_factory=dict)
 
 
@@ -54,13 +66,13 @@ def read_annotations(folder: Path) -> Annotations:
     for file in named or files:
         content = _read(file)
         if isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys():
-            _add_named(content, found, file)
+            _add_of(file, content, found, PurePosixPath(file.parent.relative_to(folder).as_posix()))
     return found
 
 
-def _add_named(content: Mapping[str, Any], found: Annotations, file: Path) -> None:
+def _add_of(file: Path, content: Mapping[str, Any], found: Annotations, place: PurePosixPath) -> None:
     with blaming(lambda reason: InputError(f"{file} is no COCO annotation file ({reason})")):
-        _add(content, found)
+        _add(content, found, place)
 
 
 def list_json(folder: Path) -> list[Path]:
@@ -80,15 +92,15 @@ def _read(file: Path) -> Any:
         return None
 
 
-def _add(content: Mapping[str, Any], found: Annotations) -> None:
+def _add(content: Mapping[str, Any], found: Annotations, place: PurePosixPath) -> None:
     names = {}
     for image in content["images"]:
-        name = names[image["id"]] = str(image["file_name"])
+        name = names[image["id"]] = Named(place, str(image["file_name"]))
         found.boxes.setdefault(name, [])
         if "width" in image and "height" in image:
             found.sizes[name] = size = int(image["width"]), int(image["height"])
             if min(size) < 1:
-                raise ValueError(f"{name} is said to have {size[0]} x {size[1]} pixels")
+                raise ValueError(f"{name.name} is said to have {size[0]} x {size[1]} pixels")
     for category in content["categories"]:
         number = int(category["id"])
         if abs(number) > MAX_NUMBER:
@@ -123,7 +135,8 @@ def load_with_boxes(
     files = _find_files(tree, known)
     if not files:
         return load_folder(path, transform, limit, seed, on_step).without_labels(NONE_FOUND)
-    labels = number_categories(known.categories, num_classes)
+    used = {int(row[4]) for rows in known.boxes.values() for row in rows}
+    labels = number_categories(known.categories, num_classes, used)
     if isinstance(labels, str):
         return load_folder(path, transform, limit, seed, on_step).without_labels(labels)
     require_channels(transform)
@@ -140,27 +153,40 @@ def load_with_boxes(
     return replace(images, boxes=boxes, class_names=names, source=images.source.replace("unlabelled", "with boxes"))
 
 
-def _find_files(folder: Folder, known: Annotations) -> dict[Path, str]:
-    """The annotated photographs that are there, with their names: by path below the folder, else by their own."""
-    by_name: dict[str, Path] = {}
-    for file in folder.walk():
-        by_name.setdefault(file.name, file)
-    for file in folder.walk():
-        by_name[file.relative_to(folder.path).as_posix()] = file
-    return {by_name[key]: name for name in known.boxes for key in (name, Path(name).name) if key in by_name}
+def _find_files(folder: Folder, known: Annotations) -> dict[Path, Named]:
+    """The annotated photographs that are there, as they are named.
+
+    By their path below the annotation file's folder, else below the whole one, else by their own name, where only one
+    has it.
+    """
+    by_path = {PurePosixPath(file.relative_to(folder.path).as_posix()): file for file in folder.walk()}
+    by_name: dict[str, list[Path]] = {}
+    for file in by_path.values():
+        by_name.setdefault(file.name, []).append(file)
+    found: dict[Path, Named] = {}
+    for named in known.boxes:
+        path = by_path.get(named.place / named.name) or by_path.get(PurePosixPath(named.name))
+        namesakes = by_name.get(PurePosixPath(named.name).name, [])
+        if path is not None or len(namesakes) == 1:
+            found[path or namesakes[0]] = named
+    return found
 
 
-def number_categories(categories: Mapping[int, str], num_classes: int) -> dict[int, int] | str:
+def number_categories(
+    categories: Mapping[int, str], num_classes: int, used: Collection[int] = ()
+) -> dict[int, int] | str:
     """The network's label of each category, or why there is none.
 
     The categories' own numbers where the network has as many classes, as torchvision's detectors of COCO; else 1, 2,
-    ... in the order of the numbers, since 0 is the background.
+    ... in the order of the numbers, since 0 is the background, unless a category 0 has no boxes.
 
     Args:
         categories: names by number.
         num_classes: of the network, with the background.
+        used: numbers of the categories that boxes have.
     """
-    if categories and max(categories) < num_classes and min(categories) >= 0:
+    is_from_one = 0 not in used or len(categories) >= num_classes
+    if categories and max(categories) < num_classes and min(categories) >= 0 and is_from_one:
         return {number: number for number in categories}
     if len(categories) < num_classes:
         return {number: label for label, number in enumerate(sorted(categories), 1)}
@@ -178,10 +204,10 @@ def name_labels(categories: Mapping[int, str], labels: Mapping[int, int]) -> lis
     return [named.get(label, str(label)) for label in range(max(named) + 1)]
 
 
-def _boxes_of(file: Path, name: str, known: Annotations, labels: Mapping[int, int], transform: Transform) -> Tensor:
+def _boxes_of(file: Path, name: Named, known: Annotations, labels: Mapping[int, int], transform: Transform) -> Tensor:
     """Boxes of a photograph as they lie in the network's input; see `ImageSet.boxes`."""
     with open_regular(file) as opened, open_image(opened) as image:
-        size = image.size
+        size = upright_size(image)
     rows = torch.tensor(known.boxes[name], dtype=torch.float64).reshape(-1, 6)
     corners = torch.cat([rows[:, :2], rows[:, :2] + rows[:, 2:4]], dim=1)
     annotated = known.sizes.get(name, size)

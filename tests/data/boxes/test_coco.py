@@ -120,3 +120,71 @@ def test_what_is_named_like_annotations_and_is_no_file_is_passed_over(tmp_path: 
     found = load(tmp_path / "data")
     assert found.boxes is not None
     assert sum(map(len, found.boxes)) == 1
+
+
+def picture(path: Path, size: tuple[int, int] = (200, 100), orientation: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", size, (90, 120, 30)).save(path, exif=exif)
+
+
+def annotate(file: Path, boxes: dict[str, list[float]]) -> None:
+    """One box for each photograph, by the name that the file gives it."""
+    names = list(boxes)
+    content = {
+        "images": [{"id": number, "file_name": name} for number, name in enumerate(names)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": number, "image_id": number, "category_id": 1, "bbox": boxes[name]}
+            for number, name in enumerate(names)
+        ],
+    }
+    file.write_text(json.dumps(content))
+
+
+def boxes_by_file(folder: Path) -> dict[str, list[list[float]]]:
+    found = load(folder)
+    assert found.boxes is not None
+    assert found.files is not None
+    return {file: rows[:, :4].tolist() for file, rows in zip(found.files, found.boxes, strict=True)}
+
+
+LEFT, MIDDLE = [50.0, 0.0, 40.0, 40.0], [80.0, 20.0, 40.0, 60.0]
+LEFT_SEEN, MIDDLE_SEEN = [[0.0, 0.0, 20.0, 20.0]], [[15.0, 10.0, 35.0, 40.0]]
+
+
+def test_photographs_of_one_name_in_several_folders_keep_their_own_boxes(tmp_path: Path) -> None:
+    for name in ("a/0001.jpg", "b/0001.jpg"):
+        picture(tmp_path / name)
+    annotate(tmp_path / "all.json", {"a/0001.jpg": LEFT, "b/0001.jpg": MIDDLE})
+    assert boxes_by_file(tmp_path) == {"a/0001.jpg": LEFT_SEEN, "b/0001.jpg": MIDDLE_SEEN}
+
+
+def test_each_folders_annotations_are_of_its_own_photographs(tmp_path: Path) -> None:
+    for folder, box in (("train", LEFT), ("val", MIDDLE)):
+        picture(tmp_path / folder / "0001.jpg")
+        annotate(tmp_path / folder / "_annotations.coco.json", {"0001.jpg": box})
+    assert boxes_by_file(tmp_path) == {"train/0001.jpg": LEFT_SEEN, "val/0001.jpg": MIDDLE_SEEN}
+
+
+def test_a_name_that_several_photographs_have_is_none_of_them(tmp_path: Path) -> None:
+    for name in ("images/a/0001.jpg", "images/b/0001.jpg", "images/a/0002.jpg"):
+        picture(tmp_path / name)
+    (tmp_path / "annotations").mkdir()
+    annotate(tmp_path / "annotations" / "instances.json", {"0001.jpg": LEFT, "0002.jpg": MIDDLE})
+    assert boxes_by_file(tmp_path) == {"images/a/0002.jpg": MIDDLE_SEEN}
+
+
+def test_boxes_are_of_the_photograph_as_it_is_seen(tmp_path: Path) -> None:
+    """Turned by the camera, it is 100 wide and 200 high."""
+    picture(tmp_path / "a.jpg", (200, 100), orientation=6)
+    annotate(tmp_path / "all.json", {"a.jpg": [20.0, 80.0, 60.0, 40.0]})
+    assert boxes_by_file(tmp_path) == {"a.jpg": [[10.0, 15.0, 40.0, 35.0]]}
+
+
+def test_categories_from_zero_on_are_no_background() -> None:
+    """Unless no box has that category, as where it stands for all others, or the network has no more classes."""
+    assert number_categories({0: "cat", 1: "dog"}, 3, {0, 1}) == {0: 1, 1: 2}
+    assert number_categories({0: "animals", 1: "cat", 2: "dog"}, 4, {1, 2}) == {0: 0, 1: 1, 2: 2}
+    assert number_categories({0: "background", 1: "cat"}, 2, {1}) == {0: 0, 1: 1}
