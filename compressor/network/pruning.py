@@ -38,7 +38,9 @@ def count_prunable(model: nn.Module) -> int:
 
 
 def _prunable(model: nn.Module) -> list[Layer]:
-    return [layer for layer in model.modules() if isinstance(layer, KINDS)]
+    """Layers whose weight is a tensor of their own, not made of others at every call as by weight norm."""
+    layers = [layer for layer in model.modules() if isinstance(layer, KINDS)]
+    return [layer for layer in layers if layer._parameters.get("weight") is not None]
 
 
 def equalize_factor_scales(network: nn.Module) -> nn.Module:

@@ -119,7 +119,7 @@ def make_view(
     parts = tuple(
         Weighted(
             output=each,
-            weight=weights.get(each.name, 1.0),
+            weight=weights.get(each.name, 1.0) if len(counted) > 1 else 1.0,  # alone, scores stay as they are
             energy=energies[each.name] if len(counted) > 1 else 1.0,
             values=sample_values(each.num_values, room, generator) if len(each.shape) > 1 else None,
         )

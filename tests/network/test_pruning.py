@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compressor.network.pruning import prune_smallest
+from compressor.network.pruning import count_prunable, prune_smallest
 
 
 def network(seed: int = 0) -> nn.Module:
@@ -74,3 +74,13 @@ def test_pruning_again_at_the_same_fraction_changes_nothing(fraction: float) -> 
     model = prune_smallest(network(), fraction)
     once = weights(model).clone()
     assert torch.equal(weights(prune_smallest(model, fraction)), once)
+
+
+def test_weights_that_are_made_of_others_are_left_alone() -> None:
+    layers = [nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.Conv2d(4, 4, 3), nn.Flatten()]
+    network = nn.Sequential(*layers).eval().requires_grad_(False)
+    before = {name: value.clone() for name, value in network.state_dict().items() if name.startswith("0.")}
+    assert count_prunable(network) == 4 * 4 * 9
+    prune_smallest(network, 0.5)
+    assert int((network.get_parameter("1.weight") == 0).sum()) == 72
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in before.items())

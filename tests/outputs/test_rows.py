@@ -88,6 +88,8 @@ def test_one_output_that_counts_is_not_divided(images: ImageSet) -> None:
     norm = FunctionNorm(with_view(copy.deepcopy(original), images, maps=0.0), images, CPU)
     torch.testing.assert_close(norm.targets, original(images.batch(slice(None)))["scores"])
     assert norm.decides  # a matrix of scores, whatever lies beside it
+    weighted = with_view(copy.deepcopy(original), images, maps=0.0, scores=4.0)
+    torch.testing.assert_close(FunctionNorm(weighted, images, CPU).targets, norm.targets)
 
 
 def test_a_matrix_by_itself_stays_as_it_is(images: ImageSet) -> None:

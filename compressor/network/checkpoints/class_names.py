@@ -15,6 +15,7 @@ KEYS = (
     *("class_to_idx", "idx_to_class", "class_names", "classes", "categories", "labels", "names", "label_names"),
     *("id2label", "label2id", "idx2label", "label_map", "class_list", "label_encoder"),
 )
+BY_NUMBER = {"idx_to_class", "id2label", "idx2label"}  # tables from numbers to names
 SIDECARS = tuple(
     f"{name}{suffix}"
     for name in ("class_names", "classes", "labels", "categories", "class_to_idx", "idx_to_class", "class_indices")
@@ -36,7 +37,7 @@ def find_class_names(content: object, path: Path, num_classes: int) -> tuple[lis
         num_classes: how many names there must be; other lists are of something else.
     """
     for key, value in _named_values(content):
-        names = read_names(value, num_classes)
+        names = read_names(value, num_classes, key in BY_NUMBER)
         if names is not None:
             return names, f"{key!r} in the checkpoint"
     named = [path.parent / f"{start}{name}" for start in (f"{path.stem}.", f"{path.stem}_", "") for name in SIDECARS]
@@ -63,8 +64,14 @@ def _named_values(content: object) -> Iterator[tuple[str, object]]:
         level = below
 
 
-def read_names(value: object, num_classes: int) -> list[str] | None:
-    """A list of names, or a table between names and numbers, as a list by number; None if it is neither."""
+def read_names(value: object, num_classes: int, is_by_number: bool = False) -> list[str] | None:
+    """A list of names, or a table between names and numbers, as a list by number; None if it is neither.
+
+    Args:
+        value: the list or table.
+        num_classes: how many names there must be.
+        is_by_number: whether a table leads from numbers to names, where both are numbers.
+    """
     if isinstance(value, InertArray):
         value = value.values if isinstance(value.values, list) else getattr(value.values, "tolist", lambda: None)()
     if isinstance(value, list | tuple):
@@ -75,7 +82,7 @@ def read_names(value: object, num_classes: int) -> list[str] | None:
     table: dict[Any, Any] = dict(value)
     if not all(_is_number(key) for key in table):
         table = {number: name for name, number in table.items() if isinstance(number, int | str)}
-    elif all(_is_number(name) for name in table.values()):  # folders named by numbers, in the order of their names
+    elif not is_by_number and all(map(_is_number, table.values())):  # folders named by numbers, in their order
         table = {number: name for name, number in table.items()}
     if not all(_is_number(key) and isinstance(name, str | int) for key, name in table.items()):
         return None
@@ -109,9 +116,10 @@ def _read_file(file: Path, num_classes: int) -> list[str] | None:
         text = read_bytes(file, max_bytes=MAX_BYTES).decode("utf-8-sig")
         if file.suffix == ".json":
             content = _without_words(json.loads(text))
-            names = read_names(content, num_classes)
+            names = read_names(content, num_classes, file.stem.endswith(tuple(BY_NUMBER)))
             inside = content if isinstance(content, dict) else {}
-            return names or next(filter(None, (read_names(inside.get(key), num_classes) for key in KEYS)), None)
+            tables = (read_names(inside.get(key), num_classes, key in BY_NUMBER) for key in KEYS)
+            return names or next(filter(None, tables), None)
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         return _read_synsets(lines, num_classes) if file.match(SYNSETS) else read_names(lines, num_classes)
     return None

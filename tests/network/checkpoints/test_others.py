@@ -1,5 +1,7 @@
 """Segmentation networks are recognized with any number of classes; what cannot be compressed is named."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from compressor.errors import InputError
 from compressor.network import architectures
 from compressor.network.architectures import build_model, known_architecture, list_task
 from compressor.network.checkpoints.building import build_matched
+from compressor.network.checkpoints.class_names import find_class_names
 from compressor.network.checkpoints.copies import explain_misfit, find_copies
 from compressor.network.detection.building import build_detector
 
@@ -82,3 +85,19 @@ def test_quantized_builders_are_refused_by_name() -> None:
         with pytest.raises(InputError, match=f"{arch} is ") as caught:
             known_architecture(arch)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [(key, ["0", "1", "10", "2"]) for key in ("idx_to_class", "id2label")] + [("class_to_idx", ["0", "1", "3", "2"])],
+        ("idx_to_class", ["0", "1", "10", "2"]),
+        ("id2label", ["0", "1", "10", "2"]),
+        ("class_to_idx", ["0", "1", "3", "2"]),
+    ],
+)
+def test_tables_of_numbers_are_read_by_what_their_name_says(key: str, expected: list[str]) -> None:
+    """Folders of numbers in the order of their names: 10 comes before 2."""
+    table = {"0": 0, "1": 1, "2": 3, "3": 2} if key == "class_to_idx" else {0: "0", 1: "1", 2: "10", 3: "2"}
+    found = find_class_names({key: table}, Path("/nowhere/model.pt"), 4)
+    assert found is not None
+    assert found[0] == expected
