@@ -1,6 +1,7 @@
 """`bocompress demo`, registered as an entry point in pyproject.toml."""
 
 import shlex
+import sys
 from pathlib import Path
 
 import click
@@ -27,4 +28,5 @@ def demo(folder: Path) -> None:
     arguments = [str(folder / digits.CHECKPOINT), "--data", str(folder / digits.IMAGES)]
     arguments += ["--input-size", str(digits.SIZE), "--out", str(folder / "compressed")]
     click.echo(f"$ {shlex.join(['bocompress-export', *arguments])}", err=True)
+    sys.argv = ["bocompress-export", *arguments]  # what goes on with an interrupted run
     export.main(arguments, prog_name="bocompress-export", standalone_mode=False)

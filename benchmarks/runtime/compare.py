@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +18,7 @@ from benchmarks.records import BenchmarkedFile, BenchmarkRecord, ProfileRecord, 
 from benchmarks.runtime.memory import peak_memory_bytes
 from benchmarks.runtime.profile import profile_file
 from compressor.cost.latency import Rounds, has_core_time, measure_rounds, ratio_of, require_counts
-from compressor.cost.machine import describe_machine
+from compressor.cost.machine import describe_machine, version_of
 from compressor.cost.records import MachineRecord, RatioRecord
 from compressor.cost.size import file_bytes, gzip_bytes
 from compressor.errors import InputError
@@ -154,7 +153,7 @@ def choose_places(runtimes: Sequence[str], providers: Sequence[str]) -> list[tup
 def _machine_with(runtimes: Sequence[str]) -> MachineRecord:
     """This machine, with the versions of the runtimes."""
     machine = describe_machine()
-    return machine.model_copy(update={"versions": machine.versions | {name: version(name) for name in runtimes}})
+    return machine.model_copy(update={"versions": machine.versions | {name: version_of(name) for name in runtimes}})
 
 
 def common_shape(paths: Sequence[Path], settings: BenchmarkSettings) -> tuple[int, ...]:

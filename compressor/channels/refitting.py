@@ -19,7 +19,7 @@ from compressor.channels.factors import ChannelFactors
 from compressor.channels.groups import ChannelGroup, Reader
 from compressor.channels.narrowing import channels_of
 from compressor.channels.statistics import MAX_ROWS, SplitMoments, images_of
-from compressor.channels.tracing import plain_name, tensors_in
+from compressor.channels.tracing import in_order, plain_name, tensors_in
 from compressor.data.images import ImageSet
 from compressor.factorization.moments import raise_floor_
 from compressor.network.calibration.moments import rows_of_batch
@@ -261,6 +261,6 @@ class _Additions(TorchFunctionMode):
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if plain_name(func) == "add" and any(True for _ in tensors_in([list(args), kwargs or {}])):
-            self._on_addition(self._count, [*args, *(kwargs or {}).values()])
+            self._on_addition(self._count, in_order(args, kwargs))
             self._count += 1
         return func(*args, **(kwargs or {}))

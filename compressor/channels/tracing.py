@@ -6,7 +6,7 @@ apart blocks those of its arguments.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,6 +73,12 @@ def tensors_in(values: Any) -> Iterator[Tensor]:
             yield from tensors_in(value)
 
 
+def in_order(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> list[Any]:
+    """Arguments as if none were given by keyword: tensors first, since alpha may be named before other."""
+    named = (kwargs or {}).values()
+    return [*args, *sorted(named, key=lambda value: not isinstance(value, Tensor))]
+
+
 class Tracer(TorchFunctionMode):
     """Follows bundles through the functions called within a with-block.
 
@@ -107,7 +113,7 @@ class Tracer(TorchFunctionMode):
         tags = [tag for tensor in given if (tag := self.tag(tensor)) is not None]
         result = func(*args, **kwargs)
         if any(True for _ in tensors_in(result)):
-            self._follow(plain_name(func), [*args, *kwargs.values()], tags, result)
+            self._follow(plain_name(func), in_order(args, kwargs), tags, result)
         elif plain_name(func) == "setitem":  # channels are changed by their place
             self.block(given)
         return result

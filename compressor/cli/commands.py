@@ -226,6 +226,7 @@ def completion(shell: str) -> None:
 @explain_errors
 def apply_command(**options: Any) -> None:
     """Apply PLAN (a plan.json, searched or edited by hand) to MODEL without a search. Writes what export does."""
+    options = without_replaced(options)
     if options["print_config"]:
         click.echo(config_text(options))
         return

@@ -121,13 +121,13 @@ def require_unless_printing(ctx: click.Context, param: click.Parameter, value: A
 
 
 def without_replaced(options: dict[str, Any]) -> dict[str, Any]:
-    """The options without the gamma or target of a file where another one is typed."""
-    ctx = click.get_current_context()
-    sources = {name: ctx.get_parameter_source(name) for name in ALTERNATIVES}
-    if ParameterSource.COMMANDLINE not in sources.values():
-        return options
-    replaced = [name for name, source in sources.items() if source is ParameterSource.DEFAULT_MAP]
-    return {**options, **dict.fromkeys(replaced)}
+    """The options without the gamma or target of a file where another one is typed; likewise resume and overwrite."""
+    ctx, replaced = click.get_current_context(), dict[str, Any]()
+    for names, nothing in ((ALTERNATIVES, None), (("resume", "overwrite"), False)):
+        sources = {name: ctx.get_parameter_source(name) for name in names}
+        if ParameterSource.COMMANDLINE in sources.values():
+            replaced |= {name: nothing for name, source in sources.items() if source is ParameterSource.DEFAULT_MAP}
+    return {**options, **replaced}
 
 
 def config_text(options: dict[str, Any]) -> str:
@@ -158,7 +158,8 @@ def typed_options(leave_out: Sequence[str]) -> list[str]:
     arguments: list[str] = []
     for parameter in ctx.command.params:
         name = str(parameter.name)
-        if is_given(name) and name not in leave_out and isinstance(parameter, click.Option):
+        given = is_given(name) or name in ctx.meta.get(CONFIG, {}).keys() & ctx.meta.get(PRESET, {}).keys()
+        if given and name not in leave_out and isinstance(parameter, click.Option):
             arguments += _as_arguments(parameter, ctx.params[name])
     return arguments
 

@@ -1,8 +1,9 @@
 """The machine that figures are measured on, by psutil and py-cpuinfo."""
 
 import platform
+from contextlib import suppress
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
 import psutil
 from cpuinfo import get_cpu_info
@@ -30,7 +31,7 @@ def describe_machine() -> MachineRecord:
         cores=_available_cores(),
         processor=_processor(),
         platform=platform.platform(),
-        versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        versions={"python": platform.python_version()} | {name: version_of(name) for name in PACKAGES},
     )
 
 
@@ -61,8 +62,9 @@ def _processor() -> str:
     return name or platform.processor() or platform.machine()
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+def version_of(package: str) -> str:
+    """The version of a package, or of the one that brings the module of this name, as onnxruntime-gpu does."""
+    for name in (package, *packages_distributions().get(package, ())):
+        with suppress(PackageNotFoundError):
+            return version(name)
+    return "not installed"

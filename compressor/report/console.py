@@ -85,7 +85,7 @@ def _summary_table(report: Report) -> Table:
         table.add_row(_agreement_name(fidelity), "", _percent(fidelity.top1_agreement), "")
     decided = (*segmentation_rows(report.segmentation), *detection_rows(report.detection))
     for cells in (*decided, *flow_rows(report.flow), *output_rows(fidelity.outputs)):
-        table.add_row(*cells)
+        table.add_row(*map(escape, cells))
     table.add_row("export check", "", f"{report.export_check.max_rel_error:.1e} relative", "")
     return table
 

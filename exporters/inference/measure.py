@@ -29,23 +29,30 @@ TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uin
 class Timed:
     """A file and its times so far, in milliseconds."""
 
-    def __init__(self, path: Path, threads: int, provider: str) -> None:
+    def __init__(self, path: Path, threads: int, provider: str, side: int | None = None) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        self.path, self.times = path, list[float]()
+        self.path, self.side, self.times = path, side, list[float]()
         self.session = ort.InferenceSession(str(path), options, providers=[provider])
         self.inputs = {each.name: self.random_input(each) for each in self.session.get_inputs()}
 
     def random_input(self, about: Any) -> Any:
-        """Numbers of the input's type and shape; free sides are those of the file's metadata, a free batch is 1."""
-        metadata = self.session.get_modelmeta().custom_metadata_map
-        shape = [
-            side if isinstance(side, int) else int(metadata.get(f"input_{side}", 1))  # input_height, input_width
-            for side in about.shape
-        ]
+        """Numbers of the input's type and shape; a free batch is 1."""
+        first, *others = about.shape
+        shape = [first if isinstance(first, int) else 1, *map(self.length, others)]
         if about.type not in TYPES:
             raise ValueError(f"{self.path} takes {about.type}, which cannot be made up")
         return np.random.default_rng(0).uniform(0, 1, shape).astype(TYPES[about.type])
+
+    def length(self, axis: Any) -> int:
+        """Of an axis other than the batch: where it is free, as asked for, or as the file's metadata say."""
+        if isinstance(axis, int):
+            return axis
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        found = self.side or metadata.get(f"input_{axis}")  # input_height, input_width
+        if not found:
+            raise ValueError(f"{self.path} takes any {axis}: say which by --side, in pixels")
+        return int(found)
 
     def run(self) -> None:
         """One run more."""
@@ -79,13 +86,14 @@ def main() -> None:
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="left out: those beside this script")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10.0, help="for all files together")
+    parser.add_argument("--side", type=int, help="pixels of an image whose size is free; left out: as the file says")
     parser.add_argument("--provider", default="CPUExecutionProvider", help="one of those that this onnxruntime has")
     options = parser.parse_args()
     try:
         if options.provider not in ort.get_available_providers():
             raise ValueError(f"{options.provider} is not among {', '.join(ort.get_available_providers())}")
         paths = options.files or list_beside(Path(__file__).parent)
-        files = [Timed(path, options.threads, options.provider) for path in paths]
+        files = [Timed(path, options.threads, options.provider, options.side) for path in paths]
         if not files:
             raise ValueError("there is no file to time")
         measure(files, options.seconds)

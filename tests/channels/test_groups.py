@@ -174,6 +174,7 @@ class Residual(nn.Module):
         (lambda block, stem: block + stem, True),
         (lambda block, stem: block.add(other=stem), True),
         (lambda block, stem: torch.add(stem, block, alpha=0.1), False),
+        (lambda block, stem: torch.add(stem, alpha=0.1, other=block), False),
     ],
 )
 def test_what_is_added_behind_a_reader_is_known_where_it_is_a_plain_sum(

@@ -118,7 +118,7 @@ def _jobs(labels: dict[Path, str], options: dict[str, Any]) -> Iterator["Job"]:
 def _targets(options: dict[str, Any]) -> list[tuple[str | None, Any]]:
     """What is asked for: values of the one option that is given; the default where none is."""
     given = [name for name in ALTERNATIVES if name != "gammas" and options.get(name) is not None]
-    if is_given("gammas"):
+    if is_given("gammas") and options["gammas"] is not None:  # else a target that is typed replaced a file's
         given.insert(0, "gammas")
     if len(given) > 1:
         raise InputError(f"{' and '.join(_option(name) for name in given)} contradict each other: give one of them")

@@ -145,12 +145,12 @@ def _layer_record(layer: FoundLayer, result: SearchResult, network: nn.Module, m
     """The layer with its rank and costs; a layer that the plan does not touch counts as skipped."""
     record, planned = layer.record(), list(zip(result.layers, result.ranks, strict=True))
     inside = [count for name, count in macs.items() if name == layer.name or name.startswith(f"{layer.name}.")]
+    by_name = {chosen.name: (chosen, rank) for chosen, rank in planned if isinstance(chosen, FoundLayer)}
     groups = [(one, rank) for one, rank in planned if isinstance(one, ChannelGroup) and layer.name in one.layers]
-    if groups:
+    if groups and layer.name not in by_name:  # a group that keeps its channels may have a layer with a rank
         return _record_in_group(record, groups, network.get_submodule(layer.name), sum(inside))
     if layer.skipped is not None:
         return record
-    by_name = {chosen.name: (chosen, rank) for chosen, rank in planned if isinstance(chosen, FoundLayer)}
     if layer.name not in by_name:
         return record.model_copy(update={"skipped": result.left.get(layer.name, "not in the plan")})
     chosen_layer, rank = by_name[layer.name]

@@ -36,7 +36,8 @@ def load_compressed(model: nn.Module, folder: str | Path) -> nn.Module:
     """The compressed network of a run, as a torch module to use, train or export.
 
     Args:
-        model: the network that was compressed, or one of its architecture with any weights; left untouched.
+        model: the network that was compressed, or one of its architecture with any weights (but a detector of two
+            stages with its own: it proposes the boxes); left untouched.
         folder: of the run.
 
     Returns:

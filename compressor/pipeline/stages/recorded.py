@@ -39,6 +39,7 @@ from compressor.search.objective import default_gamma
 
 ABOUT, STAGE, NETWORK = "recipe.json", "stage.json", "network.safetensors"
 ON_STAGES = ("gamma", "form", "fidelity", "cost", "factors", "calibration", "recalibrate", "rank_multiple")
+VERSION = 2  # of what the stages depend on
 BUDGETS = ("max_evaluations", "max_seconds")
 
 
@@ -125,6 +126,7 @@ def _keep_about(context: Context, recipe: Recipe) -> None:
     """Write what the stages depend on, or hold what an earlier run wrote against it."""
     labels = context.search_images.labels
     about = {
+        "version": VERSION,
         "recipe": recipe_content(recipe),
         "weights": hash_tensors(context.original.state_dict().values()),
         "images": [hash_images(images) for images in (context.calibration, context.search_images, context.test_images)],
@@ -142,6 +144,8 @@ def _keep_about(context: Context, recipe: Recipe) -> None:
 
 def _require_same(path: Path, about: Mapping[str, Any]) -> None:
     stored = read_sealed(path, "list of what the stages depend on")
+    if stored.get("version") != about["version"]:
+        raise InputError(f"{path} is of another version; choose another --out")
     now = json.loads(json.dumps(about))  # tuples are lists there
     different = sorted(key for key in now if stored.get(key) != now[key])
     if different:

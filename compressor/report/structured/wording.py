@@ -16,7 +16,7 @@ _SAME: dict[Agreement, str] = {
 def describe_export_check(export_check: ExportCheckRecord, noun: str = "image") -> str:
     """The export check on images, or what the noun says: the ONNX file compared with the torch network it came from."""
     sizes = join_words([str(size) for size in export_check.batch_sizes])
-    noun = "batch size" if len(export_check.batch_sizes) == 1 else "batch sizes"
+    batch_sizes = "batch size" if len(export_check.batch_sizes) == 1 else "batch sizes"
     several = f"all {len(export_check.outputs)} outputs" if len(export_check.outputs) > 1 else "the outputs"
     agreement = _SAME.get(export_check.agreement_of)
     same = (
@@ -26,8 +26,8 @@ def describe_export_check(export_check: ExportCheckRecord, noun: str = "image") 
     )
     return (
         f"The compressed ONNX file was run in ONNX Runtime on {format_plural(export_check.images, noun)} at "
-        f"{noun} {sizes}{_describe_sizes(export_check)} and compared with the compressed torch network: {several} "
-        f"differ by at most {format_number(export_check.max_abs_error)}, which is "
+        f"{batch_sizes} {sizes}{_describe_sizes(export_check)} and compared with the compressed torch network: "
+        f"{several} differ by at most {format_number(export_check.max_abs_error)}, which is "
         f"{format_number(export_check.max_rel_error)} of the largest output (tolerance {export_check.tolerance:g})"
         f"{same}."
     )
