@@ -119,7 +119,7 @@ def _of_file(options: str, row: dict[str, float], size: str, time: str, top1: st
 def test_pages_name_only_options_that_exist(page: str) -> None:
     text = re.sub(r"^    (?:ray|dask) .*$", "", (ROOT / page).read_text(), flags=re.MULTILINE)  # others' commands
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
-    of_scripts = {"--masks", "--flow", "--output", "--seconds"}  # beside a model
+    of_scripts = {"--masks", "--flow", "--output", "--seconds", "--side"}  # beside a model
     of_others = {"--torch-backend", "--minimal", "--include"}  # of uv, and of ONNX Runtime's build
     assert named - of_scripts - of_others <= all_options()
 

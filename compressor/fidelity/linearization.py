@@ -33,6 +33,7 @@ MAX_TRIED, MIN_IMAGES = 12 * 10**6, 4
 # benchmarks/studies/search/evaluation_cost.py.
 BACKWARD_PASSES = 1.5
 
+Axes = Mapping[str, int | None]
 Calls = list[tuple[Tensor, Tensor]]  # inputs and outputs (b, ...) of a layer, one pair per call
 
 
@@ -57,6 +58,7 @@ class Linearizer:
         self._original = original
         self._layers = list(layers)
         self._factors = dict(factors)
+        self._axes: Axes = {}
 
     def __call__(
         self, ranks: Ranks, others: Sequence[Sequence[int]], indices: np.ndarray, directions: int
@@ -65,8 +67,11 @@ class Linearizer:
         candidate = build_candidate(self._original, self._factors, factorized_ranks(self._layers, ranks)).eval()
         along = _directions(indices, self._norm.targets.shape[1], directions)
         images = torch.from_numpy(indices)
-        size = fitting_with_gradients(candidate, self._norm.inputs_and_targets(images[:1])[0], BATCH_SIZE)
         moves = [self._moves(layer, row) for layer, row in zip(self._layers, others, strict=True)]
+        if not self._axes:
+            self._axes = _image_axes(self._original, [name for of_layer in moves for name in of_layer], self._norm)
+        size = fitting_with_gradients(candidate, self._norm.inputs_and_targets(images[:1])[0], BATCH_SIZE)
+        size = 1 if None in self._axes.values() else size
         batches = zip(images.split(size), along.split(size), strict=True)
         parts = [self._linearize(candidate, moves, *batch) for batch in batches]
         residuals = np.concatenate([part[0] for part in parts])
@@ -101,7 +106,7 @@ class Linearizer:
     ) -> tuple[np.ndarray, list[dict[int, np.ndarray]]]:
         inputs, targets = self._norm.inputs_and_targets(indices)
         names = [name for of_layer in moves for name in of_layer]
-        calls, outputs = _forward(candidate, names, inputs)
+        calls, outputs = _forward(candidate, names, self._axes, inputs)
         directions = directions.to(outputs.device)
         values = torch.einsum("bk,bkp->bp", outputs, directions)
         flat = [output for layer in calls for _, output in layer]
@@ -159,13 +164,20 @@ class SingleLayerLosses:
         self._along = _directions(self._images.numpy(), norm.targets.shape[1], directions)
         self._held: dict[str, list[_Held]] = {}
         self._sizes: dict[str, int] = {}
+        self._axes: Axes = {}
         self._batch_size = 1
 
     def __call__(self, name: str, substitute: nn.Module) -> float:
-        """L with `substitute` in place of the layer; measured where the network passes the layer no gradient."""
-        if name not in self._held:
+        """L with `substitute` in place of the layer.
+
+        It is measured where the network passes the layer no gradient, or all images have the same outputs of it.
+        """
+        if not self._sizes:
+            self._measure_sizes()
+        is_common = self._axes[name] is None
+        if name not in self._held and not is_common:
             self._hold(name)
-        held, images = self._held[name], self._images_of(name)
+        held, images = self._held.get(name, []), self._images_of(name)
         if not any(bool(call.slope.any()) for call in held):
             network = with_layer(self._original, name, substitute)
             return self._norm.losses(network, images.numpy()).mean
@@ -178,11 +190,10 @@ class SingleLayerLosses:
 
     def _hold(self, name: str) -> None:
         """Find the gradients of this layer, and of those after it as far as there is room."""
-        if not self._sizes:
-            self._measure_sizes()
         chosen: list[str] = []
         room, images = at_once(MAX_GRADIENTS), self._images_of(name)
-        for following in self._names[self._names.index(name) :]:
+        by_image = [following for following in self._names if self._axes[following] is not None]
+        for following in by_image[by_image.index(name) :]:
             room -= len(images) * self._sizes[following]
             if chosen and (room < 0 or len(self._images_of(following)) != len(images)):
                 break
@@ -191,7 +202,7 @@ class SingleLayerLosses:
         parts = images.split(self._batch_size), self._along[: len(images)].split(self._batch_size)
         for indices, along in zip(*parts, strict=True):
             inputs, _ = self._norm.inputs_and_targets(indices)
-            all_calls, outputs = _forward(self._original, chosen, inputs)
+            all_calls, outputs = _forward(self._original, chosen, self._axes, inputs)
             values = torch.einsum("bk,bkp->bp", outputs, along.to(outputs.device))
             slopes = _slopes(values, [output for calls in all_calls for _, output in calls], torch.bfloat16)
             for following, calls in zip(chosen, all_calls, strict=True):
@@ -209,19 +220,48 @@ class SingleLayerLosses:
         example, _ = self._norm.inputs_and_targets(self._images[:1])
         self._batch_size = fitting_with_gradients(self._original, example, BATCH_SIZE)
         directions = self._along.shape[-1]
-        all_calls, _ = _forward(self._original, self._names, example)
+        self._axes = _image_axes(self._original, self._names, self._norm)
+        all_calls, _ = _forward(self._original, self._names, self._axes, example)
         for name, calls in zip(self._names, all_calls, strict=True):
             self._sizes[name] = sum(given.numel() + directions * output.numel() // 2 for given, output in calls)
 
 
-def _forward(candidate: nn.Module, names: Sequence[str], inputs: Tensor) -> tuple[list[Calls], Tensor]:
-    """Inputs and outputs of every call of the named layers, and the network's outputs (b, k)."""
+def _image_axes(network: nn.Module, names: Sequence[str], norm: FunctionNorm) -> Axes:
+    """The axis of the named layers' outputs that images come along; None where all images have the same outputs.
+
+    For most layers it is the first. Linear layers of transformers that take (tokens, images, features) have another,
+    and a perceptron of positions, which sees no image, has none.
+    """
+    counts = (1, 2) if len(norm.images) == 2 else (2, 3)  # a batch of one may be squeezed
+    fewer, more = (_shapes(network, names, norm.inputs_and_targets(torch.arange(count))[0]) for count in counts)
+    axes: dict[str, int | None] = {}
+    for name in names:
+        shapes = list(zip(fewer.get(name, (0,)), more.get(name, (1,)), strict=False))
+        axes[name] = next((axis for axis, (few, many) in enumerate(shapes) if few != many), None)
+    return axes
+
+
+def _shapes(network: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str, Sequence[int]]:
+    """Of the outputs of each layer's first call, by name."""
+    found: dict[str, Sequence[int]] = {}
+
+    def keep(index: int, _: Tensor, output: Tensor) -> None:
+        found.setdefault(names[index], output.shape)
+
+    with watching([network.get_submodule(name) for name in names], keep), torch.no_grad():
+        network(inputs.clone())  # it may work in place
+    return found
+
+
+def _forward(candidate: nn.Module, names: Sequence[str], axes: Axes, inputs: Tensor) -> tuple[list[Calls], Tensor]:
+    """Inputs and outputs of every call of the named layers, images first, and the network's outputs (b, k)."""
     calls: dict[str, Calls] = {name: [] for name in names}
 
     def keep(index: int, given: Tensor, found: Tensor) -> Tensor:
-        found = differentiable(found)
-        calls[names[index]].append((given.detach().clone(), found))
-        return found.clone()  # the next layer may work in place
+        axis = axes[names[index]] or 0
+        found = differentiable(found).movedim(axis, 0)
+        calls[names[index]].append((given.detach().movedim(axis, 0).clone(), found))
+        return found.movedim(0, axis).clone()  # the next layer may work in place
 
     with watching([candidate.get_submodule(name) for name in names], keep), torch.enable_grad():
         outputs = candidate(inputs.requires_grad_().clone())  # it may work in place

@@ -124,6 +124,15 @@ def test_a_typed_target_replaces_the_files(config) -> None:
         assert (options["gamma"], options["max_drop"], options["target_bytes"]) == (None, None, 4e6)
 
 
+@pytest.mark.parametrize("names", [("resume", "overwrite"), ("overwrite", "resume")])
+def test_resume_and_overwrite_replace_each_other_like_targets(config, names: tuple[str, str]) -> None:
+    typed_one, of_file = names
+    context = export.make_context("x", ["model.pt", f"--{typed_one}", *config(f"{of_file} = true\n")])
+    with context:
+        options = without_replaced(context.params)
+        assert (options[typed_one], options[of_file]) == (True, False)
+
+
 def test_defaults_in_a_file_do_not_count_as_given(config) -> None:
     context = export.make_context("x", ["model.pt", *config('cost = "params"\nfinetune-by = "labels"\n')])
     with context:

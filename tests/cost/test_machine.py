@@ -3,12 +3,13 @@
 import os
 import platform
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from compressor.cost import machine
-from compressor.cost.machine import describe_machine
+from compressor.cost.machine import describe_machine, version_of
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +48,9 @@ def test_the_system_names_a_processor_that_cpuinfo_does_not_know(
 ) -> None:
     monkeypatch.setattr(machine, "get_cpu_info", info)
     assert describe_machine().processor == (platform.processor() or platform.machine())
+
+
+def test_a_module_has_the_version_of_the_package_that_brings_it() -> None:
+    """As onnxruntime does of onnxruntime-gpu."""
+    assert version_of("PIL") == version_of("pillow") == version("pillow")
+    assert version_of("no-such-package") == "not installed"

@@ -16,9 +16,38 @@ from compressor.search.space import alternatives
 from tests.search.initial.networks import NUM_IMAGES, Blocked, Net, Shared, curved_net, linear_net
 
 
+class TokensFirst(nn.Module):
+    """Linear layers on (tokens, images, features), as in CLIP's transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(10, 12), nn.Linear(12, 8), nn.Linear(32, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        found: Tensor = self.second(self.first(tokens.transpose(0, 1))).transpose(0, 1)
+        outputs: Tensor = self.last(found.flatten(1))
+        return outputs
+
+
+class Positions(nn.Module):
+    """A layer that sees positions and no image."""
+
+    def __init__(self, *lead: int) -> None:
+        super().__init__()
+        self.first, self.positions, self.last = nn.Linear(10, 12), nn.Linear(16, 12), nn.Linear(48, 5)
+        self.register_buffer("where", torch.randn(*lead, 16))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        outputs: Tensor = self.last((self.first(tokens) * self.positions(self.where)).flatten(1))
+        return outputs
+
+
 @pytest.mark.parametrize(
     ("network", "shape", "method"),
     [
+        (TokensFirst(), (4, 10), "auto"),
+        (Positions(4), (4, 10), "auto"),
+        (Positions(1, 4), (4, 10), "auto"),
         (linear_net(), (3, 8, 8), "auto"),
         (linear_net(), (3, 8, 8), "tucker"),
         (linear_net(), (3, 8, 8), "interpolative"),
@@ -95,7 +124,7 @@ def test_a_large_network_is_taken_in_smaller_batches(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         linearize,
         "_forward",
-        lambda network, names, inputs: sizes.append(len(inputs)) or forward(network, names, inputs),
+        lambda network, names, axes, inputs: sizes.append(len(inputs)) or forward(network, names, axes, inputs),
     )
     monkeypatch.setattr(
         linearize, "_slopes", lambda values, outputs: at_once.append(values.shape[1]) or slopes(values, outputs)

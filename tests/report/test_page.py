@@ -97,7 +97,7 @@ def test_speed_is_called_what_it_is(ratio: float, low: float, high: float, words
         "confidence more than 99.9 %, from 512 sample paths of the posterior (asked: at most ε = 0.05): met.",
         "The first probability is about single plans (Ma et al. 2019, Eq. 12), the second about all plans at once",
         "It stopped because of this: the certificate was met.",
-        "at batch sizes 1, 2 and 8",
+        "images at batch sizes 1, 2 and 8",
         "1.4 × 10⁻⁶ of the largest output",
         "AMD EPYC 7763, 8 cores",
         "onnxruntime 1.22.0",

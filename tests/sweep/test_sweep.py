@@ -181,6 +181,13 @@ def test_options_of_the_file_and_of_the_line_reach_the_jobs(
     assert sorted(taken[0].arguments) == sorted(
         ["--skip", "0,2", "--no-recalibrate", "--precision", "int8", "--delta", "3%", "--max-drop", "1", "--seed", "3"]
     )
+    (tmp_path / "run.toml").write_text('gammas = "0.01,0.03"\nrefine = true\nmethod = "auto"\n')
+    arguments = ["--preset", "paper", "--config", tmp_path / "run.toml", "--max-drop", "1", "--out", tmp_path / "out"]
+    taken.clear()
+    invoke("bocompress", "sweep", swept.models[0], *arguments)
+    assert [job.asked for job in taken] == ["max-drop 1"]  # what is typed replaces the file's
+    assert {"--refine", "--preset", "paper"} <= set(taken[0].arguments)  # the file's replaces the preset's
+    assert taken[0].arguments[taken[0].arguments.index("--method") + 1] == "auto"
     printed = invoke("bocompress", "sweep", "--gammas", "0.1,auto", "--seeds", "0:3", "--print-config").stdout
     assert 'gammas = [0.1, "auto"]' in printed
     assert "seeds = [0, 1, 2]" in printed

@@ -50,6 +50,15 @@ def test_one_file_runs_a_few_times_however_short_the_time(folder: Path) -> None:
     assert done.stdout.split("\t")[4] == "5\n"
 
 
+def test_sides_that_are_free_are_those_asked_for(tmp_path: Path) -> None:
+    """A network of maps takes images of any size, and a file without a transform does not say of which."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    export_onnx(network, torch.zeros(2, 3, 64, 64), tmp_path / "maps.onnx", {})
+    refused = run(TIMING_SCRIPT, tmp_path / "maps.onnx", "--seconds", 0)
+    assert "takes any height: say which by --side, in pixels" in refused.stderr
+    assert run(TIMING_SCRIPT, tmp_path / "maps.onnx", "--seconds", 0, "--side", 64).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

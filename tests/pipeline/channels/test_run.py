@@ -96,6 +96,18 @@ def test_a_plan_applied_again_gives_the_same_network(run: CompressedModel, netwo
     assert same(again.model, run.model)
 
 
+def test_a_layer_may_have_a_rank_in_a_group_that_keeps_its_channels(network: nn.Module, tmp_path: Path) -> None:
+    rows = [
+        {"name": "3.conv1", "method": "channels", "rank": None, "break_even_rank": 15},
+        {"name": "3.conv2", "method": "spatial", "rank": 4, "break_even_rank": 18},
+    ]
+    plan = Plan.model_validate({"arch": "toy", "layers": rows})
+    done = apply_plan(network, make_images(), plan, tmp_path / "out", make_settings(method="auto", factors=None))
+    found = {row.name: (row.method, row.rank) for row in done.report.layers if row.skipped is None}
+    assert found["3.conv2"] == ("spatial", 4)
+    assert isinstance(done.model.get_submodule("3.conv2"), nn.Sequential)
+
+
 def test_a_narrowed_network_is_loaded_from_the_run(run: CompressedModel, network: nn.Module) -> None:
     found = load_compressed(network, run.folder)
     assert same(found, run.model)
