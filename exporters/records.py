@@ -20,7 +20,8 @@ class ExportCheckRecord(Record):
     `max_abs_error` is the outputs' largest absolute difference, `max_rel_error` the same over the largest output
     magnitude (at most `tolerance`), that of the output for which it is worst where there are several, `outputs`.
     `top1_agreement` is the share of images with the same top-1 class, or of what `agreement_of` says; null where
-    nothing is decided. `image_sizes` are the heights and widths that ran, where the file takes any.
+    nothing is decided. `image_sizes` are the heights and widths that ran, where the file takes any. `rounding` is what
+    torch's own outputs are off those in double precision, over the largest, where that raised the tolerance.
     """
 
     max_abs_error: float = Field(ge=0)
@@ -30,6 +31,7 @@ class ExportCheckRecord(Record):
     images: int
     batch_sizes: list[int]
     tolerance: float
+    rounding: float | None = None
     outputs: list[str] = Field(default_factory=list)
     image_sizes: list[tuple[int, int]] = Field(default_factory=list)
 

@@ -19,6 +19,7 @@ from exporters.agreement import OutputDifference, decided_by, decisions, first_d
 from exporters.divergence import find_divergence
 from exporters.onnx import export_onnx, frozen_copy
 from exporters.records import MAX_ERROR, Agreement, DifferenceRecord, ExportCheckRecord
+from exporters.rounding import allow_for_rounding
 from exporters.session import CPU, fixed_batch, is_numbers, iterate_outputs, open_session
 from exporters.strangers import SECONDS_ALLOWED
 
@@ -62,8 +63,8 @@ def verify_onnx(
         images: real inputs (N, ...), N at least 2; `VERIFY_IMAGES` suffice.
         batch_sizes: sizes to run; sizes above N become N, and 1 and one larger size are always among them, unless it is
             only the size at which the file is fixed.
-        tolerance: the largest permitted absolute difference of two outputs, as a share of the largest
-            magnitude among torch's outputs.
+        tolerance: the largest permitted absolute difference of two outputs, as a share of the largest magnitude among
+            torch's outputs; more where torch's own rounding is larger, see `exporters.rounding`.
         provider: the ONNX Runtime execution provider.
 
     Returns:
@@ -72,7 +73,7 @@ def verify_onnx(
 
     Raises:
         InputError: fewer than two images, a batch size below 1, or a provider that cannot be used.
-        VerificationError: the file does not load or run, gives NaN or infinity, or its error exceeds `tolerance`.
+        VerificationError: the file does not load or run, gives NaN or infinity, or is off by more than is allowed.
     """
     _sizes_to_run(len(images), batch_sizes)  # raises where they are too few
     frozen = frozen_copy(model)
@@ -92,7 +93,7 @@ def verify_onnx(
     shapes = [] if others is None else [tuple(each.shape[2:]) for each in (images, others)]
     ran = [fixed] if fixed else _sizes_run(len(images), sizes)
     record = record.model_copy(update={"batch_sizes": ran, "images": len(images), "image_sizes": shapes})
-    return _require_within_tolerance(path, record)
+    return _require_within_tolerance(path, allow_for_rounding(record, frozen, images, expected))
 
 
 def require_opset(model: nn.Module, images: Tensor, opset: int) -> None:

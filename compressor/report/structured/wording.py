@@ -28,9 +28,17 @@ def describe_export_check(export_check: ExportCheckRecord, noun: str = "image") 
         f"The compressed ONNX file was run in ONNX Runtime on {format_plural(export_check.images, noun)} at "
         f"{batch_sizes} {sizes}{_describe_sizes(export_check)} and compared with the compressed torch network: "
         f"{several} differ by at most {format_number(export_check.max_abs_error)}, which is "
-        f"{format_number(export_check.max_rel_error)} of the largest output (tolerance {export_check.tolerance:g})"
+        f"{format_number(export_check.max_rel_error)} of the largest output (tolerance {export_check.tolerance:.2g}"
+        f"{_describe_rounding(export_check)})"
         f"{same}."
     )
+
+
+def _describe_rounding(export_check: ExportCheckRecord) -> str:
+    if export_check.rounding is None:
+        return ""
+    own = format_number(export_check.rounding)
+    return f", since torch's own outputs round by {own}: large numbers cancel in this network"
 
 
 def _describe_sizes(export_check: ExportCheckRecord) -> str:
