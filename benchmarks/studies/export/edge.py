@@ -23,6 +23,7 @@ from compressor.cost.records import LatencyRecord
 from compressor.report.records import Report
 from exporters.providers import CPU
 
+FEW = 200  # images, where only times are of interest
 MULTIPLE = 8  # of the channels left, with --operations
 Run = tuple[dict[str, float], int, Report]  # what was asked for, the input's side in pixels, what came out
 
@@ -87,7 +88,7 @@ def main(
         if operations:
             runs = _at_operations(typed, operations, seeds, input_size, Path(folder))
         else:
-            runs = _at_gammas(model, typed, gammas, (input_size, large), Path(folder))
+            runs = _at_gammas(typed, gammas, (input_size, large), Path(folder))
         for asked, side, report in runs:
             rows.append(row_of(report, asked, side))
             write_results(name, {"network": report.arch}, rows, began)
@@ -102,12 +103,13 @@ def _at_operations(
         yield {"operations": share, "seed": seed}, side, run_reported(EXPORT_PROGRAM, *typed, *words, *out)
 
 
-def _at_gammas(model: Path, typed: tuple[Any, ...], gammas: str, sides: tuple[int, int], folder: Path) -> Iterator[Run]:
+def _at_gammas(typed: tuple[Any, ...], gammas: str, sides: tuple[int, int], folder: Path) -> Iterator[Run]:
+    model, data = typed[0], ("--data", typed[2], "--max-images", FEW)  # where hidden channels go, readers are refitted
     for gamma in map(float, gammas.split(",")):
         searched, applied = folder / f"searched {gamma}", folder / f"applied {gamma}"
         words = ("--gamma", gamma, "--rank-multiple", "auto", "--out", searched)
         yield {"gamma": gamma}, sides[0], run_reported(EXPORT_PROGRAM, *typed, *words)
-        again = ("apply", model, searched / "plan.json", "--input-size", sides[1], "--no-recalibrate")
+        again = ("apply", model, searched / "plan.json", *data, "--input-size", sides[1], "--no-recalibrate")
         report = run_reported(APPLY_PROGRAM, *again, "--factors", "weight", "--out", applied)
         yield {"gamma": gamma}, sides[1], report
 
