@@ -102,7 +102,7 @@ def limits(studies: list[Study]) -> str:
             losses = {rows[0]["search"]: mean(row["relative"] for row in rows) for rows in plans_within(study, limit)}
             ours = losses.pop(DEFAULT)
             best = min(losses, key=lambda name: losses[name])
-            parts.append(f"R at most {limit:g} {ours:.3f} against {losses[best]:.3f} ({best})")
+            parts.append(f"R at most {limit:g} {ours:.2g} against {losses[best]:.2g} ({best})")
     return f"**Limits of size**: relative L, mean over the seeds, against the best of the others: {'; '.join(parts)}."
 
 
