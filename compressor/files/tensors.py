@@ -43,11 +43,8 @@ def read_tensors(path: Path, what: str) -> tuple[dict[str, Tensor], dict[str, st
     ):
         metadata = dict(file.metadata() or {})
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    checksum = metadata.pop(KEY, None)
-    if checksum is None:
-        raise InputError(f"{path} is not a {what} of this version")
-    if checksum != _checksum(tensors, metadata):
-        raise InputError(f"{path} is not a {what} as it was written: it was altered; choose another --out")
+    if metadata.pop(KEY, None) != _checksum(tensors, metadata):
+        raise InputError(f"{path} is not a {what} as it was written: it was altered, or is of another version")
     return tensors, metadata
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from compressor.data.folders import Listing, as_set, load_folder, read_sample
 from compressor.data.images import ImageSet, OnStep
 from compressor.data.listing import Folder, scan
+from compressor.data.masks import MASKS
 from compressor.data.pixels import open_image, require_channels, upright_size
 from compressor.data.resizing import resized_size
 from compressor.data.transforms import Transform
@@ -157,12 +158,13 @@ def _find_files(folder: Folder, known: Annotations) -> dict[Path, Named]:
     """The annotated photographs that are there, as they are named.
 
     By their path below the annotation file's folder, else below the whole one, else by their own name, where only one
-    has it.
+    has it; masks of the same names do not count.
     """
     by_path = {PurePosixPath(file.relative_to(folder.path).as_posix()): file for file in folder.walk()}
     by_name: dict[str, list[Path]] = {}
-    for file in by_path.values():
-        by_name.setdefault(file.name, []).append(file)
+    for below, file in by_path.items():
+        if not {part.lower() for part in below.parts[:-1]} & set(MASKS):
+            by_name.setdefault(file.name, []).append(file)
     found: dict[Path, Named] = {}
     for named in known.boxes:
         path = by_path.get(named.place / named.name) or by_path.get(PurePosixPath(named.name))

@@ -169,7 +169,7 @@ def test_each_folders_annotations_are_of_its_own_photographs(tmp_path: Path) -> 
 
 
 def test_a_name_that_several_photographs_have_is_none_of_them(tmp_path: Path) -> None:
-    for name in ("images/a/0001.jpg", "images/b/0001.jpg", "images/a/0002.jpg"):
+    for name in ("images/a/0001.jpg", "images/b/0001.jpg", "images/a/0002.jpg", "Masks/0002.jpg"):
         picture(tmp_path / name)
     (tmp_path / "annotations").mkdir()
     annotate(tmp_path / "annotations" / "instances.json", {"0001.jpg": LEFT, "0002.jpg": MIDDLE})
