@@ -101,6 +101,11 @@ class Settings:
         return self.static_batch or self.batch_size
 
     @property
+    def weighs_times(self) -> bool:
+        """Whether times of layers, or of ranks, are measured to choose by."""
+        return self.cost == "latency" or self.rank_multiple is None
+
+    @property
     def timing(self) -> list[str | int]:
         """What times depend on beside the machine: provider, threads, images in one run."""
         return [self.provider, self.threads, self.timed_batch]

@@ -203,9 +203,7 @@ def limits(study: Study) -> str:
 
 def plans_within(study: Study, limit: float) -> list[list[Row]]:
     """The rows at one limit of R, by search."""
-    rows = [row for row in study["rows"] if row["limit"] == limit]
-    names = dict.fromkeys(row["search"] for row in rows)
-    return [[row for row in rows if row["search"] == name] for name in names]
+    return grouped([row for row in study["rows"] if row["limit"] == limit], "search")
 
 
 def _mean_and_range(values: list[float]) -> str:

@@ -159,10 +159,9 @@ def _chosen(settings: Settings) -> dict[str, Any]:
 
 
 def _uses_times(settings: Settings, recipe: Recipe) -> bool:
-    """Whether any stage weighs times, of layers or of ranks."""
+    """Whether any stage weighs times."""
     specs = [spec for spec in recipe.stage if isinstance(spec, CompressSpec)]
-    costs = {settings.cost, *(spec.cost for spec in specs)}
-    return "latency" in costs or settings.rank_multiple is None
+    return settings.weighs_times or any(spec.cost == "latency" for spec in specs)
 
 
 def _restored(context: Context, state: State) -> State:

@@ -286,7 +286,7 @@ def _fingerprint(context: Context, parts: Sequence[Part], gamma: float, costs: C
         "validation images": hash_images(context.validation) if by_drop and context.validation is not None else None,
         "labels": labels.tolist() if uses_labels and labels is not None else None,
         "cost": settings.cost,
-        "timed with": settings.timing if settings.cost == "latency" or settings.rank_multiple is None else None,
+        "timed with": settings.timing if settings.weighs_times else None,
         "milliseconds": costs.tables if settings.cost == "latency" else None,
         "shared milliseconds": _shared(costs) if settings.cost == "latency" else None,
         "search settings": searching,

@@ -43,7 +43,7 @@ def allocate(space: RankSpace, sensitivities: list[Array], weight: float) -> Ran
         sensitivities: per layer at ranks 1..break-even rank (r,).
         weight: of the losses.
     """
-    return _minimize(space, _options(space, sensitivities), weight)
+    return _minimize(space, options_of(space, sensitivities), weight)
 
 
 def allocate_within(space: RankSpace, options: Sequence[Option], limit: float) -> Ranks:
@@ -122,7 +122,7 @@ def evaluate_within(
     Returns:
         The plan (d,) of largest value.
     """
-    plans = [allocate_within(space, _options(space, sensitivities, power), limit) for power in POWERS]
+    plans = [allocate_within(space, options_of(space, sensitivities, power), limit) for power in POWERS]
     return max({ranks.tobytes(): ranks for ranks in plans}.values(), key=evaluate)
 
 
@@ -134,14 +134,15 @@ def evaluate_along_limits(space: RankSpace, sensitivities: list[Array], evaluate
         sensitivities: per layer, L with that layer alone compressed, at ranks 1, 2, ...
         evaluate: gives what a plan (d,) is worth, to be maximized.
     """
-    options = _options(space, sensitivities)
+    options = options_of(space, sensitivities)
     lowest = float(space.ratio(np.ones((1, space.num_dims), dtype=np.int64))[0])
     limits = np.geomspace(lowest, 1.0, CURVE_PLANS, endpoint=False)
     step = float(limits[-1] ** -0.5)
     return _evaluate_closer(lambda limit: allocate_within(space, options, limit), limits.tolist(), step, evaluate)
 
 
-def _options(space: RankSpace, sensitivities: list[Array], power: float = 1.0) -> list[Option]:
+def options_of(space: RankSpace, sensitivities: list[Array], power: float = 1.0) -> list[Option]:
+    """The ranks of each layer, and their losses by a table of each (break-even rank,), to this power."""
     return [(choices, table[choices - 1] ** power) for choices, table in zip(space.choices, sensitivities, strict=True)]
 
 

@@ -10,7 +10,7 @@ from itertools import count
 
 import numpy as np
 
-from benchmarks.studies.search.baselines.problem import DENSE_OBJECTIVE, Attempt, Step
+from benchmarks.studies.search.baselines.problem import DENSE_OBJECTIVE, Attempt, Problem, Step
 from compressor.arrays import Ranks
 from compressor.fidelity.losses import Losses
 
@@ -30,14 +30,13 @@ def uniform_plans(attempt: Attempt) -> Iterator[Step]:
 
 def energy_thresholds(attempt: Attempt) -> Iterator[Step]:
     """Every layer at the smallest rank that discards at most one share, common to all, of its squared norm."""
-    energies, choices = attempt.problem.energies, attempt.space.choices
+    return best_member(attempt, lambda t: plan_discarding(attempt.problem, LOWEST_ENERGY**t))
 
-    def plan(t: float) -> Ranks:
-        discarded = LOWEST_ENERGY**t
-        kept = [ranks[np.argmax(table[ranks - 1] <= discarded)] for ranks, table in zip(choices, energies, strict=True)]
-        return np.array(kept, dtype=np.int64)
 
-    return best_member(attempt, plan)
+def plan_discarding(problem: Problem, share: float) -> Ranks:
+    """The smallest rank (d,) of every layer that discards at most this share of its squared norm."""
+    tables = zip(problem.space.choices, problem.energies, strict=True)
+    return np.array([ranks[np.argmax(table[ranks - 1] <= share)] for ranks, table in tables], dtype=np.int64)
 
 
 def best_member(attempt: Attempt, family: Family) -> Iterator[Step]:

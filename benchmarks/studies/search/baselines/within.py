@@ -7,12 +7,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.studies.search.baselines import ComparedSearch
+from benchmarks.studies.search.baselines.family import plan_discarding
 from benchmarks.studies.search.baselines.greedy import linear_tables
 from benchmarks.studies.search.baselines.problem import Attempt, Problem
 from benchmarks.studies.search.baselines.scoring import follow
-from compressor.arrays import Array, Ranks
+from compressor.arrays import Ranks
 from compressor.fidelity.losses import Losses
-from compressor.search.initial.allocation import allocate_within
+from compressor.search.initial.allocation import allocate_within, options_of
 from compressor.search.space import RankSpace
 
 HALVINGS = 30
@@ -51,26 +52,17 @@ def search_moved(search: ComparedSearch, problem: Problem, limit: float, seed: i
 def layer_by_layer(problem: Problem, limit: float, seed: int, passes: int) -> Ranks:
     """The plan (d,) of least summed losses, each layer having been measured alone at twelve ranks."""
     tables = linear_tables(Attempt(problem, passes, seed))
-    return allocate_within(problem.space, _options(problem.space, tables), limit)
+    return allocate_within(problem.space, options_of(problem.space, tables), limit)
 
 
 def plans_without_evaluation(problem: Problem, limit: float) -> dict[str, Ranks]:
     """Plans (d,) that need no evaluation."""
     space = problem.space
-
-    def by_energy(kept: float) -> Ranks:
-        # The first rank that discards at most the rest of the energy.
-        return np.array([1 + int(np.argmax(share <= 1.0 - kept)) for share in problem.energies], dtype=np.int64)
-
     return {
         "uniform": _largest_within(space, space.uniform, limit),
-        "energy threshold": _largest_within(space, by_energy, limit),
-        "least energy": allocate_within(space, _options(space, problem.energies), limit),
+        "energy threshold": _largest_within(space, lambda kept: plan_discarding(problem, 1.0 - kept), limit),
+        "least energy": allocate_within(space, options_of(space, problem.energies), limit),
     }
-
-
-def _options(space: RankSpace, tables: list[Array]) -> list[tuple[Ranks, Array]]:
-    return [(choices, table[choices - 1]) for choices, table in zip(space.choices, tables, strict=True)]
 
 
 def _largest_within(space: RankSpace, plan_at: Callable[[float], Ranks], limit: float) -> Ranks:
