@@ -71,14 +71,15 @@ def cost_of(report: Report, count: int) -> dict[str, Any]:
     unit = report.seconds_per_image * count
     stages = {cost.stage: cost.seconds for cost in report.stage_costs}
     delivery = sum(seconds for stage, seconds in stages.items() if stage in DELIVERY)
-    peaks = [cost.peak_memory_bytes for cost in report.stage_costs if cost.peak_memory_bytes]
+    peaks = {cost.stage: cost.peak_memory_bytes for cost in report.stage_costs if cost.peak_memory_bytes}
     return {
         "seconds": round(report.seconds, 1),
         "unit_seconds": round(unit, 2),
         "units": round((report.seconds - delivery) / unit, 1),
         "delivery_units": round(delivery / unit, 1),
         "units_by_stage": {stage: round(seconds / unit, 2) for stage, seconds in stages.items()},
-        "peak_bytes": max(peaks, default=None),
+        "peak_bytes": max(peaks.values(), default=None),
+        "peak_bytes_up_to_stage": peaks,
         "weight_bytes": 4 * report.params.original,
         "ratio": report.ratio,
         "function_norm": report.fidelity.function_norm,
