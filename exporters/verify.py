@@ -20,7 +20,7 @@ from exporters.divergence import find_divergence
 from exporters.onnx import export_onnx, frozen_copy
 from exporters.records import MAX_ERROR, Agreement, DifferenceRecord, ExportCheckRecord
 from exporters.rounding import allow_for_rounding
-from exporters.session import CPU, fixed_batch, is_numbers, iterate_outputs, open_session
+from exporters.session import fixed_batch, is_numbers, iterate_outputs, open_session
 from exporters.strangers import SECONDS_ALLOWED
 
 # Sixteen images in batches of 1 and of 6 (6 + 6 + 4): three sizes in two passes; ResNet-18 at 224 px takes seconds.
@@ -50,7 +50,6 @@ def verify_onnx(
     images: Tensor,
     batch_sizes: Sequence[int] = DEFAULT_BATCH_SIZES,
     tolerance: float = 1e-4,
-    provider: str = CPU,
 ) -> ExportCheckRecord:
     """Compare ONNX Runtime with torch on the same images, in batches of every given size.
 
@@ -65,21 +64,20 @@ def verify_onnx(
             only the size at which the file is fixed.
         tolerance: the largest permitted absolute difference of two outputs, as a share of the largest magnitude among
             torch's outputs; more where torch's own rounding is larger, see `exporters.rounding`.
-        provider: the ONNX Runtime execution provider.
 
     Returns:
         The largest errors over all outputs and batch sizes, the smallest agreement of decisions, and the batch sizes
         that ran, remainders included. A file that takes images of any size runs on larger ones, too.
 
     Raises:
-        InputError: fewer than two images, a batch size below 1, or a provider that cannot be used.
+        InputError: fewer than two images, or a batch size below 1.
         VerificationError: the file does not load or run, gives NaN or infinity, or is off by more than is allowed.
     """
     _sizes_to_run(len(images), batch_sizes)  # raises where they are too few
     frozen = frozen_copy(model)
     images = images[: _count_held(frozen, images)]
     expected = _torch_outputs(frozen, images)
-    session = open_session(Path(path), provider)
+    session = open_session(Path(path))
     _require_outputs(Path(path), session, expected)
     fixed = fixed_batch(session)
     sizes = _sizes_to_run(len(images), batch_sizes) if fixed is None else [fixed]
@@ -117,7 +115,6 @@ def verify_files(
     second: Path,
     images: Tensor,
     tolerance: float = 1e-4,
-    provider: str = CPU,
     second_images: Tensor | None = None,
     labels: Labels | None = None,
 ) -> DifferenceRecord:
@@ -131,7 +128,6 @@ def verify_files(
         images: real inputs (N, ...).
         tolerance: up to this absolute difference, as a share of the first file's largest output, outputs count as the
             same; likewise for inner tensors.
-        provider: the ONNX Runtime execution provider.
         second_images: the same images (N, ...) where the second file takes them normalized otherwise.
         labels: of the images, for both files' top-1 accuracy where there are as many classes as outputs tell apart.
 
@@ -139,13 +135,13 @@ def verify_files(
         The errors, and the first divergence where they exceed the tolerance.
 
     Raises:
-        InputError: no images, a file that does not exist, a provider that cannot be used, or outputs of two shapes.
+        InputError: no images, a file that does not exist, or outputs of two shapes.
         VerificationError: a file does not load or run, or the first gives NaN or infinity.
     """
     if not len(images):
         raise InputError("the comparison needs at least one image")
     inputs = images, images if second_images is None else second_images
-    sessions = [open_session(Path(path), provider) for path in (first, second)]
+    sessions = [open_session(Path(path)) for path in (first, second)]
     pairs = _pair_outputs(sessions)
     differences, decided = _compare_images((first, second), sessions, inputs, pairs)
     difference = _describe(differences, tolerance)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor, nn
 
-from compressor.arrays import Array, Ranks
+from compressor.arrays import Ranks
 from compressor.channels.groups import ChannelGroup
 from compressor.network.macs import count_macs
 
@@ -66,16 +66,6 @@ class ChannelCosts:
     def macs(self, widths: Widths) -> int:
         """Multiply-accumulates for one image at these widths (d,) in units."""
         return self._sum(self.macs_terms, widths)
-
-    def macs_per_unit(self, widths: Widths) -> Array:
-        """Multiply-accumulates (d,) that one unit of each group costs where the others have these widths (d,)."""
-        slopes = np.zeros(len(self.num_units))
-        shares = np.asarray(widths) / self.num_units
-        for term in self.macs_terms:
-            for group in term.groups:
-                others = np.prod([shares[other] for other in term.groups if other != group])
-                slopes[group] += term.full * others / self.num_units[group]
-        return slopes
 
     def _sum(self, terms: Iterable[Term], widths: Widths) -> int:
         units = [int(width) for width in widths]

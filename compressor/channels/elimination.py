@@ -19,6 +19,7 @@ from compressor.arrays import Array, Ranks
 Mask = NDArray[np.bool_]
 
 PENDING_COLUMNS = 64  # down-dates are applied to the matrices this many columns at a time, as matrix products
+ROWS_AT_ONCE = 512  # of the matrices; what is subtracted would take as much memory as they
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,10 @@ class _Reader:
 
     def __init__(self, covariance: Array, importance: Array, num_units: int) -> None:
         self._size = len(covariance) // num_units
-        self._inverse = np.linalg.inv(covariance)
-        self._inverse = (self._inverse + self._inverse.T) / 2
-        self._importance = np.array(importance, dtype=np.float64)
+        self._inverse = np.linalg.inv(covariance.astype(np.float64))
+        self._inverse += self._inverse.T.copy()
+        self._inverse /= 2
+        self._importance = importance  # never changed in place
         self._units = np.arange(num_units)  # that the matrices still hold
         self._inverse_blocks = self._diagonal(self._inverse)
         self._importance_blocks = self._diagonal(self._importance)
@@ -111,11 +113,15 @@ class _Reader:
 
     def _apply(self, left: Mask) -> None:
         """Carry out the pending down-dates on the units that are left, and drop the others."""
-        keep = np.repeat(left[self._units], self._size)
+        keep = np.flatnonzero(np.repeat(left[self._units], self._size))
         shares, scaled, moved = self._shares[keep], self._scaled[keep], self._moved[keep]
-        self._inverse = self._inverse[np.ix_(keep, keep)] - scaled @ shares.T
-        change = moved @ shares.T
-        self._importance = self._importance[np.ix_(keep, keep)] - change - change.T
+        self._inverse = self._inverse[np.ix_(keep, keep)]
+        self._importance = self._importance[np.ix_(keep, keep)]
+        for begin in range(0, len(keep), ROWS_AT_ONCE):
+            rows = slice(begin, begin + ROWS_AT_ONCE)
+            self._inverse[rows] -= scaled[rows] @ shares.T
+            self._importance[rows] -= moved[rows] @ shares.T
+            self._importance[rows] -= shares[rows] @ moved.T
         self._units = self._units[left[self._units]]
         self._shares, self._scaled, self._moved = self._nothing(), self._nothing(), self._nothing()
 

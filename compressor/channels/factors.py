@@ -67,7 +67,7 @@ class ChannelFactors(JointFactors):
         self._roots = {
             name: torch.linalg.cholesky(covariances[name][columns][:, columns])
             for name, columns in self._columns.items()
-        }
+        }  # in single precision, which a floor of a hundredth allows: they are what takes a group's memory
 
     @property
     def losses(self) -> Array:
@@ -101,16 +101,15 @@ class ChannelFactors(JointFactors):
         if len(columns) != layer.weight[0].numel():
             return None
         size = len(columns) // self.max_rank * limit
-        whiten = torch.zeros(size, len(columns), dtype=torch.float64)
-        identity = torch.eye(size, dtype=torch.float64)
+        whiten, identity = root.new_zeros(size, len(columns)), torch.eye(size, dtype=root.dtype)
         whiten[:, columns[:size]] = torch.linalg.solve_triangular(root[:size, :size], identity, upper=False)
-        weight = layer.weight.detach().double().cpu().flatten(1)
+        weight, mean = layer.weight.detach().to(root).flatten(1), self._means[name]
         outputs = (weight[:, columns] @ root[:, :size]).T
-        bias = weight @ self._means[name]
+        bias = weight.double() @ mean
         if layer.bias is not None:
             bias = bias + layer.bias.detach().double().cpu()
         like = layer.weight
-        centre = -(whiten @ self._means[name])
+        centre = -(whiten @ mean.to(root))
         features = make_like(layer, whiten.reshape(size, *layer.weight.shape[1:]).to(like), centre.to(like))
         return NestedFactors(
             features, outputs[None].to(like), bias.to(like), size // limit, isinstance(layer, nn.Linear)
@@ -128,14 +127,14 @@ class ChannelFactors(JointFactors):
     def _refit(self, name: str, width: int) -> Refitted:
         """The weight at a width: with X = L_kk the root of the inputs kept, (W L)_k X^-1 in their columns."""
         layer, columns, root, mean = self.layers[name], self._columns[name], self._roots[name], self._means[name]
-        weight = layer.weight.detach().double().cpu()
+        weight = layer.weight.detach().to(root)
         by_input = weight.flatten(1).unflatten(1, (len(columns), -1))
         kept = len(columns) // self.max_rank * width
         rows = by_input[:, columns].transpose(1, 2).flatten(0, 1)
         solved = torch.linalg.solve_triangular(root[:kept, :kept], rows @ root[:, :kept], upper=False, left=False)
         changed = torch.zeros_like(by_input)
         changed[:, columns[:kept]] = solved.unflatten(0, (len(weight), -1)).transpose(1, 2)
-        bias = torch.einsum("oks,k->o", by_input - changed, mean)
+        bias = torch.einsum("oks,k->o", (by_input - changed).double(), mean)
         return Refitted(changed.reshape(weight.shape), bias)
 
 

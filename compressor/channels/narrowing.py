@@ -1,47 +1,15 @@
 """A network with fewer hidden channels: the same modules, with the weights of the units that are kept."""
 
 from collections.abc import Iterable, Mapping
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from compressor.network.surgery import build_candidate
+from compressor.channels.groups import ChannelGroup
+from compressor.network.surgery import copy_sharing_tensors
 
 
-class Narrowable(Protocol):
-    """What can lose units: a group of layers that share hidden channels (see `compressor.channels.groups`).
-
-    Attributes:
-        name: of the group.
-        producers: names of the layers whose outputs are the channels.
-        between: names of the modules with weights that act unit by unit.
-        reader_names: names of the layers that read the channels.
-        num_units: how many units there are.
-    """
-
-    @property
-    def name(self) -> str:
-        """See the class."""
-
-    @property
-    def producers(self) -> tuple[str, ...]:
-        """See the class."""
-
-    @property
-    def between(self) -> tuple[str, ...]:
-        """See the class."""
-
-    @property
-    def reader_names(self) -> tuple[str, ...]:
-        """See the class."""
-
-    @property
-    def num_units(self) -> int:
-        """See the class."""
-
-
-def narrow(model: nn.Module, groups: Iterable[Narrowable], kept: Mapping[str, Tensor]) -> nn.Module:
+def narrow(model: nn.Module, groups: Iterable[ChannelGroup], kept: Mapping[str, Tensor]) -> nn.Module:
     """The network with some units of each group; tensors that stay whole are shared with `model`.
 
     Args:
@@ -52,7 +20,7 @@ def narrow(model: nn.Module, groups: Iterable[Narrowable], kept: Mapping[str, Te
     Returns:
         A network of the same modules, in eval mode if `model` is.
     """
-    network = build_candidate(model, {}, {})
+    network = copy_sharing_tensors(model)
     for group in groups:
         units = kept.get(group.name)
         if units is None or len(units) == group.num_units:
@@ -64,6 +32,11 @@ def narrow(model: nn.Module, groups: Iterable[Narrowable], kept: Mapping[str, Te
         for name in group.reader_names:
             _keep_inputs(network.get_submodule(name), units, group.num_units)
     return network
+
+
+def kept_in_front(groups: Iterable[ChannelGroup], widths: Mapping[str, int]) -> dict[str, Tensor]:
+    """The first units of every group, by name: as many as `widths` says, all where it does not."""
+    return {group.name: torch.arange(widths.get(group.name, group.num_units)) for group in groups}
 
 
 def channels_of(units: Tensor, num_units: int, num_channels: int) -> Tensor:

@@ -11,22 +11,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.linalg import LinAlgError
 from torch import nn
 
 from compressor.arrays import Ranks
 from compressor.channels.factors import ChannelFactors
 from compressor.channels.groups import ChannelGroup, Reader
 from compressor.channels.narrowing import narrow
+from compressor.channels.passes import Passes
 from compressor.channels.refitting import (
+    NormalEquations,
+    equations_of,
     kept_outputs,
     least_squares,
-    moments_of,
     readers_in_order,
     set_weight,
     start_from,
     wanted_rows,
 )
-from compressor.channels.statistics import MAX_ROWS, SplitMoments
+from compressor.channels.statistics import MAX_ROWS
 from compressor.data.images import ImageSet
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.calibration.moments import chunks
@@ -40,10 +43,9 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class RefitStep:
-    """What one refit did: the layer, the ridge of the best, and the function norm before and with it."""
+    """What one refit did: the layer, and the function norm before and with it."""
 
     layer: str
-    ridge: float
     before: float
     after: float
 
@@ -85,21 +87,21 @@ class Reduction:
         """The groups of the factors."""
         return [factors.group for factors in self.factors]
 
-    def run(self, widths: Ranks, passes: int = 1) -> nn.Module:
-        """The network at these widths (d,), its readers refitted `passes` times front to back."""
+    def run(self, widths: Ranks) -> nn.Module:
+        """The network at these widths (d,), its readers refitted front to back."""
         network = self.start(widths)
         kept = kept_outputs(self.original, self.groups, _kept(self.factors, widths))
         readers = readers_in_order(self.original, self.groups, self.calibration.batch([0]).to(self.device))
         readers = readers[self._first_changed(widths, readers) :]
-        for _ in range(passes):
-            cuts = Cuts(network, [reader.name for reader in readers], self.check.images.batch([0]).to(self.device))
-            self._checked = Replay(cuts, self.check.images, self.device)
-            for chunk in chunks(readers, self._row_bytes):
-                wanted = wanted_rows(self.original, chunk, self.calibration, self.device, self.seed)
-                for reader in chunk:
-                    moments = moments_of(network, reader, wanted[reader.name], self.calibration, kept.get(reader.name))
-                    self._checked.advance(network, reader.name)
-                    self._refit(network, reader, moments)
+        cuts = Cuts(network, [reader.name for reader in readers], self.check.images.batch([0]).to(self.device))
+        self._checked = Replay(cuts, self.check.images, self.device)
+        before, after = (Passes(each, readers, self.calibration, self.device) for each in (self.original, network))
+        for chunk in chunks(readers, self._row_bytes):
+            wanted = wanted_rows(self.original, chunk, before, self.seed)
+            for reader in chunk:
+                equations = equations_of(network, reader, wanted[reader.name], after, kept.get(reader.name))
+                self._checked.advance(network, reader.name)
+                self._refit(network, reader, equations)
         return network
 
     def _row_bytes(self, reader: Reader) -> int:
@@ -121,19 +123,19 @@ class Reduction:
         }
         return next((number for number, reader in enumerate(readers) if reader.name in changed), len(readers))
 
-    def _refit(self, network: nn.Module, reader: Reader, moments: SplitMoments) -> None:
+    def _refit(self, network: nn.Module, reader: Reader, equations: NormalEquations) -> None:
         module: Any = network.get_submodule(reader.name)
         present = module.weight.detach().clone()
         before = self._loss(network) if not self.steps else min(self.steps[-1].before, self.steps[-1].after)
         unchanged = self._state(network, reader)
-        best, after, ridge = unchanged, np.inf, RIDGES[0]
-        for candidate in RIDGES:
-            with suppress(torch.linalg.LinAlgError):
-                set_weight(network, reader, *least_squares(moments, present, candidate))
+        best, after = unchanged, np.inf
+        for ridge in RIDGES:
+            with suppress(LinAlgError):
+                set_weight(network, reader, *least_squares(equations, present, ridge))
                 if (loss := self._loss(network)) > after:
                     break
-                best, after, ridge = self._state(network, reader), loss, candidate
-        step = RefitStep(reader.name, ridge, before, after)
+                best, after = self._state(network, reader), loss
+        step = RefitStep(reader.name, before, after)
         self._restore(network, reader, best if step.kept else unchanged)
         self.steps.append(step)
         self.on_step(len(self.steps), f"{reader.name}, function norm {min(before, after):.4g}")

@@ -6,46 +6,50 @@ refitted from the inputs that it does receive to the outputs of the original (as
 that as well (He et al. 2017): the sum is to be the original's.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from compressor.channels.factors import ChannelFactors
 from compressor.channels.groups import ChannelGroup, Reader
 from compressor.channels.narrowing import channels_of
+from compressor.channels.passes import Passes
 from compressor.channels.statistics import MAX_ROWS, SplitMoments, images_of
-from compressor.channels.tracing import in_order, plain_name, tensors_in
-from compressor.data.images import ImageSet
+from compressor.factorization.least_squares import solve_in_place
 from compressor.factorization.moments import raise_floor_
 from compressor.network.calibration.moments import rows_of_batch
 from compressor.network.hooks import (
-    Captured,
     OutputPositions,
-    batches,
     count_calls,
     position_generators,
     sample_positions,
-    watching,
 )
 
 MIN_SCALE = 1e-3  # of a batch norm's channel, below which it does not pass on what is added
 
+
+@dataclass(frozen=True)
+class NormalEquations:
+    """Of least squares from a layer's inputs to what is wanted of it, as precise as a ridge of a hundredth needs.
+
+    Attributes:
+        covariance: of the inputs (n, n), float32.
+        cross: covariance of inputs and targets (n, m), float32.
+        mean: of the inputs (n,), float64.
+        target_mean: of the targets (m,), float64.
+    """
+
+    covariance: Tensor
+    cross: Tensor
+    mean: Tensor
+    target_mean: Tensor
+
+
 Rows = list[tuple[OutputPositions, Tensor, Tensor]]
 """Per batch of images: positions of a layer's output, the image of each, and what is wanted there (rows, Co)."""
-
-
-@dataclass
-class Call:
-    """One call of a reader: its input, its output, and what the output is added to (None where it is not)."""
-
-    value: Tensor
-    output: Tensor
-    other: Tensor | None = None
 
 
 def kept_outputs(original: nn.Module, groups: Sequence[ChannelGroup], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -77,9 +81,7 @@ def readers_in_order(network: nn.Module, groups: Sequence[ChannelGroup], example
     return [readers[name] for name in count_calls(network, list(readers), example)]
 
 
-def wanted_rows(
-    original: nn.Module, readers: Sequence[Reader], images: ImageSet, device: torch.device, seed: int
-) -> dict[str, Rows]:
+def wanted_rows(original: nn.Module, readers: Sequence[Reader], passes: Passes, seed: int) -> dict[str, Rows]:
     """What the readers' outputs are to be at random positions: the original's, plus what it adds them to.
 
     Where a batch norm follows they are less its mean, and divided by its scale.
@@ -87,8 +89,7 @@ def wanted_rows(
     Args:
         original: the network with all channels, on the device.
         readers: whose outputs are wanted.
-        images: N of them; each batch gives its share of at most MAX_ROWS positions.
-        device: where the network runs.
+        passes: of the original over N images; each batch gives its share of at most MAX_ROWS positions.
         seed: of the positions.
 
     Returns:
@@ -97,9 +98,9 @@ def wanted_rows(
     rows: dict[str, Rows] = {reader.name: [] for reader in readers}
     names = [reader.name for reader in readers]
     generators = dict(zip(names, position_generators(seed, len(names)), strict=True))
-    for batch in batches(images, device):
-        count = rows_of_batch(len(batch), len(images), MAX_ROWS)
-        for reader, call in calls_of(original, readers, batch):
+    for size, calls in passes.calls(original, readers):
+        count = rows_of_batch(size, passes.num_images, MAX_ROWS)
+        for reader, call in calls:
             positions = sample_positions(
                 original.get_submodule(reader.name), call.output, count, generators[reader.name]
             )
@@ -112,48 +113,50 @@ def wanted_rows(
     return rows
 
 
-def moments_of(
-    network: nn.Module, reader: Reader, rows: Rows, images: ImageSet, outputs: Tensor | None = None
-) -> SplitMoments:
-    """Moments of the inputs that a reader receives and of what is wanted of it.
+def equations_of(
+    network: nn.Module, reader: Reader, rows: Rows, passes: Passes, outputs: Tensor | None = None
+) -> NormalEquations:
+    """The normal equations of the inputs that a reader receives and of what is wanted of it.
 
     Args:
         network: the compressed network.
         reader: the layer.
         rows: of `wanted_rows` on the same images.
-        images: calibration images.
+        passes: of the compressed network over these images.
         outputs: which outputs of the original (k,) the reader still has; None for all.
     """
-    module = network.get_submodule(reader.name)
-    moments, device = SplitMoments(), rows[0][2].device
-    for batch, (positions, numbers, wanted) in zip(batches(images, device), rows, strict=True):
-        ((_, call),) = calls_of(network, [reader], batch)
+    module, moments = network.get_submodule(reader.name), SplitMoments()
+    for (_, ((_, call),)), (positions, numbers, wanted) in zip(passes.calls(network, [reader]), rows, strict=True):
         inputs = positions.of_input(module, call.value)
         if outputs is not None:
             wanted = wanted[:, outputs]
         if call.other is not None:
             wanted = wanted - _before_norm(network, reader, positions.of_output(call.other))
         moments.add(inputs, numbers, wanted)
-    return moments
+    return NormalEquations(
+        moments.covariance(), moments.cross_covariance().float(), moments.mean(), moments.target_mean()
+    )
 
 
-def least_squares(moments: SplitMoments, present: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+def least_squares(equations: NormalEquations, present: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """Weight and bias of least squared error, with a ridge that pulls towards the present weight.
 
     Args:
-        moments: of the layer's inputs and of its wanted outputs.
+        equations: of the layer.
         present: the weight as it is (Co, ...).
         ridge: its strength, as a share of the covariance's mean diagonal.
 
     Returns:
         The weight (Co, ...) and the bias (Co,), in double precision on the CPU.
+
+    Raises:
+        LinAlgError: SciPy's; the covariance is not positive definite.
     """
-    covariance = moments.covariance()
+    covariance = equations.covariance.clone()
     level = raise_floor_(covariance[None], ridge)
-    prior = present.detach().double().cpu().flatten(1)
-    products = moments.cross_covariance() + level * prior.T
-    solution = torch.cholesky_solve(products, torch.linalg.cholesky(covariance)).T
-    bias = moments.target_mean() - solution @ moments.mean()
+    prior = present.detach().float().cpu().flatten(1)
+    solution = solve_in_place(covariance, equations.cross + level * prior.T).double().T
+    bias = equations.target_mean - solution @ equations.mean
     return solution.reshape(present.shape), bias
 
 
@@ -201,37 +204,6 @@ def start_from(
         set_weight(network, reader, found.weight[rows][:, index], bias)
 
 
-def calls_of(network: nn.Module, readers: Sequence[Reader], batch: Tensor) -> list[tuple[Reader, Call]]:
-    """Inputs and outputs of the readers when the network runs on a batch; the pass ends after the last of them.
-
-    Args:
-        network: that holds the readers.
-        readers: in the order of use.
-        batch: inputs (N, ...), on the network's device.
-    """
-    calls: dict[int, Call] = {}
-    last = {reader.addition: number for number, reader in enumerate(readers) if reader.addition is not None}
-
-    def finish() -> None:
-        waiting = any(call.other is None and readers[i].addition is not None for i, call in calls.items())
-        if len(calls) == len(readers) and not waiting:
-            raise Captured
-
-    def keep(number: int, value: Tensor, output: Tensor) -> None:
-        calls[number] = Call(value.clone(), output.clone())  # the next modules may change them in place
-        finish()
-
-    def add(count: int, operands: Sequence[Tensor]) -> None:
-        if (number := last.get(count)) is not None:
-            calls[number].other = operands[0 if readers[number].adds_right else 1].clone()
-            finish()
-
-    modules = [network.get_submodule(reader.name) for reader in readers]
-    with torch.inference_mode(), suppress(Captured), watching(modules, keep), _Additions(add):
-        network(batch)
-    return [(readers[number], calls[number]) for number in sorted(calls)]
-
-
 def running_mean(network: nn.Module, name: str) -> Tensor:
     """The running mean (C,) of a batch norm."""
     mean = network.get_submodule(name).running_mean
@@ -247,20 +219,3 @@ def _before_norm(network: nn.Module, reader: Reader, values: Tensor) -> Tensor:
     deviation = (norm.running_var + norm.eps).sqrt()
     scale = deviation.new_ones(()) if norm.weight is None else norm.weight
     return torch.where(scale.abs() > MIN_SCALE * scale.abs().max(), values * deviation / scale, 0.0)
-
-
-class _Additions(TorchFunctionMode):
-    """Calls `on_addition(number, operands)` before every addition of tensors, numbered as in tracing."""
-
-    def __init__(self, on_addition: Callable[[int, Sequence[Any]], None]) -> None:
-        super().__init__()
-        self._on_addition = on_addition
-        self._count = 0
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if plain_name(func) == "add" and any(True for _ in tensors_in([list(args), kwargs or {}])):
-            self._on_addition(self._count, in_order(args, kwargs))
-            self._count += 1
-        return func(*args, **(kwargs or {}))

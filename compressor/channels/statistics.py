@@ -8,6 +8,7 @@ Eschenhagen et al. 2023), the second one per position ("expand"). By the gradien
 the means'; with a few hundred images, however, these give too few samples, and the deviations regularize them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from compressor.network.calibration.gradients import OutputGradients
 from compressor.network.calibration.moments import MAX_INPUTS, RunningMoments, rows_of_batch
-from compressor.network.hooks import OutputPositions, batches, position_generators, sample_positions, watch_batches
+from compressor.network.hooks import OutputPositions, position_generators, sample_positions, watch_batches
+from compressor.network.replay import Replay
 
 MAX_ROWS = 32768  # output positions per layer that enter its moments
 MEAN_SHARE = 0.3  # of the images' means in the trace of the inputs' covariance; between 0.3 and 0.6 differ little
@@ -53,9 +55,11 @@ class SplitMoments:
         return self._means.target_mean()[0]
 
     def covariance(self) -> Tensor:
-        """Covariance (n, n), of means and deviations weighted to MEAN_SHARE and the rest of the trace."""
+        """Covariance (n, n), float32, of means and deviations weighted to MEAN_SHARE and the rest of the trace."""
         of_means, of_deviations = self._weights()
-        return of_means * self._means.covariance()[0] + of_deviations * self._deviations.second_moment()[0]
+        total, deviation = self._means.covariance(torch.float32)[0].mul_(of_means), self._deviations.mean()[0].float()
+        total += self._deviations.covariance(torch.float32)[0].mul_(of_deviations)
+        return total.addr_(deviation, deviation, alpha=of_deviations)
 
     def cross_covariance(self) -> Tensor:
         """Covariance (n, m) with the targets, weighted likewise."""
@@ -64,7 +68,7 @@ class SplitMoments:
         return of_means * means + of_deviations * deviations
 
     def _weights(self) -> tuple[float, float]:
-        traces = [float(matrix[0].trace()) for matrix in (self._means.covariance(), self._deviations.second_moment())]
+        traces = [self._means.variance(), self._deviations.variance() + float(self._deviations.mean().square().sum())]
         if min(traces) <= 0.0:
             return 1.0, 1.0
         total = sum(traces)
@@ -73,12 +77,12 @@ class SplitMoments:
 
 @dataclass(frozen=True)
 class ReaderMoments:
-    """Second moments of a layer that reads hidden channels, float64.
+    """Second moments of a layer that reads hidden channels, float64 but for the covariance.
 
     Attributes:
         covariance: of the inputs of one output position, (n, n) in the order of the weight, of images' means and
-            deviations as in `SplitMoments`. For layers with more inputs than `MAX_INPUTS` (c, c) of the units' values,
-            with the inputs within a unit as so many positions.
+            deviations as in `SplitMoments`; float32, as it is the largest. For layers with more inputs than
+            `MAX_INPUTS` (c, c) of the units' values, with the inputs within a unit as so many positions.
         mean: of the inputs (n,), or (c,).
         gradients: second moments (Co, Co) of the gradients of the network's outputs at the layer's, per image: of their
             sum over positions plus those of the deviations from their mean position.
@@ -93,17 +97,25 @@ class ReaderMoments:
         columns = weight.detach().double().cpu().flatten(1)
         size = columns.shape[1] // len(self.covariance)
         by_input = columns.unflatten(1, (-1, size)).movedim(2, 0)
-        return (by_input.mT @ self.gradients @ by_input).sum(0)
+        first, *others = by_input
+        total = first.T @ self.gradients @ first
+        for one in others:
+            total.addmm_(one.T, self.gradients @ one)
+        return total
 
 
-def reader_moments(gradients: OutputGradients, readers: dict[str, int]) -> dict[str, ReaderMoments]:
+def reader_moments(
+    gradients: OutputGradients, readers: Mapping[str, int], replay: Replay | None = None
+) -> dict[str, ReaderMoments]:
     """The moments of layers that read hidden channels.
 
     Args:
         gradients: of the original network, on the calibration images.
-        readers: by layer name the number of units it reads.
+        readers: by layer name the number of units it reads, in the order of use.
+        replay: of the original network on these images, for who asks several times; None for whole passes.
     """
-    inputs = _input_moments(gradients, readers)
+    replay = replay or gradients.replay(list(readers))
+    inputs = _input_moments(gradients, readers, replay)
     weights = gradients.by_image(list(readers))
     return {
         name: ReaderMoments(moments.covariance(), moments.mean(), _with_identity(weights[name]))
@@ -125,7 +137,7 @@ def _means_of(rows: Tensor, images: Tensor) -> Tensor:
     return sums / counts[:, None]
 
 
-def _input_moments(of: OutputGradients, readers: dict[str, int]) -> dict[str, SplitMoments]:
+def _input_moments(of: OutputGradients, readers: Mapping[str, int], replay: Replay) -> dict[str, SplitMoments]:
     names = list(readers)
     moments = {name: SplitMoments() for name in names}
     generators = position_generators(of.seed, len(names))
@@ -141,7 +153,8 @@ def _input_moments(of: OutputGradients, readers: dict[str, int]) -> dict[str, Sp
             rows, numbers = rows.reshape(len(rows), -1, per_unit).mT.flatten(0, 1), numbers.repeat_interleave(per_unit)
         moments[name].add(rows, numbers)
 
-    watch_batches(of.model, modules, batches(of.images, of.device), add)
+    replay.advance(of.model, *names)
+    watch_batches(of.model, modules, replay.passes(of.model), add)
     return moments
 
 

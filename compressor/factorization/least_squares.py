@@ -1,6 +1,7 @@
 """Second factors by least squares: the best combination of given features under a layer's second moments."""
 
 import torch
+from scipy.linalg import cho_factor, cho_solve
 from torch import Tensor, linalg
 
 from compressor.factorization.layers.kinds import Layer, weight_of
@@ -112,3 +113,18 @@ def regular(covariance: Tensor) -> Tensor:
     raised = covariance.clone()
     raised.diagonal(dim1=-2, dim2=-1).add_(level[..., None])
     return raised
+
+
+def solve_in_place(matrix: Tensor, values: Tensor) -> Tensor:
+    """The solution (n, m) for a positive definite matrix (n, n), which is overwritten: torch takes two more of them.
+
+    Args:
+        matrix: on the CPU.
+        values: right sides (n, m), of the same precision.
+
+    Raises:
+        LinAlgError: SciPy's; the matrix is not positive definite.
+    """
+    # A symmetric matrix is its own transpose, and that has the order of LAPACK.
+    factor = cho_factor(matrix.numpy().T, lower=True, overwrite_a=True, check_finite=False)
+    return torch.from_numpy(cho_solve(factor, values.numpy(), check_finite=False))

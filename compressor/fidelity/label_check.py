@@ -64,13 +64,14 @@ def check_labels(original: nn.Module, images: ImageSet, device: torch.device) ->
     """
     if images.labels is None or len(images) < 2:
         return LabelCheck()
-    images = images.subset(range(min(MAX_CHECKED_IMAGES, len(images))))
-    norm, nouns = FunctionNorm(original, images, device), f"{input_noun(images.input_shape)}s"
-    num_outputs = norm.targets.shape[1]
-    if not norm.decides:
+    first = FunctionNorm(original, images.subset(range(2)), device)
+    if not first.decides:
         return _dropped("the network does not give one score for each class of an image")
+    num_outputs = first.targets.shape[1]
     if reason := misfit(images, num_outputs):
         return _dropped(reason)
+    images = images.subset(range(min(MAX_CHECKED_IMAGES, len(images))))
+    norm, nouns = FunctionNorm(original, images, device), f"{input_noun(images.input_shape)}s"
     assert images.labels is not None
     decided, labels = decide(norm.targets.cpu()).numpy(), images.labels.numpy()
     if images.other_order is not None:

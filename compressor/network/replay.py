@@ -5,7 +5,7 @@ it through a few tensors only. Which module's output carries all of it, a residu
 trial: everything before it returns no numbers, and the network's outputs must still be the same.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
@@ -25,11 +25,13 @@ class Cut:
 
     Attributes:
         name: of the module.
+        end: when its call ends, in calls begun and ended.
         numbers: how many it returns for one image.
         before: names of the modules that need not run, and the shape of what each returns for one image.
     """
 
     name: str
+    end: int
     numbers: int
     before: dict[str, torch.Size]
 
@@ -62,14 +64,16 @@ class Cuts:
         self._calls = _record_calls(network, layers, example)
         self._found: dict[str, Cut | None] = {}
 
-    def before(self, layer: str, max_numbers: int) -> Cut | None:
-        """The last cut that ends before the layer is used and returns at most `max_numbers`; None where there is none.
+    def before(self, layers: Iterable[str], max_numbers: int) -> Cut | None:
+        """The last cut that ends before any of the layers is used and returns at most `max_numbers`; None where there
+        is none.
 
         Call it first for the network as it was given.
         """
-        if layer not in self._calls:
+        begins = [self._calls[layer].begin for layer in layers if layer in self._calls]
+        if not begins:
             return None
-        first = self._calls[layer].begin
+        first = min(begins)
         ended = sorted((calls.end, name) for name, calls in self._calls.items() if calls.end < first)
         for _, name in reversed(ended):
             if name not in self._found:
@@ -84,7 +88,7 @@ class Cuts:
         calls = self._calls[name]
         if calls.count > 1 or not calls.shape or calls.shape[0] != 1:
             return None
-        cut, network = Cut(name, calls.shape.numel(), self._modules_before(name)), self._network
+        cut, network = Cut(name, calls.end, calls.shape.numel(), self._modules_before(name)), self._network
         kept: list[Tensor] = []
         with torch.inference_mode():
             with noting([network.get_submodule(name)], lambda _module, output: kept.append(output.clone())):
@@ -121,10 +125,17 @@ class Replay:
         self._cut: Cut | None = None
         self._kept: list[Tensor] = []
 
-    def advance(self, network: nn.Module, layer: str) -> None:
-        """Keep what the last cut before the layer returns, since nothing that is used before it will change."""
-        cut = self._cuts.before(layer, at_once(MAX_KEPT_BYTES) // (4 * len(self._images)))
-        if cut is None or cut == self._cut:
+    def advance(self, network: nn.Module, *layers: str) -> None:
+        """Keep what the last cut before the layers returns, since nothing that is used before them will change.
+
+        For one that is used before the present cut, passes begin at the images again.
+        """
+        cut = self._cuts.before(layers, at_once(MAX_KEPT_BYTES) // (4 * len(self._images)))
+        if cut == self._cut:
+            return
+        if self._cut is not None and (cut is None or cut.end < self._cut.end):
+            self._cut, self._kept = None, []
+        if cut is None:
             return
         kept = []
         for number in range(len(self._parts)):
@@ -133,21 +144,22 @@ class Replay:
                 self._kept[number] = kept[-1][:0]  # no two sets at once
         self._cut, self._kept = cut, kept
 
+    def passes(self, network: nn.Module) -> Iterator[Tensor]:
+        """The images batch by batch; the network's pass over one of them begins behind the cut until the next."""
+        for number in range(len(self._parts)):
+            with self._resumed(network, number) as batch:
+                yield batch
+
     def inputs(self, network: nn.Module, layer: str, calls: int = 1) -> Iterator[list[Tensor]]:
         """What the layer receives in its first calls, batch by batch."""
         module = network.get_submodule(layer)
-        for number in range(len(self._parts)):
-            with self._resumed(network, number) as batch:
-                given = inputs_of(network, module, batch, calls)
-            yield given
+        for batch in self.passes(network):
+            yield inputs_of(network, module, batch, calls)
 
     def outputs(self, network: nn.Module) -> Tensor:
         """What the network returns for all images (n, num_outputs)."""
-        found = []
-        for number in range(len(self._parts)):
-            with self._resumed(network, number) as batch, torch.inference_mode():
-                found.append(network(batch).reshape(len(batch), -1).float())
-        return torch.cat(found)
+        with torch.inference_mode():
+            return torch.cat([network(batch).reshape(len(batch), -1).float() for batch in self.passes(network)])
 
     def _output_of(self, network: nn.Module, name: str, number: int) -> Tensor:
         with self._resumed(network, number) as batch:

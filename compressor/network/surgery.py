@@ -25,7 +25,7 @@ def build_candidate(
         factors: factors by name of the layer, or of what joint factors are of; no layer has two of them.
         ranks: rank by the same name, for what is not kept as it is.
     """
-    candidate = _copy_sharing_tensors(model)
+    candidate = copy_sharing_tensors(model)
     for name, rank in ranks.items():
         for layer, module in built(name, factors[name], rank).items():
             candidate = replace_layer(candidate, layer, module)
@@ -40,7 +40,7 @@ def with_layer(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
         name: of the layer; empty where the network is the layer.
         module: in its place.
     """
-    return replace_layer(_copy_sharing_tensors(model), name, module)
+    return replace_layer(copy_sharing_tensors(model), name, module)
 
 
 class Candidates:
@@ -66,7 +66,7 @@ class Candidates:
         """The network of `build_candidate` at these ranks; the next call in this thread changes it."""
         local = self._local
         if not hasattr(local, "network"):
-            local.network = _copy_sharing_tensors(self._model)
+            local.network = copy_sharing_tensors(self._model)
             local.dense = {name: local.network.get_submodule(name) for name in self._names()}
         network: nn.Module = local.network
         wanted = dict(local.dense)
@@ -91,7 +91,7 @@ def detach_from_original(candidate: nn.Module) -> nn.Module:
     return copy.deepcopy(candidate)
 
 
-def _copy_sharing_tensors(model: nn.Module) -> nn.Module:
+def copy_sharing_tensors(model: nn.Module) -> nn.Module:
     known: dict[int, object] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     # A module has a dozen empty dictionaries, of hooks and the like; not copying them halves the time.
     for module in model.modules():

@@ -65,12 +65,11 @@ class RowView:
 
     Attributes:
         parts: the outputs that count in L, in order.
-        others: names of those that do not.
+        outputs: all that the network returns.
     """
 
     parts: tuple[Weighted, ...]
-    others: tuple[str, ...] = ()
-    outputs: tuple[Output, ...] = field(default=(), repr=False)
+    outputs: tuple[Output, ...] = field(repr=False)
 
     @property
     def is_scores(self) -> bool:
@@ -125,8 +124,7 @@ def make_view(
         )
         for each in counted
     )
-    others = tuple(each.name for each in outputs if each not in counted)
-    return RowView(parts, others, tuple(outputs))
+    return RowView(parts, tuple(outputs))
 
 
 def _require_weights(outputs: Sequence[Output], weights: Mapping[str, float]) -> None:

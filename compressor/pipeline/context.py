@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.channels.groups import ChannelGroup, find_groups
+from compressor.channels.grouping import find_groups
+from compressor.channels.groups import ChannelGroup
 from compressor.data.images import ImageSet, Unread
 from compressor.data.transforms import Transform
 from compressor.fidelity.structured.segmentation import class_map

@@ -72,7 +72,9 @@ class SearchResult:
         layers, ranks: of the plan, in one order; a group of layers that share hidden channels is one.
         factors, kinds: by layer name.
         gamma: of the plan's objective; with a target the multiplier at the plan, None where there is none.
+        plan: the same as a file says it.
         search: None where nothing was searched.
+        rank_multiple: ranks are multiples of it.
         cost, ratio: R in what `cost` counts; None where nothing was searched.
         posterior_loss: the posterior mean of L in the search, before reconstruction.
         left: why layers were left out of the search.
@@ -84,14 +86,29 @@ class SearchResult:
     factors: Mapping[str, Factors | JointFactors]
     kinds: Mapping[str, FactorKind]
     gamma: float | None
-    search: SearchRecord | None
-    rank_multiple: int
     plan: Plan
+    search: SearchRecord | None = None
+    rank_multiple: int = 1
     cost: Cost = "params"
     ratio: float | None = None
     posterior_loss: float = 0.0
     left: Mapping[str, str] = field(default_factory=dict)
     pareto_front: Mapping[str, Plan] = field(default_factory=dict)
+
+    @classmethod
+    def of_parts(
+        cls, parts: Sequence[Part], ranks: Sequence[int], gamma: float | None, plan: Plan, **others: Any
+    ) -> "SearchResult":
+        """The plan at the ranks of these parts, in order, with `others` of the attributes."""
+        return cls(
+            layers=[part.layer for part in parts],
+            ranks=list(ranks),
+            factors={part.layer.name: part.factors for part in parts},
+            kinds={part.layer.name: part.kind for part in parts},
+            gamma=gamma,
+            plan=plan,
+            **others,
+        )
 
 
 @dataclass(frozen=True)

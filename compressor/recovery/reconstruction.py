@@ -18,14 +18,14 @@ from itertools import islice
 
 import numpy as np
 import torch
-from scipy.linalg import LinAlgError, cho_factor, cho_solve
+from scipy.linalg import LinAlgError
 from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
 from compressor.factorization.alternating import alternate
 from compressor.factorization.interpolative import Interpolated
 from compressor.factorization.layers.kinds import Layer, groups_of, set_weight, weight_of
-from compressor.factorization.least_squares import NestedRefit
+from compressor.factorization.least_squares import NestedRefit, solve_in_place
 from compressor.factorization.moments import INPUT_FLOOR, raise_floor_
 from compressor.factorization.registry import METHODS
 from compressor.factorization.two_factor import first_factor, leading_directions
@@ -110,7 +110,7 @@ class Reconstruction:
     def run(self) -> ReconstructionRecord:
         """Refit all layers; the record has the function norm before and after every step."""
         began, layers = time.perf_counter(), self._in_order()
-        cuts = Cuts(self.network, [layer.name for layer in layers], self._example())
+        cuts = Cuts(self.network, list(self._calls), self._example())
         self._fitted = Replay(cuts, self.calibration, self.device)
         self._checked = Replay(cuts, self.check.images, self.device)
         self._current = before = self._loss()
@@ -141,6 +141,11 @@ class Reconstruction:
         """How often the original calls each layer, in order of use."""
         return count_calls(self.original, [layer.name for layer in self.layers], self._example())
 
+    @cached_property
+    def _replayed(self) -> Replay:
+        """The original's passes."""
+        return Replay(Cuts(self.original, list(self._calls), self._example()), self.calibration, self.device)
+
     def _in_order(self) -> list[FoundLayer]:
         """The layers in order of use."""
         by_name = {layer.name: layer for layer in self.layers}
@@ -163,7 +168,7 @@ class Reconstruction:
         generators = position_generators(self.seed, len(layers))
 
         def each() -> Iterator[Tensor]:
-            for batch in batches(self.calibration, self.device):
+            for batch in self._replayed.passes(self.original):
                 for of_layer in rows.values():
                     of_layer.append([])
                 yield batch
@@ -174,6 +179,7 @@ class Reconstruction:
             positions = sample_positions(layer.module, output, count, generators[number])
             rows[layer.name][-1].append((positions, positions.of_output(output)))
 
+        self._replayed.advance(self.original, *(layer.name for layer in layers))
         watch_batches(self.original, [self.original.get_submodule(layer.name) for layer in layers], each(), keep)
         return rows
 
@@ -352,16 +358,9 @@ def solve(moments: RunningMoments, present: Tensor, floor: float) -> tuple[Tenso
     ridge = raise_floor_(covariance, floor)
     weight = present.detach().double().cpu().reshape(moments.groups, -1, covariance.shape[-1])
     cross = (moments.cross_covariance() + ridge[:, None, None] * weight.mT).to(covariance)
-    solution = torch.stack([_solve_in_place(*group) for group in zip(covariance, cross, strict=True)]).double()
+    solution = torch.stack([solve_in_place(*group) for group in zip(covariance, cross, strict=True)]).double()
     bias = moments.target_mean() - (moments.mean()[:, None] @ solution)[:, 0]
     return solution.mT.reshape(present.shape), bias.flatten()
-
-
-def _solve_in_place(matrix: Tensor, values: Tensor) -> Tensor:
-    """The solution (n, m) for a positive definite matrix (n, n), which is overwritten: torch takes two more of them."""
-    # A symmetric matrix is its own transpose, and that has the order of LAPACK.
-    factor = cho_factor(matrix.numpy().T, lower=True, overwrite_a=True, check_finite=False)
-    return torch.from_numpy(cho_solve(factor, values.numpy(), check_finite=False))
 
 
 def _as_parameter(values: Tensor, like: nn.Module) -> nn.Parameter:

@@ -104,10 +104,6 @@ class SurrogateFitter:
         """Have them fitted from fixed starting points for the next posterior."""
         self._hyper, self._restarted_at = None, 0
 
-    def update_gain(self) -> None:
-        """Take over the evaluator's gain after it has changed."""
-        self.forget_hyperparameters()
-
     def _delivered(self, expected: ExpectedLoss) -> ExpectedLoss:
         """A prior mean of L as reconstruction is expected to leave it."""
         return lambda ranks: self._evaluator.gain.delivered(expected(ranks))

@@ -157,7 +157,7 @@ class Search:
         """
         evaluator = self._evaluator
         evaluator.use_gain(gain)
-        self._fitter.update_gain()
+        self._fitter.forget_hyperparameters()
         self._initial_design.use_gain(gain)
         self._limits.rule = self._rule_for(None)
         evaluator.max_evaluations = min(evaluator.count + MAX_EVALUATIONS_FAR_AWAY, self._settings.max_evaluations)

@@ -15,7 +15,6 @@ from compressor.search.space import RankSpace
 SPARSITY = "share of weights kept"
 LEVELS = 20
 MIN_LEVEL = 2  # at most nine weights of ten are pruned
-FRACTIONS = SparsityDimension(LEVELS, MIN_LEVEL).fractions  # pruned at levels 1..LEVELS
 
 
 class SparsitySpace(RankSpace):

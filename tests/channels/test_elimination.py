@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from compressor.arrays import Array
 from compressor.channels import elimination
 from compressor.channels.elimination import eliminate
-from compressor.channels.orders import by_norm, by_pivoted_qr
 
 
 def problem(rng: np.random.Generator, inputs: int, outputs: int) -> tuple[Array, Array, Array]:
@@ -78,22 +77,3 @@ def test_copies_and_channels_that_are_not_read_go_first_and_cost_nothing() -> No
     assert found.losses[4] < 1e-6 < found.losses[3]
     assert 2 in found.order[4:]
     assert {1, 4} & set(found.order[4:].tolist())
-
-
-def test_other_orders_are_nested_and_no_better_by_their_own_measure() -> None:
-    rng = np.random.default_rng(1)
-    covariance, weight, gradients = problem(rng, 24, 4)
-    importance = weight.T @ gradients @ weight
-    best = eliminate([covariance], [importance], 12)
-    for other in (by_norm(covariance, importance, 12), by_pivoted_qr(covariance, 12)):
-        assert sorted(other.order) == list(range(12))
-        assert (np.diff(other.losses) <= 0).all()
-        errors = [refitted_error(covariance, weight, gradients, columns(found.order[:6], 2)) for found in (best, other)]
-        assert errors[0] <= errors[1]
-
-
-def test_pivoted_qr_puts_what_others_predict_last() -> None:
-    samples = np.random.default_rng(2).standard_normal((300, 5))
-    samples[:, 3] = samples[:, 0] - samples[:, 2]
-    order = by_pivoted_qr(np.cov(samples.T), 5).order
-    assert order[-1] in (0, 2, 3)

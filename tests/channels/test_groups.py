@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from compressor.channels.groups import ChannelGroup, Reader, find_groups
-from compressor.channels.refitting import calls_of
+from compressor.channels.grouping import find_groups
+from compressor.channels.groups import ChannelGroup, Reader
+from compressor.channels.passes import calls_of
 from compressor.network.architectures import build_model
 
 EXAMPLE = torch.zeros(1, 3, 64, 64)

@@ -1,25 +1,22 @@
 """Readers refitted to fewer channels: exact where nothing is lost, better where something is."""
 
-from collections.abc import Sequence
 from functools import cached_property
-from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from compressor.channels.allocation import allocate, masked, measure_curve
-from compressor.channels.costs import ChannelCosts
 from compressor.channels.factors import ChannelFactors
-from compressor.channels.groups import find_groups
+from compressor.channels.grouping import find_groups
+from compressor.channels.passes import Passes
 from compressor.channels.reduction import Reduction
-from compressor.channels.refitting import moments_of, readers_in_order, wanted_rows
+from compressor.channels.refitting import equations_of, readers_in_order, wanted_rows
 from compressor.channels.statistics import reader_moments
 from compressor.data.batches import from_batches
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.network.calibration.gradients import OutputGradients
-from compressor.network.macs import count_macs
+from compressor.network.surgery import build_candidate
 
 CPU = torch.device("cpu")
 
@@ -75,6 +72,11 @@ class Subject:
         return self.norm.losses(network, np.arange(len(self.check))).mean
 
 
+def masked(subject: Subject, factors: ChannelFactors, width: int) -> nn.Module:
+    """The network with readers that ignore the channels which are removed at a width."""
+    return build_candidate(subject.model, {"group": factors}, {"group": width})
+
+
 @pytest.fixture(scope="module")
 def subject() -> Subject:
     return Subject()
@@ -91,7 +93,7 @@ def test_all_channels_are_the_network(subject: Subject) -> None:
     assert subject.loss(network) == 0
     for factors in subject.factors:
         assert factors.losses[-1] == 0
-        assert subject.loss(masked(subject.model, factors, factors.max_rank)) < 1e-9
+        assert subject.loss(masked(subject, factors, factors.max_rank)) < 1e-9
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -100,7 +102,7 @@ def test_a_narrowed_group_computes_what_its_masked_readers_do(subject: Subject, 
     widths[number] //= 2
     network = subject.reduction().start(widths)
     images = subject.check.batch(slice(None))
-    expected = masked(subject.model, subject.factors[number], int(widths[number]))(images)
+    expected = masked(subject, subject.factors[number], int(widths[number]))(images)
     torch.testing.assert_close(network(images), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -124,32 +126,32 @@ def test_all_widths_at_once_are_those_built_one_by_one(subject: Subject, number:
 def test_losses_by_first_order_are_near_the_measured_ones(subject: Subject) -> None:
     for factors in subject.factors[:2]:
         width = factors.max_rank - 4
-        measured = subject.loss(masked(subject.model, factors, width))
+        measured = subject.loss(masked(subject, factors, width))
         assert 0.05 < factors.losses[width] / measured < 20
 
 
 def test_refits_lower_the_loss_and_only_those_are_kept(subject: Subject) -> None:
     widths, reduction = subject.widths(0.5), subject.reduction()
     before = subject.loss(reduction.start(widths))
-    network = reduction.run(widths, passes=2)
+    network = reduction.run(widths)
     after = subject.loss(network)
     assert after < 0.9 * before
     assert after == pytest.approx(min(step.after if step.kept else step.before for step in reduction.steps), rel=1e-5)
-    assert len(reduction.steps) == 2 * 3
+    assert len(reduction.steps) == 3
 
 
 def test_a_residual_block_makes_up_for_what_it_is_added_to(subject: Subject) -> None:
     """Where the first block's outputs are shifted, the second block's projection is wanted to shift back."""
     readers = readers_in_order(subject.model, subject.groups, subject.images.batch([0]))
-    wanted = wanted_rows(subject.model, readers, subject.fit, CPU, 0)
+    wanted = wanted_rows(subject.model, readers, Passes(subject.model, readers, subject.fit, CPU), 0)
     network = subject.reduction().start(subject.widths(1.0))
     reader = readers[1]
-    exact = moments_of(network, reader, wanted[reader.name], subject.fit)
+    exact = equations_of(network, reader, wanted[reader.name], Passes(network, readers, subject.fit, CPU))
     network[2] = nn.Sequential(nn.ReLU(), Shifted(0.5))
-    shifted = moments_of(network, reader, wanted[reader.name], subject.fit)
+    shifted = equations_of(network, reader, wanted[reader.name], Passes(network, readers, subject.fit, CPU))
     norm = network[3].norm3
     expected = -0.5 * (norm.running_var + norm.eps).sqrt() / norm.weight
-    torch.testing.assert_close(shifted.target_mean() - exact.target_mean(), expected.double(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(shifted.target_mean - exact.target_mean, expected.double(), rtol=1e-3, atol=1e-3)
 
 
 class Shifted(nn.Module):
@@ -167,32 +169,6 @@ def test_the_original_stays_as_it_was(subject: Subject) -> None:
     before = {name: value.clone() for name, value in subject.model.state_dict().items()}
     subject.reduction().run(subject.widths(0.5))
     assert all(torch.equal(value, before[name]) for name, value in subject.model.state_dict().items())
-
-
-@pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
-def test_widths_meet_the_limit_and_lose_little_more_than_the_best(subject: Subject, share: float) -> None:
-    """The best by the sum of the curves, among all widths; with three groups a multiplier has few plans to offer."""
-    costs = ChannelCosts(subject.model, subject.groups, subject.images.batch([0]))
-    curves = [measure_curve(subject.model, factors, subject.loss) for factors in subject.factors]
-    limit = share * costs.macs(costs.num_units)
-    widths = allocate(curves, costs, limit)
-    assert costs.macs(widths) <= limit
-    assert count_macs(subject.reduction().start(widths), subject.images.batch([0]))[0] == costs.macs(widths)
-
-    def total(plan: Sequence[int]) -> float:
-        return sum(
-            curve.losses[np.searchsorted(curve.widths, width)] for curve, width in zip(curves, plan, strict=True)
-        )
-
-    every = product(*(curve.widths.tolist() for curve in curves))
-    assert total(widths) <= 1.5 * min(total(plan) for plan in every if costs.macs(plan) <= limit)
-
-
-def test_widths_are_multiples_or_all(subject: Subject) -> None:
-    factors = subject.factors[0]
-    curve = measure_curve(subject.model, factors, subject.loss, multiple=4)
-    assert curve.widths.tolist() == [4, 8, 12, 16]
-    assert (np.diff(curve.losses) < 0).all()
 
 
 @pytest.mark.parametrize("width", [0, 17])

@@ -166,8 +166,6 @@ def test_bad_input_is_an_error_in_one_sentence(
         verify_onnx(exported, model, images, batch_sizes=(0, 4))
     with pytest.raises(InputError, match="there is no file"):
         verify_onnx(tmp_path / "none.onnx", model, images)
-    with pytest.raises(InputError, match="NoSuchProvider"):
-        verify_onnx(exported, model, images, provider="NoSuchProvider")
 
 
 def test_a_file_is_the_same_as_itself(exported: Path, images: Tensor) -> None:

@@ -88,6 +88,21 @@ def test_a_layer_that_changes_behind_the_cut_is_seen() -> None:
     torch.testing.assert_close(runs.outputs(network), network(images.data))
 
 
+def test_passes_go_back_for_a_layer_before_the_cut_and_begin_before_the_first_of_several() -> None:
+    network, images = make("resnet18", 32)
+    names = ["layer4.1.conv2", "layer2.0.conv1", "layer3.0.conv1"]
+    runs = Replay(Cuts(network, names, images.batch([0])), images, CPU)
+    cuts = []
+    for layers in (names[:1], names[1:2], names[2:], names):
+        runs.advance(network, *layers)
+        cuts.append(runs._cut.name if runs._cut else None)
+        for layer in layers:
+            given = torch.cat([value for values in runs.inputs(network, layer) for value in values])
+            torch.testing.assert_close(given, inputs_of(network, network.get_submodule(layer), images.data)[0])
+    assert cuts[1] == cuts[3] == "layer1"
+    assert cuts[2] == "layer2"
+
+
 def test_outputs_that_take_too_much_memory_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     network, images = make("resnet18", 32)
     cuts = Cuts(network, ["fc"], images.batch([0]))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from compressor.channels.groups import find_groups
+from compressor.channels.grouping import find_groups
 from compressor.errors import InputError
 from compressor.factorization.records import FactorKind
 from compressor.factorization.registry import find_break_even_rank

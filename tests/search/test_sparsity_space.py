@@ -20,14 +20,16 @@ from compressor.network.layers import FoundLayer, compressible, factorized_ranks
 from compressor.network.pruning import count_prunable, pruned_copy
 from compressor.network.surgery import build_candidate
 from compressor.pipeline.settings import Settings
+from compressor.search.dimension import SparsityDimension
 from compressor.search.evaluation.journal import Journal
 from compressor.search.optimizer import Search, SearchSettings
 from compressor.search.space import RankSpace
-from compressor.search.sparsity_space import FRACTIONS, LEVELS, MIN_LEVEL, SparsitySpace
+from compressor.search.sparsity_space import LEVELS, MIN_LEVEL, SparsitySpace
 from tests.search.test_optimizer import NUM_IMAGES, Problem
 from tests.unmeasured import without_measuring
 
 Invoke = Callable[..., Result]
+FRACTIONS = SparsityDimension(LEVELS, MIN_LEVEL).fractions  # pruned at levels 1, 2, ...
 
 
 def make_space(break_even_ranks: tuple[int, ...] = (30, 50), other: int = 0) -> SparsitySpace:

@@ -35,8 +35,8 @@ from torch import Tensor, nn
 
 from benchmarks.studies.study import earlier_rows, write_results
 from compressor.channels.costs import ChannelCosts
-from compressor.channels.groups import find_groups, kept_in_front
-from compressor.channels.narrowing import narrow
+from compressor.channels.grouping import find_groups
+from compressor.channels.narrowing import kept_in_front, narrow
 from compressor.cost.size import count_params
 from compressor.data.synthetic import synthetic_images
 from compressor.data.transforms import Transform

@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from benchmarks.studies.network.channel_allocation import Curve, allocate, measure_curve
+from benchmarks.studies.network.channel_orders import by_norm, by_pivoted_qr
 from benchmarks.studies.network.criteria import CRITERIA, SCOPES, TorchPruning, with_new_statistics
 from benchmarks.studies.network.low_rank import LowRank
 from benchmarks.studies.study import earlier_rows, write_results
-from compressor.channels.allocation import Curve, allocate, masked, measure_curve
 from compressor.channels.costs import ChannelCosts
 from compressor.channels.elimination import Elimination
 from compressor.channels.factors import ChannelFactors, regularized
-from compressor.channels.groups import find_groups
-from compressor.channels.orders import by_norm, by_pivoted_qr
+from compressor.channels.grouping import find_groups
 from compressor.channels.reduction import Reduction
 from compressor.channels.statistics import ReaderMoments, reader_moments
 from compressor.cost.size import count_params
@@ -44,6 +44,7 @@ from compressor.network.attention import open_attention
 from compressor.network.calibration.gradients import OutputGradients
 from compressor.network.checkpoint import load_model
 from compressor.network.macs import count_macs
+from compressor.network.surgery import build_candidate
 from compressor.recovery.finetuning import FineTuning
 from compressor.recovery.settings import TuneSettings
 
@@ -147,22 +148,22 @@ class Study:
         """The function norm on the check images."""
         return self.check_norm.losses(network, np.arange(NUM_CHECK)).mean
 
-    def networks(self, way: Way, share: float, passes: int = 1) -> Networks | None:
+    def networks(self, way: Way, share: float) -> Networks | None:
         """The networks at a share of the operations; None where the way gets no network so small."""
         if way == LOW_RANK:
             return self.low_rank.networks(share)
         if way == HIDDEN:
-            return self._narrowed(share, passes)
+            return self._narrowed(share)
         network = self.torch_pruning.network(way.criterion, way.scope, share)
         return None if network is None else (network, with_new_statistics(network, self.all_to_fit))
 
-    def _narrowed(self, share: float, passes: int) -> Networks | None:
+    def _narrowed(self, share: float) -> Networks | None:
         limit = share * self.costs.macs(self.costs.num_units)
         if self.costs.macs([int(curve.widths[0]) for curve in self.curves]) > limit:
             return None
         widths = allocate(self.curves, self.costs, limit)
         reduction = Reduction(self.model, self.factors, self.fit, self.check_norm, CPU)
-        return reduction.start(widths), reduction.run(widths, passes)
+        return reduction.start(widths), reduction.run(widths)
 
     def row(self, way: Way, share: float, networks: Networks) -> dict[str, Any]:
         """The figures of a way's networks, as cut and fitted."""
@@ -223,9 +224,9 @@ class Study:
                 "pivoted QR": by_pivoted_qr(covariance, factors.max_rank),
                 "norm": by_norm(covariance, moments.importance(weight).numpy(), factors.max_rank),
             }
+            by_order = {key: self._factors(number, order) if order else factors for key, order in orders.items()}
             losses = {
-                key: self.loss(masked(self.model, factors if order is None else self._factors(number, order), width))
-                for key, order in orders.items()
+                key: self.loss(build_candidate(self.model, {name: one}, {name: width})) for key, one in by_order.items()
             }
             rows.append({"group": factors.group.name, "width": width, **losses})
             click.echo(rows[-1], err=True)
@@ -254,13 +255,11 @@ def missing(
         yield from ((share, way) for share in operations if (share, way) not in known)
 
 
-def run(
-    study: Study, wanted: Sequence[tuple[float, Way]], passes: int, tuning: Tuning | None
-) -> Iterator[dict[str, Any]]:
+def run(study: Study, wanted: Sequence[tuple[float, Way]], tuning: Tuning | None) -> Iterator[dict[str, Any]]:
     """A row for every way at every share; where a way gets no network so small, one that says so."""
     for share, way in wanted:
         began = time.perf_counter()
-        networks = study.networks(way, share, passes)
+        networks = study.networks(way, share)
         if networks is None:
             yield {"way": way.name, "criterion": way.criterion, "scope": way.scope, "share": share}
             continue
@@ -277,7 +276,6 @@ def run(
 @click.option("--input-size", type=int, help="Side of the squares that images are resized to; none: as published.")
 @click.option("--synsets", type=click.Path(path_type=Path), default=None, help="Names of the classes, one per line.")
 @click.option("--operations", type=float, multiple=True, default=(0.9, 0.8, 0.7), help="Shares of the operations.")
-@click.option("--passes", default=1, help="Refits of all layers front to back.")
 @click.option("--multiple", default=8, help="Widths and ranks are multiples of it.")
 @click.option("--images", "num_images", default=500, help="Of DATA.")
 @click.option("--fit", "num_fit", default=250, help="Of them to fit on; the others are evaluated on.")
@@ -297,7 +295,6 @@ def main(
     input_size: int | None,
     synsets: Path | None,
     operations: tuple[float, ...],
-    passes: int,
     multiple: int,
     num_images: int,
     num_fit: int,
@@ -336,7 +333,7 @@ def main(
     rows, began = earlier_rows(name, add, began)
     tuning = Tuning(training, tune_at or operations, epochs) if training else None
     wanted = list(missing(rows, operations, tuning.shares if tuning else ()))
-    for row in run(study, wanted, passes, tuning):
+    for row in run(study, wanted, tuning):
         rows = [*(earlier for earlier in rows if key(earlier) != key(row)), row]
         click.echo(row, err=True)
         write_results(name, about, rows, began)

@@ -16,7 +16,7 @@ import torch_pruning
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from compressor.channels.allocation import MIN_SHARE
+from benchmarks.studies.network.channel_allocation import MIN_SHARE
 from compressor.channels.groups import ChannelGroup
 from compressor.data.images import ImageSet
 from compressor.network.hooks import batches

@@ -12,6 +12,7 @@ from compressor.factorization.layers.kinds import Layer, axes_of, groups_of
 from compressor.factorization.moments import OUTPUT_FLOOR, with_floor
 from compressor.failures import is_shortage
 from compressor.network.hooks import batches, differentiable, fitting_with_gradients, watching
+from compressor.network.replay import Cuts, Replay
 from compressor.process.memory import at_once
 from compressor.streams import Stream, derived_seed
 
@@ -63,6 +64,11 @@ class OutputGradients:
             names: of the layers.
         """
         return {name: sums.by_image() for name, sums in self._find(names).items()}
+
+    def replay(self, names: Sequence[str]) -> Replay:
+        """Passes over the images for who asks for the inputs of these layers, one after the other."""
+        example = self.images.batch([0]).to(self.device)
+        return Replay(Cuts(self.model, names, example), self.images, self.device)
 
     def _find(self, names: Sequence[str]) -> dict[str, "_Sums"]:
         """The sums of these layers: the kept ones, and the others by one run of the images."""

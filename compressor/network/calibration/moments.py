@@ -9,8 +9,9 @@ from torch import Tensor
 
 from compressor.factorization.moments import INPUT_FLOOR, LayerMoments, raise_floor_
 from compressor.network.calibration.gradients import KEPT_BYTES, OutputGradients
-from compressor.network.hooks import batches, position_generators, sample_positions, watch_batches
+from compressor.network.hooks import position_generators, sample_positions, watch_batches
 from compressor.network.layers import FoundLayer
+from compressor.network.replay import Replay
 from compressor.process.memory import at_once
 
 T = TypeVar("T")
@@ -65,10 +66,10 @@ class RunningMoments:
         """Mean of the targets, (groups, m)."""
         return self._shift("y") + self._origin("y")
 
-    def second_moment(self) -> Tensor:
-        """Mean of x x^T, (groups, n, n)."""
-        mean = self.mean()
-        return self.covariance() + mean[:, :, None] * mean[:, None, :]
+    def variance(self) -> float:
+        """The trace of the covariances, over all groups."""
+        squares = self._sums["xx"].diagonal(dim1=-2, dim2=-1).double().cpu() / self.count
+        return float((squares - self._shift("x").square()).sum())
 
     def covariance(self, dtype: torch.dtype = torch.float64) -> Tensor:
         """Covariance of the rows, (groups, n, n); in single precision it takes half the memory."""
@@ -133,7 +134,6 @@ def has_moments(layer: FoundLayer) -> bool:
 def collect_moments(
     gradients: OutputGradients,
     layers: Sequence[FoundLayer],
-    on_step: Callable[[int, str], None] = lambda count, text: None,
 ) -> Iterator[tuple[FoundLayer, LayerMoments]]:
     """Yields the layers that have moments (see `has_moments`) with these, in order.
 
@@ -143,18 +143,14 @@ def collect_moments(
     Args:
         gradients: of the network, on the images that moments are wanted of.
         layers: layers of the network.
-        on_step: called with the number of layers done and a note.
     """
-    done = 0
-    for outer in chunks([layer for layer in layers if has_moments(layer)], output_bytes, KEPT_BYTES):
-        on_step(done, f"gradients at {len(outer)} layers")
+    layers = [layer for layer in layers if has_moments(layer)]
+    replay = gradients.replay([layer.name for layer in layers])
+    for outer in chunks(layers, output_bytes, KEPT_BYTES):
         outputs = gradients.by_position([layer.name for layer in outer])
         for chunk in chunks(outer, _input_bytes):
-            on_step(done, f"inputs of {len(chunk)} layers")
-            moments = _input_moments(gradients, chunk)
+            moments = _input_moments(gradients, chunk, replay)
             for layer in chunk:
-                done += 1
-                on_step(done, layer.name)
                 yield layer, make_moments(moments.pop(layer.name), outputs.pop(layer.name))
 
 
@@ -209,7 +205,7 @@ def chunks(parts: Sequence[T], bytes_of: Callable[[T], int], most: int | None = 
         yield chunk
 
 
-def _input_moments(of: OutputGradients, layers: Sequence[FoundLayer]) -> dict[str, RunningMoments]:
+def _input_moments(of: OutputGradients, layers: Sequence[FoundLayer], replay: Replay) -> dict[str, RunningMoments]:
     moments = {layer.name: RunningMoments(layer.num_groups) for layer in layers}
     generators = position_generators(of.seed, len(layers))
 
@@ -219,5 +215,6 @@ def _input_moments(of: OutputGradients, layers: Sequence[FoundLayer]) -> dict[st
         positions = sample_positions(layer.module, output, count, generators[index])
         moments[layer.name].add(positions.of_input(layer.module, value))
 
-    watch_batches(of.model, [layer.module for layer in layers], batches(of.images, of.device), add)
+    replay.advance(of.model, *(layer.name for layer in layers))
+    watch_batches(of.model, [layer.module for layer in layers], replay.passes(of.model), add)
     return moments

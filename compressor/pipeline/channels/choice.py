@@ -33,21 +33,15 @@ TRIAL_IMAGES, TRIAL_DIRECTIONS = 16, 4
 T = TypeVar("T")
 
 
-def choose_groups(context: Context, names: Collection[str] | None = None) -> list[OrderedGroup]:
-    """The groups with these names, or all that there are, with their channels in order."""
-    groups = [group for group in groups_to_search(context) if names is None or group.name in names]
-    return order_groups(context, groups)
-
-
 def order_groups(context: Context, groups: Sequence[ChannelGroup]) -> list[OrderedGroup]:
     """The groups with their channels in order."""
     factors = order_channels(context, groups) if groups else {}
     return [OrderedGroup(group, factors[group.name]) for group in groups]
 
 
-def outside(groups: Sequence[OrderedGroup], layers: Sequence[FoundLayer]) -> list[FoundLayer]:
+def outside(groups: Sequence[ChannelGroup], layers: Sequence[FoundLayer]) -> list[FoundLayer]:
     """The layers that are in none of the groups."""
-    inside = {name for group in groups for name in group.layer.layers}
+    inside = {name for group in groups for name in group.layers}
     return [layer for layer in layers if layer.name not in inside]
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from compressor.arrays import Array, Ranks
 from compressor.channels.costs import ChannelCosts, Term
-from compressor.channels.groups import ChannelGroup, kept_in_front
-from compressor.channels.narrowing import narrow
+from compressor.channels.groups import ChannelGroup
+from compressor.channels.narrowing import kept_in_front, narrow
 from compressor.cost.tables import FLOAT_BYTES, Clock
 from compressor.network.hooks import watching
 from compressor.pipeline.context import Context

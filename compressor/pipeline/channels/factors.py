@@ -19,10 +19,11 @@ def order_channels(context: Context, groups: Sequence[ChannelGroup]) -> dict[str
     The readers' second moments take as few passes over the calibration images as memory allows.
     """
     found: dict[str, ChannelFactors] = {}
+    replay = context.gradients.replay([name for group in groups for name in group.reader_names])
     with context.progress.stage("ordering channels", len(groups)) as stage:
         for chunk in chunks(groups, partial(_group_bytes, context)):
             units = {name: group.num_units for group in chunk for name in group.reader_names}
-            moments = reader_moments(context.gradients, units)
+            moments = reader_moments(context.gradients, units, replay)
             for group in chunk:
                 stage.update(len(found), group.name)
                 readers: dict[str, Any] = {name: context.original.get_submodule(name) for name in group.reader_names}

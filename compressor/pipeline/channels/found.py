@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.channels.groups import ChannelGroup, find_groups
+from compressor.channels.grouping import find_groups
+from compressor.channels.groups import ChannelGroup
 from compressor.errors import InputError
 from compressor.factorization.registry import CHANNELS, removes_channels
 from compressor.network.layers import FoundLayer

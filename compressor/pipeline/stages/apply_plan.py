@@ -12,8 +12,8 @@ from compressor.pipeline.context import Context
 from compressor.pipeline.plan import Plan, planned_layers
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.stages.evaluate_original import function_norm
-from compressor.pipeline.stages.factorize import decompose_layers, make_result
-from compressor.pipeline.state import Part, State
+from compressor.pipeline.stages.factorize import decompose_layers
+from compressor.pipeline.state import Part, SearchResult, State
 from compressor.search.objective import default_gamma
 
 
@@ -45,4 +45,4 @@ class ApplyPlan(Stage):
             for row in plan.layers
         ]
         kept = plan.model_copy(update={"arch": context.source.arch, "gamma": gamma, "layers": rows})
-        return replace(state, norm=norm, result=make_result(parts, ranks, gamma, kept))
+        return replace(state, norm=norm, result=SearchResult.of_parts(parts, ranks, gamma, kept))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from compressor.channels.groups import ChannelGroup
 from compressor.data.fingerprint import hash_images, hash_tensors
 from compressor.data.images import ImageSet
 from compressor.factorization.base import Factors
@@ -27,14 +28,13 @@ from compressor.fidelity.linearization import SingleLayerLosses
 from compressor.network.calibration.gradients import OutputGradients
 from compressor.network.calibration.moments import collect_moments
 from compressor.network.layers import FoundLayer, compressible, possible_methods, with_method
-from compressor.pipeline.channels.choice import choose_groups, compare_with_channels, in_order, outside
+from compressor.pipeline.channels.choice import compare_with_channels, in_order, order_groups, outside
+from compressor.pipeline.channels.found import groups_to_search
 from compressor.pipeline.context import Context
 from compressor.pipeline.outputs import FACTORS, JOURNAL
-from compressor.pipeline.plan import Plan
 from compressor.pipeline.stage import Stage
-from compressor.pipeline.state import Decomposed, Part, SearchResult, State, needed
+from compressor.pipeline.state import Decomposed, Part, State, needed
 from compressor.process.memory import release_memory
-from compressor.search.records import SearchRecord
 
 TRIAL_SHARES = (0.1, 0.25, 0.5)  # of the layer's parameters, at which candidates are compared
 TRIAL_IMAGES = 16
@@ -278,27 +278,46 @@ def _decompose_or_recall(context: Context, state: State) -> list[Part]:
     layers; where there is none yet, the journal of factors has the first few.
     """
     found, norm = compressible(context.layers), needed(state.norm, "a function norm")
-    earlier, groups_first = context.earlier_search(), context.settings.method == CHANNELS
+    earlier = context.earlier_search()
+    if not earlier:
+        return in_order(context, _decompose_by_trials(context, state, found, norm))
+    recalled = _recall(context, earlier, found)
+    if recalled is None:  # the search will refuse its journal
+        return list(decompose_layers(context, found, norm, {}))
+    groups, layers, kinds = recalled
+    return in_order(context, [*order_groups(context, groups), *decompose_layers(context, layers, norm, kinds)])
+
+
+def _recall(
+    context: Context, earlier: Mapping[str, Any], found: Sequence[FoundLayer]
+) -> tuple[list[ChannelGroup], list[FoundLayer], dict[str, FactorKind]] | None:
+    """Groups, other layers with their methods, and factors by name, as the header of a journal has them; None where
+    it has not all of them."""
     try:
-        rows = {name: (method, kind) for name, method, _, kind in earlier.get("layers") or []}
-        names = [name for name, (method, _) in rows.items() if method == CHANNELS]
-        groups = choose_groups(context, names) if names else []
+        rows: dict[str, tuple[Any, FactorKind]] = {name: (method, kind) for name, method, _, kind in earlier["layers"]}
+        names = {name for name, (method, _) in rows.items() if method == CHANNELS}
+        groups = [group for group in groups_to_search(context) if group.name in names] if names else []
         layers = [with_method(layer, rows[layer.name][0]) for layer in outside(groups, found)]
-        kinds: dict[str, FactorKind] = {name: kind for name, (_, kind) in rows.items()}
-    except (KeyError, TypeError, ValueError):  # no journal, or one that will be refused
-        if earlier:
-            return list(decompose_layers(context, found, norm, {}))
-        # A journal of the search that cannot be read will be refused, and nothing is to be left beside it.
-        journal = None
-        if not (context.folder / JOURNAL).exists():
-            journal = ChoiceJournal.open(context.folder / FACTORS, _fingerprint(context, found), context.resume)
-        competitors = competing_methods(context.settings.method)
-        groups = choose_groups(context) if groups_first else []
-        parts = decompose_layers(context, outside(groups, found), norm, {}, competitors, journal)
-        if not groups_first:
-            return in_order(context, compare_with_channels(context, parts, norm, _price(state)))
-        return in_order(context, [*groups, *parts])
-    return in_order(context, [*groups, *decompose_layers(context, layers, norm, kinds)])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return groups, layers, {name: kind for name, (_, kind) in rows.items()}
+
+
+def _decompose_by_trials(
+    context: Context, state: State, found: Sequence[FoundLayer], norm: FunctionNorm
+) -> Sequence[Part]:
+    """Parts with the methods and factors that are best by measurement."""
+    # A journal of the search that cannot be read will be refused, and nothing is to be left beside it.
+    journal = None
+    if not (context.folder / JOURNAL).exists():
+        journal = ChoiceJournal.open(context.folder / FACTORS, _fingerprint(context, found), context.resume)
+    competitors = competing_methods(context.settings.method)
+    if context.settings.method == CHANNELS:
+        groups = groups_to_search(context)
+        ordered = order_groups(context, groups)
+        return [*ordered, *decompose_layers(context, outside(groups, found), norm, {}, competitors, journal)]
+    parts = decompose_layers(context, found, norm, {}, competitors, journal)
+    return compare_with_channels(context, parts, norm, _price(state))
 
 
 def _price(state: State) -> float:
@@ -320,33 +339,3 @@ def _fingerprint(context: Context, layers: Sequence[FoundLayer]) -> dict[str, An
         "factors": context.settings.factors,
         "seed": context.settings.search.seed,
     }
-
-
-def make_result(
-    parts: Sequence[Part],
-    ranks: Sequence[int],
-    gamma: float,
-    plan: Plan,
-    search: SearchRecord | None = None,
-    rank_multiple: int = 1,
-) -> SearchResult:
-    """The plan at `ranks` with the factors that give it.
-
-    Args:
-        parts: layers and groups with their factors.
-        ranks: of each, in order.
-        gamma: what a unit of L is worth in R.
-        plan: the same as a file says it.
-        search: its record; None where there was none.
-        rank_multiple: ranks are multiples of it.
-    """
-    return SearchResult(
-        layers=[part.layer for part in parts],
-        ranks=list(ranks),
-        factors={part.layer.name: part.factors for part in parts},
-        kinds={part.layer.name: part.kind for part in parts},
-        gamma=gamma,
-        search=search,
-        rank_multiple=rank_multiple,
-        plan=plan,
-    )

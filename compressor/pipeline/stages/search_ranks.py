@@ -26,7 +26,7 @@ from compressor.pipeline.outputs import JOURNAL, PLANS
 from compressor.pipeline.plan import Plan, make_plan
 from compressor.pipeline.settings import Settings
 from compressor.pipeline.stage import Stage
-from compressor.pipeline.stages.factorize import energies_of, make_result, weight_factors
+from compressor.pipeline.stages.factorize import energies_of, weight_factors
 from compressor.pipeline.state import Costs, OrderedGroup, Part, SearchResult, State, needed
 from compressor.recovery.records import ReconstructionRecord
 from compressor.search.evaluation.journal import VERSION_KEY, Journal
@@ -154,11 +154,13 @@ class RankSearch:
         ]
         plan = self._plan(ranks, gamma, "chosen by the search")
         record = record.model_copy(update={"pareto_front": rows, "gain": self._gain.least})
-        return replace(
-            make_result(
-                self.parts, self.space.layer_ranks(ranks).tolist(), self._gamma, plan, record, self._costs.rank_multiple
-            ),
-            gamma=gamma,
+        return SearchResult.of_parts(
+            self.parts,
+            self.space.layer_ranks(ranks).tolist(),
+            gamma,
+            plan,
+            search=record,
+            rank_multiple=self._costs.rank_multiple,
             cost=self._context.settings.cost,
             ratio=float(self.space.ratio(ranks[None])[0]),
             posterior_loss=self._search.posterior_loss(ranks),

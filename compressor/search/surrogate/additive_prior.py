@@ -86,17 +86,16 @@ def tabulated(tables: Sequence[Array]) -> Callable[[Ranks], Array]:
     return lambda ranks: np.asarray(table[ranks + offsets])
 
 
-def loss_per_norm(all_losses: list[Losses], norms: Array | None = None) -> float:
+def loss_per_norm(all_losses: list[Losses]) -> float:
     """L at a function norm of 1, by the half of the evaluations that lose least; 1 where L is the function norm.
 
     Destroyed networks are left out: their losses saturate and are no guide to those of useful ones.
 
     Args:
         all_losses: of every evaluation.
-        norms: function norms (n,) to use in place of the evaluations' own.
     """
     found = np.array([losses.function_norm for losses in all_losses])
     means = np.array([losses.mean for losses in all_losses])
     least = found <= np.median(found)
-    total = (found if norms is None else norms)[least].sum()
+    total = found[least].sum()
     return max(float(means[least].sum() / total), MIN_LOSS_PER_NORM) if total > 0 else 1.0

@@ -99,7 +99,6 @@ class Comparison(ABC):
 
     def __init__(self, posterior: Posterior, incumbent: Ranks) -> None:
         self.posterior = posterior
-        self.incumbent = incumbent
         self._theta = posterior.space.encode(incumbent[None])
         mean, self._projected = posterior.latent(incumbent[None])
         self._mean = float(mean[0])

@@ -18,7 +18,7 @@ from compressor.pipeline.state import BuiltNetwork, SearchResult, State
 def result(pruned: float, ratio: float) -> SearchResult:
     row = {"name": "0", "method": "svd", "rank": 3, "break_even_rank": 5}
     plan = Plan.model_validate({"arch": "toy", "gamma": 1.0, "prune_fraction": pruned, "layers": [row]})
-    return SearchResult([], [3], {}, {}, 1.0, None, 1, plan, ratio=ratio)
+    return SearchResult([], [3], {}, {}, 1.0, plan, ratio=ratio)
 
 
 @pytest.mark.parametrize(("harm", "delivered"), [(1.0, 0.6), (0.0, 0.1)])

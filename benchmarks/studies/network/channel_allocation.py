@@ -9,7 +9,7 @@ from torch import nn
 from compressor.arrays import Array, Ranks
 from compressor.channels.costs import ChannelCosts
 from compressor.channels.factors import ChannelFactors
-from compressor.network.surgery import build_candidate, replace_layer
+from compressor.network.surgery import build_candidate
 
 SHARES = (0.5, 0.75, 0.9)  # of a group's units, at which its loss is measured
 MIN_SHARE = 0.2  # of a group's units, that it keeps in any case
@@ -31,20 +31,6 @@ class Curve:
     losses: Array
 
 
-def masked(model: nn.Module, factors: ChannelFactors, width: int) -> nn.Module:
-    """The network with readers that ignore the channels which are removed at a width; it shares all other tensors.
-
-    Args:
-        model: the network, left unchanged.
-        factors: of the group that loses channels.
-        width: units that the group keeps.
-    """
-    network = build_candidate(model, {}, {})
-    for name, module in factors.build(width).items():
-        network = replace_layer(network, name, module)
-    return network
-
-
 def measure_curve(
     model: nn.Module, factors: ChannelFactors, loss: Callable[[nn.Module], float], multiple: int = 1
 ) -> Curve:
@@ -61,7 +47,8 @@ def measure_curve(
     widths = np.array([*(k for k in range(least, units) if k % multiple == 0), units], dtype=np.int64)
     measured = np.unique([max(1, min(units - 1, round(share * units))) for share in SHARES])
     expected = np.maximum(factors.losses, LOSS_FLOOR)
-    found = [max(loss(masked(model, factors, int(width))), LOSS_FLOOR) for width in measured]
+    candidates = (build_candidate(model, {"group": factors}, {"group": int(width)}) for width in measured)
+    found = [max(loss(candidate), LOSS_FLOOR) for candidate in candidates]
     ratios = np.log(np.array(found) / expected[measured])
     losses = expected[widths] * np.exp(np.interp(widths, measured, ratios))
     losses[-1] = 0.0
@@ -120,8 +107,18 @@ def _minimize(curves: Sequence[Curve], costs: ChannelCosts, price: float) -> Ran
     for _ in range(MAX_SWEEPS):
         before = widths.copy()
         for number, curve in enumerate(curves):
-            slope = costs.macs_per_unit(widths)[number]
+            slope = macs_per_unit(costs, widths)[number]
             widths[number] = curve.widths[np.argmin(curve.losses + price * slope * curve.widths)]
         if (widths == before).all():
             break
     return widths
+
+
+def macs_per_unit(costs: ChannelCosts, widths: Ranks) -> Array:
+    """Multiply-accumulates (d,) that one unit of each group costs where the others have these widths (d,)."""
+    slopes, shares = np.zeros(len(costs.num_units)), np.asarray(widths) / costs.num_units
+    for term in costs.macs_terms:
+        for group in term.groups:
+            others = np.prod([shares[other] for other in term.groups if other != group])
+            slopes[group] += term.full * others / costs.num_units[group]
+    return slopes

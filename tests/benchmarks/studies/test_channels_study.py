@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("torch_pruning", reason="no torch-pruning here: pip install '.[bench]'")
 
+from benchmarks.studies.network.channel_allocation import MIN_SHARE
 from benchmarks.studies.network.channels import HIDDEN, LOW_RANK, WAYS, Study, Tuning, missing, run
 from benchmarks.studies.network.criteria import (
     CRITERIA,
@@ -15,8 +16,7 @@ from benchmarks.studies.network.criteria import (
     loss_gradients,
     with_new_statistics,
 )
-from compressor.channels.allocation import MIN_SHARE
-from compressor.channels.groups import find_groups
+from compressor.channels.grouping import find_groups
 from compressor.data.batches import from_batches
 from compressor.data.images import ImageSet
 from compressor.network.macs import count_macs
@@ -105,7 +105,7 @@ def test_new_statistics_are_those_of_the_images(model: nn.Module, images: ImageS
 def test_every_way_has_a_row_and_earlier_ones_are_kept(model: nn.Module, images: ImageSet) -> None:
     study = Study(model, images.subset(range(60)), images.subset(range(60, 80)), 1)
     wanted = [(0.8, HIDDEN), (0.8, LOW_RANK), (0.8, WAYS[2]), (0.1, HIDDEN)]
-    rows = list(run(study, wanted, 1, Tuning(images, [0.8], 1)))
+    rows = list(run(study, wanted, Tuning(images, [0.8], 1)))
     assert [row["operations"] for row in rows[:3]] == pytest.approx([0.8] * 3, abs=0.05)
     assert all({"cut", "fitted", "tuned", "seconds"} <= row.keys() for row in rows[:3])
     assert rows[0]["widths"].keys() == {group.name for group in study.groups}
