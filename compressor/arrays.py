@@ -1,4 +1,4 @@
-"""Types of the arrays that pass between packages."""
+"""Types of the arrays that pass between packages, and the size of their numbers in files."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,3 +9,5 @@ Ranks = NDArray[np.int64]
 """One rank per layer, (d,) or (n, d)."""
 Thetas = NDArray[np.float64]
 """Ranks scaled to [0, 1]."""
+
+FLOAT_BYTES = 4  # of a number in single precision

@@ -14,7 +14,7 @@ import torch
 from scipy.linalg import LinAlgError
 from torch import nn
 
-from compressor.arrays import Ranks
+from compressor.arrays import FLOAT_BYTES, Ranks
 from compressor.channels.factors import ChannelFactors
 from compressor.channels.groups import ChannelGroup, Reader
 from compressor.channels.narrowing import narrow
@@ -38,7 +38,6 @@ from compressor.network.replay import Cuts, Replay
 # Pull towards the present weight, as a share of the inputs' mean variance: a weak one where images tell the weights, a
 # strong one in late layers, where a few hundred images have too few positions; the last leaves little but a new bias.
 RIDGES = (0.01, 0.1, 1.0, 10.0, 1000.0)
-FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from compressor.cli.errors import NO_SUCCESS, explain_errors, output_folder
 from compressor.cli.help import Command, Group
 from compressor.cli.inputs import (
     check_output,
-    choose_transform,
+    load_network,
     load_network_and_images,
     load_train_images,
     make_progress,
@@ -153,7 +153,6 @@ def inspect(**options: Any) -> None:
     from pydantic import TypeAdapter
 
     from compressor.network.attention import open_attention
-    from compressor.network.checkpoint import load_model
     from compressor.network.layers import find_layers
     from compressor.network.records import LayerRecord
     from compressor.outputs.auxiliary import drop_auxiliary
@@ -161,11 +160,10 @@ def inspect(**options: Any) -> None:
     from compressor.pipeline.channels.found import list_layers
     from compressor.report.console import print_layers
 
-    loaded = load_model(options["model"], options["arch"], options["trust_pickle"], options["weights"])
+    loaded = load_network(options)
     for note in loaded.notes:
         click.echo(f"note: {note}", err=options["as_json"])
-    transform = choose_transform(loaded, options)
-    example = torch.zeros(1, *transform.shape)
+    example = torch.zeros(1, *loaded.transform.shape)
     if not options["keep_aux"]:
         drop_auxiliary(loaded.model)
     outputs = find_outputs(loaded.model, example)
@@ -184,7 +182,7 @@ def inspect(**options: Any) -> None:
     if options["as_json"]:
         click.echo(TypeAdapter(list[LayerRecord]).dump_json(records, indent=2))
     else:
-        print_layers(loaded.arch, name_outputs(loaded, transform), transform.described, records)
+        print_layers(loaded.arch, name_outputs(loaded), loaded.transform.described, records)
 
 
 @main.command(cls=Command)
@@ -308,10 +306,11 @@ def verify(**options: Any) -> None:
 @explain_errors
 def report(folder: Path) -> None:
     """Write FOLDER/report.html anew from FOLDER/report.json."""
+    from compressor.pipeline.outputs import PAGE, REPORT
     from compressor.report.page import read_report, write_report
 
-    page = folder / "report.html"
-    write_report(read_report(folder / "report.json"), page)
+    page = folder / PAGE
+    write_report(read_report(folder / REPORT), page)
     click.echo(page)
 
 

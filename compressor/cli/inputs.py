@@ -80,12 +80,18 @@ def check_output(out: Path, options: dict[str, Any], progress: "Progress") -> No
         raise InputError(f"{error}; --resume goes on with the run there, --overwrite replaces it") from error
 
 
-def choose_transform(loaded: "LoadedModel", options: dict[str, Any]) -> "Transform":
-    """The network's published transform with what the options change of it.
+def load_network(options: dict[str, Any]) -> "LoadedModel":
+    """The network of `model`, with its published transform as the options change it.
 
     Raises:
-        InputError: --std is next to zero, or --mean or --std has not as many numbers as the network has channels.
+        InputError: it cannot be loaded, --std is next to zero, or --mean or --std has not as many numbers as the
+            network has channels.
     """
+    from dataclasses import replace
+
+    from compressor.network.checkpoint import load_model
+
+    loaded = load_model(options["model"], options["arch"], options["trust_pickle"], options["weights"])
     channels = loaded.transform.channels
     for name in ("mean", "std"):
         given = options.get(name)
@@ -93,7 +99,7 @@ def choose_transform(loaded: "LoadedModel", options: dict[str, Any]) -> "Transfo
             raise InputError(
                 f"--{name} has {len(given)} numbers, but the network takes {channels} channels: give as many"
             )
-    return adapt_transform(loaded.transform, options)
+    return replace(loaded, transform=adapt_transform(loaded.transform, options))
 
 
 def adapt_transform(transform: "Transform", options: dict[str, Any]) -> "Transform":
@@ -134,7 +140,6 @@ def load_network_and_images(
     from compressor.data.clips.frames import list_frames
     from compressor.data.folders import list_images
     from compressor.factorization.registry import CHANNELS
-    from compressor.network.checkpoint import load_model
 
     num_images = image_limit(options)
     files: list[Path] = []
@@ -146,11 +151,9 @@ def load_network_and_images(
         files = list_images(options["data"]).files
         num_images = min(num_images, len(files))
     with progress.stage("loading the network"):
-        loaded = load_model(options["model"], options["arch"], options["trust_pickle"], options["weights"])
-    transform = choose_transform(loaded, options)
-    progress.log(
-        f"{options['model']}: {loaded.arch} with {name_outputs(loaded, transform)}, input of {transform.described}"
-    )
+        loaded = load_network(options)
+    transform = loaded.transform
+    progress.log(f"{options['model']}: {loaded.arch} with {name_outputs(loaded)}, input of {transform.described}")
     if options["data"] is not None and transform.frames:
         clips = list_images(options["data"], transform=transform).files
         files = clips if transform.adjacent else [list_frames(clip)[0] for clip in clips[:NUM_SIZES]]
@@ -161,8 +164,8 @@ def load_network_and_images(
     return loaded, _load_images(options, loaded, num_images, progress)
 
 
-def name_outputs(loaded: "LoadedModel", transform: "Transform") -> str:
-    """What the network gives for an image of this transform, or a pair of frames, in words."""
+def name_outputs(loaded: "LoadedModel") -> str:
+    """What the network gives for an image, or a pair of frames, in words."""
     import torch
 
     from compressor.network.architectures import task_of
@@ -172,7 +175,7 @@ def name_outputs(loaded: "LoadedModel", transform: "Transform") -> str:
     if isinstance(loaded.model, FlowNetwork):
         return "a flow"
     if task_of(loaded.arch) is None and not is_detection(loaded):
-        outputs = find_outputs(loaded.model, torch.zeros(1, *transform.shape))
+        outputs = find_outputs(loaded.model, torch.zeros(1, *loaded.transform.shape))
         if len(outputs) > 1:
             return f"{len(outputs)} outputs"
         if len(outputs[0].shape) > 1:
@@ -214,31 +217,30 @@ def _load_images(
     from compressor.data.synthetic import synthetic_images
 
     if options["data"] is None:
-        transform = choose_transform(loaded, options)
         progress.log(f"note: {SYNTHETIC_NOTE}")
         with progress.stage("making synthetic images", num_synthetic) as stage:
-            return synthetic_images(num_synthetic, transform, options["seed"], lambda done, _: stage.update(done))
-    max_images, clips = image_limit(options), choose_transform(loaded, options).frames is not None
+            return synthetic_images(
+                num_synthetic, loaded.transform, options["seed"], lambda done, _: stage.update(done)
+            )
+    max_images, clips = image_limit(options), loaded.transform.frames is not None
     with progress.stage("reading clips" if clips else "reading images", max_images) as stage:
-        images = _read_folder(options["data"], loaded, options, max_images, stage)
+        images = _read_folder(options["data"], loaded, options["seed"], max_images, stage)
     _log_images(images, progress)
     return images if options["max_images"] is None else replace(images, further=None)
 
 
-def _read_folder(
-    folder: Path, loaded: "LoadedModel", options: dict[str, Any], limit: int, stage: "ProgressStage"
-) -> "ImageSet":
+def _read_folder(folder: Path, loaded: "LoadedModel", seed: int, limit: int, stage: "ProgressStage") -> "ImageSet":
     """At most `limit` images, with labels, or masks, as the network's outputs have them."""
     from compressor.data.folders import load_folder
     from compressor.data.masks import load_with_masks
     from compressor.fidelity.decisions import count_classes
 
-    transform, seed = choose_transform(loaded, options), options["seed"]
+    transform = loaded.transform
     if is_detection(loaded):
         from compressor.data.boxes.coco import load_with_boxes
 
         return load_with_boxes(folder, transform, limit, seed, loaded.num_classes, lambda done, _: stage.update(done))
-    if gives_maps(loaded, transform):
+    if gives_maps(loaded):
         return load_with_masks(folder, transform, limit, seed, loaded.num_classes, lambda done, _: stage.update(done))
     return load_folder(
         folder,
@@ -258,13 +260,14 @@ def is_detection(loaded: "LoadedModel") -> bool:
     return isinstance(loaded.model, RawDetector)
 
 
-def gives_maps(loaded: "LoadedModel", transform: "Transform") -> bool:
+def gives_maps(loaded: "LoadedModel") -> bool:
     """Whether the network gives something at every pixel, so that masks are sought as labels."""
     import torch
 
     from compressor.network.architectures import list_task
     from compressor.outputs.structure import find_outputs
 
+    transform = loaded.transform
     if loaded.arch in list_task("classification") or transform.frames:
         return False
     if loaded.arch in list_task("segmentation"):
@@ -302,11 +305,11 @@ def load_train_images(loaded: "LoadedModel", options: dict[str, Any], progress: 
 
     if options["train_data"] is None:
         return None
-    transform, count = choose_transform(loaded, options), options["max_train_images"]
+    transform, count = loaded.transform, options["max_train_images"]
     count = min(count, len(list_images(options["train_data"], transform=transform).files))
     require_memory(count, transform)
     with progress.stage("reading training images", count) as stage:
-        images = _read_folder(options["train_data"], loaded, options, count, stage)
+        images = _read_folder(options["train_data"], loaded, options["seed"], count, stage)
     _log_images(images, progress, "training images: ")
     return images
 
@@ -328,4 +331,4 @@ def make_source(loaded: "LoadedModel", options: dict[str, Any]) -> "Source":
 
     notes = [*loaded.notes, *([SYNTHETIC_NOTE] if options["data"] is None else [])]
     names = None if loaded.class_names is None else tuple(loaded.class_names)
-    return Source(loaded.arch, notes, typed_command(), choose_transform(loaded, options), names, preset_words(options))
+    return Source(loaded.arch, notes, typed_command(), loaded.transform, names, preset_words(options))

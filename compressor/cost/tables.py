@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from compressor.arrays import FLOAT_BYTES
 from compressor.cost.records import Cost
 from compressor.factorization.base import Factors
 from compressor.factorization.layers.kinds import KINDS
@@ -20,7 +21,6 @@ from compressor.network.layers import FoundLayer
 from compressor.network.macs import count_macs
 
 MEASURED_RANKS = 5
-FLOAT_BYTES = 4
 
 Clock = Callable[[str, Sequence[nn.Module], Tensor], Sequence[float]]
 """From a key of the layer, the modules to time and their input (N, ...) to milliseconds of each module."""

@@ -5,7 +5,10 @@ from torch import Tensor
 
 
 def decide(outputs: Tensor) -> Tensor:
-    """The class decided on (n,), from outputs (n, num_outputs); of a single output 1 where it is above zero, else 0."""
+    """The class decided on (n, ...), from outputs (n, num_outputs, ...), such as scores of every pixel.
+
+    Of a single output it is 1 where that is above zero, else 0.
+    """
     return outputs.argmax(1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0).long()
 
 

@@ -264,7 +264,7 @@ def _forward(candidate: nn.Module, names: Sequence[str], axes: Axes, inputs: Ten
         return found.movedim(0, axis).clone()  # the next layer may work in place
 
     with watching([candidate.get_submodule(name) for name in names], keep), torch.enable_grad():
-        outputs = candidate(inputs.requires_grad_().clone())  # it may work in place
+        outputs = candidate(inputs.clone())  # it may work in place; the graph begins at the first of the layers
     return list(calls.values()), outputs.reshape(len(inputs), -1).float()
 
 

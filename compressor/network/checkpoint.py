@@ -62,7 +62,7 @@ class LoadedModel:
         arch: torchvision's name of it, or what --arch says.
         num_classes: width of its output.
         model: the network.
-        transform: how images are prepared for the published weights of `arch`, with as many channels as it takes.
+        transform: how images are prepared: as for the published weights of `arch`, with as many channels as it takes.
         notes: one-line remarks for the user.
         class_names: of the outputs in order, where the checkpoint or a file beside it has them.
     """

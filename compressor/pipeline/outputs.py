@@ -19,6 +19,7 @@ STAGES = "stages"  # a folder
 PLANS = "plans"  # a folder
 PLAN = "plan.json"
 ORIGINAL, MODEL = "original.onnx", "model.onnx"
+REPORT, PAGE = "report.json", "report.html"
 SCRIPT, TIMING_SCRIPT = "infer.py", "measure.py"
 DETECTION_SCRIPT, ANCHORS = "detect.py", "anchors.npy"  # the latter of one-stage detectors
 WEIGHTS = "compressed.safetensors"
@@ -39,8 +40,8 @@ OUTPUTS = (
     PLAN,
     PLANS,
     WEIGHTS,
-    "report.json",
-    "report.html",
+    REPORT,
+    PAGE,
     SCRIPT,
     TIMING_SCRIPT,
     DETECTION_SCRIPT,

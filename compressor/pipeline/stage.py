@@ -64,5 +64,5 @@ def run_stages(stages: Iterable[Stage], context: Context, state: State) -> State
 
 
 def _in_words(name: str) -> str:
-    """'search ranks' of SearchRanks."""
+    """'evaluate original' of EvaluateOriginal."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()

@@ -68,6 +68,7 @@ class FineTuning:
     about: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
     on_step: Callable[[int, str], None] = lambda done, note: None
+    _rows: list[TuneEpoch] = field(default_factory=list, init=False)
 
     def run(self) -> tuple[nn.Module, TuneRecord]:
         """The tuned network and the record. It ends early when the loss on the check images stops falling."""
@@ -80,8 +81,6 @@ class FineTuning:
             self._optimizer, settings.schedule, self._steps_per_epoch, max(1, settings.epochs)
         )
         self._best = _weights(self._network)
-        self._rows: list[TuneEpoch] = []
-        self._first_step: tuple[int, float] | None = None
         if not self._restore():
             self._rows.append(self._checked(0, math.nan, 0.0))
         self._masks = _zero_masks(self._network)
@@ -103,8 +102,7 @@ class FineTuning:
             rate = self._optimizer.param_groups[0]["lr"]
             loss = self._step(indices)
             losses.append(loss * len(indices))
-            left = self._time_left(step + 1)
-            self.on_step(step + 1, f"epoch {number} of {self.settings.epochs}, loss {loss:.3g}{left}")
+            self.on_step(step + 1, f"epoch {number} of {self.settings.epochs}, loss {loss:.3g}")
             if not math.isfinite(losses[-1]):
                 break
         return self._checked(number, sum(losses) / len(self.images), rate)
@@ -118,16 +116,6 @@ class FineTuning:
     @property
     def _steps_per_epoch(self) -> int:
         return math.ceil(len(self.images) / self.settings.batch_size)
-
-    def _time_left(self, done: int) -> str:
-        """Time to the end of all epochs in words, from the steps of this process; empty at the first."""
-        now = time.perf_counter()
-        if self._first_step is None:
-            self._first_step = done, now
-            return ""
-        first, began = self._first_step
-        seconds = (now - began) / (done - first) * (self._steps_per_epoch * self.settings.epochs - done)
-        return f", {seconds:.0f} s left" if seconds < 90 else f", {seconds / 60:.0f} min left"
 
     def _step(self, indices: Tensor) -> float:
         """One step of optimizer and scheduler on these images; the loss before it."""

@@ -21,7 +21,6 @@ from compressor.search.surrogate.lognormal import LognormalSurrogate
 from compressor.search.surrogate.objective import ObjectiveSurrogate
 from compressor.search.surrogate.posterior import Posterior
 
-REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many evaluations
 RESTART_GROWTH = 1.5  # likewise from fixed starting points beside the last fit
 # With a prior mean around a plan, the process learns from evaluations of the initial design whose function norm is
 # within this factor of the plan's, and from the nearest few in any case.
@@ -126,7 +125,7 @@ class SurrogateFitter:
         evaluator, history, informative = self._evaluator, self._evaluator.history, self._informative_evaluations()
         ranks, function_norms = np.array(history.ranks), np.array(history.function_norms)
         per_norm = loss_per_norm(history.losses)
-        is_due = self._hyper is None or len(informative) >= REFIT_GROWTH * self._fitted_at
+        is_due = self._hyper is None or len(informative) >= gp.REFIT_GROWTH * self._fitted_at
         self._update_prior(ranks, function_norms, per_norm, is_due)
         noise = self._noise(function_norms)[np.ix_(informative, informative)]
         losses, levels = np.array(history.norms)[informative], per_norm * function_norms[informative]

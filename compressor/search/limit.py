@@ -13,9 +13,10 @@ from compressor.arrays import Array, Ranks
 from compressor.search.acquisition.base import AcquisitionFunction
 from compressor.search.acquisition.optimize import optimize_acquisition
 from compressor.search.evaluation.evaluator import Evaluator
-from compressor.search.fitting import REFIT_GROWTH, SurrogateFitter
+from compressor.search.fitting import SurrogateFitter
 from compressor.search.objective import Objective
 from compressor.search.stopping.criterion import NUM_ANCHORS, StopRule
+from compressor.search.surrogate import gp
 from compressor.search.surrogate.additive_prior import LOSS_FLOOR
 from compressor.search.surrogate.posterior import Posterior
 from compressor.search.target.target import SearchTarget, are_near
@@ -87,7 +88,7 @@ class LimitUpdate:
     def update_if_due(self) -> None:
         """Find the limit again while L within it is far from its own: one that moves keeps the search from its end."""
         count = len(self._evaluator.history.ranks)
-        if self.is_learnt and count >= REFIT_GROWTH * self._updated_at and not self._is_found():
+        if self.is_learnt and count >= gp.REFIT_GROWTH * self._updated_at and not self._is_found():
             self.update()
             self._updated_at = count
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from compressor.errors import BocompressError
 from compressor.failures import explain
 from compressor.files import claim_folder, prepare_folder
+from compressor.pipeline.outputs import PAGE, REPORT
 from compressor.process.children import SAFE_ENVIRONMENT, end_with_parent, python_command
 from compressor.sweep.jobs import LIST
 from compressor.version import VERSION
@@ -57,7 +58,7 @@ class JobOutcome:
 
 def is_finished(folder: Path) -> bool:
     """Whether a job has written all its files; the page is the last."""
-    return (folder / "report.html").exists() and (folder / "report.json").exists()
+    return (folder / PAGE).exists() and (folder / REPORT).exists()
 
 
 def run_job(order: Order) -> JobOutcome:

@@ -9,6 +9,7 @@ from typing import Any
 
 from compressor.cost.records import LatencyRecord
 from compressor.errors import InputError
+from compressor.pipeline.outputs import MODEL, REPORT
 from compressor.report.page import read_report
 from compressor.report.records import PrecisionRecord, Report
 from compressor.report.verdict import describe_failure
@@ -41,10 +42,10 @@ def rows_of(job: Job, folder: Path, failure: str | None = None) -> list[SweepRow
     known: dict[str, Any] = {"job": job.name, "model": job.model, "asked": job.asked, "seed": job.seed}
     if failure is not None:
         return [SweepRow(**known, state="failed", reason=failure)]
-    if not (folder / "report.json").exists():
+    if not (folder / REPORT).exists():
         return [SweepRow(**known, state="waiting")]
     try:
-        report = read_report(folder / "report.json")
+        report = read_report(folder / REPORT)
     except InputError as error:
         return [SweepRow(**known, state="failed", reason=str(error))]
     failed = report.verdict is not None and not report.verdict.success
@@ -87,7 +88,7 @@ def _of_file(file: _File) -> dict[str, Any]:
 
 def _files(report: Report) -> list[_File]:
     first = _File(
-        name="model.onnx",
+        name=MODEL,
         precision="fp32",
         file_bytes=report.onnx_bytes.compressed,
         gzip_bytes=report.gzip_bytes.compressed,

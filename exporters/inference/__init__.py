@@ -1,1 +1,1 @@
-"""The script that is written beside every model."""
+"""Scripts that are written beside the files: they run them on images, and time them on the device."""

@@ -130,7 +130,7 @@ def test_what_is_needed_later_is_no_cut() -> None:
     network, images = Awkward().eval().requires_grad_(False), ImageSet(torch.randn(5, 6), "random")
     cuts = Cuts(network, ["twice", "last"], images.batch([0]))
     for layer in ("last", "twice"):
-        cut = cuts.before(layer, 10**9)
+        cut = cuts.before([layer], 10**9)
         assert cut is not None
         assert cut.name == "first"
-    assert Cuts(nn.Linear(6, 6), [""], images.batch([0])).before("", 10**9) is None
+    assert Cuts(nn.Linear(6, 6), [""], images.batch([0])).before([""], 10**9) is None

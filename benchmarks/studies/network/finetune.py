@@ -34,7 +34,7 @@ from compressor.pipeline.stages.cost import TabulateCosts
 from compressor.pipeline.stages.evaluate_original import EvaluateOriginal
 from compressor.pipeline.stages.factorize import Factorize
 from compressor.pipeline.stages.finetune import tune_network
-from compressor.pipeline.stages.search_ranks import SearchRanks
+from compressor.pipeline.stages.search_ranks import RankSearch
 from compressor.pipeline.state import SearchResult, State, needed
 from compressor.progress import progress_for_stderr
 from compressor.recovery.settings import TuneSettings
@@ -71,9 +71,9 @@ def scale_ranks(layers: Sequence[FoundLayer], ranks: Sequence[int], share: float
 
 def compress_to(context: Context, share: float) -> tuple[nn.Module, SearchResult]:
     """The network at this share of its convolutions' weights, reconstructed if the settings say so, and its plan."""
-    stages = [EvaluateOriginal(), Factorize(), TabulateCosts(), SearchRanks()]
-    state = run_stages(stages, context, State(context.original))
-    found = needed(state.result, "a plan")
+    state = run_stages([EvaluateOriginal(), Factorize(), TabulateCosts()], context, State(context.original))
+    with RankSearch(context, state) as search:
+        found = search.run()
     result = replace(found, ranks=scale_ranks(_layers(found), found.ranks, share))
     return build(context, result, needed(state.norm, "a function norm")).network, result
 

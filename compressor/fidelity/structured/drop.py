@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from compressor.fidelity.accuracy_drop import DropEstimator, Measurement
+from compressor.fidelity.decisions import decide
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.losses import MIN_LOSS
 from compressor.fidelity.records import DropUnit
@@ -16,7 +17,7 @@ from compressor.fidelity.structured import precision, segmentation
 from compressor.fidelity.structured.detection import detect_all, detector_of
 from compressor.fidelity.structured.outputs import run_whole
 from compressor.fidelity.structured.precision import MatchedDetections
-from compressor.fidelity.structured.segmentation import Confusion, decide_pixels
+from compressor.fidelity.structured.segmentation import Confusion
 from compressor.network.detection.raw import RawDetector
 from compressor.outputs.rows import whole
 from compressor.outputs.structure import Output
@@ -94,7 +95,7 @@ class MeanIoUDrop(StructuredDrop):
         for norm in self._norms:
             assert norm.images.masks is not None
             for indices, tensors in run_whole(whole(network), norm.images, self._device):
-                decided = decide_pixels(tensors[self._output.name])
+                decided = decide(tensors[self._output.name])
                 confusion.add(decided, norm.images.masks[indices], max(2, self._output.shape[0]))
         return confusion
 

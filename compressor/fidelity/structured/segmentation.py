@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compressor.fidelity.decisions import decide
 from compressor.fidelity.records import ChangeRecord, ClassRecord, SegmentationRecord
 from compressor.outputs.rows import RowView
 from compressor.outputs.structure import Output
@@ -33,11 +34,6 @@ def class_map(view: RowView | None, size: Sequence[int], has_masks: bool) -> Out
     full = [each for each in maps if each.shape[1:] == tuple(size)]
     named = [each for each in full if each.name == "out"]
     return next(iter(named or (full if has_masks else [])), None)
-
-
-def decide_pixels(scores: Tensor) -> Tensor:
-    """The class (N, H, W) of every pixel by scores (N, classes, H, W); of a single map 1 where it is above zero."""
-    return scores.argmax(1) if scores.shape[1] > 1 else (scores[:, 0] > 0).long()
 
 
 @dataclass
@@ -106,7 +102,7 @@ class PixelEvaluation:
 
     def add(self, targets: Mapping[str, Tensor], outputs: Mapping[str, Tensor], masks: Tensor | None) -> None:
         """Add the original's outputs (n, ...) by name, the network's, and masks (n, H, W) where there are any."""
-        before, after = (decide_pixels(each[self._output.name]) for each in (targets, outputs))
+        before, after = (decide(each[self._output.name]) for each in (targets, outputs))
         self._same += int((before == after).sum())
         self._pixels += before.numel()
         self._images += len(before)

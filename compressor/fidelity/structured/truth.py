@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data.images import VOID, ImageSet
+from compressor.fidelity.decisions import decide
 from compressor.fidelity.structured.detection import detect_all
 from compressor.fidelity.structured.outputs import run_whole
 from compressor.fidelity.structured.precision import MatchedDetections, can_be_measured
-from compressor.fidelity.structured.segmentation import Confusion, decide_pixels
+from compressor.fidelity.structured.segmentation import Confusion
 from compressor.network.detection.raw import RawDetector
 from compressor.outputs.rows import whole
 from compressor.outputs.structure import Output
@@ -77,7 +78,7 @@ def check_masks(original: nn.Module, output: Output | None, images: ImageSet, de
     own, others = Confusion(), Confusion()
     shifted = some.masks.roll(1, 0)
     for indices, tensors in run_whole(whole(original), some, device):
-        decided = decide_pixels(tensors[output.name])
+        decided = decide(tensors[output.name])
         own.add(decided, some.masks[indices], max(2, output.shape[0]))
         others.add(decided, shifted[indices], max(2, output.shape[0]))
     if not own.has_classes:

@@ -10,11 +10,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from compressor.arrays import Array
+from compressor.arrays import FLOAT_BYTES, Array
 from compressor.channels.groups import ChannelGroup
 from compressor.channels.unfitted import unfitted_channels
 from compressor.cost.size import count_params
-from compressor.cost.tables import FLOAT_BYTES
 from compressor.factorization.base import Factors, JointFactors
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linearization import Linearizer

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from compressor.arrays import Array, Ranks
+from compressor.arrays import FLOAT_BYTES, Array, Ranks
 from compressor.channels.costs import ChannelCosts, Term
 from compressor.channels.groups import ChannelGroup
 from compressor.channels.narrowing import kept_in_front, narrow
-from compressor.cost.tables import FLOAT_BYTES, Clock
+from compressor.cost.tables import Clock
 from compressor.network.hooks import watching
 from compressor.pipeline.context import Context
 

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from compressor.fidelity.decisions import decide
 from compressor.fidelity.structured.precision import Detections, MatchedDetections, can_be_measured
-from compressor.fidelity.structured.segmentation import Confusion, decide_pixels
+from compressor.fidelity.structured.segmentation import Confusion
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.interface import file_batch, selection_of
 from exporters.inference.detect import Detector
@@ -34,7 +35,7 @@ def mean_iou_of(context: Context, partial: Path, path: Path) -> float | None:
     for some in _slices(context):
         parts = iterate_outputs(session, path, file_batch(context, images, some), TEST_BATCH, [output.name])
         scores = torch.from_numpy(np.concatenate([part[output.name] for part in parts]))
-        confusion.add(decide_pixels(scores), images.masks[some], max(2, output.shape[0]))
+        confusion.add(decide(scores), images.masks[some], max(2, output.shape[0]))
     return confusion.mean_iou if confusion.has_classes else None
 
 

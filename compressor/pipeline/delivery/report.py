@@ -21,6 +21,7 @@ from compressor.pipeline.channels.found import groups_to_search
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.choose_warnings import all_warnings
 from compressor.pipeline.delivery.verdict import make_verdict
+from compressor.pipeline.outputs import MODEL, ORIGINAL, PAGE, REPORT
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import SearchResult, State, needed
 from compressor.report.page import write_report
@@ -37,8 +38,8 @@ class WriteReport(Stage):
     def run(self, context: Context, state: State) -> State:
         """See `Stage.run`."""
         report = make_report(context, state)
-        write_text(context.folder / "report.json", report.model_dump_json(indent=2) + "\n")
-        write_report(report, context.folder / "report.html")
+        write_text(context.folder / REPORT, report.model_dump_json(indent=2) + "\n")
+        write_report(report, context.folder / PAGE)
         return replace(state, report=report)
 
 
@@ -98,7 +99,7 @@ def _accuracies(state: State) -> dict[str, Any]:
 
 
 def _sizes(original: nn.Module, network: nn.Module, folder: Path) -> dict[str, Any]:
-    files = folder / "original.onnx", folder / "model.onnx"
+    files = folder / ORIGINAL, folder / MODEL
     return {
         "params": _pair(count_params, original, network),
         "nonzero_params": _pair(count_nonzero_params, original, network),

@@ -38,7 +38,7 @@ class Build(Stage):
 
 @dataclass(frozen=True)
 class SearchAndBuild(Stage):
-    """Fills in what `SearchRanks` and `Build` do, for the gamma of the state.
+    """Fills in `result`, `network` and `reconstruction`, for the gamma of the state.
 
     What reconstruction leaves of L is learnt from the first network that is built. Where that makes another plan better
     by more than delta, it is built, too, and of the two networks the better is delivered.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from compressor.arrays import FLOAT_BYTES
 from compressor.cost.latency import LatencySettings, measure_latency
 from compressor.cost.records import COST_WORDS, Cost
 from compressor.cost.size import count_params, file_bytes
@@ -21,6 +22,7 @@ from compressor.files import scratch_folder
 from compressor.network.macs import count_macs
 from compressor.pipeline.context import Context
 from compressor.pipeline.delivery.interface import file_batch, provenance, write_file
+from compressor.pipeline.outputs import MODEL
 from compressor.pipeline.settings import Target
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.stages.build import build
@@ -31,7 +33,6 @@ from compressor.search.target.target import SearchTarget
 from exporters.providers import PROVIDERS
 
 MAX_STEPS = 4
-FLOAT_BYTES = 4
 GOOD_SHARE_OF_TIME = 0.95  # a step that meets the target and uses this share of it is good enough
 METADATA_OF_PLAN = {"gamma": " " * 24, "prune_fraction": " " * 24}  # as long as numbers get
 
@@ -40,7 +41,7 @@ METADATA_OF_PLAN = {"gamma": " " * 24, "prune_fraction": " " * 24}  # as long as
 class MeetSize(Stage):
     """Searches for the plan within the target that loses least, and builds it.
 
-    Fills in what `SearchRanks` and `Build` do, and `target`.
+    Fills in what `SearchAndBuild` does, and `target`.
 
     Raises:
         InputError: the target cannot be met, or the original meets it already.
@@ -123,7 +124,7 @@ class _Size:
         if cost == "macs":
             return float(count_macs(network, self.context.example)[0])
         with scratch_folder() as folder:
-            path = Path(folder) / "model.onnx"
+            path = Path(folder) / MODEL
             # What files say of where they come from takes room, too.
             metadata = {
                 **provenance(self.context),

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import Any, cast
 
 import numpy as np
@@ -25,7 +25,6 @@ from compressor.pipeline.context import Context
 from compressor.pipeline.outputs import JOURNAL, PLANS
 from compressor.pipeline.plan import Plan, make_plan
 from compressor.pipeline.settings import Settings
-from compressor.pipeline.stage import Stage
 from compressor.pipeline.stages.factorize import energies_of, weight_factors
 from compressor.pipeline.state import Costs, OrderedGroup, Part, SearchResult, State, needed
 from compressor.recovery.records import ReconstructionRecord
@@ -43,16 +42,6 @@ from compressor.search.target.target import SearchTarget
 # What layer-wise reconstruction is taken to leave of a small L until a network is built: it left 0.4 of the ResNet-18's
 # and 0.9 of MobileNetV2's (docs/method/search/index.md).
 EXPECTED_GAIN = 0.6
-
-
-@dataclass(frozen=True)
-class SearchRanks(Stage):
-    """Fills in `result`: the best plan found for the gamma of the state."""
-
-    def run(self, context: Context, state: State) -> State:
-        """See `Stage.run`."""
-        with RankSearch(context, state) as search:
-            return replace(state, result=search.run())
 
 
 class RankSearch:

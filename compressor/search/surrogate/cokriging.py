@@ -17,8 +17,6 @@ from compressor.search.surrogate import gp
 from compressor.search.surrogate.base import ExpectedLoss
 from compressor.search.surrogate.lognormal import LognormalSurrogate
 
-REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many evaluations
-
 
 class NormModel:
     """A Gaussian process on the logarithm of the function norm: `add` every evaluation, then `predict`.
@@ -57,7 +55,7 @@ class NormModel:
         surrogate = LognormalSurrogate(self._space, norm_objective, self._expected, self._saturation)
         targets = surrogate.targets(ranks, function_norms, self._noise.covariance(function_norms))
         thetas = self._space.encode(ranks)
-        if self._hyper is None or len(ranks) >= REFIT_GROWTH * self._fitted_at:
+        if self._hyper is None or len(ranks) >= gp.REFIT_GROWTH * self._fitted_at:
             self._hyper = gp.fit(thetas, targets.values, targets.noise, self._hyper, restarts=1 if self._hyper else 2)
             self._fitted_at = len(ranks)
         process = gp.GaussianProcess(thetas, targets.values, targets.noise, self._hyper)

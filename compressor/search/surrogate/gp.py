@@ -18,6 +18,7 @@ from compressor.arrays import Array, Single
 
 Values = TypeVar("Values", NDArray[np.float32], NDArray[np.float64])
 
+REFIT_GROWTH = 1.1  # hyperparameters are fitted again when there are this many times as many evaluations
 LENGTH_SCALE_BOUNDS = (0.05, 20.0)
 SIGNAL_BOUNDS = (1e-4, 1e4)  # relative to the variance of the targets
 EXCESS_BOUNDS = (1e-8, 1.0)  # likewise

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from compressor.data.batches import from_batches
 from compressor.data.images import VOID, ImageSet
+from compressor.fidelity.decisions import decide
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.structured.drop import MeanIoUDrop
 from compressor.fidelity.structured.outputs import give_rows
-from compressor.fidelity.structured.segmentation import Confusion, PixelEvaluation, changes, class_map, decide_pixels
+from compressor.fidelity.structured.segmentation import Confusion, PixelEvaluation, changes, class_map
 from compressor.fidelity.structured.truth import check_masks
 from compressor.outputs.rows import view_of, whole
 from compressor.outputs.structure import Output, find_outputs
@@ -41,7 +42,7 @@ def images(original: nn.Module) -> ImageSet:
     torch.manual_seed(1)
     inputs = nn.functional.interpolate(torch.randn(40, 3, 5, 5), size=16, mode="bilinear")
     with torch.no_grad():
-        masks = decide_pixels(original(inputs)["out"])
+        masks = decide(original(inputs)["out"])
     masks[:, :2] = VOID
     return from_batches([(inputs, masks)], 40)
 
