@@ -26,7 +26,7 @@ from compressor.process.memory import at_once, release_memory
 from compressor.streams import Stream, generator
 
 BATCH_SIZE = 25
-MAX_GRADIENTS = 2 * 10**7  # by layers' outputs, which are held at once: 80 MB
+MAX_GRADIENTS = 3 * 10**7  # by layers' outputs, which are held at once: 120 MB; twice as many in 16 bits
 # Substitutes of a layer are compared on as many images as keep what is held of it below this, and on four at least.
 MAX_TRIED, MIN_IMAGES = 12 * 10**6, 4
 # What a backward pass costs, in forward passes; the count then agrees with measured times, see
@@ -110,10 +110,13 @@ class Linearizer:
         directions = directions.to(outputs.device)
         values = torch.einsum("bk,bkp->bp", outputs, directions)
         flat = [output for layer in calls for _, output in layer]
-        count = max(1, at_once(MAX_GRADIENTS) // sum(output.numel() for output in flat))
+        room, size = at_once(MAX_GRADIENTS), sum(output.numel() for output in flat)
+        # Layers at other ranks are computed anew for every part of the directions, and cost more than the gradients.
+        dtype = None if values.shape[1] * size <= room else torch.bfloat16
+        count = max(1, room * (1 if dtype is None else 2) // size)
         parts: list[list[dict[int, np.ndarray]]] = []
         for some in values.split(count, dim=1):
-            slopes = iter(_slopes(some, flat))
+            slopes = iter(_slopes(some, flat, dtype))
             pairs = iter(calls)
             with torch.no_grad():
                 rows = [
@@ -313,7 +316,7 @@ def _changes(move: _Move, calls: Calls, slopes: Iterator[Tensor], like: Tensor) 
     """
     totals = {rank: torch.zeros_like(like) for rank in [*move.alone, *move.together]}
     for inputs, outputs in calls:
-        slope = next(slopes)
+        slope = next(slopes).to(outputs)
         found = {rank: _along(slope, module(inputs)) for rank, module in move.alone.items()}
         if move.nested is not None:
             found |= _at_all_ranks(move.nested, move.together, inputs, slope)
