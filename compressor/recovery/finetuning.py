@@ -68,7 +68,6 @@ class FineTuning:
     about: Mapping[str, Any] = field(default_factory=dict)
     resume: bool = False
     on_step: Callable[[int, str], None] = lambda done, note: None
-    _rows: list[TuneEpoch] = field(default_factory=list, init=False)
 
     def run(self) -> tuple[nn.Module, TuneRecord]:
         """The tuned network and the record. It ends early when the loss on the check images stops falling."""
@@ -81,6 +80,7 @@ class FineTuning:
             self._optimizer, settings.schedule, self._steps_per_epoch, max(1, settings.epochs)
         )
         self._best = _weights(self._network)
+        self._rows: list[TuneEpoch] = []
         if not self._restore():
             self._rows.append(self._checked(0, math.nan, 0.0))
         self._masks = _zero_masks(self._network)
