@@ -43,3 +43,8 @@ class Pair(Record, Generic[Number]):
 
     original: Number
     compressed: Number
+
+    @property
+    def both(self) -> tuple[Number, Number]:
+        """The original's, then the compressed network's."""
+        return self.original, self.compressed

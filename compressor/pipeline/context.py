@@ -108,6 +108,13 @@ class Context:
         return len(self.test_images) + len(self.further_tests or ())
 
     @cached_property
+    def num_outputs(self) -> int:
+        """How many numbers the original gives for an image."""
+        with torch.inference_mode():
+            outputs = self.original(self.example.to(next(self.original.parameters()).device))
+        return int(outputs.reshape(1, -1).shape[1])
+
+    @cached_property
     def channel_groups(self) -> list[ChannelGroup]:
         """All groups of the original's layers with hidden channels between them; finding them takes up to a second."""
         return find_groups(self.original, self.example.to(self.device))

@@ -17,7 +17,6 @@ from compressor.report.records import FileRecord, Report, StageRecord, VerdictRe
 from compressor.report.structured.rows import detection_rows, flow_rows, output_rows, segmentation_rows
 from compressor.report.verdict import describe_failure
 from compressor.report.wording import describe_difference, describe_outcome, describe_result
-from compressor.schema import Number, Pair
 from compressor.search.records import TARGET_OPTIONS, SearchRecord, TargetRecord
 from compressor.terminal import SafeConsole
 from exporters.records import MAX_ERROR, DifferenceRecord, QuantizationRecord
@@ -114,8 +113,8 @@ def _precision_table(report: Report) -> Table:
     table = _table("precisions", "", "original", "float32", *(record.precision for record in others))
     sizes, packed, fidelity = report.onnx_bytes, report.gzip_bytes, report.fidelity
     rows: list[tuple[str, Sequence[str]]] = [
-        ("ONNX bytes", [f"{size:,}" for size in (*_both(sizes), *(record.onnx_bytes for record in others))]),
-        ("ONNX bytes, gzip", [f"{size:,}" for size in (*_both(packed), *(record.gzip_bytes for record in others))]),
+        ("ONNX bytes", [f"{size:,}" for size in (*sizes.both, *(record.onnx_bytes for record in others))]),
+        ("ONNX bytes, gzip", [f"{size:,}" for size in (*packed.both, *(record.gzip_bytes for record in others))]),
         *_latency_rows(report),
         ("function norm", ["0", *(f"{f.function_norm:.4g}" for f in (fidelity, *(r.fidelity for r in others)))]),
         ("  against float32", ["", "0", *(f"{record.norm_to_float32:.2g}" for record in others)]),
@@ -125,13 +124,13 @@ def _precision_table(report: Report) -> Table:
         rows.append((_agreement_name(fidelity), ["", *same]))
         rows.append(("  as float32", ["", "", *(_percent_or_dash(record.agreement_to_float32) for record in others)]))
     if report.segmentation and report.segmentation.mean_iou:
-        ious = [*_both(report.segmentation.mean_iou), *(record.mean_iou for record in others)]
+        ious = [*report.segmentation.mean_iou.both, *(record.mean_iou for record in others)]
         rows.append(("mean IoU", [_percent_or_dash(iou) for iou in ious]))
     if report.detection and report.detection.average_precision:
-        found = [*_both(report.detection.average_precision), *(record.average_precision for record in others)]
+        found = [*report.detection.average_precision.both, *(record.average_precision for record in others)]
         rows.append(("mean AP", [_percent_or_dash(each) for each in found]))
     if report.top1:
-        tops = [*_both(report.top1), *(record.top1 for record in others)]
+        tops = [*report.top1.both, *(record.top1 for record in others)]
         rows.append(("top-1", ["" if top is None else _percent(top) for top in tops]))
     for name, cells in rows:
         table.add_row(name, *cells)
@@ -160,10 +159,6 @@ def _latency_rows(report: Report) -> list[tuple[str, Sequence[str]]]:
 
 def _interval(record: LatencyRecord | None) -> str:
     return f"{record.ratio:.3f} ({record.ratio_low:.3f} to {record.ratio_high:.3f})" if record else ""
-
-
-def _both(pair: Pair[Number]) -> tuple[Number, Number]:
-    return pair.original, pair.compressed
 
 
 def print_layers(arch: str, outputs: str, input_size: str, layers: Sequence[LayerRecord]) -> None:

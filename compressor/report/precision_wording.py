@@ -7,7 +7,6 @@ from compressor.cost.records import LatencyRecord
 from compressor.report import formatting
 from compressor.report.formatting import GAP, format_number, format_plural
 from compressor.report.records import PrecisionRecord, Report
-from compressor.schema import Number, Pair
 from compressor.text import join_words
 from exporters.records import QuantizationRecord
 
@@ -41,8 +40,8 @@ def list_precision_rows(report: Report) -> list[PrecisionRow]:
     size, share = formatting.format_bytes, formatting.format_percent
     same = "Same sign" if report.fidelity.by_sign else "Same top-1 class"
     rows = [
-        _row("ONNX file", [*_both(report.onnx_bytes), *(r.onnx_bytes for r in others)], size),
-        _row("gzipped", [*_both(report.gzip_bytes), *(r.gzip_bytes for r in others)], size, part=True),
+        _row("ONNX file", [*report.onnx_bytes.both, *(r.onnx_bytes for r in others)], size),
+        _row("gzipped", [*report.gzip_bytes.both, *(r.gzip_bytes for r in others)], size, part=True),
     ]
     for provider, float32 in report.latency.items():
         rows += _latency_rows(formatting.format_provider(provider), provider, float32, others)
@@ -56,13 +55,13 @@ def list_precision_rows(report: Report) -> list[PrecisionRow]:
             _row("as float32", [None, None, *(r.agreement_to_float32 for r in others)], share, part=True),
         ]
     if report.segmentation is not None and report.segmentation.mean_iou is not None:
-        ious = [*_both(report.segmentation.mean_iou), *(record.mean_iou for record in others)]
+        ious = [*report.segmentation.mean_iou.both, *(record.mean_iou for record in others)]
         rows.append(_row("Mean IoU", ious, share))
     if report.detection is not None and report.detection.average_precision is not None:
-        found = [*_both(report.detection.average_precision), *(record.average_precision for record in others)]
+        found = [*report.detection.average_precision.both, *(record.average_precision for record in others)]
         rows.append(_row("Mean AP", found, share))
     if report.top1 is not None:
-        rows.append(_row("Top-1 accuracy", [*_both(report.top1), *(record.top1 for record in others)], share))
+        rows.append(_row("Top-1 accuracy", [*report.top1.both, *(record.top1 for record in others)], share))
     return rows
 
 
@@ -95,10 +94,6 @@ def describe_columns(report: Report) -> str:
         f"{format_plural(report.fidelity.images, f'test {report.images.noun}')}. Times are ratios to another file’s, "
         f"measured in interleaved runs, with 95{GAP}% intervals."
     )
-
-
-def _both(pair: Pair[Number]) -> tuple[Number, Number]:
-    return pair.original, pair.compressed
 
 
 def _row(name: str, values: Sequence[float | None], show: Callable[[float], str], part: bool = False) -> PrecisionRow:

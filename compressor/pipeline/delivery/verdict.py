@@ -1,7 +1,5 @@
 """Whether a run is a success, and what would do where it is not: found from the Pareto fronts of its own searches."""
 
-import torch
-
 from compressor.fidelity.risk import loss_of_guessing
 from compressor.pipeline.context import Context
 from compressor.pipeline.state import State, needed
@@ -64,13 +62,7 @@ def loss_when_lost(context: Context, state: State) -> float:
     kind = context.settings.fidelity
     if kind == "norm":
         return needed(state.test, "test outputs").fidelity.output_energy
-    return loss_of_guessing(kind, num_outputs(context))
-
-
-def num_outputs(context: Context) -> int:
-    """How many numbers the network gives for an image."""
-    with torch.inference_mode():
-        return int(context.original(context.example).reshape(1, -1).shape[1])
+    return loss_of_guessing(kind, context.num_outputs)
 
 
 def _advise(context: Context, state: State, gamma: float | None) -> str:
