@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.lapack import dpotrf, dpotri
 from threadpoolctl import threadpool_limits
 
 from compressor.arrays import Array, Ranks
@@ -72,9 +73,7 @@ class _Reader:
 
     def __init__(self, covariance: Array, importance: Array, num_units: int) -> None:
         self._size = len(covariance) // num_units
-        self._inverse = np.linalg.inv(covariance.astype(np.float64))
-        self._inverse += self._inverse.T.copy()
-        self._inverse /= 2
+        self._inverse = _inverse(covariance)
         self._importance = importance  # never changed in place
         self._units = np.arange(num_units)  # that the matrices still hold
         self._inverse_blocks = self._diagonal(self._inverse)
@@ -134,3 +133,21 @@ class _Reader:
     def _diagonal(self, matrix: Array) -> Array:
         by_unit = matrix.reshape(len(self._units), self._size, len(self._units), self._size)
         return np.ascontiguousarray(np.einsum("iaib->iab", by_unit))
+
+
+def _inverse(matrix: Array) -> Array:
+    """The inverse of a positive definite matrix, float64; LAPACK overwrites one copy, and its triangle is mirrored.
+
+    Raises:
+        LinAlgError: the matrix is not positive definite.
+    """
+    root, failed = dpotrf(np.array(matrix, dtype=np.float64, order="F"), lower=1, overwrite_a=1)
+    if failed:
+        raise np.linalg.LinAlgError("the covariance is not positive definite")
+    inverse: Array = np.asarray(dpotri(root, lower=1, overwrite_c=1)[0])
+    for begin in range(0, len(inverse), ROWS_AT_ONCE):
+        end = min(begin + ROWS_AT_ONCE, len(inverse))
+        block = inverse[begin:end, begin:end]
+        block[:] = np.tril(block) + np.tril(block, -1).T
+        inverse[begin:end, end:] = inverse[end:, begin:end].T
+    return inverse

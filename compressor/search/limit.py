@@ -15,7 +15,7 @@ from compressor.search.acquisition.optimize import optimize_acquisition
 from compressor.search.evaluation.evaluator import Evaluator
 from compressor.search.fitting import SurrogateFitter
 from compressor.search.objective import Objective
-from compressor.search.stopping.criterion import NUM_ANCHORS, StopRule
+from compressor.search.stopping.criterion import NUM_ANCHORS, best_first
 from compressor.search.surrogate import gp
 from compressor.search.surrogate.additive_prior import LOSS_FLOOR
 from compressor.search.surrogate.posterior import Posterior
@@ -37,31 +37,26 @@ class LeastLoss(AcquisitionFunction):
 
 
 class LimitUpdate:
-    """Keeps the objective's limit of R at the stop rule's target, if it has one.
+    """Keeps the objective's limit of R at a target, if there is one.
 
     Args:
         evaluator: holds the history and the objective, whose limit is set.
         fitter: fits the posterior.
-        rule: holds the target.
+        target: what is limited; None for nothing.
 
     Attributes:
-        rule: its target is learnt from the evaluations until the initial design is complete and a limit was found.
+        target: it is learnt from the evaluations until the initial design is complete and a limit was found.
         is_started: whether the initial design is complete.
     """
 
-    def __init__(self, evaluator: Evaluator, fitter: SurrogateFitter, rule: StopRule) -> None:
-        self.rule = rule
+    def __init__(self, evaluator: Evaluator, fitter: SurrogateFitter, target: SearchTarget | None) -> None:
+        self.target = target
         self.is_started = False
         self._evaluator = evaluator
         self._fitter = fitter
         self._has_updated, self._updated_at = False, 0
         if self.target is not None and self.target.measure == "ratio":
             self._set(self._within(self.target.upper))
-
-    @property
-    def target(self) -> SearchTarget | None:
-        """What is limited."""
-        return self.rule.target
 
     @property
     def is_learnt(self) -> bool:
@@ -81,7 +76,7 @@ class LimitUpdate:
             self._set(self._within(self.target.upper))
             return
         if not (self.is_started and self._has_updated):
-            self.rule.target = self.target.learn(self._evaluator.history.losses)
+            self.target = self.target.learn(self._evaluator.history.losses)
         self._has_updated = True
         self._set(self._within(self._limit_of(self.target.upper)))
 
@@ -95,7 +90,7 @@ class LimitUpdate:
     def _is_found(self) -> bool:
         """Whether the best evaluated plan has an L near the target's."""
         posterior = self._fitter.posterior()
-        best = self.rule.rank(posterior, np.array(self._evaluator.history.ranks))[:1]
+        best = best_first(posterior, np.array(self._evaluator.history.ranks))[:1]
         assert self.target is not None
         return self._has_updated and are_near(float(posterior.loss(best)[0][0]), self.target.upper)
 
@@ -109,14 +104,14 @@ class LimitUpdate:
         loss = float(self._fitter.posterior().loss(plan[None])[0][0])
         if not self.is_learnt or not are_near(loss, self.target.upper):
             return False
-        self.rule.target, self._has_updated = replace(self.target, upper=loss), True
+        self.target, self._has_updated = replace(self.target, upper=loss), True
         return True
 
     def best_plan(self) -> Ranks:
         """The best evaluated plan (d,), after an update of the limit."""
         with self._fitter.timed():
             self.update()
-            return self.rule.rank(self._fitter.posterior(), np.array(self._evaluator.history.ranks))[0]
+            return best_first(self._fitter.posterior(), np.array(self._evaluator.history.ranks))[0]
 
     def least_loss(self, limit: float) -> tuple[Ranks, float]:
         """The plan (d,) of least posterior mean of L within a limit of R, and that mean."""

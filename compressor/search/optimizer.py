@@ -81,7 +81,8 @@ class Search:
         self._on_incumbent = listener.on_incumbent
         self._evaluator = Evaluator(problem, settings, journal, workers, listener.on_evaluation)
         self._fitter = SurrogateFitter(self._evaluator, prior)
-        self._limits = LimitUpdate(self._evaluator, self._fitter, self._rule_for(target))
+        self._limits = LimitUpdate(self._evaluator, self._fitter, target)
+        self._rule = self._make_rule()
         self._initial_design = InitialDesign(
             self._evaluator, self._fitter, self._limits, problem.linearize, listener.on_incumbent
         )
@@ -134,7 +135,8 @@ class Search:
         begun, self._has_only_begun, self._initial_best = self._has_only_begun, False, None
         if not begun:
             target = target.after(self.target)
-        self._limits.rule = self._rule_for(target)
+        self._limits.target = target
+        self._rule = self._make_rule()
         allowed = self._evaluator.count + (MAX_EVALUATIONS_NEARBY if target.is_near else MAX_EVALUATIONS_FAR_AWAY)
         self._evaluator.max_evaluations = self._settings.max_evaluations if begun else allowed
         with threadpool_limits(limits=1, user_api="blas"):
@@ -159,7 +161,8 @@ class Search:
         evaluator.use_gain(gain)
         self._fitter.forget_hyperparameters()
         self._initial_design.use_gain(gain)
-        self._limits.rule = self._rule_for(None)
+        self._limits.target = None
+        self._rule = self._make_rule()
         evaluator.max_evaluations = min(evaluator.count + MAX_EVALUATIONS_FAR_AWAY, self._settings.max_evaluations)
         with threadpool_limits(limits=1, user_api="blas"):
             self._initial_best = plan
@@ -175,8 +178,10 @@ class Search:
                 found, reason = plan, reason if test.met else "no plan was found that is better by more than delta"
             return found, self._record(test, found, reason)
 
-    def _rule_for(self, target: SearchTarget | None) -> StopRule:
-        return StopRule(self._settings, target, self._evaluator.noise_spec.floor)
+    def _make_rule(self) -> StopRule:
+        """The tests for the target as it is, in a schedule that starts anew."""
+        measure = self.target.measure if self.target else None
+        return StopRule(self._settings, measure, self._evaluator.noise_spec.floor)
 
     def _evaluate_least_loss(self) -> None:
         """Evaluate the plan of least posterior mean of L within the limit."""
@@ -239,10 +244,6 @@ class Search:
         return Racing(evaluator, self._initial_design.fitted_images).run(plans)
 
     # What to evaluate next, and when to stop
-
-    @property
-    def _rule(self) -> StopRule:
-        return self._limits.rule
 
     def _test(self) -> StopTest:
         self._limits.update_if_due()

@@ -11,7 +11,7 @@ from compressor.search.acquisition.registry import PAC, make_acquisition
 from compressor.search.settings import SearchSettings
 from compressor.search.stopping.joint_certificate import Failure, JointTest, Schedule, certify_jointly
 from compressor.search.surrogate.posterior import Posterior
-from compressor.search.target.target import SearchTarget
+from compressor.search.target.target import Measure
 from compressor.streams import Stream, generator
 
 NUM_ANCHORS = 5
@@ -56,6 +56,13 @@ class StopTest:
     is_refuted: bool = False
 
 
+def best_first(posterior: Posterior, visited: Ranks) -> Ranks:
+    """The plans `visited` (n, d), best first: by the posterior mean of J, those beyond a limit of R last."""
+    ratios = posterior.space.ratio(visited)
+    excess = np.where(posterior.objective.allows(ratios), 0.0, ratios)
+    return visited[np.lexsort([-posterior.mean(visited), excess])]
+
+
 class StopRule:
     """The tests of one search in order; the joint certificate shares its failure probability out over them.
 
@@ -63,12 +70,12 @@ class StopRule:
 
     Args:
         settings: acquisition function, certificate, delta and epsilon.
-        target: what is limited, if anything is: a limit of L is reported by differences of R.
+        measure: what a target limits, if there is one: a limit of L is reported by differences of R.
         floor: loss taken for that of the original itself, to which differences of L are relative, too.
     """
 
-    def __init__(self, settings: SearchSettings, target: SearchTarget | None = None, floor: float = 0.0) -> None:
-        self.target = target
+    def __init__(self, settings: SearchSettings, measure: Measure | None = None, floor: float = 0.0) -> None:
+        self._measure = measure
         self._floor = floor
         self._settings = settings
         self._num_joint = 0
@@ -115,12 +122,6 @@ class StopRule:
             self._unexpected_at = count
         return count - self._gained_at >= PATIENCE or count - self._unexpected_at >= PATIENCE_IF_EXPECTED
 
-    def rank(self, posterior: Posterior, visited: Ranks) -> Ranks:
-        """The plans `visited` (n, d), best first: by the posterior mean of J, those beyond a limit of R last."""
-        ratios = posterior.space.ratio(visited)
-        excess = np.where(posterior.objective.allows(ratios), 0.0, ratios)
-        return visited[np.lexsort([-posterior.mean(visited), excess])]
-
     def propose(self, posterior: Posterior, visited: Ranks) -> StopTest:
         """The next candidate after the evaluations of `visited` (n, d), without testing the joint certificate."""
         test = self._incumbent(posterior, visited)
@@ -165,7 +166,7 @@ class StopRule:
             visited: the plans evaluated so far (n, d).
             may_stop: whether the initial design is complete.
         """
-        best = np.concatenate([plan[None], self.rank(test.posterior, visited)])
+        best = np.concatenate([plan[None], best_first(test.posterior, visited)])
         test = self.complete(self._against(test.posterior, best), visited, may_stop)
         assert test.pointwise is not None
         holds = self._settings.certificate == "pointwise" and test.pointwise <= self._settings.failure_probability
@@ -173,19 +174,19 @@ class StopRule:
 
     def _incumbent(self, posterior: Posterior, visited: Ranks) -> StopTest:
         """The best plan, and by how much another must be better: in J, or where L is limited in R."""
-        return self._against(posterior, self.rank(posterior, visited))
+        return self._against(posterior, best_first(posterior, visited))
 
     def _against(self, posterior: Posterior, best: Ranks) -> StopTest:
         """The test of the first of some plans (n, d), best first."""
         settings = self._settings
         ratio = float(posterior.space.ratio(best[:1])[0])
         of_objective, of_ratio = abs(float(posterior.mean(best[:1])[0])), ratio
-        if self.target is not None:
+        if self._measure is not None:
             of_objective += posterior.objective.gamma * self._floor
         if not settings.delta_is_relative:
             of_objective = of_ratio = 1.0
         test = StopTest(posterior, best[0], settings.delta * of_objective, best[0], best[:NUM_ANCHORS])
-        if self.target is None or self.target.measure == "ratio":
+        if self._measure in (None, "ratio"):
             return replace(test, limit=posterior.objective.limit)
         return replace(test, delta=0.0, limit=ratio - settings.delta * of_ratio, scale=test.delta)
 
