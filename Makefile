@@ -28,8 +28,9 @@ OWN = $(and $(OTHER),$(filter file,$(origin FILES)))
 PAPER_PARTS := table1 table3 table6 table2 norms samples switches table5
 PAPER = OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.studies.paper
 PAPER_ARGS = $(if $(RUNS),--runs $(RUNS)) $(ARGS)
-SUBJECT = "$(MODEL)" $(if $(and $(OTHER),$(filter file,$(origin DATA))),,"$(DATA)") \
-	$(if $(and $(OTHER),$(filter file,$(origin SIZE))),,--input-size $(SIZE)) $(PAPER_ARGS)
+GIVEN = "$(MODEL)" $(if $(and $(OTHER),$(filter file,$(origin DATA))),,"$(DATA)") \
+	$(if $(and $(OTHER),$(filter file,$(origin SIZE))),,--input-size $(SIZE))
+SUBJECT = $(GIVEN) $(PAPER_ARGS)
 # Studies of the paper take FC3 on Fashion-MNIST unless a network is named.
 FC3_OR_OTHER = $(if $(OTHER),$(SUBJECT),$(PAPER_ARGS))
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
@@ -121,26 +122,26 @@ site: $(READY)  ## the documentation as a website in build/site, with the Python
 	$(BIN)/python -c 'import material, mkdocstrings_handlers.python' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
-bench-uniform: $(READY)  ## MODEL, DATA, SIZE: the search's plan against every uniform plan, on images outside the search
-	$(BIN)/python -m benchmarks.studies.search.uniform $(MODEL) $(DATA) --input-size $(SIZE)
+bench-uniform: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE: the search's plan against every uniform plan, on images outside the search
+	$(BIN)/python -m benchmarks.studies.search.uniform $(GIVEN)
 
-bench-factors: $(READY)  ## MODEL, DATA, SIZE: what each kind of factors is worth at equal ranks, before and after reconstruction
-	$(BIN)/python -m benchmarks.studies.network.factors $(MODEL) $(DATA) --input-size $(SIZE)
+bench-factors: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE: what each kind of factors is worth at equal ranks, before and after reconstruction
+	$(BIN)/python -m benchmarks.studies.network.factors $(GIVEN)
 
-bench-search: $(READY)  ## MODEL, DATA, SIZE: bocompress's search beside random, uniform, greedy and four optimizers (hours)
+bench-search: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE: bocompress's search beside random, uniform, greedy and four optimizers (hours)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
-	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.studies.search.comparison $(MODEL) $(DATA) --input-size $(SIZE) --add
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.studies.search.comparison $(GIVEN) --add $(ARGS)
 
 bench-objectives: $(READY)  ## FC3 on Fashion-MNIST by function norm, risk and error, with and without searched sparsity
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.search.objectives
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.export.exported
 
-bench-targets: $(READY)  ## MODEL, DATA, SIZE: whether targets hold outside the run (an hour)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.search.targets $(MODEL) $(DATA) --input-size $(SIZE)
+bench-targets: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE: whether targets hold outside the run (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.search.targets $(GIVEN)
 
-bench-limits: $(READY)  ## MODEL, DATA, SIZE: the search within a limit of size beside other plans of that size (an hour)
+bench-limits: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE: the search within a limit of size beside other plans of that size (an hour)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.search.limits $(MODEL) $(DATA) --input-size $(SIZE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.search.limits $(GIVEN)
 
 bench-certificates: $(READY)  ## how often stopped searches are wrong where the Gaussian process is right (an hour)
 	$(BIN)/python -m benchmarks.studies.search.certificates
@@ -148,11 +149,11 @@ bench-certificates: $(READY)  ## how often stopped searches are wrong where the 
 bench-overhead: $(READY)  ## what the search costs beside its evaluations, at 16 and 50 layers
 	$(BIN)/python -m benchmarks.studies.search.overhead
 
-bench-candidates: $(READY)  ## MODEL, DATA, SIZE: what the evaluation of a candidate costs beside a bare forward pass
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.search.evaluation_cost $(MODEL) $(DATA) --input-size $(SIZE)
+bench-candidates: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE: what the evaluation of a candidate costs beside a bare forward pass
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.search.evaluation_cost $(GIVEN)
 
-bench-edge: $(READY)  ## MODEL, DATA, SIZE: bytes, time and accuracy of edge-int8 at three gammas, and time against operations
-	$(BIN)/python -m benchmarks.studies.export.edge $(MODEL) $(DATA) --input-size $(SIZE)
+bench-edge: $(READY) $(TRAINED)  ## MODEL, DATA, SIZE: bytes, time and accuracy of edge-int8 at three gammas, and time against operations
+	$(BIN)/python -m benchmarks.studies.export.edge $(GIVEN)
 
 bench-coverage: $(READY)  ## every torchvision classifier compressed at half of every break-even rank, exported, verified (an hour or more)
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
@@ -164,18 +165,22 @@ bench-runtimes: $(READY)  ## seven networks at their lowest operator set in ONNX
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.studies.export.runtimes --old-python build/ort117/bin/python
 
 bench-finetune: $(READY)  ## MODEL, DATA, TRAIN, SIZE: what fine-tuning gives back at 5 % of the convolutions' weights (an hour)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.network.finetune $(MODEL) $(DATA) $(TRAIN) --input-size $(SIZE)
+	@test -n "$(TRAIN)" || { echo "bench-finetune needs TRAIN=folder/of/images, beside MODEL and DATA" >&2; exit 2; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.network.finetune "$(MODEL)" "$(DATA)" "$(TRAIN)" --input-size $(SIZE)
 
 bench-recipe: $(READY)  ## TRAIN, DATA: the paper's VGG recipe on a small VGG trained here, killed at every stage and resumed
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.network.recipe $(TRAIN) $(DATA)
+	@test -n "$(TRAIN)" || { echo "bench-recipe needs TRAIN=folder/of/images, beside DATA" >&2; exit 2; }
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.network.recipe "$(TRAIN)" "$(DATA)"
 
 bench-structures: $(READY)  ## PHOTOS if given: a small segmentation network, one for clips and a detector at half their operations (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.studies.network.structures $(if $(PHOTOS),--photographs "$(PHOTOS)")
 
 bench-job: $(READY)  ## MODEL, DATA (ResNet-18 at 64 px), PHOTOS, MOBILENET: time and memory of whole jobs, in passes of the original (hours)
-	OMP_NUM_THREADS=2 $(BIN)/python -W ignore -m benchmarks.studies.network.job --small "$(MODEL)" "$(DATA)" --photos "$(PHOTOS)" $(if $(MOBILENET),--mobilenet "$(MOBILENET)")
+	@test -n "$(PHOTOS)" || { echo "bench-job needs PHOTOS=folder/of/photographs" >&2; exit 2; }
+	OMP_NUM_THREADS=2 $(BIN)/python -W ignore -m benchmarks.studies.network.job --add --small "$(MODEL)" "$(DATA)" --photos "$(PHOTOS)" $(if $(MOBILENET),--mobilenet "$(MOBILENET)")
 
 bench-channels: $(READY)  ## MODEL, PHOTOS, OPERATIONS; SYNSETS; SIZE and TRAIN: hidden channels, low rank and torch-pruning at equal operations (an hour)
+	@test -n "$(PHOTOS)" || { echo "bench-channels needs PHOTOS=folder/of/photographs" >&2; exit 2; }
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m benchmarks.studies.network.channels "$(MODEL)" "$(PHOTOS)" $(addprefix --operations ,$(OPERATIONS)) $(if $(SYNSETS),--synsets "$(SYNSETS)") $(if $(filter file,$(origin SIZE)),,--input-size $(SIZE)) $(if $(TRAIN),--train "$(TRAIN)") $(ARGS)
 

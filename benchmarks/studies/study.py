@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +49,29 @@ def write_results(
         The file's path.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    machine = describe_machine().model_dump()
     content = {
         "study": name,
         **about,
-        "machine": describe_machine().model_dump(),
+        "machine": machine,
         "seconds": round(time.perf_counter() - began, 1),
-        "rows": list(rows),
+        "rows": [{**row, "measured": row.get("measured", measured(machine, str(date.today())))} for row in rows],
     }
     path = folder / f"{name}.json"
     write_text(path, json.dumps(content, indent=1) + "\n")
     return path
 
 
+def measured(machine: Mapping[str, Any], day: str = "") -> dict[str, str]:
+    """Where a row was measured, and on which day: rows of one file may come from several machines."""
+    return {"processor": machine["processor"], "torch": machine["versions"].get("torch", ""), "date": day}
+
+
 def read_results(name: str, folder: Path = RESULTS) -> dict[str, Any]:
-    """The content of the file that an earlier run of the study wrote."""
-    return dict(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+    """The content of the file that an earlier run of the study wrote; each row says where it was measured."""
+    content = dict(json.loads((folder / f"{name}.json").read_text(encoding="utf-8")))
+    where = measured(content["machine"])
+    return content | {"rows": [{"measured": where, **row} for row in content["rows"]]}
 
 
 def earlier_rows(name: str, add: bool, began: float) -> tuple[list[dict[str, Any]], float]:

@@ -44,7 +44,8 @@ class Passes:
     def calls(self, network: nn.Module, readers: Sequence[Reader]) -> Iterator[tuple[int, list[tuple[Reader, Call]]]]:
         """For every batch its size and what the readers do; those before the first of these must change no more."""
         self._replay.advance(network, *(reader.name for reader in readers))
-        skipped: int | None = None
+        are_added = any(reader.addition is not None for reader in readers)
+        skipped: int | None = None if are_added else 0
         for batch in self._replay.passes(network):
             if skipped is None:  # additions of modules that do not run behind the cut
                 skipped = self._additions - count_additions(network, batch.clone())

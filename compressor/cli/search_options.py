@@ -35,8 +35,8 @@ _target_group = cloup.option_group(
         "--max-drop",
         type=FiniteRange(0, 100, min_open=True, max_open=True),
         help="In place of --gamma: the smallest network that loses at most this much, with 95 % confidence from "
-        "validation images. Points of top-1 where --data has labels, of mean IoU with masks and of mean AP with boxes, "
-        "else function norm in per cent of the output energy.",
+        "the search's images and others. Points of top-1 where --data has labels, of mean IoU with masks and of mean "
+        "AP with boxes, else function norm in per cent of the output energy.",
     ),
 )
 _objective_group = cloup.option_group(

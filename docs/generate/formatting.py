@@ -1,6 +1,7 @@
 """How studies' figures are written: tables, intervals, shares."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -24,10 +25,18 @@ def section(title: str, about: str, *parts: str) -> str:
 
 
 def machine(study: Study) -> str:
-    """A sentence: processor, versions, and seconds that the study took."""
+    """A sentence: processor, versions, and seconds that the study took; one more where rows are of other machines."""
     info = study["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
-    return f"Machine: {info['processor']}, {info['cores']} cores; {versions}; {study['seconds']:.0f} s in all."
+    here = (info["processor"], info["versions"].get("torch", ""))
+    rows = [row["measured"] for row in study["rows"] if isinstance(row, dict) and "measured" in row]
+    others = Counter((row["processor"], row["torch"]) for row in rows if (row["processor"], row["torch"]) != here)
+    elsewhere = "; ".join(
+        f"{count} of {len(study['rows'])} rows on {name}, torch {torch}" for (name, torch), count in others.items()
+    )
+    return f"Machine: {info['processor']}, {info['cores']} cores; {versions}; {study['seconds']:.0f} s in all." + (
+        f" Measured elsewhere, {elsewhere}." if elsewhere else ""
+    )
 
 
 def asked_for(row: Row) -> str:

@@ -12,7 +12,7 @@ from compressor.files import write_text
 from docs.generate.formatting import Row, Study, load, machine, section
 
 RESULTS = Path(__file__).parent.parent.parent / "benchmarks" / "results"
-PEERS = ("bocompress", "paper", "random", "tpe", "optuna-gp", "skopt-linear", "botorch")
+PEERS = ("bocompress", "paper", "random", "tpe", "optuna-gp", "skopt", "botorch")
 NAMES = {
     "fc3": "FC3 (784-1000-1000-10) on Fashion-MNIST",
     "resnet18-cifar10-64px": "ResNet-18 on CIFAR-10 at 64 px",
@@ -317,8 +317,8 @@ def _hours() -> Iterator[str]:
         "minutes": lambda study: f"{study['seconds'] / 60:.0f}",
     }
     about = (
-        "On the machine named above, on one thread. By the clock it took several times as long as its searches alone, "
-        "beside other work. What is there is not measured again."
+        "On one thread; by the clock also what stands beside the searches: judging, and the machine's other work. "
+        "What is there is not measured again."
     )
     yield section("How long it took", about, table(columns, rows))
 

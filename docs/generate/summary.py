@@ -3,6 +3,7 @@
 from statistics import mean
 
 from benchmarks.studies.search.baselines import DEFAULT
+from compressor.report.formatting import format_plural
 from docs.generate.formatting import Row, Study, accuracy_change, asked_for, median_of, signed_percent
 from docs.generate.network_sections import recovered_share
 from docs.generate.search_sections import met_outside, plans_within
@@ -26,12 +27,14 @@ def factors(studies: list[Study]) -> str:
     parts = []
     for study in studies:
         rows = [row for row in study["rows"] if row["fraction"] == FRACTION]
-        truncated = _first(rows, chain="weight", recalibrated=False)
-        fitted = _first(rows, chain="auto", recalibrated=True, fit_on=400, images="of the task")
-        parts.append(f"{_short(study)} {fitted['function_norm']:.3f} against {truncated['function_norm']:.3f}")
+        fitted, refitted, truncated = (
+            _first(rows, chain=chain, recalibrated=again, fit_on=400, images="of the task")["function_norm"]
+            for chain, again in (("auto", True), ("weight", True), ("weight", False))
+        )
+        parts.append(f"{_short(study)} {fitted:.3f}, {refitted:.3f} and {truncated:.3f}")
     return (
-        f"**Fitted factors**, reconstructed, at {FRACTION:g} of every break-even rank, function norm against truncated "
-        f"weights: {'; '.join(parts)}."
+        f"**Fitted factors**, reconstructed, at {FRACTION:g} of every break-even rank, function norm beside truncated "
+        f"weights that were reconstructed, and that were not: {'; '.join(parts)}."
     )
 
 
@@ -103,7 +106,10 @@ def limits(studies: list[Study]) -> str:
             ours = losses.pop(DEFAULT)
             best = min(losses, key=lambda name: losses[name])
             parts.append(f"R at most {limit:g} {ours:.2g} against {losses[best]:.2g} ({best})")
-    return f"**Limits of size**: relative L, mean over the seeds, against the best of the others: {'; '.join(parts)}."
+    seeds = format_plural(
+        min(len({row["seed"] for row in study["rows"] if "seed" in row}) for study in studies), "seed"
+    )
+    return f"**Limits of size**: relative L, mean over {seeds}, against the best of the others: {'; '.join(parts)}."
 
 
 def certificates(studies: list[Study]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from benchmarks.studies.study import read_results, write_results
+from benchmarks.studies.study import RESULTS, read_results, write_results
 from compressor.arrays import Ranks
 from compressor.search.acquisition.optimize import perturb, should_remeasure
 from compressor.search.objective import Objective
@@ -178,7 +178,7 @@ def main() -> None:
     }
     pairs = [(family, rule) for family in FAMILIES for rule in RULES]
     runs: dict[tuple[Family, str], list[Run]] = {pair: [] for pair in pairs}
-    if arguments.add:
+    if arguments.add and (RESULTS / f"{arguments.name}.json").exists():
         earlier = read_results(arguments.name)
         began -= earlier["seconds"]
         runs = {

@@ -131,7 +131,7 @@ def seed_of(
 @click.argument("model_path", type=click.Path(path_type=Path))
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--input-size", type=int, required=True)
-@click.option("--images", "num_images", default=3000, show_default=True, help="That a run gets, of all.")
+@click.option("--images", "num_images", default=3000, show_default=True, help="Of a run; three fifths at most.")
 @click.option("--seeds", default=10, show_default=True)
 @click.option("--first-seed", default=0, show_default=True)
 @click.option("--sweeps", default=2, show_default=True, help="Seeds that run all the rest, too.")
@@ -159,6 +159,7 @@ def main(
     """Run the study and write benchmarks/results/NAME.json, anew after every run."""
     began, progress = time.perf_counter(), progress_for_stderr()
     loaded, images, _ = load_squares(model_path, data, input_size, 10**6)
+    num_images = min(num_images, 3 * len(images) // 5)
     about = {
         "network": loaded.arch,
         "images": num_images,
@@ -169,16 +170,19 @@ def main(
     rows, began = earlier_rows(name, add, began)
     others: list[Ask] = [("ratio", float(ratio)) for ratio in ratios.split(",") if ratio]
     others += [(None, float(value)) for value in np.geomspace(*gammas, NUM_GAMMAS)]
-    known = {row["seed"] for row in rows if (row["kind"], row["asked"]) == ("drop", drop)}
-    for seed in range(first_seed, seeds):
-        if seed in known:
+    for seed in range(first_seed, first_seed + seeds):
+        sweep = others if seed < first_seed + sweeps else []
+        wanted = [("drop", drop), *((kind or "gamma", value) for kind, value in sweep)]
+        known = {(row["kind"], row["asked"]) for row in rows if row["seed"] == seed}
+        if all(ask in known for ask in wanted):
             continue
+        rows = [row for row in rows if row["seed"] != seed]  # runs of a seed go on with one another's evaluations
         with tempfile.TemporaryDirectory() as folder:
             one = seed_of(
                 loaded.model, loaded.arch, images.split(num_images, seed), seed, recalibrate, Path(folder), progress
             )
 
-            for row in one.runs(drop, others if seed < sweeps else None):
+            for row in one.runs(drop, sweep or None):
                 rows.append({"seed": seed} | row)
                 progress.log(str(rows[-1]))
                 write_results(name, about, rows, began)
