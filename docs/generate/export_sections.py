@@ -46,7 +46,7 @@ def edge(study: Study) -> str:
     """Bytes, latency and accuracy of float32 and int8 files."""
     about = (
         f"{study['network']} by `bocompress-export --precision int8`: with `--rank-multiple auto --gamma`, and the "
-        f"plan applied again at another input size (for its times: the weights' own factors, nothing refitted), or with "
+        f"plan applied again at another input size (for its times: the weights' own factors, no refits), or with "
         f"`--rank-multiple 8 --cost macs --target-ratio`. All are "
         f"shares of the original's, L of its output's energy; latency in ONNX Runtime on the CPU, one thread, with "
         f"95 % interval. Top-1: original, float32, int8, on test images{_lost_over_seeds(study['rows'])}. "

@@ -174,13 +174,13 @@ def _table_2() -> Iterator[str]:
         about = (
             "The paper's ResNet-18 classifies ImageNet. Its text does not say what L is here; gammas of this size are "
             "those of Table 4, so it is the top-1 error, which Fabolas can take from parts of the data, too. Random "
-            "search and Fabolas get the image passes of the paper's search with the same gamma and seed. Fabolas is "
-            "emukit's, with hyperparameters of maximum likelihood, for speed, and 30 steps at most. "
+            "search gets the image passes of the paper's search with the same gamma and seed. Fabolas, emukit's with "
+            "hyperparameters of maximum likelihood, may spend as many, but ends after 30 steps, for its time. "
             f"{what_was_run(study)}"
         )
         picture = f"![Ratio against top-1](pictures/{study['study']}.svg)"
         yield section(f"Table 2 and Fig. 1: {name_of(study)}", about, tables.table_2(study), picture)
-        yield "Beside it, with the same factors, images and count of image passes:"
+        yield "Beside it, with the same factors and images, and at most the same number of image passes:"
         yield tables.others(study, "error")
 
 
@@ -251,7 +251,7 @@ def _peers() -> Iterator[str]:
     found = [load(path) for path in sorted(RESULTS.glob("search-*.json"))]
     rows = [(study, row) for study in found for row in study["summary"] if row["search"] in PEERS]
     about = (
-        "All layers of each network, not the paper's set alone, and the same number of image passes for all searches: "
+        "All layers of each network, not the paper's set alone, and at most the same number of image passes: "
         "what [Results](results.md) has of the paper's search, this project's default and its peers."
     )
     yield section("The paper's search among its peers", about, table(columns, rows))

@@ -82,7 +82,7 @@ def of_methods(study: Study) -> Iterator[Claim]:
             if way == "fabolas":
                 figure += f" (the paper: {published.FABOLAS_P_VALUE})"
             wins = sum(gain > 0 for gain in gains)
-            yield Claim(text, name, verdict_of(p < SIGNIFICANT, wins > len(gains) / 2), figure, count)
+            yield Claim(text, name, verdict_of(p < SIGNIFICANT, wins > len(gains) / 2), figure, len(gains))
     fabolas = runs_of(study, way="fabolas")
     if fabolas:
         beside = {(row["paper_gamma"], row["seed"]): row for row in runs_of(study, way=OURS)}
@@ -216,7 +216,7 @@ def of_gammas(study: Study, fidelity: str = "norm") -> Iterator[Claim]:
     met = sum(row["certified"] for own in runs for row in own)
     figure = f"{median(times):.0f} s in the median, {max(times):.0f} s at most; {met} of {len(times)} certified"
     yield Claim(
-        "minutes on a desktop",
+        "minutes on a desktop to the certificate",
         name,
         verdict_of(
             max(times) < 60 * MINUTE and met == len(times), median(times) < 60 * MINUTE and met > len(times) / 2
