@@ -7,7 +7,7 @@ and G. Both are down-dated exactly after every removal, so that the costs of all
 error of the inputs that are left.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,7 @@ class Elimination:
     losses: Array
 
 
-def eliminate(covariances: Sequence[Array], importances: Sequence[Array], num_units: int) -> Elimination:
+def eliminate(covariances: Iterable[Array], importances: Iterable[Array], num_units: int) -> Elimination:
     """Order units by backward elimination.
 
     Takes O(n^3) operations per reader, in float64 on one BLAS thread.

@@ -154,8 +154,8 @@ def eliminate_units(
         moments: of the same readers: what their outputs weigh in the network's.
         num_units: of the group; its channels lie unit by unit.
     """
-    importances = [moments[name].importance(layer.weight).numpy() for name, layer in layers.items()]
-    return eliminate([covariances[name].numpy() for name in layers], importances, num_units)
+    importances = (moments[name].importance(layer.weight).numpy() for name, layer in layers.items())  # held once
+    return eliminate((covariances[name].numpy() for name in layers), importances, num_units)
 
 
 def _with(layer: Layer, weight: Tensor, bias: Tensor) -> nn.Module:

@@ -126,7 +126,8 @@ def equations_of(
         outputs: which outputs of the original (k,) the reader still has; None for all.
     """
     module, moments = network.get_submodule(reader.name), SplitMoments()
-    for (_, ((_, call),)), (positions, numbers, wanted) in zip(passes.calls(network, [reader]), rows, strict=True):
+    for (_, calls), (positions, numbers, wanted) in zip(passes.calls(network, [reader]), rows, strict=True):
+        ((_, call),) = calls
         inputs = positions.of_input(module, call.value)
         if outputs is not None:
             wanted = wanted[:, outputs]
