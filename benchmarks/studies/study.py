@@ -50,12 +50,13 @@ def write_results(
     """
     folder.mkdir(parents=True, exist_ok=True)
     machine = describe_machine().model_dump()
+    here = measured(machine, str(date.today()))
     content = {
         "study": name,
         **about,
         "machine": machine,
         "seconds": round(time.perf_counter() - began, 1),
-        "rows": [{**row, "measured": row.get("measured", measured(machine, str(date.today())))} for row in rows],
+        "rows": [{"measured": here, **row} for row in rows],
     }
     path = folder / f"{name}.json"
     write_text(path, json.dumps(content, indent=1) + "\n")

@@ -144,7 +144,11 @@ class Reconstruction:
     @cached_property
     def _replayed(self) -> Replay:
         """The original's passes."""
-        return Replay(Cuts(self.original, list(self._calls), self._example()), self.calibration, self.device)
+        return self._gradients_of_original.replay(list(self._calls))
+
+    @cached_property
+    def _gradients_of_original(self) -> OutputGradients:
+        return self.gradients or OutputGradients(self.original, self.calibration, self.device, self.seed)
 
     def _in_order(self) -> list[FoundLayer]:
         """The layers in order of use."""
@@ -153,10 +157,9 @@ class Reconstruction:
 
     def _goals(self, layers: Sequence[FoundLayer]) -> Iterator[_Goal]:
         """The goals of the layers; the original runs once for as many as fit into memory."""
-        gradients = self.gradients or OutputGradients(self.original, self.calibration, self.device, self.seed)
         for outer in chunks(layers, output_bytes, KEPT_BYTES):
             both = [layer for layer in outer if _has_both(layer)]
-            weights = gradients.by_position([layer.name for layer in both])
+            weights = self._gradients_of_original.by_position([layer.name for layer in both])
             for chunk in chunks(outer, _row_bytes):
                 rows = self._outputs_of_original(chunk)
                 for layer in chunk:

@@ -8,6 +8,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.studies.markdown import table as table
+from benchmarks.studies.study import measured
+from compressor.report.formatting import format_plural
 
 Row = dict[str, Any]
 Study = dict[str, Any]
@@ -28,15 +30,22 @@ def machine(study: Study) -> str:
     """A sentence: processor, versions, and seconds that the study took; one more where rows are of other machines."""
     info = study["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
-    here = (info["processor"], info["versions"].get("torch", ""))
-    rows = [row["measured"] for row in study["rows"] if isinstance(row, dict) and "measured" in row]
-    others = Counter((row["processor"], row["torch"]) for row in rows if (row["processor"], row["torch"]) != here)
-    elsewhere = "; ".join(
-        f"{count} of {len(study['rows'])} rows on {name}, torch {torch}" for (name, torch), count in others.items()
+    here = _where(measured(info))
+    counts = Counter(_where(row["measured"]) for row in study["rows"] if "measured" in row)
+    others = [f"{count} of {len(study['rows'])} rows on {where}" for where, count in counts.items() if where != here]
+    elsewhere = f" Measured elsewhere, {'; '.join(others)}." if others else ""
+    return (
+        f"Machine: {info['processor']}, {info['cores']} cores; {versions}; {study['seconds']:.0f} s in all.{elsewhere}"
     )
-    return f"Machine: {info['processor']}, {info['cores']} cores; {versions}; {study['seconds']:.0f} s in all." + (
-        f" Measured elsewhere, {elsewhere}." if elsewhere else ""
-    )
+
+
+def _where(row: Row) -> str:
+    return f"{row['processor']}, torch {row['torch']}"
+
+
+def count_seeds(study: Study) -> str:
+    """How many seeds a study has rows of, in words."""
+    return format_plural(len({row["seed"] for row in study["rows"] if "seed" in row}), "seed")
 
 
 def asked_for(row: Row) -> str:

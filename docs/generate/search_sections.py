@@ -4,11 +4,11 @@ from collections.abc import Callable
 from statistics import mean
 
 from benchmarks.studies.search.baselines import DEFAULT, SEARCHES
-from compressor.report.formatting import format_plural
 from docs.generate.formatting import (
     Row,
     Study,
     accuracy_change,
+    count_seeds,
     flat_interval,
     grouped,
     machine,
@@ -175,12 +175,11 @@ def targets(study: Study) -> str:
 
 def limits(study: Study) -> str:
     """Plans within a limit of size, by this project's search and by others."""
-    seeds = format_plural(len({row["seed"] for row in study["rows"] if "seed" in row}), "seed")
     about = (
         f"{study['network']}, {study['layers']} layers, factors of the weights alone. Relative L on "
-        f"{study['evaluated_on']:,} images outside the search: mean over {seeds} (lowest to highest). Plans without "
-        f"image passes are by rule; the others got as many as bocompress's search spent with the same seed, "
-        f"50 an evaluation. Searches that know no limit have each plan moved to it, all layers by the same step. "
+        f"{study['evaluated_on']:,} images outside the search: mean over {count_seeds(study)} (lowest to highest). "
+        f"Plans without image passes are by rule; the others got as many as bocompress's search spent with the same "
+        f"seed, 50 an evaluation. Searches that know no limit have each plan moved to it, all layers by the same step. "
         f"{machine(study)}"
     )
     rows = [

@@ -3,8 +3,7 @@
 from statistics import mean
 
 from benchmarks.studies.search.baselines import DEFAULT
-from compressor.report.formatting import format_plural
-from docs.generate.formatting import Row, Study, accuracy_change, asked_for, median_of, signed_percent
+from docs.generate.formatting import Row, Study, accuracy_change, asked_for, count_seeds, median_of, signed_percent
 from docs.generate.network_sections import recovered_share
 from docs.generate.search_sections import met_outside, plans_within
 
@@ -106,9 +105,7 @@ def limits(studies: list[Study]) -> str:
             ours = losses.pop(DEFAULT)
             best = min(losses, key=lambda name: losses[name])
             parts.append(f"R at most {limit:g} {ours:.2g} against {losses[best]:.2g} ({best})")
-    seeds = format_plural(
-        min(len({row["seed"] for row in study["rows"] if "seed" in row}) for study in studies), "seed"
-    )
+    seeds = ", ".join(dict.fromkeys(map(count_seeds, studies)))
     return f"**Limits of size**: relative L, mean over {seeds}, against the best of the others: {'; '.join(parts)}."
 
 

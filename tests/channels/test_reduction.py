@@ -24,11 +24,12 @@ CPU = torch.device("cpu")
 class Block(nn.Module):
     """A residual block with a depthwise convolution."""
 
-    def __init__(self) -> None:
+    def __init__(self, outer: int = 6, inner: int = 16) -> None:
         super().__init__()
-        self.expand, self.norm1 = nn.Conv2d(6, 16, 1, bias=False), nn.BatchNorm2d(16)
-        self.depthwise, self.norm2 = nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), nn.BatchNorm2d(16)
-        self.project, self.norm3 = nn.Conv2d(16, 6, 1, bias=False), nn.BatchNorm2d(6)
+        self.expand, self.norm1 = nn.Conv2d(outer, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.depthwise = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False)
+        self.norm2 = nn.BatchNorm2d(inner)
+        self.project, self.norm3 = nn.Conv2d(inner, outer, 1, bias=False), nn.BatchNorm2d(outer)
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.norm1(self.expand(x)).relu()

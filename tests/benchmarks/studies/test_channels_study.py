@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 pytest.importorskip("torch_pruning", reason="no torch-pruning here: pip install '.[bench]'")
 
@@ -20,20 +20,7 @@ from compressor.channels.grouping import find_groups
 from compressor.data.batches import from_batches
 from compressor.data.images import ImageSet
 from compressor.network.macs import count_macs
-
-
-class Block(nn.Module):
-    """A residual block with a depthwise convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.expand, self.norm1 = nn.Conv2d(8, 40, 1, bias=False), nn.BatchNorm2d(40)
-        self.depthwise, self.norm2 = nn.Conv2d(40, 40, 3, padding=1, groups=40, bias=False), nn.BatchNorm2d(40)
-        self.project, self.norm3 = nn.Conv2d(40, 8, 1, bias=False), nn.BatchNorm2d(8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.norm1(self.expand(x)).relu()
-        return x + self.norm3(self.project(self.norm2(self.depthwise(hidden)).relu()))
+from tests.channels.test_reduction import Block
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +32,7 @@ def images() -> ImageSet:
 def model(images: ImageSet) -> nn.Module:
     """A small network with statistics of the images."""
     torch.manual_seed(0)
-    layers = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), Block(), Block(), nn.AdaptiveAvgPool2d(1)]
+    layers = [nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), Block(8, 40), Block(8, 40), nn.AdaptiveAvgPool2d(1)]
     network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 5))
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
