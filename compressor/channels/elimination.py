@@ -9,6 +9,7 @@ error of the inputs that are left.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from threadpoolctl import threadpool_limits
 from compressor.arrays import Array, Ranks
 
 Mask = NDArray[np.bool_]
+Matrix = NDArray[np.floating[Any]]  # in single precision where covariances are
 
 PENDING_COLUMNS = 64  # down-dates are applied to the matrices this many columns at a time, as matrix products
 ROWS_AT_ONCE = 512  # of the matrices; what is subtracted would take as much memory as they
@@ -37,14 +39,14 @@ class Elimination:
     losses: Array
 
 
-def eliminate(covariances: Iterable[Array], importances: Iterable[Array], num_units: int) -> Elimination:
+def eliminate(covariances: Iterable[Matrix], importances: Iterable[Matrix], num_units: int) -> Elimination:
     """Order units by backward elimination.
 
-    Takes O(n^3) operations per reader, in float64 on one BLAS thread.
+    Takes O(n^3) operations per reader, in the covariances' precision on one BLAS thread; inverses are found in float64.
 
     Args:
         covariances: per reader C (n, n) of its inputs, positive definite, the inputs of a unit being contiguous.
-        importances: per reader P = W^T G W (n, n), positive semi-definite.
+        importances: per reader P = W^T G W (n, n), positive semi-definite, of the same precision; overwritten.
         num_units: U.
     """
     with threadpool_limits(1):
@@ -68,13 +70,13 @@ class _Reader:
     """H and P of one reader, for the units that are left.
 
     Down-dates are kept as products of thin matrices until there are enough of them; the diagonal blocks, from which the
-    costs follow, are always up to date.
+    costs follow, are always up to date, and in float64.
     """
 
-    def __init__(self, covariance: Array, importance: Array, num_units: int) -> None:
+    def __init__(self, covariance: Matrix, importance: Matrix, num_units: int) -> None:
         self._size = len(covariance) // num_units
-        self._inverse = _inverse(covariance)
-        self._importance = importance  # never changed in place
+        self._inverse = _inverse(covariance).astype(covariance.dtype, copy=False)
+        self._importance = importance
         self._units = np.arange(num_units)  # that the matrices still hold
         self._inverse_blocks = self._diagonal(self._inverse)
         self._importance_blocks = self._diagonal(self._importance)
@@ -93,7 +95,7 @@ class _Reader:
         column = self._inverse[:, rows] - self._scaled @ self._shares[rows].T
         weight = self._importance[:, rows] - self._moved @ self._shares[rows].T - self._shares @ self._moved[rows].T
         block = (column[rows] + column[rows].T) / 2
-        share: Array = np.asarray(np.linalg.solve(block, column.T).T, dtype=np.float64)
+        share = np.linalg.solve(block, column.T).T
         moved = weight - share @ weight[rows] / 2
         self._shares = np.hstack([self._shares, share])
         self._scaled = np.hstack([self._scaled, share @ block])
@@ -102,7 +104,7 @@ class _Reader:
         if self._shares.shape[1] >= PENDING_COLUMNS:
             self._apply(left)
 
-    def _down_date_blocks(self, share: Array, scaled: Array, moved: Array, left: Mask) -> None:
+    def _down_date_blocks(self, share: Matrix, scaled: Matrix, moved: Matrix, left: Mask) -> None:
         by_unit = [values.reshape(len(self._units), self._size, -1) for values in (share, scaled, moved)]
         share, scaled, moved = (values[left[self._units]] for values in by_unit)
         kept = self._units[left[self._units]]
@@ -114,28 +116,30 @@ class _Reader:
         """Carry out the pending down-dates on the units that are left, and drop the others."""
         keep = np.flatnonzero(np.repeat(left[self._units], self._size))
         shares, scaled, moved = self._shares[keep], self._scaled[keep], self._moved[keep]
-        self._inverse = self._inverse[np.ix_(keep, keep)]
-        self._importance = self._importance[np.ix_(keep, keep)]
+        # In place, as rows only move up: a second matrix would take as much memory again.
         for begin in range(0, len(keep), ROWS_AT_ONCE):
-            rows = slice(begin, begin + ROWS_AT_ONCE)
-            self._inverse[rows] -= scaled[rows] @ shares.T
-            self._importance[rows] -= moved[rows] @ shares.T
-            self._importance[rows] -= shares[rows] @ moved.T
+            rows = slice(begin, min(begin + ROWS_AT_ONCE, len(keep)))
+            from_here = np.ix_(keep[rows], keep)
+            self._inverse[rows, : len(keep)] = self._inverse[from_here] - scaled[rows] @ shares.T
+            change = moved[rows] @ shares.T + shares[rows] @ moved.T
+            self._importance[rows, : len(keep)] = self._importance[from_here] - change
+        self._inverse = self._inverse[: len(keep), : len(keep)]
+        self._importance = self._importance[: len(keep), : len(keep)]
         self._units = self._units[left[self._units]]
         self._shares, self._scaled, self._moved = self._nothing(), self._nothing(), self._nothing()
 
-    def _nothing(self) -> Array:
-        return np.zeros((len(self._inverse), 0))
+    def _nothing(self) -> Matrix:
+        return np.zeros((len(self._inverse), 0), self._inverse.dtype)
 
     def _rows(self, position: int) -> slice:
         return slice(position * self._size, (position + 1) * self._size)
 
-    def _diagonal(self, matrix: Array) -> Array:
+    def _diagonal(self, matrix: Matrix) -> Array:
         by_unit = matrix.reshape(len(self._units), self._size, len(self._units), self._size)
-        return np.ascontiguousarray(np.einsum("iaib->iab", by_unit))
+        return np.array(np.einsum("iaib->iab", by_unit), dtype=np.float64)
 
 
-def _inverse(matrix: Array) -> Array:
+def _inverse(matrix: Matrix) -> Array:
     """The inverse of a positive definite matrix, float64; LAPACK overwrites one copy, and its triangle is mirrored.
 
     Raises:

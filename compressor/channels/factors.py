@@ -13,10 +13,11 @@ from compressor.channels.narrowing import channels_of
 from compressor.channels.statistics import ReaderMoments
 from compressor.factorization.base import JointFactors, NestedFactors
 from compressor.factorization.layers.kinds import Layer
-from compressor.factorization.layers.making import make_like
+from compressor.factorization.layers.making import geometry_of, make_conv, make_like
 from compressor.factorization.moments import with_floor
 
 INPUT_FLOOR = 1e-2  # ridge on the inputs' covariance, as a share of its mean diagonal
+OUTPUTS_AT_ONCE = 512  # of a reader that are refitted at once: copies of the weights of a wide one take gigabytes
 
 
 @dataclass(frozen=True)
@@ -91,29 +92,29 @@ class ChannelFactors(JointFactors):
         """
         return {name: _with(self.layers[name], found.weight, found.bias) for name, found in self.refit(rank).items()}
 
-    def nested(self, name: str, limit: int) -> NestedFactors | None:
-        """Widths 1 to `limit` of one reader at once; None where its moments are those of units.
+    def nested(self, name: str, limit: int) -> NestedFactors:
+        """Widths 1 to `limit` of one reader at once.
 
         In the order of elimination, inputs are centred and made uncorrelated one after the other (C = L L^T). The best
         refit at width k is the sum over the features of the first k units.
         """
-        layer, columns, root = self.layers[name], self._columns[name], self._roots[name]
-        if len(columns) != layer.weight[0].numel():
-            return None
-        size = len(columns) // self.max_rank * limit
+        layer, columns, root, mean = self.layers[name], self._columns[name], self._roots[name], self._means[name]
+        like, size = layer.weight, len(columns) // self.max_rank * limit
         whiten, identity = root.new_zeros(size, len(columns)), torch.eye(size, dtype=root.dtype)
         whiten[:, columns[:size]] = torch.linalg.solve_triangular(root[:size, :size], identity, upper=False)
-        weight, mean = layer.weight.detach().to(root).flatten(1), self._means[name]
-        outputs = (weight[:, columns] @ root[:, :size]).T
-        bias = weight.double() @ mean
+        centre = -(whiten @ mean.to(root))
+        by_input = like.detach().to(root).flatten(1).unflatten(1, (len(columns), -1))
+        outputs = torch.einsum("ocs,ck->kso", by_input[:, columns], root[:, :size]).flatten(0, 1)
+        bias = by_input.sum(2).double() @ mean
         if layer.bias is not None:
             bias = bias + layer.bias.detach().double().cpu()
-        like = layer.weight
-        centre = -(whiten @ mean.to(root))
-        features = make_like(layer, whiten.reshape(size, *layer.weight.shape[1:]).to(like), centre.to(like))
-        return NestedFactors(
-            features, outputs[None].to(like), bias.to(like), size // limit, isinstance(layer, nn.Linear)
-        )
+        features: nn.Module
+        if by_input.shape[2] == 1:
+            features = make_like(layer, whiten.reshape(size, *like.shape[1:]).to(like), centre.to(like))
+        else:
+            features = _UnitFeatures(layer, whiten.to(like), centre.to(like))
+        width = len(outputs) // limit
+        return NestedFactors(features, outputs[None].to(like), bias.to(like), width, isinstance(layer, nn.Linear))
 
     def check_width(self, width: int) -> None:
         """Refuse a width outside 1 to `max_rank`.
@@ -126,16 +127,45 @@ class ChannelFactors(JointFactors):
 
     def _refit(self, name: str, width: int) -> Refitted:
         """The weight at a width: with X = L_kk the root of the inputs kept, (W L)_k X^-1 in their columns."""
-        layer, columns, root, mean = self.layers[name], self._columns[name], self._roots[name], self._means[name]
-        weight = layer.weight.detach().to(root)
-        by_input = weight.flatten(1).unflatten(1, (len(columns), -1))
+        columns, root = self._columns[name], self._roots[name]
+        weight = self.layers[name].weight.detach().to(root)
         kept = len(columns) // self.max_rank * width
-        rows = by_input[:, columns].transpose(1, 2).flatten(0, 1)
-        solved = torch.linalg.solve_triangular(root[:kept, :kept], rows @ root[:, :kept], upper=False, left=False)
-        changed = torch.zeros_like(by_input)
-        changed[:, columns[:kept]] = solved.unflatten(0, (len(weight), -1)).transpose(1, 2)
-        bias = torch.einsum("oks,k->o", (by_input - changed).double(), mean)
-        return Refitted(changed.reshape(weight.shape), bias)
+        changed, biases = torch.zeros_like(weight), []
+        for some, into in zip(weight.split(OUTPUTS_AT_ONCE), changed.split(OUTPUTS_AT_ONCE), strict=True):
+            by_input = some.flatten(1).unflatten(1, (len(columns), -1))
+            rows = by_input[:, columns].transpose(1, 2).flatten(0, 1)
+            solved = torch.linalg.solve_triangular(root[:kept, :kept], rows @ root[:, :kept], upper=False, left=False)
+            into.view(by_input.shape)[:, columns[:kept]] = solved.unflatten(0, (len(some), -1)).transpose(1, 2)
+            biases.append((some - into).reshape(by_input.shape).sum(2).double() @ self._means[name])
+        return Refitted(changed, torch.cat(biases))
+
+
+class _UnitFeatures(nn.Module):
+    """Mixes units of a layer's inputs, all inputs within one by the same coefficients, and gives every input of every
+    mixed unit as a feature: F units of s inputs as F * s.
+
+    Args:
+        layer: whose inputs they are; s of them are of one unit.
+        mix: coefficients (F, U).
+        centre: what is added to the inputs of each mixed unit (F,).
+    """
+
+    def __init__(self, layer: Layer, mix: Tensor, centre: Tensor) -> None:
+        super().__init__()
+        self._mix, self._axis = mix, -1 if isinstance(layer, nn.Linear) else 1
+        self._units, shape = mix.shape[1], layer.weight.shape[1:]
+        self._centre = centre.repeat_interleave(shape.numel() // self._units)
+        self._taps: nn.Module | None = None
+        if not isinstance(layer, nn.Linear):  # the pixels of a patch become features
+            taps, channels = shape[1:].numel(), len(mix) * shape[0] // self._units
+            pick = torch.eye(taps).to(mix).reshape(taps, 1, *shape[1:]).repeat(channels, *[1] * (len(shape)))
+            self._taps = make_conv(pick, self._centre, layer, channels, **geometry_of(layer))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Features of the layer's inputs (b, ...), in the place of their channels."""
+        by_unit = inputs.movedim(self._axis, 1).unflatten(1, (self._units, -1))
+        mixed = torch.einsum("bus...,fu->bfs...", by_unit, self._mix).flatten(1, 2).movedim(1, self._axis)
+        return mixed + self._centre if self._taps is None else self._taps(mixed)
 
 
 def regularized(covariance: Tensor) -> Tensor:

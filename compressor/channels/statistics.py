@@ -10,6 +10,7 @@ the means'; with a few hundred images, however, these give too few samples, and 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -55,18 +56,23 @@ class SplitMoments:
         return self._means.target_mean()[0]
 
     def covariance(self) -> Tensor:
-        """Covariance (n, n), float32, of means and deviations weighted to MEAN_SHARE and the rest of the trace."""
-        of_means, of_deviations = self._weights()
-        total, deviation = self._means.covariance(torch.float32)[0].mul_(of_means), self._deviations.mean()[0].float()
-        total += self._deviations.covariance(torch.float32)[0].mul_(of_deviations)
+        """Covariance (n, n), float32, of means and deviations weighted to MEAN_SHARE and the rest of the trace.
+
+        Its sums are used up: they take most of the memory.
+        """
+        of_means, of_deviations = self._weights
+        deviation = self._deviations.mean()[0].float()
+        total = self._means.covariance(torch.float32, last=True)[0].mul_(of_means)
+        total += self._deviations.covariance(torch.float32, last=True)[0].mul_(of_deviations)
         return total.addr_(deviation, deviation, alpha=of_deviations)
 
     def cross_covariance(self) -> Tensor:
         """Covariance (n, m) with the targets, weighted likewise."""
-        of_means, of_deviations = self._weights()
+        of_means, of_deviations = self._weights
         means, deviations = self._means.cross_covariance()[0], self._deviations.cross_covariance()[0]
         return of_means * means + of_deviations * deviations
 
+    @cached_property
     def _weights(self) -> tuple[float, float]:
         traces = [self._means.variance(), self._deviations.variance() + float(self._deviations.mean().square().sum())]
         if min(traces) <= 0.0:
@@ -93,14 +99,14 @@ class ReaderMoments:
     gradients: Tensor
 
     def importance(self, weight: Tensor) -> Tensor:
-        """W^T G W (n, n), or (c, c), of a weight (Co, ...)."""
-        columns = weight.detach().double().cpu().flatten(1)
+        """W^T G W (n, n), or (c, c), of a weight (Co, ...), in the covariance's precision."""
+        columns, gradients = weight.detach().cpu().to(self.covariance).flatten(1), self.gradients.to(self.covariance)
         size = columns.shape[1] // len(self.covariance)
         by_input = columns.unflatten(1, (-1, size)).movedim(2, 0)
         first, *others = by_input
-        total = first.T @ self.gradients @ first
+        total = first.T @ (gradients @ first)
         for one in others:
-            total.addmm_(one.T, self.gradients @ one)
+            total.addmm_(one.T, gradients @ one)
         return total
 
 

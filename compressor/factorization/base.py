@@ -3,13 +3,31 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv1d
 
 from compressor.factorization.layers.kinds import Layer
 from compressor.factorization.moments import LayerMoments
+
+COLUMNS_AT_ONCE = 4096  # of a matrix that is decomposed
+
+
+class AllRanks(Protocol):
+    """A layer at ranks 1..K at once."""
+
+    def along(self, inputs: Tensor, gradients: Tensor) -> Tensor:
+        """Inner products of gradients with the layer's outputs at every rank.
+
+        Args:
+            inputs: of the layer (b, ...).
+            gradients: by its outputs (p, b, ...).
+
+        Returns:
+            (p, b, K), for ranks 1 to K.
+        """
 
 
 @dataclass(frozen=True)
@@ -30,6 +48,22 @@ class NestedFactors:
     bias: Tensor | None
     width: int
     channels_last: bool
+
+    def along(self, inputs: Tensor, gradients: Tensor) -> Tensor:
+        """See `AllRanks.along`."""
+        groups, lead = len(self.outputs), gradients.shape[:2]
+        features, gradients = self._by_position(self.features(inputs)), self._by_position(gradients.flatten(0, 1))
+        # A convolution is fast for few positions and for many; matrix products are so for one of them only.
+        along = conv1d(gradients, self.outputs.flatten(0, 1)[..., None], groups=groups).unflatten(0, lead)
+        by_feature = torch.einsum("pbsn,bsn->pbs", along, features).unflatten(-1, (groups, -1)).sum(-2)
+        sums = by_feature.cumsum(-1)
+        if self.bias is not None:
+            sums += (gradients.sum(-1) @ self.bias).unflatten(0, lead)[..., None]
+        return sums[..., self.width - 1 :: self.width]
+
+    def _by_position(self, values: Tensor) -> Tensor:
+        """Features or outputs (b, ...) as (b, channels, positions)."""
+        return values.reshape(len(values), -1, values.shape[-1]).mT if self.channels_last else values.flatten(2)
 
 
 class Factors(ABC):
@@ -74,7 +108,7 @@ class Factors(ABC):
         like `Interpolated`, must be known to `network.serialization` and `recovery.reconstruction`.
         """
 
-    def nested(self, limit: int) -> NestedFactors | None:
+    def nested(self, limit: int) -> AllRanks | None:
         """Ranks 1 to `limit` at once; None where a rank is no truncation of a higher one."""
         return None
 
@@ -108,8 +142,8 @@ class JointFactors(ABC):
         """The modules that replace the layers at `rank` (1 to `max_rank`), by name."""
 
     @abstractmethod
-    def nested(self, name: str, limit: int) -> NestedFactors | None:
-        """One layer at ranks 1 to `limit` at once; None where a rank is no truncation of a higher one."""
+    def nested(self, name: str, limit: int) -> AllRanks:
+        """One layer at ranks 1 to `limit` at once."""
 
 
 def built(name: str, factors: Factors | JointFactors, rank: int) -> Mapping[str, nn.Module]:
@@ -133,9 +167,25 @@ def split_grouped_matrices(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         left (groups, H, K), right (groups, K, W) and the squared singular values (groups, K), K = min(H, W),
         such that left[..., :k] @ right[:, :k] is the best rank-k approximation of each matrix.
     """
-    left, values, right = svd_by_gram(matrices.detach().double())
-    root = values.sqrt()
-    return (left * root.unsqueeze(-2)).float(), (root.unsqueeze(-1) * right).float(), values.square()
+    matrices = matrices.detach()
+    if matrices.shape[-2] > matrices.shape[-1]:
+        left, right, squares = split_grouped_matrices(matrices.mT)
+        return right.mT, left.mT, squares
+    # As `svd_by_gram` in double precision, some columns at a time: of a large layer, a copy takes a gigabyte.
+    columns = matrices.split(COLUMNS_AT_ONCE, -1)
+    gram = matrices.new_zeros(*matrices.shape[:-1], matrices.shape[-2], dtype=torch.float64)
+    for some in columns:
+        gram += some.double() @ some.double().mT
+    left = torch.linalg.eigh(gram)[1].flip(-1)
+    right = torch.empty(*left.shape[:-1], matrices.shape[-1], device=matrices.device)
+    squares = left.new_zeros(left.shape[:-1])
+    for some, into in zip(columns, right.split(COLUMNS_AT_ONCE, -1), strict=True):
+        product = left.mT @ some.double()
+        squares += product.square().sum(-1)
+        into.copy_(product)
+    root = squares.sqrt().sqrt()
+    right /= root.clamp_min(torch.finfo(right.dtype).tiny)[..., None]
+    return (left * root[..., None, :]).float(), right, squares
 
 
 def svd_by_gram(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:

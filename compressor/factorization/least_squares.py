@@ -16,8 +16,8 @@ class NestedRefit:
 
     With features z = T x of a patch x the second factor is W C T^T (T C T^T)^-1. At a smaller rank it needs only the
     leading block of the triangular factor, so a rank costs one triangular solve. The output gradients do not enter:
-    every output has its own least-squares problem. The triangular factor is kept in single precision: it takes most of
-    a run's memory, and its rounding is far below the floor under the covariance.
+    every output has its own least-squares problem. What is kept is in single precision: it takes most of a run's
+    memory, and its rounding is far below the floor under the covariance.
 
     Args:
         kernel: the weight, (groups, Co/groups, a, kw).
@@ -40,14 +40,17 @@ class NestedRefit:
         products = torch.einsum("gka,goaw->gkwo", first, columns).reshape(groups, size, num_out)
         root = linalg.cholesky(regular(features).to(exact))
         self._root = root.float()
-        self._projected = linalg.solve_triangular(root, products.to(exact), upper=False)
-        self._energy = float((crossed * kernel.flatten(2).to(large)).sum(dtype=exact))
+        projected = linalg.solve_triangular(root, products.to(exact), upper=False)
+        self._projected = projected.float()
+        self._exact = exact
+        energy = (crossed * kernel.flatten(2).to(large)).sum(dtype=exact)
+        self._errors = energy - projected.square().sum((0, 2)).unflatten(0, (-1, self._width)).sum(1).cumsum(0)
 
     def second(self, rank: int) -> Tensor:
         """Second factors (groups, Co/groups, rank, kw), of the type of their mean."""
         size = rank * self._width
-        root, projected = self._root[:, :size, :size], self._projected[:, :size].float()
-        solution = linalg.solve_triangular(root.mT, projected, upper=True).to(self._projected)
+        root, projected = self._root[:, :size, :size], self._projected[:, :size]
+        solution = linalg.solve_triangular(root.mT, projected, upper=True).to(self._exact)
         return solution.reshape(len(root), rank, self._width, -1).permute(0, 3, 1, 2)
 
     def orthonormal(self, rank: int) -> tuple[Tensor, Tensor]:
@@ -64,15 +67,15 @@ class NestedRefit:
 
     def squared_error(self, rank: int) -> float:
         """Mean squared error of the layer's outputs about their mean, summed over outputs."""
-        kept = float(self._projected[:, : rank * self._width].square().sum())
-        return max(0.0, self._energy - kept)
+        return max(0.0, float(self._errors[rank - 1]))
 
     def kept(self, outputs: Tensor) -> float:
         """Energy of the outputs that the features keep, weighted by `outputs` (groups, Co/groups, Co/groups).
 
         The weighted error is a constant less this.
         """
-        return float(((self._projected @ outputs) * self._projected).sum())
+        projected = self._projected.to(outputs)
+        return float(((projected @ outputs) * projected).sum())
 
 
 def refit_of(layer: Layer, moments: LayerMoments, features: Tensor) -> NestedRefit:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv1d
 
 from compressor.arrays import Ranks
-from compressor.factorization.base import Factors, JointFactors, NestedFactors
+from compressor.factorization.base import AllRanks, Factors, JointFactors
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linear_model import LinearModel
 from compressor.network.hooks import differentiable, fitting_with_gradients, watching
@@ -86,19 +85,17 @@ class Linearizer:
     def _moves(self, layer: Ranked, ranks: Sequence[int]) -> "dict[str, _Move]":
         """What other ranks make of the layers that they replace, by name."""
         factors, kept = self._factors[layer.name], [rank for rank in ranks if rank != layer.dense_rank]
+        alone: dict[int, nn.Module] = {}
+        nested: Mapping[str, AllRanks | None] = {layer.name: None}
         if isinstance(factors, JointFactors):
             nested = {name: factors.nested(name, max(kept)) if kept else None for name in factors.layers}
-            names = [name for name, found in nested.items() if found is None]
-            alone = {rank: factors.build(rank) for rank in kept if names}
-        else:
-            nested = {layer.name: factors.nested(max(kept)) if kept else None}
-            alone = {rank: {layer.name: factors.build(rank)} for rank in kept if nested[layer.name] is None}
+        elif kept:
+            nested = {layer.name: factors.nested(max(kept))}
+            alone = {rank: factors.build(rank) for rank in kept if nested[layer.name] is None}
         moves = {}
         for name, found in nested.items():
-            modules = {rank: alone[rank][name] for rank in kept if found is None}
-            if len(kept) < len(ranks):
-                modules[layer.dense_rank] = self._original.get_submodule(name)
-            moves[name] = _Move(modules, kept if found else [], found)
+            dense = {layer.dense_rank: self._original.get_submodule(name)} if len(kept) < len(ranks) else {}
+            moves[name] = _Move(alone | dense, kept if found else [], found)
         return moves
 
     def _linearize(
@@ -115,8 +112,9 @@ class Linearizer:
         dtype = None if values.shape[1] * size <= room else torch.bfloat16
         count = max(1, room * (1 if dtype is None else 2) // size)
         parts: list[list[dict[int, np.ndarray]]] = []
-        for some in values.split(count, dim=1):
-            slopes = iter(_slopes(some, flat, dtype))
+        for begin in range(0, values.shape[1], count):
+            some = values[:, begin : begin + count]
+            slopes = _slopes(some, flat, dtype, last=begin + count >= values.shape[1])
             pairs = iter(calls)
             with torch.no_grad():
                 rows = [
@@ -207,7 +205,7 @@ class SingleLayerLosses:
             inputs, _ = self._norm.inputs_and_targets(indices)
             all_calls, outputs = _forward(self._original, chosen, self._axes, inputs)
             values = torch.einsum("bk,bkp->bp", outputs, along.to(outputs.device))
-            slopes = _slopes(values, [output for calls in all_calls for _, output in calls], torch.bfloat16)
+            slopes = _slopes(values, [output for calls in all_calls for _, output in calls], torch.bfloat16, last=True)
             for following, calls in zip(chosen, all_calls, strict=True):
                 for given, output in calls:
                     slope = next(slopes)
@@ -271,10 +269,12 @@ def _forward(candidate: nn.Module, names: Sequence[str], axes: Axes, inputs: Ten
     return list(calls.values()), outputs.reshape(len(inputs), -1).float()
 
 
-def _slopes(values: Tensor, outputs: Sequence[Tensor], dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+def _slopes(
+    values: Tensor, outputs: Sequence[Tensor], dtype: torch.dtype | None = None, *, last: bool
+) -> Iterator[Tensor]:
     """Gradients (p, b, ...) of values (b, p) with respect to each of the layers' outputs; zero where there are none.
 
-    They are of the outputs' type, or of `dtype`.
+    They are of the outputs' type, or of `dtype`. After the `last` ones, what the graph holds is given back.
     """
     count = values.shape[1]
     if not values.requires_grad:
@@ -282,7 +282,8 @@ def _slopes(values: Tensor, outputs: Sequence[Tensor], dtype: torch.dtype | None
     sums = values.sum(0)
     found = [torch.empty(count, *output.shape, dtype=dtype or output.dtype, device=output.device) for output in outputs]
     for number in range(count):
-        slopes = torch.autograd.grad(sums[number], outputs, retain_graph=True, allow_unused=True)
+        retain = not last or number + 1 < count
+        slopes = torch.autograd.grad(sums[number], outputs, retain_graph=retain, allow_unused=True)
         for kept, slope in zip(found, slopes, strict=True):
             kept[number] = 0.0 if slope is None else slope
     return iter(found)
@@ -295,12 +296,12 @@ class _Move:
     Attributes:
         alone: modules by rank, for ranks that are computed one by one.
         together: ranks that `nested` computes at once.
-        nested: the nested factors; None where there are none.
+        nested: what computes them; None where nothing does.
     """
 
     alone: Mapping[int, nn.Module]
     together: Sequence[int]
-    nested: NestedFactors | None
+    nested: AllRanks | None
 
 
 def _sum(rows: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
@@ -319,7 +320,8 @@ def _changes(move: _Move, calls: Calls, slopes: Iterator[Tensor], like: Tensor) 
         slope = next(slopes).to(outputs)
         found = {rank: _along(slope, module(inputs)) for rank, module in move.alone.items()}
         if move.nested is not None:
-            found |= _at_all_ranks(move.nested, move.together, inputs, slope)
+            products = move.nested.along(inputs, slope)
+            found |= {rank: products[..., rank - 1].T for rank in move.together}
         here = _along(slope, outputs)
         for rank, there in found.items():
             totals[rank] += _by_image(there - here, len(like))
@@ -334,25 +336,6 @@ def _along(slope: Tensor, outputs: Tensor) -> Tensor:
 def _by_image(rows: Tensor, count: int) -> Tensor:
     """Sums (count, p) over each image's part of `rows` (count m, p): a layer may see several boxes of an image, say."""
     return rows.unflatten(0, (count, -1)).sum(1) if len(rows) > count and len(rows) % count == 0 else rows
-
-
-def _at_all_ranks(nested: NestedFactors, ranks: Sequence[int], inputs: Tensor, slope: Tensor) -> dict[int, Tensor]:
-    """Inner products (b, p) of gradients (p, b, ...) with the factors' outputs at each of `ranks`."""
-    groups, lead = len(nested.outputs), slope.shape[:2]
-    features, slope = nested.features(inputs), slope.flatten(0, 1)
-    features, slope = (_by_position(values, nested.channels_last) for values in (features, slope))
-    # A convolution is fast for few positions and for many; matrix products are so for one of them only.
-    along = conv1d(slope, nested.outputs.flatten(0, 1)[..., None], groups=groups).unflatten(0, lead)
-    by_feature = torch.einsum("pbsn,bsn->pbs", along, features).unflatten(-1, (groups, -1)).sum(-2)
-    sums = by_feature.cumsum(-1)
-    if nested.bias is not None:
-        sums += (slope.sum(-1) @ nested.bias).unflatten(0, lead)[..., None]
-    return {rank: sums[..., rank * nested.width - 1].T for rank in ranks}
-
-
-def _by_position(values: Tensor, channels_last: bool) -> Tensor:
-    """Inputs, features or outputs (b, ...) as (b, channels, positions)."""
-    return values.reshape(len(values), -1, values.shape[-1]).mT if channels_last else values.flatten(2)
 
 
 def _to_numpy(values: Tensor) -> np.ndarray:

@@ -10,9 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from compressor.arrays import FLOAT_BYTES
 from compressor.factorization.base import Factors, JointFactors, built
 
-MAX_CACHED_RANKS = 4  # per layer
+MAX_CACHED_RANKS = 4  # per layer; of what takes more than LARGE_BYTES, one
+LARGE_BYTES = 1 << 25
 
 
 def build_candidate(
@@ -54,7 +56,7 @@ class Candidates:
         self._model = model
         self._factors = factors
         self._kept = {
-            name: lru_cache(maxsize=MAX_CACHED_RANKS)(functools.partial(built, name, one))
+            name: lru_cache(maxsize=_num_cached(one))(functools.partial(built, name, one))
             for name, one in factors.items()
         }
         self._local = threading.local()
@@ -91,8 +93,19 @@ def detach_from_original(candidate: nn.Module) -> nn.Module:
     return copy.deepcopy(candidate)
 
 
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """A copy with the same numbers, which are not copied; its parameters have no gradients."""
+    return _copy(model, {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()})
+
+
 def copy_sharing_tensors(model: nn.Module) -> nn.Module:
-    known: dict[int, object] = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
+    """A copy that has the same tensors."""
+    return _copy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+def _copy(model: nn.Module, parameters: Mapping[int, nn.Parameter]) -> nn.Module:
+    """A copy with the model's buffers, and with `parameters` in place of those of these ids."""
+    known: dict[int, object] = {**parameters, **{id(buffer): buffer for buffer in model.buffers()}}
     # A module has a dozen empty dictionaries, of hooks and the like; not copying them halves the time.
     for module in model.modules():
         for value in vars(module).values():
@@ -113,3 +126,9 @@ def replace_layer(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
         return module
     model.set_submodule(name, module)
     return model
+
+
+def _num_cached(factors: Factors | JointFactors) -> int:
+    """How many ranks of a layer are kept; readers of hidden channels are as large as they were at every one."""
+    layers = factors.layers.values() if isinstance(factors, JointFactors) else ()
+    return 1 if FLOAT_BYTES * sum(layer.weight.numel() for layer in layers) > LARGE_BYTES else MAX_CACHED_RANKS

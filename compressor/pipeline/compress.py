@@ -17,6 +17,8 @@ from compressor.data.images import ImageSet
 from compressor.errors import InputError
 from compressor.factorization.layers.kinds import weight_of
 from compressor.files import claim_folder
+from compressor.network.calibration.moments import MAX_INPUTS
+from compressor.network.surgery import detach_from_original
 from compressor.outputs.rows import whole
 from compressor.pipeline.context import Context, Source
 from compressor.pipeline.outputs import FACTORS, JOURNAL
@@ -113,13 +115,13 @@ def _run(stages: Sequence[Stage], context: Context) -> CompressedModel:
             (context.folder / FACTORS).unlink(missing_ok=True)
         raise
     result, report = needed(state.result, "a plan"), needed(state.report, "a report")
-    return CompressedModel(whole(state.network), result.plan, report, context.folder)
+    return CompressedModel(whole(detach_from_original(state.network)), result.plan, report, context.folder)
 
 
 def _moment_bytes(context: Context) -> int:
     """The second moments of the largest layer's inputs, with their root, its inverse and room to find them."""
     sizes = [weight_of(layer.module)[0].numel() for layer in context.layers]
-    return 5 * 8 * max(sizes, default=0) ** 2
+    return 5 * 8 * max((size for size in sizes if size <= MAX_INPUTS), default=0) ** 2
 
 
 def _with_tuning(settings: Settings, recipe: Recipe) -> Settings:

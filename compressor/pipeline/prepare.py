@@ -1,6 +1,5 @@
 """Everything that can be checked and divided before long work."""
 
-import copy
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -28,6 +27,7 @@ from compressor.network.attention import open_attention
 from compressor.network.detection.proposals import with_proposals
 from compressor.network.inputs import of_one_input
 from compressor.network.layers import find_layers
+from compressor.network.surgery import frozen_copy
 from compressor.outputs.auxiliary import drop_auxiliary
 from compressor.outputs.rows import view_of
 from compressor.outputs.structure import find_outputs
@@ -106,14 +106,14 @@ def prepare(  # noqa: PLR0913
 
 
 def _copied(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of the network that is ready for inference, on the device.
+    """A copy of the network that is ready for inference, on the device; where that is the CPU, with the same numbers.
 
     Raises:
         InputError: it cannot be copied, as scripted and half-made ones, or has names that no file can hold.
     """
     with blaming(lambda reason: InputError(f"the network cannot be copied to {device} ({reason})")):
         strange = [name for name in model.state_dict() if well_formed(name) != name]
-        original = with_proposals(of_one_input(copy.deepcopy(model)).eval()).requires_grad_(False).to(device)
+        original = with_proposals(of_one_input(frozen_copy(model)).eval()).to(device)
     if strange:
         raise InputError(f"the network's parameter {strange[0]!r} has a name that is not Unicode")
     return original

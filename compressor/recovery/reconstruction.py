@@ -208,6 +208,7 @@ class Reconstruction:
     def _refit(self, goal: _Goal) -> StepKind | None:
         """Refit a layer, and say how; None where its equations cannot be solved."""
         last, whole = self._moments(goal)
+        release_memory()  # passes leave hundreds of MB, and the equations of a large layer take as much
         module = self.network.get_submodule(goal.layer.name)
         if goal.weights is not None:
             with suppress(*UNSOLVABLE):

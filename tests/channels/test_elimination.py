@@ -54,6 +54,16 @@ def test_losses_are_those_of_least_squares_at_every_width(
         assert found.losses[width] == pytest.approx(sum(refitted_error(*reader, kept) for reader in readers), rel=1e-6)
 
 
+def test_single_precision_orders_the_same_units() -> None:
+    rng = np.random.default_rng(0)
+    covariance, weight, gradients = problem(rng, 96, 20)
+    importance = weight.T @ gradients @ weight
+    exact = eliminate([covariance], [importance.copy()], 32)
+    found = eliminate([covariance.astype(np.float32)], [importance.astype(np.float32)], 32)
+    assert found.order.tolist() == exact.order.tolist()
+    np.testing.assert_allclose(found.losses, exact.losses, rtol=1e-4)
+
+
 @settings(max_examples=20, deadline=None)
 @given(units=st.integers(2, 9), size=st.integers(1, 3), seed=st.integers(0, 999))
 def test_every_step_removes_the_unit_that_costs_least(units: int, size: int, seed: int) -> None:

@@ -1,11 +1,13 @@
 """Layers, second moments and the errors that factors make on them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from compressor.factorization.base import AllRanks
 from compressor.factorization.layers.kinds import weight_of
 from compressor.factorization.moments import LayerMoments
 
@@ -120,3 +122,12 @@ def shape_of(layer: nn.Conv2d) -> tuple[Any, ...]:
 
 def last_of(module: nn.Module) -> nn.Module:
     return module.rest if hasattr(module, "rest") else module[-1]
+
+
+def check_along(found: AllRanks, built: Sequence[nn.Module], inputs: Tensor) -> None:
+    """Inner products at all ranks are those with the outputs of each."""
+    outputs = torch.stack([module(inputs) for module in built])
+    gradients = torch.randn(3, *outputs.shape[1:])
+    expected = torch.einsum("pbn,kbn->pbk", gradients.flatten(2), outputs.flatten(2))
+    scale = max(1.0, float(expected.abs().max()))
+    assert float((found.along(inputs, gradients) - expected).abs().max()) < EXACT * scale

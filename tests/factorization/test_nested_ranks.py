@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from compressor.factorization.base import Factors
+from compressor.factorization.base import Factors, NestedFactors
 from compressor.factorization.layers.kinds import weight_of
 from compressor.factorization.registry import METHODS, applicable_methods
-from tests.factorization.fitted import EXACT, convolutions, random_moments
+from tests.factorization.fitted import EXACT, check_along, convolutions, random_moments
 from tests.factorization.kinds import inputs_of, plain, transposed
 
 
@@ -17,8 +17,10 @@ def check_nested(layer: nn.Conv2d | nn.Linear, factors: Factors, inputs: Tensor)
     """The first features make up every rank."""
     nested = factors.nested(factors.max_rank)
     assert nested is not None
+    assert isinstance(nested, NestedFactors)
     with torch.inference_mode():
         features = nested.features(inputs)
+        check_along(nested, [factors.build(rank) for rank in range(1, factors.max_rank + 1)], inputs)
         for rank in range(1, factors.max_rank + 1):
             truth, kept = factors.build(rank)(inputs), rank * nested.width
             if nested.channels_last:

@@ -129,7 +129,9 @@ def test_a_large_network_is_taken_in_smaller_batches(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         linearize,
         "_slopes",
-        lambda values, outputs, dtype: at_once.append((values.shape[1], dtype)) or slopes(values, outputs, dtype),
+        lambda values, outputs, dtype, last: (
+            at_once.append((values.shape[1], dtype)) or slopes(values, outputs, dtype, last=last)
+        ),
     )
     parts = net.linearize(plan, alternatives(net.space, plan), images, 10)
     assert max(sizes) in (2, 3)

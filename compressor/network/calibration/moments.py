@@ -71,10 +71,15 @@ class RunningMoments:
         squares = self._sums["xx"].diagonal(dim1=-2, dim2=-1).double().cpu() / self.count
         return float((squares - self._shift("x").square()).sum())
 
-    def covariance(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Covariance of the rows, (groups, n, n); in single precision it takes half the memory."""
+    def covariance(self, dtype: torch.dtype = torch.float64, last: bool = False) -> Tensor:
+        """Covariance of the rows, (groups, n, n).
+
+        Args:
+            dtype: its type; in single precision it takes half the memory.
+            last: nobody will ask for it again, so that it may take the place of the sums.
+        """
         shift = self._shift("x").to(dtype)
-        products = self._mean_products("xx", dtype)
+        products = self._mean_products("xx", dtype, last)
         for here, after in _row_blocks(products.shape[-1]):
             products[:, after, here] = products[:, here, after].mT
         return products.baddbmm_(shift[:, :, None], -shift[:, None, :])
@@ -89,8 +94,9 @@ class RunningMoments:
     def _origin(self, name: str) -> Tensor:
         return self._origins[name][:, 0].double().cpu()
 
-    def _mean_products(self, name: str, dtype: torch.dtype = torch.float64) -> Tensor:
-        return self._sums[name].cpu().to(dtype, copy=True).div_(self.count)
+    def _mean_products(self, name: str, dtype: torch.dtype = torch.float64, last: bool = False) -> Tensor:
+        sums = self._sums.pop(name) if last else self._sums[name]
+        return sums.cpu().to(dtype, copy=not last).div_(self.count)
 
     def _add(self, name: str, value: Tensor) -> None:
         value = value.double().cpu()
@@ -99,7 +105,8 @@ class RunningMoments:
     def _products(self, name: str, x: Tensor, y: Tensor) -> Tensor:
         """The sum of x^T y (groups, n, m), on the rows' device."""
         if name not in self._sums:
-            self._sums[name] = x.new_zeros(len(x), x.shape[-1], y.shape[-1])
+            with torch.inference_mode(False):  # else they could not be divided in place
+                self._sums[name] = torch.zeros(len(x), x.shape[-1], y.shape[-1], dtype=x.dtype, device=x.device)
         return self._sums[name]
 
     def _add_squares(self, x: Tensor) -> None:
@@ -166,8 +173,9 @@ def rows_of_batch(batch_size: int, num_images: int, most: int | None = None) -> 
 
 
 def make_moments(moments: RunningMoments, outputs: Tensor) -> LayerMoments:
-    """A layer's moments from sums over its inputs and the moments (groups, m, m) of its output gradients."""
-    covariance = moments.covariance(torch.float32)
+    """A layer's moments from sums over its inputs, which are used up, and the moments (groups, m, m) of its output
+    gradients."""
+    covariance = moments.covariance(torch.float32, last=True)
     raise_floor_(covariance, INPUT_FLOOR)
     return LayerMoments(covariance, moments.mean(), outputs)
 

@@ -9,6 +9,7 @@ from compressor.channels.groups import ChannelGroup
 from compressor.channels.statistics import reader_moments
 from compressor.network.calibration.moments import MAX_INPUTS, chunks
 from compressor.pipeline.context import Context
+from compressor.process.memory import release_memory
 
 BYTES_PER_PRODUCT = 8  # of images' means and of deviations from them, in single precision
 
@@ -24,6 +25,7 @@ def order_channels(context: Context, groups: Sequence[ChannelGroup]) -> dict[str
         for chunk in chunks(groups, partial(_group_bytes, context)):
             units = {name: group.num_units for group in chunk for name in group.reader_names}
             moments = reader_moments(context.gradients, units, replay)
+            release_memory()  # passes leave hundreds of MB, and the matrices of a large reader take as much
             for group in chunk:
                 stage.update(len(found), group.name)
                 readers: dict[str, Any] = {name: context.original.get_submodule(name) for name in group.reader_names}
