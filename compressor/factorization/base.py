@@ -51,15 +51,15 @@ class NestedFactors:
 
     def along(self, inputs: Tensor, gradients: Tensor) -> Tensor:
         """See `AllRanks.along`."""
-        groups, lead = len(self.outputs), gradients.shape[:2]
-        features, gradients = self._by_position(self.features(inputs)), self._by_position(gradients.flatten(0, 1))
-        # A convolution is fast for few positions and for many; matrix products are so for one of them only.
-        along = conv1d(gradients, self.outputs.flatten(0, 1)[..., None], groups=groups).unflatten(0, lead)
-        by_feature = torch.einsum("pbsn,bsn->pbs", along, features).unflatten(-1, (groups, -1)).sum(-2)
-        sums = by_feature.cumsum(-1)
-        if self.bias is not None:
-            sums += (gradients.sum(-1) @ self.bias).unflatten(0, lead)[..., None]
-        return sums[..., self.width - 1 :: self.width]
+        groups, features = len(self.outputs), self._by_position(self.features(inputs))
+        weight, sums = self.outputs.flatten(0, 1)[..., None], []
+        for gradient in gradients:  # one by one: along the features of a large layer, all of them take gigabytes
+            gradient = self._by_position(gradient)
+            # A convolution is fast for few positions and for many; matrix products are so for one of them only.
+            by_feature = conv1d(gradient, weight, groups=groups).mul_(features).sum(-1)
+            by_rank = by_feature.unflatten(-1, (groups, -1)).sum(-2).cumsum(-1)[..., self.width - 1 :: self.width]
+            sums.append(by_rank if self.bias is None else by_rank + (gradient.sum(-1) @ self.bias)[:, None])
+        return torch.stack(sums)
 
     def _by_position(self, values: Tensor) -> Tensor:
         """Features or outputs (b, ...) as (b, channels, positions)."""

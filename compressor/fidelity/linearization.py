@@ -27,7 +27,7 @@ from compressor.streams import Stream, generator
 BATCH_SIZE = 25
 MAX_GRADIENTS = 3 * 10**7  # by layers' outputs, which are held at once: 120 MB; twice as many in 16 bits
 # Substitutes of a layer are compared on as many images as keep what is held of it below this, and on four at least.
-MAX_TRIED, MIN_IMAGES = 12 * 10**6, 4
+MAX_TRIED, MIN_IMAGES = 5 * 10**6, 4
 # What a backward pass costs, in forward passes; the count then agrees with measured times, see
 # benchmarks/studies/search/evaluation_cost.py.
 BACKWARD_PASSES = 1.5
