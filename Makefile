@@ -35,7 +35,7 @@ SUBJECT = $(GIVEN) $(PAPER_ARGS)
 FC3_OR_OTHER = $(if $(OTHER),$(SUBJECT),$(PAPER_ARGS))
 EXPORT = $(BIN)/bocompress-export "$(MODEL)" $(IMAGES) --out "$(OUT)"
 
-.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-hard test-oldest test-wheel audit lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-limits bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench-structures bench-job bench-channels bench bench-gpu bench-harness paper paper-table1 paper-table2 paper-table3 paper-table5 paper-table6 paper-norms paper-samples paper-switches clean
+.PHONY: help demo edge-cpu edge-int8 edge-ort edge-smallest edge-fastest report test test-hard test-oldest test-wheel audit lint docs site bench-uniform bench-factors bench-search bench-objectives bench-targets bench-limits bench-certificates bench-overhead bench-candidates bench-edge bench-coverage bench-runtimes bench-finetune bench-recipe bench-structures bench-job bench-memory-format bench-channels bench bench-gpu bench-harness paper paper-table1 paper-table2 paper-table3 paper-table5 paper-table6 paper-norms paper-samples paper-switches clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -178,6 +178,9 @@ bench-structures: $(READY)  ## PHOTOS if given: a small segmentation network, on
 bench-job: $(READY)  ## MODEL, DATA (ResNet-18 at 64 px), PHOTOS, MOBILENET: time and memory of whole jobs, in passes of the original (hours)
 	@test -n "$(PHOTOS)" || { echo "bench-job needs PHOTOS=folder/of/photographs" >&2; exit 2; }
 	OMP_NUM_THREADS=2 $(BIN)/python -W ignore -m benchmarks.studies.network.job --add --small "$(MODEL)" "$(DATA)" --photos "$(PHOTOS)" $(if $(MOBILENET),--mobilenet "$(MOBILENET)")
+
+bench-memory-format: $(READY)  ## what images that lie channels last take beside channels first (a minute)
+	OMP_NUM_THREADS=2 $(BIN)/python -W ignore -m benchmarks.studies.network.memory_format
 
 bench-channels: $(READY)  ## MODEL, PHOTOS, OPERATIONS; SYNSETS; SIZE and TRAIN: hidden channels, low rank and torch-pruning at equal operations (an hour)
 	@test -n "$(PHOTOS)" || { echo "bench-channels needs PHOTOS=folder/of/photographs" >&2; exit 2; }

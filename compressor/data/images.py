@@ -63,6 +63,7 @@ class ImageSet:
         boxes: of each image rows (n, 6): left, top, right and bottom in pixels of the input, the label, and 1 where
             detections count neither as right nor as wrong, else 0; None where there are none.
         chosen: int64 of shape (N,), which of those held are the set's; None for all, in their order.
+        channels_last: whether batches of images lie channels last in memory (see `compressor.network.memory_format`).
     """
 
     held: Tensor
@@ -81,6 +82,7 @@ class ImageSet:
     masks: Tensor | None = None
     boxes: tuple[Tensor, ...] | None = None
     chosen: Tensor | None = None
+    channels_last: bool = False
 
     def __len__(self) -> int:
         return len(self.held if self.chosen is None else self.chosen)
@@ -107,6 +109,8 @@ class ImageSet:
         """The inputs at `indices`: float32 of shape (n, *input_shape), normalized for the network."""
         places = self._places(indices)
         chosen = self.held[places]
+        if self.channels_last:
+            chosen = chosen.contiguous(memory_format=torch.channels_last)
         if not self.mean:
             return chosen.clone() if isinstance(places, slice) else chosen  # networks may work in place
         mean, std = (torch.tensor(values).view(-1, *[1] * (chosen.dim() - 2)) for values in (self.mean, self.std))

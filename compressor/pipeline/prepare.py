@@ -27,6 +27,7 @@ from compressor.network.attention import open_attention
 from compressor.network.detection.proposals import with_proposals
 from compressor.network.inputs import of_one_input
 from compressor.network.layers import find_layers
+from compressor.network.memory_format import in_faster_format
 from compressor.network.surgery import frozen_copy
 from compressor.outputs.auxiliary import drop_auxiliary
 from compressor.outputs.rows import view_of
@@ -73,12 +74,11 @@ def prepare(  # noqa: PLR0913
     original = _copied(model, usable_device(settings.device))
     progress = progress or Progress()
     original = _with_rows(_without_aux(original, settings, progress), parts[1], settings)
-    checked = _check_labels(original, join(*parts[:2]), settings, progress)
-    calibration, search_images, outside = _check_truth(original, [checked.apply(part) for part in parts], progress)
-    training = None
-    if settings.tune.epochs:
-        given = None if train_images is None else _training_set(original, train_images, settings, progress)
-        training = divide_training(given, calibration, search_images, outside, settings.search.seed)
+    laid_out = in_faster_format(parts, original, torch.device(settings.device))
+    checked = _check_labels(original, join(*laid_out[:2]), settings, progress)
+    calibration, search_images, outside = _check_truth(original, [checked.apply(part) for part in laid_out], progress)
+    parts = calibration, search_images, outside
+    training = _training_images(original, train_images, parts, settings, progress)
     validation, test_images = split_validation(outside, settings)
     _require_enough_images(settings, search_images, validation)
     source = source or Source(type(model).__name__, command="compressor.compress(...)")
@@ -105,6 +105,20 @@ def prepare(  # noqa: PLR0913
     )
 
 
+def _training_images(
+    original: nn.Module,
+    given: ImageSet | Iterable[Any] | None,
+    parts: tuple[ImageSet, ImageSet, ImageSet],
+    settings: Settings,
+    progress: Progress,
+) -> TrainingImages | None:
+    """What fine-tuning trains on: the images given for it, or the run's `parts`; None where nothing is tuned."""
+    if not settings.tune.epochs:
+        return None
+    read = None if given is None else _training_set(original, given, settings, progress)
+    return divide_training(read, *parts, settings.search.seed)
+
+
 def _copied(model: nn.Module, device: torch.device) -> nn.Module:
     """A copy of the network that is ready for inference, on the device; where that is the CPU, with the same numbers.
 
@@ -112,6 +126,8 @@ def _copied(model: nn.Module, device: torch.device) -> nn.Module:
         InputError: it cannot be copied, as scripted and half-made ones, or has names that no file can hold.
     """
     with blaming(lambda reason: InputError(f"the network cannot be copied to {device} ({reason})")):
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TypeError("it is scripted, give the module that it was scripted from")
         strange = [name for name in model.state_dict() if well_formed(name) != name]
         original = with_proposals(of_one_input(frozen_copy(model)).eval()).to(device)
     if strange:

@@ -170,6 +170,24 @@ def job(study: Study) -> str:
     return section("job: what whole runs take", about, table(columns, study["rows"]))
 
 
+def memory_format(study: Study) -> str:
+    """Images that lie channels last beside channels first."""
+    about = (
+        f"A forward pass in torch on {study['threads']} threads, random weights: both formats in turn in one process, "
+        f"the least of {1 + study['repeats']} passes of each. Used: whether runs on a CPU give such networks images "
+        f"that lie channels last. {machine(study)}"
+    )
+    columns: dict[str, Callable[[Row], str]] = {
+        "network": lambda r: f"{r['arch']} at {r['side']} px",
+        "images": lambda r: f"{r['images']}",
+        "channels first ms": lambda r: f"{1e3 * r['seconds_first']:.0f}",
+        "channels last ms": lambda r: f"{1e3 * r['seconds_last']:.0f}",
+        "ratio": lambda r: f"{r['ratio']:.2f}",
+        "used": lambda r: "yes" if r["used"] else "no",
+    }
+    return section("memory-format: how images lie in memory", about, table(columns, study["rows"]))
+
+
 def coverage(study: Study) -> str:
     """Which of torchvision's networks can be compressed and exported."""
     passed = [row for row in study["rows"] if not {"failed", "refused"} & row.keys()]

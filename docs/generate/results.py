@@ -45,6 +45,7 @@ STUDIES = (
     StudyPages("recipe*.json", network_sections.recipe, summary.recipe),
     StudyPages("structures*.json", network_sections.structures, summary.structures),
     StudyPages("job.json", export_sections.job, summary.job),
+    StudyPages("memory-format.json", export_sections.memory_format),
     StudyPages("coverage.json", export_sections.coverage, summary.coverage),
     StudyPages("coverage-channels.json", export_sections.coverage_channels, summary.coverage_channels),
     StudyPages("runtimes.json", export_sections.runtimes),

@@ -42,7 +42,7 @@ class WriteDetector(Stage):
 
 
 def _write(context: Context, network: RawDetector, metadata: Mapping[str, str]) -> DetectorFileRecord:
-    path, images = context.folder / DETECTOR, context.test_images
+    path, images = context.folder / DETECTOR, replace(context.test_images, channels_last=False)
     normalization = Normalization(images.mean, images.std) if in_graph(context) else None
     some = slice(0, VERIFY_IMAGES)
     about = {"detector": json.dumps({"kind": "whole", "input_size": list(images.input_shape[1:])})}

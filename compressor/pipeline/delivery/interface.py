@@ -40,7 +40,7 @@ def write_file(context: Context, network: nn.Module, path: Path, metadata: Mappi
     """
     images, settings = context.search_images, context.settings
     normalization = Normalization(images.mean, images.std) if in_graph(context) else None
-    example = images.batch(slice(0, 2))
+    example = replace(images, channels_last=False).batch(slice(0, 2))
     export_onnx(network, example, path, metadata, settings.opset, settings.static_batch, normalization)
 
 
@@ -86,6 +86,7 @@ def file_batch(context: Context, images: ImageSet, indices: slice) -> Tensor:
     Returns:
         The inputs (n, ...), float32.
     """
+    images = replace(images, channels_last=False)
     if in_graph(context):
         channels = len(images.mean)
         images = replace(images, mean=(0.0,) * channels, std=(1.0,) * channels)
