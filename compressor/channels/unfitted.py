@@ -79,7 +79,7 @@ class _AllWidths:
 
     def along(self, inputs: Tensor, gradients: Tensor) -> Tensor:
         """See `compressor.factorization.base.AllRanks.along`."""
-        layer, axis = self.layer, 1 if inputs.dim() == 4 else -1
+        layer, axis = self.layer, -1 if isinstance(self.layer, nn.Linear) else 1
         with torch.enable_grad():
             given = inputs.detach().requires_grad_()
             outputs = layer(given)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from compressor.channels import statistics
 from compressor.channels.factors import ChannelFactors
 from compressor.channels.grouping import find_groups
+from compressor.channels.groups import ChannelGroup, Reader
 from compressor.channels.statistics import reader_moments
-from compressor.channels.unfitted import unfitted_channels
+from compressor.channels.unfitted import UnfittedChannels, unfitted_channels
 from compressor.data.batches import from_batches
 from compressor.network.calibration.gradients import OutputGradients
 from tests.factorization.fitted import check_along
@@ -56,3 +57,14 @@ def test_readers_that_keep_their_weights(network: nn.Sequential, images: Tensor,
     inputs = network[: int(name)](images[:2])
     built = [factors.build(width)[name] for width in range(1, 4)]
     check_along(factors.nested(name, 3), built, inputs)
+
+
+def test_linear_readers_of_images_that_lie_channels_last() -> None:
+    """As in ConvNeXt and Swin: four axes, of which the last has the channels."""
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 5).requires_grad_(False)
+    group = ChannelGroup("0", ("0",), (), (Reader("1"),), 8)
+    spread = torch.randn(8, dtype=torch.float64), torch.rand(8, dtype=torch.float64)
+    factors = UnfittedChannels(group, {"1": layer}, {"1": spread})
+    built = [factors.build(width)["1"] for width in range(1, 9)]
+    check_along(factors.nested("1", 8), built, torch.randn(2, 4, 3, 8))
