@@ -51,19 +51,34 @@ class NestedFactors:
 
     def along(self, inputs: Tensor, gradients: Tensor) -> Tensor:
         """See `AllRanks.along`."""
-        groups, features = len(self.outputs), self._by_position(self.features(inputs))
-        weight, sums = self.outputs.flatten(0, 1)[..., None], []
+        features = self._by_position(self.features(inputs))
+        is_long = len(self.outputs) == 1 and features.shape[-1] > self.outputs.shape[-1]
+        by_feature = self._by_products_over_positions if is_long else self._by_features_of_gradients
+        features, sums = features if is_long else features.contiguous(), []
         for gradient in gradients:  # one by one: along the features of a large layer, all of them take gigabytes
             gradient = self._by_position(gradient)
-            # A convolution is fast for few positions and for many; matrix products are so for one of them only.
-            by_feature = conv1d(gradient, weight, groups=groups).mul_(features).sum(-1)
-            by_rank = by_feature.unflatten(-1, (groups, -1)).sum(-2).cumsum(-1)[..., self.width - 1 :: self.width]
+            by_rank = by_feature(features, gradient).cumsum(-1)[..., self.width - 1 :: self.width]
             sums.append(by_rank if self.bias is None else by_rank + (gradient.sum(-1) @ self.bias)[:, None])
         return torch.stack(sums)
 
+    def _by_products_over_positions(self, features: Tensor, gradient: Tensor) -> Tensor:
+        """Inner products (b, F) of a gradient (b, Co, n) with what each of the features (b, F, n) adds to the outputs.
+
+        Sums over positions come first: with more positions than outputs, that leaves the fewer numbers.
+        """
+        return (features @ gradient.mT).mul_(self.outputs[0]).sum(-1)
+
+    def _by_features_of_gradients(self, features: Tensor, gradient: Tensor) -> Tensor:
+        """The same for few positions, and for groups: sums (b, F) over these."""
+        groups, weight = len(self.outputs), self.outputs.flatten(0, 1)[..., None]
+        # For few positions a convolution is faster than products of matrices.
+        by_feature = conv1d(gradient, weight, groups=groups).mul_(features).sum(-1)
+        return by_feature.unflatten(-1, (groups, -1)).sum(-2)
+
     def _by_position(self, values: Tensor) -> Tensor:
-        """Features or outputs (b, ...) as (b, channels, positions)."""
-        return values.reshape(len(values), -1, values.shape[-1]).mT if self.channels_last else values.flatten(2)
+        """Features or outputs (b, ...) as (b, channels, positions), a view of them."""
+        last = values if self.channels_last else values.movedim(1, -1)
+        return last.reshape(len(last), -1, last.shape[-1]).mT
 
 
 class Factors(ABC):

@@ -9,6 +9,7 @@ than half of that of independent directions.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ MAX_TRIED, MIN_IMAGES = 5 * 10**6, 4
 # benchmarks/studies/search/evaluation_cost.py.
 BACKWARD_PASSES = 1.5
 
+CHANNELS_LAST = torch.channels_last
 Axes = Mapping[str, int | None]
 Calls = list[tuple[Tensor, Tensor]]  # inputs and outputs (b, ...) of a layer, one pair per call
 
@@ -191,26 +193,32 @@ class SingleLayerLosses:
 
     def _hold(self, name: str) -> None:
         """Find the gradients of this layer, and of those after it as far as there is room."""
-        chosen: list[str] = []
-        room, images = at_once(MAX_GRADIENTS), self._images_of(name)
+        chosen: dict[str, int] = {}
+        room = at_once(MAX_GRADIENTS)
         by_image = [following for following in self._names if self._axes[following] is not None]
         for following in by_image[by_image.index(name) :]:
-            room -= len(images) * self._sizes[following]
-            if chosen and (room < 0 or len(self._images_of(following)) != len(images)):
+            count = len(self._images_of(following))
+            room -= count * self._sizes[following]
+            if chosen and room < 0:
                 break
-            chosen.append(following)
+            chosen[following] = count
         self._held = {following: [] for following in chosen}
-        parts = images.split(self._batch_size), self._along[: len(images)].split(self._batch_size)
-        for indices, along in zip(*parts, strict=True):
-            inputs, _ = self._norm.inputs_and_targets(indices)
-            all_calls, outputs = _forward(self._original, chosen, self._axes, inputs)
-            values = torch.einsum("bk,bkp->bp", outputs, along.to(outputs.device))
-            slopes = _slopes(values, [output for calls in all_calls for _, output in calls], torch.bfloat16, last=True)
-            for following, calls in zip(chosen, all_calls, strict=True):
-                for given, output in calls:
-                    slope = next(slopes)
-                    here = _by_image(_along(slope, output.detach()), len(indices))
-                    self._held[following].append(_Held(indices, given, slope, here))
+        bounds = sorted({0, *chosen.values()})
+        for begin, end in pairwise(bounds):
+            names = [following for following, count in chosen.items() if count >= end]
+            for indices in self._images[begin:end].split(self._batch_size):
+                self._hold_batch(names, indices)
+
+    def _hold_batch(self, names: Sequence[str], indices: Tensor) -> None:
+        inputs, _ = self._norm.inputs_and_targets(indices)
+        all_calls, outputs = _forward(self._original, names, self._axes, inputs)
+        values = torch.einsum("bk,bkp->bp", outputs, self._along[indices].to(outputs.device))
+        slopes = _slopes(values, [output for calls in all_calls for _, output in calls], torch.bfloat16, last=True)
+        for name, calls in zip(names, all_calls, strict=True):
+            for given, output in calls:
+                slope = next(slopes)
+                here = _by_image(_along(slope, output.detach()), len(indices))
+                self._held[name].append(_Held(indices, given, slope, here))
 
     def _images_of(self, name: str) -> Tensor:
         """The images that substitutes of a layer are tried on."""
@@ -280,13 +288,22 @@ def _slopes(
     if not values.requires_grad:
         return (output.new_zeros(count, *output.shape, dtype=dtype) for output in outputs)
     sums = values.sum(0)
-    found = [torch.empty(count, *output.shape, dtype=dtype or output.dtype, device=output.device) for output in outputs]
+    found = [_room_for(count, output, dtype or output.dtype) for output in outputs]
     for number in range(count):
         retain = not last or number + 1 < count
         slopes = torch.autograd.grad(sums[number], outputs, retain_graph=retain, allow_unused=True)
         for kept, slope in zip(found, slopes, strict=True):
             kept[number] = 0.0 if slope is None else slope
     return iter(found)
+
+
+def _room_for(count: int, output: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory of the shape (count, *output.shape), in which channels lie last where they do in `output`."""
+    is_last = output.dim() == 4 and not output.is_contiguous() and output.is_contiguous(memory_format=CHANNELS_LAST)
+    memory_format = CHANNELS_LAST if is_last else torch.contiguous_format
+    shape = (count * len(output), *output.shape[1:])
+    room = torch.empty(shape, dtype=dtype, device=output.device, memory_format=memory_format)
+    return room.unflatten(0, (count, len(output)))
 
 
 @dataclass(frozen=True)
@@ -330,7 +347,8 @@ def _changes(move: _Move, calls: Calls, slopes: Iterator[Tensor], like: Tensor) 
 
 def _along(slope: Tensor, outputs: Tensor) -> Tensor:
     """Inner products (b, p) of gradients (p, b, ...) with outputs (b, ...)."""
-    return (slope.flatten(2) * outputs.flatten(1)).sum(-1).T
+    axes = list(range(1, outputs.dim()))
+    return torch.stack([(of_direction * outputs).sum(axes) for of_direction in slope], 1)
 
 
 def _by_image(rows: Tensor, count: int) -> Tensor:

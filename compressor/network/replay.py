@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
+from compressor.files.tensors_on_disk import TensorsOnDisk
 from compressor.network.hooks import BATCH_SIZE, inputs_of, noting, output_of
 from compressor.process.memory import at_once
 
-MAX_KEPT_BYTES = 1 << 27  # of the outputs that are kept for one set of images
+# Of the outputs that are kept for one set of images: in a file, or in the memory of an accelerator.
+MAX_BYTES_ON_DISK, MAX_BYTES_IN_MEMORY = 1 << 31, 1 << 27
 
 
 @dataclass(frozen=True)
@@ -123,26 +125,36 @@ class Replay:
         self._device = device
         self._parts = torch.arange(len(images)).split(images.fitting(BATCH_SIZE))
         self._cut: Cut | None = None
-        self._kept: list[Tensor] = []
+        self._kept = self._new_list()
+        self._max_bytes = MAX_BYTES_ON_DISK if self._is_on_disk else at_once(MAX_BYTES_IN_MEMORY)
 
     def advance(self, network: nn.Module, *layers: str) -> None:
         """Keep what the last cut before the layers returns, since nothing that is used before them will change.
 
         For one that is used before the present cut, passes begin at the images again.
         """
-        cut = self._cuts.before(layers, at_once(MAX_KEPT_BYTES) // (4 * len(self._images)))
+        cut = self._cuts.before(layers, self._max_bytes // (4 * len(self._images)))
         if cut == self._cut:
             return
         if self._cut is not None and (cut is None or cut.end < self._cut.end):
-            self._cut, self._kept = None, []
+            self._cut, self._kept = None, self._new_list()
         if cut is None:
             return
-        kept = []
-        for number in range(len(self._parts)):
-            kept.append(self._output_of(network, cut.name, number))
-            if self._kept:
-                self._kept[number] = kept[-1][:0]  # no two sets at once
+        kept = self._new_list()
+        try:
+            for number in range(len(self._parts)):
+                kept.append(self._output_of(network, cut.name, number))
+        except OSError:  # the disk is full
+            self._max_bytes = cut.numbers * 4 * len(self._images) // 2
+            return
         self._cut, self._kept = cut, kept
+
+    @property
+    def _is_on_disk(self) -> bool:
+        return self._device.type == "cpu"
+
+    def _new_list(self) -> "TensorsOnDisk | list[Tensor]":
+        return TensorsOnDisk() if self._is_on_disk else []
 
     def passes(self, network: nn.Module) -> Iterator[Tensor]:
         """The images batch by batch; the network's pass over one of them begins behind the cut until the next."""

@@ -9,6 +9,7 @@ import torchvision
 from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
+from compressor.files.tensors_on_disk import TensorsOnDisk
 from compressor.network import replay
 from compressor.network.hooks import count_calls, inputs_of, watching
 from compressor.network.replay import Cuts, Replay
@@ -103,14 +104,35 @@ def test_passes_go_back_for_a_layer_before_the_cut_and_begin_before_the_first_of
     assert cuts[2] == "layer2"
 
 
-def test_outputs_that_take_too_much_memory_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_that_take_too_much_room_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     network, images = make("resnet18", 32)
     cuts = Cuts(network, ["fc"], images.batch([0]))
-    monkeypatch.setattr(replay, "MAX_KEPT_BYTES", 4 * len(images) * 511)
+    monkeypatch.setattr(replay, "MAX_BYTES_ON_DISK", 4 * len(images) * 511)
     runs = Replay(cuts, images, CPU)
     runs.advance(network, "fc")
     assert runs._cut is None
     torch.testing.assert_close(runs.outputs(network), network(images.data))
+
+
+def test_a_full_disk_costs_time_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, images = make("resnet18", 32)
+    monkeypatch.setattr(ImageSet, "fitting", lambda *_: 3)
+    runs = Replay(Cuts(network, ["layer3.0.conv1", "fc"], images.batch([0])), images, CPU)
+    runs.advance(network, "layer3.0.conv1")
+    assert runs._cut is not None
+    append = TensorsOnDisk.append
+
+    def append_some(self: TensorsOnDisk, tensor: Tensor) -> None:
+        if len(self) == 1 and tensor[0].numel() > 1000:
+            raise OSError(28, "No space left on device")
+        append(self, tensor)
+
+    monkeypatch.setattr(TensorsOnDisk, "append", append_some)
+    runs = Replay(Cuts(network, ["layer3.0.conv1", "fc"], images.batch([0])), images, CPU)
+    for layer, expected in (("layer3.0.conv1", None), ("layer3.0.conv1", None), ("fc", "avgpool")):
+        runs.advance(network, layer)
+        assert (runs._cut.name if runs._cut else None) == expected
+        torch.testing.assert_close(runs.outputs(network), network(images.data))
 
 
 class Awkward(nn.Module):

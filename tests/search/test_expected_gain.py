@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,27 +134,74 @@ def linear_model(ranks: Ranks, others: Sequence[Sequence[int]], images: np.ndarr
     return LinearModel(here, changes, 10)
 
 
+def losses_of_vectors(ranks: Ranks, indices: np.ndarray) -> Losses:
+    return Losses(indices, np.square(vectors_at(ranks, indices)).sum(1))
+
+
+class CountedSearch:
+    """A search with a linear model.
+
+    Attributes:
+        models: how many of them were made.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self.models = 0
+        space = RankSpace(list("abcd"), [np.arange(1, 41) * 100.0] * 4)
+        guess = ExpectedGain(0.6, 20.0)
+        problem = SearchProblem(
+            space, Objective(0.15), losses_of_vectors, 200, linearize=self._linear_model, gain=guess
+        )
+        self.search = Search(problem, SearchSettings(max_evaluations=40, samples=30), journal)
+
+    def _linear_model(self, *given: Any) -> LinearModel:
+        self.models += 1
+        return linear_model(*given)
+
+
 def test_record_and_steps_are_by_the_gain_that_was_shown() -> None:
     """What is recorded is of the plan that is delivered, and steps compare losses by one gain alone."""
-    space = RankSpace(list("abcd"), [np.arange(1, 41) * 100.0] * 4)
-    guess, shown = ExpectedGain(0.6, 20.0), ExpectedGain(0.95, 20.0)
-
-    def losses(ranks: Ranks, indices: np.ndarray) -> Losses:
-        return Losses(indices, np.square(vectors_at(ranks, indices)).sum(1))
-
-    problem = SearchProblem(space, Objective(0.15), losses, 200, linearize=linear_model, gain=guess)
-    running = Search(problem, SearchSettings(max_evaluations=40, samples=30), Journal())
+    shown, counted = ExpectedGain(0.95, 20.0), CountedSearch(Journal())
+    running = counted.search
     first, _ = running.run()
+    before = counted.models
     plan, record = running.continue_with(shown, first)
+    assert counted.models == before, "the last linear model does for another gain"
     assert record.objective == pytest.approx(float(running._fitter.posterior().mean(plan[None])[0]))
     refinement = running._initial_design._refinement
     assert refinement is not None
     assert refinement.gain == shown
     assert refinement._losses
     for key, known in refinement._losses.items():
-        raw = losses(np.frombuffer(key, dtype=np.int64), known.indices).values
+        raw = losses_of_vectors(np.frombuffer(key, dtype=np.int64), known.indices).values
         np.testing.assert_allclose(known.values / raw, (known.values / raw)[0], rtol=0.05)
         assert (known.values / raw).min() > 0.9
+
+
+def test_a_resumed_search_makes_the_last_linear_model_again(tmp_path: Path) -> None:
+    shown, whole = ExpectedGain(0.95, 20.0), tmp_path / "whole.jsonl"
+
+    def run(path: Path, resume: bool) -> tuple[list[int], int]:
+        counted = CountedSearch(Journal.open(path, {"journal_version": 1}, resume))
+        first, _ = counted.search.run()
+        plan: list[int] = counted.search.continue_with(shown, first)[0].tolist()
+        return plan, counted.models
+
+    plan, _ = run(whole, resume=False)
+    lines = whole.read_text().splitlines(keepends=True)
+    steps = [number for number, line in enumerate(lines) if "step_from" in line]
+    assert len(steps) == 3
+    part = tmp_path / "part.jsonl"
+    part.write_text("".join(lines[: steps[2]]))
+    again, models = run(part, resume=True)
+    assert (again, models) == (plan, 1)
+    assert rows_of(part) == rows_of(whole)
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """A journal's rows without the passes of models, which a resumed search counts again."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in ("passes", "checksum")} for row in rows]
 
 
 def test_the_journal_keeps_losses_as_they_were_and_resumes_both_parts(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from compressor.streams import Stream, derived_seed
 GRADIENT_IMAGES = 64
 GRADIENT_BATCH_SIZE = 8
 NUM_PROJECTIONS = 4  # random combinations of the network's outputs whose gradients are taken per image
+MAX_POSITIONS = 256  # of a gradient, at random, whose products are added up
 KEPT_BYTES = 1 << 28  # of sums that are kept for whoever asks next
 
 
@@ -108,7 +109,8 @@ class _Sums:
     def __init__(self, layer: Layer) -> None:
         self._layer = layer
         self._groups = groups_of(layer)
-        self._rows = self._images = 0
+        self._rows = self._positions = self._images = 0
+        self._generator = torch.Generator().manual_seed(0)
         self._within: Tensor | None = None
         self._across: Tensor | None = None
         self._common: Tensor | None = None
@@ -124,16 +126,20 @@ class _Sums:
         axis = -1 - axes_of(self._layer)
         rows = gradient.movedim(axis, -1).flatten(1, -2) if gradient.dim() > 2 else gradient[:, None]
         with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):  # autocast would round products
-            rows = rows.float()
-            flat, sums = rows.flatten(0, 1), rows.sum(1)
+            count, sums = rows.shape[1], rows.sum(1, dtype=torch.float32)
+            if count > MAX_POSITIONS:
+                chosen = torch.randperm(count, generator=self._generator)[:MAX_POSITIONS]
+                rows = rows[:, chosen.to(rows.device)]
+            flat, common = rows.float().flatten(0, 1), sums.mT @ sums
             by_group = flat.reshape(len(flat), self._groups, -1).transpose(0, 1)
-            within, common = by_group.mT @ by_group, sums.mT @ sums
-            across = within[0] if self._groups == 1 else flat.mT @ flat
-            common -= common / rows.shape[1]
+            within = (by_group.mT @ by_group).mul_(count / rows.shape[1])
+            across = within[0] if self._groups == 1 else (flat.mT @ flat).mul_(count / rows.shape[1])
+            common -= common / count
         self._within = _plus(self._within, within)
         self._across = self._within[0] if self._groups == 1 else _plus(self._across, across)
         self._common = _plus(self._common, common)
         self._rows += len(flat)
+        self._positions += count * len(rows)
         self._images += len(rows)
 
     def by_position(self) -> Tensor:
@@ -141,7 +147,7 @@ class _Sums:
         if self._within is None:
             size = len(self._layer.weight) // self._groups
             return torch.eye(size, dtype=torch.float64).repeat(self._groups, 1, 1)
-        squares = self._within.double().cpu() / self._rows
+        squares = self._within.double().cpu() / self._positions
         # Only ratios matter, and gradients may be tiny.
         squares /= squares.diagonal(dim1=-2, dim2=-1).mean().clamp_min(1e-300)
         return with_floor(squares, OUTPUT_FLOOR + squares.shape[-1] / self._rows)

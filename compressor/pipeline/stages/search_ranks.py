@@ -258,7 +258,7 @@ def _fingerprint(context: Context, parts: Sequence[Part], gamma: float, costs: C
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
     return {
-        VERSION_KEY: 17,
+        VERSION_KEY: 18,
         "weights": hash_tensors(context.original.state_dict().values()),
         "images": hash_images(context.search_images),
         "calibration": hash_images(context.calibration),

@@ -23,10 +23,12 @@ from compressor.search.initial.sensitivity import (
     sensitivity_tables,
 )
 from compressor.search.limit import LimitUpdate
+from compressor.search.objective import Objective
 from compressor.search.surrogate.additive_prior import LOSS_FLOOR, loss_per_norm, sum_of
 from compressor.streams import Stream, generator
 
 OnIncumbent = Callable[[int, Ranks], None]
+Step = Callable[[Objective, Ranks, Losses, float], tuple[Ranks, Losses]]
 
 
 class BudgetSpent(Exception):
@@ -92,8 +94,8 @@ class InitialDesign:
         return None
 
     def refine(self, plan: Ranks) -> Ranks:
-        """The plan (d,) after one more Gauss-Newton step; itself where there is no linear model."""
-        return plan if self._refinement is None else self._refine(plan)
+        """The plan (d,) after a step by the last linear model; itself where there is none."""
+        return plan if self._refinement is None else self._refine(plan, self._refinement.step_by_last_model)
 
     def _from(self, best: Ranks) -> Ranks:
         """The plan (d,) to go on from: the best so far, or where L is limited the best within the limit of R."""
@@ -207,8 +209,8 @@ class InitialDesign:
             norms = row.sensitivities
         return norms or measure_sensitivities(evaluator.space.layers, self._measure_layers)
 
-    def _refine(self, plan: Ranks) -> Ranks:
-        """The plan (d,) after a Gauss-Newton step; its losses are kept."""
+    def _refine(self, plan: Ranks, step: Step | None = None) -> Ranks:
+        """The plan (d,) after a Gauss-Newton step, by a new linear model if not told otherwise; its losses are kept."""
         assert self._refinement is not None
         evaluator = self._evaluator
         if evaluator.spent_budget():
@@ -216,10 +218,12 @@ class InitialDesign:
         evaluator.log("refining ranks by a linear model")
         steps, before = self._refinement, self._refinement.passes
         per_norm = loss_per_norm(evaluator.history.losses)
-        better, losses = steps.step(evaluator.objective, plan, evaluator.history.losses_of(plan), per_norm)
+        known = evaluator.history.losses_of(plan)
+        better, losses = (step or steps.step)(evaluator.objective, plan, known, per_norm)
         evaluator.image_passes += steps.passes - before
         if steps.last is not None and self._sensitivities is not None:
-            self._fitter.use_local_prior(plan, steps.last, self._sensitivities, self._saturation)
+            around = np.array(steps.last.step_from)
+            self._fitter.use_local_prior(around, steps.last, self._sensitivities, self._saturation)
         evaluator.keep_new(REFINEMENT, better, losses)
         self._on_incumbent(evaluator.image_passes, better)
         return better

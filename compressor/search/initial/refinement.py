@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from compressor.arrays import Array, Ranks
-from compressor.fidelity.linear_model import Linearize
+from compressor.fidelity.linear_model import Linearize, LinearModel
 from compressor.fidelity.losses import Losses
 from compressor.search.evaluation.history import REFINEMENT, Evaluation, merge_losses
 from compressor.search.evaluation.journal import Journal, StepRow
@@ -60,6 +60,7 @@ class Refinement:
     last: StepRow | None = None
     fitted_on: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     _losses: dict[bytes, Losses] = field(default_factory=dict)
+    _models: dict[bytes, LinearModel] = field(default_factory=dict)  # the last, by its plan and images
     _count: int = 0  # of steps so far; each uses other images
 
     def step(self, objective: Objective, plan: Ranks, known: Losses, per_norm: float) -> tuple[Ranks, Losses]:
@@ -82,11 +83,36 @@ class Refinement:
             return plan, known
         self.fitted_on = np.union1d(self.fitted_on, for_model)
         target = self._target(objective, plan, for_model, per_norm)
+        return self._best_between(objective, plan, target, for_line_search)
+
+    def step_by_last_model(
+        self, objective: Objective, plan: Ranks, known: Losses, per_norm: float
+    ) -> tuple[Ranks, Losses]:
+        """A step to where the last linear model leads by the present gain; arguments and result as of `step`.
+
+        A model takes the most passes of a search, and another gain moves few ranks.
+        """
+        self._remember(plan, known)
+        if self.last is None:
+            return plan, known
+        around, of_model = np.array(self.last.step_from), np.array(self.last.images)
+        images, count = self._in_random_order(plan), self._num_images()[1]
+        for_line_search = images[~np.isin(images, of_model)][:count]
+        self._count += 1
+        if len(for_line_search) < 2:
+            return plan, known
+        target = self._target(objective, around, of_model, per_norm)
+        return self._best_between(objective, plan, target, for_line_search)
+
+    def _best_between(
+        self, objective: Objective, plan: Ranks, target: Ranks, images: np.ndarray
+    ) -> tuple[Ranks, Losses]:
+        """The line search: the best plan (d,) from `plan` to `target`, and its losses so far."""
         plans = gauss_newton.line_search_plans(self.space, plan, target, objective.limit)
         if len(plans) < 2:
-            return plan, known
-        self._evaluate(plans, for_line_search)
-        values = [self._values(objective, ranks, for_line_search) for ranks in plans]
+            return plan, self._losses[plan.tobytes()]
+        self._evaluate(plans, images)
+        values = [self._values(objective, ranks, images) for ranks in plans]
         chosen = plans[int(np.argmax([value.mean() for value in values]))]
         return chosen, self._losses[chosen.tobytes()]
 
@@ -97,12 +123,16 @@ class Refinement:
 
     def _divide(self, plan: Ranks) -> tuple[np.ndarray, np.ndarray]:
         """Indices of images for the linear model and for the line search, which first gets those new to the plan."""
+        ordered = self._in_random_order(plan)
+        for_model, for_line_search = self._num_images()
+        return ordered[for_line_search:][:for_model], ordered[:for_line_search]
+
+    def _in_random_order(self, plan: Ranks) -> np.ndarray:
+        """Indices of all images, those new to the plan first."""
         images = generator(self.seed, Stream.REFINEMENT, self._count).permutation(self.num_images)
         seen = np.isin(images, self._losses[plan.tobytes()].indices)
         fresh = images[~seen] if (~seen).sum() > 1 else images[:0]  # of a single image there is no variance
-        ordered = np.concatenate([fresh, images[seen]])
-        for_model, for_line_search = self._num_images()
-        return ordered[for_line_search:][:for_model], ordered[:for_line_search]
+        return np.concatenate([fresh, images[seen]])
 
     def _num_images(self) -> tuple[int, int]:
         """Numbers of images for the linear model and the line search; fewer for steps before the last."""
@@ -127,7 +157,12 @@ class Refinement:
         return np.array(row.step_to, dtype=np.int64)
 
     def _model_step(self, objective: Objective, plan: Ranks, images: np.ndarray, per_norm: float) -> StepRow:
-        model = self.linearize(plan, alternatives(self.space, plan), images, gauss_newton.DIRECTIONS)
+        key, passes = plan.tobytes() + images.tobytes(), 0
+        if key not in self._models:
+            self._models.clear()  # no two at once
+            model = self.linearize(plan, alternatives(self.space, plan), images, gauss_newton.DIRECTIONS)
+            self._models[key], passes = model, model.passes
+        model = self._models[key]
         target = gauss_newton.coordinate_ascent(self.space, objective, plan, model, per_norm, self.gain)
         return StepRow(
             step_from=plan.tolist(),
@@ -135,7 +170,7 @@ class Refinement:
             norm=model.norm,
             single_layer_norms=model.single_layer_norms(),
             images=images.tolist(),
-            passes=model.passes,
+            passes=passes,
         )
 
     def _evaluate(self, plans: Sequence[Ranks], images: np.ndarray) -> None:

@@ -372,6 +372,23 @@ def test_sums_by_image_weigh_what_positions_share(network: nn.Module, monkeypatc
         torch.testing.assert_close(found, torch.full((8, 8), expected, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_some_of_many_positions_tell_the_sums_of_all(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.Conv2d(4, 8, 3, groups=groups)).eval().requires_grad_(False)
+    gradient = torch.randn(2, 8, 6, 10).cumsum(1) + torch.randn(2, 8, 1, 1)
+    monkeypatch.setattr(gradients_module, "projected_gradients", lambda *_: iter([(0, gradient)] * 500))
+
+    def sums() -> tuple[torch.Tensor, torch.Tensor]:
+        kept = OutputGradients(network, images_of(4, 4, 8, 8), CPU, 0)
+        return kept.by_image(["0"])["0"], kept.by_position(["0"])["0"]
+
+    whole = sums()
+    monkeypatch.setattr(gradients_module, "MAX_POSITIONS", 20)
+    for expected, found in zip(whole, sums(), strict=True):
+        assert not torch.equal(expected, found)
+        assert float((found - expected).norm() / expected.norm()) < 0.03
+
+
 def test_short_memory_is_no_reason_to_go_without_gradients(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     def short(*_: object) -> Iterator[tuple[int, torch.Tensor]]:
         raise RuntimeError("DefaultCPUAllocator: not enough memory")
