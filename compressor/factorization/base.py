@@ -182,47 +182,42 @@ def split_grouped_matrices(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         left (groups, H, K), right (groups, K, W) and the squared singular values (groups, K), K = min(H, W),
         such that left[..., :k] @ right[:, :k] is the best rank-k approximation of each matrix.
     """
-    matrices = matrices.detach()
-    if matrices.shape[-2] > matrices.shape[-1]:
-        left, right, squares = split_grouped_matrices(matrices.mT)
-        return right.mT, left.mT, squares
-    # As `svd_by_gram` in double precision, some columns at a time: of a large layer, a copy takes a gigabyte.
-    columns = matrices.split(COLUMNS_AT_ONCE, -1)
-    gram = matrices.new_zeros(*matrices.shape[:-1], matrices.shape[-2], dtype=torch.float64)
-    for some in columns:
-        gram += some.double() @ some.double().mT
-    left = torch.linalg.eigh(gram)[1].flip(-1)
-    right = torch.empty(*left.shape[:-1], matrices.shape[-1], device=matrices.device)
-    squares = left.new_zeros(left.shape[:-1])
-    for some, into in zip(columns, right.split(COLUMNS_AT_ONCE, -1), strict=True):
-        product = left.mT @ some.double()
-        squares += product.square().sum(-1)
-        into.copy_(product)
-    root = squares.sqrt().sqrt()
-    right /= root.clamp_min(torch.finfo(right.dtype).tiny)[..., None]
-    return (left * root[..., None, :]).float(), right, squares
+    left, values, right = svd_by_gram(matrices.detach())
+    root = values.sqrt()
+    left = left.mul_(root[..., None, :]).float()
+    return left, right.mul_(root[..., None]).float(), values.square()
 
 
-def svd_by_gram(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def svd_by_gram(matrices: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
     """Thin SVD from the eigenvectors of the shorter side's Gram matrix (Golub and Van Loan, Sec. 8.6).
 
-    Ten times as fast as an SVD of the matrices. Singular values below 1e-8 of the largest are rounding, and the longer
-    side's vectors are orthonormal above that; the product is exact at full rank all the same.
+    Ten times as fast as an SVD of the matrices. Singular values below 1e-8 of the largest are rounding, 3e-4 of it in
+    single precision, and the longer side's vectors are orthonormal above that; the product is exact at full rank all
+    the same.
 
     Args:
-        matrices: (..., H, W), float64; in float32 the limit is 3e-4 of the largest.
+        matrices: (..., H, W).
+        dtype: what is computed in.
 
     Returns:
-        left (..., H, K), the singular values (..., K), largest first, and right (..., K, W); K = min(H, W).
+        left (..., H, K), the singular values (..., K), largest first, and right (..., K, W); K = min(H, W). The vectors
+        of the longer side are of the matrices' type, the others and the values of `dtype`.
     """
     if matrices.shape[-2] > matrices.shape[-1]:
-        left, values, right = svd_by_gram(matrices.mT)
+        left, values, right = svd_by_gram(matrices.mT, dtype)
         return right.mT, values, left.mT
-    _, left = torch.linalg.eigh(matrices @ matrices.mT)
-    left = left.flip(-1)
-    right = left.mT @ matrices
-    values = right.norm(dim=-1)
-    return left, values, right / values.clamp_min(torch.finfo(values.dtype).tiny).unsqueeze(-1)
+    columns = matrices.split(COLUMNS_AT_ONCE, -1)  # some at a time: of a large layer, a copy takes a gigabyte
+    gram = matrices.new_zeros(*matrices.shape[:-1], matrices.shape[-2], dtype=dtype)
+    for some in columns:
+        gram += some.to(dtype) @ some.to(dtype).mT
+    left = torch.linalg.eigh(gram)[1].flip(-1)
+    right, squares = torch.empty_like(matrices), left.new_zeros(left.shape[:-1])
+    for some, into in zip(columns, right.split(COLUMNS_AT_ONCE, -1), strict=True):
+        product = left.mT @ some.to(dtype)
+        squares += product.square().sum(-1)
+        into.copy_(product)
+    values = squares.sqrt()
+    return left, values, right.div_(values.clamp_min(torch.finfo(right.dtype).tiny)[..., None])
 
 
 def tail_energy(squared_singular_values: Tensor) -> list[float]:

@@ -145,7 +145,7 @@ def leading_directions(kernel: Tensor, moments: LayerMoments) -> Tensor:
     weighted = root.mT @ torch.einsum("gop,goaw->gapw", outputs, kernel.double().cpu()).flatten(2)
     # The small ones need not be exact: eigenvectors, in single precision, of the shorter side take a tenth of the time.
     scale = weighted.abs().amax().clamp_min(torch.finfo(weighted.dtype).tiny)
-    leading, _, _ = svd_by_gram((weighted / scale).float())
+    leading, _, _ = svd_by_gram((weighted / scale).float(), torch.float32)
     return linalg.solve_triangular(root.mT, leading.double(), upper=True).mT
 
 

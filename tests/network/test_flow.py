@@ -63,7 +63,7 @@ def test_gradients_are_found_at_all_calls_also_where_the_input_is_constant() -> 
         [f"0.{FLOW}", f"0.{RECURRENT}"]
     )
     for sums in found.values():
-        assert sums._rows == 4 * 4 * 2 * 16 * 17  # images, combinations, calls, positions
+        assert sums._positions == 4 * 4 * 2 * 16 * 17  # images, combinations, calls, positions
         assert float(sums.by_position().diagonal(dim1=1, dim2=2).min()) > 0
 
 

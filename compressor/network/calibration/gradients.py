@@ -102,8 +102,8 @@ class OutputGradients:
 class _Sums:
     """Sums over the gradients at a layer's outputs, in single precision.
 
-    `within` are those of products within groups (groups, m, m), `across` (Co, Co) of all, the same for one group, and
-    `common` (Co, Co) of the products of sums over positions, less what these have of `across`.
+    `within` are those of products within groups (groups, m, m), `across` (Co, Co) of all, the same for one group.
+    `totals` are rows (n, Co), a gradient's sums over its positions.
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -113,37 +113,52 @@ class _Sums:
         self._generator = torch.Generator().manual_seed(0)
         self._within: Tensor | None = None
         self._across: Tensor | None = None
-        self._common: Tensor | None = None
+        self._totals: list[Tensor] = []
+        self._waiting: list[Tensor] = []  # rows (r, Co) whose products are not in the sums yet
 
     @property
     def num_bytes(self) -> int:
         """What they take."""
-        parts = [self._within, self._common, self._across if self._groups > 1 else None]
+        self._add_waiting()
+        parts = [self._within, self._across if self._groups > 1 else None, *self._totals]
         return sum(4 * part.numel() for part in parts if part is not None)
 
     def add(self, gradient: Tensor) -> None:
         """Add the gradients of one call's outputs (N, ...)."""
         axis = -1 - axes_of(self._layer)
         rows = gradient.movedim(axis, -1).flatten(1, -2) if gradient.dim() > 2 else gradient[:, None]
-        with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):  # autocast would round products
-            count, sums = rows.shape[1], rows.sum(1, dtype=torch.float32)
-            if count > MAX_POSITIONS:
-                chosen = torch.randperm(count, generator=self._generator)[:MAX_POSITIONS]
-                rows = rows[:, chosen.to(rows.device)]
-            flat, common = rows.float().flatten(0, 1), sums.mT @ sums
-            by_group = flat.reshape(len(flat), self._groups, -1).transpose(0, 1)
-            within = (by_group.mT @ by_group).mul_(count / rows.shape[1])
-            across = within[0] if self._groups == 1 else (flat.mT @ flat).mul_(count / rows.shape[1])
-            common -= common / count
-        self._within = _plus(self._within, within)
-        self._across = self._within[0] if self._groups == 1 else _plus(self._across, across)
-        self._common = _plus(self._common, common)
-        self._rows += len(flat)
+        count = rows.shape[1]
+        # Deviations from the mean have the products in `across`, less 1 / count of the sums' products.
+        self._totals.append(rows.sum(1, dtype=torch.float32) * (1 - 1 / count) ** 0.5)
+        if count > MAX_POSITIONS:
+            chosen = torch.randperm(count, generator=self._generator)[:MAX_POSITIONS]
+            rows = rows[:, chosen.to(rows.device)] * (count / MAX_POSITIONS) ** 0.5
+        self._waiting.append(rows.float().flatten(0, 1))
+        self._rows += rows.shape[0] * rows.shape[1]
         self._positions += count * len(rows)
         self._images += len(rows)
+        if sum(map(len, self._waiting)) >= MAX_POSITIONS:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        """Add the products of the rows that wait: for a few at a time, memory would be read and written for little."""
+        if not self._waiting:
+            return
+        flat, self._waiting = torch.cat(self._waiting), []
+        by_group = flat.reshape(len(flat), self._groups, -1).transpose(0, 1)
+        size = by_group.shape[-1]
+        if self._within is None:
+            self._within = flat.new_zeros(self._groups, size, size)
+            self._across = self._within[0] if self._groups == 1 else flat.new_zeros(flat.shape[1], flat.shape[1])
+        assert self._across is not None
+        with torch.no_grad(), torch.autocast(flat.device.type, enabled=False):  # autocast would round products
+            self._within.baddbmm_(by_group.mT, by_group)
+            if self._groups > 1:
+                self._across.addmm_(flat.mT, flat)
 
     def by_position(self) -> Tensor:
         """See `OutputGradients`."""
+        self._add_waiting()
         if self._within is None:
             size = len(self._layer.weight) // self._groups
             return torch.eye(size, dtype=torch.float64).repeat(self._groups, 1, 1)
@@ -154,13 +169,11 @@ class _Sums:
 
     def by_image(self) -> Tensor:
         """See `OutputGradients`."""
-        if self._across is None or self._common is None:
+        self._add_waiting()
+        if self._across is None:
             return torch.eye(len(self._layer.weight), dtype=torch.float64)
-        return (self._across.double() + self._common.double()).cpu() / self._images
-
-
-def _plus(total: Tensor | None, part: Tensor) -> Tensor:
-    return part if total is None else total.add_(part)
+        totals = torch.cat(self._totals).double()
+        return torch.addmm(self._across.double(), totals.mT, totals).cpu() / self._images
 
 
 def projected_gradients(
