@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from scipy.linalg import get_lapack_funcs
 from torch import Tensor, nn
 
 from compressor.arrays import Array
@@ -15,6 +16,7 @@ from compressor.factorization.base import JointFactors, NestedFactors
 from compressor.factorization.layers.kinds import Layer
 from compressor.factorization.layers.making import geometry_of, make_conv, make_like
 from compressor.factorization.moments import with_floor
+from compressor.files.tensors_on_disk import on_disk
 
 INPUT_FLOOR = 1e-2  # ridge on the inputs' covariance, as a share of its mean diagonal
 OUTPUTS_AT_ONCE = 512  # of a reader that are refitted at once: copies of the weights of a wide one take gigabytes
@@ -65,10 +67,11 @@ class ChannelFactors(JointFactors):
         # Per reader its inputs' means, and C = L L^T with the inputs in the order of elimination: the columns, and L.
         self._means = {name: moments[name].mean for name in readers}
         self._columns = {name: channels_of(units, self.max_rank, len(mean)) for name, mean in self._means.items()}
+        # In single precision, which a floor of a hundredth allows. On disk: they take as much as the network or more.
         self._roots = {
-            name: torch.linalg.cholesky(covariances[name][columns][:, columns])
+            name: on_disk([torch.linalg.cholesky(covariances.pop(name)[columns][:, columns])])
             for name, columns in self._columns.items()
-        }  # in single precision, which a floor of a hundredth allows: they are what takes a group's memory
+        }
 
     @property
     def losses(self) -> Array:
@@ -98,10 +101,10 @@ class ChannelFactors(JointFactors):
         In the order of elimination, inputs are centred and made uncorrelated one after the other (C = L L^T). The best
         refit at width k is the sum over the features of the first k units.
         """
-        layer, columns, root, mean = self.layers[name], self._columns[name], self._roots[name], self._means[name]
+        layer, columns, root, mean = self.layers[name], self._columns[name], self._roots[name][0], self._means[name]
         like, size = layer.weight, len(columns) // self.max_rank * limit
-        whiten, identity = root.new_zeros(size, len(columns)), torch.eye(size, dtype=root.dtype)
-        whiten[:, columns[:size]] = torch.linalg.solve_triangular(root[:size, :size], identity, upper=False)
+        whiten = root.new_zeros(size, len(columns))
+        whiten[:, columns[:size]] = _inverse(root[:size, :size])
         centre = -(whiten @ mean.to(root))
         by_input = like.detach().to(root).flatten(1).unflatten(1, (len(columns), -1))
         outputs = torch.einsum("ocs,ck->kso", by_input[:, columns], root[:, :size]).flatten(0, 1)
@@ -127,7 +130,7 @@ class ChannelFactors(JointFactors):
 
     def _refit(self, name: str, width: int) -> Refitted:
         """The weight at a width: with X = L_kk the root of the inputs kept, (W L)_k X^-1 in their columns."""
-        columns, root = self._columns[name], self._roots[name]
+        columns, root = self._columns[name], self._roots[name][0]
         weight = self.layers[name].weight.detach().to(root)
         kept = len(columns) // self.max_rank * width
         changed, biases = torch.zeros_like(weight), []
@@ -166,6 +169,13 @@ class _UnitFeatures(nn.Module):
         by_unit = inputs.movedim(self._axis, 1).unflatten(1, (self._units, -1))
         mixed = torch.einsum("bus...,fu->bfs...", by_unit, self._mix).flatten(1, 2).movedim(1, self._axis)
         return mixed + self._centre if self._taps is None else self._taps(mixed)
+
+
+def _inverse(root: Tensor) -> Tensor:
+    """The inverse (n, n) of a lower triangular matrix."""
+    upper = root.mT.numpy()
+    (invert,) = get_lapack_funcs(("trtri",), (upper,))
+    return torch.from_numpy(invert(upper)[0]).mT
 
 
 def regularized(covariance: Tensor) -> Tensor:

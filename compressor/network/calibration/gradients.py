@@ -11,6 +11,7 @@ from compressor.data.images import ImageSet
 from compressor.factorization.layers.kinds import Layer, axes_of, groups_of
 from compressor.factorization.moments import OUTPUT_FLOOR, with_floor
 from compressor.failures import is_shortage
+from compressor.files.tensors_on_disk import TensorsOnDisk, on_disk
 from compressor.network.hooks import batches, differentiable, fitting_with_gradients, watching
 from compressor.network.replay import Cuts, Replay
 from compressor.process.memory import at_once
@@ -94,6 +95,7 @@ class OutputGradients:
     def _keep(self, found: dict[str, "_Sums"]) -> None:
         room = at_once(KEPT_BYTES) - sum(sums.num_bytes for sums in self._kept.values())
         for name, sums in found.items():
+            sums.store()
             if sums.num_bytes <= room:
                 self._kept[name] = sums
                 room -= sums.num_bytes
@@ -102,7 +104,7 @@ class OutputGradients:
 class _Sums:
     """Sums over the gradients at a layer's outputs, in single precision.
 
-    `within` are those of products within groups (groups, m, m), `across` (Co, Co) of all, the same for one group.
+    The first are of products within groups (groups, m, m), the others, where there are several groups, of all (Co, Co).
     `totals` are rows (n, Co), a gradient's sums over its positions.
     """
 
@@ -111,24 +113,22 @@ class _Sums:
         self._groups = groups_of(layer)
         self._rows = self._positions = self._images = 0
         self._generator = torch.Generator().manual_seed(0)
-        self._within: Tensor | None = None
-        self._across: Tensor | None = None
+        self._products: list[Tensor] | TensorsOnDisk = []
         self._totals: list[Tensor] = []
         self._waiting: list[Tensor] = []  # rows (r, Co) whose products are not in the sums yet
 
     @property
     def num_bytes(self) -> int:
-        """What they take."""
-        self._add_waiting()
-        parts = [self._within, self._across if self._groups > 1 else None, *self._totals]
-        return sum(4 * part.numel() for part in parts if part is not None)
+        """What they take in memory."""
+        products = [] if isinstance(self._products, TensorsOnDisk) else self._products
+        return sum(4 * part.numel() for part in (*products, *self._totals))
 
     def add(self, gradient: Tensor) -> None:
-        """Add the gradients of one call's outputs (N, ...)."""
+        """Add the gradients of one call's outputs (N, ...); not after `store`."""
         axis = -1 - axes_of(self._layer)
         rows = gradient.movedim(axis, -1).flatten(1, -2) if gradient.dim() > 2 else gradient[:, None]
         count = rows.shape[1]
-        # Deviations from the mean have the products in `across`, less 1 / count of the sums' products.
+        # Deviations from the mean have the products of all, less 1 / count of the sums' products.
         self._totals.append(rows.sum(1, dtype=torch.float32) * (1 - 1 / count) ** 0.5)
         if count > MAX_POSITIONS:
             chosen = torch.randperm(count, generator=self._generator)[:MAX_POSITIONS]
@@ -140,29 +140,32 @@ class _Sums:
         if sum(map(len, self._waiting)) >= MAX_POSITIONS:
             self._add_waiting()
 
+    def store(self) -> None:
+        """Move the sums to the disk."""
+        self._add_waiting()
+        if isinstance(self._products, list):
+            self._products = on_disk(self._products)
+
     def _add_waiting(self) -> None:
         """Add the products of the rows that wait: for a few at a time, memory would be read and written for little."""
         if not self._waiting:
             return
         flat, self._waiting = torch.cat(self._waiting), []
         by_group = flat.reshape(len(flat), self._groups, -1).transpose(0, 1)
-        size = by_group.shape[-1]
-        if self._within is None:
-            self._within = flat.new_zeros(self._groups, size, size)
-            self._across = self._within[0] if self._groups == 1 else flat.new_zeros(flat.shape[1], flat.shape[1])
-        assert self._across is not None
+        parts = [by_group] if self._groups == 1 else [by_group, flat[None]]
+        if not self._products:
+            self._products = [part.new_zeros(len(part), part.shape[-1], part.shape[-1]) for part in parts]
         with torch.no_grad(), torch.autocast(flat.device.type, enabled=False):  # autocast would round products
-            self._within.baddbmm_(by_group.mT, by_group)
-            if self._groups > 1:
-                self._across.addmm_(flat.mT, flat)
+            for total, part in zip(self._products, parts, strict=True):
+                total.baddbmm_(part.mT, part)
 
     def by_position(self) -> Tensor:
         """See `OutputGradients`."""
         self._add_waiting()
-        if self._within is None:
+        if not self._products:
             size = len(self._layer.weight) // self._groups
             return torch.eye(size, dtype=torch.float64).repeat(self._groups, 1, 1)
-        squares = self._within.double().cpu() / self._positions
+        squares = self._products[0].double().cpu() / self._positions
         # Only ratios matter, and gradients may be tiny.
         squares /= squares.diagonal(dim1=-2, dim2=-1).mean().clamp_min(1e-300)
         return with_floor(squares, OUTPUT_FLOOR + squares.shape[-1] / self._rows)
@@ -170,10 +173,11 @@ class _Sums:
     def by_image(self) -> Tensor:
         """See `OutputGradients`."""
         self._add_waiting()
-        if self._across is None:
+        if not self._products:
             return torch.eye(len(self._layer.weight), dtype=torch.float64)
         totals = torch.cat(self._totals).double()
-        return torch.addmm(self._across.double(), totals.mT, totals).cpu() / self._images
+        across = self._products[len(self._products) - 1][0]
+        return torch.addmm(across.double(), totals.mT, totals).cpu() / self._images
 
 
 def projected_gradients(
