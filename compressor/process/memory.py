@@ -28,6 +28,9 @@ class _Work:
 
 def own_peak_bytes() -> int | None:
     """The most memory that the process has held so far, in bytes; None where the system does not tell."""
+    held = _status("VmHWM")
+    if held is not None:  # what `getrusage` tells of a process includes what its parent held
+        return held[0]
     try:
         from resource import RUSAGE_SELF, getrusage
     except ImportError:  # Windows
