@@ -8,6 +8,7 @@ from functools import cached_property
 from io import BufferedRandom
 from threading import Lock
 from typing import cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -25,6 +26,22 @@ class _Place:
     dtype: torch.dtype
 
 
+class _File:
+    """A temporary file, which is closed with the last reference to it; threads take turns."""
+
+    def __init__(self) -> None:
+        self.turn = Lock()
+
+    @cached_property
+    def handle(self) -> BufferedRandom:
+        """Opened when it is first needed."""
+        is_usual = "TMPDIR" in os.environ or not os.access(LARGE_FILES, os.W_OK)
+        return cast(BufferedRandom, tempfile.TemporaryFile(dir=None if is_usual else LARGE_FILES))
+
+
+_shared: WeakValueDictionary[str, _File] = WeakValueDictionary()
+
+
 class TensorsOnDisk:
     """A list of tensors on the CPU, each of which is read anew whenever it is asked for.
 
@@ -32,15 +49,9 @@ class TensorsOnDisk:
     keeps it in memory as long as there is room for it, so that it is hardly slower than that.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, file: _File | None = None) -> None:
         self._places: list[_Place] = []
-        self._turn = Lock()  # threads share the place in the file
-
-    @cached_property
-    def _file(self) -> BufferedRandom:
-        """Closed with the last reference to it."""
-        is_usual = "TMPDIR" in os.environ or not os.access(LARGE_FILES, os.W_OK)
-        return cast(BufferedRandom, tempfile.TemporaryFile(dir=None if is_usual else LARGE_FILES))
+        self._file = file or _File()
 
     def append(self, tensor: Tensor) -> None:
         """Add a tensor.
@@ -50,10 +61,10 @@ class TensorsOnDisk:
         """
         order = sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
         inner = tensor.detach().permute(order).contiguous()
-        with self._turn:
-            begin = self._file.seek(0, os.SEEK_END)
-            self._file.write(inner.flatten().view(torch.uint8).numpy().data)
-            self._file.flush()
+        with self._file.turn:
+            begin = self._file.handle.seek(0, os.SEEK_END)
+            self._file.handle.write(inner.flatten().view(torch.uint8).numpy().data)
+            self._file.handle.flush()
             self._places.append(_Place(begin, order, inner.shape, tensor.dtype))
 
     def __len__(self) -> int:
@@ -71,18 +82,25 @@ class TensorsOnDisk:
 
         Raises:
             IndexError: there is none.
+            OSError: the file was cut off.
         """
         place = self._places[number]
         found = torch.empty(place.shape, dtype=place.dtype)
-        with self._turn:
-            self._file.seek(place.begin)
-            self._file.readinto(found.flatten().view(torch.uint8).numpy().data)
+        into = found.flatten().view(torch.uint8).numpy().data
+        with self._file.turn:
+            self._file.handle.seek(place.begin)
+            if self._file.handle.readinto(into) != into.nbytes:
+                raise OSError("a temporary file is shorter than what was written to it")
         return found.permute([place.order.index(axis) for axis in range(len(place.order))])
 
 
 def on_disk(tensors: list[Tensor]) -> TensorsOnDisk | list[Tensor]:
-    """The tensors in a file, or as they are where that has no room, or they are an accelerator's."""
-    kept = TensorsOnDisk()
+    """The tensors in a file, or as they are where that has no room, or they are an accelerator's.
+
+    All lists share one file, as long as there are any: a process may not open many.
+    """
+    file = _shared.get("file") or _File()
+    _shared["file"], kept = file, TensorsOnDisk(file)
     try:
         for tensor in tensors:
             if tensor.device.type != "cpu":

@@ -69,3 +69,9 @@ def test_other_processes_and_threads_read_the_same() -> None:
     assert all(torch.equal(again[number], kept[number]) for number in range(20))
     with pytest.raises(IndexError):
         again[20]
+
+
+def test_many_lists_share_one_file() -> None:
+    lists = [on_disk([torch.full((3, 2), float(number))]) for number in range(50)]
+    assert len({id(kept._file) for kept in lists if isinstance(kept, TensorsOnDisk)}) == 1
+    assert all(torch.equal(kept[0], torch.full((3, 2), float(number))) for number, kept in enumerate(lists))

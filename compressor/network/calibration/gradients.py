@@ -128,6 +128,8 @@ class _Sums:
         axis = -1 - axes_of(self._layer)
         rows = gradient.movedim(axis, -1).flatten(1, -2) if gradient.dim() > 2 else gradient[:, None]
         count = rows.shape[1]
+        if not rows.numel():  # a layer that was called on nothing
+            return
         # Deviations from the mean have the products of all, less 1 / count of the sums' products.
         self._totals.append(rows.sum(1, dtype=torch.float32) * (1 - 1 / count) ** 0.5)
         if count > MAX_POSITIONS:

@@ -222,7 +222,7 @@ class InitialDesign:
         better, losses = (step or steps.step)(evaluator.objective, plan, known, per_norm)
         evaluator.image_passes += steps.passes - before
         if steps.last is not None and self._sensitivities is not None:
-            around = np.array(steps.last.step_from)
+            around = np.array(steps.last.step_from, dtype=np.int64)
             self._fitter.use_local_prior(around, steps.last, self._sensitivities, self._saturation)
         evaluator.keep_new(REFINEMENT, better, losses)
         self._on_incumbent(evaluator.image_passes, better)

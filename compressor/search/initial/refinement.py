@@ -95,7 +95,7 @@ class Refinement:
         self._remember(plan, known)
         if self.last is None:
             return plan, known
-        around, of_model = np.array(self.last.step_from), np.array(self.last.images)
+        around, of_model = (np.array(row, dtype=np.int64) for row in (self.last.step_from, self.last.images))
         images, count = self._in_random_order(plan), self._num_images()[1]
         for_line_search = images[~np.isin(images, of_model)][:count]
         self._count += 1
