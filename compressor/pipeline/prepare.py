@@ -71,10 +71,11 @@ def prepare(  # noqa: PLR0913
     _require_usable(image_set, settings)
     _require_folder(Path(out), resume, overwrite)
     parts = divide_images(image_set, settings)
-    original = _copied(model, usable_device(settings.device))
+    device = usable_device(settings.device)
+    original = _copied(model, device)
     progress = progress or Progress()
     original = _with_rows(_without_aux(original, settings, progress), parts[1], settings)
-    laid_out = in_faster_format(parts, original, torch.device(settings.device))
+    laid_out = in_faster_format(parts, original, device)
     checked = _check_labels(original, join(*laid_out[:2]), settings, progress)
     calibration, search_images, outside = _check_truth(original, [checked.apply(part) for part in laid_out], progress)
     parts = calibration, search_images, outside

@@ -162,8 +162,7 @@ class _Sums:
                 total.baddbmm_(part.mT, part)
 
     def by_position(self) -> Tensor:
-        """See `OutputGradients`."""
-        self._add_waiting()
+        """See `OutputGradients`; after `store`."""
         if not self._products:
             size = len(self._layer.weight) // self._groups
             return torch.eye(size, dtype=torch.float64).repeat(self._groups, 1, 1)
@@ -173,8 +172,7 @@ class _Sums:
         return with_floor(squares, OUTPUT_FLOOR + squares.shape[-1] / self._rows)
 
     def by_image(self) -> Tensor:
-        """See `OutputGradients`."""
-        self._add_waiting()
+        """See `OutputGradients`; after `store`."""
         if not self._products:
             return torch.eye(len(self._layer.weight), dtype=torch.float64)
         totals = torch.cat(self._totals).double()
