@@ -12,7 +12,7 @@ from compressor.pipeline.stages.meet_size import MeetSize
 
 def search_stages(settings: Settings, is_whole_run: bool = True) -> list[Stage]:
     """Search for a gamma and build its plan, or meet a target, which builds networks on the way."""
-    prepared: list[Stage] = [EvaluateOriginal(is_whole_run), Factorize(), TabulateCosts()]
+    prepared: list[Stage] = [EvaluateOriginal(is_whole_run), Factorize(is_whole_run), TabulateCosts()]
     if settings.target is None:
         return [*prepared, SearchAndBuild()]
     return [*prepared, MeetDrop() if settings.target.kind == "drop" else MeetSize()]

@@ -1,6 +1,5 @@
 """Stages and the driver that runs them."""
 
-import gc
 import re
 import time
 from abc import ABC, abstractmethod
@@ -52,7 +51,6 @@ def run_stages(stages: Iterable[Stage], context: Context, state: State) -> State
         state: what the first is given.
     """
     for stage in stages:
-        gc.collect()  # graphs of an export refer to themselves
         release_memory()
         began = time.perf_counter()
         state = stage.run(context, state)

@@ -31,9 +31,10 @@ from compressor.network.layers import FoundLayer, compressible, possible_methods
 from compressor.pipeline.channels.choice import compare_with_channels, in_order, order_groups, outside
 from compressor.pipeline.channels.found import groups_to_search
 from compressor.pipeline.context import Context
+from compressor.pipeline.expected_costs import expected_from_search_on
 from compressor.pipeline.outputs import FACTORS, JOURNAL
 from compressor.pipeline.stage import Stage
-from compressor.pipeline.state import Decomposed, Part, State, needed
+from compressor.pipeline.state import Decomposed, OrderedGroup, Part, State, needed
 from compressor.process.memory import release_memory
 
 TRIAL_SHARES = (0.1, 0.25, 0.5)  # of the layer's parameters, at which candidates are compared
@@ -49,11 +50,21 @@ UNSOLVABLE = (torch.linalg.LinAlgError, np.linalg.LinAlgError)
 @dataclass(frozen=True)
 class Factorize(Stage):
     """Fills in `decomposed`: every layer that can be compressed, with the factors that suit it, or the groups of layers
-    that lose hidden channels in place of these."""
+    that lose hidden channels in place of these.
+
+    Attributes:
+        is_whole_run: whether the rest of the run is this search's: then how long it takes is better known.
+    """
+
+    is_whole_run: bool = True
 
     def run(self, context: Context, state: State) -> State:
         """See `Stage.run`."""
-        return replace(state, decomposed=_decompose_or_recall(context, state))
+        parts = _decompose_or_recall(context, state)
+        if self.is_whole_run and state.seconds_per_image is not None:
+            groups = [part.layer for part in parts if isinstance(part, OrderedGroup)]
+            context.progress.expect(expected_from_search_on(context, groups, state.seconds_per_image))
+        return replace(state, decomposed=parts)
 
 
 @dataclass
