@@ -23,7 +23,8 @@ MODEL_PASSES = 20  # of an image, for a search's linear models
 CONTINUED_SHARE = 0.2  # of a search: what going on with it takes, once a network is built
 TRIAL_PASSES = 20  # of an image, for the choice of a layer's method and factors
 GRADIENT_PASSES = 450  # of the gradients' second moments, all layers together
-DECOMPOSITIONS = 3.0  # n^3 multiply-accumulates for n inputs of a layer: all candidates
+LAYER_SECONDS = 0.2  # likewise, of a layer however small it is
+DECOMPOSITIONS = 2.2  # n^3 multiply-accumulates for n inputs of a layer: all candidates
 ORDERINGS = 12.0  # likewise, of the hidden channels that a layer reads
 REFITS = 2.0  # likewise, of a layer's reconstruction
 REPLAYED_SHARE = 0.4  # of a pass: what reconstruction runs anew for a layer, from the last cut before it
@@ -82,11 +83,6 @@ def reconstruction_passes(context: Context, layers: Sequence[FoundLayer]) -> lis
     return [replayed + REFITS * _decomposition_passes(context, layer) for layer in layers]
 
 
-def factorization_passes(context: Context, layers: Sequence[FoundLayer]) -> list[float]:
-    """What the choice of each layer's factors costs, in passes of an image."""
-    return [TRIAL_PASSES + DECOMPOSITIONS * _decomposition_passes(context, layer) for layer in layers]
-
-
 def _decomposition_passes(context: Context, layer: FoundLayer) -> float:
     """n^3 multiply-accumulates for the n inputs of an output, in passes of an image; none where they are too many for
     second moments."""
@@ -96,7 +92,8 @@ def _decomposition_passes(context: Context, layer: FoundLayer) -> float:
 
 def _factorization(context: Context, layers: Sequence[FoundLayer], seconds_per_image: float) -> ExpectedStage:
     before = 2 * len(context.calibration) + GRADIENT_PASSES if len(context.calibration) else 0
-    steps = [passes * seconds_per_image for passes in factorization_passes(context, layers)]
+    passes = [TRIAL_PASSES + DECOMPOSITIONS * _decomposition_passes(context, layer) for layer in layers]
+    steps = [LAYER_SECONDS + count * seconds_per_image for count in passes]
     return ExpectedStage("factorizing layers", steps, before * seconds_per_image)
 
 
