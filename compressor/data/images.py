@@ -63,7 +63,7 @@ class ImageSet:
         boxes: of each image rows (n, 6): left, top, right and bottom in pixels of the input, the label, and 1 where
             detections count neither as right nor as wrong, else 0; None where there are none.
         chosen: int64 of shape (N,), which of those held are the set's; None for all, in their order.
-        channels_last: whether batches of images lie channels last in memory (see `compressor.network.memory_format`).
+        channels_last: whether batches of images lie channels last in memory (see `compressor.network.acceleration`).
     """
 
     held: Tensor

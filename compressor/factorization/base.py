@@ -30,6 +30,16 @@ class AllRanks(Protocol):
         """
 
 
+class LayerByRank(Protocol):
+    """What replaces a layer at each of its ranks; `Factors` are that."""
+
+    def build(self, rank: int) -> nn.Module:
+        """See `Factors.build`."""
+
+    def nested(self, limit: int) -> AllRanks | None:
+        """See `Factors.nested`."""
+
+
 @dataclass(frozen=True)
 class NestedFactors:
     """A layer's factors at all ranks 1..K at once: the layer's output is the bias plus a sum over features, and a lower
@@ -161,7 +171,7 @@ class JointFactors(ABC):
         """One layer at ranks 1 to `limit` at once."""
 
 
-def built(name: str, factors: Factors | JointFactors, rank: int) -> Mapping[str, nn.Module]:
+def built(name: str, factors: LayerByRank | JointFactors, rank: int) -> Mapping[str, nn.Module]:
     """The modules of some factors at a rank, by the names of the layers that they replace.
 
     Args:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.arrays import Ranks
-from compressor.factorization.base import AllRanks, Factors, JointFactors
+from compressor.factorization.base import AllRanks, JointFactors, LayerByRank
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linear_model import LinearModel
 from compressor.network.hooks import differentiable, fitting_with_gradients, watching
@@ -53,7 +53,7 @@ class Linearizer:
         norm: FunctionNorm,
         original: nn.Module,
         layers: Sequence[Ranked],
-        factors: Mapping[str, Factors | JointFactors],
+        factors: Mapping[str, LayerByRank | JointFactors],
     ) -> None:
         self._norm = norm
         self._original = original

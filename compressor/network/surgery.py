@@ -11,14 +11,14 @@ from typing import Any
 from torch import nn
 
 from compressor.arrays import FLOAT_BYTES
-from compressor.factorization.base import Factors, JointFactors, built
+from compressor.factorization.base import JointFactors, LayerByRank, built
 
 MAX_CACHED_RANKS = 4  # per layer; of what takes more than LARGE_BYTES, one
 LARGE_BYTES = 1 << 25
 
 
 def build_candidate(
-    model: nn.Module, factors: Mapping[str, Factors | JointFactors], ranks: Mapping[str, int]
+    model: nn.Module, factors: Mapping[str, LayerByRank | JointFactors], ranks: Mapping[str, int]
 ) -> nn.Module:
     """The network with some layers factorized; all other tensors are shared with `model`.
 
@@ -52,7 +52,7 @@ class Candidates:
     takes to evaluate. `build` changes and returns the same network in each thread, so callers must not change it.
     """
 
-    def __init__(self, model: nn.Module, factors: Mapping[str, Factors | JointFactors]) -> None:
+    def __init__(self, model: nn.Module, factors: Mapping[str, LayerByRank | JointFactors]) -> None:
         self._model = model
         self._factors = factors
         self._kept = {
@@ -128,7 +128,7 @@ def replace_layer(model: nn.Module, name: str, module: nn.Module) -> nn.Module:
     return model
 
 
-def _num_cached(factors: Factors | JointFactors) -> int:
+def _num_cached(factors: LayerByRank | JointFactors) -> int:
     """How many ranks of a layer are kept; readers of hidden channels are as large as they were at every one."""
     layers = factors.layers.values() if isinstance(factors, JointFactors) else ()
     return 1 if FLOAT_BYTES * sum(layer.weight.numel() for layer in layers) > LARGE_BYTES else MAX_CACHED_RANKS

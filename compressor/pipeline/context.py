@@ -14,6 +14,7 @@ from compressor.channels.groups import ChannelGroup
 from compressor.data.images import ImageSet, Unread
 from compressor.data.transforms import Transform
 from compressor.fidelity.structured.segmentation import class_map
+from compressor.network.acceleration.folding import Folded, fold_norms
 from compressor.network.calibration.gradients import OutputGradients
 from compressor.network.layers import FoundLayer
 from compressor.outputs.rows import view_of
@@ -120,9 +121,15 @@ class Context:
         return find_groups(self.original, self.example.to(self.device))
 
     @cached_property
+    def folded(self) -> Folded:
+        """The original without its batch norms, for passes that only measure."""
+        return fold_norms(self.original, self.example.to(self.device))
+
+    @cached_property
     def gradients(self) -> OutputGradients:
         """Of the original, on the calibration images."""
-        return OutputGradients(self.original, self.calibration, self.device, self.settings.search.seed)
+        folded = self.folded
+        return OutputGradients(folded.network, self.calibration, self.device, self.settings.search.seed, folded.scales)
 
     @property
     def class_map(self) -> Output | None:

@@ -23,11 +23,11 @@ from compressor.fidelity.structured.precision import can_be_measured
 from compressor.fidelity.structured.segmentation import class_map
 from compressor.fidelity.structured.truth import check_boxes, check_masks, tells_accuracy
 from compressor.files import check_folder
+from compressor.network.acceleration.memory_format import in_faster_format
 from compressor.network.attention import open_attention
 from compressor.network.detection.proposals import with_proposals
 from compressor.network.inputs import of_one_input
 from compressor.network.layers import find_layers
-from compressor.network.memory_format import in_faster_format
 from compressor.network.surgery import frozen_copy
 from compressor.outputs.auxiliary import drop_auxiliary
 from compressor.outputs.rows import view_of

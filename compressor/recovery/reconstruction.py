@@ -144,7 +144,8 @@ class Reconstruction:
     @cached_property
     def _replayed(self) -> Replay:
         """The original's passes."""
-        return self._gradients_of_original.replay(list(self._calls))
+        cuts = Cuts(self.original, list(self._calls), self._example())
+        return Replay(cuts, self.calibration, self.device)
 
     @cached_property
     def _gradients_of_original(self) -> OutputGradients:

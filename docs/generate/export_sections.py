@@ -171,11 +171,12 @@ def job(study: Study) -> str:
 
 
 def memory_format(study: Study) -> str:
-    """Images that lie channels last beside channels first."""
+    """Images that lie channels last beside channels first, and passes without batch norms."""
     about = (
-        f"A forward pass in torch on {study['threads']} threads, random weights: both formats in turn in one process, "
+        f"A forward pass in torch on {study['threads']} threads, random weights: all in turn in one process, "
         f"the least of {1 + study['repeats']} passes of each. Used: whether runs on a CPU give such networks images "
-        f"that lie channels last. {machine(study)}"
+        f"that lie channels last. Without norms: in the format used, with batch norms in the layers before them. "
+        f"{machine(study)}"
     )
     columns: dict[str, Callable[[Row], str]] = {
         "network": lambda r: f"{r['arch']} at {r['side']} px",
@@ -184,6 +185,9 @@ def memory_format(study: Study) -> str:
         "channels last ms": lambda r: f"{1e3 * r['seconds_last']:.0f}",
         "ratio": lambda r: f"{r['ratio']:.2f}",
         "used": lambda r: "yes" if r["used"] else "no",
+        "norms": lambda r: str(r["norms"]),
+        "without norms ms": lambda r: f"{1e3 * r['seconds_without_norms']:.0f}",
+        "its ratio": lambda r: f"{r['ratio_without_norms']:.2f}",
     }
     return section("memory-format: how images lie in memory", about, table(columns, study["rows"]))
 

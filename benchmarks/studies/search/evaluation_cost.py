@@ -148,7 +148,7 @@ def _time_all(
     context: Context, search: RankSearch, evaluations: list[EvaluatedPlan], candidate_first: bool
 ) -> list[tuple[float, float]]:
     """Milliseconds of each evaluation and of its bare pass, with nothing cached before the first."""
-    evaluate = make_evaluation(search.norm, context.original, search.parts, search.space)
+    evaluate = make_evaluation(search.norm, context.folded, search.parts, search.space)
     times = []
     for ranks, indices in evaluations:
         candidate = functools.partial(evaluate, ranks, indices)

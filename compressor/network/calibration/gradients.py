@@ -1,6 +1,6 @@
 """Gradients of the network's outputs by the outputs of its layers, and their second moments, each found once a run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,16 +32,18 @@ class OutputGradients:
     calls of a layer. Passes of gradients are the dearest that a run makes, so that sums are kept as far as memory goes.
 
     Args:
-        model: the original network on `device`, in eval mode.
+        model: the original network on `device`, in eval mode, or one whose layers' outputs are multiples of its.
         images: calibration images, of which GRADIENT_IMAGES are used.
         device: of the network.
         seed: of the combinations.
+        scales: what the original's outputs were multiplied by (Co,), by the names of the layers where they were.
     """
 
     model: nn.Module
     images: ImageSet
     device: torch.device
     seed: int
+    scales: Mapping[str, Tensor] = field(default_factory=dict)
     _kept: dict[str, "_Sums"] = field(default_factory=dict, init=False, repr=False)
 
     def by_position(self, names: Sequence[str]) -> dict[str, Tensor]:
@@ -78,7 +80,7 @@ class OutputGradients:
         missing = [name for name in names if name not in found]
         if missing:
             modules: dict[str, Any] = {name: self.model.get_submodule(name) for name in missing}
-            sums = {name: _Sums(module) for name, module in modules.items()}
+            sums = {name: _Sums(module, self.scales.get(name)) for name, module in modules.items()}
             try:
                 with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have no gradients in eval mode
                     parts = projected_gradients(self.model, list(modules.values()), self.images, self.device, self.seed)
@@ -87,7 +89,7 @@ class OutputGradients:
             except RuntimeError as error:
                 if is_shortage(error):
                     raise
-                sums = {name: _Sums(module) for name, module in modules.items()}
+                sums = {name: _Sums(module, self.scales.get(name)) for name, module in modules.items()}
             self._keep(sums)
             found |= sums
         return {name: found[name] for name in names}
@@ -105,11 +107,11 @@ class _Sums:
     """Sums over the gradients at a layer's outputs, in single precision.
 
     The first are of products within groups (groups, m, m), the others, where there are several groups, of all (Co, Co).
-    `totals` are rows (n, Co), a gradient's sums over its positions.
+    `totals` are rows (n, Co), a gradient's sums over its positions. All are multiplied by `scale` (Co,) at the end.
     """
 
-    def __init__(self, layer: Layer) -> None:
-        self._layer = layer
+    def __init__(self, layer: Layer, scale: Tensor | None = None) -> None:
+        self._layer, self._scale = layer, scale
         self._groups = groups_of(layer)
         self._rows = self._positions = self._images = 0
         self._generator = torch.Generator().manual_seed(0)
@@ -167,6 +169,9 @@ class _Sums:
             size = len(self._layer.weight) // self._groups
             return torch.eye(size, dtype=torch.float64).repeat(self._groups, 1, 1)
         squares = self._products[0].double().cpu() / self._positions
+        if self._scale is not None:
+            scale = self._scale.cpu().view(self._groups, -1)
+            squares *= scale[:, :, None] * scale[:, None]
         # Only ratios matter, and gradients may be tiny.
         squares /= squares.diagonal(dim1=-2, dim2=-1).mean().clamp_min(1e-300)
         return with_floor(squares, OUTPUT_FLOOR + squares.shape[-1] / self._rows)
@@ -177,7 +182,8 @@ class _Sums:
             return torch.eye(len(self._layer.weight), dtype=torch.float64)
         totals = torch.cat(self._totals).double()
         across = self._products[len(self._products) - 1][0]
-        return torch.addmm(across.double(), totals.mT, totals).cpu() / self._images
+        products = torch.addmm(across.double(), totals.mT, totals).cpu() / self._images
+        return products if self._scale is None else products * torch.outer(self._scale, self._scale).cpu()
 
 
 def projected_gradients(

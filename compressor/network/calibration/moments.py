@@ -224,5 +224,5 @@ def _input_moments(of: OutputGradients, layers: Sequence[FoundLayer], replay: Re
         moments[layer.name].add(positions.of_input(layer.module, value))
 
     replay.advance(of.model, *(layer.name for layer in layers))
-    watch_batches(of.model, [layer.module for layer in layers], replay.passes(of.model), add)
+    watch_batches(of.model, [of.model.get_submodule(layer.name) for layer in layers], replay.passes(of.model), add)
     return moments

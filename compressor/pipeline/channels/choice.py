@@ -102,7 +102,7 @@ class _Comparison:
         norm: FunctionNorm,
         price: float,
     ) -> None:
-        self._original = context.original
+        self._folded = context.folded
         self._norm = norm.subset(min(TRIAL_IMAGES, len(norm.images)))
         self._blocks = list(_join(groups, [layer.name for layer in context.layers]))
         self._parts, self._price, self._limit = parts, price, _limit(context)
@@ -154,7 +154,7 @@ class _Comparison:
             return {}
         dense = np.array([layer.dense_rank for layer in layers], dtype=np.int64)
         others = [sorted(set(row)) for row in rows]
-        linearize = Linearizer(self._norm, self._original, layers, factors)
+        linearize = Linearizer(self._norm, self._folded.network, layers, self._folded.factors(factors))
         norms = linearize(dense, others, np.arange(len(self._norm.images)), TRIAL_DIRECTIONS).single_layer_norms()
         return {
             layer.name: np.array([own[k] for k in row]) for layer, own, row in zip(layers, norms, rows, strict=True)

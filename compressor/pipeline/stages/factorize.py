@@ -25,6 +25,7 @@ from compressor.factorization.records import FactorChoice, FactorKind, Method
 from compressor.factorization.registry import CHANNELS, METHODS, competing_methods
 from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linearization import SingleLayerLosses
+from compressor.network.acceleration.folding import Folded
 from compressor.network.calibration.gradients import OutputGradients
 from compressor.network.calibration.moments import collect_moments
 from compressor.network.layers import FoundLayer, compressible, possible_methods, with_method
@@ -81,6 +82,7 @@ class Decomposer:
         decided: names of layers that keep their method whatever competes.
         seed: of the positions and directions that are sampled.
         gradients: of the model on the calibration images, for who has them already.
+        folded: the model without its batch norms, likewise.
         on_step: called with the number of layers done and the next one's name.
         on_choice: called with every layer that was chosen for, once it is.
     """
@@ -95,6 +97,7 @@ class Decomposer:
     decided: frozenset[str] = frozenset()
     seed: int = 0
     gradients: OutputGradients | None = None
+    folded: Folded | None = None
     on_step: Callable[[int, str], None] = lambda count, text: None
     on_choice: Callable[[Decomposed], None] = lambda part: None
     _alone: SingleLayerLosses | None = field(default=None, init=False)
@@ -102,7 +105,8 @@ class Decomposer:
     def run(self, layers: Sequence[FoundLayer]) -> list[Decomposed]:
         """Every layer decomposed, in the order given."""
         images = self.evaluator.subset(min(TRIAL_IMAGES, len(self.evaluator.images)))
-        self._alone = SingleLayerLosses(images, self.model, [layer.name for layer in layers], TRIAL_DIRECTIONS)
+        network = self._folded.network
+        self._alone = SingleLayerLosses(images, network, [layer.name for layer in layers], TRIAL_DIRECTIONS)
         found = {}
         for count, (layer, moments) in enumerate(self._moments_by_layer(layers)):
             self.on_step(count, layer.name)
@@ -111,6 +115,10 @@ class Decomposer:
             del moments
             release_memory()
         return [found[layer.name] for layer in layers]
+
+    @property
+    def _folded(self) -> Folded:
+        return self.folded or Folded(self.model)
 
     def _moments_by_layer(self, layers: Sequence[FoundLayer]) -> Iterator[tuple[FoundLayer, LayerMoments | None]]:
         """Layers with their metrics, then those that have none."""
@@ -179,7 +187,7 @@ class Decomposer:
         layer = candidate.layer
         counts = np.array(layer.params_by_rank()[:-1])
         rank = max(1, int((counts <= share * layer.params).sum()))
-        return self._alone(layer.name, candidate.factors.build(rank))
+        return self._alone(layer.name, self._folded.module(layer.name, candidate.factors.build(rank)))
 
 
 def weight_factors(layer: FoundLayer) -> Factors:
@@ -268,6 +276,7 @@ def decompose_layers(
             decided=frozenset(known),
             seed=context.settings.search.seed,
             gradients=context.gradients,
+            folded=context.folded,
             on_step=stage.update,
             on_choice=keep,
         )

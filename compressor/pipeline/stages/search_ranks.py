@@ -15,6 +15,7 @@ from compressor.fidelity.function_norm import FunctionNorm
 from compressor.fidelity.linearization import Linearizer
 from compressor.fidelity.losses import MIN_LOSS, Losses
 from compressor.fidelity.risk import Risk
+from compressor.network.acceleration.folding import Folded
 from compressor.network.detection.proposals import without_proposals
 from compressor.network.layers import factorized_ranks
 from compressor.network.pruning import count_prunable, pruned_copy
@@ -68,10 +69,11 @@ class RankSearch:
         self._every_part = needed(state.decomposed, "layers with factors")
         self.parts = [part for part in self._every_part if part.layer.name not in self._costs.left]
         self.space = _make_space(context, self.parts, self._costs)
-        factors = {part.layer.name: part.factors for part in self.parts}
+        self._folded = _folded(context, self.space)
+        factors = self._folded.factors({part.layer.name: part.factors for part in self.parts})
         self._gain = ExpectedGain(_least_gain(context), LOST_SHARE * self.norm.uninformative_loss)
         layers = [part.layer for part in self.parts]
-        self._linearize = Linearizer(self.norm, context.original, layers, factors)
+        self._linearize = Linearizer(self.norm, self._folded.network, layers, factors)
         self._workers = _workers(context.settings)
         self._search: Search | None = None
 
@@ -163,7 +165,7 @@ class RankSearch:
         problem = SearchProblem(
             space=self.space,
             objective=Objective(self._gamma, context.settings.form),
-            evaluate=make_evaluation(self._measure, context.original, self.parts, self.space),
+            evaluate=make_evaluation(self._measure, self._folded, self.parts, self.space),
             num_images=len(context.search_images),
             noise_spec=self._measure.noise_spec,
             linearize=self._linearize,
@@ -212,7 +214,7 @@ def _energies_of(part: Part) -> np.ndarray:
 
 def make_evaluation(
     measure: FunctionNorm | Risk,
-    original: nn.Module,
+    folded: Folded,
     parts: Sequence[Part],
     space: RankSpace,
 ) -> Evaluate:
@@ -220,18 +222,24 @@ def make_evaluation(
 
     Args:
         measure: gives losses of a network on its images.
-        original: the network before.
+        folded: the network before.
         parts: layers and groups with their factors.
         space: reads ranks and sparsity from a plan.
     """
     layers = [part.layer for part in parts]
-    candidates = Candidates(original, {part.layer.name: part.factors for part in parts})
+    factors = folded.factors({part.layer.name: part.factors for part in parts})
+    candidates = Candidates(folded.network, factors)
 
     def evaluate(ranks: Ranks, indices: np.ndarray) -> Losses:
         candidate = candidates.build(factorized_ranks(layers, space.layer_ranks(ranks)))
         return measure.losses(pruned_copy(candidate, space.prune_fraction(ranks)), indices)
 
     return evaluate
+
+
+def _folded(context: Context, space: RankSpace) -> Folded:
+    """The original for evaluations: with its norms where the smallest weights become zero, which norms would scale."""
+    return Folded(context.original) if isinstance(space, SparsitySpace) else context.folded
 
 
 def _least_gain(context: Context) -> float:
@@ -258,7 +266,7 @@ def _fingerprint(context: Context, parts: Sequence[Part], gamma: float, costs: C
     # Budgets only say when to stop: a resumed search may be given more.
     del searching["max_evaluations"], searching["max_seconds"]
     return {
-        VERSION_KEY: 18,
+        VERSION_KEY: 19,
         "weights": hash_tensors(context.original.state_dict().values()),
         "images": hash_images(context.search_images),
         "calibration": hash_images(context.calibration),

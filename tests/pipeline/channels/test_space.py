@@ -65,7 +65,7 @@ def test_a_candidate_of_the_search_computes_what_the_narrowed_network_does(tmp_p
 
 def test_evaluations_do_not_depend_on_those_before(tmp_path: Path) -> None:
     search = prepared(make_context(make_network(), tmp_path))
-    evaluate = make_evaluation(search.norm, search._context.original, search.parts, search.space)
+    evaluate = make_evaluation(search.norm, search._folded, search.parts, search.space)
     plans, images = search.space.sample(5, np.random.default_rng(2)), np.arange(10)
     first = [evaluate(plan, images).mean for plan in plans]
     assert first[::-1] == [evaluate(plan, images).mean for plan in plans[::-1]]
@@ -77,7 +77,7 @@ def test_the_linear_model_is_the_derivative_of_the_masked_network(tmp_path: Path
     search = prepared(make_context(make_network(), tmp_path))
     plan = search.space.break_even_ranks.copy()
     model = search._linearize(plan, alternatives(search.space, plan), np.arange(12), 5)
-    evaluate = make_evaluation(search.norm, search._context.original, search.parts, search.space)
+    evaluate = make_evaluation(search.norm, search._folded, search.parts, search.space)
     names = [part.layer.name for part in search.parts]
     last = names.index("6")
     for rank, loss in model.single_layer_norms()[last].items():

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data.images import ImageSet
-from compressor.network import memory_format
-from compressor.network.memory_format import in_faster_format
+from compressor.network.acceleration import memory_format
+from compressor.network.acceleration.memory_format import in_faster_format
 
 CPU = torch.device("cpu")
 

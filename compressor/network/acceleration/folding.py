@@ -1,0 +1,209 @@
+"""Batch norms in the layers before them: for passes that only serve to measure a network.
+
+In eval mode a batch norm multiplies every channel and adds to it, which the layer before can do. Norms take half of
+MobileNetV2's passes on a CPU and a fifth of a ResNet's, those with gradients included (docs/method/network.md). What is
+delivered keeps them, since it may be trained again.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.factorization.base import AllRanks, JointFactors, LayerByRank, NestedFactors
+from compressor.factorization.layers.kinds import Layer, computes_as_its_kind
+from compressor.factorization.layers.making import chain, geometry_of, is_chain, make_conv, make_linear
+from compressor.network.hooks import watching
+from compressor.network.surgery import copy_sharing_tensors, replace_layer
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+FROZEN = "FrozenBatchNorm2d"  # torchvision's, of detectors
+FOLDABLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+MAX_DIFFERENCE = 1e-3  # between the outputs with norms and without, in parts of the largest
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A network whose layers do what the batch norms behind them did.
+
+    Attributes:
+        network: the network; it shares all other tensors with the original.
+        norms: the original's norms, by the names of the layers that they were folded into.
+    """
+
+    network: nn.Module
+    norms: Mapping[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def scales(self) -> dict[str, Tensor]:
+        """What outputs of the original's layers are multiplied by here (Co,), float64, by name."""
+        return {name: _affine(norm)[0] for name, norm in self.norms.items()}
+
+    def module(self, name: str, module: nn.Module) -> nn.Module:
+        """What stands here for a module that would replace a layer of the original.
+
+        Args:
+            name: of the layer.
+            module: in its place there.
+        """
+        return _with_norm(module, self.norms[name]) if name in self.norms else module
+
+    def factors(self, found: Mapping[str, LayerByRank | JointFactors]) -> dict[str, LayerByRank | JointFactors]:
+        """Factors of layers here, from those of the original's, by name; they can be built, no more."""
+        return {
+            name: _FoldedReaders(factors, self)
+            if isinstance(factors, JointFactors)
+            else _FoldedFactors(factors, self.norms[name])
+            if name in self.norms
+            else factors
+            for name, factors in found.items()
+        }
+
+
+def fold_norms(model: nn.Module, example: Tensor) -> Folded:
+    """The network without the batch norms that alone read a layer's outputs; itself where that cannot be had.
+
+    Which these are is found by a pass; whether the outputs stay as they are, by another.
+
+    Args:
+        model: in eval mode, left unchanged.
+        example: inputs (N, ...) that it takes.
+    """
+    pairs = _pairs(model, example)
+    modules = dict(model.named_modules())
+    network = copy_sharing_tensors(model)
+    for name, norm in pairs.items():
+        replace_layer(network, name, _with_norm(modules[name], modules[norm]))
+        replace_layer(network, norm, nn.Identity())
+    with torch.inference_mode():
+        before, after = (each(example.clone()) for each in (model, network))
+    largest = float(before.abs().max()) if before.numel() else 0.0
+    is_same = bool(((after - before).abs() <= MAX_DIFFERENCE * largest).all())
+    return Folded(network, {name: modules[norm] for name, norm in pairs.items()}) if is_same else Folded(model)
+
+
+def _pairs(model: nn.Module, example: Tensor) -> dict[str, str]:
+    """Names of the norms that are given a layer's outputs as they are, by the layer's name; each is called once."""
+    names = {
+        name: module
+        for name, module in model.named_modules()
+        if name and (_is_norm(module) or (isinstance(module, FOLDABLE) and computes_as_its_kind(module)))
+    }
+    watched = list(names)
+    calls: list[tuple[str, Tensor, Tensor]] = []
+
+    def keep(index: int, given: Tensor, output: Tensor) -> None:
+        calls.append((watched[index], given, output))
+
+    with watching(list(names.values()), keep), torch.inference_mode():
+        model(example.clone())
+    counts = [name for name, _, _ in calls]
+    # Behind a linear layer only where its outputs are rows: of others a norm takes another axis.
+    layers = {
+        id(output): name
+        for name, _, output in calls
+        if not _is_norm(names[name]) and (output.dim() == 2 or not isinstance(names[name], nn.Linear))
+    }
+    return {
+        layers[id(given)]: name
+        for name, given, _ in calls
+        if _is_norm(names[name]) and id(given) in layers and counts.count(name) == counts.count(layers[id(given)]) == 1
+    }
+
+
+def _is_norm(module: nn.Module) -> bool:
+    if type(module).__name__ == FROZEN:
+        return True
+    return isinstance(module, NORMS) and not module.training and module.running_mean is not None
+
+
+def _affine(norm: Any) -> tuple[Tensor, Tensor]:
+    """What a norm multiplies each channel by, and what it adds (Co,), float64."""
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
+
+
+def _with_norm(module: nn.Module, norm: nn.Module) -> nn.Module:
+    """A module that does what the norm does to its outputs, too."""
+    if isinstance(module, FOLDABLE) and computes_as_its_kind(module):
+        return _scaled(module, *_affine(norm))
+    if is_chain(module):
+        *first, last = module.children()
+        return chain(*first, _with_norm(last, norm))
+    return nn.Sequential(module, norm).eval()
+
+
+def _scaled(layer: Layer, scale: Tensor, shift: Tensor) -> nn.Module:
+    weight = layer.weight.detach()
+    bias = shift if layer.bias is None else shift + scale * layer.bias.detach().double()
+    weight, bias = weight * _along(scale, weight.dim(), 0).to(weight), bias.to(weight)
+    if isinstance(layer, nn.Linear):
+        return make_linear(weight, bias)
+    return make_conv(weight, bias, layer, layer.groups, **geometry_of(layer))
+
+
+def _along(values: Tensor, num_axes: int, axis: int) -> Tensor:
+    """Values (n,) along one of so many axes."""
+    return values.view([-1 if other == axis % num_axes else 1 for other in range(num_axes)])
+
+
+@dataclass(frozen=True)
+class _FoldedFactors:
+    """Factors of a layer, with the norm behind it."""
+
+    factors_of_layer: LayerByRank
+    norm: nn.Module
+
+    def build(self, rank: int) -> nn.Module:
+        return _with_norm(self.factors_of_layer.build(rank), self.norm)
+
+    def nested(self, limit: int) -> AllRanks | None:
+        found = self.factors_of_layer.nested(limit)
+        return None if found is None else _with_norm_at_all_ranks(found, self.norm)
+
+
+class _FoldedReaders(JointFactors):
+    """Joint factors, with the norms behind some of the layers."""
+
+    def __init__(self, factors: JointFactors, folded: Folded) -> None:
+        self._factors, self._folded = factors, folded
+        self.layers = factors.layers
+        self.max_rank = factors.max_rank
+
+    def build(self, rank: int) -> Mapping[str, nn.Module]:
+        return {name: self._folded.module(name, module) for name, module in self._factors.build(rank).items()}
+
+    def nested(self, name: str, limit: int) -> AllRanks:
+        found = self._factors.nested(name, limit)
+        norm = self._folded.norms.get(name)
+        return found if norm is None else _with_norm_at_all_ranks(found, norm)
+
+
+def _with_norm_at_all_ranks(found: AllRanks, norm: nn.Module) -> AllRanks:
+    scale, shift = _affine(norm)
+    if not isinstance(found, NestedFactors):
+        return _NormedRanks(found, scale.float(), shift.float())
+    outputs = found.outputs * scale.to(found.outputs).view(len(found.outputs), 1, -1)
+    bias = shift if found.bias is None else shift + scale * found.bias.detach().double()
+    return replace(found, outputs=outputs, bias=bias.to(outputs))
+
+
+@dataclass(frozen=True)
+class _NormedRanks:
+    """A layer at all ranks, whose outputs are multiplied by `scale` and moved by `shift` (Co,)."""
+
+    ranks: AllRanks
+    scale: Tensor
+    shift: Tensor
+
+    def along(self, inputs: Tensor, gradients: Tensor) -> Tensor:
+        """See `AllRanks.along`."""
+        # Channels lie third, or last behind a linear layer.
+        axis = 2 if gradients.dim() > 3 else -1
+        by_channel = gradients.movedim(axis, 2).flatten(3).sum(3) if gradients.dim() > 3 else gradients
+        scaled = self.ranks.along(inputs, gradients * _along(self.scale, gradients.dim(), axis))
+        return scaled + (by_channel @ self.shift)[..., None]
