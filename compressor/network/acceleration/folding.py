@@ -1,8 +1,8 @@
 """Batch norms in the layers before them: for passes that only serve to measure a network.
 
-In eval mode a batch norm multiplies every channel and adds to it, which the layer before can do. Norms take half of
-MobileNetV2's passes on a CPU and a fifth of a ResNet's, those with gradients included (docs/method/network.md). What is
-delivered keeps them, since it may be trained again.
+In eval mode a batch norm multiplies every channel and adds to it, which the layer before can do. Norms take a quarter
+to a half of MobileNetV2's passes on a CPU and up to a fifth of a ResNet's (docs/method/network.md). What is delivered
+keeps them, since it may be trained again.
 """
 
 from collections.abc import Mapping
