@@ -38,7 +38,7 @@ class Folded:
 
     @property
     def scales(self) -> dict[str, Tensor]:
-        """What outputs of the original's layers are multiplied by here (Co,), float64, by name."""
+        """What outputs of the original's layers are multiplied by here (Co,), float64, on the CPU, by name."""
         return {name: _affine(norm)[0] for name, norm in self.norms.items()}
 
     def module(self, name: str, module: nn.Module) -> nn.Module:
@@ -120,11 +120,15 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _affine(norm: Any) -> tuple[Tensor, Tensor]:
-    """What a norm multiplies each channel by, and what it adds (Co,), float64."""
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * scale
-    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
+    """What a norm multiplies each channel by, and what it adds (Co,), float64, on the CPU."""
+    scale = (_exact(norm.running_var) + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * _exact(norm.weight)
+    shift = -_exact(norm.running_mean) * scale
+    return scale, shift if norm.bias is None else shift + _exact(norm.bias)
+
+
+def _exact(values: Tensor) -> Tensor:
+    return values.detach().cpu().double()
 
 
 def _with_norm(module: nn.Module, norm: nn.Module) -> nn.Module:
@@ -139,7 +143,7 @@ def _with_norm(module: nn.Module, norm: nn.Module) -> nn.Module:
 
 def _scaled(layer: Layer, scale: Tensor, shift: Tensor) -> nn.Module:
     weight = layer.weight.detach()
-    bias = shift if layer.bias is None else shift + scale * layer.bias.detach().double()
+    bias = shift if layer.bias is None else shift + scale * _exact(layer.bias)
     weight, bias = weight * _along(scale, weight.dim(), 0).to(weight), bias.to(weight)
     if isinstance(layer, nn.Linear):
         return make_linear(weight, bias)
@@ -186,9 +190,9 @@ class _FoldedReaders(JointFactors):
 def _with_norm_at_all_ranks(found: AllRanks, norm: nn.Module) -> AllRanks:
     scale, shift = _affine(norm)
     if not isinstance(found, NestedFactors):
-        return _NormedRanks(found, scale.float(), shift.float())
+        return _NormedRanks(found, scale, shift)
     outputs = found.outputs * scale.to(found.outputs).view(len(found.outputs), 1, -1)
-    bias = shift if found.bias is None else shift + scale * found.bias.detach().double()
+    bias = shift if found.bias is None else shift + scale * _exact(found.bias)
     return replace(found, outputs=outputs, bias=bias.to(outputs))
 
 
@@ -205,5 +209,6 @@ class _NormedRanks:
         # Channels lie third, or last behind a linear layer.
         axis = 2 if gradients.dim() > 3 else -1
         by_channel = gradients.movedim(axis, 2).flatten(3).sum(3) if gradients.dim() > 3 else gradients
-        scaled = self.ranks.along(inputs, gradients * _along(self.scale, gradients.dim(), axis))
-        return scaled + (by_channel @ self.shift)[..., None]
+        scale, shift = self.scale.to(gradients), self.shift.to(gradients)
+        scaled = self.ranks.along(inputs, gradients * _along(scale, gradients.dim(), axis))
+        return scaled + (by_channel @ shift)[..., None]

@@ -170,7 +170,7 @@ class _Sums:
             return torch.eye(size, dtype=torch.float64).repeat(self._groups, 1, 1)
         squares = self._products[0].double().cpu() / self._positions
         if self._scale is not None:
-            scale = self._scale.cpu().view(self._groups, -1)
+            scale = self._scale.view(self._groups, -1)
             squares *= scale[:, :, None] * scale[:, None]
         # Only ratios matter, and gradients may be tiny.
         squares /= squares.diagonal(dim1=-2, dim2=-1).mean().clamp_min(1e-300)
@@ -183,7 +183,7 @@ class _Sums:
         totals = torch.cat(self._totals).double()
         across = self._products[len(self._products) - 1][0]
         products = torch.addmm(across.double(), totals.mT, totals).cpu() / self._images
-        return products if self._scale is None else products * torch.outer(self._scale, self._scale).cpu()
+        return products if self._scale is None else products * torch.outer(self._scale, self._scale)
 
 
 def projected_gradients(
