@@ -116,9 +116,9 @@ def reader_moments(
     """The moments of layers that read hidden channels.
 
     Args:
-        gradients: of the original network, on the calibration images.
+        gradients: of the network, on the calibration images.
         readers: by layer name the number of units it reads, in the order of use.
-        replay: of the original network on these images, for who asks several times; None for whole passes.
+        replay: of their network on these images, for who asks several times; None for whole passes.
     """
     replay = replay or gradients.replay(list(readers))
     inputs = _input_moments(gradients, readers, replay)

@@ -122,7 +122,7 @@ class Context:
 
     @cached_property
     def folded(self) -> Folded:
-        """The original without its batch norms, for passes that only measure."""
+        """The original without the batch norms that layers can stand in for, for passes that only measure."""
         return fold_norms(self.original, self.example.to(self.device))
 
     @cached_property

@@ -23,7 +23,7 @@ MODEL_PASSES = 20  # of an image, for a search's linear models
 CONTINUED_SHARE = 0.2  # of a search: what going on with it takes, once a network is built
 TRIAL_PASSES = 20  # of an image, for the choice of a layer's method and factors
 GRADIENT_PASSES = 450  # of the gradients' second moments, all layers together
-LAYER_SECONDS = 0.2  # likewise, of a layer however small it is
+LAYER_SECONDS = 0.2  # for that of a layer however small it is
 DECOMPOSITIONS = 2.2  # n^3 multiply-accumulates for n inputs of a layer: all candidates
 ORDERINGS = 12.0  # likewise, of the hidden channels that a layer reads
 REFITS = 2.0  # likewise, of a layer's reconstruction
@@ -44,13 +44,14 @@ def expected_costs(context: Context, seconds_per_image: float) -> list[ExpectedS
         context: of the run.
         seconds_per_image: that the original takes.
     """
-    groups = groups_to_search(context)
-    return [
-        _factorization(context, compressible(context.layers), seconds_per_image),
-        *_ordering(context, groups, seconds_per_image),
-        # Which groups lose channels is found on the way; with ranks, networks take about as long.
-        *expected_from_search_on(context, groups if context.settings.method == CHANNELS else (), seconds_per_image),
-    ]
+    groups, layers = groups_to_search(context), compressible(context.layers)
+    ordering = _ordering(context, groups, seconds_per_image)
+    if context.settings.method == CHANNELS:
+        factorization = _factorization(context, outside(groups, layers), seconds_per_image)
+        return [*ordering, factorization, *expected_from_search_on(context, groups, seconds_per_image)]
+    # Which groups lose channels is found on the way; with ranks, networks take about as long.
+    factorization = _factorization(context, layers, seconds_per_image)
+    return [factorization, *ordering, *expected_from_search_on(context, (), seconds_per_image)]
 
 
 def expected_from_search_on(

@@ -10,9 +10,9 @@ from pathlib import Path
 from compressor.errors import InputError
 
 KIBIBYTE = 1024
-# What a process takes beside its work: the libraries (850 MB with torch), and copies of the weights: original,
-# candidate, factors, and a file of each.
-IDLE_BYTES, WEIGHT_COPIES = 850 * 10**6, 4
+# What a process takes beside its work: the libraries (850 MB with torch), and copies of the weights: the original with
+# norms and without, candidate, factors, and a file of each.
+IDLE_BYTES, WEIGHT_COPIES = 850 * 10**6, 5
 WORKING_BYTES = 600 * 10**6  # of work at its full size
 UNTOUCHED_BYTES = 200 * 10**6  # that a process comes to reserve and does not use: stacks of threads, and the like
 MIN_SHARE = 1 / 8  # of that size; with less, passes over the images would multiply

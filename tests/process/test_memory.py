@@ -49,7 +49,7 @@ print(at_once(1000))
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse nothing")
 def test_a_limit_makes_pieces_smaller_and_is_the_systems_until_the_end() -> None:
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["516", "1", "refused", "1000"]  # (1.3 - 0.85 - 4 * 0.01 - 0.1) GB of 0.6 GB
+    assert done.stdout.split() == ["500", "1", "refused", "1000"]  # (1.3 - 0.85 - 5 * 0.01 - 0.1) GB of 0.6 GB
 
 
 def test_without_a_limit_and_with_much_everything_has_its_full_size() -> None:
@@ -59,5 +59,5 @@ def test_without_a_limit_and_with_much_everything_has_its_full_size() -> None:
 
 
 def test_too_little_is_refused_with_what_would_do() -> None:
-    with pytest.raises(InputError, match=r"--max-memory 0.50GB is too little: .* takes 1.07GB at least"):
+    with pytest.raises(InputError, match=r"--max-memory 0.50GB is too little: .* takes 1.08GB at least"):
         limited_memory(5e8, 10**7, 10**8).__enter__()

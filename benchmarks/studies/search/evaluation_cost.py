@@ -22,11 +22,13 @@ from unittest import mock
 import click
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from benchmarks.studies.loading import load_squares
 from benchmarks.studies.study import write_results
 from compressor.arrays import Ranks
 from compressor.fidelity.linearization import Linearizer
+from compressor.network.acceleration.folding import fold_norms
 from compressor.network.surgery import detach_from_original
 from compressor.pipeline.context import Context, Source
 from compressor.pipeline.prepare import prepare
@@ -128,7 +130,8 @@ def measure(context: Context) -> tuple[list[dict[str, Any]], list[dict[str, Any]
 def _time_model(search: RankSearch, model: LinearizedPlan) -> dict[str, Any]:
     linearizer, given = model
     ranks, _, indices, directions = given
-    network, images = detach_from_original(search.build(ranks)).eval(), search.norm.images.batch(indices.tolist())
+    images = search.norm.images.batch(indices.tolist())
+    network = _finished(search, ranks, images)
     counted: list[int] = []
     times = []
     for _ in range(REPEATS):
@@ -152,13 +155,19 @@ def _time_all(
     times = []
     for ranks, indices in evaluations:
         candidate = functools.partial(evaluate, ranks, indices)
-        network, images = detach_from_original(search.build(ranks)).eval(), search.norm.images.batch(indices.tolist())
+        images = search.norm.images.batch(indices.tolist())
+        network = _finished(search, ranks, images)
         bare = torch.inference_mode()(functools.partial(network, images))
         if candidate_first:
             times.append((_milliseconds(candidate), _milliseconds(bare)))
         else:
             times.append((_milliseconds(bare), _milliseconds(candidate))[::-1])
     return times
+
+
+def _finished(search: RankSearch, ranks: Ranks, images: Tensor) -> nn.Module:
+    """The network of a plan (d,), without norms as evaluations are."""
+    return fold_norms(detach_from_original(search.build(ranks)).eval(), images[:1]).network
 
 
 def _milliseconds(run: Callable[[], Any]) -> float:

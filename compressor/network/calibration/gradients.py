@@ -32,7 +32,8 @@ class OutputGradients:
     calls of a layer. Passes of gradients are the dearest that a run makes, so that sums are kept as far as memory goes.
 
     Args:
-        model: the original network on `device`, in eval mode, or one whose layers' outputs are multiples of its.
+        model: the original network on `device`, in eval mode, or one whose layers' outputs are multiples of
+            its plus constants.
         images: calibration images, of which GRADIENT_IMAGES are used.
         device: of the network.
         seed: of the combinations.

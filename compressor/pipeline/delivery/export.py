@@ -1,6 +1,5 @@
 """plan.json, the weights, both networks as verified ONNX files, and the scripts that time and run them."""
 
-import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from compressor.pipeline.outputs import ANCHORS, DETECTION_SCRIPT, MODEL, ORIGIN
 from compressor.pipeline.plan import Plan, write_plans
 from compressor.pipeline.stage import Stage
 from compressor.pipeline.state import State, needed
-from compressor.process.memory import release_memory
 from exporters import feeding
 from exporters.records import ExportCheckRecord
 
@@ -76,8 +74,6 @@ def _export_verified(
 ) -> ExportCheckRecord:
     with replace_files_when_whole(path) as partial:
         write_file(context, network, partial, metadata)
-        gc.collect()  # graphs of an export refer to themselves
-        release_memory()
         try:
             return check_file(context, network, partial)
         except VerificationError as error:

@@ -1,5 +1,6 @@
 """What the files of a run take and say: their batch size, normalization, operator set and metadata."""
 
+import gc
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,6 +20,7 @@ from compressor.network.detection.selection import describe_selection
 from compressor.outputs.rows import gives_scores, whole
 from compressor.pipeline.context import Context
 from compressor.pipeline.plan import Plan
+from compressor.process.memory import release_memory
 from compressor.version import VERSION
 from exporters.feeding import Normalization, feeding_metadata
 from exporters.onnx import export_onnx
@@ -42,6 +44,8 @@ def write_file(context: Context, network: nn.Module, path: Path, metadata: Mappi
     normalization = Normalization(images.mean, images.std) if in_graph(context) else None
     example = replace(images, channels_last=False).batch(slice(0, 2))
     export_onnx(network, example, path, metadata, settings.opset, settings.static_batch, normalization)
+    gc.collect()  # graphs of an export refer to themselves
+    release_memory()
 
 
 def check_file(context: Context, network: nn.Module, path: Path) -> ExportCheckRecord:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchvision.models import get_model
-from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops import misc
 
 from compressor.channels.grouping import find_groups
 from compressor.channels.unfitted import unfitted_channels
@@ -133,7 +133,68 @@ class Again(nn.Module):
         return self.norm(self.second(self.norm(self.first(x)).relu())).flatten(1)
 
 
-@pytest.mark.parametrize("kind", [Twice, Tokens, Again])
+class Weight(nn.Module):
+    """A forward that reads a norm's weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.norm(self.layer(x.to(self.norm.weight.dtype)))
+        return y.flatten(1)
+
+
+class Small(nn.Module):
+    """A second reader whose share of the outputs is lost beside larger ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice, self.boxes = Twice(), nn.Conv2d(3, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([1e-5 * self.twice(x), 1e3 * self.boxes(x).flatten(1)], 1)
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Of the name of torchvision's, and written otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(4))
+        self.register_buffer("running_var", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class WithActivation(nn.BatchNorm2d):
+    """A norm that does more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+@pytest.mark.parametrize("norm", [FrozenBatchNorm2d, lambda: WithActivation(4)])
+def test_other_norms_are_left_alone(norm: Any, images: Tensor) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), norm(), nn.Flatten()).eval()
+    folded = fold_norms(network, images[:1])
+    assert not folded.norms
+    torch.testing.assert_close(folded.network(images), network(images))
+
+
+@pytest.mark.parametrize("between", [nn.Identity(), nn.ReLU(inplace=True)])
+def test_one_norm_that_cannot_be_folded_leaves_the_others(between: nn.Module, images: Tensor) -> None:
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(3, 4, 1), between, nn.BatchNorm2d(4), nn.Conv2d(4, 3, 1), nn.BatchNorm2d(3), Twice()]
+    network = with_statistics(nn.Sequential(*parts))
+    folded = fold_norms(network, images[:1])
+    assert set(folded.norms) == ({"0", "3"} if isinstance(between, nn.Identity) else {"3"})
+    torch.testing.assert_close(folded.network(images), network(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Twice, Tokens, Again, Weight, Small])
 def test_what_is_used_otherwise_is_left_alone(kind: type[nn.Module], images: Tensor) -> None:
     torch.manual_seed(0)
     network = with_statistics(kind())
@@ -144,7 +205,7 @@ def test_what_is_used_otherwise_is_left_alone(kind: type[nn.Module], images: Ten
 
 def test_frozen_norms_of_detectors(images: Tensor) -> None:
     torch.manual_seed(0)
-    network = with_statistics(nn.Sequential(nn.Conv2d(3, 4, 3), FrozenBatchNorm2d(4), nn.Flatten()))
+    network = with_statistics(nn.Sequential(nn.Conv2d(3, 4, 3), misc.FrozenBatchNorm2d(4), nn.Flatten()))
     folded = fold_norms(network, images[:1])
     assert set(folded.norms) == {"0"}
     torch.testing.assert_close(folded.network(images), network(images), rtol=1e-4, atol=1e-4)
