@@ -8,7 +8,7 @@ delivered keeps them, since it may be trained again.
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +143,7 @@ def _read_alone(
         return torch.equal(run(), expected)
 
 
-def _is_layer(module: nn.Module) -> bool:
+def _is_layer(module: nn.Module) -> TypeGuard[Layer]:
     return isinstance(module, FOLDABLE) and computes_as_its_kind(module)
 
 
@@ -169,7 +169,7 @@ def _exact(values: Tensor) -> Tensor:
 
 def _with_norm(module: nn.Module, norm: nn.Module) -> nn.Module:
     """A module that does what the norm does to its outputs, too."""
-    if isinstance(module, FOLDABLE) and _is_layer(module):
+    if _is_layer(module):
         return _scaled(module, *_affine(norm))
     if is_chain(module):
         *first, last = module.children()
@@ -180,15 +180,10 @@ def _with_norm(module: nn.Module, norm: nn.Module) -> nn.Module:
 def _scaled(layer: Layer, scale: Tensor, shift: Tensor) -> nn.Module:
     weight = layer.weight.detach()
     bias = shift if layer.bias is None else shift + scale * _exact(layer.bias)
-    weight, bias = weight * _along(scale, weight.dim(), 0).to(weight), bias.to(weight)
+    weight, bias = weight * scale.to(weight).view(-1, *[1] * (weight.dim() - 1)), bias.to(weight)
     if isinstance(layer, nn.Linear):
         return make_linear(weight, bias)
     return make_conv(weight, bias, layer, layer.groups, **geometry_of(layer))
-
-
-def _along(values: Tensor, num_axes: int, axis: int) -> Tensor:
-    """Values (n,) along one of so many axes."""
-    return values.view([-1 if other == axis % num_axes else 1 for other in range(num_axes)])
 
 
 @dataclass(frozen=True)
@@ -242,9 +237,8 @@ class _NormedRanks:
 
     def along(self, inputs: Tensor, gradients: Tensor) -> Tensor:
         """See `AllRanks.along`."""
-        # Channels lie third, or last behind a linear layer.
-        axis = 2 if gradients.dim() > 3 else -1
-        by_channel = gradients.movedim(axis, 2).flatten(3).sum(3) if gradients.dim() > 3 else gradients
-        scale, shift = self.scale.to(gradients), self.shift.to(gradients)
-        scaled = self.ranks.along(inputs, gradients * _along(scale, gradients.dim(), axis))
-        return scaled + (by_channel @ shift)[..., None]
+        # Channels lie third; a linear layer whose norm was folded has no axes behind them.
+        by_channel = gradients.flatten(3).sum(3) if gradients.dim() > 3 else gradients
+        scale = self.scale.to(gradients).view(-1, *[1] * (gradients.dim() - 3))
+        scaled = self.ranks.along(inputs, gradients * scale)
+        return scaled + (by_channel @ self.shift.to(gradients))[..., None]
